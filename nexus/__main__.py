@@ -1,0 +1,5 @@
+"""`python -m nexus` is the same as `nexus`."""
+
+from nexus.cli import main
+
+main()

@@ -1,0 +1,112 @@
+"""The composition root: the only place where the parts are put together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from flask import Flask
+
+from nexus import log as logs
+from nexus.config import Config, process_config
+from nexus.fleet.records import Snapshot
+from nexus.fleet.rundir import RunDirectory, RunDirectoryError, Started
+from nexus.fleet.seat import NoSeatError, Seat
+from nexus.fleet.snapshot import SnapshotReader
+from nexus.metrics.figures import Figures
+from nexus.metrics.gauges import FILE as GAUGE_FILE
+from nexus.metrics.recorder import Recorder
+from nexus.metrics.store import Store
+from nexus.proxy.engine import Engine
+from nexus.proxy.view import FleetView
+from nexus.web.errors import register_errors
+from nexus.web.openai import openai_endpoints
+from nexus.web.operations import Operations, operations_endpoints
+
+log = logging.getLogger("nexus.app")
+
+
+def create_app(config: Config | None = None, *, environ: MutableMapping[str, str] = os.environ) -> Flask:
+    """The gateway as a WSGI application, for one process.
+
+    `config` None takes the environment's settings; everything else reaches the process with the fleet snapshot, which
+    the health process publishes. The seat that a server's hook took is used; without a hook (waitress, say) the
+    application claims the run directory itself. It always starts: where it can share no figures with other processes,
+    it says so loudly and counts in memory.
+    """
+    config = process_config(environ) if config is None else config
+    logs.configure(level=config.logging.level, kind=config.logging.format)
+    run_dir = RunDirectory.of(config)
+    seat = _take_seat(run_dir, environ)
+    store = Store(seat)
+    recorder = Recorder(store, seat)
+    recorder.lost(seat.settle())
+
+    fleet = FleetView(_snapshot_reader(run_dir.path), on_change=_follow_settings)
+    engine = Engine(fleet=fleet, recorder=recorder, load=seat.table, environ=environ)
+    figures = Figures(
+        seat, store.registry, snapshot=fleet.snapshot, health_process_alive=run_dir.health_process_alive
+    )
+    started = seat.started() or Started(at=time.time(), monotonic=time.monotonic())
+
+    app = Flask("nexus", static_folder=None)
+    app.register_blueprint(openai_endpoints(engine, client_timeout_s=config.server.client_timeout_seconds))
+    app.register_blueprint(
+        operations_endpoints(
+            Operations(
+                figures=lambda: figures,
+                snapshot=fleet.snapshot,
+                started=lambda: started,
+                health_process_alive=run_dir.health_process_alive,
+                fleet_age_s=lambda: file_age_s(seat.metrics / GAUGE_FILE) if seat.metrics else None,
+                role="worker",
+            )
+        )
+    )
+    register_errors(app, rejected=recorder.rejected)
+    app.extensions["nexus"] = {"seat": seat, "recorder": recorder, "engine": engine}
+    log.info("worker ready", extra={"pid": os.getpid(), "slot": seat.slot, "generation": _name(seat)})
+    return app
+
+
+def _take_seat(run_dir: RunDirectory, environ: MutableMapping[str, str]) -> Seat:
+    try:
+        if seat := Seat.handed_over(environ):
+            return seat
+        lock = run_dir.claim(f"pid {os.getpid()}")
+        seat = Seat.lease(run_dir.new_generation())
+        seat.keep(lock)
+    except (RunDirectoryError, NoSeatError, OSError) as error:
+        log.error("figures of this process stay in its memory, no scrape of another shows them", extra={"why": error})
+        return Seat.alone()
+    return seat
+
+
+def _snapshot_reader(path: Path) -> SnapshotReader | None:
+    try:
+        return SnapshotReader(path)
+    except OSError as error:
+        log.error("the fleet cannot be followed", extra={"why": error})
+        return None
+
+
+def _follow_settings(snapshot: Snapshot) -> None:
+    settings = snapshot.config.logging
+    logs.configure(level=settings.level, kind=settings.format, component_levels=settings.component_levels)
+
+
+def file_age_s(path: Path) -> float | None:
+    """Seconds since a file was written; None where there is none."""
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except OSError:
+        return None
+
+
+def _name(seat: Seat) -> str | None:
+    return seat.generation.name if seat.generation else None
+
+

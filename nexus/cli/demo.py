@@ -1,0 +1,29 @@
+"""Running one demo backend in the foreground."""
+
+from __future__ import annotations
+
+import signal
+
+import click
+import gevent
+import gevent.event
+
+from nexus.config import ConfigError
+from nexus.demo.faults import FaultSpec
+from nexus.demo.server import DemoBackend, Manner
+from nexus.supervised import end_with_parent
+
+
+def run_demo(manner: Manner, fault: FaultSpec, *, host: str, port: int) -> None:
+    """Serve until TERM or INT; the first line printed is the address."""
+    end_with_parent()
+    try:
+        server = DemoBackend(manner, fault).serve(host, port)
+    except OSError as error:
+        raise ConfigError([f"The demo backend cannot listen on {host}:{port} ({error.strerror})."]) from error
+    stop = gevent.event.Event()
+    gevent.signal_handler(signal.SIGTERM, stop.set)
+    gevent.signal_handler(signal.SIGINT, stop.set)
+    click.echo(f"http://{host}:{server.server_port}")
+    stop.wait()
+    server.stop(timeout=0)

@@ -1,0 +1,102 @@
+"""The commands. Each imports what it needs when it runs, so that the simple ones start fast."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from nexus import __version__
+from nexus.config.loading import ConfigError
+
+_CONFIG = click.option("-c", "--config", "config", metavar="FILE", help="Configuration file [nexus.toml, if there is one].")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nexus")
+def cli() -> None:
+    """One OpenAI-compatible endpoint in front of a fleet of LLM backends."""
+
+
+@cli.command()
+@_CONFIG
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=int, help="Port to listen on.")
+@click.option("--workers", type=int, help="Worker processes; 0 for one per core.")
+def serve(config: str | None, host: str | None, port: int | None, workers: int | None) -> None:
+    """Start the gateway and its health process, and keep both running."""
+    from nexus.cli.serve import serve as run
+
+    sys.exit(run(config, {"server.host": host, "server.port": port, "server.workers": workers}))
+
+
+@cli.group("config")
+def config_group() -> None:
+    """Write a configuration, or check one."""
+
+
+@config_group.command("check")
+@click.argument("file", required=False)
+@_CONFIG
+def config_check(file: str | None, config: str | None) -> None:
+    """Say whether a configuration can be used; exit status 2 where it cannot."""
+    from nexus.config import load
+
+    loaded = load(file or config)
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    count = len(loaded.config.backends)
+    click.echo(f"{loaded.path or 'defaults'}: ok, {count} backend{'' if count == 1 else 's'}.")
+
+
+@config_group.command("init")
+@click.option("-o", "--output", default="nexus.toml", show_default=True, metavar="FILE", help="Where to write; - prints.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def config_init(output: str, force: bool) -> None:
+    """Write a commented configuration with every key and its default."""
+    from nexus.config.template import template
+
+    if output == "-":
+        click.echo(template(), nl=False)
+        return
+    path = Path(output)
+    if path.exists() and not force:
+        raise ConfigError([f"{path} exists already; --force replaces it."])
+    path.write_text(template(), encoding="utf-8")
+    click.echo(f"Wrote {path}; name your backends in it, then run `nexus serve`.")
+
+
+@cli.command("demo-backend")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=0, show_default=True, help="0 takes a free one, and prints it.")
+@click.option("--name", default="demo", show_default=True, help="Shown as the owner of its models.")
+@click.option("--model", "models", multiple=True, default=("demo-small",), show_default=True, help="May be given again.")
+@click.option("--pace", default=40.0, show_default=True, help="Events a second in streams; 0 for no pause.")
+@click.option("--length", default=40, show_default=True, help="Words of an answer.")
+@click.option("--usage", default="asked", type=click.Choice(["asked", "always", "never"]), show_default=True)
+@click.option("--seed", default=0, show_default=True, help="The same seed says and does the same.")
+@click.option("--fault", default="", metavar="SPEC", help="Such as status=503,rate=0.3; also the header x-demo-fault.")
+def demo_backend(
+    host: str, port: int, name: str, models: tuple[str, ...], pace: float, length: int, usage: str, seed: int, fault: str
+) -> None:
+    """Run a small OpenAI-compatible backend that makes up text, and misbehaves on request."""
+    from nexus.cli.demo import run_demo
+    from nexus.demo.faults import FaultSpec
+    from nexus.demo.server import Manner
+
+    try:
+        spec = FaultSpec.parse(fault)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    manner = Manner(name=name, models=models, pace=pace, length=length, usage=usage, seed=seed)
+    run_demo(manner, spec, host=host, port=port)
+
+
+def main() -> None:
+    """Run a command; bad configuration is one sentence for each fault, and exit status 2."""
+    try:
+        cli()
+    except ConfigError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)

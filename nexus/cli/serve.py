@@ -1,0 +1,240 @@
+"""`nexus serve`: gunicorn and the health process under one command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import shlex
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+import nexus
+from nexus import log as logs
+from nexus.cli.children import Child
+from nexus.config import ConfigError, Loaded, load
+from nexus.config.loading import listen_address
+from nexus.config.records import Server
+from nexus.fleet.rundir import RunDirectory, RunDirectoryError
+
+log = logging.getLogger("nexus.serve")
+
+_DEMO_MODELS = ("demo-small", "demo-large")
+_BEYOND_GRACE_S = 10.0
+"""gunicorn ends its workers within the grace; this is for gunicorn itself."""
+
+
+def serve(config: str | None, overrides: Mapping[str, Any]) -> int:
+    """Run until TERM or INT. Returns the exit status; 2 where the configuration or a port cannot be used."""
+    loaded = load(config, overrides=overrides)
+    settings = loaded.config
+    logs.configure(level=settings.logging.level, kind=settings.logging.format)
+    run_dir = RunDirectory.of(settings)
+    try:
+        run_dir.prepare()
+    except RunDirectoryError as error:
+        raise ConfigError([str(error)]) from error
+    _refuse_what_is_taken(loaded, run_dir)
+
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda received, _: signals.put(received))
+
+    environ = _environment(loaded, run_dir)
+    demos: list[Child] = []
+    try:
+        if loaded.path is None and not settings.backends:
+            demos = _start_demo_fleet(run_dir, environ)
+        health = Child("health process", ["-m", "nexus.health"], environ)
+        gateway = Child("gateway", _gunicorn(), environ)
+        supervisor = _Supervisor(signals, gateway, [health, *demos], grace_s=settings.server.graceful_timeout_seconds)
+        return supervisor.run(lambda: _first_screen(loaded, run_dir, demo=bool(demos)), settings.server)
+    finally:
+        for child in demos:
+            child.stop(1.0)
+
+
+def _gunicorn() -> list[str]:
+    here = Path(nexus.__file__).parent
+    files = [path for path in (here / "gunicorn.conf.py", here.parent / "gunicorn.conf.py") if path.exists()]
+    return ["-m", "gunicorn", "-c", str(files[0]), "nexus.app:create_app()"]
+
+
+def _environment(loaded: Loaded, run_dir: RunDirectory) -> dict[str, str]:
+    """What the children are told: the settings as they were resolved here, so that all agree."""
+    server, logging_ = loaded.config.server, loaded.config.logging
+    environ = {
+        **os.environ,
+        "NEXUS_RUN_DIR": str(run_dir.path.absolute()),
+        "NEXUS_HOST": server.host,
+        "NEXUS_PORT": str(server.port),
+        "NEXUS_WORKERS": str(server.workers),
+        "NEXUS_GRACEFUL_TIMEOUT": str(server.graceful_timeout_seconds),
+        "NEXUS_LOG_LEVEL": logging_.level,
+        "NEXUS_LOG_FORMAT": logging_.format,
+    }
+    if loaded.path is not None:
+        environ["NEXUS_CONFIG"] = str(loaded.path.absolute())
+    return environ
+
+
+def _refuse_what_is_taken(loaded: Loaded, run_dir: RunDirectory) -> None:
+    if owner := run_dir.owner():
+        raise ConfigError(
+            [
+                f"The run directory {run_dir.path} is in use by {owner}; stop that one, or give this one another port "
+                "or a directory of its own in [server] run_dir."
+            ]
+        )
+    settings = loaded.config
+    _try_port(settings.server.host, settings.server.port, "[server] port or --port")
+    if settings.health_check.listen != "off":
+        _try_port(*listen_address(settings.health_check.listen), "[health_check] listen or $NEXUS_HEALTH_LISTEN")
+
+
+def _try_port(host: str, port: int, key: str) -> None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError([f"{host}:{port} cannot be listened on ({error.strerror}); name another with {key}."]) from error
+
+
+def _start_demo_fleet(run_dir: RunDirectory, environ: dict[str, str]) -> list[Child]:
+    """Two demo backends, and a configuration that names them; `environ` is changed to point at it."""
+    demos, lines = [], []
+    for number in (1, 2):
+        name = f"demo-{number}"
+        models = [word for model in _DEMO_MODELS[: 3 - number] for word in ("--model", model)]
+        command = ["-m", "nexus", "demo-backend", "--name", name, "--seed", str(number), *models]
+        child = Child(name, command, environ, capture=True)
+        demos.append(child)
+        assert child.process.stdout is not None
+        address = child.process.stdout.readline().strip()
+        if not address:
+            raise ConfigError([f"The demo backend {name} did not start."])
+        child.pin(*listen_address(address.removeprefix("http://")))
+        lines.append(f'[[backends]]\nname = "{name}"\nurl = "{address}"\ntype = "vllm"\n')
+    file = run_dir.path / "demo.toml"
+    file.write_text("\n".join(lines))
+    environ["NEXUS_CONFIG"] = str(file.absolute())
+    return demos
+
+
+class _Supervisor:
+    """Keeps the helpers running for as long as the gateway runs, and ends all in order."""
+
+    def __init__(
+        self, signals: queue.SimpleQueue[int], gateway: Child, helpers: list[Child], *, grace_s: float
+    ) -> None:
+        self._signals = signals
+        self._gateway = gateway
+        self._helpers = helpers
+        self._grace_s = grace_s
+
+    def run(self, announce: Callable[[], None], server: Server) -> int:
+        announced = False
+        while True:
+            received = self._next_signal(0.1)
+            if received == signal.SIGHUP:
+                self._pass_on(signal.SIGHUP)
+            elif received is not None:
+                return self._stop()
+            status = self._gateway.ended()
+            if status is not None:
+                log.error("the gateway ended by itself", extra={"status": status})
+                self._stop()
+                return status or 1
+            for helper in self._helpers:
+                self._keep_running(helper)
+            if not announced and _answers(server):
+                announce()
+                announced = True
+
+    def _next_signal(self, wait_s: float) -> int | None:
+        try:
+            return self._signals.get(timeout=wait_s)
+        except queue.Empty:
+            return None
+
+    def _pass_on(self, number: int) -> None:
+        for child in (self._gateway, self._helpers[0]):
+            if child.ended() is None:
+                child.process.send_signal(number)
+
+    def _keep_running(self, helper: Child) -> None:
+        status = helper.ended()
+        if status is None:
+            return
+        first = not helper.waiting
+        if time.monotonic() >= helper.due():
+            helper.restart()
+        elif first:
+            log.error(f"the {helper.name} ended, starting it again", extra={"status": status})
+
+    def _stop(self) -> int:
+        """The gateway first, with its grace; then the rest. A second signal ends the grace."""
+        gateway = self._gateway.process
+        if gateway.poll() is None:
+            gateway.terminate()
+            deadline = time.monotonic() + self._grace_s + _BEYOND_GRACE_S
+            while gateway.poll() is None and time.monotonic() < deadline:
+                if self._next_signal(0.05) is not None:
+                    gateway.send_signal(signal.SIGQUIT)
+        self._gateway.stop(1.0)
+        for helper in self._helpers:
+            helper.stop(5.0)
+        return 0
+
+
+def _reachable(server: Server) -> str:
+    """An address by which the gateway can be reached from here."""
+    return "127.0.0.1" if server.host in ("0.0.0.0", "") else "::1" if server.host == "::" else server.host
+
+
+def _answers(server: Server) -> bool:
+    """Whether the gateway is ready for requests."""
+    try:
+        with socket.create_connection((_reachable(server), server.port), timeout=1) as sock:
+            sock.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+            return sock.recv(64).startswith(b"HTTP/1.0 200")
+    except OSError:
+        return False
+
+
+def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool) -> None:
+    """What a person wants to know first: what runs, where, how to try it, where the figures are."""
+    server, listen = loaded.config.server, loaded.config.health_check.listen
+    host = _reachable(server)
+    base = f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
+    backends = "two demo backends that make up text" if demo else f"{len(loaded.config.backends)} backends from {loaded.path}"
+    model = "demo-small" if demo else "YOUR-MODEL"
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    hint = "no nexus.toml and no backend given; `nexus config init` writes one" if demo else None
+    lines = [
+        "",
+        f"  Nexus {nexus.__version__} is ready, in front of {backends}.",
+        *([f"  ({hint})"] if hint else []),
+        "",
+        f"    endpoint   {base}/v1        (listens on {server.host}, without authentication)",
+        f"    figures    {base}/metrics   {base}/v1/stats",
+        f"    operations http://{listen}/metrics, also when every worker is busy" if listen != "off" else "    operations port off",
+        f"    state      {run_dir.path}",
+        "",
+        "  Try it:",
+        "",
+        f"    curl {base}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}",
+        "",
+        "  Ctrl-C stops it.",
+        "",
+    ]
+    click.echo("\n".join(lines))
+

@@ -1,0 +1,296 @@
+"""From a TOML file, the environment and the command line to a checked `Config`.
+
+Precedence: command line, environment, file, defaults. What is wrong is said in one sentence for each fault, naming the
+place, the key, the value and what is allowed; nothing is half applied.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import inspect as shapes
+
+from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, NOT_YET, Config, Section
+
+ALIAS_DEPTH = 3
+DEFAULT_FILE = "nexus.toml"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` holds one sentence for each fault."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked configuration, where it came from, and what the operator should know about it."""
+
+    config: Config
+    path: Path | None
+    origins: dict[str, str]
+    warnings: list[str]
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """Read and check the configuration.
+
+    `path` None takes `$NEXUS_CONFIG`, else `nexus.toml` in the working directory where there is one.
+    `overrides` are command-line values by dotted key (`server.port`); None values are left out.
+    Raises `ConfigError` with every fault found.
+    """
+    environ = os.environ if environ is None else environ
+    named = path or environ.get("NEXUS_CONFIG")
+    file = Path(named) if named else Path(DEFAULT_FILE)
+    data: dict[str, Any] = {}
+    if named or file.exists():
+        data = _read(file)
+        used: Path | None = file
+    else:
+        used = None
+    source = str(used) if used else "defaults"
+    origins = {key: source for key, _ in _leaves(data)}
+    in_file = frozenset(key for key in NOT_YET if _lookup(data, key))
+
+    for variable, (table, key) in ENVIRONMENT.items():
+        if environ.get(variable):
+            _set(data, f"{table}.{key}", environ[variable])
+            origins[f"{table}.{key}"] = f"environment variable {variable}"
+    for dotted, value in (overrides or {}).items():
+        if value is not None:
+            _set(data, dotted, value)
+            origins[dotted] = "the command line"
+
+    checker = _Checker(source=source, origins=origins)
+    checked = checker.section(data, Config, ())
+    if checker.problems:
+        raise ConfigError(checker.problems)
+    config = msgspec.convert(checked, Config)
+    problems = [f"{source}: {problem}" for problem in _contradictions(config)]
+    if problems:
+        raise ConfigError(problems)
+    return Loaded(config=config, path=used, origins=origins, warnings=_warnings(config, source, in_file))
+
+
+def process_config(environ: Mapping[str, str] | None = None) -> Config:
+    """The settings that a worker needs before it has seen a fleet: environment and defaults, never the file.
+
+    The health process alone reads the file; everything in it reaches the workers with the fleet snapshot.
+    """
+    environ = os.environ if environ is None else environ
+    return load(os.devnull, environ=environ).config
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError([f"{file}: there is no such file; `nexus config init` writes one to start from."]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{file}: it cannot be read ({error})."]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{file}: this is not TOML ({error})."]) from error
+
+
+class _Checker:
+    """Walks a table beside its record, so that a message can name what the record would have allowed."""
+
+    def __init__(self, *, source: str, origins: Mapping[str, str]) -> None:
+        self.source = source
+        self.origins = origins
+        self.problems: list[str] = []
+
+    def section(self, data: Any, record: type[Section], path: tuple[str, ...]) -> dict[str, Any]:
+        if not isinstance(data, dict):
+            self._wrong(path, data, "a table")
+            return {}
+        hints = get_type_hints(record, include_extras=True)
+        result = {}
+        for key, value in data.items():
+            if key in hints:
+                result[key] = self.value(value, hints[key], (*path, key))
+            else:
+                self._unknown(key, list(hints), path)
+        for field in msgspec.structs.fields(record):
+            if field.required and field.name not in data:
+                self.problems.append(f"{self.source}: {_table(path)} lacks {field.name}, which has no default.")
+        return result
+
+    def value(self, value: Any, hint: Any, path: tuple[str, ...]) -> Any:
+        shape = _bare(shapes.type_info(hint))
+        options = [_bare(option) for option in shape.types] if isinstance(shape, shapes.UnionType) else [shape]
+        for option in options:
+            if isinstance(option, shapes.StructType):
+                return self.section(value, option.cls, path)
+            if isinstance(option, shapes.ListType) and isinstance(_bare(option.item_type), shapes.StructType):
+                record = _bare(option.item_type).cls
+                if isinstance(value, list):
+                    return [
+                        self.section(item, record, (*path[:-1], f"{path[-1]}[{n}]")) for n, item in enumerate(value)
+                    ]
+                if isinstance(value, dict) and any(isinstance(other, shapes.DictType) for other in options):
+                    return {name: self.section(item, record, (*path, name)) for name, item in value.items()}
+                self._wrong(path, value, f"a list of tables, written [[{'.'.join(path)}]]")
+                return []
+        try:
+            text = self.origins.get(".".join(path), "").startswith("environment")
+            return msgspec.convert(value, hint, strict=not text)
+        except msgspec.ValidationError:
+            self._wrong(path, value, describe(hint))
+            return value
+
+    def _wrong(self, path: tuple[str, ...], value: Any, allowed: str) -> None:
+        origin = self.origins.get(".".join(path), self.source)
+        shown = "true" if value is True else "false" if value is False else repr(value)
+        self.problems.append(f"{origin}: {_table(path[:-1])} {path[-1]} = {shown} is not allowed; it takes {allowed}.")
+
+    def _unknown(self, key: str, known: list[str], path: tuple[str, ...]) -> None:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}."
+        self.problems.append(f"{self.source}: {_table(path)} has no key {key}; {hint}")
+
+
+def describe(hint: Any) -> str:
+    """What a setting takes, in words: `a whole number from 1 to 65535`."""
+    return _describe(_bare(shapes.type_info(hint)))
+
+
+def _describe(shape: Any) -> str:
+    match shape:
+        case shapes.UnionType():
+            return " or ".join(
+                _describe(_bare(option)) for option in shape.types if not isinstance(option, shapes.NoneType)
+            )
+        case shapes.BoolType():
+            return "true or false"
+        case shapes.IntType() | shapes.FloatType():
+            noun = "a whole number" if isinstance(shape, shapes.IntType) else "a number"
+            low = f" from {shape.ge}" if shape.ge is not None else f" above {shape.gt}" if shape.gt is not None else ""
+            return noun + low + (f" to {shape.le}" if shape.le is not None else "")
+        case shapes.LiteralType():
+            return "one of " + ", ".join(f'"{value}"' for value in shape.values)
+        case shapes.StrType():
+            return "a text" + (" that is not empty" if shape.min_length else "")
+        case shapes.ListType():
+            return f"a list, each item {_describe(_bare(shape.item_type))}"
+        case shapes.DictType():
+            return f"a table, each value {_describe(_bare(shape.value_type))}"
+        case shapes.StructType():
+            return "a table"
+    return "any value"
+
+
+def _bare(shape: Any) -> Any:
+    while isinstance(shape, shapes.Metadata):
+        shape = shape.type
+    return shape
+
+
+def _table(path: tuple[str, ...]) -> str:
+    return f"[{'.'.join(path)}]" if path else "the file"
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _lookup(data: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = data
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *tables, key = dotted.split(".")
+    for table in tables:
+        nested = data.setdefault(table, {})
+        if not isinstance(nested, dict):
+            return  # the walk reports the table that is not one
+        data = nested
+    data[key] = value
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """What no single key shows: names used twice, addresses that are none, aliases that never arrive."""
+    seen: set[str] = set()
+    for number, backend in enumerate(config.backends):
+        where = f"[backends[{number}]]"
+        if backend.name in seen:
+            yield f'{where} name = "{backend.name}" is used twice; each backend needs a name of its own.'
+        seen.add(backend.name)
+        if not backend.name.isprintable():
+            yield f"{where} name = {backend.name!r} is not allowed; it takes printable characters only."
+        if problem := _url_problem(backend.url):
+            yield f'{where} url = "{backend.url}" is not allowed; {problem}.'
+    if config.health_check.listen != "off":
+        try:
+            listen_address(config.health_check.listen)
+        except ValueError:
+            yield (
+                f'[health_check] listen = "{config.health_check.listen}" is not allowed; '
+                'it takes host:port, such as "127.0.0.1:9464", or "off".'
+            )
+    aliases = config.routing.aliases
+    for name in aliases:
+        target, depth = name, 0
+        while target in aliases and depth <= ALIAS_DEPTH:
+            target, depth = aliases[target], depth + 1
+        if depth > ALIAS_DEPTH:
+            yield f'[routing.aliases] "{name}" does not end within {ALIAS_DEPTH} steps; point it at a model.'
+    for name, chain in config.routing.fallbacks.items():
+        if name in chain:
+            yield f'[routing.fallbacks] "{name}" falls back to itself; name other models.'
+
+
+def _url_problem(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        return f"it is no address ({error})"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return "it takes an address that starts with http:// or https:// and names a host"
+    if parts.username or parts.password:
+        return "a key does not belong into it; name the variable that holds it in api_key_env"
+    if parts.query or parts.fragment or not url.isprintable() or " " in url:
+        return "it takes scheme, host, port and path only"
+    return None
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """`host:port` (IPv6 in brackets) in its two parts; ValueError where it is neither."""
+    host, _, port = text.rpartition(":")
+    if not host or not 0 <= int(port) <= 65535:
+        raise ValueError(text)
+    return host.strip("[]"), int(port)
+
+
+def _warnings(config: Config, source: str, in_file: frozenset[str]) -> list[str]:
+    warnings = []
+    missing = [f"[{key}] ({meaning})" for key, meaning in NOT_YET.items() if key in in_file]
+    if missing:
+        warnings.append(f"{source}: accepted, but not built yet: {', '.join(missing)}.")
+    left_out = [f"{backend.name} ({backend.type})" for backend in config.backends if backend.type in NOT_SPOKEN]
+    if left_out:
+        warnings.append(f"{source}: these backends are left out, their protocol is not spoken yet: {', '.join(left_out)}.")
+    if config.logging.enable_content_logging:
+        warnings.append(f"{source}: [logging] enable_content_logging has no effect: prompts and answers are never logged.")
+    return warnings

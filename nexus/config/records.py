@@ -1,0 +1,242 @@
+"""The configuration as a frozen tree of records: keys, defaults, limits and one line of documentation each.
+
+This is the one table of settings. Loading, validation, `nexus config init` and the documentation read it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+
+BackendType = Literal["ollama", "vllm", "llamacpp", "exo", "openai", "lmstudio", "generic", "anthropic", "google"]
+Zone = Literal["open", "internal", "confidential", "restricted"]
+LogLevel = Literal["trace", "debug", "info", "warn", "error"]
+LogFormat = Literal["pretty", "json"]
+Strategy = Literal["smart", "round_robin", "priority_only", "random"]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the configuration file; the keys keep their names from the file."""
+
+
+def _doc(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class Server(Section, frozen=True):
+    """Where the gateway listens and what one request may take."""
+
+    host: Annotated[str, Meta(min_length=1), _doc("Address to listen on.")] = "0.0.0.0"
+    port: Annotated[int, Meta(ge=1, le=65535), _doc("Port to listen on.")] = 8000
+    workers: Annotated[int, Meta(ge=0, le=250), _doc("Worker processes; 0 takes one per usable core.")] = 0
+    run_dir: Annotated[
+        str,
+        _doc(
+            "Directory shared by all processes of this gateway; empty takes $RUNTIME_DIRECTORY, "
+            "else one of your user's, named by the port."
+        ),
+    ] = ""
+    request_timeout_seconds: Annotated[
+        Seconds,
+        _doc("Limit for a whole answer; for a stream, the limit for its first byte and for any silence within it."),
+    ] = 300.0
+    max_concurrent_requests: Annotated[Count, _doc("Requests in flight over all workers; more are answered 503.")] = (
+        1000
+    )
+    max_request_bytes: Annotated[
+        int, Meta(ge=1024, le=1 << 30), _doc("Largest request body accepted; a larger one is answered 413.")
+    ] = 32 * 1024 * 1024
+    client_timeout_seconds: Annotated[
+        Seconds, _doc("How long a client may take between two packets of its request or of its reading the answer.")
+    ] = 60.0
+    graceful_timeout_seconds: Annotated[
+        Annotated[int, Meta(ge=1, le=86400)],
+        _doc("How long requests in progress may go on when the gateway is stopped."),
+    ] = 30
+
+
+class Discovery(Section, frozen=True):
+    """Finding backends on the local network (mDNS)."""
+
+    enabled: Annotated[bool, _doc("Look for backends on the network.")] = True
+    service_types: Annotated[list[str], _doc("mDNS service types to browse.")] = msgspec.field(
+        default_factory=lambda: ["_ollama._tcp.local", "_llm._tcp.local"]
+    )
+    grace_period_seconds: Annotated[Seconds, _doc("How long a vanished backend is kept.")] = 60.0
+
+
+class HealthCheck(Section, frozen=True):
+    """How the health process probes the backends."""
+
+    enabled: Annotated[bool, _doc("Probe the backends; without it every backend counts as healthy.")] = True
+    interval_seconds: Annotated[Seconds, _doc("Time between two probes of a backend.")] = 30.0
+    timeout_seconds: Annotated[Seconds, _doc("Limit for one probe.")] = 5.0
+    failure_threshold: Annotated[Count, _doc("Failed probes in a row that make a backend unhealthy.")] = 3
+    recovery_threshold: Annotated[Count, _doc("Good probes in a row that make it healthy again.")] = 2
+    listen: Annotated[
+        str,
+        _doc('Address of the health process\'s own /metrics and /v1/stats, as host:port; "off" for none.'),
+    ] = "127.0.0.1:9464"
+
+
+class Weights(Section, frozen=True):
+    """Weights of the smart strategy's score."""
+
+    priority: Annotated[int, Meta(ge=0, le=1000), _doc("Weight of the backend's priority.")] = 50
+    load: Annotated[int, Meta(ge=0, le=1000), _doc("Weight of its requests in flight.")] = 30
+    latency: Annotated[int, Meta(ge=0, le=1000), _doc("Weight of its probe latency.")] = 20
+
+
+class Policy(Section, frozen=True):
+    """What a model's requests demand of the backends."""
+
+    model_pattern: Annotated[str, _doc("Glob over model names.")] = "*"
+    privacy: Annotated[
+        Literal["restricted", "unrestricted"], _doc("restricted keeps requests on restricted backends.")
+    ] = "unrestricted"
+    min_tier: Annotated[int, Meta(ge=1, le=5), _doc("Lowest tier that may serve.")] | None = None
+
+
+class Budget(Section, frozen=True):
+    """Spending limit for cloud backends."""
+
+    monthly_limit_usd: Annotated[float, Meta(ge=0), _doc("Limit per calendar month in US dollars.")] | None = None
+    soft_limit_percent: Annotated[float, Meta(ge=0, le=100), _doc("Share of the limit that warns.")] = 75.0
+    hard_limit_action: Annotated[
+        Literal["warn", "block_cloud", "block_all"], _doc("What happens at the limit.")
+    ] = "warn"
+    reconciliation_interval_secs: Annotated[Seconds, _doc("Time between two reconciliations.")] = 60.0
+
+
+class Routing(Section, frozen=True):
+    """Which backend serves a request."""
+
+    strategy: Annotated[Strategy, _doc("How a backend is chosen among those that can serve.")] = "smart"
+    max_retries: Annotated[
+        int, Meta(ge=0, le=10), _doc("Further backends tried after a failure that another backend may not have.")
+    ] = 2
+    weights: Weights = Weights()
+    aliases: Annotated[dict[str, str], _doc("Other names for models; resolved up to three deep.")] = msgspec.field(
+        default_factory=dict
+    )
+    fallbacks: Annotated[
+        dict[str, list[str]], _doc("Models tried in order when a model has no usable backend.")
+    ] = msgspec.field(default_factory=dict)
+    policies: list[Policy] | dict[str, Policy] = msgspec.field(default_factory=list)
+    budget: Budget = Budget()
+
+
+class BackendConfig(Section, frozen=True):
+    """One backend of the fleet."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128), _doc("Unique name, shown to clients and in metrics.")]
+    url: Annotated[str, _doc("Base address, http:// or https://; a trailing /v1 is understood.")]
+    type: Annotated[BackendType, _doc("What kind of server it is.")] = "generic"
+    priority: Annotated[int, Meta(ge=0, le=100), _doc("Lower is preferred.")] = 50
+    api_key_env: Annotated[
+        str, Meta(min_length=1), _doc("Environment variable that holds the key sent to this backend.")
+    ] | None = None
+    zone: Annotated[Zone, _doc("Privacy zone; unset: restricted for local kinds, open for cloud ones.")] | None = None
+    tier: Annotated[int, Meta(ge=1, le=5), _doc("Capability tier.")] = 1
+    max_concurrent: Annotated[Count, _doc("Requests in flight that it takes; unset: no limit.")] | None = None
+    forward_authorization: Annotated[
+        bool, _doc("Pass the client's Authorization on; unset: only for kind openai without api_key_env.")
+    ] | None = None
+    connect_timeout_seconds: Annotated[Seconds, _doc("Limit for reaching the backend.")] = 5.0
+    first_byte_timeout_seconds: Annotated[
+        Seconds, _doc("Limit for the first byte of its answer; unset: [server] request_timeout_seconds.")
+    ] | None = None
+    idle_timeout_seconds: Annotated[
+        Seconds, _doc("Longest silence within an answer; unset: [server] request_timeout_seconds.")
+    ] | None = None
+    keepalive_seconds: Annotated[Seconds, _doc("How long an idle connection to it is kept for reuse.")] = 3.5
+
+
+class Quality(Section, frozen=True):
+    """Judging backends by what requests see."""
+
+    error_rate_threshold: Annotated[float, Meta(ge=0, le=1), _doc("Error share that marks a backend.")] = 0.5
+    ttft_penalty_threshold_ms: Annotated[int, Meta(ge=0), _doc("First token later than this is slow.")] = 3000
+    ttft_threshold_ms: Annotated[int, Meta(ge=0), _doc("Older name of ttft_penalty_threshold_ms.")] | None = None
+    metrics_interval_seconds: Annotated[Seconds, _doc("Time between two judgements.")] = 30.0
+
+
+class Queue(Section, frozen=True):
+    """Waiting when every backend is at capacity."""
+
+    enabled: Annotated[bool, _doc("Let requests wait.")] = True
+    max_size: Annotated[Count, _doc("Requests that may wait.")] = 100
+    max_wait_seconds: Annotated[Seconds, _doc("Longest wait.")] = 30.0
+    default_timeout_seconds: Annotated[Seconds, _doc("Older name of max_wait_seconds.")] | None = None
+
+
+class Logging(Section, frozen=True):
+    """What is logged, to standard error."""
+
+    level: Annotated[LogLevel, _doc("Least severe level logged; request lines are info.")] = "info"
+    format: Annotated[LogFormat, _doc("pretty for people, json for machines.")] = "pretty"
+    component_levels: Annotated[dict[str, LogLevel], _doc("Levels by component, such as health or proxy.")] = (
+        msgspec.field(default_factory=dict)
+    )
+    enable_content_logging: Annotated[
+        bool, _doc("Accepted from older files and ignored: prompts and answers are never logged.")
+    ] = False
+
+
+class Metrics(Section, frozen=True):
+    """Bounds on the number of series."""
+
+    max_models: Annotated[Count, _doc("Model names that get a label value; the rest become `other`.")] = 500
+    max_backends: Annotated[
+        Annotated[int, Meta(ge=1, le=500)], _doc("Backend names that get a label value; the rest become `other`.")
+    ] = 200
+
+
+class Config(Section, frozen=True):
+    """The whole configuration."""
+
+    server: Server = Server()
+    discovery: Discovery = Discovery()
+    health_check: HealthCheck = HealthCheck()
+    routing: Routing = Routing()
+    backends: list[BackendConfig] = msgspec.field(default_factory=list)
+    quality: Quality = Quality()
+    queue: Queue = Queue()
+    logging: Logging = Logging()
+    metrics: Metrics = Metrics()
+    lifecycle: Annotated[dict[str, Any], _doc("Model lifecycle.")] = msgspec.field(default_factory=dict)
+    fleet: Annotated[dict[str, Any], _doc("Fleet recommendations.")] = msgspec.field(default_factory=dict)
+
+
+ENVIRONMENT: dict[str, tuple[str, str]] = {
+    "NEXUS_HOST": ("server", "host"),
+    "NEXUS_PORT": ("server", "port"),
+    "NEXUS_WORKERS": ("server", "workers"),
+    "NEXUS_RUN_DIR": ("server", "run_dir"),
+    "NEXUS_GRACEFUL_TIMEOUT": ("server", "graceful_timeout_seconds"),
+    "NEXUS_HEALTH_LISTEN": ("health_check", "listen"),
+    "NEXUS_HEALTH_CHECK": ("health_check", "enabled"),
+    "NEXUS_DISCOVERY": ("discovery", "enabled"),
+    "NEXUS_LOG_LEVEL": ("logging", "level"),
+    "NEXUS_LOG_FORMAT": ("logging", "format"),
+}
+"""Environment variable → the setting that it overrides. `NEXUS_CONFIG` names the file itself."""
+
+NOT_YET: dict[str, str] = {
+    "discovery": "backends are taken from the file only",
+    "quality": "backends are judged by their probes only",
+    "queue": "a request that finds no room is answered at once",
+    "lifecycle": "models are neither loaded nor moved",
+    "fleet": "no recommendations are made",
+    "routing.policies": "privacy and tiers are NOT enforced",
+    "routing.budget": "spending is not limited",
+}
+"""Sections that are accepted and checked, whose feature does not exist yet → what that means."""
+
+NOT_SPOKEN: frozenset[str] = frozenset({"anthropic", "google"})
+"""Kinds of backend that a file may name, whose protocol is not spoken yet."""

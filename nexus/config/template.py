@@ -1,0 +1,85 @@
+"""A commented configuration with every key and its default, generated from the records."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from typing import Any, get_type_hints
+
+import msgspec
+from msgspec import inspect as shapes
+
+from nexus.config.loading import describe
+from nexus.config.records import ENVIRONMENT, NOT_YET, BackendConfig, Config, Section
+
+_WIDTH = 100
+
+
+def template() -> str:
+    """The text of `nexus.example.toml`, which `nexus config init` writes; loads to the defaults as it stands."""
+    lines = [
+        "# Nexus's configuration. Every key is here with its default; what is behind a # may be left out.",
+        "# Precedence: command line, environment, this file, defaults.",
+        "",
+        "# [[backends]]",
+        '# name = "ollama-local"',
+        '# url = "http://127.0.0.1:11434"',
+        '# type = "ollama"',
+        "",
+    ]
+    for name, hint in get_type_hints(Config, include_extras=True).items():
+        if name == "backends":
+            lines += ["# Every key of a backend:", "# [[backends]]", *_keys(BackendConfig, ("backends",), "# "), ""]
+        elif isinstance(hint, type) and issubclass(hint, Section) and name not in NOT_YET:
+            lines += [*_table(hint, (name,)), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(record: type[Section], path: tuple[str, ...]) -> Iterator[str]:
+    yield f"# {(record.__doc__ or '').strip()}"
+    yield f"[{'.'.join(path)}]"
+    yield from _keys(record, path, "")
+    for name, hint in get_type_hints(record, include_extras=True).items():
+        if isinstance(hint, type) and issubclass(hint, Section) and ".".join((*path, name)) not in NOT_YET:
+            yield ""
+            yield from _table(hint, (*path, name))
+
+
+def _keys(record: type[Section], path: tuple[str, ...], mark: str) -> Iterator[str]:
+    defaults = {field.name: field for field in msgspec.structs.fields(record)}
+    for name, hint in get_type_hints(record, include_extras=True).items():
+        if (isinstance(hint, type) and issubclass(hint, Section)) or ".".join((*path, name)) in NOT_YET:
+            continue
+        variables = [variable for variable, place in ENVIRONMENT.items() if place == (path[-1], name)]
+        note = documentation(hint) + f" Takes {describe(hint)}." + "".join(f" Also ${variable}." for variable in variables)
+        yield from (f"# {line}" for line in textwrap.wrap(note, _WIDTH))
+        default = default_of(defaults[name])
+        yield f"{mark}{name} = {toml(default)}" if default is not msgspec.NODEFAULT and default is not None else f"# {name} ="
+
+
+def default_of(field: Any) -> Any:
+    """A field's default; NODEFAULT where it must be given."""
+    return field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+
+
+def documentation(hint: Any) -> str:
+    """The line of documentation that a setting carries."""
+    shape = shapes.type_info(hint)
+    members = shape.types if isinstance(shape, shapes.UnionType) else (shape,)
+    for member in members:
+        while isinstance(member, shapes.Metadata):
+            text = (member.extra_json_schema or {}).get("description")
+            if text:
+                return str(text)
+            member = member.type  # noqa: PLW2901
+    return ""
+
+
+def toml(value: Any) -> str:
+    """A default as TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)

@@ -1,0 +1,58 @@
+"""Faults on demand, written as `status=503,rate=0.3,seed=7`: by option, by request header, or while it runs."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultSpec:
+    """What goes wrong; the defaults are a backend that is well. Seconds where not said otherwise."""
+
+    status: int = 0  # answer with this status and an error body
+    retry_after: int = 0  # with status: a Retry-After header
+    delay: float = 0.0  # wait before the answer
+    hang: bool = False  # never answer
+    close: bool = False  # close the connection without an answer
+    reset: bool = False  # the same, by a TCP reset
+    malformed: bool = False  # answer with what is not HTTP
+    break_after: int = -1  # cut the answer: a stream after so many events, another one in the middle of its body
+    error_after: int = -1  # tell of an error within a stream, after so many events
+    stall_after: int = -1  # fall silent within a stream, after so many events
+    no_done: bool = False  # end a stream without its last events
+    no_usage: bool = False  # report no token usage
+    models: bool = False  # strike the model list too, and with it the health probes
+    rate: float = 1.0  # share of requests that are struck
+    seed: int = 0  # makes the share the same at every run
+
+    @classmethod
+    def parse(cls, text: str) -> FaultSpec:
+        """Read `name=value,name`; ValueError with a sentence for what it does not know."""
+        kinds = {field.name: type(field.default) for field in fields(cls)}
+        values: dict[str, float | int | bool] = {}
+        for item in filter(None, (part.strip() for part in text.split(","))):
+            name, _, value = item.partition("=")
+            if name not in kinds:
+                raise ValueError(f"There is no fault {name!r}; known are {', '.join(kinds)}.")
+            try:
+                values[name] = value.lower() not in ("0", "false") if kinds[name] is bool else kinds[name](value)
+            except ValueError:
+                raise ValueError(f"The fault {name} takes a number, not {value!r}.") from None
+        return cls(**values)  # type: ignore[arg-type]
+
+
+WELL = FaultSpec()
+
+
+class FaultSource:
+    """Decides request by request; the same seed gives the same decisions in the same order."""
+
+    def __init__(self, spec: FaultSpec) -> None:
+        self.spec = spec
+        self._random = random.Random(spec.seed)
+
+    def next(self) -> FaultSpec:
+        if self.spec.rate >= 1.0:
+            return self.spec
+        return self.spec if self._random.random() < self.spec.rate else WELL

@@ -1,0 +1,259 @@
+"""The demo backend's server: HTTP/1.1 over gevent, close enough to the socket to break off anywhere."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import gevent
+from gevent.server import StreamServer
+from httptools import HttpParserError, HttpRequestParser
+
+from nexus.demo import answers
+from nexus.demo.faults import FaultSource, FaultSpec
+
+_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How a demo backend behaves when nothing is wrong."""
+
+    name: str = "demo"
+    models: tuple[str, ...] = ("demo-small",)
+    pace: float = 40.0  # events a second; 0 for as fast as it can
+    length: int = 40  # words of an answer
+    usage: str = "asked"  # in streams: "asked", "always" or "never"
+    seed: int = 0
+
+
+class _Request:
+    """One request as the parser calls it out."""
+
+    def __init__(self) -> None:
+        self.path = ""
+        self.headers: dict[str, str] = {}
+        self.body = b""
+        self.complete = False
+
+    def on_url(self, url: bytes) -> None:
+        self.path += url.decode("latin-1")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, data: bytes) -> None:
+        self.body += data
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+class DemoBackend:
+    """Serves until stopped; `tally` counts what it was asked and how it answered."""
+
+    def __init__(self, manner: Manner, fault: FaultSpec) -> None:
+        self.manner = manner
+        self._faults = FaultSource(fault)
+        self._rng = random.Random(manner.seed)
+        self.requests: Counter[str] = Counter()
+        self.statuses: Counter[str] = Counter()
+        self.models: Counter[str] = Counter()
+        self.events: Counter[str] = Counter()
+        self.open = 0
+        self._routes: dict[tuple[str, str], Callable[[_Request], Any]] = {
+            ("GET", "/v1/models"): lambda _: answers.model_list(list(manner.models), manner.name),
+            ("GET", "/health"): lambda _: {"status": "ok"},
+            ("GET", "/api/tags"): lambda _: answers.ollama_tags(list(manner.models)),
+            ("POST", "/api/show"): lambda request: answers.ollama_show(str(_json(request).get("model"))),
+            ("GET", "/demo/tally"): lambda _: self.tally(),
+            ("POST", "/demo/fault"): self._set_fault,
+        }
+
+    def serve(self, host: str, port: int) -> StreamServer:
+        """Listen; the caller keeps the server running. Port 0 takes a free one (`server.server_port`)."""
+        server = StreamServer((host, port), self._handle)
+        server.start()
+        return server
+
+    def tally(self) -> dict[str, Any]:
+        """Counts of proxied requests by path, model and status (`cut` for what was broken off), and those in progress."""
+        return {
+            "requests": dict(self.requests),
+            "models": dict(self.models),
+            "statuses": dict(self.statuses),
+            "events": dict(self.events),
+            "open": self.open,
+        }
+
+    def _set_fault(self, request: _Request) -> Any:
+        spec = FaultSpec.parse(request.body.decode())
+        self._faults = FaultSource(spec)
+        return asdict(spec)
+
+    def _handle(self, sock: socket.socket, _address: object) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            while self._serve_one(sock):
+                pass
+        except (OSError, HttpParserError):
+            pass
+        finally:
+            sock.close()
+
+    def _serve_one(self, sock: socket.socket) -> bool:
+        """One request; False where the connection ends with it."""
+        request = _Request()
+        parser = HttpRequestParser(request)
+        while not request.complete:
+            data = sock.recv(65536)
+            if not data:
+                return False
+            parser.feed_data(data)
+        method = parser.get_method().decode()
+        path = request.path.partition("?")[0]
+        route = self._routes.get((method, path))
+        if route is not None:
+            if path in ("/v1/models", "/api/tags", "/health") and self._faults.spec.models:
+                return self._strike(sock, self._faults.next(), path)
+            try:
+                _respond(sock, 200, route(request))
+            except ValueError as error:
+                _respond(sock, 400, answers.error(str(error), code="invalid"))
+            return True
+        if method != "POST" or path not in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+            _respond(sock, 404, answers.error(f"nothing at {method} {path}", code="not_found"))
+            return True
+        return self._proxied(sock, request, path)
+
+    def _proxied(self, sock: socket.socket, request: _Request, path: str) -> bool:
+        given = request.headers.get("x-demo-fault")
+        try:
+            fault = FaultSpec.parse(given) if given is not None else self._faults.next()
+            body = _json(request)
+        except ValueError as error:
+            _respond(sock, 400, answers.error(str(error), code="invalid"))
+            return True
+        self.requests[path] += 1
+        self.models[str(body.get("model"))] += 1
+        self.open += 1
+        try:
+            return self._answer(sock, body, path, fault)
+        except OSError:
+            self.statuses["gone"] += 1
+            raise
+        finally:
+            self.open -= 1
+
+    def _answer(self, sock: socket.socket, body: dict[str, Any], path: str, fault: FaultSpec) -> bool:
+        if fault.delay and not _wait(sock, fault.delay):
+            self.statuses["gone"] += 1
+            return False
+        if fault.status or fault.hang or fault.close or fault.reset or fault.malformed:
+            return self._strike(sock, fault, path)
+        usage = not fault.no_usage
+        if path == "/v1/embeddings":
+            return self._whole(sock, answers.embeddings(body, usage=usage), fault)
+        reply = answers.Reply(
+            body, chat=path.startswith("/v1/chat"), rng=self._rng, length=self.manner.length
+        )
+        if body.get("stream") is True:
+            reply.usage_asked = {"always": True, "never": False}.get(self.manner.usage, reply.usage_asked)
+            return self._stream(sock, reply, fault, usage=usage)
+        return self._whole(sock, reply.whole(usage=usage), fault)
+
+    def _strike(self, sock: socket.socket, fault: FaultSpec, path: str) -> bool:
+        if fault.status:
+            headers = [f"retry-after: {fault.retry_after}"] if fault.retry_after else []
+            self.statuses[str(fault.status)] += 1
+            _respond(sock, fault.status, answers.error(f"{path} fails as asked", code="demo_fault"), headers)
+            return True
+        self.statuses["cut"] += 1
+        if fault.hang:
+            _wait(sock, 3600)
+        elif fault.malformed:
+            sock.sendall(b"HTTP/1.1 banana\r\n\r\nwhat?")
+        elif fault.reset:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return False
+
+    def _whole(self, sock: socket.socket, answer: dict[str, Any], fault: FaultSpec) -> bool:
+        if fault.break_after >= 0:
+            content = json.dumps(answer).encode()
+            sock.sendall(_head(200, "application/json", f"content-length: {len(content)}") + content[: len(content) // 2])
+            self.statuses["cut"] += 1
+            return False
+        _respond(sock, 200, answer)
+        self.statuses["200"] += 1
+        return True
+
+    def _stream(self, sock: socket.socket, reply: answers.Reply, fault: FaultSpec, *, usage: bool) -> bool:
+        sock.sendall(_head(200, "text/event-stream; charset=utf-8", "transfer-encoding: chunked", "cache-control: no-cache"))
+        pause = 1 / self.manner.pace if self.manner.pace > 0 else 0
+        for sent, event in enumerate(reply.events(usage=usage)):
+            if sent == fault.break_after:
+                self.statuses["cut"] += 1
+                return False
+            if sent == fault.stall_after:
+                self.statuses["cut"] += 1
+                _wait(sock, 3600)
+                return False
+            if sent == fault.error_after:
+                _chunk(sock, _event(answers.error("the stream fails as asked", code="demo_fault")) + b"data: [DONE]\n\n")
+                sock.sendall(b"0\r\n\r\n")
+                self.statuses["cut"] += 1
+                return True
+            if pause and sent and not _wait(sock, pause):
+                self.statuses["gone"] += 1
+                return False
+            if fault.no_done and not (event["choices"] and event["choices"][0]["finish_reason"] is None):
+                break
+            _chunk(sock, _event(event))
+            self.events["sent"] += 1
+        if not fault.no_done:
+            _chunk(sock, b"data: [DONE]\n\n")
+        sock.sendall(b"0\r\n\r\n")
+        self.statuses["cut" if fault.no_done else "200"] += 1
+        return True
+
+
+def _json(request: _Request) -> dict[str, Any]:
+    body = json.loads(request.body)
+    if not isinstance(body, dict):
+        raise ValueError("the body must be an object")
+    return body
+
+
+def _wait(sock: socket.socket, seconds: float) -> bool:
+    """Wait; False at once when the caller closes its side meanwhile."""
+    try:
+        with gevent.Timeout(seconds):
+            return bool(sock.recv(1, socket.MSG_PEEK))
+    except gevent.Timeout:
+        return True
+    except OSError:
+        return False
+
+
+def _head(status: int, content_type: str, *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}", f"content-type: {content_type}", *headers]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def _respond(sock: socket.socket, status: int, answer: Any, headers: list[str] | None = None) -> None:
+    content = json.dumps(answer).encode()
+    sock.sendall(_head(status, "application/json", f"content-length: {len(content)}", *(headers or ())) + content)
+
+
+def _event(event: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event).encode() + b"\n\n"
+
+
+def _chunk(sock: socket.socket, data: bytes) -> None:
+    sock.sendall(b"%x\r\n%s\r\n" % (len(data), data))

@@ -1,0 +1,160 @@
+"""The one table of faults: what each means for the client, for another try, and for the backend's record.
+
+Router, proxy, metrics, logs and documentation read the same rows. `error_type` is the label value of
+`nexus_errors_total`; the values of `ERROR_TYPES` are all that ever appear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+
+class Blame(Enum):
+    """Whose fault it was, for the record that is kept of a backend."""
+
+    CLIENT = "client"
+    BACKEND = "backend"
+    BUSY = "busy"
+    GATEWAY = "gateway"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """One row. `status` is what the client gets and what is counted; None passes the backend's own answer on."""
+
+    name: str
+    status: int | None
+    error_type: str
+    retry: bool = False
+    blame: Blame = Blame.CLIENT
+    meaning: str
+
+    @property
+    def code(self) -> str:
+        """OpenAI's `code` of the error."""
+        return self.name
+
+
+def _rows(*faults: Fault) -> dict[str, Fault]:
+    return {fault.name: fault for fault in faults}
+
+
+_CLIENT = _rows(
+    Fault(name="invalid_json", status=400, error_type="parse_error", meaning="The body is not JSON."),
+    Fault(name="invalid_request", status=400, error_type="invalid_request", meaning="The body lacks a field or has a wrong one."),
+    Fault(name="body_cut_short", status=400, error_type="invalid_request", meaning="The body ended before its Content-Length."),
+    Fault(name="body_too_slow", status=408, error_type="invalid_request", meaning="The body did not arrive in time."),
+    Fault(name="body_too_large", status=413, error_type="invalid_request", meaning="The body is over the limit."),
+    Fault(name="method_not_allowed", status=405, error_type="invalid_request", meaning="The endpoint takes POST only."),
+    Fault(name="unsupported_media_type", status=415, error_type="invalid_request", meaning="The body is not application/json."),
+    Fault(name="client_gone", status=499, error_type="client_disconnect", meaning="The client went away before the end."),
+)
+_ROUTING = _rows(
+    Fault(name="model_not_found", status=404, error_type="model_not_found", meaning="No backend has the model."),
+    Fault(name="fallback_exhausted", status=404, error_type="fallback_exhausted", meaning="Neither the model nor any of its fallbacks can be served."),
+    Fault(name="capability_mismatch", status=400, error_type="capability_mismatch", meaning="No backend's model can do what the request asks."),
+    Fault(name="no_backend", status=503, error_type="no_backend", blame=Blame.GATEWAY, meaning="The fleet is empty."),
+    Fault(name="no_healthy_backend", status=503, error_type="no_healthy_backend", blame=Blame.GATEWAY, meaning="Every backend that has the model is down."),
+    Fault(name="at_capacity", status=503, error_type="rate_limited", blame=Blame.GATEWAY, meaning="The gateway, or every backend that has the model, takes no more for now."),
+)
+_BEFORE_THE_ANSWER = _rows(
+    Fault(name="connect_failed", status=502, error_type="backend_error", retry=True, blame=Blame.BACKEND, meaning="The backend cannot be reached: refused, no route, or its name is not known."),
+    Fault(name="connect_timeout", status=504, error_type="timeout", retry=True, blame=Blame.BACKEND, meaning="The backend did not take the connection in time."),
+    Fault(name="tls_failed", status=502, error_type="backend_error", retry=True, blame=Blame.BACKEND, meaning="The backend's certificate or its TLS is not right."),
+    Fault(name="connection_lost", status=502, error_type="backend_error", retry=True, blame=Blame.BACKEND, meaning="The backend closed the connection before its answer was complete."),
+    Fault(name="first_byte_timeout", status=504, error_type="timeout", retry=True, blame=Blame.BACKEND, meaning="The backend did not begin to answer in time."),
+    Fault(name="idle_timeout", status=504, error_type="timeout", retry=True, blame=Blame.BACKEND, meaning="The backend fell silent within its answer."),
+    Fault(name="deadline", status=504, error_type="timeout", blame=Blame.BACKEND, meaning="The whole request took longer than the limit."),
+    Fault(name="malformed_answer", status=502, error_type="backend_error", retry=True, blame=Blame.BACKEND, meaning="The backend's answer is not HTTP that can be trusted."),
+    Fault(name="backend_5xx", status=502, error_type="backend_error", retry=True, blame=Blame.BACKEND, meaning="The backend answered 5xx."),
+    Fault(name="error_event", status=502, error_type="backend_error", retry=True, blame=Blame.BACKEND, meaning="The backend's stream told of an error before any content."),
+    Fault(name="backend_busy", status=None, error_type="rate_limited", retry=True, blame=Blame.BUSY, meaning="The backend answered 408 or 429; the client gets that answer where no other backend can serve."),
+    Fault(name="backend_refused_key", status=None, error_type="upstream_auth", blame=Blame.GATEWAY, meaning="The backend answered 401 or 403; the client gets that answer."),
+    Fault(name="backend_4xx", status=None, error_type="invalid_request", meaning="The backend found fault with the request; the client gets that answer."),
+)
+_WITHIN_A_STREAM = _rows(
+    Fault(name="stream_broken", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, meaning="The stream ended without its end."),
+    Fault(name="stream_error", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, meaning="The backend told of an error within the stream."),
+    Fault(name="stream_idle", status=504, error_type="timeout", blame=Blame.BACKEND, meaning="The stream fell silent for longer than the limit."),
+    Fault(name="shutdown", status=502, error_type="stream_interrupted", blame=Blame.GATEWAY, meaning="The gateway was stopped and the grace was over."),
+)
+_OURS = _rows(
+    Fault(name="internal", status=500, error_type="other", blame=Blame.GATEWAY, meaning="A defect in the gateway; its log has the trace."),
+)
+
+FAULTS: dict[str, Fault] = _CLIENT | _ROUTING | _BEFORE_THE_ANSWER | _WITHIN_A_STREAM | _OURS
+
+ERROR_TYPES: frozenset[str] = frozenset(fault.error_type for fault in FAULTS.values())
+
+_PASSED_ON = (200, 201, 202, 400, 401, 403, 404, 408, 409, 413, 415, 422, 429)
+_STATUSES = frozenset(fault.status for fault in FAULTS.values()) | frozenset(_PASSED_ON)
+
+
+def status_label(status: int) -> str:
+    """A status as a label value: itself where the table knows it, else its class, so that series stay bounded."""
+    return str(status) if status in _STATUSES else f"{status // 100}xx"
+
+
+def fault_of_answer(status: int) -> Fault | None:
+    """The fault that a backend's status means; None where it is a success."""
+    if 200 <= status < 300:
+        return None
+    if status in (408, 429):
+        return FAULTS["backend_busy"]
+    if status in (401, 403):
+        return FAULTS["backend_refused_key"]
+    if 400 <= status < 500:
+        return FAULTS["backend_4xx"]
+    return FAULTS["backend_5xx" if status >= 500 else "malformed_answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOn:
+    """A backend's own error answer, which the client gets as it was."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+class RequestFailed(Exception):
+    """A request, or one attempt at it, came to a fault of the table.
+
+    `passed_on` is the backend's answer where the fault has no status of its own.
+    """
+
+    def __init__(
+        self,
+        fault: str | Fault,
+        message: str = "",
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        context: Mapping[str, Any] | None = None,
+        passed_on: PassedOn | None = None,
+    ) -> None:
+        self.fault = FAULTS[fault] if isinstance(fault, str) else fault
+        self.message = message or self.fault.meaning
+        self.param = param
+        self.headers = dict(headers or {})
+        self.context = context
+        self.passed_on = passed_on
+        super().__init__(self.message)
+
+
+def error_body(
+    message: str, *, status: int, code: str | None, param: str | None = None, context: Mapping[str, Any] | None = None
+) -> bytes:
+    """An error in OpenAI's form; a 503 carries the original's `context` beside it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    if status == 429:
+        kind = "rate_limit_error"
+    body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    if context is not None:
+        body["context"] = context
+    return msgspec.json.encode(body)

@@ -1,0 +1,57 @@
+"""Locks on single bytes of a file, which the kernel gives back however their holder ends.
+
+Open-file-description locks (`fcntl(2)`, F_OFD_*) belong to the open file, not to the process: a fork shares them, and
+asking who holds one takes nothing, so that a reader never makes a process that boots at that moment miss its place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, len, pid
+
+
+class LockFile:
+    """An open file whose bytes serve as locks; `close()` gives back all that were taken through it."""
+
+    def __init__(self, path: Path, *, fd: int | None = None) -> None:
+        """Open the file, or adopt `fd`, opened on it earlier in this process and holding locks."""
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if fd is None else fd
+
+    def take(self, byte: int, *, wait: bool = False) -> bool:
+        """Lock one byte; False where another open file holds it (with `wait`, block until it does not)."""
+        request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as POSIX leaves it open
+            return False
+        return True
+
+    def release(self, byte: int) -> None:
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+
+    def held_elsewhere(self, start: int, length: int) -> int | None:
+        """The first byte in the range that another open file holds, or None; takes no lock."""
+        answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0))
+        kind, _, first, _, _ = _FLOCK.unpack(answer)
+        return None if kind == fcntl.F_UNLCK else max(start, first)
+
+    def write_note(self, text: str) -> None:
+        """Leave a text in the file for whoever finds it locked."""
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, text.encode(), 0)
+
+    def read_note(self) -> str:
+        return os.pread(self._fd, 4096, 0).decode(errors="replace").strip()
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

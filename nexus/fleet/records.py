@@ -1,0 +1,68 @@
+"""The fleet as one frozen tree: what the health process publishes and every other process reads."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from nexus.config import BackendConfig, Config
+
+Status = Literal["unknown", "healthy", "unhealthy"]
+
+CLOUD: frozenset[str] = frozenset({"openai", "anthropic", "google"})
+"""Kinds of backend that run at a provider; the others are local."""
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A model as one backend offers it. `context_length` in tokens; `context_known` where the backend told it."""
+
+    name: str
+    context_length: int = 4096
+    context_known: bool = False
+    vision: bool = False
+    tools: bool = False
+    json_mode: bool = True
+
+
+class Backend(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend and how it is. `since` in Unix seconds, `latency_ms` of its last good probe."""
+
+    config: BackendConfig
+    label: str
+    column: int
+    status: Status = "unknown"
+    since: float = 0.0
+    latency_ms: float | None = None
+    last_error: str | None = None
+    models: tuple[Model, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def cloud(self) -> bool:
+        return self.config.type in CLOUD
+
+    @property
+    def restricted(self) -> bool:
+        """Whether what is sent there stays in-house: a restricted zone, or a local kind without a zone."""
+        return not self.cloud if self.config.zone is None else self.config.zone != "open"
+
+
+class Labels(msgspec.Struct, frozen=True, kw_only=True):
+    """Real name → label value, for all names that ever got one (see `metrics/labels.py`)."""
+
+    models: dict[str, str] = {}
+    backends: dict[str, str] = {}
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The fleet at one moment, with the configuration that holds for it. `published_at` in Unix seconds."""
+
+    number: int
+    published_at: float
+    config: Config
+    backends: tuple[Backend, ...] = ()
+    labels: Labels = Labels()

@@ -1,0 +1,190 @@
+"""The run directory: one per gateway, owned by it, the place through which all its processes speak.
+
+    <run_dir>/
+      format               version of this layout
+      gateway.lock         held by the gateway's first process; says who that is
+      health.lock          held by the health process
+      fleet.json           the fleet snapshot, replaced whole     (see snapshot.py)
+      fleet.number         8 shared bytes that tell of a new one
+      current              → generations/<id>, moved atomically
+      generations/<id>/    one start of the gateway
+        started.json       when that was
+        slots              a locked byte for each process         (see seat.py)
+        load               requests in flight                     (see load.py)
+        metrics/           prometheus_client's files, by slot
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from nexus.config import Config
+from nexus.fleet.load import SLOTS
+from nexus.fleet.locks import LockFile
+
+FORMAT = "1"
+
+
+class RunDirectoryError(Exception):
+    """The run directory cannot be used; the message is one sentence that says why and what to do."""
+
+
+class Started(msgspec.Struct, frozen=True):
+    """When a generation began: `at` in Unix seconds, `monotonic` on the host's monotonic clock."""
+
+    at: float
+    monotonic: float
+
+
+class Generation:
+    """One start of the gateway: its slots, counters and tables."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.slots = path / "slots"
+        self.load = path / "load"
+        self.metrics = path / "metrics"
+
+    def started(self) -> Started:
+        return msgspec.json.decode((self.path / "started.json").read_bytes(), type=Started)
+
+    def held(self) -> bool:
+        """Whether any process still has a slot in it."""
+        locks = LockFile(self.slots)
+        try:
+            return locks.held_elsewhere(0, SLOTS) is not None
+        finally:
+            locks.close()
+
+
+class RunDirectory:
+    """Makes, claims and reads the directory; every method is safe from any process of the gateway."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def of(cls, config: Config) -> RunDirectory:
+        """The directory that the configuration names, or the default one for its port."""
+        return cls(config.server.run_dir or default_run_dir(config.server.port))
+
+    def prepare(self) -> None:
+        """Make the directory where it is missing, and refuse one that is not ours to use."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.path / "generations").mkdir(mode=0o700, exist_ok=True)
+            probe = self.path / f".probe-{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise RunDirectoryError(
+                f"The run directory {self.path} cannot be used ({error.strerror}); "
+                "name one that this user may write in [server] run_dir or $NEXUS_RUN_DIR."
+            ) from error
+        owner = self.path.stat().st_uid
+        if owner != os.geteuid():
+            raise RunDirectoryError(
+                f"The run directory {self.path} belongs to another user (uid {owner}); "
+                "name one of your own in [server] run_dir or $NEXUS_RUN_DIR."
+            )
+        version = self.path / "format"
+        found = version.read_text().strip() if version.exists() else ""
+        if found != FORMAT:
+            if found and any(generation.held() for generation in self.generations()):
+                raise RunDirectoryError(
+                    f"The run directory {self.path} is in use by another version of Nexus (format {found}); stop that first."
+                )
+            for stale in (self.path / "fleet.json", self.path / "fleet.number"):
+                stale.unlink(missing_ok=True)
+            _replace(version, FORMAT.encode())
+
+    def claim(self, owner: str) -> LockFile:
+        """Own the directory until the returned lock is closed; `owner` is the note that a second gateway is shown."""
+        self.prepare()
+        lock = LockFile(self.path / "gateway.lock")
+        if not lock.take(0):
+            note = lock.read_note()
+            lock.close()
+            raise RunDirectoryError(
+                f"The run directory {self.path} is in use by {note or 'another gateway'}; "
+                "stop that one, or give this one a directory of its own in [server] run_dir or $NEXUS_RUN_DIR."
+            )
+        lock.write_note(owner)
+        return lock
+
+    def owner(self) -> str | None:
+        """Who holds the directory, as its note says; None where nobody does."""
+        if not (self.path / "gateway.lock").exists():
+            return None
+        lock = LockFile(self.path / "gateway.lock")
+        try:
+            return (lock.read_note() or "another gateway") if lock.held_elsewhere(0, 1) is not None else None
+        finally:
+            lock.close()
+
+    def health_process_alive(self) -> bool:
+        if not (self.path / "health.lock").exists():
+            return False
+        lock = LockFile(self.path / "health.lock")
+        try:
+            return lock.held_elsewhere(0, 1) is not None
+        finally:
+            lock.close()
+
+    def new_generation(self) -> Generation:
+        """Start a generation, make it the current one, and delete those that nobody holds any more."""
+        name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
+        generation = Generation(self.path / "generations" / name)
+        generation.path.mkdir(mode=0o700)
+        generation.metrics.mkdir(mode=0o700)
+        _replace(
+            generation.path / "started.json",
+            msgspec.json.encode(Started(at=time.time(), monotonic=time.monotonic())),
+        )
+        link = self.path / f".current-{name}"
+        link.symlink_to(Path("generations") / name)
+        link.replace(self.path / "current")
+        for other in self.generations():
+            if other.name != name and not other.held():
+                shutil.rmtree(other.path, ignore_errors=True)
+        return generation
+
+    def current(self) -> Generation | None:
+        """The generation that new processes join; None before the first start."""
+        try:
+            target = (self.path / "current").readlink()
+        except OSError:
+            return None
+        generation = Generation(self.path / target)
+        return generation if generation.metrics.is_dir() else None
+
+    def generations(self) -> list[Generation]:
+        parent = self.path / "generations"
+        return [Generation(path) for path in sorted(parent.iterdir())] if parent.is_dir() else []
+
+
+def default_run_dir(port: int, environ: Mapping[str, str] | None = None) -> Path:
+    """`$RUNTIME_DIRECTORY` (systemd), else a directory of the user's in memory, named by the port."""
+    environ = os.environ if environ is None else environ
+    if given := environ.get("RUNTIME_DIRECTORY"):
+        return Path(given.split(":")[0])
+    if (runtime := environ.get("XDG_RUNTIME_DIR")) and os.access(runtime, os.W_OK):
+        return Path(runtime) / f"nexus-{port}"
+    memory = Path("/dev/shm")
+    base = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+    return base / f"nexus-{os.geteuid()}-{port}"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    aside.write_bytes(content)
+    aside.replace(path)

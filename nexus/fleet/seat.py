@@ -1,0 +1,120 @@
+"""A process's seat in the gateway: its slot, and with it its row of the load table and its metrics files."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from nexus.fleet.load import SLOTS, LoadTable, Row
+from nexus.fleet.locks import LockFile
+from nexus.fleet.rundir import Generation, Started
+
+_ROWS_LOCK = SLOTS  # a byte behind the slots' own, held for the moment in which a row is put into use
+
+_HANDED_OVER = "NEXUS_SEAT"
+
+
+class NoSeatError(Exception):
+    """Every slot of the generation is taken, or its directory cannot be used."""
+
+
+class Seat:
+    """A slot leased from a generation until `leave()` or until the process ends, however it ends.
+
+    A generation of None is a seat of the process's own: it counts in memory, and no other process sees it.
+    """
+
+    def __init__(self, generation: Generation | None, *, slot: int, locks: LockFile | None, table: LoadTable) -> None:
+        self.generation = generation
+        self.slot = slot
+        self.table = table
+        self.row: Row = table.row(slot)
+        self._locks = locks
+        self._claim: LockFile | None = None
+
+    @classmethod
+    def lease(cls, generation: Generation) -> Seat:
+        """Take the lowest free slot."""
+        try:
+            locks = LockFile(generation.slots)
+            table = LoadTable(generation.load)
+        except OSError as error:
+            raise NoSeatError(f"{generation.path}: {error.strerror}") from error
+        for slot in range(SLOTS):
+            if locks.take(slot):
+                locks.take(_ROWS_LOCK, wait=True)
+                table.use_row(slot)
+                locks.release(_ROWS_LOCK)
+                return cls(generation, slot=slot, locks=locks, table=table)
+        locks.close()
+        raise NoSeatError(f"{generation.path}: all {SLOTS} slots are taken")
+
+    def hand_over(self, environ: MutableMapping[str, str]) -> None:
+        """Leave a note in the environment by which the application, loaded later in this process, finds its seat."""
+        if self.generation is not None and self._locks is not None:
+            environ[_HANDED_OVER] = f"{self.slot}:{self._locks.fileno()}:{self.generation.path}"
+
+    @classmethod
+    def handed_over(cls, environ: MutableMapping[str, str]) -> Seat | None:
+        """The seat that a server's hook took for this process; None where no hook did."""
+        note = environ.pop(_HANDED_OVER, None)
+        if note is None:
+            return None
+        slot, fd, path = note.split(":", 2)
+        generation = Generation(Path(path))
+        locks = LockFile(generation.slots, fd=int(fd))
+        return cls(generation, slot=int(slot), locks=locks, table=LoadTable(generation.load))
+
+    @classmethod
+    def alone(cls) -> Seat:
+        table = LoadTable(None)
+        table.use_row(0)
+        return cls(None, slot=0, locks=None, table=table)
+
+    def settle(self) -> int:
+        """Zero what the slot's last holder had in flight when it was killed; returns how many requests that were."""
+        return self.row.clear()
+
+    @property
+    def metrics(self) -> Path | None:
+        """Directory of the counters' files; None where they are kept in memory."""
+        return self.generation.metrics if self.generation else None
+
+    def started(self) -> Started | None:
+        return self.generation.started() if self.generation else None
+
+    def held_slots(self) -> list[int]:
+        """The slots that a living process holds, this one's included."""
+        if self._locks is None:
+            return [self.slot]
+        held, byte = [self.slot], 0
+        while byte < SLOTS and (found := self._locks.held_elsewhere(byte, SLOTS - byte)) is not None:
+            held.append(found)
+            byte = found + 1
+        return sorted(held)
+
+    def sweep(self) -> int:
+        """Zero the rows of processes that were killed; returns how many requests went with them.
+
+        The slot is locked meanwhile, so that two sweepers or a new lessee never book the same requests twice.
+        """
+        if self._locks is None:
+            return 0
+        lost, held = 0, set(self.held_slots())
+        for slot in range(self.table.rows):
+            if slot in held or not self.table.row(slot).dirty or not self._locks.take(slot):
+                continue
+            try:
+                lost += self.table.row(slot).clear()
+            finally:
+                self._locks.release(slot)
+        return lost
+
+    def keep(self, claim: LockFile) -> None:
+        """Hold another lock, that on the run directory, for as long as the seat."""
+        self._claim = claim
+
+    def leave(self) -> None:
+        for lock in (self._locks, self._claim):
+            if lock is not None:
+                lock.close()

@@ -1,0 +1,51 @@
+"""`nexus-health`, also `python -m nexus.health`: starts the health process."""
+
+from gevent import monkey
+
+monkey.patch_all()  # before anything that imports sockets
+
+import argparse  # noqa: E402
+import logging  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+
+from nexus import log as logs  # noqa: E402
+from nexus.config import ConfigError, load  # noqa: E402
+from nexus.fleet.locks import LockFile  # noqa: E402
+from nexus.fleet.rundir import RunDirectory, RunDirectoryError  # noqa: E402
+from nexus.fleet.seat import NoSeatError  # noqa: E402
+from nexus.health.process import HealthProcess  # noqa: E402
+from nexus.supervised import end_with_parent  # noqa: E402
+
+
+def main() -> None:
+    """Run until TERM or INT. Exit status 2 where the configuration or the run directory cannot be used."""
+    parser = argparse.ArgumentParser(prog="nexus-health", description=__doc__)
+    parser.add_argument("-c", "--config", metavar="FILE", help="configuration file (default: $NEXUS_CONFIG, nexus.toml)")
+    arguments = parser.parse_args()
+    end_with_parent()
+    try:
+        loaded = load(arguments.config)
+        settings = loaded.config.logging
+        logs.configure(level=settings.level, kind=settings.format, component_levels=settings.component_levels)
+        run_dir = RunDirectory.of(loaded.config)
+        run_dir.prepare()
+        lock = LockFile(run_dir.path / "health.lock")
+        if not lock.take(0):
+            sys.exit(f"Another health process serves {run_dir.path} ({lock.read_note()}); stop that one first.")
+        lock.write_note(f"pid {os.getpid()}")
+    except (ConfigError, RunDirectoryError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    for warning in loaded.warnings:
+        logging.getLogger("nexus.config").warning(warning)
+    try:
+        HealthProcess(loaded, run_dir).run()
+    except (NoSeatError, OSError) as error:
+        sys.exit(f"The health process cannot go on: {error}.")
+    finally:
+        lock.close()
+
+
+if __name__ == "__main__":
+    main()

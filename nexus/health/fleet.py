@@ -1,0 +1,127 @@
+"""The fleet as the health process holds it: what is watched, how it stands, and the snapshot that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from nexus.config import BackendConfig, Config
+from nexus.config.records import NOT_SPOKEN
+from nexus.fleet.load import COLUMNS
+from nexus.fleet.records import Backend, Labels, Model, Snapshot
+from nexus.health.prober import Result
+from nexus.health.thresholds import Standing
+from nexus.metrics.labels import OTHER, assign
+from nexus.proxy.view import configured_models
+
+
+@dataclass(slots=True)
+class Watched:
+    """One backend, as its probes have shown it."""
+
+    config: BackendConfig
+    column: int
+    standing: Standing = field(default_factory=Standing)
+    since: float = 0.0
+    latency_ms: float | None = None
+    last_error: str | None = None
+    models: tuple[Model, ...] = ()
+
+
+class Fleet:
+    """Keeps the backends' standing and gives the snapshot of it; does no I/O."""
+
+    def __init__(self, config: Config, *, now: float, before: Snapshot | None) -> None:
+        """`before` is the last snapshot of an earlier health process: its labels and findings are taken up."""
+        self.config = config
+        self.labels = before.labels if before else Labels()
+        self.backends: dict[str, Watched] = {}
+        known = {b.name: b for b in before.backends} if before else {}
+        for wanted in config.backends:
+            if wanted.type in NOT_SPOKEN:
+                continue
+            old = known.get(wanted.name)
+            same = old is not None and (old.config.url, old.config.type) == (wanted.url, wanted.type)
+            watched = Watched(wanted, column=old.column if old is not None and same else -1, since=now)
+            if old is not None and same:
+                watched.standing = Standing(old.status)
+                watched.since, watched.latency_ms = old.since, old.latency_ms
+                watched.last_error, watched.models = old.last_error, old.models
+            if not config.health_check.enabled:
+                watched.standing = Standing("healthy")
+            self.backends[wanted.name] = watched
+
+    def give_columns(self, idle: Callable[[list[int]], list[int]]) -> None:
+        """Give every backend that has none a column of the load table that counts nothing (`idle` says which do)."""
+        used = {watched.column for watched in self.backends.values()}
+        free = iter(idle([column for column in range(COLUMNS) if column not in used]))
+        for watched in self.backends.values():
+            if watched.column < 0:
+                watched.column = next(free)
+
+    def take(self, name: str, result: Result, *, now: float) -> tuple[str, str] | None:
+        """Take up a probe's result; returns (old, new) status where it changed."""
+        watched = self.backends[name]
+        health = self.config.health_check
+        if result.models is not None:
+            watched.models = result.models
+            watched.latency_ms = round((result.latency_s or 0.0) * 1000, 3)
+            watched.last_error = None
+        else:
+            watched.last_error = result.error
+        if not health.enabled:
+            return None
+        old = watched.standing.status
+        watched.standing = watched.standing.after(
+            result.success,
+            failure_threshold=health.failure_threshold,
+            recovery_threshold=health.recovery_threshold,
+        )
+        if watched.standing.status == old:
+            return None
+        watched.since = now
+        return old, watched.standing.status
+
+    def forget_absent_labels(self) -> None:
+        """Keep the labels of present names only; for the start of a gateway, when all counters begin at zero."""
+        models = {*self._configured_models(), *self._discovered_models()}
+        self.labels = Labels(
+            models={name: label for name, label in self.labels.models.items() if name in models},
+            backends={name: label for name, label in self.labels.backends.items() if name in self.backends},
+        )
+
+    def snapshot(self, *, number: int, now: float) -> Snapshot:
+        limits = self.config.metrics
+        self.labels = Labels(
+            models=assign(
+                self.labels.models,
+                [*sorted(self._configured_models()), *self._discovered_models()],
+                limit=limits.max_models,
+            ),
+            backends=assign(self.labels.backends, sorted(self.backends), limit=limits.max_backends),
+        )
+        return Snapshot(
+            number=number,
+            published_at=now,
+            config=self.config,
+            labels=self.labels,
+            backends=tuple(
+                Backend(
+                    config=watched.config,
+                    label=self.labels.backends.get(name, OTHER),
+                    column=watched.column,
+                    status=watched.standing.status,
+                    since=watched.since,
+                    latency_ms=watched.latency_ms,
+                    last_error=watched.last_error,
+                    models=watched.models,
+                )
+                for name, watched in self.backends.items()
+            ),
+        )
+
+    def _configured_models(self) -> set[str]:
+        return configured_models(self.config.routing)
+
+    def _discovered_models(self) -> Iterable[str]:
+        return dict.fromkeys(model.name for watched in self.backends.values() for model in watched.models)

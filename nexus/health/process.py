@@ -1,0 +1,225 @@
+"""The health process's life: rounds of probes, publishing, following the gateway's generations, its own port."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+
+import gevent
+import gevent.event
+from flask import Flask
+from gevent.pool import Pool
+from gevent.pywsgi import WSGIServer
+
+from nexus.config import ConfigError, Loaded, load
+from nexus.config.loading import listen_address
+from nexus.fleet.records import Snapshot
+from nexus.fleet.rundir import RunDirectory, Started
+from nexus.fleet.seat import Seat
+from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
+from nexus.health.fleet import Fleet
+from nexus.health.prober import Prober
+from nexus.metrics.figures import Figures
+from nexus.metrics.gauges import write_fleet_gauges
+from nexus.metrics.recorder import Recorder
+from nexus.metrics.store import Store
+from nexus.web.errors import register_errors
+from nexus.web.operations import Operations, operations_endpoints
+
+log = logging.getLogger("nexus.health")
+
+_TICK_S = 0.25
+"""How often the run directory is looked at: a killed worker's requests leave the gauges within a second."""
+_MOST_PROBES_AT_ONCE = 64
+_LISTEN_RETRY_S = 5.0
+
+
+class Place:
+    """The process's seat in one generation, and what counts and reads there."""
+
+    def __init__(self, seat: Seat, health: HealthProcess) -> None:
+        self.seat = seat
+        self.store = Store(seat)
+        self.recorder = Recorder(self.store, seat)
+        self.recorder.lost(seat.settle())
+        self.started = seat.started() or Started(at=time.time(), monotonic=time.monotonic())
+        self.figures = Figures(
+            seat, self.store.registry, snapshot=health.current_snapshot, health_process_alive=lambda: True
+        )
+
+    def leave(self) -> None:
+        self.store.close()
+        self.seat.leave()
+
+
+class HealthProcess:
+    """Runs until `stop()`; everything happens in the greenlets of one thread."""
+
+    def __init__(self, loaded: Loaded, run_dir: RunDirectory, environ: Mapping[str, str] = os.environ) -> None:
+        self._environ = environ
+        self._run_dir = run_dir
+        self._path = loaded.path
+        self._writer = SnapshotWriter(run_dir.path)
+        before = SnapshotReader(run_dir.path).read()
+        self._fleet = Fleet(loaded.config, now=time.time(), before=before)
+        self._snapshot: Snapshot | None = before
+        self._probers: dict[str, Prober] = {}
+        self._updated_at = 0.0
+        self._stopping = gevent.event.Event()
+        self._place = self._sit_down()
+        self._take_up(self._fleet)
+
+    def current_snapshot(self) -> Snapshot | None:
+        return self._snapshot
+
+    def run(self) -> None:
+        """Probe, publish and serve until `stop()`."""
+        gevent.signal_handler(signal.SIGTERM, self.stop)
+        gevent.signal_handler(signal.SIGINT, self.stop)
+        gevent.signal_handler(signal.SIGHUP, self.reload)
+        helpers = [gevent.spawn(self._rounds), gevent.spawn(self._ticks), gevent.spawn(self._serve)]
+        log.info("health process ready", extra={"pid": os.getpid(), "backends": len(self._fleet.backends)})
+        self._stopping.wait()
+        gevent.killall(helpers)
+        self._place.leave()
+        log.info("health process stopped", extra={"pid": os.getpid()})
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def reload(self) -> None:
+        """Read the configuration again; one that is wrong changes nothing."""
+        try:
+            loaded = load(self._path, environ=self._environ)
+        except ConfigError as error:
+            log.error("configuration not reloaded, the old one stays", extra={"why": "; ".join(error.problems)})
+            return
+        self._take_up(Fleet(loaded.config, now=time.time(), before=self._snapshot))
+        log.info("configuration reloaded", extra={"backends": len(self._fleet.backends)})
+        gevent.spawn(self._round)
+
+    # The fleet
+
+    def _take_up(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        for prober in self._probers.values():
+            prober.close()
+        self._probers = {name: Prober(watched.config, self._environ) for name, watched in fleet.backends.items()}
+        fleet.give_columns(self._place.seat.table.idle_columns)
+        self._publish()
+
+    def _rounds(self) -> None:
+        while True:
+            began = time.monotonic()
+            self._round()
+            interval_s = self._fleet.config.health_check.interval_seconds
+            gevent.sleep(max(0.0, began + interval_s - time.monotonic()))
+
+    def _round(self) -> None:
+        """Probe all backends at once; each result counts as soon as it is there."""
+        fleet = self._fleet
+        pool = Pool(_MOST_PROBES_AT_ONCE)
+        for name in list(fleet.backends):
+            pool.spawn(self._probe, fleet, name)
+        pool.join()
+        if fleet is self._fleet:
+            self._updated_at = time.time()
+            self._publish()
+
+    def _probe(self, fleet: Fleet, name: str) -> None:
+        result = self._probers[name].probe(fleet.config.health_check.timeout_seconds)
+        if fleet is not self._fleet:
+            return  # reloaded meanwhile; the new fleet is probed by a round of its own
+        watched = fleet.backends[name]
+        if result.latency_s is not None:
+            label = self._snapshot_label(name)
+            self._place.recorder.probed(label, result.latency_s)
+        before = watched.models
+        changed = fleet.take(name, result, now=time.time())
+        if changed:
+            say = log.info if changed[1] == "healthy" else log.warning
+            say("backend is now " + changed[1], extra={"backend": name, "was": changed[0], "why": result.error})
+        if changed or watched.models != before:
+            self._publish()
+
+    def _snapshot_label(self, name: str) -> str:
+        assert self._snapshot is not None
+        return next(backend.label for backend in self._snapshot.backends if backend.name == name)
+
+    def _publish(self) -> None:
+        self._snapshot = self._fleet.snapshot(number=self._writer.next_number(), now=time.time())
+        try:
+            self._writer.publish(self._snapshot)
+        except OSError as error:
+            log.error("the fleet cannot be published", extra={"why": error})
+        self._write_gauges()
+
+    def _write_gauges(self) -> None:
+        if self._snapshot is None or self._place.seat.metrics is None:
+            return
+        try:
+            write_fleet_gauges(self._place.seat.metrics, self._snapshot, updated_at=self._updated_at)
+        except OSError as error:
+            log.error("the fleet's gauges cannot be written", extra={"why": error})
+
+    # The run directory
+
+    def _sit_down(self) -> Place:
+        """A seat in the current generation; the first one is made where the gateway has not started yet."""
+        generation = self._run_dir.current() or self._run_dir.new_generation()
+        return Place(Seat.lease(generation), self)
+
+    def _ticks(self) -> None:
+        while True:
+            gevent.sleep(_TICK_S)
+            try:
+                self._follow()
+                self._place.recorder.lost(self._place.seat.sweep())
+            except OSError as error:
+                log.error("the run directory cannot be followed", extra={"why": error})
+                gevent.sleep(_LISTEN_RETRY_S)
+
+    def _follow(self) -> None:
+        """Move to the generation of a gateway that was started anew: all its figures begin at zero, ours too."""
+        current, mine = self._run_dir.current(), self._place.seat.generation
+        if current is None or mine is None or current.name == mine.name:
+            return
+        old, self._place = self._place, Place(Seat.lease(current), self)
+        old.leave()
+        self._fleet.forget_absent_labels()
+        self._publish()
+        log.info("following the gateway's new start", extra={"generation": current.name})
+
+    # Its own port
+
+    def _serve(self) -> None:
+        listen = self._fleet.config.health_check.listen
+        if listen == "off":
+            return
+        while True:
+            server = WSGIServer(listen_address(listen), self.operations_app(), log=None, error_log=None)
+            try:
+                server.start()
+            except OSError as error:
+                log.error("the operations port cannot be opened, trying again", extra={"listen": listen, "why": error})
+                gevent.sleep(_LISTEN_RETRY_S)
+                continue
+            server.serve_forever()
+
+    def operations_app(self) -> Flask:
+        """The same figures as from any worker, also when every worker is busy or dead."""
+        app = Flask("nexus.health", static_folder=None)
+        operations = Operations(
+            figures=lambda: self._place.figures,
+            snapshot=self.current_snapshot,
+            started=lambda: self._place.started,
+            health_process_alive=lambda: True,
+            fleet_age_s=lambda: time.time() - self._updated_at if self._updated_at else None,
+            role="health_process",
+        )
+        app.register_blueprint(operations_endpoints(operations))
+        register_errors(app, rejected=lambda _: None)
+        return app

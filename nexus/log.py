@@ -1,0 +1,92 @@
+"""Logs: short constant events with fields, one line each, to standard error.
+
+A field is whatever a call gives in `extra`. Under systemd (`$JOURNAL_STREAM`) pretty lines start with the journal's
+priority, `<6>`, and carry no time, since the journal has its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+TRACE = 5
+LEVELS: dict[str, int] = {
+    "trace": TRACE,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+}
+_NAMES = {TRACE: "trace", 10: "debug", 20: "info", 30: "warn", 40: "error", 50: "error"}
+_PRIORITIES = {TRACE: 7, 10: 7, 20: 6, 30: 4, 40: 3, 50: 2}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD and value is not None}
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": _timestamp(record),
+            "level": _NAMES.get(record.levelno, "info"),
+            "component": record.name.removeprefix("nexus."),
+            "event": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+class PrettyFormatter(logging.Formatter):
+    """One line for people: time, level, component, event, then fields as `key=value`."""
+
+    def __init__(self, *, journal: bool = False) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = _NAMES.get(record.levelno, "info")
+        component = record.name.removeprefix("nexus.")
+        fields = " ".join(f"{key}={_shown(value)}" for key, value in _fields(record).items())
+        start = f"<{_PRIORITIES.get(record.levelno, 6)}>" if self._journal else f"{_timestamp(record)} {level:<5} "
+        line = f"{start}{component}: {record.getMessage()}" + (f" {fields}" if fields else "")
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if not text or any(c <= " " or c in '"=' for c in text) else text
+
+
+def make_formatter(kind: str) -> logging.Formatter:
+    return JsonFormatter() if kind == "json" else PrettyFormatter(journal="JOURNAL_STREAM" in os.environ)
+
+
+def configure(*, level: str, kind: str, component_levels: Mapping[str, str] | None = None) -> None:
+    """Send the logs of this process to standard error. May be called again when the settings change."""
+    root = logging.getLogger("nexus")
+    if not root.handlers:
+        root.addHandler(logging.StreamHandler(sys.stderr))
+        root.propagate = False
+    root.handlers[0].setFormatter(make_formatter(kind))
+    root.setLevel(LEVELS[level])
+    for name, chosen in (component_levels or {}).items():
+        logging.getLogger(f"nexus.{name}").setLevel(LEVELS[chosen])

@@ -1,0 +1,53 @@
+"""The fleet's gauges as one prometheus_client file, written aside and renamed over the old one whole.
+
+The library cannot take a series out of a file in multiprocess mode; replaced whole, the file never holds a backend that
+is gone, and stock readers understand it too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+
+from nexus.fleet.records import Snapshot
+from nexus.metrics import families, labels
+
+FILE = "gauge_max_fleet.db"  # `max`: a mode in which the stock collector adds no `pid` label
+
+
+def write_fleet_gauges(directory: Path, snapshot: Snapshot, *, updated_at: float) -> None:
+    """Replace the gauge file in `directory`. Raises OSError where the directory is gone or full."""
+    aside = directory / f"{FILE}.new"  # not *.db, so no reader takes it up
+    aside.unlink(missing_ok=True)
+    gauges = MmapedDict(str(aside))
+    try:
+        for family, values, number in _samples(snapshot, updated_at):
+            key = mmap_key(family.name, family.name, list(family.labels), values, family.help)
+            gauges.write_value(key, float(number), 0.0)
+    finally:
+        gauges.close()
+    aside.replace(directory / FILE)
+
+
+def _samples(snapshot: Snapshot, updated_at: float) -> list[tuple[families.Family, list[str], float]]:
+    backends = snapshot.backends
+    healthy = [backend for backend in backends if backend.status == "healthy"]
+    samples: list[tuple[families.Family, list[str], float]] = [
+        (families.BACKENDS, [], len(backends)),
+        (families.BACKENDS_HEALTHY, [], len(healthy)),
+        (families.MODELS_AVAILABLE, [], len({model.name for backend in healthy for model in backend.models})),
+        (families.FLEET_UPDATED, [], updated_at),
+    ]
+    for backend in backends:
+        config = backend.config
+        samples.append((families.BACKEND_UP, [backend.label], backend.status == "healthy"))
+        zone = config.zone or ("restricted" if backend.restricted else "open")
+        info = [backend.label, backend.name, config.type, config.url, zone, str(config.tier)]
+        samples.append((families.BACKEND_INFO, info, 1))
+    samples += [
+        (families.MODEL_INFO, [label, name], 1)
+        for name, label in snapshot.labels.models.items()
+        if label not in labels.RESERVED
+    ]
+    return samples

@@ -1,0 +1,76 @@
+"""`/v1/stats`: the figures of `/metrics`, from the same reading, under the names that people gave their models."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prometheus_client import Metric
+
+from nexus.fleet.records import Snapshot
+from nexus.metrics import families
+
+
+def stats(
+    metrics: Iterable[Metric], snapshot: Snapshot | None, *, uptime_s: float, pending: Mapping[str, int]
+) -> dict[str, Any]:
+    """Totals, then the same requests by backend and by model; each sum is the total."""
+    by_name = {sample_name: samples for sample_name, samples in _samples(metrics)}
+    requests = by_name.get(families.REQUESTS.name, [])
+    success = sum(int(value) for labels, value in requests if int(labels["status"][0]) < 4)
+    total = sum(int(value) for _, value in requests)
+    duration = by_name.get(f"{families.DURATION.name}_sum", [])
+    probes = by_name.get(f"{families.PROBE_LATENCY.name}_sum", [])
+    probe_counts = by_name.get(f"{families.PROBE_LATENCY.name}_count", [])
+    backends = {b.label: b.name for b in snapshot.backends} if snapshot else {}
+    names = {label: name for name, label in snapshot.labels.backends.items()} if snapshot else {}
+    models = {label: name for name, label in snapshot.labels.models.items()} if snapshot else {}
+    count_of, time_of = _by("backend", requests), _by("backend", duration)
+    probe_time, probe_count = _by("backend", probes), _by("backend", probe_counts)
+    model_count, model_time = _by("model", requests), _by("model", duration)
+    return {
+        "uptime_seconds": int(uptime_s),
+        "requests": {"total": total, "success": success, "errors": total - success},
+        "backends": [
+            {
+                "id": label,
+                "name": names.get(label, label),
+                "requests": int(count_of[label]),
+                "average_latency_ms": _average_ms(time_of[label], count_of[label]),
+                "probe_latency_ms": _average_ms(probe_time[label], probe_count[label]),
+                "pending": pending.get(label, 0),
+            }
+            for label in sorted({*backends, *count_of})
+        ],
+        "models": [
+            {
+                "name": models.get(label, label),
+                "requests": int(model_count[label]),
+                "average_duration_ms": _average_ms(model_time[label], model_count[label]),
+            }
+            for label in sorted(model_count)
+        ],
+    }
+
+
+_Samples = list[tuple[Mapping[str, str], float]]
+
+
+def _samples(metrics: Iterable[Metric]) -> Iterable[tuple[str, _Samples]]:
+    found: dict[str, _Samples] = defaultdict(list)
+    for metric in metrics:
+        for sample in metric.samples:
+            found[sample.name].append((sample.labels, sample.value))
+    return found.items()
+
+
+def _by(label: str, samples: _Samples) -> dict[str, float]:
+    sums: dict[str, float] = defaultdict(float)
+    for labels, value in samples:
+        sums[labels[label]] += value
+    return sums
+
+
+def _average_ms(seconds: float, count: float) -> float:
+    return round(seconds / count * 1000, 3) if count else 0.0

@@ -1,0 +1,71 @@
+"""The fleet as this process last saw it, ready for requests: followed at every request, rebuilt when there is a new one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nexus.backends.address import Address
+from nexus.config.records import Routing
+from nexus.fleet.records import Snapshot
+from nexus.fleet.snapshot import SnapshotReader
+from nexus.metrics import labels
+from nexus.routing.table import RouteTable
+
+log = logging.getLogger("nexus.proxy")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One snapshot with what follows from it."""
+
+    snapshot: Snapshot
+    table: RouteTable
+    addresses: dict[str, Address]
+    known_models: frozenset[str]
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> View:
+        table = RouteTable(snapshot)
+        return cls(
+            snapshot=snapshot,
+            table=table,
+            addresses={backend.name: Address.of(backend.config.url) for backend in snapshot.backends},
+            known_models=frozenset(configured_models(snapshot.config.routing)) | frozenset(table.offers),
+        )
+
+    def model_label(self, name: str) -> str:
+        """The label value of a model: assigned, `other` beyond the cap, `unknown` for what a client made up."""
+        label = self.snapshot.labels.models.get(name)
+        if label is not None:
+            return label
+        return labels.OTHER if name in self.known_models else labels.UNKNOWN
+
+
+def configured_models(routing: Routing) -> set[str]:
+    """The model names that the configuration itself speaks of."""
+    return {*routing.aliases, *routing.aliases.values(), *routing.fallbacks, *(m for c in routing.fallbacks.values() for m in c)}
+
+
+class FleetView:
+    """Follows the snapshot file."""
+
+    def __init__(self, reader: SnapshotReader | None, *, on_change: Callable[[Snapshot], None]) -> None:
+        """`on_change` is told of every new snapshot; before the first one there is no view."""
+        self._reader = reader
+        self._on_change = on_change
+        self._view: View | None = None
+
+    def current(self) -> View | None:
+        """The view to use now; None while no fleet has been seen. Costs no system call when nothing is new."""
+        if self._reader is not None and self._reader.changed():
+            snapshot = self._reader.read()
+            if snapshot is not None:
+                self._view = View.of(snapshot)
+                self._on_change(snapshot)
+        return self._view
+
+    def snapshot(self) -> Snapshot | None:
+        view = self.current()
+        return view.snapshot if view else None

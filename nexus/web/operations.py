@@ -1,0 +1,106 @@
+"""The operations paths: /metrics, /v1/stats, /health, /livez, /readyz. The health process's own port serves them too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+
+from nexus import __version__
+from nexus.fleet.records import Snapshot
+from nexus.fleet.rundir import Started
+from nexus.metrics.figures import CONTENT_TYPE, Figures
+from nexus.metrics.stats import stats
+
+_STALE_ROUNDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operations:
+    """What the operations paths look at; each is asked anew, since generation and fleet change under a process."""
+
+    figures: Callable[[], Figures]
+    snapshot: Callable[[], Snapshot | None]
+    started: Callable[[], Started]
+    health_process_alive: Callable[[], bool]
+    fleet_age_s: Callable[[], float | None]
+    role: str
+
+    def uptime_s(self) -> float:
+        return max(0.0, time.monotonic() - self.started().monotonic)
+
+
+def operations_endpoints(operations: Operations) -> Blueprint:
+    blueprint = Blueprint("operations", __name__)
+
+    @blueprint.get("/metrics")
+    def metrics() -> Response:
+        return Response(operations.figures().exposition(), content_type=CONTENT_TYPE)
+
+    @blueprint.get("/v1/stats")
+    def statistics() -> Response:
+        figures = operations.figures()
+        return jsonify(
+            stats(
+                figures.read(), operations.snapshot(), uptime_s=operations.uptime_s(), pending=figures.pending()
+            )
+        )
+
+    @blueprint.get("/health")
+    def health() -> Response:
+        return jsonify(fleet_health(operations.snapshot(), operations.uptime_s()))
+
+    @blueprint.get("/livez")
+    def live() -> Response:
+        return _probe({operations.role: (True, "it answers")})
+
+    @blueprint.get("/readyz")
+    def ready() -> Response:
+        return _probe(readiness(operations), advisory=("health_process", "fleet_fresh"))
+
+    return blueprint
+
+
+def fleet_health(snapshot: Snapshot | None, uptime_s: float) -> dict[str, Any]:
+    """The original's `/health`: healthy when all backends are, unhealthy when none is."""
+    backends = snapshot.backends if snapshot else ()
+    healthy = [backend for backend in backends if backend.status == "healthy"]
+    status = "unhealthy" if not healthy else "healthy" if len(healthy) == len(backends) else "degraded"
+    return {
+        "status": status,
+        "version": __version__,
+        "uptime_seconds": int(uptime_s),
+        "backends": {"total": len(backends), "healthy": len(healthy), "unhealthy": len(backends) - len(healthy)},
+        "models": {"total": len({model.name for backend in healthy for model in backend.models})},
+    }
+
+
+Checks = dict[str, tuple[bool, str]]
+
+
+def readiness(operations: Operations) -> Checks:
+    """What readiness looks at. A dead health process is told, but must not drain every host at once."""
+    snapshot, age_s = operations.snapshot(), operations.fleet_age_s()
+    usable = [backend.name for backend in snapshot.backends if backend.status == "healthy"] if snapshot else []
+    limit_s = _STALE_ROUNDS * snapshot.config.health_check.interval_seconds if snapshot else 0
+    fresh = age_s is not None and (age_s <= limit_s or not (snapshot and snapshot.config.health_check.enabled))
+    return {
+        "fleet_seen": (snapshot is not None, f"number {snapshot.number}" if snapshot else "no fleet was published yet"),
+        "backend_usable": (bool(usable), ", ".join(usable) or "no healthy backend"),
+        "health_process": (operations.health_process_alive(), "whether it runs"),
+        "fleet_fresh": (fresh, "never updated" if age_s is None else f"updated {age_s:.0f} s ago"),
+    }
+
+
+def _probe(checks: Checks, *, advisory: tuple[str, ...] = ()) -> Response:
+    ok = all(good for name, (good, _) in checks.items() if name not in advisory)
+    lines = ["ok" if ok else "not ready"]
+    if "verbose" in request.args:
+        lines = [
+            f"[{'+' if good else '!' if name in advisory else '-'}] {name}: {detail}"
+            for name, (good, detail) in checks.items()
+        ] + lines
+    return Response("\n".join(lines) + "\n", 200 if ok else 503, content_type="text/plain; charset=utf-8")

@@ -1,0 +1,77 @@
+"""From a WSGI environment to the engine's `Request`."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from nexus.errors import RequestFailed
+from nexus.proxy.client import ClientGone, Request, watchable
+
+_PIECE = 64 * 1024
+
+
+def request_from(environ: dict[str, Any], *, received: float, client_timeout_s: float) -> Request:
+    """The request of a WSGI call. Where the server shows us the client's socket, it gets a time limit and is watched."""
+    sock = environ.get("gunicorn.socket")
+    if isinstance(sock, socket.socket):
+        sock.settimeout(client_timeout_s)
+    return Request(
+        method=environ["REQUEST_METHOD"],
+        headers=list(_headers(environ)),
+        body=lambda limit: read_body(environ, limit),
+        received=received,
+        connection=watchable(sock),
+    )
+
+
+def release(environ: dict[str, Any]) -> None:
+    """Give the client's socket back to the server as it was: idle connections follow the server's own limits."""
+    sock = environ.get("gunicorn.socket")
+    if isinstance(sock, socket.socket) and sock.fileno() >= 0:
+        sock.settimeout(None)
+
+
+def _headers(environ: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in environ.items():
+        if key.startswith("HTTP_"):
+            yield key[5:].replace("_", "-").lower(), value
+    for key, name in (("CONTENT_TYPE", "content-type"), ("CONTENT_LENGTH", "content-length")):
+        if environ.get(key):
+            yield name, environ[key]
+
+
+def read_body(environ: dict[str, Any], limit: int) -> bytes:
+    """The whole body, at most `limit` bytes. Raises `RequestFailed` for one too large, too slow or cut short."""
+    stream = environ["wsgi.input"]
+    given = environ.get("CONTENT_LENGTH") or ""
+    expected = int(given) if given.isdigit() else None
+    if expected is not None and expected > limit:
+        raise RequestFailed("body_too_large", f"The body is {expected} bytes; at most {limit} are taken.")
+    if expected is None and not environ.get("wsgi.input_terminated"):
+        return b""  # without a length and without a server that marks the end, there is no body (PEP 3333)
+    try:
+        if expected is not None:
+            body = stream.read(expected) if expected else b""
+        else:
+            body = _read_to_end(stream, limit)
+    except TimeoutError as error:
+        raise RequestFailed("body_too_slow", "The body did not arrive in time.") from error
+    except ConnectionError as error:
+        raise ClientGone from error
+    except OSError as error:
+        raise RequestFailed("body_cut_short", f"The body cannot be read: {error}.") from error
+    if expected is not None and len(body) < expected:
+        raise RequestFailed("body_cut_short", f"The body ended after {len(body)} of {expected} bytes.")
+    return bytes(body)
+
+
+def _read_to_end(stream: Any, limit: int) -> bytes:
+    pieces, size = [], 0
+    while piece := stream.read(_PIECE):
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            raise RequestFailed("body_too_large", f"The body is over {limit} bytes.")
+    return b"".join(pieces)

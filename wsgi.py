@@ -1,0 +1,5 @@
+"""The WSGI application, for any server: `gunicorn wsgi:app` (with gunicorn.conf.py), `waitress-serve wsgi:app`."""
+
+from nexus.app import create_app
+
+app = create_app()
