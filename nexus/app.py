@@ -47,9 +47,7 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
 
     fleet = FleetView(_snapshot_reader(run_dir.path), on_change=_follow_settings)
     engine = Engine(fleet=fleet, recorder=recorder, load=seat.table, environ=environ)
-    figures = Figures(
-        seat, store.registry, snapshot=fleet.snapshot, health_process_alive=run_dir.health_process_alive
-    )
+    figures = Figures(seat, store.registry, snapshot=fleet.snapshot, health_process_alive=run_dir.health_process_alive)
     started = seat.started() or Started(at=time.time(), monotonic=time.monotonic())
 
     app = Flask("nexus", static_folder=None)
@@ -108,5 +106,3 @@ def file_age_s(path: Path) -> float | None:
 
 def _name(seat: Seat) -> str | None:
     return seat.generation.name if seat.generation else None
-
-

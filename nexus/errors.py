@@ -44,6 +44,7 @@ def _rows(*faults: Fault) -> dict[str, Fault]:
     return {fault.name: fault for fault in faults}
 
 
+# fmt: off
 _CLIENT = _rows(
     Fault(name="invalid_json", status=400, error_type="parse_error", meaning="The body is not JSON."),
     Fault(name="invalid_request", status=400, error_type="invalid_request", meaning="The body lacks a field or has a wrong one."),
@@ -86,6 +87,7 @@ _WITHIN_A_STREAM = _rows(
 _OURS = _rows(
     Fault(name="internal", status=500, error_type="other", blame=Blame.GATEWAY, meaning="A defect in the gateway; its log has the trace."),
 )
+# fmt: on
 
 FAULTS: dict[str, Fault] = _CLIENT | _ROUTING | _BEFORE_THE_ANSWER | _WITHIN_A_STREAM | _OURS
 

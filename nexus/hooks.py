@@ -31,10 +31,10 @@ def on_starting(server: Any) -> None:
         server.nexus_claim = run_dir.claim(f"the gateway at {where} (pid {os.getpid()})")
         server.nexus_generation = run_dir.new_generation()
     except (ConfigError, RunDirectoryError) as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         sys.exit(2)
     except OSError as error:
-        print(f"The run directory cannot be used ({error}); name another in $NEXUS_RUN_DIR.", file=sys.stderr)
+        sys.stderr.write(f"The run directory cannot be used ({error}); name another in $NEXUS_RUN_DIR.\n")
         sys.exit(2)
     log.info("gateway starting", extra={"pid": os.getpid(), "run_dir": run_dir.path})
 

@@ -10,7 +10,9 @@ import click
 from nexus import __version__
 from nexus.config.loading import ConfigError
 
-_CONFIG = click.option("-c", "--config", "config", metavar="FILE", help="Configuration file [nexus.toml, if there is one].")
+_CONFIG = click.option(
+    "-c", "--config", "config", metavar="FILE", help="Configuration file [nexus.toml, if there is one]."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,7 +53,9 @@ def config_check(file: str | None, config: str | None) -> None:
 
 
 @config_group.command("init")
-@click.option("-o", "--output", default="nexus.toml", show_default=True, metavar="FILE", help="Where to write; - prints.")
+@click.option(
+    "-o", "--output", default="nexus.toml", show_default=True, metavar="FILE", help="Where to write; - prints."
+)
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def config_init(output: str, force: bool) -> None:
     """Write a commented configuration with every key and its default."""
@@ -71,14 +75,24 @@ def config_init(output: str, force: bool) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=0, show_default=True, help="0 takes a free one, and prints it.")
 @click.option("--name", default="demo", show_default=True, help="Shown as the owner of its models.")
-@click.option("--model", "models", multiple=True, default=("demo-small",), show_default=True, help="May be given again.")
+@click.option(
+    "--model", "models", multiple=True, default=("demo-small",), show_default=True, help="May be given again."
+)
 @click.option("--pace", default=40.0, show_default=True, help="Events a second in streams; 0 for no pause.")
 @click.option("--length", default=40, show_default=True, help="Words of an answer.")
 @click.option("--usage", default="asked", type=click.Choice(["asked", "always", "never"]), show_default=True)
 @click.option("--seed", default=0, show_default=True, help="The same seed says and does the same.")
 @click.option("--fault", default="", metavar="SPEC", help="Such as status=503,rate=0.3; also the header x-demo-fault.")
 def demo_backend(
-    host: str, port: int, name: str, models: tuple[str, ...], pace: float, length: int, usage: str, seed: int, fault: str
+    host: str,
+    port: int,
+    name: str,
+    models: tuple[str, ...],
+    pace: float,
+    length: int,
+    usage: str,
+    seed: int,
+    fault: str,
 ) -> None:
     """Run a small OpenAI-compatible backend that makes up text, and misbehaves on request."""
     from nexus.cli.demo import run_demo

@@ -25,7 +25,7 @@ from nexus.fleet.rundir import RunDirectory, RunDirectoryError
 
 log = logging.getLogger("nexus.serve")
 
-_DEMO_MODELS = ("demo-small", "demo-large")
+_DEMO_FLEET = {"demo-1": ("demo-small", "demo-large"), "demo-2": ("demo-small",)}
 _BEYOND_GRACE_S = 10.0
 """gunicorn ends its workers within the grace; this is for gunicorn itself."""
 
@@ -105,24 +105,24 @@ def _try_port(host: str, port: int, key: str) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise ConfigError([f"{host}:{port} cannot be listened on ({error.strerror}); name another with {key}."]) from error
+        raise ConfigError(
+            [f"{host}:{port} cannot be listened on ({error.strerror}); name another with {key}."]
+        ) from error
 
 
 def _start_demo_fleet(run_dir: RunDirectory, environ: dict[str, str]) -> list[Child]:
     """Two demo backends, and a configuration that names them; `environ` is changed to point at it."""
     demos, lines = [], []
-    for number in (1, 2):
-        name = f"demo-{number}"
-        models = [word for model in _DEMO_MODELS[: 3 - number] for word in ("--model", model)]
-        command = ["-m", "nexus", "demo-backend", "--name", name, "--seed", str(number), *models]
-        child = Child(name, command, environ, capture=True)
-        demos.append(child)
+    for name, models in _DEMO_FLEET.items():
+        options = [word for model in models for word in ("--model", model)]
+        demos.append(Child(name, ["-m", "nexus", "demo-backend", "--name", name, *options], environ, capture=True))
+    for child in demos:
         assert child.process.stdout is not None
         address = child.process.stdout.readline().strip()
         if not address:
-            raise ConfigError([f"The demo backend {name} did not start."])
+            raise ConfigError([f"The demo backend {child.name} did not start."])
         child.pin(*listen_address(address.removeprefix("http://")))
-        lines.append(f'[[backends]]\nname = "{name}"\nurl = "{address}"\ntype = "vllm"\n')
+        lines.append(f'[[backends]]\nname = "{child.name}"\nurl = "{address}"\ntype = "vllm"\n')
     file = run_dir.path / "demo.toml"
     file.write_text("\n".join(lines))
     environ["NEXUS_CONFIG"] = str(file.absolute())
@@ -215,7 +215,9 @@ def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool) -> None:
     server, listen = loaded.config.server, loaded.config.health_check.listen
     host = _reachable(server)
     base = f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
-    backends = "two demo backends that make up text" if demo else f"{len(loaded.config.backends)} backends from {loaded.path}"
+    backends = (
+        "two demo backends that make up text" if demo else f"{len(loaded.config.backends)} backends from {loaded.path}"
+    )
     model = "demo-small" if demo else "YOUR-MODEL"
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     hint = "no nexus.toml and no backend given; `nexus config init` writes one" if demo else None
@@ -226,7 +228,9 @@ def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool) -> None:
         "",
         f"    endpoint   {base}/v1        (listens on {server.host}, without authentication)",
         f"    figures    {base}/metrics   {base}/v1/stats",
-        f"    operations http://{listen}/metrics, also when every worker is busy" if listen != "off" else "    operations port off",
+        f"    operations http://{listen}/metrics, also when every worker is busy"
+        if listen != "off"
+        else "    operations port off",
         f"    state      {run_dir.path}",
         "",
         "  Try it:",
@@ -237,4 +241,3 @@ def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool) -> None:
         "",
     ]
     click.echo("\n".join(lines))
-

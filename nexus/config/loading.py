@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import inspect as shapes
 
-from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, NOT_YET, Config, Section
+from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, NOT_YET, Config
 
 ALIAS_DEPTH = 3
 DEFAULT_FILE = "nexus.toml"
@@ -113,7 +113,7 @@ class _Checker:
         self.origins = origins
         self.problems: list[str] = []
 
-    def section(self, data: Any, record: type[Section], path: tuple[str, ...]) -> dict[str, Any]:
+    def section(self, data: Any, record: type[msgspec.Struct], path: tuple[str, ...]) -> dict[str, Any]:
         if not isinstance(data, dict):
             self._wrong(path, data, "a table")
             return {}
@@ -290,7 +290,11 @@ def _warnings(config: Config, source: str, in_file: frozenset[str]) -> list[str]
         warnings.append(f"{source}: accepted, but not built yet: {', '.join(missing)}.")
     left_out = [f"{backend.name} ({backend.type})" for backend in config.backends if backend.type in NOT_SPOKEN]
     if left_out:
-        warnings.append(f"{source}: these backends are left out, their protocol is not spoken yet: {', '.join(left_out)}.")
+        warnings.append(
+            f"{source}: these backends are left out, their protocol is not spoken yet: {', '.join(left_out)}."
+        )
     if config.logging.enable_content_logging:
-        warnings.append(f"{source}: [logging] enable_content_logging has no effect: prompts and answers are never logged.")
+        warnings.append(
+            f"{source}: [logging] enable_content_logging has no effect: prompts and answers are never logged."
+        )
     return warnings

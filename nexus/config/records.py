@@ -107,9 +107,9 @@ class Budget(Section, frozen=True):
 
     monthly_limit_usd: Annotated[float, Meta(ge=0), _doc("Limit per calendar month in US dollars.")] | None = None
     soft_limit_percent: Annotated[float, Meta(ge=0, le=100), _doc("Share of the limit that warns.")] = 75.0
-    hard_limit_action: Annotated[
-        Literal["warn", "block_cloud", "block_all"], _doc("What happens at the limit.")
-    ] = "warn"
+    hard_limit_action: Annotated[Literal["warn", "block_cloud", "block_all"], _doc("What happens at the limit.")] = (
+        "warn"
+    )
     reconciliation_interval_secs: Annotated[Seconds, _doc("Time between two reconciliations.")] = 60.0
 
 
@@ -124,9 +124,9 @@ class Routing(Section, frozen=True):
     aliases: Annotated[dict[str, str], _doc("Other names for models; resolved up to three deep.")] = msgspec.field(
         default_factory=dict
     )
-    fallbacks: Annotated[
-        dict[str, list[str]], _doc("Models tried in order when a model has no usable backend.")
-    ] = msgspec.field(default_factory=dict)
+    fallbacks: Annotated[dict[str, list[str]], _doc("Models tried in order when a model has no usable backend.")] = (
+        msgspec.field(default_factory=dict)
+    )
     policies: list[Policy] | dict[str, Policy] = msgspec.field(default_factory=list)
     budget: Budget = Budget()
 
@@ -138,22 +138,24 @@ class BackendConfig(Section, frozen=True):
     url: Annotated[str, _doc("Base address, http:// or https://; a trailing /v1 is understood.")]
     type: Annotated[BackendType, _doc("What kind of server it is.")] = "generic"
     priority: Annotated[int, Meta(ge=0, le=100), _doc("Lower is preferred.")] = 50
-    api_key_env: Annotated[
-        str, Meta(min_length=1), _doc("Environment variable that holds the key sent to this backend.")
-    ] | None = None
+    api_key_env: (
+        Annotated[str, Meta(min_length=1), _doc("Environment variable that holds the key sent to this backend.")] | None
+    ) = None
     zone: Annotated[Zone, _doc("Privacy zone; unset: restricted for local kinds, open for cloud ones.")] | None = None
     tier: Annotated[int, Meta(ge=1, le=5), _doc("Capability tier.")] = 1
     max_concurrent: Annotated[Count, _doc("Requests in flight that it takes; unset: no limit.")] | None = None
-    forward_authorization: Annotated[
-        bool, _doc("Pass the client's Authorization on; unset: only for kind openai without api_key_env.")
-    ] | None = None
+    forward_authorization: (
+        Annotated[bool, _doc("Pass the client's Authorization on; unset: only for kind openai without api_key_env.")]
+        | None
+    ) = None
     connect_timeout_seconds: Annotated[Seconds, _doc("Limit for reaching the backend.")] = 5.0
-    first_byte_timeout_seconds: Annotated[
-        Seconds, _doc("Limit for the first byte of its answer; unset: [server] request_timeout_seconds.")
-    ] | None = None
-    idle_timeout_seconds: Annotated[
-        Seconds, _doc("Longest silence within an answer; unset: [server] request_timeout_seconds.")
-    ] | None = None
+    first_byte_timeout_seconds: (
+        Annotated[Seconds, _doc("Limit for the first byte of its answer; unset: [server] request_timeout_seconds.")]
+        | None
+    ) = None
+    idle_timeout_seconds: (
+        Annotated[Seconds, _doc("Longest silence within an answer; unset: [server] request_timeout_seconds.")] | None
+    ) = None
     keepalive_seconds: Annotated[Seconds, _doc("How long an idle connection to it is kept for reuse.")] = 3.5
 
 

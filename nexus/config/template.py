@@ -52,10 +52,16 @@ def _keys(record: type[Section], path: tuple[str, ...], mark: str) -> Iterator[s
         if (isinstance(hint, type) and issubclass(hint, Section)) or ".".join((*path, name)) in NOT_YET:
             continue
         variables = [variable for variable, place in ENVIRONMENT.items() if place == (path[-1], name)]
-        note = documentation(hint) + f" Takes {describe(hint)}." + "".join(f" Also ${variable}." for variable in variables)
+        note = (
+            documentation(hint) + f" Takes {describe(hint)}." + "".join(f" Also ${variable}." for variable in variables)
+        )
         yield from (f"# {line}" for line in textwrap.wrap(note, _WIDTH))
         default = default_of(defaults[name])
-        yield f"{mark}{name} = {toml(default)}" if default is not msgspec.NODEFAULT and default is not None else f"# {name} ="
+        yield (
+            f"{mark}{name} = {toml(default)}"
+            if default is not msgspec.NODEFAULT and default is not None
+            else f"# {name} ="
+        )
 
 
 def default_of(field: Any) -> Any:

@@ -60,7 +60,9 @@ class Reply:
         """The role, each word, the finish, and the usage where it was asked for."""
         kind = "chat.completion.chunk" if self.chat else "text_completion"
         if self.chat:
-            yield self._frame(kind, [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
+            yield self._frame(
+                kind, [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
+            )
         for word in self.words:
             said = {"delta": {"content": word}} if self.chat else {"text": word}
             yield self._frame(kind, [{"index": 0, **said, "finish_reason": None}])
@@ -103,11 +105,19 @@ def model_list(models: list[str], owner: str) -> dict[str, Any]:
 
 
 def ollama_tags(models: list[str]) -> dict[str, Any]:
-    return {"models": [{"name": name, "model": name, "size": 1, "digest": hashlib.sha256(name.encode()).hexdigest()} for name in models]}
+    return {
+        "models": [
+            {"name": name, "model": name, "size": 1, "digest": hashlib.sha256(name.encode()).hexdigest()}
+            for name in models
+        ]
+    }
 
 
 def ollama_show(_name: str) -> dict[str, Any]:
-    return {"capabilities": ["completion", "tools"], "model_info": {"general.architecture": "demo", "demo.context_length": 32768}}
+    return {
+        "capabilities": ["completion", "tools"],
+        "model_info": {"general.architecture": "demo", "demo.context_length": 32768},
+    }
 
 
 def error(message: str, *, code: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,8 @@ class FaultSpec:
     @classmethod
     def parse(cls, text: str) -> FaultSpec:
         """Read `name=value,name`; ValueError with a sentence for what it does not know."""
-        kinds = {field.name: type(field.default) for field in fields(cls)}
-        values: dict[str, float | int | bool] = {}
+        kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}
+        values: dict[str, Any] = {}
         for item in filter(None, (part.strip() for part in text.split(","))):
             name, _, value = item.partition("=")
             if name not in kinds:
@@ -39,7 +40,7 @@ class FaultSpec:
                 values[name] = value.lower() not in ("0", "false") if kinds[name] is bool else kinds[name](value)
             except ValueError:
                 raise ValueError(f"The fault {name} takes a number, not {value!r}.") from None
-        return cls(**values)  # type: ignore[arg-type]
+        return cls(**values)
 
 
 WELL = FaultSpec()

@@ -83,7 +83,7 @@ class DemoBackend:
         return server
 
     def tally(self) -> dict[str, Any]:
-        """Counts of proxied requests by path, model and status (`cut` for what was broken off), and those in progress."""
+        """Counts of proxied requests by path, model and status (`cut`: broken off by us, `gone`: by the caller)."""
         return {
             "requests": dict(self.requests),
             "models": dict(self.models),
@@ -160,9 +160,7 @@ class DemoBackend:
         usage = not fault.no_usage
         if path == "/v1/embeddings":
             return self._whole(sock, answers.embeddings(body, usage=usage), fault)
-        reply = answers.Reply(
-            body, chat=path.startswith("/v1/chat"), rng=self._rng, length=self.manner.length
-        )
+        reply = answers.Reply(body, chat=path.startswith("/v1/chat"), rng=self._rng, length=self.manner.length)
         if body.get("stream") is True:
             reply.usage_asked = {"always": True, "never": False}.get(self.manner.usage, reply.usage_asked)
             return self._stream(sock, reply, fault, usage=usage)
@@ -186,7 +184,9 @@ class DemoBackend:
     def _whole(self, sock: socket.socket, answer: dict[str, Any], fault: FaultSpec) -> bool:
         if fault.break_after >= 0:
             content = json.dumps(answer).encode()
-            sock.sendall(_head(200, "application/json", f"content-length: {len(content)}") + content[: len(content) // 2])
+            sock.sendall(
+                _head(200, "application/json", f"content-length: {len(content)}") + content[: len(content) // 2]
+            )
             self.statuses["cut"] += 1
             return False
         _respond(sock, 200, answer)
@@ -194,7 +194,9 @@ class DemoBackend:
         return True
 
     def _stream(self, sock: socket.socket, reply: answers.Reply, fault: FaultSpec, *, usage: bool) -> bool:
-        sock.sendall(_head(200, "text/event-stream; charset=utf-8", "transfer-encoding: chunked", "cache-control: no-cache"))
+        sock.sendall(
+            _head(200, "text/event-stream; charset=utf-8", "transfer-encoding: chunked", "cache-control: no-cache")
+        )
         pause = 1 / self.manner.pace if self.manner.pace > 0 else 0
         for sent, event in enumerate(reply.events(usage=usage)):
             if sent == fault.break_after:
@@ -205,7 +207,9 @@ class DemoBackend:
                 _wait(sock, 3600)
                 return False
             if sent == fault.error_after:
-                _chunk(sock, _event(answers.error("the stream fails as asked", code="demo_fault")) + b"data: [DONE]\n\n")
+                _chunk(
+                    sock, _event(answers.error("the stream fails as asked", code="demo_fault")) + b"data: [DONE]\n\n"
+                )
                 sock.sendall(b"0\r\n\r\n")
                 self.statuses["cut"] += 1
                 return True

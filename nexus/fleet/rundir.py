@@ -1,17 +1,17 @@
 """The run directory: one per gateway, owned by it, the place through which all its processes speak.
 
-    <run_dir>/
-      format               version of this layout
-      gateway.lock         held by the gateway's first process; says who that is
-      health.lock          held by the health process
-      fleet.json           the fleet snapshot, replaced whole     (see snapshot.py)
-      fleet.number         8 shared bytes that tell of a new one
-      current              → generations/<id>, moved atomically
-      generations/<id>/    one start of the gateway
-        started.json       when that was
-        slots              a locked byte for each process         (see seat.py)
-        load               requests in flight                     (see load.py)
-        metrics/           prometheus_client's files, by slot
+<run_dir>/
+  format               version of this layout
+  gateway.lock         held by the gateway's first process; says who that is
+  health.lock          held by the health process
+  fleet.json           the fleet snapshot, replaced whole     (see snapshot.py)
+  fleet.number         8 shared bytes that tell of a new one
+  current              → generations/<id>, moved atomically
+  generations/<id>/    one start of the gateway
+    started.json       when that was
+    slots              a locked byte for each process         (see seat.py)
+    load               requests in flight                     (see load.py)
+    metrics/           prometheus_client's files, by slot
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class RunDirectory:
         if found != FORMAT:
             if found and any(generation.held() for generation in self.generations()):
                 raise RunDirectoryError(
-                    f"The run directory {self.path} is in use by another version of Nexus (format {found}); stop that first."
+                    f"The run directory {self.path} is in use by another version of Nexus; stop that first."
                 )
             for stale in (self.path / "fleet.json", self.path / "fleet.number"):
                 stale.unlink(missing_ok=True)

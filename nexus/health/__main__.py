@@ -21,7 +21,9 @@ from nexus.supervised import end_with_parent  # noqa: E402
 def main() -> None:
     """Run until TERM or INT. Exit status 2 where the configuration or the run directory cannot be used."""
     parser = argparse.ArgumentParser(prog="nexus-health", description=__doc__)
-    parser.add_argument("-c", "--config", metavar="FILE", help="configuration file (default: $NEXUS_CONFIG, nexus.toml)")
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", help="configuration file (default: $NEXUS_CONFIG, nexus.toml)"
+    )
     arguments = parser.parse_args()
     end_with_parent()
     try:
@@ -35,7 +37,7 @@ def main() -> None:
             sys.exit(f"Another health process serves {run_dir.path} ({lock.read_note()}); stop that one first.")
         lock.write_note(f"pid {os.getpid()}")
     except (ConfigError, RunDirectoryError) as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         sys.exit(2)
     for warning in loaded.warnings:
         logging.getLogger("nexus.config").warning(warning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import ssl
 import time
@@ -72,7 +73,7 @@ class Prober:
             if answer.status_code != 200:
                 raise BadAnswer(f"{path} answered {answer.status_code}")
             try:
-                return requests.compat.json.loads(content)
+                return json.loads(content)
             except ValueError as error:
                 raise BadAnswer(f"{path} answered what is not JSON") from error
 

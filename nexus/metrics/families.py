@@ -69,9 +69,7 @@ TOKENS_USED = Family(
     buckets=TOKENS,
     help="Tokens of requests whose usage is known, by type (prompt, completion).",
 )
-BACKENDS = Family(
-    name="nexus_backends_total", kind="gauge", source="health", help="Backends registered."
-)
+BACKENDS = Family(name="nexus_backends_total", kind="gauge", source="health", help="Backends registered.")
 BACKENDS_HEALTHY = Family(
     name="nexus_backends_healthy", kind="gauge", source="health", help="Backends whose status is healthy."
 )

@@ -18,7 +18,7 @@ _FORBIDDEN = re.compile(r"[^A-Za-z0-9_]")
 
 
 def sanitize(name: str) -> str:
-    """A name as a label value: every character outside `[A-Za-z0-9_]` becomes `_`, a leading digit gets one before it."""
+    """A name as a label value: what is outside `[A-Za-z0-9_]` becomes `_`, and a leading digit gets one before it."""
     value = _FORBIDDEN.sub("_", name)
     return f"_{value}" if value[:1].isdigit() else value
 

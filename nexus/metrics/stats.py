@@ -16,7 +16,7 @@ def stats(
     metrics: Iterable[Metric], snapshot: Snapshot | None, *, uptime_s: float, pending: Mapping[str, int]
 ) -> dict[str, Any]:
     """Totals, then the same requests by backend and by model; each sum is the total."""
-    by_name = {sample_name: samples for sample_name, samples in _samples(metrics)}
+    by_name = _samples(metrics)
     requests = by_name.get(families.REQUESTS.name, [])
     success = sum(int(value) for labels, value in requests if int(labels["status"][0]) < 4)
     total = sum(int(value) for _, value in requests)
@@ -57,12 +57,12 @@ def stats(
 _Samples = list[tuple[Mapping[str, str], float]]
 
 
-def _samples(metrics: Iterable[Metric]) -> Iterable[tuple[str, _Samples]]:
+def _samples(metrics: Iterable[Metric]) -> dict[str, _Samples]:
     found: dict[str, _Samples] = defaultdict(list)
     for metric in metrics:
         for sample in metric.samples:
             found[sample.name].append((sample.labels, sample.value))
-    return found.items()
+    return found
 
 
 def _by(label: str, samples: _Samples) -> dict[str, float]:

@@ -125,7 +125,9 @@ class Attempt:
         except TimeoutError as error:
             raise RequestFailed(fault, f"Backend {name} did not answer in time.") from error
         except MalformedAnswer as error:
-            raise RequestFailed("malformed_answer", f"Backend {name} gave an answer that cannot be trusted: {error}.") from error
+            raise RequestFailed(
+                "malformed_answer", f"Backend {name} gave an answer that cannot be trusted: {error}."
+            ) from error
         except ConnectionError:
             raise
         except OSError as error:

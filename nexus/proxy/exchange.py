@@ -29,7 +29,7 @@ _SHOWN_NAME = 200
 
 
 class Exchange:
-    """Serves one request through `answer()`; `finish()` is called by whichever end comes first, and only counts once."""
+    """Serves one request through `answer()`. Whichever end comes first calls `finish()`, and only that call counts."""
 
     def __init__(self, engine: Engine, request: Request, endpoint: Endpoint) -> None:
         self.engine = engine
@@ -72,7 +72,9 @@ class Exchange:
         request = self.request
         if request.method != "POST":
             raise RequestFailed(
-                "method_not_allowed", f"{self.endpoint.path} takes POST, not {request.method}.", headers={"allow": "POST"}
+                "method_not_allowed",
+                f"{self.endpoint.path} takes POST, not {request.method}.",
+                headers={"allow": "POST"},
             )
         media_type = (request.header("content-type") or "application/json").partition(";")[0].strip().lower()
         if media_type != "application/json":
@@ -128,7 +130,12 @@ class Exchange:
                 failure = failed
                 log.warning(
                     "attempt failed",
-                    extra={"id": self.request_id, "backend": choice.backend.name, "fault": failed.fault.name, "why": failed.message},
+                    extra={
+                        "id": self.request_id,
+                        "backend": choice.backend.name,
+                        "fault": failed.fault.name,
+                        "why": failed.message,
+                    },
                 )
             view = self.view = self.engine.view()
         assert failure is not None

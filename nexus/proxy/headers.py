@@ -16,8 +16,24 @@ HOP_BY_HOP = frozenset(
 )  # fmt: skip
 """RFC 9110, section 7.6.1, and what older software sends."""
 
-_NOT_SENT_ON = HOP_BY_HOP | {"host", "content-length", "accept-encoding", "authorization", "expect", "cookie", "x-request-id"}
-_NOT_GIVEN_BACK = HOP_BY_HOP | {"content-length", "server", "date", "set-cookie", "alt-svc", "strict-transport-security", "x-request-id"}
+_NOT_SENT_ON = HOP_BY_HOP | {
+    "host",
+    "content-length",
+    "accept-encoding",
+    "authorization",
+    "expect",
+    "cookie",
+    "x-request-id",
+}
+_NOT_GIVEN_BACK = HOP_BY_HOP | {
+    "content-length",
+    "server",
+    "date",
+    "set-cookie",
+    "alt-svc",
+    "strict-transport-security",
+    "x-request-id",
+}
 _SAFE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SAFE_VALUE = re.compile(r"[ \t\x21-\x7e\x80-\xff]*")
 

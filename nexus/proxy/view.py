@@ -1,4 +1,4 @@
-"""The fleet as this process last saw it, ready for requests: followed at every request, rebuilt when there is a new one."""
+"""The fleet as this process last saw it, ready for requests; a new snapshot is taken up at the next request."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class View:
 
 def configured_models(routing: Routing) -> set[str]:
     """The model names that the configuration itself speaks of."""
-    return {*routing.aliases, *routing.aliases.values(), *routing.fallbacks, *(m for c in routing.fallbacks.values() for m in c)}
+    stand_ins = {model for chain in routing.fallbacks.values() for model in chain}
+    return {*routing.aliases, *routing.aliases.values(), *routing.fallbacks, *stand_ins}
 
 
 class FleetView:

@@ -61,9 +61,7 @@ def choose(
     raise no_route(table, model, needs)
 
 
-def _reason(
-    offer: Offer, table: RouteTable, asked: str, served: str, *, tried: Tried, needs: Requirements
-) -> Reason:
+def _reason(offer: Offer, table: RouteTable, asked: str, served: str, *, tried: Tried, needs: Requirements) -> Reason:
     if tried or served != asked:
         return "failover"
     preferred = min(o.backend.config.priority for o in table.healthy[served] if o.meets(needs))
@@ -103,7 +101,9 @@ def no_route(table: RouteTable, model: str, needs: Requirements) -> RequestFaile
         )
     if len(chain) > 1:
         return RequestFailed(
-            "fallback_exhausted", f"No backend serves {model!r} nor its fallbacks {', '.join(chain[1:])}.", param="model"
+            "fallback_exhausted",
+            f"No backend serves {model!r} nor its fallbacks {', '.join(chain[1:])}.",
+            param="model",
         )
     if model in table.offers:
         return RequestFailed(
@@ -122,7 +122,9 @@ def no_route(table: RouteTable, model: str, needs: Requirements) -> RequestFaile
 
 
 def _wants(needs: Requirements) -> str:
-    wants = [word for word, on in (("vision", needs.vision), ("tools", needs.tools), ("JSON mode", needs.json_mode)) if on]
+    wants = [
+        word for word, on in (("vision", needs.vision), ("tools", needs.tools), ("JSON mode", needs.json_mode)) if on
+    ]
     return ", ".join([*wants, f"a context of {needs.context} tokens"])
 
 

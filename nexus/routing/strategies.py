@@ -13,7 +13,8 @@ from nexus.routing.table import Offer
 class Circumstances:
     """What a pick depends on beside the offers.
 
-    `load` gives a backend column's requests in flight; `turn` counts picks, for fairness; `chance` in [0, 1) settles ties.
+    `load` gives a backend column's requests in flight; `turn` counts picks, for fairness; `chance` in [0, 1) settles
+    ties.
     """
 
     load: Callable[[int], int]

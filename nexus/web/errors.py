@@ -28,4 +28,4 @@ def register_errors(app: Flask, *, rejected: Callable[[str], None]) -> None:
             response.headers["allow"] = ", ".join(sorted(error.valid_methods))
         return response
 
-    app.register_error_handler(HTTPException, refuse)  # type: ignore[type-var]
+    app.register_error_handler(HTTPException, refuse)

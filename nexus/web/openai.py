@@ -21,9 +21,7 @@ def openai_endpoints(engine: Engine, *, client_timeout_s: float) -> Blueprint:
     blueprint = Blueprint("openai", __name__)
     for endpoint in ENDPOINTS:
         view = _proxied(engine, endpoint, client_timeout_s)
-        blueprint.add_url_rule(
-            endpoint.path, endpoint.name, view, methods=_ANY_METHOD, provide_automatic_options=False
-        )
+        blueprint.add_url_rule(endpoint.path, endpoint.name, view, methods=_ANY_METHOD, provide_automatic_options=False)
 
     @blueprint.get("/v1/models")
     def models() -> Response:

@@ -1,4 +1,4 @@
-"""The operations paths: /metrics, /v1/stats, /health, /livez, /readyz. The health process's own port serves them too."""
+"""The operations paths: /metrics, /v1/stats, /health, /livez, /readyz; the health process's port has them too."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def operations_endpoints(operations: Operations) -> Blueprint:
     def statistics() -> Response:
         figures = operations.figures()
         return jsonify(
-            stats(
-                figures.read(), operations.snapshot(), uptime_s=operations.uptime_s(), pending=figures.pending()
-            )
+            stats(figures.read(), operations.snapshot(), uptime_s=operations.uptime_s(), pending=figures.pending())
         )
 
     @blueprint.get("/health")

@@ -13,7 +13,7 @@ _PIECE = 64 * 1024
 
 
 def request_from(environ: dict[str, Any], *, received: float, client_timeout_s: float) -> Request:
-    """The request of a WSGI call. Where the server shows us the client's socket, it gets a time limit and is watched."""
+    """The request of a WSGI call. A client's socket that the server shows us gets a time limit and is watched."""
     sock = environ.get("gunicorn.socket")
     if isinstance(sock, socket.socket):
         sock.settimeout(client_timeout_s)

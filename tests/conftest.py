@@ -1,0 +1,27 @@
+"""Fixtures that all tests may use."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import Demo, Gateway, backend_toml
+
+
+@pytest.fixture(scope="module")
+def module_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("module")
+
+
+@pytest.fixture(scope="module")
+def demo(module_dir: Path) -> Iterator[Demo]:
+    """A demo backend without pauses, for the tests of one module."""
+    with Demo(module_dir, name="demo-a", models=["demo-small", "demo-large"], pace=0) as demo:
+        yield demo
+
+
+@pytest.fixture(scope="module")
+def gateway(module_dir: Path, demo: Demo) -> Iterator[Gateway]:
+    """A gateway with two workers in front of `demo`, for the tests of one module."""
+    with Gateway(module_dir, backend_toml(demo)) as gateway:
+        yield gateway

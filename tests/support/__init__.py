@@ -1,0 +1,1 @@
+"""What the tests share: real processes on loopback, figures read from real scrapes, polling with deadlines."""

@@ -1,0 +1,202 @@
+"""Real processes on loopback, each ended by its own id."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from tests.support.figures import Scrape, scrape
+from tests.support.polling import until
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def clean_environ(**more: str) -> dict[str, str]:
+    """This process's environment without what would steer a gateway."""
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("NEXUS_", "PROMETHEUS_")) and k != "RUNTIME_DIRECTORY"
+    }
+    return {**kept, "PYTHONWARNINGS": "default", **more}
+
+
+class Process:
+    """A child in a group of its own, its output in a file."""
+
+    def __init__(
+        self, command: list[str], *, log: Path, environ: dict[str, str] | None = None, cwd: Path = ROOT
+    ) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self.child = subprocess.Popen(
+                command, cwd=cwd, env=environ or clean_environ(), stdout=output, stderr=output, process_group=0
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.child.pid
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def send(self, number: int) -> None:
+        self.child.send_signal(number)
+
+    def stop(self, *, within_s: float = 20.0, number: int = signal.SIGTERM) -> int:
+        """End it and give its exit status."""
+        if self.child.poll() is None:
+            self.child.send_signal(number)
+        try:
+            return self.child.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+            raise AssertionError(f"did not end within {within_s} s:\n{self.output()[-3000:]}") from None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def get_json(url: str, *, body: bytes | None = None) -> Any:
+    with urllib.request.urlopen(url, data=body, timeout=10) as answer:
+        return json.load(answer)
+
+
+class Demo(Process):
+    """A demo backend as a process."""
+
+    def __init__(self, directory: Path, *, name: str = "demo", port: int = 0, **options: Any) -> None:
+        models = options.pop("models", ["demo-small"])
+        words = [word for model in models for word in ("--model", model)]
+        words += [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        self.name = name
+        log = directory / f"{name.replace(chr(47), chr(45))}.log"
+        log.unlink(missing_ok=True)
+        super().__init__(
+            [sys.executable, "-m", "nexus", "demo-backend", "--name", name, "--port", str(port), *words], log=log
+        )
+        self.url: str = until(
+            lambda: next((line for line in self.output().splitlines() if line.startswith("http")), "")
+        )
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def tally(self) -> dict[str, Any]:
+        found: dict[str, Any] = get_json(f"{self.url}/demo/tally")
+        return found
+
+    def fault(self, spec: str) -> None:
+        """Misbehave from now on; an empty text is well again."""
+        get_json(f"{self.url}/demo/fault", body=spec.encode())
+
+
+class Gateway(Process):
+    """`nexus serve` with a configuration of its own in a directory of its own."""
+
+    def __init__(
+        self,
+        directory: Path,
+        config: str,
+        *,
+        workers: int = 2,
+        interval_s: float = 0.3,
+        environ: dict[str, str] | None = None,
+        ready: bool = True,
+    ) -> None:
+        self.directory = directory
+        self.port, self.operations_port = free_port(), free_port()
+        self.run_dir = directory / "run"
+        self.file = directory / "nexus.toml"
+        self.settings = f"""
+            [server]
+            host = "127.0.0.1"
+            port = {self.port}
+            workers = {workers}
+            run_dir = "{self.run_dir}"
+            graceful_timeout_seconds = 5
+            [health_check]
+            interval_seconds = {interval_s}
+            timeout_seconds = 2
+            listen = "127.0.0.1:{self.operations_port}"
+            [logging]
+            format = "json"
+            """
+        self.write(config)
+        (directory / "gateway.log").unlink(missing_ok=True)
+        super().__init__(
+            [sys.executable, "-m", "nexus", "serve", "-c", str(self.file)],
+            log=directory / "gateway.log",
+            environ=clean_environ(**(environ or {})),
+        )
+        self.base = f"http://127.0.0.1:{self.port}"
+        self.operations = f"http://127.0.0.1:{self.operations_port}"
+        if ready:
+            self.wait_ready()
+
+    def write(self, config: str) -> None:
+        self.file.write_text(self.settings + config)
+
+    def wait_ready(self) -> None:
+        def ready() -> bool:
+            assert self.child.poll() is None, self.output()
+            return "is ready, in front of" in self.output()
+
+        try:
+            until(ready, within_s=20)
+        except AssertionError:
+            self.child.terminate()
+            raise
+
+    def lines(self, event: str | None = None) -> list[dict[str, Any]]:
+        """The JSON lines of the log, all or those of one event."""
+        found = [json.loads(line) for line in self.output().splitlines() if line.startswith("{")]
+        return [line for line in found if event is None or line["event"] == event]
+
+    def scrape(self) -> Scrape:
+        return scrape(self.base)
+
+    def settled(self) -> Scrape:
+        """A scrape at a quiet moment: everything that was started has ended, and was counted."""
+
+        def quiet() -> Scrape | None:
+            found = self.scrape()
+            ended = found.total("nexus_requests_total") + found.total("nexus_requests_lost_total")
+            return found if found.total("nexus_requests_started_total") == ended else None
+
+        return until(quiet)
+
+    def stats(self) -> dict[str, Any]:
+        found: dict[str, Any] = get_json(f"{self.base}/v1/stats")
+        return found
+
+    def master_pid(self) -> int:
+        return int(self.lines("gateway starting")[-1]["pid"])
+
+    def health_pid(self) -> int:
+        return int(self.lines("health process ready")[-1]["pid"])
+
+    def worker_pids(self) -> list[int]:
+        """The workers that are alive now."""
+        children = Path(f"/proc/{self.master_pid()}/task/{self.master_pid()}/children").read_text().split()
+        return [int(pid) for pid in children]
+
+
+def backend_toml(*demos: Demo, **settings: Any) -> str:
+    """`[[backends]]` for these demo backends, with further keys for all of them."""
+    more = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+    return "".join(f'\n[[backends]]\nname = "{demo.name}"\nurl = "{demo.url}"\ntype = "vllm"\n{more}' for demo in demos)
