@@ -1,4 +1,4 @@
-"""Under gunicorn's gthread worker, under waitress, and under gevent: the same requests give the same figures."""
+"""Under our gunicorn worker, its stock gevent and gthread ones, and waitress: the same requests give the same figures."""
 
 import sys
 from collections import Counter
@@ -13,7 +13,8 @@ from tests.support.processes import Demo, Process, backend_toml, clean_environ, 
 pytestmark = pytest.mark.e2e
 
 SERVERS = {
-    "gevent": ["-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"],
+    "ours": ["-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"],
+    "gevent": ["-m", "gunicorn", "-c", "gunicorn.conf.py", "-k", "gevent", "wsgi:app"],
     "gthread": ["-m", "gunicorn", "-c", "gunicorn.conf.py", "-k", "gthread", "--threads", "16", "wsgi:app"],
     "waitress": ["-m", "waitress", "--threads=16", "--listen=127.0.0.1:{port}", "wsgi:app"],
 }

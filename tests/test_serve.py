@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import openai
 import pytest
@@ -25,7 +26,7 @@ def served(module_dir):
     """`nexus serve` in an empty directory, with ports of our own and nothing else."""
     port, operations = free_port(), free_port()
     environ = clean_environ(NEXUS_RUN_DIR=str(module_dir / "run"), NEXUS_HEALTH_LISTEN=f"127.0.0.1:{operations}")
-    environ["PYTHONPATH"] = os.getcwd()
+    environ["PYTHONPATH"] = str(Path.cwd())
     began = time.monotonic()
     with Process(
         [sys.executable, "-m", "nexus", "serve", "--port", str(port), "--workers", "2"],
@@ -37,6 +38,7 @@ def served(module_dir):
         process.began = began
         until(lambda: "Ctrl-C stops it" in process.output(), within_s=20)
         yield process
+    assert "Traceback" not in process.output()
 
 
 def test_first_screen_says_what_to_do(served):
@@ -159,8 +161,7 @@ def test_all_processes_end_with_a_killed_supervisor(tmp_path):
 
 def alive(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
@@ -209,5 +210,5 @@ def test_port_is_free_again_at_once(tmp_path):
             gateway = Gateway(tmp_path, backend_toml(demo))
             assert scrape(gateway.base).total("nexus_requests_total") == 0
             assert gateway.stop() == 0
-        with pytest.raises(OSError), socket.create_connection(("127.0.0.1", gateway.port), timeout=1):
+        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", gateway.port), timeout=1):
             pass

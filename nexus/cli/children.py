@@ -60,6 +60,8 @@ class Child:
 
     def restart(self) -> None:
         self._due = 0.0
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         self.process = self._start()
 
     def stop(self, timeout_s: float) -> None:

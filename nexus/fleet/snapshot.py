@@ -36,20 +36,19 @@ class _SharedNumber:
 
 
 class SnapshotReader:
-    """Follows the snapshot; `changed()` costs no system call and may be asked at every request."""
+    """Reads the snapshot; asking for its `number` costs no system call and may be done at every request."""
 
     def __init__(self, run_dir: Path) -> None:
         self._file = run_dir / "fleet.json"
         self._number = _SharedNumber(run_dir / "fleet.number")
-        self._seen = -1
 
-    def changed(self) -> bool:
-        return self._number.value != self._seen
+    @property
+    def number(self) -> int:
+        """That of the newest snapshot; 0 before the first."""
+        return self._number.value
 
     def read(self) -> Snapshot | None:
         """The snapshot as it stands now; None before the first, or where the file cannot be understood."""
-        # The number is taken first: where the file turns out newer than it, the next call reads once more.
-        self._seen = self._number.value
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=Snapshot)
         except (OSError, msgspec.DecodeError):

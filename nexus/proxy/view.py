@@ -57,14 +57,18 @@ class FleetView:
         self._reader = reader
         self._on_change = on_change
         self._view: View | None = None
+        self._seen = 0
 
     def current(self) -> View | None:
         """The view to use now; None while no fleet has been seen. Costs no system call when nothing is new."""
-        if self._reader is not None and self._reader.changed():
+        # The number is taken before the file is read: where that turns out newer, the next call reads once more. It is
+        # kept after the view: another thread never takes the number as seen while the view is still the old one.
+        if self._reader is not None and (number := self._reader.number) != self._seen:
             snapshot = self._reader.read()
             if snapshot is not None:
                 self._view = View.of(snapshot)
                 self._on_change(snapshot)
+                self._seen = number
         return self._view
 
     def snapshot(self) -> Snapshot | None:

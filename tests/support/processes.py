@@ -27,7 +27,7 @@ def clean_environ(**more: str) -> dict[str, str]:
     kept = {
         k: v for k, v in os.environ.items() if not k.startswith(("NEXUS_", "PROMETHEUS_")) and k != "RUNTIME_DIRECTORY"
     }
-    return {**kept, "PYTHONWARNINGS": "default", **more}
+    return {**kept, **more}
 
 
 class Process:
