@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from flask import Flask
@@ -27,6 +28,22 @@ from nexus.web.openai import openai_endpoints
 from nexus.web.operations import Operations, operations_endpoints
 
 log = logging.getLogger("nexus.app")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """What the application was put together from, as `app.extensions["nexus"]`."""
+
+    seat: Seat
+    store: Store
+    recorder: Recorder
+    engine: Engine
+
+    def close(self) -> None:
+        """Give back the seat, the files and the connections; for a process that goes on without the gateway."""
+        self.engine.connections.close()
+        self.store.close()
+        self.seat.leave()
 
 
 def create_app(config: Config | None = None, *, environ: MutableMapping[str, str] = os.environ) -> Flask:
@@ -65,7 +82,7 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
         )
     )
     register_errors(app, rejected=recorder.rejected)
-    app.extensions["nexus"] = {"seat": seat, "recorder": recorder, "engine": engine}
+    app.extensions["nexus"] = Gateway(seat=seat, store=store, recorder=recorder, engine=engine)
     log.info("worker ready", extra={"pid": os.getpid(), "slot": seat.slot, "generation": _name(seat)})
     return app
 

@@ -55,7 +55,7 @@ def post_worker_init(worker: Any) -> None:
     """Count the requests whose head gunicorn could not parse: they never reach the application."""
     try:
         app = worker.wsgi
-        recorder = app.extensions["nexus"]["recorder"]
+        recorder = app.extensions["nexus"].recorder
         answer_error = worker.handle_error
 
         def handle_error(req: Any, client: Any, addr: Any, exc: BaseException) -> None:

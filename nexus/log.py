@@ -83,10 +83,10 @@ def make_formatter(kind: str) -> logging.Formatter:
 def configure(*, level: str, kind: str, component_levels: Mapping[str, str] | None = None) -> None:
     """Send the logs of this process to standard error. May be called again when the settings change."""
     root = logging.getLogger("nexus")
-    if not root.handlers:
-        root.addHandler(logging.StreamHandler(sys.stderr))
-        root.propagate = False
-    root.handlers[0].setFormatter(make_formatter(kind))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(make_formatter(kind))
+    root.handlers[:] = [handler]
+    root.propagate = False
     root.setLevel(LEVELS[level])
     for name, chosen in (component_levels or {}).items():
         logging.getLogger(f"nexus.{name}").setLevel(LEVELS[chosen])

@@ -6,7 +6,7 @@ Transfer-Encoding, a coding other than `chunked`, a head without bounds (RFC 911
 
 from __future__ import annotations
 
-from httptools import HttpParserError, HttpResponseParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
@@ -28,6 +28,7 @@ class AnswerReader:
         self._pieces: list[bytes] = []
         self._head_bytes = 0
         self._until_close = False
+        self._keep_alive = False
         self._parser = HttpResponseParser(self)
 
     def feed(self, data: bytes) -> None:
@@ -40,7 +41,7 @@ class AnswerReader:
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except HttpParserError as error:
+        except (HttpParserError, HttpParserUpgrade) as error:
             raise MalformedAnswer(self._fault or str(error)) from error
         if self._fault:
             raise MalformedAnswer(self._fault)
@@ -59,7 +60,7 @@ class AnswerReader:
     @property
     def reusable(self) -> bool:
         """Whether the connection can carry another request after this answer."""
-        return self.complete and not self._until_close and self._fault is None and self._parser.should_keep_alive()
+        return self.complete and not self._until_close and self._fault is None and self._keep_alive
 
     def header(self, name: str) -> str | None:
         return next((value for key, value in self.headers if key == name), None)
@@ -102,3 +103,4 @@ class AnswerReader:
     def on_message_complete(self) -> None:
         if self.head_complete:
             self.complete = True
+            self._keep_alive = bool(self._parser.should_keep_alive())  # the parser forgets it after this call

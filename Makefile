@@ -1,0 +1,44 @@
+# The commands of this repository. `make run` needs nothing but Python 3.11 or newer, and make.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: run test check check-long lint types example clean
+
+run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends where there is none
+	@exec $(BIN)/nexus serve
+
+test: $(VENV)/dev.stamp  ## run all tests, end-to-end ones included
+	@sh tests/install-packages.sh
+	$(BIN)/python -m pytest -m "not long"
+
+check: lint types test  ## everything that must pass
+
+check-long: $(VENV)/dev.stamp  ## chaos, soak and fuzz runs, beyond the ten minutes of `make check`
+	@sh tests/install-packages.sh
+	$(BIN)/python -m pytest -m long
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+example: $(VENV)/run.stamp  ## write nexus.example.toml anew from the records
+	$(BIN)/nexus config init -o nexus.example.toml --force
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/run.stamp: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Nexus needs Python 3.11 or newer; name one: make PYTHON=python3.12 run")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

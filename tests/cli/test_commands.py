@@ -1,0 +1,74 @@
+"""The commands, run as a person runs them."""
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+
+from nexus import __version__
+from nexus.config.template import template
+from tests.support.processes import Demo, clean_environ
+
+
+def nexus(*words: str, cwd=None, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nexus", *words], capture_output=True, text=True, timeout=30, cwd=cwd,
+        env=clean_environ(**environ),
+    )  # fmt: skip
+
+
+def test_version_and_help():
+    assert nexus("--version").stdout == f"nexus, version {__version__}\n"
+    shown = nexus("-h")
+    assert shown.returncode == 0
+    for command in ("serve", "config", "demo-backend"):
+        assert command in shown.stdout
+
+
+def test_config_init_and_check(tmp_path):
+    target = tmp_path / "n.toml"
+    assert nexus("config", "init", "-o", str(target)).returncode == 0
+    assert target.read_text() == template()
+    again = nexus("config", "init", "-o", str(target))
+    assert (again.returncode, again.stderr) == (2, f"{target} exists already; --force replaces it.\n")
+    checked = nexus("config", "check", str(target))
+    assert (checked.returncode, checked.stdout) == (0, f"{target}: ok, 0 backends.\n")
+
+
+def test_config_check_tells_every_fault(tmp_path):
+    (tmp_path / "n.toml").write_text("[server]\nprot = 1\nport = 'x'\n")
+    checked = nexus("config", "check", str(tmp_path / "n.toml"))
+    assert checked.returncode == 2
+    assert checked.stderr.splitlines() == [
+        f"{tmp_path}/n.toml: [server] has no key prot; did you mean port?",
+        f"{tmp_path}/n.toml: [server] port = 'x' is not allowed; it takes a whole number from 1 to 65535.",
+    ]
+
+
+def test_demo_backend_refuses_a_fault_that_there_is_not():
+    refused = nexus("demo-backend", "--fault", "explode=1")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("There is no fault 'explode'; known are status,")
+
+
+@pytest.mark.e2e
+def test_demo_backend_is_the_same_for_the_same_seed(tmp_path):
+    said = []
+    for name in ("one", "two"):
+        with Demo(tmp_path, name=name, seed=3, fault="status=503,rate=0.5,seed=4") as demo:
+            answers = []
+            for _ in range(8):
+                body = json.dumps({"model": "demo-small", "messages": [{"role": "user", "content": "x"}]}).encode()
+                try:
+                    with urllib.request.urlopen(f"{demo.url}/v1/chat/completions", data=body, timeout=5) as answer:
+                        answers.append(json.load(answer)["choices"][0]["message"]["content"])
+                except urllib.error.HTTPError as error:
+                    answers.append(error.code)
+                    error.close()
+            said.append(answers)
+    assert said[0] == said[1]
+    assert 503 in said[0]
+    assert len(set(said[0])) > 2

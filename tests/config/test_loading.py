@@ -1,0 +1,191 @@
+"""Configuration: precedence, messages, warnings."""
+
+from pathlib import Path
+
+import pytest
+
+from nexus.config import ConfigError, load
+from nexus.config.loading import listen_address
+
+ORIGINAL = """
+[server]
+host = "0.0.0.0"
+port = 8000
+request_timeout_seconds = 300
+max_concurrent_requests = 1000
+[discovery]
+enabled = true
+service_types = ["_ollama._tcp.local", "_llm._tcp.local"]
+grace_period_seconds = 60
+[health_check]
+enabled = true
+interval_seconds = 30
+timeout_seconds = 5
+failure_threshold = 3
+recovery_threshold = 2
+[routing]
+strategy = "smart"
+max_retries = 2
+[routing.weights]
+priority = 50
+load = 30
+latency = 20
+[routing.aliases]
+"gpt-4" = "llama3:70b"
+[routing.fallbacks]
+"llama3:70b" = ["qwen2:72b", "mixtral:8x7b"]
+[[routing.policies]]
+model_pattern = "code-*"
+privacy = "restricted"
+min_tier = 3
+[routing.budget]
+monthly_limit_usd = 100.0
+soft_limit_percent = 75
+hard_limit_action = "block_cloud"
+reconciliation_interval_secs = 60
+[[backends]]
+name = "local"
+url = "http://localhost:11434"
+type = "ollama"
+priority = 1
+zone = "restricted"
+tier = 2
+[[backends]]
+name = "cloud"
+url = "https://api.openai.com"
+type = "openai"
+api_key_env = "OPENAI_API_KEY"
+[[backends]]
+name = "claude"
+url = "https://api.anthropic.com"
+type = "anthropic"
+[quality]
+error_rate_threshold = 0.5
+ttft_penalty_threshold_ms = 3000
+metrics_interval_seconds = 30
+[queue]
+enabled = true
+max_size = 100
+max_wait_seconds = 30
+[logging]
+level = "info"
+format = "pretty"
+component_levels = {routing = "debug"}
+enable_content_logging = false
+[lifecycle]
+vram_buffer_percent = 10
+[fleet]
+min_sample_days = 7
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "nexus.toml"
+
+
+def problems(file: Path, text: str, **environ: str) -> list[str]:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load(file, environ=environ)
+    return [problem.removeprefix(f"{file}: ") for problem in refused.value.problems]
+
+
+def test_an_unmodified_configuration_of_the_original(file):
+    file.write_text(ORIGINAL)
+    loaded = load(file, environ={})
+    assert [backend.name for backend in loaded.config.backends] == ["local", "cloud", "claude"]
+    assert loaded.config.routing.aliases == {"gpt-4": "llama3:70b"}
+    not_built, left_out = loaded.warnings
+    for section in ("discovery", "quality", "queue", "lifecycle", "fleet", "routing.policies", "routing.budget"):
+        assert f"[{section}]" in not_built
+    assert "claude (anthropic)" in left_out
+
+
+@pytest.mark.parametrize(
+    ("older", "section", "key"),
+    [
+        ("[quality]\nttft_threshold_ms = 100", "quality", "ttft_threshold_ms"),
+        ("[queue]\ndefault_timeout_seconds = 3", "queue", "default_timeout_seconds"),
+        ('[routing.policies.default]\nprivacy = "restricted"', "routing", "policies"),
+    ],
+)
+def test_older_spellings_are_accepted(file, older, section, key):
+    file.write_text(older)
+    assert getattr(getattr(load(file, environ={}).config, section), key)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[server]\nprot = 1", "[server] has no key prot; did you mean port?"),
+        ("[sever]\nport = 1", "the file has no key sever; did you mean server?"),
+        ("[routing.weights]\nlatecny = 1", "[routing.weights] has no key latecny; did you mean latency?"),
+        ("[server]\nport = 99999", "[server] port = 99999 is not allowed; it takes a whole number from 1 to 65535."),
+        ('[server]\nport = "80"', "[server] port = '80' is not allowed; it takes a whole number from 1 to 65535."),
+        ("[health_check]\nenabled = 1", "[health_check] enabled = 1 is not allowed; it takes true or false."),
+        ("[health_check]\ninterval_seconds = 0", "[health_check] interval_seconds = 0 is not allowed; it takes a number above 0 to 86400."),
+        ('[routing]\nstrategy = "best"', "[routing] strategy = 'best' is not allowed; it takes one of"),
+        ("server = 3", "the file server = 3 is not allowed; it takes a table."),
+        ("[backends]\nname = 'x'", "the file backends = {'name': 'x'} is not allowed; it takes a list of tables, written [[backends]]"),
+        ("[[backends]]\nname = 'x'", "[backends[0]] lacks url, which has no default."),
+        ("[[backends]]\nname = 'x'\nurl = 'localhost:11434'", '[backends[0]] url = "localhost:11434" is not allowed; it takes an address that starts with http'),
+        ("[[backends]]\nname = 'x'\nurl = 'http://k:s@h'", "a key does not belong into it; name the variable that holds it in api_key_env."),
+        ("[[backends]]\nname = 'x'\nurl = 'http://h'\n[[backends]]\nname = 'x'\nurl = 'http://g'", '[backends[1]] name = "x" is used twice'),
+        ("[health_check]\nlisten = 'nine'", '[health_check] listen = "nine" is not allowed; it takes host:port'),
+        ("[routing.aliases]\na = 'b'\nb = 'a'", '[routing.aliases] "a" does not end within 3 steps'),
+        ("[routing.fallbacks]\na = ['a']", '[routing.fallbacks] "a" falls back to itself'),
+        ("[server", "this is not TOML"),
+    ],
+)  # fmt: skip
+def test_each_fault_is_one_sentence_that_names_it(file, text, message):
+    found = problems(file, text)
+    assert message in found[0]
+    assert "\n" not in found[0]
+
+
+def test_all_faults_are_told_at_once(file):
+    assert len(problems(file, "[server]\nport = 0\nprot = 1\n[logging]\nlevel = 'loud'")) == 3
+
+
+def test_precedence(file):
+    file.write_text("[server]\nport = 1001\nhost = 'file'\nworkers = 1")
+    loaded = load(file, environ={"NEXUS_HOST": "env", "NEXUS_WORKERS": "2"}, overrides={"server.workers": 3})
+    server = loaded.config.server
+    assert (server.port, server.host, server.workers) == (1001, "env", 3)
+    assert loaded.origins == {
+        "server.port": str(file),
+        "server.host": "environment variable NEXUS_HOST",
+        "server.workers": "the command line",
+    }
+
+
+def test_a_wrong_environment_variable_is_named(file):
+    found = problems(file, "", NEXUS_PORT="web")
+    assert found == [
+        "environment variable NEXUS_PORT: [server] port = 'web' is not allowed; it takes a whole number from 1 to 65535."
+    ]
+
+
+def test_environment_reads_booleans(file):
+    file.write_text("")
+    assert load(file, environ={"NEXUS_HEALTH_CHECK": "false"}).config.health_check.enabled is False
+
+
+def test_a_file_that_is_missing(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no such file; `nexus config init` writes one"):
+        load(tmp_path / "none.toml", environ={})
+
+
+def test_secrets_are_only_named(file, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "sk-secret")
+    file.write_text("[[backends]]\nname = 'x'\nurl = 'http://h'\napi_key_env = 'SOME_KEY'")
+    assert "sk-secret" not in repr(load(file, environ={}).config)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::1]:80", ("::1", 80)), ("host:0", ("host", 0))],
+)
+def test_listen_address(text, address):
+    assert listen_address(text) == address

@@ -1,0 +1,95 @@
+"""Counting, over several processes' files in one directory: each slot continues what it finds, and reading sums them."""
+
+import pytest
+
+from nexus.fleet.rundir import RunDirectory
+from nexus.fleet.seat import Seat
+from nexus.metrics import families
+from nexus.metrics.figures import Figures
+from nexus.metrics.recorder import Finished, Recorder
+from nexus.metrics.store import Store
+from tests.support.figures import Scrape
+
+
+@pytest.fixture
+def generation(tmp_path):
+    run_dir = RunDirectory(tmp_path / "run")
+    run_dir.prepare()
+    return run_dir.new_generation()
+
+
+class Process:
+    """What a process has, without the process."""
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+        self.store = Store(seat)
+        self.recorder = Recorder(self.store, seat)
+        self.figures = Figures(seat, self.store.registry, snapshot=lambda: None, health_process_alive=lambda: False)
+
+    def scrape(self) -> Scrape:
+        return Scrape(self.figures.exposition().decode())
+
+    def end(self) -> None:
+        self.store.close()
+        self.seat.leave()
+
+
+def finished(**more) -> Finished:
+    return Finished(**{"model": "m", "backend": "b", "status": "200", "duration_s": 0.3, **more})
+
+
+def test_one_request(generation):
+    process = Process(Seat.lease(generation))
+    process.recorder.started("chat_completions")
+    assert process.seat.row.in_flight == 1
+    process.recorder.finished(finished(prompt_tokens=7, completion_tokens=120, fallback_from="old"))
+    assert process.seat.row.in_flight == 0
+    assert process.seat.row.sequence == 2
+    s = process.scrape()
+    assert s.value("nexus_requests_total", model="m", backend="b", status="200") == 1
+    assert s.value("nexus_request_duration_seconds_bucket", model="m", backend="b", le="0.25") == 0
+    assert s.value("nexus_request_duration_seconds_bucket", model="m", backend="b", le="0.5") == 1
+    assert s.value("nexus_tokens_total_sum", model="m", backend="b", type="completion") == 120
+    assert s.value("nexus_tokens_total_bucket", model="m", backend="b", type="prompt", le="10.0") == 1
+    assert s.value("nexus_fallbacks_total", from_model="old", to_model="m") == 1
+    assert s.total("nexus_errors_total") == 0
+
+
+def test_processes_are_summed_and_the_next_lessee_goes_on(generation):
+    first, second = Process(Seat.lease(generation)), Process(Seat.lease(generation))
+    for process, times in ((first, 3), (second, 4)):
+        for _ in range(times):
+            process.recorder.finished(finished())
+    assert second.scrape().total("nexus_requests_total") == 7
+    first.end()
+    assert second.scrape().total("nexus_requests_total") == 7
+    third = Process(Seat.lease(generation))
+    assert third.seat.slot == 0
+    third.recorder.finished(finished())
+    assert second.scrape().total("nexus_requests_total") == 8
+    assert len(list(generation.metrics.glob("*.db"))) == 4
+
+
+def test_buckets_are_the_contracts():
+    assert families.DURATION.buckets == (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+    assert families.TOKENS_USED.buckets == (10, 50, 100, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 128000)
+    assert set(families.DURATION.buckets) <= set(families.PROBE_LATENCY.buckets)
+
+
+def test_damaged_file_does_not_fail_the_scrape(generation):
+    process = Process(Seat.lease(generation))
+    process.recorder.finished(finished())
+    (generation.metrics / "counter_7.db").write_bytes(b"")
+    (generation.metrics / "counter_8.db").write_bytes(b"\x40\x00\x00\x00garbage" + b"\xff" * 80)
+    assert process.scrape().total("nexus_requests_total") == 1
+
+
+def test_alone_it_counts_in_memory():
+    process = Process(Seat.alone())
+    process.recorder.finished(finished(error_type="timeout", status="504"))
+    s = process.scrape()
+    assert s.total("nexus_requests_total", status="504") == 1
+    assert s.value("nexus_errors_total", error_type="timeout", model="m") == 1
+    assert s.value("nexus_backends_total") == 0
+    assert s.has("nexus_backends_total")

@@ -1,0 +1,79 @@
+"""Which headers cross the gateway."""
+
+import pytest
+
+from nexus.backends.address import Address
+from nexus.config import BackendConfig
+from nexus.proxy.headers import answer_headers, request_head
+
+CLIENT = [
+    ("host", "gateway"),
+    ("authorization", "Bearer client"),
+    ("content-type", "application/json"),
+    ("content-length", "999"),
+    ("connection", "keep-alive, x-hop"),
+    ("x-hop", "1"),
+    ("te", "trailers"),
+    ("accept-encoding", "gzip"),
+    ("openai-organization", "org"),
+    ("x-nexus-priority", "high"),
+    ("x-bad", "a\r\nb: c"),
+]
+
+
+def head(key: str | None = None, url: str = "http://h:81/base/v1", **config) -> list[str]:
+    backend = BackendConfig(name="b", url=url, **config)
+    data = request_head(
+        CLIENT, path="/v1/embeddings", address=Address.of(url), config=backend, key=key, request_id="r", length=7
+    )
+    assert data.endswith(b"\r\n\r\n")
+    return data.decode().split("\r\n")[:-2]
+
+
+def test_what_is_sent():
+    assert head() == [
+        "POST /base/v1/embeddings HTTP/1.1",
+        "host: h:81",
+        "content-length: 7",
+        "accept-encoding: identity",
+        "x-request-id: r",
+        "content-type: application/json",
+        "openai-organization: org",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "sent"),
+    [
+        ({}, None, []),
+        ({"type": "openai"}, None, ["authorization: Bearer client"]),
+        ({"type": "openai", "api_key_env": "K"}, "own", ["authorization: Bearer own"]),
+        ({"type": "openai", "api_key_env": "K"}, None, []),
+        ({"type": "openai", "forward_authorization": False}, None, []),
+        ({"forward_authorization": True}, None, ["authorization: Bearer client"]),
+        ({"forward_authorization": True, "api_key_env": "K"}, "own", ["authorization: Bearer own"]),
+    ],
+)
+def test_whose_authorization(config, key, sent):
+    assert [line for line in head(key, **config) if line.startswith("authorization")] == sent
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "path"),
+    [
+        ("http://h", ("h", 80, False), "/v1/models"),
+        ("https://h/", ("h", 443, True), "/v1/models"),
+        ("http://[::1]:8080/v1/", ("::1", 8080, False), "/v1/models"),
+        ("https://h/api/v1", ("h", 443, True), "/api/v1/models"),
+    ],
+)
+def test_address(url, host, path):
+    address = Address.of(url)
+    assert (address.host, address.port, address.tls) == host
+    assert address.url("/v1/models").endswith(path)
+
+
+def test_what_is_given_back():
+    given = [("content-type", "x"), ("x-ratelimit-remaining", "3"), ("transfer-encoding", "chunked"), ("set-cookie", "a"),
+             ("server", "s"), ("x-nexus-backend", "forged"), ("content-length", "3")]  # fmt: skip
+    assert answer_headers(given) == [("content-type", "x"), ("x-ratelimit-remaining", "3")]

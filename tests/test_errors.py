@@ -1,0 +1,47 @@
+"""The table of faults."""
+
+import json
+
+import pytest
+
+from nexus.errors import ERROR_TYPES, FAULTS, error_body, fault_of_answer, status_label
+
+ORIGINAL = {"timeout", "backend_error", "no_backend", "no_healthy_backend", "parse_error", "other", "model_not_found",
+            "fallback_exhausted", "capability_mismatch"}  # fmt: skip
+
+
+def test_values_of_the_original_are_there():
+    assert ORIGINAL <= ERROR_TYPES
+
+
+def test_every_row_is_whole():
+    for name, fault in FAULTS.items():
+        assert name == fault.name
+        assert fault.meaning.endswith(".")
+        assert fault.status is None or 400 <= fault.status <= 599
+
+
+@pytest.mark.parametrize(
+    ("status", "label"),
+    [(200, "200"), (404, "404"), (499, "499"), (502, "502"), (418, "4xx"), (507, "5xx"), (206, "2xx")],
+)
+def test_statuses_are_bounded(status, label):
+    assert status_label(status) == label
+
+
+@pytest.mark.parametrize(
+    ("status", "fault"),
+    [(200, None), (204, None), (400, "backend_4xx"), (401, "backend_refused_key"), (408, "backend_busy"),
+     (429, "backend_busy"), (500, "backend_5xx"), (503, "backend_5xx"), (302, "malformed_answer")],
+)  # fmt: skip
+def test_what_an_answer_means(status, fault):
+    found = fault_of_answer(status)
+    assert (found.name if found else None) == fault
+
+
+def test_form():
+    body = json.loads(error_body("why", status=503, code="no_backend", context={"eta_seconds": None}))
+    assert body == {
+        "error": {"message": "why", "type": "server_error", "param": None, "code": "no_backend"},
+        "context": {"eta_seconds": None},
+    }
