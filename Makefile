@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test check check-long lint types example clean
+.PHONY: run test check check-long lint types pages clean
 
 run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends where there is none
 	@exec $(BIN)/nexus serve
@@ -26,8 +26,8 @@ lint: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
-example: $(VENV)/run.stamp  ## write nexus.example.toml anew from the records
-	$(BIN)/nexus config init -o nexus.example.toml --force
+pages: $(VENV)/run.stamp  ## write the pages anew that come from tables of the program
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV)

@@ -1,0 +1,61 @@
+"""Writes the pages that come from tables of the program: `python docs/generate.py`. A test fails where they differ."""
+
+from pathlib import Path
+
+from nexus.config.template import template
+from nexus.errors import FAULTS
+from nexus.metrics.families import FAMILIES
+
+ROOT = Path(__file__).parent.parent
+
+
+def metrics() -> str:
+    """docs/metrics.md, from the table of families."""
+    who = {"workers": "each process, summed", "health": "the health process", "scrape": "whoever answers the scrape"}
+    lines = [
+        "# Metrics",
+        "",
+        "Every family on `/metrics`, generated from `nexus/metrics/families.py`. Counters and histograms are sums over",
+        "all processes of the gateway, those that have ended included; they begin at zero when the gateway is started.",
+        "",
+        "A label value is the real name with every character outside `[A-Za-z0-9_]` written as `_`; `nexus_model_info`",
+        "and `nexus_backend_info` map it back. `unknown` stands for a model that nobody knows, `none`",
+        "for no backend, `other` for names beyond `[metrics] max_models` and `max_backends`.",
+        "",
+    ]
+    for family in FAMILIES:
+        lines += [f"## {family.name}", "", family.help, ""]
+        lines.append(f"- {family.kind}, from {who[family.source]}")
+        if family.labels:
+            lines.append(f"- labels: {', '.join(f'`{label}`' for label in family.labels)}")
+        if family.buckets:
+            lines.append(f"- buckets: {', '.join(f'{bound:g}' for bound in family.buckets)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def errors() -> str:
+    """docs/errors.md, from the table of faults."""
+    lines = [
+        "# Errors",
+        "",
+        "Every error that a client can get, generated from `nexus/errors.py`. The body is in OpenAI's form; a 503 has",
+        "`context` beside its `error`, as the original does. `error_type` is",
+        "the label in `nexus_errors_total`. *Retried* says whether another backend is tried first.",
+        "",
+        "| code | status | `error_type` | retried | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for fault in FAULTS.values():
+        status = fault.status or "the backend's"
+        lines.append(
+            f"| `{fault.code}` | {status} | `{fault.error_type}` | {'yes' if fault.retry else 'no'} | {fault.meaning} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+PAGES = {"docs/metrics.md": metrics, "docs/errors.md": errors, "nexus.example.toml": template}
+
+if __name__ == "__main__":
+    for name, make in PAGES.items():
+        (ROOT / name).write_text(make())
