@@ -20,6 +20,7 @@ from nexus.fleet.snapshot import SnapshotReader
 from nexus.metrics.figures import Figures
 from nexus.metrics.gauges import FILE as GAUGE_FILE
 from nexus.metrics.recorder import Recorder
+from nexus.metrics.settlement import settle
 from nexus.metrics.store import Store
 from nexus.proxy.engine import Engine
 from nexus.proxy.view import FleetView
@@ -57,15 +58,19 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
     config = process_config(environ) if config is None else config
     logs.configure(level=config.logging.level, kind=config.logging.format)
     run_dir = RunDirectory.of(config)
-    seat = _take_seat(run_dir, environ)
-    store = Store(seat)
+    seat, store = _open_store(_take_seat(run_dir, environ))
     recorder = Recorder(store, seat)
-    recorder.lost(seat.settle())
 
     fleet = FleetView(_snapshot_reader(run_dir.path), on_change=_follow_settings)
     engine = Engine(fleet=fleet, recorder=recorder, load=seat.table, environ=environ)
-    figures = Figures(seat, store.registry, snapshot=fleet.snapshot, health_process_alive=run_dir.health_process_alive)
-    started = seat.started() or Started(at=time.time(), monotonic=time.monotonic())
+    started = seat.started() or Started.now(workers=1)
+    figures = Figures(
+        seat,
+        store.registry,
+        started=started,
+        snapshot=fleet.snapshot,
+        health_process_alive=run_dir.health_process_alive,
+    )
 
     app = Flask("nexus", static_folder=None)
     app.register_blueprint(openai_endpoints(engine, client_timeout_s=config.server.client_timeout_seconds))
@@ -92,12 +97,28 @@ def _take_seat(run_dir: RunDirectory, environ: MutableMapping[str, str]) -> Seat
         if seat := Seat.handed_over(environ):
             return seat
         lock = run_dir.claim(f"pid {os.getpid()}")
-        seat = Seat.lease(run_dir.new_generation())
+        seat = Seat.lease(run_dir.new_generation(workers=1))
         seat.keep(lock)
     except (RunDirectoryError, NoSeatError, OSError) as error:
-        log.error("figures of this process stay in its memory, no scrape of another shows them", extra={"why": error})
-        return Seat.alone()
+        return _alone(error)
     return seat
+
+
+def _open_store(seat: Seat) -> tuple[Seat, Store]:
+    """The files of the seat, taken over from its last holder; in memory where they cannot be used."""
+    try:
+        settle(seat)
+        return seat, Store(seat)
+    except OSError as error:
+        seat.leave()
+        seat = _alone(error)
+        settle(seat)
+        return seat, Store(seat)
+
+
+def _alone(error: Exception) -> Seat:
+    log.error("figures of this process stay in its memory, no scrape of another shows them", extra={"why": error})
+    return Seat.alone()
 
 
 def _snapshot_reader(path: Path) -> SnapshotReader | None:

@@ -29,7 +29,7 @@ def on_starting(server: Any) -> None:
         run_dir = RunDirectory.of(config)
         where = f"{config.server.host}:{config.server.port}"
         server.nexus_claim = run_dir.claim(f"the gateway at {where} (pid {os.getpid()})")
-        server.nexus_generation = run_dir.new_generation()
+        server.nexus_generation = run_dir.new_generation(workers=server.cfg.workers)
     except (ConfigError, RunDirectoryError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)

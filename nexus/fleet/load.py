@@ -18,7 +18,9 @@ HEAD = 8
 FORMAT = 1
 _STRIDE = HEAD + COLUMNS
 _CELLS = HEAD + SLOTS * _STRIDE
-_SEQUENCE, _IN_FLIGHT = 0, 1
+_SEQUENCE, _IN_FLIGHT, _PID, _ROLE, _STARTS = range(5)
+WORKER, HEALTH = 1, 2
+"""Roles of a process."""
 
 
 class LoadTable:
@@ -114,14 +116,29 @@ class Row:
         self._cells[self._base + HEAD + column] -= 1
 
     @property
-    def dirty(self) -> bool:
-        """Whether it counts anything in flight."""
-        return any(self._cells[self._base + _IN_FLIGHT : self._base + _STRIDE])
+    def pid(self) -> int:
+        """Its process; 0 where none took it since it was cleared."""
+        return self._cells[self._base + _PID]
 
-    def clear(self) -> int:
-        """Zero the row of a process that is gone; returns how many requests it had in flight."""
-        lost = self._cells[self._base + _IN_FLIGHT]
-        counts = slice(self._base + _IN_FLIGHT, self._base + _STRIDE)
-        self._cells[counts] = memoryview(bytes((_STRIDE - _IN_FLIGHT) * 8)).cast("q")
-        self._cells[self._base + _SEQUENCE] += self._cells[self._base + _SEQUENCE] % 2
-        return lost
+    @property
+    def role(self) -> int:
+        return self._cells[self._base + _ROLE]
+
+    @property
+    def worker_starts(self) -> int:
+        """How many workers have taken it."""
+        return self._cells[self._base + _STARTS]
+
+    def take(self, pid: int, role: int) -> None:
+        """Say whose it is now."""
+        self._cells[self._base + _PID] = pid
+        self._cells[self._base + _ROLE] = role
+        self._cells[self._base + _STARTS] += role == WORKER
+
+    def clear(self) -> None:
+        """Zero the counts of a process that is gone; readers that look meanwhile look again."""
+        cells, base = self._cells, self._base
+        cells[base + _SEQUENCE] |= 1
+        cells[base + _IN_FLIGHT] = cells[base + _PID] = cells[base + _ROLE] = 0
+        cells[base + HEAD : base + _STRIDE] = memoryview(bytes(COLUMNS * 8)).cast("q")
+        cells[base + _SEQUENCE] += 1

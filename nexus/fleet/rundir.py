@@ -37,10 +37,16 @@ class RunDirectoryError(Exception):
 
 
 class Started(msgspec.Struct, frozen=True):
-    """When a generation began: `at` in Unix seconds, `monotonic` on the host's monotonic clock."""
+    """When a generation began: `at` in Unix seconds, `monotonic` on the host's monotonic clock; and with how many
+    workers."""
 
     at: float
     monotonic: float
+    workers: int = 0
+
+    @classmethod
+    def now(cls, workers: int = 0) -> Started:
+        return cls(at=time.time(), monotonic=time.monotonic(), workers=workers)
 
 
 class Generation:
@@ -139,7 +145,7 @@ class RunDirectory:
         finally:
             lock.close()
 
-    def new_generation(self) -> Generation:
+    def new_generation(self, *, workers: int = 0) -> Generation:
         """Start a generation, make it the current one, and delete those that nobody holds any more."""
         name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
         generation = Generation(self.path / "generations" / name)
@@ -147,7 +153,7 @@ class RunDirectory:
         generation.metrics.mkdir(mode=0o700)
         _replace(
             generation.path / "started.json",
-            msgspec.json.encode(Started(at=time.time(), monotonic=time.monotonic())),
+            msgspec.json.encode(Started.now(workers)),
         )
         link = self.path / f".current-{name}"
         link.symlink_to(Path("generations") / name)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import os
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
-from nexus.fleet.load import SLOTS, LoadTable, Row
+from nexus.fleet.load import SLOTS, WORKER, LoadTable, Row
 from nexus.fleet.locks import LockFile
 from nexus.fleet.rundir import Generation, Started
 
@@ -24,17 +25,26 @@ class Seat:
     A generation of None is a seat of the process's own: it counts in memory, and no other process sees it.
     """
 
-    def __init__(self, generation: Generation | None, *, slot: int, locks: LockFile | None, table: LoadTable) -> None:
+    def __init__(
+        self,
+        generation: Generation | None,
+        *,
+        slot: int,
+        locks: LockFile | None,
+        table: LoadTable,
+        role: int = WORKER,
+    ) -> None:
         self.generation = generation
         self.slot = slot
         self.table = table
         self.row: Row = table.row(slot)
         self._locks = locks
+        self._role = role
         self._claim: LockFile | None = None
 
     @classmethod
-    def lease(cls, generation: Generation) -> Seat:
-        """Take the lowest free slot."""
+    def lease(cls, generation: Generation, *, role: int = WORKER) -> Seat:
+        """Take the lowest free slot. Raises `NoSeatError`."""
         try:
             locks = LockFile(generation.slots)
             table = LoadTable(generation.load)
@@ -45,7 +55,7 @@ class Seat:
                 locks.take(_ROWS_LOCK, wait=True)
                 table.use_row(slot)
                 locks.release(_ROWS_LOCK)
-                return cls(generation, slot=slot, locks=locks, table=table)
+                return cls(generation, slot=slot, locks=locks, table=table, role=role)
         locks.close()
         raise NoSeatError(f"{generation.path}: all {SLOTS} slots are taken")
 
@@ -71,9 +81,10 @@ class Seat:
         table.use_row(0)
         return cls(None, slot=0, locks=None, table=table)
 
-    def settle(self) -> int:
-        """Zero what the slot's last holder had in flight when it was killed; returns how many requests that were."""
-        return self.row.clear()
+    def take_over(self) -> None:
+        """Zero what the slot's last holder left in its row; its lost requests must have been booked before."""
+        self.row.clear()
+        self.row.take(os.getpid(), self._role)
 
     @property
     def metrics(self) -> Path | None:
@@ -93,22 +104,24 @@ class Seat:
             byte = found + 1
         return sorted(held)
 
-    def sweep(self) -> int:
-        """Zero the rows of processes that were killed; returns how many requests went with them.
+    def sweep(self, book: Callable[[int], object]) -> list[int]:
+        """Clear the rows of processes that are gone, and give their slots; `book` is told each before that.
 
-        The slot is locked meanwhile, so that two sweepers or a new lessee never book the same requests twice.
+        A slot is locked meanwhile, so that two sweepers or a new lessee never book the same requests twice.
         """
         if self._locks is None:
-            return 0
-        lost, held = 0, set(self.held_slots())
+            return []
+        swept, held = [], set(self.held_slots())
         for slot in range(self.table.rows):
-            if slot in held or not self.table.row(slot).dirty or not self._locks.take(slot):
+            if slot in held or not self.table.row(slot).pid or not self._locks.take(slot):
                 continue
             try:
-                lost += self.table.row(slot).clear()
+                book(slot)
+                self.table.row(slot).clear()
+                swept.append(slot)
             finally:
                 self._locks.release(slot)
-        return lost
+        return swept
 
     def keep(self, claim: LockFile) -> None:
         """Hold another lock, that on the run directory, for as long as the seat."""

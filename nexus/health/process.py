@@ -16,6 +16,7 @@ from gevent.pywsgi import WSGIServer
 
 from nexus.config import ConfigError, Loaded, load
 from nexus.config.loading import listen_address
+from nexus.fleet.load import HEALTH
 from nexus.fleet.records import Snapshot
 from nexus.fleet.rundir import RunDirectory, Started
 from nexus.fleet.seat import Seat
@@ -25,6 +26,7 @@ from nexus.health.prober import Prober
 from nexus.metrics.figures import Figures
 from nexus.metrics.gauges import write_fleet_gauges
 from nexus.metrics.recorder import Recorder
+from nexus.metrics.settlement import settle, sweep
 from nexus.metrics.store import Store
 from nexus.web.errors import register_errors
 from nexus.web.operations import Operations, operations_endpoints
@@ -41,13 +43,17 @@ class Place:
     """The process's seat in one generation, and what counts and reads there."""
 
     def __init__(self, seat: Seat, health: HealthProcess) -> None:
+        settle(seat)
         self.seat = seat
         self.store = Store(seat)
         self.recorder = Recorder(self.store, seat)
-        self.recorder.lost(seat.settle())
-        self.started = seat.started() or Started(at=time.time(), monotonic=time.monotonic())
+        self.started = seat.started() or Started.now()
         self.figures = Figures(
-            seat, self.store.registry, snapshot=health.current_snapshot, health_process_alive=lambda: True
+            seat,
+            self.store.registry,
+            started=self.started,
+            snapshot=health.current_snapshot,
+            health_process_alive=lambda: True,
         )
 
     def leave(self) -> None:
@@ -170,14 +176,14 @@ class HealthProcess:
     def _sit_down(self) -> Place:
         """A seat in the current generation; the first one is made where the gateway has not started yet."""
         generation = self._run_dir.current() or self._run_dir.new_generation()
-        return Place(Seat.lease(generation), self)
+        return Place(Seat.lease(generation, role=HEALTH), self)
 
     def _ticks(self) -> None:
         while True:
             gevent.sleep(_TICK_S)
             try:
                 self._follow()
-                self._place.recorder.lost(self._place.seat.sweep())
+                sweep(self._place.seat)
             except OSError as error:
                 log.error("the run directory cannot be followed", extra={"why": error})
                 gevent.sleep(_LISTEN_RETRY_S)
@@ -187,7 +193,7 @@ class HealthProcess:
         current, mine = self._run_dir.current(), self._place.seat.generation
         if current is None or mine is None or current.name == mine.name:
             return
-        old, self._place = self._place, Place(Seat.lease(current), self)
+        old, self._place = self._place, Place(Seat.lease(current, role=HEALTH), self)
         old.leave()
         self._fleet.forget_absent_labels()
         self._publish()

@@ -106,6 +106,22 @@ ATTEMPTS = Family(
     labels=("backend", "outcome"),
     help="Attempts at a backend, several for a request that was retried; outcome is ok or the fault's error_type.",
 )
+RETRIES = Family(
+    name="nexus_retries_total",
+    kind="counter",
+    labels=("backend", "error_type"),
+    help="Attempts that failed and were followed by another, by the backend that failed and the kind of failure.",
+)
+UNKNOWN_MODELS = Family(
+    name="nexus_unknown_models_total",
+    kind="counter",
+    help="Requests for a model that no backend and no configuration knows; their label is unknown.",
+)
+WRITE_ERRORS = Family(
+    name="nexus_metrics_write_errors_total",
+    kind="counter",
+    help="Series that could not be shared because their file could not grow; they are counted in the process alone.",
+)
 BACKEND_UP = Family(
     name="nexus_backend_up",
     kind="gauge",
@@ -133,11 +149,63 @@ FLEET_UPDATED = Family(
     source="health",
     help="Unix time of the health process's last completed round of probes.",
 )
+LABELS_OVERFLOWED = Family(
+    name="nexus_labels_overflowed",
+    kind="gauge",
+    labels=("kind",),
+    source="health",
+    help="Names beyond the cap of their kind (model, backend), which are counted as other.",
+)
 HEALTH_PROCESS_UP = Family(
     name="nexus_health_process_up", kind="gauge", source="scrape", help="1 while the health process runs, else 0."
 )
 BUILD_INFO = Family(
     name="nexus_build_info", kind="gauge", labels=("version",), source="scrape", help="The version; always 1."
+)
+IMBALANCE = Family(
+    name="nexus_accounting_imbalance",
+    kind="gauge",
+    source="scrape",
+    help="Requests started, less those finished, in flight and lost, each counted on its own. It must be 0.",
+)
+WORKERS = Family(name="nexus_workers", kind="gauge", source="scrape", help="Worker processes that hold a slot.")
+WORKER_RESTARTS = Family(
+    name="nexus_worker_restarts_total",
+    kind="counter",
+    source="scrape",
+    help="Workers started beyond the number that the gateway was started with.",
+)
+PROCESS_MEMORY = Family(
+    name="nexus_process_resident_memory_bytes",
+    kind="gauge",
+    labels=("slot", "role", "pid"),
+    source="scrape",
+    help="Resident memory of each process.",
+)
+PROCESS_CPU = Family(
+    name="nexus_process_cpu_seconds_total",
+    kind="counter",
+    labels=("slot", "role", "pid"),
+    source="scrape",
+    help="Processor time of each process, user and system.",
+)
+DAMAGED_FILES = Family(
+    name="nexus_metrics_damaged_files_total",
+    kind="counter",
+    source="scrape",
+    help="Metrics files that were damaged and set aside.",
+)
+RUN_DIRECTORY = Family(
+    name="nexus_run_directory_usable",
+    kind="gauge",
+    source="scrape",
+    help="1 where the run directory is there and has space, else 0.",
+)
+SCRAPE_DURATION = Family(
+    name="nexus_scrape_duration_seconds",
+    kind="gauge",
+    source="scrape",
+    help="How long the reading of the figures in this answer took.",
 )
 
 FAMILIES: tuple[Family, ...] = (
@@ -155,11 +223,23 @@ FAMILIES: tuple[Family, ...] = (
     LOST,
     REJECTED,
     ATTEMPTS,
+    RETRIES,
+    UNKNOWN_MODELS,
     BACKEND_UP,
     BACKEND_INFO,
     MODEL_INFO,
     FLEET_UPDATED,
+    LABELS_OVERFLOWED,
     HEALTH_PROCESS_UP,
+    IMBALANCE,
+    WORKERS,
+    WORKER_RESTARTS,
+    PROCESS_MEMORY,
+    PROCESS_CPU,
+    RUN_DIRECTORY,
+    WRITE_ERRORS,
+    DAMAGED_FILES,
+    SCRAPE_DURATION,
     BUILD_INFO,
 )
 ORDER: dict[str, int] = {family.name: position for position, family in enumerate(FAMILIES)}

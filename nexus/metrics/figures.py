@@ -7,106 +7,180 @@ too fast or belongs to nobody is rendered from the shared tables at the moment o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
 
-from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.exposition import generate_latest
-from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry
 
 from nexus import __version__
+from nexus.fleet.load import HEALTH, WORKER, LoadTable
 from nexus.fleet.records import Snapshot
+from nexus.fleet.rundir import Started
 from nexus.fleet.seat import Seat
 from nexus.metrics import families
+from nexus.metrics.exposition import FamilyReading, Labels, of_family, of_metric
+from nexus.metrics.processes import memory_and_cpu
+from nexus.metrics.reader import FileReader
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 log = logging.getLogger("nexus.metrics")
+
+_ROLES = {WORKER: "worker", HEALTH: "health"}
+_PROCESSES_ANEW_S = 1.0
+_LEAST_FREE_BYTES = 1 << 20
+
+
+class Reading:
+    """All families at one moment, in the order of their table."""
+
+    def __init__(self, found: dict[str, FamilyReading], pending: dict[str, int]) -> None:
+        last = len(families.ORDER)
+        self._families = {name: found[name] for name in sorted(found, key=lambda name: families.ORDER.get(name, last))}
+        self.pending = pending
+
+    def samples(self, name: str, *, family: str | None = None) -> list[tuple[Labels, float]]:
+        """Labels and value of the samples of this name; `family` where it has another name than its samples."""
+        found = self._families.get(family or name)
+        return found.samples(name) if found else []
+
+    def exposition(self) -> bytes:
+        """Prometheus's text format, version 0.0.4."""
+        return "".join([family.exposition() for family in self._families.values()]).encode()
 
 
 class Figures:
-    """Reads the figures of every process of a gateway. Safe from any process; costs one pass over the files."""
+    """Reads the figures of every process of a gateway, from any of its processes.
+
+    Safe from any greenlet or thread; readings that are asked for while one is going on share the next one.
+    """
 
     def __init__(
         self,
         seat: Seat,
         registry: CollectorRegistry,
         *,
+        started: Started,
         snapshot: Callable[[], Snapshot | None],
         health_process_alive: Callable[[], bool],
+        pause: Callable[[], None] = lambda: time.sleep(0),
     ) -> None:
-        """`registry` holds this process's own figures, read where the seat shares none."""
+        """`registry` holds this process's own figures, read where the seat shares none. `pause` lets others run."""
         self._seat = seat
         self._registry = registry
+        self._started = started
         self._snapshot = snapshot
         self._health_process_alive = health_process_alive
+        self._reader = FileReader(seat.metrics, rows=_Rows(seat.table), pause=pause) if seat.metrics else None
+        self._lock = threading.Lock()
+        self._begun = 0
+        self._latest: Reading | None = None
+        self._processes: tuple[float, list[FamilyReading]] = (-_PROCESSES_ANEW_S, [])
+        self._was_usable = True
 
-    def read(self) -> list[Metric]:
-        """All families that have samples, in the order of their table."""
-        stored = self._registry.collect() if self._seat.metrics is None else read_files(self._seat.metrics)
-        found = {_full_name(metric): metric for metric in stored}
-        for metric in self._rendered():
-            found.setdefault(_full_name(metric), metric)
-        return [found[name] for name in sorted(found, key=lambda name: families.ORDER.get(name, len(families.ORDER)))]
+    def read(self) -> Reading:
+        """The figures as they stand at some moment after the call."""
+        asked = self._begun
+        with self._lock:
+            # Whoever else waited for the lock may have read meanwhile: a reading begun after we asked is good for us.
+            if self._latest is None or self._begun == asked:
+                self._begun += 1
+                self._latest = self._read()
+            return self._latest
 
-    def exposition(self) -> bytes:
-        """The figures in Prometheus's text format, version 0.0.4."""
-        return generate_latest(_Once(self.read()))
-
-    def pending(self) -> dict[str, int]:
-        """Backend label → requests queued for it or in flight to it, over the processes that live."""
-        snapshot = self._snapshot()
+    def _read(self) -> Reading:
+        began = time.perf_counter()
+        if self._reader is None:
+            stored = [of_metric(metric) for metric in self._registry.collect()]
+            in_flight = self._seat.table.in_flight()
+            damaged = 0
+        else:
+            stored = self._reader.read() + [of_metric(metric) for metric in self._reader.gauges()]
+            in_flight = self._reader.in_flight
+            damaged = self._reader.damaged()
+        found = {reading.text.name: reading for reading in stored}
         held = self._seat.held_slots()
-        table = self._seat.table
-        return {b.label: table.pending_in(b.column, held) for b in snapshot.backends} if snapshot else {}
+        pending = self._pending(held)
+        for reading in chain(self._rendered(held, pending), self._of_processes(held)):
+            found.setdefault(reading.text.name, reading)
+        found[families.DAMAGED_FILES.name] = of_family(families.DAMAGED_FILES, [((), damaged)])
+        found[families.IMBALANCE.name] = of_family(families.IMBALANCE, [((), _imbalance(found, in_flight))])
+        took = time.perf_counter() - began
+        found[families.SCRAPE_DURATION.name] = of_family(families.SCRAPE_DURATION, [((), took)])
+        return Reading(found, pending)
 
-    def _rendered(self) -> Iterator[Metric]:
-        pending = _metric(families.PENDING)
-        for backend, count in self.pending().items():
-            pending.add_sample(families.PENDING.name, {"backend": backend}, count)
-        yield pending
+    def _pending(self, held: list[int]) -> dict[str, int]:
+        """Backend label → requests queued for it or in flight to it, over the processes that live."""
+        snapshot, table = self._snapshot(), self._seat.table
+        pending: dict[str, int] = {}
+        for backend in snapshot.backends if snapshot else ():
+            pending[backend.label] = pending.get(backend.label, 0) + table.pending_in(backend.column, held)
+        return pending
+
+    def _rendered(self, held: list[int], pending: dict[str, int]) -> Iterator[FamilyReading]:
+        table = self._seat.table
+        yield of_family(families.PENDING, [((label,), count) for label, count in pending.items()])
         # Always there, also before the health process has written its file.
         for family in (families.BACKENDS, families.BACKENDS_HEALTHY, families.MODELS_AVAILABLE):
-            yield _gauge(family, 0)
-        yield _gauge(families.HEALTH_PROCESS_UP, int(self._health_process_alive()))
-        yield _gauge(families.BUILD_INFO, 1, version=__version__)
+            yield of_family(family, [((), 0)])
+        yield of_family(families.HEALTH_PROCESS_UP, [((), self._health_process_alive())])
+        yield of_family(families.BUILD_INFO, [((__version__,), 1)])
+        rows = [table.row(slot) for slot in range(table.rows)]
+        yield of_family(families.WORKERS, [((), sum(rows[slot].role == WORKER for slot in held))])
+        starts = sum(row.worker_starts for row in rows)
+        yield of_family(families.WORKER_RESTARTS, [((), max(0, starts - self._started.workers))])
+        yield of_family(families.RUN_DIRECTORY, [((), self._run_directory_usable())])
 
+    def _of_processes(self, held: list[int]) -> list[FamilyReading]:
+        """Memory and processor time, asked of the kernel once a second at most."""
+        now = time.monotonic()
+        if now - self._processes[0] >= _PROCESSES_ANEW_S:
+            memory, cpu = [], []
+            for slot in held:
+                row = self._seat.table.row(slot)
+                if row.pid and (found := memory_and_cpu(row.pid)):
+                    labels = (str(slot), _ROLES.get(row.role, "unknown"), str(row.pid))
+                    memory.append((labels, found[0]))
+                    cpu.append((labels, found[1]))
+            readings = [of_family(families.PROCESS_MEMORY, memory), of_family(families.PROCESS_CPU, cpu)]
+            self._processes = (now, readings)
+        return self._processes[1]
 
-class _Once(Collector):
-    """Lets a list of metrics be rendered like a registry."""
-
-    def __init__(self, metrics: list[Metric]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterable[Metric]:
-        return self._metrics
-
-
-def read_files(directory: Path) -> Iterable[Metric]:
-    """Merge prometheus_client's files; one that is empty or damaged is left out and said so, never a failed scrape."""
-    sound = []
-    for file in sorted(directory.glob("*.db")):
+    def _run_directory_usable(self) -> bool:
+        """Whether new processes and series still find their place; a change is said in the log."""
+        why = "figures are not shared" if self._seat.metrics is None else None
         try:
-            for _ in MmapedDict.read_all_values_from_file(str(file)):
-                pass
-        except Exception:
-            log.exception("metrics file left out", extra={"file": file.name})
-            continue
-        sound.append(str(file))
-    merged: Iterable[Metric] = MultiProcessCollector.merge(sound)
-    return merged
+            if self._seat.metrics is not None:
+                space = os.statvfs(self._seat.metrics)
+                if space.f_bavail * space.f_frsize < _LEAST_FREE_BYTES:
+                    why = "no space is left on its file system"
+        except OSError as error:
+            why = f"it is gone ({error.strerror})"
+        if (why is None) != self._was_usable:
+            self._was_usable = why is None
+            if why is not None:
+                log.error("the run directory cannot be used", extra={"path": self._seat.metrics, "why": why})
+        return why is None
 
 
-def _full_name(metric: Metric) -> str:
-    return f"{metric.name}_total" if metric.type == "counter" else metric.name
+class _Rows:
+    """The load table's rows, by the slots' names in file names."""
+
+    def __init__(self, table: LoadTable) -> None:
+        self._table = table
+
+    def sequence(self, slot: str) -> int:
+        return self._table.row(int(slot)).sequence if slot.isdigit() else 0
+
+    def in_flight(self, slot: str) -> int:
+        return self._table.row(int(slot)).in_flight if slot.isdigit() else 0
 
 
-def _metric(family: families.Family) -> Metric:
-    return Metric(family.name, family.help, family.kind)
+def _imbalance(found: dict[str, FamilyReading], in_flight: int) -> float:
+    """Started, less finished, in flight and lost. The first two and the last are counters; what is in flight is not."""
 
+    def total(family: families.Family) -> float:
+        return sum(found[family.name].values) if family.name in found else 0.0
 
-def _gauge(family: families.Family, value: float, **labels: str) -> Metric:
-    metric = _metric(family)
-    metric.add_sample(family.name, labels, value)
-    return metric
+    return total(families.STARTED) - total(families.REQUESTS) - in_flight - total(families.LOST)

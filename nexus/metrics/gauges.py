@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.mmap_dict import mmap_key
 
 from nexus.fleet.records import Snapshot
 from nexus.metrics import families, labels
+from nexus.metrics.files import ReservedFile
 
 FILE = "gauge_max_fleet.db"  # `max`: a mode in which the stock collector adds no `pid` label
 
@@ -20,11 +21,11 @@ def write_fleet_gauges(directory: Path, snapshot: Snapshot, *, updated_at: float
     """Replace the gauge file in `directory`. Raises OSError where the directory is gone or full."""
     aside = directory / f"{FILE}.new"  # not *.db, so no reader takes it up
     aside.unlink(missing_ok=True)
-    gauges = MmapedDict(str(aside))
+    gauges = ReservedFile(str(aside))
     try:
         for family, values, number in _samples(snapshot, updated_at):
             key = mmap_key(family.name, family.name, list(family.labels), values, family.help)
-            gauges.write_value(key, float(number), 0.0)
+            gauges.set(key, float(number))
     finally:
         gauges.close()
     aside.replace(directory / FILE)
@@ -45,6 +46,12 @@ def _samples(snapshot: Snapshot, updated_at: float) -> list[tuple[families.Famil
         zone = config.zone or ("restricted" if backend.restricted else "open")
         info = [backend.label, backend.name, config.type, config.url, zone, str(config.tier)]
         samples.append((families.BACKEND_INFO, info, 1))
+    models = {model.name for backend in backends for model in backend.models} - snapshot.labels.models.keys()
+    overflowed = sum(backend.label == labels.OTHER for backend in backends)
+    samples += [
+        (families.LABELS_OVERFLOWED, ["model"], len(models)),
+        (families.LABELS_OVERFLOWED, ["backend"], overflowed),
+    ]
     samples += [
         (families.MODEL_INFO, [label, name], 1)
         for name, label in snapshot.labels.models.items()

@@ -38,7 +38,8 @@ class Recorder:
         # Threaded servers need it; under gevent nothing below switches greenlets, and it is never contended.
         self._lock = threading.Lock()
         self._children: dict[tuple[str, ...], Any] = {}
-        self._lost = store.child(families.LOST)
+        store.child(families.LOST)  # there from the start, so that a rate of it is
+        self._unknown_models = store.child(families.UNKNOWN_MODELS)
 
     def _child(self, family: families.Family, *labels: str) -> Any:
         key = (family.name, *labels)
@@ -49,8 +50,12 @@ class Recorder:
 
     def started(self, endpoint: str) -> None:
         with self._lock:
-            self._child(families.STARTED, endpoint).inc()
-            self._row.enter()
+            self._row.turn()
+            try:
+                self._child(families.STARTED, endpoint).inc()
+                self._row.enter()
+            finally:
+                self._row.turn()
 
     def attempt_began(self, column: int) -> None:
         with self._lock:
@@ -81,14 +86,17 @@ class Recorder:
             finally:
                 self._row.turn()
 
+    def retried(self, backend: str, error_type: str) -> None:
+        with self._lock:
+            self._child(families.RETRIES, backend, error_type).inc()
+
+    def unknown_model(self) -> None:
+        with self._lock:
+            self._unknown_models.inc()
+
     def rejected(self, reason: str) -> None:
         with self._lock:
             self._child(families.REJECTED, reason).inc()
-
-    def lost(self, requests: int) -> None:
-        with self._lock:
-            if requests:
-                self._lost.inc(requests)
 
     def probed(self, backend: str, latency_s: float) -> None:
         with self._lock:

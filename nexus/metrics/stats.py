@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
-
-from prometheus_client import Metric
 
 from nexus.fleet.records import Snapshot
 from nexus.metrics import families
+from nexus.metrics.exposition import Labels
+from nexus.metrics.figures import Reading
 
 
-def stats(
-    metrics: Iterable[Metric], snapshot: Snapshot | None, *, uptime_s: float, pending: Mapping[str, int]
-) -> dict[str, Any]:
+def stats(reading: Reading, snapshot: Snapshot | None, *, uptime_s: float) -> dict[str, Any]:
     """Totals, then the same requests by backend and by model; each sum is the total."""
-    by_name = _samples(metrics)
-    requests = by_name.get(families.REQUESTS.name, [])
+    requests = reading.samples(families.REQUESTS.name)
     success = sum(int(value) for labels, value in requests if int(labels["status"][0]) < 4)
     total = sum(int(value) for _, value in requests)
-    duration = by_name.get(f"{families.DURATION.name}_sum", [])
-    probes = by_name.get(f"{families.PROBE_LATENCY.name}_sum", [])
-    probe_counts = by_name.get(f"{families.PROBE_LATENCY.name}_count", [])
+    duration = reading.samples(f"{families.DURATION.name}_sum", family=families.DURATION.name)
+    probes = reading.samples(f"{families.PROBE_LATENCY.name}_sum", family=families.PROBE_LATENCY.name)
+    probe_counts = reading.samples(f"{families.PROBE_LATENCY.name}_count", family=families.PROBE_LATENCY.name)
     backends = {b.label: b.name for b in snapshot.backends} if snapshot else {}
     names = {label: name for name, label in snapshot.labels.backends.items()} if snapshot else {}
     models = {label: name for name, label in snapshot.labels.models.items()} if snapshot else {}
@@ -39,7 +36,7 @@ def stats(
                 "requests": int(count_of[label]),
                 "average_latency_ms": _average_ms(time_of[label], count_of[label]),
                 "probe_latency_ms": _average_ms(probe_time[label], probe_count[label]),
-                "pending": pending.get(label, 0),
+                "pending": reading.pending.get(label, 0),
             }
             for label in sorted({*backends, *count_of})
         ],
@@ -54,18 +51,7 @@ def stats(
     }
 
 
-_Samples = list[tuple[Mapping[str, str], float]]
-
-
-def _samples(metrics: Iterable[Metric]) -> dict[str, _Samples]:
-    found: dict[str, _Samples] = defaultdict(list)
-    for metric in metrics:
-        for sample in metric.samples:
-            found[sample.name].append((sample.labels, sample.value))
-    return found
-
-
-def _by(label: str, samples: _Samples) -> dict[str, float]:
+def _by(label: str, samples: Iterable[tuple[Labels, float]]) -> dict[str, float]:
     sums: dict[str, float] = defaultdict(float)
     for labels, value in samples:
         sums[labels[label]] += value

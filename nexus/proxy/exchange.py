@@ -95,6 +95,8 @@ class Exchange:
                 "invalid_request" if error.json else "invalid_json", str(error), param=error.param
             ) from error
         self.asked_model = self.model = self.view.table.resolve(self.ask.model)
+        if self.view.model_label(self.model) == labels.UNKNOWN:
+            self.engine.recorder.unknown_model()
         return body
 
     # Attempts
@@ -106,6 +108,7 @@ class Exchange:
         assert ask is not None
         tried: set[tuple[str, str]] = set()
         failure: RequestFailed | None = None
+        retried: tuple[str, str] | None = None
         while len(tried) <= view.snapshot.config.routing.max_retries:
             try:
                 choice = choose(
@@ -119,6 +122,8 @@ class Exchange:
                 )
             except RequestFailed as no_route:
                 raise failure or no_route from no_route
+            if retried is not None:
+                self.engine.recorder.retried(*retried)
             self.choice, self.model = choice, choice.model
             tried.add((choice.backend.name, choice.model))
             self.attempts += 1
@@ -128,6 +133,7 @@ class Exchange:
                 if not failed.fault.retry:
                     raise
                 failure = failed
+                retried = choice.backend.label, failed.fault.error_type
                 log.warning(
                     "attempt failed",
                     extra={

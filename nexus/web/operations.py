@@ -12,7 +12,8 @@ from flask import Blueprint, Response, jsonify, request
 from nexus import __version__
 from nexus.fleet.records import Snapshot
 from nexus.fleet.rundir import Started
-from nexus.metrics.figures import CONTENT_TYPE, Figures
+from nexus.metrics.exposition import CONTENT_TYPE
+from nexus.metrics.figures import Figures
 from nexus.metrics.stats import stats
 
 _STALE_ROUNDS = 3
@@ -38,14 +39,12 @@ def operations_endpoints(operations: Operations) -> Blueprint:
 
     @blueprint.get("/metrics")
     def metrics() -> Response:
-        return Response(operations.figures().exposition(), content_type=CONTENT_TYPE)
+        return Response(operations.figures().read().exposition(), content_type=CONTENT_TYPE)
 
     @blueprint.get("/v1/stats")
     def statistics() -> Response:
-        figures = operations.figures()
-        return jsonify(
-            stats(figures.read(), operations.snapshot(), uptime_s=operations.uptime_s(), pending=figures.pending())
-        )
+        reading = operations.figures().read()
+        return jsonify(stats(reading, operations.snapshot(), uptime_s=operations.uptime_s()))
 
     @blueprint.get("/health")
     def health() -> Response:

@@ -19,6 +19,7 @@ from pathlib import Path
 from nexus.fleet.rundir import Generation
 from nexus.fleet.seat import Seat
 seat = Seat.lease(Generation(Path(sys.argv[1])))
+seat.take_over()
 for _ in range(3): seat.row.enter()
 seat.row.begin(5)
 print(seat.slot, flush=True)
@@ -67,28 +68,32 @@ def test_killed_holder_gives_its_slot_back(generation):
     kill(process)
     assert watcher.held_slots() == [1]
     assert watcher.table.pending_in(5, watcher.held_slots()) == 0
-    assert watcher.sweep() == 3
-    assert watcher.sweep() == 0
+    booked: list[int] = []
+    assert watcher.sweep(booked.append) == [0]
+    assert watcher.sweep(booked.append) == []
+    assert booked == [0]
     assert watcher.table.pending(5) == 0
     assert watcher.table.in_flight() == 0
 
 
-def test_next_lessee_settles_what_was_lost(generation):
+def test_next_lessee_finds_what_was_left(generation):
     process, _ = holder(generation)
     kill(process)
     seat = Seat.lease(generation)
     assert seat.slot == 0
-    assert seat.settle() == 3
-    assert seat.settle() == 0
+    assert (seat.row.in_flight, seat.row.pid, seat.table.pending(5)) == (3, process.pid, 1)
+    seat.take_over()
+    assert (seat.row.in_flight, seat.row.pid, seat.table.pending(5)) == (0, os.getpid(), 0)
+    assert seat.row.worker_starts == 2
 
 
 def test_sweep_leaves_the_living_alone(generation):
     process, _ = holder(generation)
     watcher = Seat.lease(generation)
-    assert watcher.sweep() == 0
+    assert watcher.sweep(print) == []
     assert watcher.table.in_flight() == 3
     kill(process)
-    until(lambda: watcher.sweep() == 3)
+    until(lambda: watcher.sweep(print) == [0])
 
 
 def test_asking_takes_nothing(generation):
@@ -123,4 +128,4 @@ def test_no_slot_is_left(generation):
 def test_alone():
     seat = Seat.alone()
     seat.row.enter()
-    assert (seat.held_slots(), seat.metrics, seat.sweep(), seat.table.in_flight()) == ([0], None, 0, 1)
+    assert (seat.held_slots(), seat.metrics, seat.sweep(print), seat.table.in_flight()) == ([0], None, [], 1)

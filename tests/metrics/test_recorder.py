@@ -1,12 +1,15 @@
 """Counting, over several processes' files in one directory: each slot continues what it finds, and reading sums them."""
 
+import os
+
 import pytest
 
-from nexus.fleet.rundir import RunDirectory
+from nexus.fleet.rundir import RunDirectory, Started
 from nexus.fleet.seat import Seat
 from nexus.metrics import families
 from nexus.metrics.figures import Figures
 from nexus.metrics.recorder import Finished, Recorder
+from nexus.metrics.settlement import book_lost, settle, sweep
 from nexus.metrics.store import Store
 from tests.support.figures import Scrape
 
@@ -22,13 +25,20 @@ class Process:
     """What a process has, without the process."""
 
     def __init__(self, seat: Seat) -> None:
+        settle(seat)
         self.seat = seat
         self.store = Store(seat)
         self.recorder = Recorder(self.store, seat)
-        self.figures = Figures(seat, self.store.registry, snapshot=lambda: None, health_process_alive=lambda: False)
+        self.figures = Figures(
+            seat,
+            self.store.registry,
+            started=Started.now(workers=1),
+            snapshot=lambda: None,
+            health_process_alive=lambda: False,
+        )
 
     def scrape(self) -> Scrape:
-        return Scrape(self.figures.exposition().decode())
+        return Scrape(self.figures.read().exposition().decode())
 
     def end(self) -> None:
         self.store.close()
@@ -45,7 +55,7 @@ def test_one_request(generation):
     assert process.seat.row.in_flight == 1
     process.recorder.finished(finished(prompt_tokens=7, completion_tokens=120, fallback_from="old"))
     assert process.seat.row.in_flight == 0
-    assert process.seat.row.sequence == 2
+    assert process.seat.row.sequence % 2 == 0
     s = process.scrape()
     assert s.value("nexus_requests_total", model="m", backend="b", status="200") == 1
     assert s.value("nexus_request_duration_seconds_bucket", model="m", backend="b", le="0.25") == 0
@@ -93,3 +103,80 @@ def test_alone_it_counts_in_memory():
     assert s.value("nexus_errors_total", error_type="timeout", model="m") == 1
     assert s.value("nexus_backends_total") == 0
     assert s.has("nexus_backends_total")
+
+
+def test_balance_of_a_process_that_was_killed(generation):
+    """What it had in flight is lost once, whoever books it; then everything adds up again."""
+    killed, other = Process(Seat.lease(generation)), Process(Seat.lease(generation))
+    for _ in range(5):
+        killed.recorder.started("embeddings")
+    killed.recorder.finished(finished())
+    killed.recorder.attempt_began(3)
+    assert other.scrape().value("nexus_accounting_imbalance") == 0
+    assert other.scrape().value("nexus_workers") == 2
+    killed.seat.leave()  # as the kernel does
+    assert other.scrape().value("nexus_workers") == 1
+    sweep(other.seat)
+    sweep(other.seat)
+    s = other.scrape()
+    assert s.value("nexus_requests_lost_total") == 4
+    assert s.value("nexus_accounting_imbalance") == 0
+    assert other.seat.table.pending(3) == 0
+    again = Process(Seat.lease(generation))
+    assert again.seat.slot == killed.seat.slot
+    assert other.scrape().value("nexus_requests_lost_total") == 4
+    assert other.scrape().value("nexus_worker_restarts_total") == 2
+
+
+@pytest.mark.parametrize("moment", ["before the row", "after the row", "within the recording"])
+def test_killed_at_any_moment_of_the_accounts(generation, moment):
+    killed = Process(Seat.lease(generation))
+    killed.recorder.started("embeddings")
+    if moment == "before the row":
+        killed.seat.row.leave()
+    if moment == "within the recording":
+        killed.seat.row.turn()
+        killed.store.child(families.REQUESTS, ("m", "b", "200")).inc()
+    killed.seat.leave()
+    after = Process(Seat.lease(generation))
+    s = after.scrape()
+    assert s.value("nexus_requests_lost_total") == (0 if moment == "within the recording" else 1)
+    assert s.value("nexus_accounting_imbalance") == 0
+    assert after.seat.row.sequence % 2 == 0
+
+
+def test_imbalance_can_be_wrong(generation):
+    """It comes from independent counts: a request that is forgotten shows."""
+    process = Process(Seat.lease(generation))
+    process.recorder.started("embeddings")
+    process.seat.row.leave()
+    assert process.scrape().value("nexus_accounting_imbalance") == 1
+
+
+def test_booking_finds_nothing_in_a_directory_without_files(tmp_path):
+    assert book_lost(tmp_path, 0) == 0
+
+
+def test_processes_show_their_memory(generation):
+    process = Process(Seat.lease(generation))
+    labels = {"slot": "0", "role": "worker", "pid": str(os.getpid())}
+    s = process.scrape()
+    assert s.value("nexus_process_resident_memory_bytes", **labels) > 1 << 20
+    assert s.value("nexus_process_cpu_seconds_total", **labels) > 0
+
+
+def test_series_that_find_no_space_are_counted_in_the_process(generation, monkeypatch):
+    """The file cannot grow: said, counted, and the request goes on."""
+    process = Process(Seat.lease(generation))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    for number in range(400):
+        process.recorder.finished(finished(model=f"model-{number}"))
+    monkeypatch.undo()
+    s = process.scrape()
+    errors = s.value("nexus_metrics_write_errors_total")
+    assert errors > 0
+    assert 0 < s.total("nexus_requests_total") <= 400

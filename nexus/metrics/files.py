@@ -1,0 +1,85 @@
+"""prometheus_client's metrics files: opened so that a full file system is an error and no crash, and read as they are.
+
+Format (`prometheus_client.mmap_dict`): an int32 of the bytes in use and four of padding; then for each value an int32
+of its key's length, the key padded to 8 bytes, and two doubles, value and timestamp. Files only ever grow, and what is
+in them stays where it is.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+
+from prometheus_client.mmap_dict import MmapedDict
+
+_HEAD = 8
+_INT = struct.Struct("i")
+_FIRST_SIZE = 1 << 16
+
+
+class DamagedFile(Exception):
+    """The bytes are not those of a metrics file."""
+
+
+class ReservedFile(MmapedDict):
+    """A metrics file whose space on the file system is reserved before it is mapped.
+
+    The library makes sparse files: where no space is left, the first store into one ends the process with SIGBUS.
+    Reserved, it is an OSError at the moment in which the file is made or must grow. Not safe for threads.
+    """
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        if not read_mode:
+            fd = os.open(filename, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, max(_FIRST_SIZE, os.fstat(fd).st_size))
+            finally:
+                os.close(fd)
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+
+    def _init_value(self, key: str) -> None:
+        needed = self._used + len(key.encode()) + 32
+        if needed > self._capacity:
+            os.posix_fallocate(self._f.fileno(), 0, max(needed, self._capacity * 2))
+        super()._init_value(key)  # type: ignore[no-untyped-call]
+
+    def values(self) -> dict[str, float]:
+        """All keys with their values."""
+        return {key: value for key, value, _ in self.read_all_values()}  # type: ignore[no-untyped-call]
+
+    def set(self, key: str, value: float) -> None:
+        self.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        super().close()  # type: ignore[no-untyped-call]
+
+
+def entries(data: bytes, start: int, used: int) -> Iterator[tuple[bytes, int]]:
+    """Each key from `start` (0 for the first) to `used`, with the index of its value among the file's doubles.
+
+    `data` holds the file's bytes up to `used` at least. Raises `DamagedFile`.
+    """
+    at = max(start, _HEAD)
+    while at < used:
+        if at + 4 > used:
+            raise DamagedFile("an entry is cut off")
+        length = _INT.unpack_from(data, at)[0]
+        value_at = at + 4 + length + (8 - (length + 4) % 8)
+        if length <= 0 or value_at + 16 > used:
+            raise DamagedFile("an entry reaches beyond the end")
+        yield data[at + 4 : at + 4 + length], value_at // 8
+        at = value_at + 16
+
+
+def bytes_in_use(data: bytes | mmap.mmap, size: int) -> int:
+    """How much of a file of `size` bytes is in use, as its head says. Raises `DamagedFile`."""
+    if size < _HEAD:
+        raise DamagedFile("it is empty" if size == 0 else "it has no head")
+    used: int = _INT.unpack_from(data, 0)[0]
+    if used == 0:
+        return _HEAD  # made, and nothing written yet
+    if used < _HEAD or used > size or used % 8:
+        raise DamagedFile("its head makes no sense")
+    return used
