@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test check check-long lint types pages clean
+.PHONY: run test check check-long lint types pages clean bench-metrics
 
 run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends where there is none
 	@exec $(BIN)/nexus serve
@@ -18,6 +18,9 @@ check: lint types test  ## everything that must pass
 check-long: $(VENV)/dev.stamp  ## chaos, soak and fuzz runs, beyond the ten minutes of `make check`
 	@sh tests/install-packages.sh
 	$(BIN)/python -m pytest -m long
+
+bench-metrics: $(VENV)/dev.stamp  ## what reading and recording figures costs, beside prometheus_client's own collector
+	$(BIN)/python -m bench.metrics
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

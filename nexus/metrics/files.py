@@ -37,6 +37,8 @@ class ReservedFile(MmapedDict):
                 os.posix_fallocate(fd, 0, max(_FIRST_SIZE, os.fstat(fd).st_size))
             finally:
                 os.close(fd)
+        self._mapped: mmap.mmap | None = None
+        self._views: list[memoryview[float]] = []
         super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
 
     def _init_value(self, key: str) -> None:
@@ -44,6 +46,17 @@ class ReservedFile(MmapedDict):
         if needed > self._capacity:
             os.posix_fallocate(self._f.fileno(), 0, max(needed, self._capacity * 2))
         super()._init_value(key)  # type: ignore[no-untyped-call]
+
+    def cell(self, key: str) -> tuple[memoryview[float], int]:
+        """The value of `key` as a place in shared memory, made where it is missing. Raises OSError where it cannot be.
+
+        A place stays good when the file grows: its old mapping shows the same pages.
+        """
+        self.read_value(key)  # type: ignore[no-untyped-call]
+        if self._mapped is not self._m:
+            self._mapped = self._m
+            self._views.append(memoryview(self._m)[: self._capacity // 8 * 8].cast("d"))
+        return self._views[-1], self._positions[key] // 8
 
     def values(self) -> dict[str, float]:
         """All keys with their values."""
@@ -53,11 +66,13 @@ class ReservedFile(MmapedDict):
         self.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
+        for view in self._views:
+            view.release()
         super().close()  # type: ignore[no-untyped-call]
 
 
 def entries(data: bytes, start: int, used: int) -> Iterator[tuple[bytes, int]]:
-    """Each key from `start` (0 for the first) to `used`, with the index of its value among the file's doubles.
+    """Each key from `start` (0 for the first) to `used`, with the offset of its value in bytes.
 
     `data` holds the file's bytes up to `used` at least. Raises `DamagedFile`.
     """
@@ -69,7 +84,7 @@ def entries(data: bytes, start: int, used: int) -> Iterator[tuple[bytes, int]]:
         value_at = at + 4 + length + (8 - (length + 4) % 8)
         if length <= 0 or value_at + 16 > used:
             raise DamagedFile("an entry reaches beyond the end")
-        yield data[at + 4 : at + 4 + length], value_at // 8
+        yield data[at + 4 : at + 4 + length], value_at
         at = value_at + 16
 
 

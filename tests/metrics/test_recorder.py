@@ -45,12 +45,26 @@ class Process:
         self.seat.leave()
 
 
+@pytest.fixture
+def process_at(generation):
+    """Makes processes, and ends those that are still there."""
+    made = []
+
+    def make(seat: Seat) -> Process:
+        made.append(Process(seat))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.end()
+
+
 def finished(**more) -> Finished:
     return Finished(**{"model": "m", "backend": "b", "status": "200", "duration_s": 0.3, **more})
 
 
-def test_one_request(generation):
-    process = Process(Seat.lease(generation))
+def test_one_request(generation, process_at):
+    process = process_at(Seat.lease(generation))
     process.recorder.started("chat_completions")
     assert process.seat.row.in_flight == 1
     process.recorder.finished(finished(prompt_tokens=7, completion_tokens=120, fallback_from="old"))
@@ -66,15 +80,15 @@ def test_one_request(generation):
     assert s.total("nexus_errors_total") == 0
 
 
-def test_processes_are_summed_and_the_next_lessee_goes_on(generation):
-    first, second = Process(Seat.lease(generation)), Process(Seat.lease(generation))
+def test_processes_are_summed_and_the_next_lessee_goes_on(generation, process_at):
+    first, second = process_at(Seat.lease(generation)), process_at(Seat.lease(generation))
     for process, times in ((first, 3), (second, 4)):
         for _ in range(times):
             process.recorder.finished(finished())
     assert second.scrape().total("nexus_requests_total") == 7
     first.end()
     assert second.scrape().total("nexus_requests_total") == 7
-    third = Process(Seat.lease(generation))
+    third = process_at(Seat.lease(generation))
     assert third.seat.slot == 0
     third.recorder.finished(finished())
     assert second.scrape().total("nexus_requests_total") == 8
@@ -87,16 +101,16 @@ def test_buckets_are_the_contracts():
     assert set(families.DURATION.buckets) <= set(families.PROBE_LATENCY.buckets)
 
 
-def test_damaged_file_does_not_fail_the_scrape(generation):
-    process = Process(Seat.lease(generation))
+def test_damaged_file_does_not_fail_the_scrape(generation, process_at):
+    process = process_at(Seat.lease(generation))
     process.recorder.finished(finished())
     (generation.metrics / "counter_7.db").write_bytes(b"")
     (generation.metrics / "counter_8.db").write_bytes(b"\x40\x00\x00\x00garbage" + b"\xff" * 80)
     assert process.scrape().total("nexus_requests_total") == 1
 
 
-def test_alone_it_counts_in_memory():
-    process = Process(Seat.alone())
+def test_alone_it_counts_in_memory(process_at):
+    process = process_at(Seat.alone())
     process.recorder.finished(finished(error_type="timeout", status="504"))
     s = process.scrape()
     assert s.total("nexus_requests_total", status="504") == 1
@@ -105,9 +119,9 @@ def test_alone_it_counts_in_memory():
     assert s.has("nexus_backends_total")
 
 
-def test_balance_of_a_process_that_was_killed(generation):
+def test_balance_of_a_process_that_was_killed(generation, process_at):
     """What it had in flight is lost once, whoever books it; then everything adds up again."""
-    killed, other = Process(Seat.lease(generation)), Process(Seat.lease(generation))
+    killed, other = process_at(Seat.lease(generation)), process_at(Seat.lease(generation))
     for _ in range(5):
         killed.recorder.started("embeddings")
     killed.recorder.finished(finished())
@@ -122,15 +136,15 @@ def test_balance_of_a_process_that_was_killed(generation):
     assert s.value("nexus_requests_lost_total") == 4
     assert s.value("nexus_accounting_imbalance") == 0
     assert other.seat.table.pending(3) == 0
-    again = Process(Seat.lease(generation))
+    again = process_at(Seat.lease(generation))
     assert again.seat.slot == killed.seat.slot
     assert other.scrape().value("nexus_requests_lost_total") == 4
     assert other.scrape().value("nexus_worker_restarts_total") == 2
 
 
 @pytest.mark.parametrize("moment", ["before the row", "after the row", "within the recording"])
-def test_killed_at_any_moment_of_the_accounts(generation, moment):
-    killed = Process(Seat.lease(generation))
+def test_killed_at_any_moment_of_the_accounts(generation, process_at, moment):
+    killed = process_at(Seat.lease(generation))
     killed.recorder.started("embeddings")
     if moment == "before the row":
         killed.seat.row.leave()
@@ -138,16 +152,16 @@ def test_killed_at_any_moment_of_the_accounts(generation, moment):
         killed.seat.row.turn()
         killed.store.child(families.REQUESTS, ("m", "b", "200")).inc()
     killed.seat.leave()
-    after = Process(Seat.lease(generation))
+    after = process_at(Seat.lease(generation))
     s = after.scrape()
     assert s.value("nexus_requests_lost_total") == (0 if moment == "within the recording" else 1)
     assert s.value("nexus_accounting_imbalance") == 0
     assert after.seat.row.sequence % 2 == 0
 
 
-def test_imbalance_can_be_wrong(generation):
+def test_imbalance_can_be_wrong(generation, process_at):
     """It comes from independent counts: a request that is forgotten shows."""
-    process = Process(Seat.lease(generation))
+    process = process_at(Seat.lease(generation))
     process.recorder.started("embeddings")
     process.seat.row.leave()
     assert process.scrape().value("nexus_accounting_imbalance") == 1
@@ -157,17 +171,17 @@ def test_booking_finds_nothing_in_a_directory_without_files(tmp_path):
     assert book_lost(tmp_path, 0) == 0
 
 
-def test_processes_show_their_memory(generation):
-    process = Process(Seat.lease(generation))
+def test_processes_show_their_memory(generation, process_at):
+    process = process_at(Seat.lease(generation))
     labels = {"slot": "0", "role": "worker", "pid": str(os.getpid())}
     s = process.scrape()
     assert s.value("nexus_process_resident_memory_bytes", **labels) > 1 << 20
     assert s.value("nexus_process_cpu_seconds_total", **labels) > 0
 
 
-def test_series_that_find_no_space_are_counted_in_the_process(generation, monkeypatch):
+def test_series_that_find_no_space_are_counted_in_the_process(generation, process_at, monkeypatch):
     """The file cannot grow: said, counted, and the request goes on."""
-    process = Process(Seat.lease(generation))
+    process = process_at(Seat.lease(generation))
 
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -1,0 +1,1 @@
+"""Benchmarks: what the program's claims about speed rest on. Each says how to repeat it."""

@@ -1,0 +1,123 @@
+"""From the series of many files to families: which are added up, and where each sum is written.
+
+What a plan has rendered stays; a reading touches the groups of samples only in which a value has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, chain
+
+from prometheus_client.utils import floatToGoString
+
+from nexus.metrics.countfile import CountFile, Key, Series
+from nexus.metrics.exposition import FamilyReading, FamilyText, head, numbers
+
+_Labels = tuple[tuple[str, str], ...]
+_Members = list[tuple[int, Key]]
+
+
+class _Family:
+    """A family's samples as they were last written."""
+
+    def __init__(self, text: FamilyText) -> None:
+        self.text = text
+        self.values: list[float] = []
+        self.pieces: list[str] = []
+
+    def add(self, name: str, labels: _Labels) -> None:
+        self.text.add(name, dict(labels))
+        self.values.append(0.0)
+        self.pieces += [self.text.prefixes[-1], "0.0"]
+
+    def write(self, at: int, values: Sequence[float]) -> None:
+        self.values[at : at + len(values)] = values
+        self.pieces[2 * at + 1 : 2 * (at + len(values)) : 2] = numbers(values)
+
+    def reading(self) -> FamilyReading:
+        return FamilyReading(self.text, self.values.copy(), self.text.rendered(self.pieces))
+
+
+class _Group:
+    """Samples with the same labels: single values, and a histogram's buckets, which are exposed as running sums."""
+
+    __slots__ = ("_alone", "_at", "_buckets", "_family")
+
+    def __init__(self, family: _Family, alone: list[int], buckets: list[list[int]]) -> None:
+        self._family = family
+        self._at = len(family.values)
+        self._alone = alone
+        self._buckets = buckets
+
+    def write(self, totals: Sequence[float]) -> None:
+        values = [totals[position] for position in self._alone]
+        if self._buckets:
+            # A bound that is written in two ways (`1`, `1.0`) is one bucket.
+            values += accumulate(
+                totals[positions[0]] if len(positions) == 1 else sum(totals[position] for position in positions)
+                for positions in self._buckets
+            )
+            values.append(values[-1])
+        self._family.write(self._at, values)
+
+
+class Plan:
+    """The files of one kind: the order of their series, their sums, and the families that these become."""
+
+    def __init__(self, kind: str, series: Series, files: Sequence[CountFile]) -> None:
+        order = dict.fromkeys(chain.from_iterable(file.numbers for file in files))
+        positions = {number: position for position, number in enumerate(order)}
+        for file in files:
+            file.arrange(positions)
+        self._columns = [file.values for file in files]
+        self._totals = [0.0] * len(positions)
+        self._groups: dict[int, _Group] = {}
+        self._families: list[_Family] = []
+        by_metric: dict[str, _Members] = {}
+        for number, position in positions.items():
+            key = series.keys[number]
+            by_metric.setdefault(key.metric, []).append((position, key))
+        for metric, members in by_metric.items():
+            exposed = f"{metric}_total" if kind == "counter" else metric
+            family = _Family(FamilyText(exposed, head(exposed, members[0][1].documentation, kind)))
+            self._families.append(family)
+            self._group(metric, members, family, cumulate=kind == "histogram")
+
+    def _group(self, metric: str, members: _Members, family: _Family, *, cumulate: bool) -> None:
+        """Put samples with the same labels side by side, in the order in which the library does."""
+        alone: dict[_Labels, _Members] = {}
+        buckets: dict[_Labels, dict[float, list[int]]] = {}
+        for position, key in members:
+            if cumulate and "le" in key.labels:
+                without = tuple(sorted(item for item in key.labels.items() if item[0] != "le"))
+                buckets.setdefault(without, {}).setdefault(float(key.labels["le"]), []).append(position)
+            else:
+                alone.setdefault(tuple(sorted(key.labels.items())), []).append((position, key))
+        for labels in dict.fromkeys([*alone, *buckets]):
+            bounds = sorted(buckets.get(labels, {}).items())
+            singles = [position for position, _ in alone.get(labels, [])]
+            group = _Group(family, singles, [places for _, places in bounds])
+            for position in chain(singles, *(places for _, places in bounds)):
+                self._groups[position] = group
+            for _, key in alone.get(labels, []):
+                family.add(key.name, labels)
+            for bound, _ in bounds:
+                family.add(f"{metric}_bucket", (*labels, ("le", floatToGoString(bound))))
+            if bounds:
+                family.add(f"{metric}_count", labels)
+
+    def add_up(self, changed: Iterable[int]) -> None:
+        """Add up anew the values at these positions, in the order of the files, and write what they belong to."""
+        totals, columns = self._totals, self._columns
+        groups = set()
+        for position in changed:
+            total = 0.0
+            for column in columns:
+                total += column[position]
+            totals[position] = total
+            groups.add(self._groups[position])
+        for group in groups:
+            group.write(totals)
+
+    def readings(self) -> list[FamilyReading]:
+        return [family.reading() for family in self._families]
