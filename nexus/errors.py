@@ -102,6 +102,11 @@ def status_label(status: int) -> str:
     return str(status) if status in _STATUSES else f"{status // 100}xx"
 
 
+def status_labels() -> frozenset[str]:
+    """Every value that the status label can have."""
+    return frozenset(map(str, _STATUSES - {None})) | {f"{group}xx" for group in range(1, 10)}
+
+
 def fault_of_answer(status: int) -> Fault | None:
     """The fault that a backend's status means; None where it is a success."""
     if 200 <= status < 300:

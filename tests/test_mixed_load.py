@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
@@ -172,6 +173,34 @@ def test_stats_are_the_same_figures(outcome):
             total_s = s.total("nexus_request_duration_seconds_sum", backend=entry["id"])
             assert entry["average_latency_ms"] == pytest.approx(total_s / entry["requests"] * 1000, abs=0.001)
         assert stats["uptime_seconds"] >= 1
+
+
+def test_series_stay_within_the_bound(outcome):
+    """Each family has as many series as `nexus metrics bound` allows it, or fewer; and nothing is shown that is not in
+    the table."""
+    shown = json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "nexus", "metrics", "bound", "-c", str(outcome.gateway.file), "--json"],
+            capture_output=True, check=True,
+        ).stdout
+    )["families"]  # fmt: skip
+    found: Counter[str] = Counter()
+    for name, _ in outcome.scrape.samples:
+        family = next(f for f in (name, *(name.removesuffix(s) for s in ("_bucket", "_sum", "_count"))) if f in shown)
+        found[family] += 1
+    assert all(count <= shown[family] for family, count in found.items())
+
+
+def test_accounts_are_balanced(outcome):
+    s = outcome.scrape
+    assert s.value("nexus_accounting_imbalance") == 0
+    assert s.value("nexus_workers") == 4
+    assert s.total("nexus_worker_restarts_total") == 0
+    assert s.value("nexus_unknown_models_total") == REQUESTS // 8
+    assert s.value("nexus_run_directory_usable") == 1
+    assert 0 < s.value("nexus_scrape_duration_seconds") < 1
+    roles = Counter(dict(labels)["role"] for name, labels in s.samples if name == "nexus_process_resident_memory_bytes")
+    assert roles == {"worker": 4, "health": 1}
 
 
 def test_promtool_accepts_it(outcome):

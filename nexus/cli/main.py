@@ -71,6 +71,34 @@ def config_init(output: str, force: bool) -> None:
     click.echo(f"Wrote {path}; name your backends in it, then run `nexus serve`.")
 
 
+@cli.group("metrics")
+def metrics_group() -> None:
+    """The metrics that there are, and how many series they can have."""
+
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="For machines.")
+
+
+@metrics_group.command("list")
+@_JSON
+def metrics_list(as_json: bool) -> None:
+    """List every family with its type, meaning and labels."""
+    from nexus.cli.metrics import show_list
+
+    show_list(as_json=as_json)
+
+
+@metrics_group.command("bound")
+@_CONFIG
+@_JSON
+def metrics_bound(config: str | None, as_json: bool) -> None:
+    """Say how many series the configuration can have at most."""
+    from nexus.cli.metrics import show_bound
+    from nexus.config import load
+
+    show_bound(load(config).config, as_json=as_json)
+
+
 @cli.command("demo-backend")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=0, show_default=True, help="0 takes a free one, and prints it.")

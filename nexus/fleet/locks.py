@@ -34,8 +34,19 @@ class LockFile:
     def release(self, byte: int) -> None:
         fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
 
-    def held_elsewhere(self, start: int, length: int) -> int | None:
-        """The first byte in the range that another open file holds, or None; takes no lock."""
+    def held_elsewhere(self, length: int) -> list[int]:
+        """Those of the first `length` bytes that other open files hold; takes no lock."""
+        held, ranges = [], [(0, length)]
+        while ranges:
+            start, end = ranges.pop()
+            found = self._any_held(start, end - start) if end > start else None
+            if found is not None:
+                held.append(found)
+                ranges += [(start, found), (found + 1, end)]
+        return sorted(held)
+
+    def _any_held(self, start: int, length: int) -> int | None:
+        """Some byte of the range that another open file holds: the kernel tells one, and not the lowest."""
         answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0))
         kind, _, first, _, _ = _FLOCK.unpack(answer)
         return None if kind == fcntl.F_UNLCK else max(start, first)

@@ -98,11 +98,7 @@ class Seat:
         """The slots that a living process holds, this one's included."""
         if self._locks is None:
             return [self.slot]
-        held, byte = [self.slot], 0
-        while byte < SLOTS and (found := self._locks.held_elsewhere(byte, SLOTS - byte)) is not None:
-            held.append(found)
-            byte = found + 1
-        return sorted(held)
+        return sorted([self.slot, *self._locks.held_elsewhere(SLOTS)])
 
     def sweep(self, book: Callable[[int], object]) -> list[int]:
         """Clear the rows of processes that are gone, and give their slots; `book` is told each before that.

@@ -106,8 +106,8 @@ class FileReader:
             seen, in_flight = self._look(slot, files)
             self.in_flight += in_flight
             moved = 0
-            for file, values in zip(files, seen, strict=True):
-                positions = file.take(values)
+            for file, blocks in zip(files, seen, strict=True):
+                positions = file.take(blocks)
                 changed[file.kind].update(positions)
                 moved += len(positions)
             if moved > _VALUES_BETWEEN_PAUSES:
@@ -116,7 +116,7 @@ class FileReader:
             plan.add_up(changed[kind])
         return [reading for plan in self._plans.values() for reading in plan.readings()]
 
-    def _look(self, slot: str, files: list[CountFile]) -> tuple[list[tuple[float, ...]], int]:
+    def _look(self, slot: str, files: list[CountFile]) -> tuple[list[list[bytes]], int]:
         """A slot's files and its requests in flight, all of one moment where that can be had."""
         for attempt in range(_TRIES):
             before = self._rows.sequence(slot) if self._rows else 0

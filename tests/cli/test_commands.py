@@ -10,6 +10,7 @@ import pytest
 
 from nexus import __version__
 from nexus.config.template import template
+from nexus.metrics.families import FAMILIES
 from tests.support.processes import Demo, clean_environ
 
 
@@ -46,6 +47,26 @@ def test_config_check_tells_every_fault(tmp_path):
         f"{tmp_path}/n.toml: [server] has no key prot; did you mean port?",
         f"{tmp_path}/n.toml: [server] port = 'x' is not allowed; it takes a whole number from 1 to 65535.",
     ]
+
+
+def test_metrics_list_is_the_table():
+    shown = json.loads(nexus("metrics", "list", "--json").stdout)
+    assert [family["name"] for family in shown] == [family.name for family in FAMILIES]
+    text = nexus("metrics", "list").stdout
+    assert all(family.name in text for family in FAMILIES)
+
+
+def test_metrics_bound(tmp_path):
+    (tmp_path / "n.toml").write_text(
+        "[metrics]\nmax_models = 3\n[[backends]]\nname = 'a'\nurl = 'http://a'\n[[backends]]\nname = 'b'\nurl = 'http://b'"
+    )
+    shown = json.loads(nexus("metrics", "bound", "-c", str(tmp_path / "n.toml"), "--json").stdout)
+    families = shown["families"]
+    assert families["nexus_request_duration_seconds"] == (3 + 2) * (2 + 2) * (11 + 3)
+    assert families["nexus_fallbacks_total"] == 25
+    assert families["nexus_backend_info"] == 2
+    assert families["nexus_workers"] == 1
+    assert shown["total"] == sum(families.values())
 
 
 def test_demo_backend_refuses_a_fault_that_there_is_not():

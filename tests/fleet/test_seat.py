@@ -59,6 +59,16 @@ def test_lowest_free_slot(generation):
     assert Seat.lease(generation).slot == 1
 
 
+def test_held_slots_whatever_their_order(generation):
+    """The kernel tells of one holder in a range, not of the lowest: one that came back late is not missed."""
+    seats = [Seat.lease(generation) for _ in range(5)]
+    for slot in (0, 3, 1):
+        seats[slot].leave()
+        seats[slot] = Seat.lease(generation)
+    for seat in seats:
+        assert seat.held_slots() == [0, 1, 2, 3, 4]
+
+
 def test_killed_holder_gives_its_slot_back(generation):
     process, slot = holder(generation)
     watcher = Seat.lease(generation)
