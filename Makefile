@@ -3,8 +3,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+SECONDS ?= 600
+SEED    ?= 1
 
-.PHONY: run test check check-long lint types pages clean bench-metrics
+.PHONY: run test check check-long lint types pages clean bench-metrics chaos
 
 run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends where there is none
 	@exec $(BIN)/nexus serve
@@ -21,6 +23,9 @@ check-long: $(VENV)/dev.stamp  ## chaos, soak and fuzz runs, beyond the ten minu
 
 bench-metrics: $(VENV)/dev.stamp  ## what reading and recording figures costs, beside prometheus_client's own collector
 	$(BIN)/python -m bench.metrics
+
+chaos: $(VENV)/dev.stamp  ## ten minutes of load and kills: make chaos SECONDS=600 SEED=7
+	NEXUS_CHAOS_SECONDS=$(SECONDS) NEXUS_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/test_chaos.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

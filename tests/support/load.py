@@ -2,8 +2,8 @@
 
 import http.client
 import json
-import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,19 +23,27 @@ def chat(kind: str, model: str, *, stream: bool = False, **more: Any) -> Ask:
     return Ask(kind, "/v1/chat/completions", body)
 
 
-def run(port: int, asks: Iterable[Ask], *, concurrency: int, seen: Callable[[Ask, int, bytes], None]) -> None:
-    """Send them all; `seen` gets each with its status (0 where the connection broke) and content, under a lock."""
-    todo: queue.SimpleQueue[Ask] = queue.SimpleQueue()
-    for ask in asks:
-        todo.put(ask)
+def run(
+    port: int,
+    asks: Iterable[Ask],
+    *,
+    concurrency: int,
+    seen: Callable[[Ask, int, bytes], None],
+    pause_s: float = 0.0,
+) -> None:
+    """Send them all; `seen` gets each with its status (0 where the connection broke) and content, under a lock.
+
+    Each of the `concurrency` clients waits `pause_s` between two requests.
+    """
+    todo = iter(asks)
     lock = threading.Lock()
 
     def work() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         while True:
-            try:
-                ask = todo.get_nowait()
-            except queue.Empty:
+            with lock:
+                ask = next(todo, None)
+            if ask is None:
                 connection.close()
                 return
             try:
@@ -49,6 +57,8 @@ def run(port: int, asks: Iterable[Ask], *, concurrency: int, seen: Callable[[Ask
                 status, content = 0, repr(error).encode()
             with lock:
                 seen(ask, status, content)
+            if pause_s:
+                time.sleep(pause_s)
 
     threads = [threading.Thread(target=work) for _ in range(concurrency)]
     for thread in threads:

@@ -1,0 +1,202 @@
+"""Mixed load while something happens to the processes every second: the figures hold all the time.
+
+`make chaos` runs it longer; NEXUS_CHAOS_SECONDS and NEXUS_CHAOS_SEED set how long, and what happens when.
+"""
+
+import contextlib
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support.figures import Scrape, scrape
+from tests.support.load import Ask, chat, run
+from tests.support.polling import until
+from tests.support.processes import Demo, Gateway, backend_toml
+from tests.test_lifecycle import assert_none_fell
+
+pytestmark = pytest.mark.e2e
+
+SECONDS = float(os.environ.get("NEXUS_CHAOS_SECONDS", "60"))
+SEED = int(os.environ.get("NEXUS_CHAOS_SEED", "1"))
+CONCURRENCY = 50
+PAUSE_S = 0.2  # between two requests of a client: two cores carry clients, gateway, backends and scrapes
+
+
+class Chaos:
+    """What can happen, and what has."""
+
+    def __init__(self, gateway: Gateway, spare: list[Demo], directory, rng: random.Random) -> None:
+        self.gateway = gateway
+        self.rng = rng
+        self.kills = 0
+        self.most_alive = 0
+        self.happened: Counter[str] = Counter()
+        self._workers = 4
+        self._spare = spare
+        self._directory = directory
+
+    def step(self) -> None:
+        actions: list[Callable[[], None]] = [
+            self.kill_worker, self.kill_worker, self.kill_health_process, self.hup, self.grow, self.shrink, self.backend,
+        ]  # fmt: skip
+        action = self.rng.choice(actions)
+        action()
+        self.happened[action.__name__] += 1
+
+    def watch(self) -> None:
+        """Keep count of the most processes that were alive at once: the workers and the health process."""
+        self.most_alive = max(self.most_alive, len(self.gateway.worker_pids()) + 1)
+
+    def kill_worker(self) -> None:
+        pids = self.gateway.worker_pids()
+        if pids:
+            self.kills += 1
+            kill(self.rng.choice(pids), signal.SIGKILL)
+
+    def kill_health_process(self) -> None:
+        kill(self.gateway.health_pid(), signal.SIGKILL)
+
+    def hup(self) -> None:
+        kill(self.gateway.master_pid(), signal.SIGHUP)
+        self._workers = 4
+
+    def grow(self) -> None:
+        if self._workers < 6:
+            self._workers += 1
+            kill(self.gateway.master_pid(), signal.SIGTTIN)
+
+    def shrink(self) -> None:
+        if self._workers > 2:
+            self._workers -= 1
+            kill(self.gateway.master_pid(), signal.SIGTTOU)
+
+    def backend(self) -> None:
+        """A backend that is there goes; one that went comes back on its address."""
+        demo = self._spare[0]
+        if demo.child.poll() is None:
+            demo.stop(number=signal.SIGKILL)
+        else:
+            self._spare[0] = Demo(self._directory, name=demo.name, port=demo.port, models=["shared"], pace=0)
+
+
+def kill(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def asks(until_s: float) -> Iterator[Ask]:
+    for number in itertools.count():
+        if time.monotonic() > until_s:
+            return
+        match number % 6:
+            case 0 | 1:
+                yield chat("chat", "shared")
+            case 2:
+                yield chat("stream", "shared", stream=True, stream_options={"include_usage": True})
+            case 3:
+                yield Ask("embeddings", "/v1/embeddings", {"model": "shared", "input": "x"})
+            case 4:
+                yield chat("flaky", "flaky")
+            case _:
+                yield chat("unknown", f"made-up-{number}")
+
+
+def test_figures_hold_whatever_happens(tmp_path):
+    rng = random.Random(SEED)
+    with (
+        Demo(tmp_path, name="steady", models=["shared"], pace=0) as steady,
+        Demo(tmp_path, name="flaky", models=["flaky"], pace=0, fault="status=500,rate=0.3,seed=2") as flaky,
+    ):
+        spare = [Demo(tmp_path, name="spare", models=["shared"], pace=0)]
+        try:
+            with Gateway(tmp_path, backend_toml(steady, flaky, *spare), workers=4, interval_s=1) as gateway:
+                chaos = Chaos(gateway, spare, tmp_path, rng)
+                tally = under_load(gateway, chaos)
+                check_the_end(gateway, chaos, tally)
+        finally:
+            spare[0].stop(number=signal.SIGKILL)
+
+
+def under_load(gateway: Gateway, chaos: Chaos) -> Counter[int]:
+    """Load, chaos and scrapes, five a second from both addresses in turn; gives the client's tally by status."""
+    end = time.monotonic() + SECONDS
+    tally: Counter[int] = Counter()
+
+    def seen(_: Ask, status: int, __: bytes) -> None:
+        tally[status] += 1
+
+    def load() -> None:
+        run(gateway.port, asks(end), concurrency=CONCURRENCY, seen=seen, pause_s=PAUSE_S)
+
+    loader = threading.Thread(target=load)
+    loader.start()
+    previous: Scrape | None = None
+    scraped, due = Counter(), time.monotonic() + 1
+    try:
+        for base in itertools.cycle([gateway.base, gateway.operations]):
+            began = time.monotonic()
+            if began > end:
+                break
+            if began > due:
+                chaos.step()
+                due += 1
+            chaos.watch()
+            try:
+                found = scrape(base)
+            except OSError:
+                scraped["failed"] += 1  # the process that was to answer was just killed
+            else:
+                scraped[base] += 1
+                if previous is not None:
+                    assert_none_fell(previous, found)
+                previous = found
+            time.sleep(max(0.0, began + 0.2 - time.monotonic()))
+    finally:
+        loader.join(60)
+    assert not loader.is_alive()
+    assert scraped[gateway.base] > SECONDS, scraped
+    assert scraped[gateway.operations] > SECONDS / 4, scraped  # each time it is killed, it is away for longer
+    return tally
+
+
+def check_the_end(gateway: Gateway, chaos: Chaos, tally: Counter[int]) -> None:
+    quiet = until(lambda: balanced(gateway), within_s=30)
+    print(
+        f"seed {SEED}: {dict(chaos.happened)}, clients saw {dict(tally)}, lost {quiet.value('nexus_requests_lost_total')}"
+    )
+    assert sum(tally.values()) > 10 * SECONDS
+    assert set(tally) <= {0, 200, 404, 502, 503}, "no client left, and none sent half a request"
+    for base in (gateway.base, until(lambda: scrape(gateway.operations) and gateway.operations, within_s=30)):
+        found = scrape(base)
+        assert found.value("nexus_accounting_imbalance") == 0
+        assert found.total("nexus_pending_requests") == 0
+        total = found.total("nexus_requests_total")
+        errors = sum(v for (status,), v in found.series("nexus_requests_total", "status").items() if status >= "4")
+        assert abs(total - found.total("nexus_request_duration_seconds_count")) <= chaos.kills
+        assert abs(errors - found.total("nexus_errors_total")) <= chaos.kills
+
+    by_status = {int(status): count for (status,), count in quiet.series("nexus_requests_total", "status").items()}
+    for status in {*by_status, *tally} - {0, 499}:
+        # An answer that was on its way when its worker was killed is counted on one side only.
+        assert abs(by_status.get(status, 0) - tally[status]) <= chaos.kills, (status, by_status, tally)
+    # What a client saw break off was lost with a worker, or never reached one.
+    assert quiet.value("nexus_requests_lost_total") + by_status.get(499, 0) <= tally[0] + chaos.kills
+
+    files = list(gateway.run_dir.glob("generations/*/metrics/*.db"))
+    assert len(files) <= 2 * chaos.most_alive + 1, sorted(path.name for path in files)
+    assert quiet.value("nexus_metrics_damaged_files_total") == 0
+    assert "Traceback" not in gateway.output()
+
+
+def balanced(gateway: Gateway) -> Scrape | None:
+    found = gateway.scrape()
+    started = found.total("nexus_requests_started_total")
+    ended = found.total("nexus_requests_total") + found.total("nexus_requests_lost_total")
+    return found if started == ended and found.value("nexus_accounting_imbalance") == 0 else None
