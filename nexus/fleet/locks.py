@@ -34,22 +34,13 @@ class LockFile:
     def release(self, byte: int) -> None:
         fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
 
-    def held_elsewhere(self, length: int) -> list[int]:
-        """Those of the first `length` bytes that other open files hold; takes no lock."""
-        held, ranges = [], [(0, length)]
-        while ranges:
-            start, end = ranges.pop()
-            found = self._any_held(start, end - start) if end > start else None
-            if found is not None:
-                held.append(found)
-                ranges += [(start, found), (found + 1, end)]
-        return sorted(held)
+    def held_elsewhere(self, byte: int) -> bool:
+        """Whether another open file holds the byte; takes no lock.
 
-    def _any_held(self, start: int, length: int) -> int | None:
-        """Some byte of the range that another open file holds: the kernel tells one, and not the lowest."""
-        answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0))
-        kind, _, first, _, _ = _FLOCK.unpack(answer)
-        return None if kind == fcntl.F_UNLCK else max(start, first)
+        Each byte is asked for alone: of a range, the kernel tells one holder, and not the lowest.
+        """
+        answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
     def write_note(self, text: str) -> None:
         """Leave a text in the file for whoever finds it locked."""

@@ -66,7 +66,7 @@ class Generation:
         """Whether any process still has a slot in it."""
         locks = LockFile(self.slots)
         try:
-            return bool(locks.held_elsewhere(SLOTS))
+            return any(map(locks.held_elsewhere, range(SLOTS)))
         finally:
             locks.close()
 
@@ -132,7 +132,7 @@ class RunDirectory:
             return None
         lock = LockFile(self.path / "gateway.lock")
         try:
-            return (lock.read_note() or "another gateway") if lock.held_elsewhere(1) else None
+            return (lock.read_note() or "another gateway") if lock.held_elsewhere(0) else None
         finally:
             lock.close()
 
@@ -141,7 +141,7 @@ class RunDirectory:
             return False
         lock = LockFile(self.path / "health.lock")
         try:
-            return bool(lock.held_elsewhere(1))
+            return lock.held_elsewhere(0)
         finally:
             lock.close()
 

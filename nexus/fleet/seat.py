@@ -98,7 +98,8 @@ class Seat:
         """The slots that a living process holds, this one's included."""
         if self._locks is None:
             return [self.slot]
-        return sorted([self.slot, *self._locks.held_elsewhere(SLOTS)])
+        slots = range(self.table.rows)
+        return [slot for slot in slots if slot == self.slot or self._locks.held_elsewhere(slot)]
 
     def sweep(self, book: Callable[[int], object]) -> list[int]:
         """Clear the rows of processes that are gone, and give their slots; `book` is told each before that.

@@ -18,7 +18,7 @@ from pathlib import Path
 from nexus.metrics.files import DamagedFile, bytes_in_use, entries
 
 _KEYS_BETWEEN_PAUSES = 256
-_BLOCK = 16
+_BLOCK = 32
 """Values that are compared at once, as bytes: a block in which nothing changed is passed over."""
 
 _INT = struct.Struct("i")
@@ -39,9 +39,7 @@ class Key:
 class Series:
     """Numbers for keys: a key has the same one in whichever file it stands."""
 
-    def __init__(self, pause: Callable[[], None]) -> None:
-        """`pause` is called now and then while many new keys come."""
-        self._pause = pause
+    def __init__(self) -> None:
         self._numbers: dict[bytes, int] = {}
         self.keys: list[Key] = []
 
@@ -51,15 +49,15 @@ class Series:
             key = Key(encoded)
             number = self._numbers[encoded] = len(self.keys)
             self.keys.append(key)
-            if number % _KEYS_BETWEEN_PAUSES == 0:
-                self._pause()
         return number
 
 
 class CountFile:
     """A file that is mapped for reading. `numbers` are its series, in its own order."""
 
-    def __init__(self, path: Path, series: Series) -> None:
+    def __init__(self, path: Path, series: Series, *, pause: Callable[[], None]) -> None:
+        """`pause` is called now and then while many keys are parsed."""
+        self._pause = pause
         self.kind, _, self.slot = path.stem.partition("_")
         self.numbers: list[int] = []
         self.values: list[float] = []
@@ -86,6 +84,8 @@ class CountFile:
         if used < self._parsed:
             raise DamagedFile("it has shrunk")
         for key, offset in entries(mapped[:used], self._parsed, used):
+            if len(self.numbers) % _KEYS_BETWEEN_PAUSES == 0:
+                self._pause()
             self.numbers.append(self._series.number(key))
             self._offsets.append(offset)
         self._parsed = used

@@ -16,7 +16,7 @@ from itertools import chain
 from prometheus_client import CollectorRegistry
 
 from nexus import __version__
-from nexus.fleet.load import HEALTH, WORKER, LoadTable
+from nexus.fleet.load import HEALTH, SLOTS, WORKER, LoadTable, Row
 from nexus.fleet.records import Snapshot
 from nexus.fleet.rundir import Started
 from nexus.fleet.seat import Seat
@@ -29,7 +29,21 @@ log = logging.getLogger("nexus.metrics")
 
 _ROLES = {WORKER: "worker", HEALTH: "health"}
 _PROCESSES_ANEW_S = 1.0
+_STRETCH_S = 0.002
 _LEAST_FREE_BYTES = 1 << 20
+
+
+class Pacer:
+    """A pause that is one only when it is time: it lets other greenlets run every few milliseconds."""
+
+    def begin(self) -> None:
+        """Count from now."""
+        self._last = time.perf_counter()
+
+    def __call__(self) -> None:
+        if time.perf_counter() - self._last > _STRETCH_S:
+            time.sleep(0)
+            self._last = time.perf_counter()
 
 
 class Reading:
@@ -64,17 +78,18 @@ class Figures:
         started: Started,
         snapshot: Callable[[], Snapshot | None],
         health_process_alive: Callable[[], bool],
-        pause: Callable[[], None] = lambda: time.sleep(0),
     ) -> None:
-        """`registry` holds this process's own figures, read where the seat shares none. `pause` lets others run."""
+        """`registry` holds this process's own figures, read where the seat shares none."""
         self._seat = seat
         self._registry = registry
         self._started = started
         self._snapshot = snapshot
         self._health_process_alive = health_process_alive
-        self._reader = FileReader(seat.metrics, rows=_Rows(seat.table), pause=pause) if seat.metrics else None
+        self._pacer = Pacer()
+        self._reader = FileReader(seat.metrics, rows=_Rows(seat.table), pause=self._pacer) if seat.metrics else None
         self._lock = threading.Lock()
         self._begun = 0
+        self.waiting = 0
         self._latest: Reading | None = None
         self._processes: tuple[float, list[FamilyReading]] = (-_PROCESSES_ANEW_S, [])
         self._was_usable = True
@@ -82,7 +97,9 @@ class Figures:
     def read(self) -> Reading:
         """The figures as they stand at some moment after the call."""
         asked = self._begun
+        self.waiting += 1
         with self._lock:
+            self.waiting -= 1
             # Whoever else waited for the lock may have read meanwhile: a reading begun after we asked is good for us.
             if self._latest is None or self._begun == asked:
                 self._begun += 1
@@ -91,6 +108,7 @@ class Figures:
 
     def _read(self) -> Reading:
         began = time.perf_counter()
+        self._pacer.begin()
         if self._reader is None:
             stored = [of_metric(metric) for metric in self._registry.collect()]
             in_flight = self._seat.table.in_flight()
@@ -169,12 +187,22 @@ class _Rows:
 
     def __init__(self, table: LoadTable) -> None:
         self._table = table
+        self._rows: dict[str, Row | None] = {}
+
+    def _row(self, slot: str) -> Row | None:
+        """None for a file that is not a slot's: somebody else's, which is shown all the same."""
+        if slot not in self._rows:
+            ours = slot.isdigit() and int(slot) < SLOTS
+            self._rows[slot] = self._table.row(int(slot)) if ours else None
+        return self._rows[slot]
 
     def sequence(self, slot: str) -> int:
-        return self._table.row(int(slot)).sequence if slot.isdigit() else 0
+        row = self._row(slot)
+        return row.sequence if row else 0
 
     def in_flight(self, slot: str) -> int:
-        return self._table.row(int(slot)).in_flight if slot.isdigit() else 0
+        row = self._row(slot)
+        return row.in_flight if row else 0
 
 
 def _imbalance(found: dict[str, FamilyReading], in_flight: int) -> float:

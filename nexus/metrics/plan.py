@@ -5,13 +5,16 @@ What a plan has rendered stays; a reading touches the groups of samples only in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, chain
 
 from prometheus_client.utils import floatToGoString
 
 from nexus.metrics.countfile import CountFile, Key, Series
 from nexus.metrics.exposition import FamilyReading, FamilyText, head, numbers
+
+_GROUPS_BETWEEN_PAUSES = 25
+_SUMS_BETWEEN_PAUSES = 500
 
 _Labels = tuple[tuple[str, str], ...]
 _Members = list[tuple[int, Key]]
@@ -64,11 +67,14 @@ class _Group:
 class Plan:
     """The files of one kind: the order of their series, their sums, and the families that these become."""
 
-    def __init__(self, kind: str, series: Series, files: Sequence[CountFile]) -> None:
+    def __init__(self, kind: str, series: Series, files: Sequence[CountFile], *, pause: Callable[[], None]) -> None:
+        """`pause` is called now and then, here and in `add_up`, for an event loop to go on."""
+        self._pause = pause
         order = dict.fromkeys(chain.from_iterable(file.numbers for file in files))
         positions = {number: position for position, number in enumerate(order)}
         for file in files:
             file.arrange(positions)
+            pause()
         self._columns = [file.values for file in files]
         self._totals = [0.0] * len(positions)
         self._groups: dict[int, _Group] = {}
@@ -87,13 +93,17 @@ class Plan:
         """Put samples with the same labels side by side, in the order in which the library does."""
         alone: dict[_Labels, _Members] = {}
         buckets: dict[_Labels, dict[float, list[int]]] = {}
-        for position, key in members:
+        for number, (position, key) in enumerate(members):
+            if number % _SUMS_BETWEEN_PAUSES == 0:
+                self._pause()
             if cumulate and "le" in key.labels:
                 without = tuple(sorted(item for item in key.labels.items() if item[0] != "le"))
                 buckets.setdefault(without, {}).setdefault(float(key.labels["le"]), []).append(position)
             else:
                 alone.setdefault(tuple(sorted(key.labels.items())), []).append((position, key))
-        for labels in dict.fromkeys([*alone, *buckets]):
+        for number, labels in enumerate(dict.fromkeys([*alone, *buckets])):
+            if number % _GROUPS_BETWEEN_PAUSES == 0:
+                self._pause()
             bounds = sorted(buckets.get(labels, {}).items())
             singles = [position for position, _ in alone.get(labels, [])]
             group = _Group(family, singles, [places for _, places in bounds])
@@ -110,13 +120,17 @@ class Plan:
         """Add up anew the values at these positions, in the order of the files, and write what they belong to."""
         totals, columns = self._totals, self._columns
         groups = set()
-        for position in changed:
+        for number, position in enumerate(changed):
+            if number % _SUMS_BETWEEN_PAUSES == _SUMS_BETWEEN_PAUSES - 1:
+                self._pause()
             total = 0.0
             for column in columns:
                 total += column[position]
             totals[position] = total
             groups.add(self._groups[position])
-        for group in groups:
+        for number, group in enumerate(groups):
+            if number % _GROUPS_BETWEEN_PAUSES == _GROUPS_BETWEEN_PAUSES - 1:
+                self._pause()
             group.write(totals)
 
     def readings(self) -> list[FamilyReading]:

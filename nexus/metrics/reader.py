@@ -29,7 +29,6 @@ log = logging.getLogger("nexus.metrics")
 DAMAGED = ".damaged"
 """What is put behind the name of a file that was set aside, before the time at which that was."""
 
-_VALUES_BETWEEN_PAUSES = 2_000
 _TICK_NS = 50_000_000
 _TRIES = 5
 _BETWEEN_TRIES_S = 0.0005
@@ -81,12 +80,12 @@ class FileReader:
 
     def __init__(self, directory: Path, *, rows: Rows | None = None, pause: Callable[[], None] = lambda: None) -> None:
         """With `rows`, what was read of a slot while it recorded is read again, a few times at most. `pause` is called
-        now and then, for an event loop to go on."""
+        often, for an event loop to go on; it decides itself whether it is time to."""
         self.directory = directory
         self.in_flight = 0
         self._rows = rows
         self._pause = pause
-        self._series = Series(pause)
+        self._series = Series()
         self._files: dict[str, CountFile] = {}
         self._slots: dict[str, list[CountFile]] = {}
         self._plans: dict[str, Plan] = {}
@@ -105,13 +104,9 @@ class FileReader:
         for slot, files in self._slots.items():
             seen, in_flight = self._look(slot, files)
             self.in_flight += in_flight
-            moved = 0
             for file, blocks in zip(files, seen, strict=True):
-                positions = file.take(blocks)
-                changed[file.kind].update(positions)
-                moved += len(positions)
-            if moved > _VALUES_BETWEEN_PAUSES:
-                self._pause()
+                changed[file.kind].update(file.take(blocks))
+            self._pause()
         for kind, plan in self._plans.items():
             plan.add_up(changed[kind])
         return [reading for plan in self._plans.values() for reading in plan.readings()]
@@ -176,7 +171,7 @@ class FileReader:
                 file.close()
                 file = None
             with contextlib.suppress(FileNotFoundError):
-                self._files[name] = file or CountFile(self.directory / name, self._series)
+                self._files[name] = file or CountFile(self.directory / name, self._series, pause=self._pause)
         for file in known.values():
             file.close()
 
@@ -188,7 +183,7 @@ class FileReader:
                 by_kind.setdefault(file.kind, []).append(file)
                 self._slots.setdefault(file.slot, []).append(file)
         self._slots = {slot: self._slots[slot] for slot in sorted(self._slots, key="{}.db".format)}
-        self._plans = {kind: Plan(kind, self._series, files) for kind, files in by_kind.items()}
+        self._plans = {kind: Plan(kind, self._series, files, pause=self._pause) for kind, files in by_kind.items()}
 
     def _set_aside(self, name: str, why: str) -> None:
         log.error("metrics file is damaged and set aside", extra={"file": name, "why": why})
