@@ -19,7 +19,8 @@ check: lint types test  ## everything that must pass
 
 check-long: $(VENV)/dev.stamp  ## chaos, soak and fuzz runs, beyond the ten minutes of `make check`
 	@sh tests/install-packages.sh
-	$(BIN)/python -m pytest -m long
+	NEXUS_CHAOS_SECONDS=$(SECONDS) NEXUS_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/test_chaos.py tests/test_soak.py
+	$(BIN)/python -m pytest --hypothesis-profile=long tests/proxy tests/metrics tests/routing
 
 bench-metrics: $(VENV)/dev.stamp  ## what reading and recording figures costs, beside prometheus_client's own collector
 	$(BIN)/python -m bench.metrics

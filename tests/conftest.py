@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.processes import Demo, Gateway, backend_toml
+
+settings.register_profile("long", max_examples=20_000, deadline=None)
 
 
 @pytest.fixture(scope="module")

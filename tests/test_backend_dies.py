@@ -31,7 +31,7 @@ def test_dies_and_comes_back(tmp_path):
 
             a.stop()
             assert ask(gateway, 40) == [200] * 40
-            scrape = gateway.scrape()
+            scrape = gateway.settled()
             refused = scrape.value("nexus_upstream_attempts_total", backend="a", outcome="backend_error")
             assert refused >= 1, "no request met the dead backend before the threshold"
             assert scrape.total("nexus_requests_total", status="200") == 60
@@ -39,9 +39,9 @@ def test_dies_and_comes_back(tmp_path):
 
             until(lambda: gateway.scrape().value("nexus_backends_healthy") == 1)
             assert gateway.scrape().value("nexus_backend_up", backend="a") == 0
-            attempts = gateway.scrape().total("nexus_upstream_attempts_total", backend="a")
+            attempts = gateway.settled().total("nexus_upstream_attempts_total", backend="a")
             assert ask(gateway, 20) == [200] * 20
-            assert gateway.scrape().total("nexus_upstream_attempts_total", backend="a") == attempts
+            assert gateway.settled().total("nexus_upstream_attempts_total", backend="a") == attempts
 
             with Demo(tmp_path, name="a", port=a.port, pace=0) as again:
                 until(lambda: gateway.scrape().value("nexus_backends_healthy") == 2)
@@ -59,7 +59,7 @@ def test_the_only_backend_dies(tmp_path):
         a.stop()
         assert ask(gateway, 1) == [502]
         until(lambda: ask(gateway, 1) == [503])
-        scrape = gateway.scrape()
+        scrape = gateway.settled()
         assert scrape.value("nexus_requests_total", model="demo_small", backend="a", status="502") >= 1
         assert scrape.value("nexus_errors_total", model="demo_small", error_type="no_healthy_backend") == 1
         assert scrape.total("nexus_errors_total") == scrape.total("nexus_requests_total")

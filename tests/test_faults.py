@@ -10,7 +10,13 @@ from tests.support.processes import Demo, Gateway, backend_toml
 
 pytestmark = pytest.mark.e2e
 
-COUNTED = ("nexus_requests_total", "nexus_errors_total", "nexus_upstream_attempts_total", "nexus_fallbacks_total")
+COUNTED = (
+    "nexus_requests_total",
+    "nexus_errors_total",
+    "nexus_upstream_attempts_total",
+    "nexus_retries_total",
+    "nexus_fallbacks_total",
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +98,7 @@ def test_with_another_backend(gateway, fault, _status, error_type, stream):
     assert flat(moved(before, gateway.settled(), COUNTED)) == {
         "nexus_requests_total{second,shared,200}": 1,
         f"nexus_upstream_attempts_total{{first,{error_type}}}": 1,
+        f"nexus_retries_total{{first,{error_type}}}": 1,
         "nexus_upstream_attempts_total{second,ok}": 1,
     }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+import json
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,14 +79,10 @@ def no_route(table: RouteTable, model: str, needs: Requirements) -> RequestFaile
     chain = table.chain(model)
     healthy = [offer for name in chain for offer in table.healthy.get(name, ())]
     if not table.backends:
-        return RequestFailed("no_backend", "No backend is registered with this gateway.", context=_context(table))
+        return _unavailable("no_backend", "No backend is registered with this gateway.", table, chain)
     if any(offer.meets(needs) for offer in healthy):
-        return RequestFailed(
-            "at_capacity",
-            f"Every backend that serves {model!r} is at its limit; try again shortly.",
-            headers={"retry-after": "1"},
-            context=_context(table),
-        )
+        message = f"Every backend that serves {model!r} is at its limit; try again shortly."
+        return _unavailable("at_capacity", message, table, chain, retry_after_s=1)
     if healthy:
         return RequestFailed(
             "capability_mismatch",
@@ -93,12 +90,8 @@ def no_route(table: RouteTable, model: str, needs: Requirements) -> RequestFaile
             param="model",
         )
     if table.undiscovered:
-        return RequestFailed(
-            "no_healthy_backend",
-            f"No backend is known to serve {model!r} yet; the fleet is still being probed.",
-            headers={"retry-after": "1"},
-            context=_context(table),
-        )
+        message = f"No backend is known to serve {model!r} yet; the fleet is still being probed."
+        return _unavailable("no_healthy_backend", message, table, chain, retry_after_s=1)
     if len(chain) > 1:
         return RequestFailed(
             "fallback_exhausted",
@@ -106,12 +99,8 @@ def no_route(table: RouteTable, model: str, needs: Requirements) -> RequestFaile
             param="model",
         )
     if model in table.offers:
-        return RequestFailed(
-            "no_healthy_backend",
-            f"No healthy backend serves {model!r} now.",
-            headers={"retry-after": "5"},
-            context=_context(table),
-        )
+        message = f"No healthy backend serves {model!r} now."
+        return _unavailable("no_healthy_backend", message, table, chain, retry_after_s=5)
     known = sorted(table.healthy)
     listed = ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
     return RequestFailed(
@@ -128,10 +117,25 @@ def _wants(needs: Requirements) -> str:
     return ", ".join([*wants, f"a context of {needs.context} tokens"])
 
 
-def _context(table: RouteTable) -> dict[str, object]:
-    return {
+def _unavailable(
+    fault: str, message: str, table: RouteTable, chain: Sequence[str], *, retry_after_s: int | None = None
+) -> RequestFailed:
+    """A 503, with the reason for each backend in headers and body, as the original tells them."""
+    rejected = [{"backend": backend.name, "reason": _rejection(backend, chain)} for backend in table.backends[:_LISTED]]
+    headers = {"retry-after": str(retry_after_s)} if retry_after_s else {}
+    if rejected:
+        headers["x-nexus-rejection-reasons"] = ",".join(sorted({entry["reason"] for entry in rejected}))
+        headers["x-nexus-rejection-details"] = json.dumps(rejected)  # in ASCII, whatever the names are
+    context = {
         "required_tier": None,
-        "available_backends": [b.name for b in table.backends if b.status == "healthy"],
-        "eta_seconds": None,
+        "available_backends": [backend.name for backend in table.backends if backend.status == "healthy"],
+        "eta_seconds": retry_after_s,
         "privacy_zone_required": None,
     }
+    return RequestFailed(fault, message, headers=headers, context=context)
+
+
+def _rejection(backend: Backend, chain: Sequence[str]) -> str:
+    if backend.status != "healthy":
+        return backend.status
+    return "at_capacity" if any(model.name in chain for model in backend.models) else "model_not_found"

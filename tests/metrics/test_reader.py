@@ -92,7 +92,7 @@ def apply(writers, monkeypatch, slot: str, name: str, label: str, amount: float)
         writer.make(monkeypatch, Histogram, name, {"x": label}, buckets=buckets).observe(amount)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rounds=st.lists(operations, min_size=1, max_size=4))
 def test_same_bytes_as_the_library(rounds, tmp_path_factory, monkeypatch):
     """After every round, with the one reader that has seen all rounds before: files grow, and new ones come."""

@@ -106,7 +106,11 @@ def test_damaged_file_does_not_fail_the_scrape(generation, process_at):
     process.recorder.finished(finished())
     (generation.metrics / "counter_7.db").write_bytes(b"")
     (generation.metrics / "counter_8.db").write_bytes(b"\x40\x00\x00\x00garbage" + b"\xff" * 80)
-    assert process.scrape().total("nexus_requests_total") == 1
+    (generation.metrics / "counter_somebody-else.db").write_bytes((generation.metrics / "counter_0.db").read_bytes())
+    process.scrape()
+    s = process.scrape()
+    assert s.total("nexus_requests_total") == 2
+    assert s.value("nexus_metrics_damaged_files_total") == 2
 
 
 def test_alone_it_counts_in_memory(process_at):

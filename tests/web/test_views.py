@@ -1,5 +1,7 @@
 """The endpoints as Flask serves them, with a real demo backend behind."""
 
+import json
+
 import pytest
 
 from nexus.config.records import Server
@@ -76,7 +78,14 @@ def test_unhealthy_backend(client):
     answer = client.post("/v1/chat/completions", json={**CHAT, "model": "gone"})
     assert answer.status_code == 503
     assert answer.json["error"]["code"] == "no_healthy_backend"
-    assert answer.json["context"]["available_backends"] == ["a"]
+    assert answer.json["context"] == {
+        "required_tier": None, "available_backends": ["a"], "eta_seconds": 5, "privacy_zone_required": None,
+    }  # fmt: skip
+    assert answer.headers["x-nexus-rejection-reasons"] == "model_not_found,unhealthy"
+    assert json.loads(answer.headers["x-nexus-rejection-details"]) == [
+        {"backend": "a", "reason": "model_not_found"},
+        {"backend": "down", "reason": "unhealthy"},
+    ]
 
 
 @pytest.mark.usefixtures("fleet")
