@@ -8,7 +8,7 @@ from hypothesis import settings
 
 from tests.support.processes import Demo, Gateway, backend_toml
 
-settings.register_profile("long", max_examples=20_000, deadline=None)
+settings.register_profile("long", max_examples=5_000, deadline=None)
 
 
 @pytest.fixture(scope="module")
