@@ -20,6 +20,8 @@ from msgspec import inspect as shapes
 from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, NOT_YET, Config
 
 ALIAS_DEPTH = 3
+MOST_BACKENDS = 500
+"""As many as the load table has columns for, with some left for those that have just gone."""
 DEFAULT_FILE = "nexus.toml"
 
 
@@ -230,6 +232,8 @@ def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _contradictions(config: Config) -> Iterator[str]:
     """What no single key shows: names used twice, addresses that are none, aliases that never arrive."""
+    if len(config.backends) > MOST_BACKENDS:
+        yield f"[[backends]] has {len(config.backends)} entries; at most {MOST_BACKENDS} are taken."
     seen: set[str] = set()
     for number, backend in enumerate(config.backends):
         where = f"[backends[{number}]]"

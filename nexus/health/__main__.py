@@ -42,11 +42,12 @@ def main() -> None:
     for warning in loaded.warnings:
         logging.getLogger("nexus.config").warning(warning)
     try:
-        HealthProcess(loaded, run_dir).run()
+        status = HealthProcess(loaded, run_dir).run()
     except (NoSeatError, OSError) as error:
         sys.exit(f"The health process cannot go on: {error}.")
     finally:
         lock.close()
+    sys.exit(status)
 
 
 if __name__ == "__main__":

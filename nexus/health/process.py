@@ -19,7 +19,7 @@ from nexus.config.loading import listen_address
 from nexus.fleet.load import HEALTH
 from nexus.fleet.records import Snapshot
 from nexus.fleet.rundir import RunDirectory, Started
-from nexus.fleet.seat import Seat
+from nexus.fleet.seat import NoSeatError, Seat
 from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
 from nexus.health.fleet import Fleet
 from nexus.health.prober import Prober
@@ -75,26 +75,36 @@ class HealthProcess:
         self._probers: dict[str, Prober] = {}
         self._updated_at = 0.0
         self._stopping = gevent.event.Event()
+        self._status = 0
         self._place = self._sit_down()
         self._take_up(self._fleet)
 
     def current_snapshot(self) -> Snapshot | None:
         return self._snapshot
 
-    def run(self) -> None:
-        """Probe, publish and serve until `stop()`."""
+    def run(self) -> int:
+        """Probe, publish and serve until `stop()`; gives the exit status, 1 where a part of it failed."""
         gevent.signal_handler(signal.SIGTERM, self.stop)
         gevent.signal_handler(signal.SIGINT, self.stop)
         gevent.signal_handler(signal.SIGHUP, self.reload)
         helpers = [gevent.spawn(self._rounds), gevent.spawn(self._ticks), gevent.spawn(self._serve)]
+        for helper in helpers:
+            helper.link_exception(self._failed)
         log.info("health process ready", extra={"pid": os.getpid(), "backends": len(self._fleet.backends)})
         self._stopping.wait()
         gevent.killall(helpers)
         self._place.leave()
         log.info("health process stopped", extra={"pid": os.getpid()})
+        return self._status
 
     def stop(self) -> None:
         self._stopping.set()
+
+    def _failed(self, helper: gevent.Greenlet[[], None]) -> None:
+        """A health process that only seems to work is worse than none: it ends, and whoever supervises it starts it."""
+        log.error("the health process failed and ends", extra={"why": repr(helper.exception)})
+        self._status = 1
+        self.stop()
 
     def reload(self) -> None:
         """Read the configuration again; one that is wrong changes nothing."""
@@ -184,7 +194,7 @@ class HealthProcess:
             try:
                 self._follow()
                 sweep(self._place.seat)
-            except OSError as error:
+            except (OSError, NoSeatError) as error:
                 log.error("the run directory cannot be followed", extra={"why": error})
                 gevent.sleep(_LISTEN_RETRY_S)
 

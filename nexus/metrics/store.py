@@ -12,7 +12,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics import MetricWrapperBase
@@ -27,14 +27,6 @@ from nexus.metrics.files import ReservedFile
 log = logging.getLogger("nexus.metrics")
 
 _Place = tuple["memoryview[float]", int]
-
-
-class Child(Protocol):
-    """One series of counts: a counter has `inc`, a histogram `observe`."""
-
-    def inc(self) -> None: ...
-
-    def observe(self, amount: float) -> None: ...
 
 
 class SharedCounter:

@@ -8,9 +8,10 @@ from nexus.backends.address import Address, own_key
 from nexus.errors import Fault, RequestFailed
 from nexus.fleet.records import Backend
 from nexus.proxy.client import Request
-from nexus.proxy.connections import Connection, MalformedAnswer
+from nexus.proxy.connections import Connection
 from nexus.proxy.engine import Engine
 from nexus.proxy.headers import request_head
+from nexus.proxy.http1 import MalformedAnswer
 from nexus.proxy.sse import StreamObserver, Usage
 
 _MOST_HELD_BACK = 256 * 1024

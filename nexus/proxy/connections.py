@@ -11,7 +11,7 @@ from nexus.backends.address import Address
 from nexus.config import BackendConfig
 from nexus.errors import RequestFailed
 from nexus.proxy.client import wait_readable
-from nexus.proxy.http1 import AnswerReader, MalformedAnswer
+from nexus.proxy.http1 import AnswerReader
 
 _READ_SIZE = 64 * 1024
 
@@ -107,6 +107,3 @@ class Connections:
         for idle in self._idle.values():
             while idle:
                 idle.pop().close()
-
-
-__all__ = ["Connection", "Connections", "MalformedAnswer"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
-from nexus.errors import RequestFailed, error_body
+from nexus.errors import error_body
 from nexus.proxy.engine import ENDPOINTS, Endpoint, Engine
 from nexus.proxy.exchange import Exchange
 from nexus.proxy.view import View
@@ -71,6 +71,3 @@ def _models(view: View | None) -> Iterator[dict[str, Any]]:
                     "owned_by": backend.name,
                     "context_length": model.context_length,
                 }
-
-
-__all__ = ["RequestFailed", "openai_endpoints"]

@@ -144,6 +144,11 @@ def test_each_fault_is_one_sentence_that_names_it(file, text, message):
     assert "\n" not in found[0]
 
 
+def test_too_many_backends(file):
+    text = "".join(f"[[backends]]\nname = 'b{n}'\nurl = 'http://h'\n" for n in range(501))
+    assert problems(file, text) == ["[[backends]] has 501 entries; at most 500 are taken."]
+
+
 def test_all_faults_are_told_at_once(file):
     assert len(problems(file, "[server]\nport = 0\nprot = 1\n[logging]\nlevel = 'loud'")) == 3
 
