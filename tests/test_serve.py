@@ -166,6 +166,18 @@ def alive(pid: int) -> bool:
         return False
 
 
+def test_first_screen_when_no_backend_can_be_used(tmp_path):
+    config = f'[[backends]]\nname = "gone"\nurl = "http://127.0.0.1:{free_port()}"\n'
+    with Gateway(tmp_path, config, ready=False) as gateway:
+        until(lambda: "is running, in front of 1 backend from" in gateway.output(), within_s=20)
+        assert (
+            f"(none of them can be used yet; the log above and {gateway.base}/readyz?verbose say why)"
+            in gateway.output()
+        )
+        failed = gateway.lines("backend is now unhealthy")
+        assert [(line["backend"], line["why"]) for line in failed] == [("gone", "Connection refused")]
+
+
 def test_what_another_holds_is_refused(tmp_path):
     with Demo(tmp_path) as demo, Gateway(tmp_path, backend_toml(demo)) as gateway:
 

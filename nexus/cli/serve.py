@@ -26,6 +26,8 @@ from nexus.fleet.rundir import RunDirectory, RunDirectoryError
 log = logging.getLogger("nexus.serve")
 
 _DEMO_FLEET = {"demo-1": ("demo-small", "demo-large"), "demo-2": ("demo-small",)}
+_PATIENCE_S = 5.0
+"""When no backend can be used by then, the first screen says that instead."""
 _BEYOND_GRACE_S = 10.0
 """gunicorn ends its workers within the grace; this is for gunicorn itself."""
 
@@ -54,7 +56,9 @@ def serve(config: str | None, overrides: Mapping[str, Any]) -> int:
         health = Child("health process", ["-m", "nexus.health"], environ)
         gateway = Child("gateway", _gunicorn(), environ)
         supervisor = _Supervisor(signals, gateway, [health, *demos], grace_s=settings.server.graceful_timeout_seconds)
-        return supervisor.run(lambda: _first_screen(loaded, run_dir, demo=bool(demos)), settings.server)
+        return supervisor.run(
+            lambda ready: _first_screen(loaded, run_dir, demo=bool(demos), ready=ready), settings.server
+        )
     finally:
         for child in demos:
             child.stop(1.0)
@@ -140,8 +144,9 @@ class _Supervisor:
         self._helpers = helpers
         self._grace_s = grace_s
 
-    def run(self, announce: Callable[[], None], server: Server) -> int:
-        announced = False
+    def run(self, announce: Callable[[bool], None], server: Server) -> int:
+        """`announce` is called once: when the gateway is ready, or when it serves and has had time to be."""
+        announced, patience_ends = False, time.monotonic() + _PATIENCE_S
         while True:
             received = self._next_signal(0.1)
             if received == signal.SIGHUP:
@@ -155,9 +160,11 @@ class _Supervisor:
                 return status or 1
             for helper in self._helpers:
                 self._keep_running(helper)
-            if not announced and _answers(server):
-                announce()
-                announced = True
+            if not announced:
+                ready = _answers(server, "/readyz")
+                if ready or (time.monotonic() > patience_ends and _answers(server, "/livez")):
+                    announce(ready)
+                    announced = True
 
     def _next_signal(self, wait_s: float) -> int | None:
         try:
@@ -200,30 +207,32 @@ def _reachable(server: Server) -> str:
     return "127.0.0.1" if server.host in ("0.0.0.0", "") else "::1" if server.host == "::" else server.host
 
 
-def _answers(server: Server) -> bool:
-    """Whether the gateway is ready for requests."""
+def _answers(server: Server, path: str) -> bool:
+    """Whether the gateway answers 200 there."""
     try:
         with socket.create_connection((_reachable(server), server.port), timeout=1) as sock:
-            sock.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+            sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             return sock.recv(64).startswith(b"HTTP/1.0 200")
     except OSError:
         return False
 
 
-def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool) -> None:
+def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool, ready: bool) -> None:
     """What a person wants to know first: what runs, where, how to try it, where the figures are."""
     server, listen = loaded.config.server, loaded.config.health_check.listen
     host = _reachable(server)
     base = f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
-    backends = (
-        "two demo backends that make up text" if demo else f"{len(loaded.config.backends)} backends from {loaded.path}"
-    )
+    count = len(loaded.config.backends)
+    named = f"{count} backend{'' if count == 1 else 's'} from {loaded.path or 'the defaults'}"
+    backends = "two demo backends that make up text" if demo else named
     model = "demo-small" if demo else "YOUR-MODEL"
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     hint = "no nexus.toml and no backend given; `nexus config init` writes one" if demo else None
+    if not ready:
+        hint = f"none of them can be used yet; the log above and {base}/readyz?verbose say why"
     lines = [
         "",
-        f"  Nexus {nexus.__version__} is ready, in front of {backends}.",
+        f"  Nexus {nexus.__version__} is {'ready' if ready else 'running'}, in front of {backends}.",
         *([f"  ({hint})"] if hint else []),
         "",
         f"    endpoint   {base}/v1        (listens on {server.host}, without authentication)",

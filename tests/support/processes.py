@@ -163,8 +163,9 @@ class Gateway(Process):
             raise
 
     def lines(self, event: str | None = None) -> list[dict[str, Any]]:
-        """The JSON lines of the log, all or those of one event."""
-        found = [json.loads(line) for line in self.output().splitlines() if line.startswith("{")]
+        """The JSON lines of the log, all or those of one event; one that is being written is not one yet."""
+        whole = self.output().rpartition("\n")[0]
+        found = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in found if event is None or line["event"] == event]
 
     def scrape(self) -> Scrape:
