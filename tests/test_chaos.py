@@ -161,8 +161,9 @@ def under_load(gateway: Gateway, chaos: Chaos) -> Counter[int]:
     finally:
         loader.join(60)
     assert not loader.is_alive()
-    assert scraped[gateway.base] > SECONDS, scraped
-    assert scraped[gateway.operations] > SECONDS / 4, scraped  # each time it is killed, it is away for longer
+    # Five a second, in turn, were asked for; a busy machine and processes that are just being replaced give fewer.
+    assert scraped[gateway.base] > SECONDS / 2, scraped
+    assert scraped[gateway.operations] > SECONDS / 4, scraped
     return tally
 
 
