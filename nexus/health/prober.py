@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from nexus.fleet.records import Model
 
 log = logging.getLogger("nexus.health")
 
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 _MOST_BYTES = 16 * 1024 * 1024
 
 
@@ -116,5 +118,5 @@ def _plain(error: requests.RequestException) -> str:
         return f"TLS failed: {error}"
     if isinstance(error, requests.ConnectionError):
         reason = getattr(error.args[0], "reason", error.args[0]) if error.args else error
-        return str(reason).rpartition(": ")[2] or "it cannot be reached"
+        return _ERRNO.sub("", str(reason).rpartition(": ")[2]) or "it cannot be reached"
     return str(error)
