@@ -84,6 +84,16 @@ def test_with_one_backend(gateway, fault, status, error_type, stream):
     }
 
 
+def test_answer_without_a_body_is_a_success(gateway):
+    gateway.demos["alone"].fault("status=204")
+    before = gateway.settled()
+    assert ask(gateway, chat("x", "alone")) == (204, b"")
+    assert flat(moved(before, gateway.settled(), COUNTED)) == {
+        "nexus_requests_total{alone,alone,2xx}": 1,
+        "nexus_upstream_attempts_total{alone,ok}": 1,
+    }
+
+
 RETRIED = [row for row in FATAL if row[2] not in ("invalid_request", "upstream_auth")]
 
 

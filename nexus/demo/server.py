@@ -251,8 +251,9 @@ def _head(status: int, content_type: str, *headers: str) -> bytes:
 
 
 def _respond(sock: socket.socket, status: int, answer: Any, headers: list[str] | None = None) -> None:
-    content = json.dumps(answer).encode()
-    sock.sendall(_head(status, "application/json", f"content-length: {len(content)}", *(headers or ())) + content)
+    content = b"" if status == 204 else json.dumps(answer).encode()
+    length = [] if status == 204 else [f"content-length: {len(content)}"]
+    sock.sendall(_head(status, "application/json", *length, *(headers or ())) + content)
 
 
 def _event(event: dict[str, Any]) -> bytes:
