@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SECONDS ?= 600
 SEED    ?= 1
 
-.PHONY: run test check check-long lint types pages clean bench-metrics chaos
+.PHONY: run test check check-long lint types pages clean bench bench-streams bench-metrics chaos
 
 run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends where there is none
 	@exec $(BIN)/nexus serve
@@ -21,6 +21,12 @@ check-long: $(VENV)/dev.stamp  ## chaos, soak and fuzz runs, beyond the ten minu
 	@sh tests/install-packages.sh
 	NEXUS_CHAOS_SECONDS=$(SECONDS) NEXUS_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/test_chaos.py tests/test_soak.py
 	$(BIN)/python -m pytest --hypothesis-profile=long tests/proxy tests/metrics tests/routing
+
+bench: $(VENV)/dev.stamp  ## requests a second beside the peers, which are fetched into bench/.peers; needs wrk, nginx, haproxy
+	$(BIN)/python -m bench.throughput
+
+bench-streams: $(VENV)/dev.stamp  ## what an event of a stream costs, beside nginx and a Rust router; needs nginx
+	$(BIN)/python -m bench.streams
 
 bench-metrics: $(VENV)/dev.stamp  ## what reading and recording figures costs, beside prometheus_client's own collector
 	$(BIN)/python -m bench.metrics

@@ -31,7 +31,40 @@ def metrics() -> str:
         if family.buckets:
             lines.append(f"- buckets: {', '.join(f'{bound:g}' for bound in family.buckets)}")
         lines.append("")
-    return "\n".join(lines)
+    lines += [
+        "## The same elsewhere",
+        "",
+        "What OpenTelemetry's conventions for generative AI and vLLM call the same, or nearly the same: theirs are",
+        "seen by a server or a client, ours by the gateway between them. `model` and `backend` are there",
+        "`gen_ai.request.model` and `server.address`; `type` of tokens is `gen_ai.token.type`, with `input` for",
+        "`prompt` and `output` for `completion`.",
+        "",
+        "| Nexus | OpenTelemetry | vLLM |",
+        "|---|---|---|",
+    ]
+    for name, (otel, vllm) in ELSEWHERE.items():
+        cells = (", ".join(f"`{part}`" for part in names.split(", ") if part) for names in (otel, vllm))
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+ELSEWHERE: dict[str, tuple[str, str]] = {
+    "nexus_request_duration_seconds": ("gen_ai.server.request.duration", "vllm:e2e_request_latency_seconds"),
+    "nexus_time_to_first_token_seconds": ("gen_ai.server.time_to_first_token", "vllm:time_to_first_token_seconds"),
+    "nexus_time_per_output_token_seconds": (
+        "gen_ai.server.time_per_output_token",
+        "vllm:request_time_per_output_token_seconds",
+    ),
+    "nexus_tokens_total": (
+        "gen_ai.client.token.usage",
+        "vllm:request_prompt_tokens, vllm:request_generation_tokens",
+    ),
+    "nexus_pending_requests": ("", "vllm:num_requests_running, vllm:num_requests_waiting"),
+    "nexus_queue_depth": ("", "vllm:num_requests_waiting"),
+    "nexus_queue_wait_seconds": ("", "vllm:request_queue_time_seconds"),
+    "nexus_requests_total": ("", "vllm:request_success_total"),
+}
+"""What OpenTelemetry's conventions for generative AI and vLLM call the same, or nearly the same."""
 
 
 def errors() -> str:

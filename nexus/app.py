@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import MutableMapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +61,19 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
     logs.configure(level=config.logging.level, kind=config.logging.format)
     run_dir = RunDirectory.of(config)
     seat, store = _open_store(_take_seat(run_dir, environ))
-    recorder = Recorder(store, seat)
+    lock = None if _has_threads() else nullcontext()
+    recorder = Recorder(store, seat, lock=lock)
 
     fleet = FleetView(_snapshot_reader(run_dir.path), on_change=_follow_settings)
-    engine = Engine(fleet=fleet, recorder=recorder, load=seat.table, environ=environ)
+    engine = Engine(
+        fleet=fleet,
+        recorder=recorder,
+        load=seat.table,
+        row=seat.row,
+        circuits=seat.circuits,
+        environ=environ,
+        lock=lock,
+    )
     started = seat.started() or Started.now(workers=1)
     figures = Figures(
         seat,
@@ -73,7 +84,7 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
     )
 
     app = Flask("nexus", static_folder=None)
-    app.register_blueprint(openai_endpoints(engine, client_timeout_s=config.server.client_timeout_seconds))
+    app.register_blueprint(openai_endpoints(engine))
     app.register_blueprint(
         operations_endpoints(
             Operations(
@@ -140,6 +151,12 @@ def file_age_s(path: Path) -> float | None:
         return max(0.0, time.time() - path.stat().st_mtime)
     except OSError:
         return None
+
+
+def _has_threads() -> bool:
+    """Whether requests of this process may be served by threads; under gevent's patch they are greenlets."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is None or not monkey.is_module_patched("threading")
 
 
 def _name(seat: Seat) -> str | None:

@@ -25,12 +25,18 @@ class Blame(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """One row. `status` is what the client gets and what is counted; None passes the backend's own answer on."""
+    """One row. `status` is what the client gets and what is counted; None passes the backend's own answer on.
+
+    `retry`: whether another backend is tried; `again`: whether the same one may be, after a pause, where no other is
+    left. `stream_end`: how a stream ended that came to this, in `nexus_stream_ends_total`.
+    """
 
     name: str
     status: int | None
     error_type: str
     retry: bool = False
+    again: bool = False
+    stream_end: str | None = None
     blame: Blame = Blame.CLIENT
     meaning: str
 
@@ -49,11 +55,12 @@ _CLIENT = _rows(
     Fault(name="invalid_json", status=400, error_type="parse_error", meaning="The body is not JSON."),
     Fault(name="invalid_request", status=400, error_type="invalid_request", meaning="The body lacks a field or has a wrong one."),
     Fault(name="body_cut_short", status=400, error_type="invalid_request", meaning="The body ended before its Content-Length."),
+    Fault(name="body_malformed", status=400, error_type="invalid_request", meaning="The body's transfer coding is broken."),
     Fault(name="body_too_slow", status=408, error_type="invalid_request", meaning="The body did not arrive in time."),
     Fault(name="body_too_large", status=413, error_type="invalid_request", meaning="The body is over the limit."),
     Fault(name="method_not_allowed", status=405, error_type="invalid_request", meaning="The endpoint takes POST only."),
     Fault(name="unsupported_media_type", status=415, error_type="invalid_request", meaning="The body is not application/json."),
-    Fault(name="client_gone", status=499, error_type="client_disconnect", meaning="The client went away before the end."),
+    Fault(name="client_gone", status=499, error_type="client_disconnect", stream_end="client_disconnect", meaning="The client went away before the end."),
 )
 _ROUTING = _rows(
     Fault(name="model_not_found", status=404, error_type="model_not_found", meaning="No backend has the model."),
@@ -61,35 +68,48 @@ _ROUTING = _rows(
     Fault(name="capability_mismatch", status=400, error_type="capability_mismatch", meaning="No backend's model can do what the request asks."),
     Fault(name="no_backend", status=503, error_type="no_backend", blame=Blame.GATEWAY, meaning="The fleet is empty."),
     Fault(name="no_healthy_backend", status=503, error_type="no_healthy_backend", blame=Blame.GATEWAY, meaning="Every backend that has the model is down."),
+    Fault(name="routing_rejected", status=503, error_type="routing_rejected", blame=Blame.GATEWAY, meaning="The policies allow none of the healthy backends."),
+    Fault(name="queue_full", status=503, error_type="queued", blame=Blame.GATEWAY, meaning="Every backend that has the model is at its limit, and as many requests wait as may."),
+    Fault(name="queue_timeout", status=503, error_type="queued", blame=Blame.GATEWAY, meaning="The request waited for room at a backend for as long as it may."),
     Fault(name="at_capacity", status=503, error_type="rate_limited", blame=Blame.GATEWAY, meaning="The gateway, or every backend that has the model, takes no more for now."),
 )
 _BEFORE_THE_ANSWER = _rows(
-    Fault(name="connect_failed", status=502, error_type="backend_error", retry=True, blame=Blame.BACKEND, meaning="The backend cannot be reached: refused, no route, or its name is not known."),
+    Fault(name="connect_failed", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend cannot be reached: the connection is refused, or there is no route."),
+    Fault(name="dns_failed", status=502, error_type="backend_error", retry=True, blame=Blame.BACKEND, meaning="The backend's name is not known."),
     Fault(name="connect_timeout", status=504, error_type="timeout", retry=True, blame=Blame.BACKEND, meaning="The backend did not take the connection in time."),
     Fault(name="tls_failed", status=502, error_type="backend_error", retry=True, blame=Blame.BACKEND, meaning="The backend's certificate or its TLS is not right."),
-    Fault(name="connection_lost", status=502, error_type="backend_error", retry=True, blame=Blame.BACKEND, meaning="The backend closed the connection before its answer was complete."),
+    Fault(name="connection_lost", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend closed the connection before its answer was complete."),
     Fault(name="first_byte_timeout", status=504, error_type="timeout", retry=True, blame=Blame.BACKEND, meaning="The backend did not begin to answer in time."),
-    Fault(name="idle_timeout", status=504, error_type="timeout", retry=True, blame=Blame.BACKEND, meaning="The backend fell silent within its answer."),
-    Fault(name="deadline", status=504, error_type="timeout", blame=Blame.BACKEND, meaning="The whole request took longer than the limit."),
-    Fault(name="malformed_answer", status=502, error_type="backend_error", retry=True, blame=Blame.BACKEND, meaning="The backend's answer is not HTTP that can be trusted."),
-    Fault(name="backend_5xx", status=502, error_type="backend_error", retry=True, blame=Blame.BACKEND, meaning="The backend answered 5xx."),
-    Fault(name="error_event", status=502, error_type="backend_error", retry=True, blame=Blame.BACKEND, meaning="The backend's stream told of an error before any content."),
-    Fault(name="backend_busy", status=None, error_type="rate_limited", retry=True, blame=Blame.BUSY, meaning="The backend answered 408 or 429; the client gets that answer where no other backend can serve."),
-    Fault(name="backend_refused_key", status=None, error_type="upstream_auth", blame=Blame.GATEWAY, meaning="The backend answered 401 or 403; the client gets that answer."),
+    Fault(name="idle_timeout", status=504, error_type="idle_timeout", retry=True, blame=Blame.BACKEND, meaning="The backend fell silent within its answer."),
+    Fault(name="deadline", status=504, error_type="deadline_exceeded", blame=Blame.BACKEND, meaning="The whole request took longer than the limit."),
+    Fault(name="out_of_time", status=504, error_type="deadline_exceeded", blame=Blame.GATEWAY, meaning="The time for the whole request was over before this backend had its own: it was spent waiting for room or at other backends."),
+    Fault(name="malformed_answer", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend's answer is not HTTP that can be trusted."),
+    Fault(name="backend_5xx", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend answered 5xx."),
+    Fault(name="error_event", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend's stream told of an error before any content."),
+    Fault(name="backend_busy", status=None, error_type="rate_limited", retry=True, again=True, blame=Blame.BUSY, meaning="The backend answered 408 or 429, or 503 with a Retry-After; the client gets that answer where no other backend can serve."),
+    Fault(name="backend_limits_client", status=None, error_type="rate_limited", retry=True, meaning="The backend answered 429 to the client's own Authorization; the client gets that answer where no other backend can serve."),
+    Fault(name="backend_refused_key", status=None, error_type="upstream_auth", retry=True, blame=Blame.GATEWAY, meaning="The backend answered 401 or 403 to the gateway's key; the client gets that answer where no other backend can serve."),
+    Fault(name="backend_refused_client", status=None, error_type="upstream_auth", meaning="The backend answered 401 or 403 to the client's own Authorization; the client gets that answer."),
     Fault(name="backend_4xx", status=None, error_type="invalid_request", meaning="The backend found fault with the request; the client gets that answer."),
 )
 _WITHIN_A_STREAM = _rows(
-    Fault(name="stream_broken", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, meaning="The stream ended without its end."),
-    Fault(name="stream_error", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, meaning="The backend told of an error within the stream."),
-    Fault(name="stream_idle", status=504, error_type="timeout", blame=Blame.BACKEND, meaning="The stream fell silent for longer than the limit."),
-    Fault(name="shutdown", status=502, error_type="stream_interrupted", blame=Blame.GATEWAY, meaning="The gateway was stopped and the grace was over."),
+    Fault(name="stream_reset", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="upstream_reset", meaning="The connection broke within the stream."),
+    Fault(name="stream_truncated", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="upstream_truncated", meaning="The stream ended without its end: neither [DONE] nor a reason for finishing."),
+    Fault(name="stream_error", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="in_band_error", meaning="The backend told of an error within the stream."),
+    Fault(name="stream_idle", status=504, error_type="idle_timeout", blame=Blame.BACKEND, stream_end="idle_timeout", meaning="The stream fell silent for longer than the limit."),
+    Fault(name="stream_deadline", status=504, error_type="deadline_exceeded", blame=Blame.BACKEND, stream_end="deadline", meaning="The stream took longer than the limit for a whole one."),
+    Fault(name="shutdown", status=502, error_type="stream_interrupted", blame=Blame.GATEWAY, stream_end="shutdown", meaning="The gateway was stopped and the grace was over."),
 )
 _OURS = _rows(
+    Fault(name="stopping", status=503, error_type="shutdown", blame=Blame.GATEWAY, meaning="The gateway was stopped before the request had an answer."),
     Fault(name="internal", status=500, error_type="other", blame=Blame.GATEWAY, meaning="A defect in the gateway; its log has the trace."),
 )
 # fmt: on
 
 FAULTS: dict[str, Fault] = _CLIENT | _ROUTING | _BEFORE_THE_ANSWER | _WITHIN_A_STREAM | _OURS
+
+STREAM_ENDS: tuple[str, ...] = ("complete", *(fault.stream_end for fault in FAULTS.values() if fault.stream_end))
+"""How streams end."""
 
 ERROR_TYPES: frozenset[str] = frozenset(fault.error_type for fault in FAULTS.values())
 
@@ -107,14 +127,19 @@ def status_labels() -> frozenset[str]:
     return frozenset(map(str, _STATUSES - {None})) | {f"{group}xx" for group in range(1, 10)}
 
 
-def fault_of_answer(status: int) -> Fault | None:
-    """The fault that a backend's status means; None where it is a success."""
+def fault_of_answer(status: int, *, retry_after: bool = False, own_key: bool = True) -> Fault | None:
+    """The fault that a backend's status means; None where it is a success.
+
+    `retry_after`: whether it said when to come back; `own_key`: whether the request carried no key of the client's.
+    """
     if 200 <= status < 300:
         return None
-    if status in (408, 429):
+    if status == 429 and not own_key:
+        return FAULTS["backend_limits_client"]
+    if status in (408, 429) or (status == 503 and retry_after):
         return FAULTS["backend_busy"]
     if status in (401, 403):
-        return FAULTS["backend_refused_key"]
+        return FAULTS["backend_refused_key" if own_key else "backend_refused_client"]
     if 400 <= status < 500:
         return FAULTS["backend_4xx"]
     return FAULTS["backend_5xx" if status >= 500 else "malformed_answer"]
@@ -132,7 +157,8 @@ class PassedOn:
 class RequestFailed(Exception):
     """A request, or one attempt at it, came to a fault of the table.
 
-    `passed_on` is the backend's answer where the fault has no status of its own.
+    `passed_on` is the backend's answer where the fault has no status of its own; `retry_after_s` when it asked to come
+    back.
     """
 
     def __init__(
@@ -144,6 +170,7 @@ class RequestFailed(Exception):
         headers: Mapping[str, str] | None = None,
         context: Mapping[str, Any] | None = None,
         passed_on: PassedOn | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         self.fault = FAULTS[fault] if isinstance(fault, str) else fault
         self.message = message or self.fault.meaning
@@ -151,6 +178,7 @@ class RequestFailed(Exception):
         self.headers = dict(headers or {})
         self.context = context
         self.passed_on = passed_on
+        self.retry_after_s = retry_after_s
         super().__init__(self.message)
 
 

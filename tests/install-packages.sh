@@ -9,6 +9,7 @@ need promtool prometheus
 need curl curl
 need pgrep procps
 need git git
+need openssl openssl
 
 missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
 [ -n "$(printf '%s' "$missing" | tr -d ' ')" ] || exit 0

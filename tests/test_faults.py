@@ -1,12 +1,23 @@
-"""What goes wrong at a backend: what the client gets, what is tried instead, which series move."""
+"""Every fault at a backend: what the client gets, what each backend sees, which series move.
+
+The table is walked for streams and whole answers, with one backend, with two, and with a fallback model.
+"""
 
 import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
+import msgspec
 import pytest
 
+from nexus.config import Config
+from nexus.config.records import CircuitBreaker, Routing, Server
+from nexus.errors import FAULTS
 from tests.support.figures import moved
 from tests.support.load import Ask, chat, run
-from tests.support.processes import Demo, Gateway, backend_toml
+from tests.support.processes import Demo, Workers, backend, free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -17,30 +28,147 @@ COUNTED = (
     "nexus_retries_total",
     "nexus_fallbacks_total",
 )
+MAX_RETRIES = 1
+ROUTING = Routing(strategy="priority_only", max_retries=MAX_RETRIES, fallbacks={"main": ["standby"]})
+CONFIG = Config(
+    server=Server(request_timeout_seconds=5), routing=ROUTING, circuit_breaker=CircuitBreaker(enabled=False)
+)
+LIMITS = {
+    "first_byte_timeout_seconds": 0.4, "idle_timeout_seconds": 0.4, "connect_timeout_seconds": 0.3, "stream_usage": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """`fault` is the row of the table; `spec` what the demo backend does, or `place` where its address points."""
+
+    fault: str
+    spec: str = ""
+    place: str = ""
+    kind: str = "both"  # or "whole", "stream"
+    status: int = 0  # that the client gets, where it is not the row's
+
+    def __str__(self) -> str:
+        return f"{self.fault}:{self.spec or self.place}"
+
+
+CASES = [
+    Case("connect_failed", place="closed"),
+    Case("dns_failed", place="unknown"),
+    Case("connect_timeout", place="full"),
+    Case("tls_failed", place="plain"),
+    Case("connection_lost", "close"),
+    Case("connection_lost", "reset"),
+    Case("connection_lost", "break_after=1", kind="whole"),
+    Case("connection_lost", "break_after=1", kind="stream"),
+    Case("connection_lost", "break_after=0", kind="stream"),
+    Case("first_byte_timeout", "hang"),
+    Case("first_byte_timeout", "stall_after=1", kind="stream"),
+    Case("idle_timeout", "stall_after=1", kind="whole"),
+    Case("deadline", "hang", place="patient"),
+    Case("malformed_answer", "malformed"),
+    Case("malformed_answer", "status=301"),
+    Case("backend_5xx", "status=500"),
+    Case("backend_5xx", "status=503"),
+    Case("backend_5xx", "status=599"),
+    Case("error_event", "error_after=1", kind="stream"),
+    Case("backend_busy", "status=429", status=429),
+    Case("backend_busy", "status=408", status=408),
+    Case("backend_busy", "status=503,retry_after=1", status=503),
+    Case("backend_refused_key", "status=401", status=401),
+    Case("backend_refused_key", "status=403", status=403),
+    Case("backend_4xx", "status=400", status=400),
+    Case("backend_4xx", "status=404", status=404),
+    Case("backend_4xx", "status=422", status=422),
+    Case("backend_4xx", "status=418", status=418),
+]
+ELSEWHERE = {
+    "test_bad_input.py": {
+        "invalid_json", "invalid_request", "body_cut_short", "body_too_slow", "body_too_large", "method_not_allowed",
+        "unsupported_media_type", "model_not_found", "capability_mismatch",
+    },
+    "test_raw_requests.py": {"body_malformed"},
+    "test_client_disconnect.py": {"client_gone"},
+    "test_queue.py": {"queue_full", "queue_timeout", "at_capacity"},
+    "test_policies.py": {"routing_rejected"},
+    "routing/test_router.py": {"no_backend", "no_healthy_backend", "fallback_exhausted"},
+    "below": {"stream_reset", "stream_truncated", "stream_error", "stream_idle", "stream_deadline",
+              "backend_refused_client", "backend_limits_client", "out_of_time"},
+    "test_lifecycle.py": {"shutdown", "stopping"},
+    "web/test_views.py": {"internal"},
+}  # fmt: skip
+
+
+def test_every_row_is_walked():
+    walked = {case.fault for case in CASES}.union(*ELSEWHERE.values())
+    assert walked == FAULTS.keys()
 
 
 @pytest.fixture(scope="module")
-def gateway(module_dir):
-    settings = {"first_byte_timeout_seconds": 0.5, "idle_timeout_seconds": 0.5}
+def fleet(module_dir) -> Iterator[tuple[Workers, Demo, Demo]]:
     with (
-        Demo(module_dir, name="alone", models=["alone"], pace=0) as alone,
-        Demo(module_dir, name="first", models=["shared"], pace=300) as first,
+        Demo(module_dir, name="first", models=["only", "shared", "main"], pace=300) as first,
         Demo(module_dir, name="second", models=["shared", "standby"], pace=0) as second,
-        Gateway(
-            module_dir,
-            backend_toml(alone, first, second, **settings).replace(
-                f'url = "{first.url}"', f'url = "{first.url}"\npriority = 1'
-            )
-            + '[routing]\nstrategy = "priority_only"\n[routing.fallbacks]\nlonely = ["standby"]\n',
-        ) as gateway,
+        Workers(module_dir, CONFIG, fleet_of(first.url, second.url)) as workers,
     ):
-        gateway.demos = {"alone": alone, "first": first, "second": second}
-        yield gateway
+        yield workers, first, second
 
 
-def ask(gateway, ask_: Ask) -> tuple[int, bytes]:
+def fleet_of(first: str, second: str, **limits):
+    return [
+        backend("first", first, "only", "shared", "main", priority=1, **{**LIMITS, **limits}),
+        backend("second", second, "shared", "standby", **LIMITS),
+    ]
+
+
+@contextmanager
+def struck(fleet: tuple[Workers, Demo, Demo], case: Case) -> Iterator[None]:
+    """The first backend has the fault; the fleet is published anew, so that each case begins without a past."""
+    workers, first, second = fleet
+    first.fault(case.spec)
+    config, backends = CONFIG, fleet_of(first.url, second.url)
+    listener = None
+    if case.place == "closed":
+        backends = fleet_of(f"http://127.0.0.1:{free_port()}", second.url)
+    elif case.place == "unknown":
+        backends = fleet_of("http://nobody.invalid", second.url)
+    elif case.place == "plain":
+        backends = fleet_of(first.url.replace("http:", "https:"), second.url)
+    elif case.place == "full":
+        listener, held = full_listener()
+        backends = fleet_of(f"http://127.0.0.1:{listener.getsockname()[1]}", second.url)
+    elif case.place == "patient":
+        config = msgspec.structs.replace(CONFIG, server=Server(request_timeout_seconds=0.4))
+        backends = fleet_of(first.url, second.url, first_byte_timeout_seconds=60.0)
+    elif case.place == "limited":
+        backends = fleet_of(first.url, second.url, total_timeout_seconds=0.3)
+    workers.publish(config, backends)
+    try:
+        yield
+    finally:
+        first.fault("")
+        if listener is not None:
+            for sock in (listener, *held):
+                sock.close()
+
+
+def full_listener() -> tuple[socket.socket, list[socket.socket]]:
+    """A port that takes no connection: its queue is full, so the kernel drops what asks for one."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    held = []
+    for _ in range(4):
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex(listener.getsockname())
+        held.append(sock)
+    return listener, held
+
+
+def ask(workers: Workers, ask_: Ask) -> tuple[int, bytes]:
     got = []
-    run(gateway.port, [ask_], concurrency=1, seen=lambda _, status, content: got.append((status, content)))
+    run(workers.port, [ask_], concurrency=1, seen=lambda _, status, content: got.append((status, content)))
     return got[0]
 
 
@@ -49,152 +177,225 @@ def flat(changes) -> dict[str, float]:
     return {f"{name}{{{','.join(v for _, v in sorted(labels))}}}": change for (name, labels), change in changes.items()}
 
 
-FATAL = [
-    # the fault of the only backend, the status for the client, error_type
-    ("status=500", 502, "backend_error"),
-    ("status=503", 502, "backend_error"),
-    ("status=400", 400, "invalid_request"),
-    ("status=404", 404, "invalid_request"),
-    ("status=422", 422, "invalid_request"),
-    ("status=418", 418, "invalid_request"),
-    ("status=401", 401, "upstream_auth"),
-    ("status=429", 429, "rate_limited"),
-    ("status=301", 502, "backend_error"),
-    ("close", 502, "backend_error"),
-    ("reset", 502, "backend_error"),
-    ("malformed", 502, "backend_error"),
-    ("hang", 504, "timeout"),
-]
+def asked(demo: Demo, before: int = 0) -> int:
+    return sum(demo.tally()["requests"].values()) - before
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize(("fault", "status", "error_type"), FATAL, ids=[f[0] for f in FATAL])
-def test_with_one_backend(gateway, fault, status, error_type, stream):
-    gateway.demos["alone"].fault(fault)
-    before = gateway.settled()
-    got, content = ask(gateway, chat("x", "alone", stream=stream))
-    assert got == status
-    error = json.loads(content)["error"]
-    assert error["code"] == "demo_fault" if status in (400, 401, 404, 418, 422, 429) else error["message"]
-    label = "4xx" if status == 418 else str(status)
-    assert flat(moved(before, gateway.settled(), COUNTED)) == {
-        f"nexus_requests_total{{alone,alone,{label}}}": 1,
-        f"nexus_errors_total{{{error_type},alone}}": 1,
-        f"nexus_upstream_attempts_total{{alone,{error_type}}}": 1,
-    }
-
-
-def test_answer_without_a_body_is_a_success(gateway):
-    gateway.demos["alone"].fault("status=204")
-    before = gateway.settled()
-    assert ask(gateway, chat("x", "alone")) == (204, b"")
-    assert flat(moved(before, gateway.settled(), COUNTED)) == {
-        "nexus_requests_total{alone,alone,2xx}": 1,
-        "nexus_upstream_attempts_total{alone,ok}": 1,
-    }
-
-
-RETRIED = [row for row in FATAL if row[2] not in ("invalid_request", "upstream_auth")]
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize(("fault", "_status", "error_type"), RETRIED, ids=[f[0] for f in RETRIED])
-def test_with_another_backend(gateway, fault, _status, error_type, stream):
-    """The client notices nothing; the attempts tell."""
-    gateway.demos["first"].fault(fault)
-    before = gateway.settled()
-    got, content = ask(gateway, chat("x", "shared", stream=stream))
-    assert got == 200, content
-    assert flat(moved(before, gateway.settled(), COUNTED)) == {
-        "nexus_requests_total{second,shared,200}": 1,
-        f"nexus_upstream_attempts_total{{first,{error_type}}}": 1,
-        f"nexus_retries_total{{first,{error_type}}}": 1,
-        "nexus_upstream_attempts_total{second,ok}": 1,
-    }
-
-
-def test_the_clients_own_fault_is_not_retried(gateway):
-    gateway.demos["first"].fault("status=400")
-    before = gateway.settled()
-    assert ask(gateway, chat("x", "shared"))[0] == 400
-    assert flat(moved(before, gateway.settled(), ("nexus_upstream_attempts_total",))) == {
-        "nexus_upstream_attempts_total{first,invalid_request}": 1
-    }
-
-
-@pytest.mark.parametrize(
-    ("fault", "status", "error_type"),
+EACH = pytest.mark.parametrize(
+    ("case", "stream"),
     [
-        ("break_after=5", 502, "stream_interrupted"),
-        ("stall_after=5", 504, "timeout"),
-        ("error_after=5", 502, "stream_interrupted"),
-        ("no_done=1", 502, "stream_interrupted"),
+        pytest.param(case, stream, id=f"{case}-{'stream' if stream else 'whole'}")
+        for case in CASES
+        for stream in (False, True)
+        if case.kind in ("both", "stream" if stream else "whole")
     ],
 )
-def test_stream_that_breaks_after_its_first_content(gateway, fault, status, error_type):
-    """The client saw 200 and an error in the stream; it is counted by what became of it, and never retried."""
-    gateway.demos["first"].fault(fault)
-    before = gateway.settled()
-    got, content = ask(gateway, chat("x", "shared", stream=True))
-    assert got == 200
-    events = [line.removeprefix(b"data: ") for line in content.split(b"\n\n") if line]
-    errors = [json.loads(event)["error"] for event in events if b'"error"' in event]
-    assert len(errors) == 1
-    assert errors[0]["message"]
-    assert flat(moved(before, gateway.settled(), COUNTED)) == {
-        f"nexus_requests_total{{first,shared,{status}}}": 1,
-        f"nexus_errors_total{{{error_type},shared}}": 1,
-        f"nexus_upstream_attempts_total{{first,{error_type}}}": 1,
+
+
+@EACH
+def test_with_one_backend(fleet, case, stream):
+    """The client gets the row's answer, after as many attempts as the row allows."""
+    workers, first, _ = fleet
+    row = FAULTS[case.fault]
+    attempts = 1 + MAX_RETRIES if row.again else 1
+    status = case.status or row.status
+    reached, before = asked(first), workers.settled()
+    with struck(fleet, case):
+        got, content = ask(workers, chat("x", "only", stream=stream))
+        assert got == status
+        error = json.loads(content)["error"]
+        assert error["code"] == ("demo_fault" if case.status else case.fault)
+        label = str(status) if status != 418 else "4xx"
+        expected = {
+            f"nexus_requests_total{{first,only,{label}}}": 1,
+            f"nexus_errors_total{{{row.error_type},only}}": 1,
+            f"nexus_upstream_attempts_total{{first,{row.error_type}}}": attempts,
+        }
+        if attempts > 1:
+            expected[f"nexus_retries_total{{first,{row.error_type}}}"] = attempts - 1
+        assert flat(moved(before, workers.settled(), COUNTED)) == expected
+        assert asked(first, reached) == (0 if case.place and case.place != "patient" else attempts)
+    line = workers.lines("request")[-1]
+    assert (line["fault"], line["attempts"], line["status"]) == (case.fault, attempts, status)
+
+
+@EACH
+def test_with_another_backend(fleet, case, stream):
+    """Where another backend may help, the client notices nothing; the attempts tell."""
+    workers, _, second = fleet
+    row = FAULTS[case.fault]
+    reached, before = asked(second), workers.settled()
+    with struck(fleet, case):
+        got, content = ask(workers, chat("x", "shared", stream=stream))
+        changes = flat(moved(before, workers.settled(), COUNTED))
+    if row.retry:
+        assert got == 200, content
+        assert (content.count(b'"role"') == 1 and content.endswith(b"[DONE]\n\n")) if stream else json.loads(content)
+        assert b'"error"' not in content
+        assert changes == {
+            "nexus_requests_total{second,shared,200}": 1,
+            f"nexus_upstream_attempts_total{{first,{row.error_type}}}": 1,
+            f"nexus_retries_total{{first,{row.error_type}}}": 1,
+            "nexus_upstream_attempts_total{second,ok}": 1,
+        }
+    else:
+        assert got == (case.status or row.status)
+        assert changes[f"nexus_upstream_attempts_total{{first,{row.error_type}}}"] == 1
+        assert len(changes) == 3
+    assert asked(second, reached) == row.retry
+
+
+@EACH
+def test_with_a_fallback_model(fleet, case, stream):
+    """The same where only another model can stand in, and that is told."""
+    workers, _, second = fleet
+    row = FAULTS[case.fault]
+    reached, before = asked(second), workers.settled()
+    with struck(fleet, case):
+        got, content = ask(workers, chat("x", "main", stream=stream))
+        changes = flat(moved(before, workers.settled(), COUNTED))
+    if row.retry:
+        assert got == 200, content
+        assert changes == {
+            "nexus_requests_total{second,standby,200}": 1,
+            "nexus_fallbacks_total{main,standby}": 1,
+            f"nexus_upstream_attempts_total{{first,{row.error_type}}}": 1,
+            f"nexus_retries_total{{first,{row.error_type}}}": 1,
+            "nexus_upstream_attempts_total{second,ok}": 1,
+        }
+    else:
+        assert got == (case.status or row.status)
+        assert changes[f"nexus_errors_total{{{row.error_type},main}}"] == 1
+        assert len(changes) == 3
+    assert asked(second, reached) == row.retry
+
+
+def test_answer_without_a_body_is_a_success(fleet):
+    workers, _, _ = fleet
+    before = workers.settled()
+    with struck(fleet, Case("", "status=204")):
+        assert ask(workers, chat("x", "only")) == (204, b"")
+    assert flat(moved(before, workers.settled(), COUNTED)) == {
+        "nexus_requests_total{first,only,2xx}": 1,
+        "nexus_upstream_attempts_total{first,ok}": 1,
     }
 
 
-@pytest.mark.parametrize("fault", ["break_after=1", "error_after=1", "stall_after=1"])
-def test_stream_that_breaks_before_any_content(gateway, fault):
-    """Only the role had come: another backend serves, and the client sees one clean stream."""
-    gateway.demos["first"].fault(fault)
-    got, content = ask(gateway, chat("x", "shared", stream=True))
-    assert got == 200
-    assert content.endswith(b"data: [DONE]\n\n")
-    assert content.count(b'"role"') == 1
-    assert b'"error"' not in content
+@pytest.mark.parametrize("model", ["only", "shared", "main"])
+@pytest.mark.parametrize(
+    ("fault", "spec"),
+    [
+        ("stream_reset", "break_after=5"),
+        ("stream_idle", "stall_after=5"),
+        ("stream_error", "error_after=5"),
+        ("stream_truncated", "no_done=1"),
+        ("stream_deadline", "stall_after=5"),
+    ],
+)
+def test_stream_that_breaks_after_its_first_content(fleet, fault, spec, model):
+    """The client saw 200 and an error in the stream; it is counted by what became of it, and never tried again."""
+    workers, _, _ = fleet
+    row = FAULTS[fault]
+    before = workers.settled()
+    with struck(fleet, Case(fault, spec, place="limited" if fault == "stream_deadline" else "")):
+        got, content = ask(workers, chat("x", model, stream=True))
+        assert got == 200
+        events = [line.removeprefix(b"data: ") for line in content.split(b"\n\n") if line]
+        errors = [json.loads(event)["error"] for event in events if b'"error"' in event]
+        assert len(errors) == 1
+        assert errors[0]["message"]
+        assert flat(moved(before, workers.settled(), (*COUNTED, "nexus_stream_ends_total"))) == {
+            f"nexus_requests_total{{first,{model},{row.status}}}": 1,
+            f"nexus_errors_total{{{row.error_type},{model}}}": 1,
+            f"nexus_upstream_attempts_total{{first,{row.error_type}}}": 1,
+            f"nexus_stream_ends_total{{first,{row.stream_end}}}": 1,
+        }
+    line = workers.lines("request")[-1]
+    assert (line["fault"], line["end"]) == (fault, row.stream_end)
 
 
-def test_answer_cut_short_is_tried_again(gateway):
-    gateway.demos["first"].fault("break_after=1")
-    got, content = ask(gateway, chat("x", "shared"))
-    assert got == 200
-    assert json.loads(content)["choices"]
-
-
-def test_fallback_model_serves(gateway):
-    before = gateway.settled()
-    got, content = ask(gateway, chat("x", "lonely"))
-    assert got == 200
-    assert json.loads(content)["model"] == "standby"
-    assert flat(moved(before, gateway.settled(), COUNTED)) == {
-        "nexus_requests_total{second,standby,200}": 1,
-        "nexus_fallbacks_total{lonely,standby}": 1,
-        "nexus_upstream_attempts_total{second,ok}": 1,
+def test_a_clients_own_key_that_is_refused_is_not_tried_elsewhere(fleet):
+    workers, first, second = fleet
+    workers.publish(CONFIG, fleet_of(first.url, second.url, forward_authorization=True))
+    first.fault("status=401")
+    before = workers.settled()
+    assert urllib_request(workers, "shared", {"authorization": "Bearer wrong"})[0] == 401
+    assert flat(moved(before, workers.settled(), COUNTED)) == {
+        "nexus_requests_total{first,shared,401}": 1,
+        "nexus_errors_total{upstream_auth,shared}": 1,
+        "nexus_upstream_attempts_total{first,upstream_auth}": 1,
     }
+    assert workers.lines("request")[-1]["fault"] == "backend_refused_client"
+    first.fault("")
 
 
-def test_busy_everywhere_gives_the_backends_own_answer(gateway):
-    for name in ("first", "second"):
-        gateway.demos[name].fault("status=429,retry_after=7")
-    got, content = ask(gateway, chat("x", "shared"))
-    gateway.demos["second"].fault("")
+def test_a_clients_own_limit_is_nobody_elses(fleet):
+    """One client's key has spent its quota: the next client is served by the same backend at once."""
+    workers, first, second = fleet
+    workers.publish(CONFIG, fleet_of(first.url, second.url, forward_authorization=True))
+    first.fault("status=429,retry_after=40")
+    assert urllib_request(workers, "only", {"authorization": "Bearer poor"})[0] == 429
+    assert workers.lines("request")[-1]["fault"] == "backend_limits_client"
+    first.fault("")
+    assert urllib_request(workers, "only", {"authorization": "Bearer rich"})[0] == 200
+
+
+def test_a_backend_is_not_blamed_for_time_that_another_took(fleet):
+    """The first one hangs until its limit; what is left is too little for the second, which is well."""
+    workers, first, second = fleet
+    config = msgspec.structs.replace(
+        CONFIG, server=Server(request_timeout_seconds=0.8), circuit_breaker=CircuitBreaker(failures=1)
+    )
+    workers.publish(config, fleet_of(first.url, second.url))
+    first.fault("hang")
+    second.fault("delay=0.39")
+    backends = fleet_of(first.url, second.url, first_byte_timeout_seconds=0.6)
+    workers.publish(config, backends)
+    assert urllib_request(workers, "shared", {})[0] == 504
+    assert workers.lines("request")[-1]["fault"] == "out_of_time"
+    first.fault("")
+    second.fault("")
+    stats = {entry["id"]: entry["circuit"] for entry in workers.stats()["backends"]}
+    assert (stats["first"], stats["second"]) == ("open", "closed")
+
+
+def urllib_request(workers: Workers, model: str, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", workers.port, timeout=30)
+    connection.request(
+        "POST",
+        "/v1/chat/completions",
+        json.dumps(chat("x", model).body),
+        {"content-type": "application/json", **headers},
+    )
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer.status, {name.lower(): value for name, value in answer.getheaders()}, content
+
+
+def test_what_the_client_is_told_about_trying_again(fleet):
+    """OpenAI's clients retry 5xx by themselves: where that is of no use they are told so, else when it is."""
+    workers, first, second = fleet
+    workers.publish(CONFIG, fleet_of(first.url, second.url))
+    first.fault("status=500")
+    status, headers, _ = urllib_request(workers, "only", {})
+    assert (status, headers["x-should-retry"], headers.get("retry-after")) == (502, "false", None)
+    first.fault("status=429,retry_after=7")
+    status, headers, content = urllib_request(workers, "only", {})
+    assert (status, headers["retry-after"]) == (429, "7"), "it is not worth waiting for here; the client is told when"
+    assert json.loads(content)["error"]["code"] == "demo_fault"
+    first.fault("")
+
+
+def test_busy_everywhere_gives_the_backends_own_answer(fleet):
+    workers, first, second = fleet
+    workers.publish(CONFIG, fleet_of(first.url, second.url))
+    for demo in (first, second):
+        demo.fault("status=429,retry_after=7")
+    got, content = ask(workers, chat("x", "shared"))
+    for demo in (first, second):
+        demo.fault("")
     assert got == 429
     assert json.loads(content)["error"]["code"] == "demo_fault"
-
-
-def test_connections_survive_a_backends_restart(gateway, module_dir):
-    """A kept connection that died meanwhile is replaced without the client or another backend noticing."""
-    gateway.demos["first"].fault("")
-    assert ask(gateway, chat("x", "shared"))[0] == 200
-    old = gateway.demos["first"]
-    old.stop()
-    with Demo(module_dir, name="first", models=["shared"], pace=0, port=old.port):
-        before = gateway.settled()
-        assert [ask(gateway, chat("x", "shared"))[0] for _ in range(4)] == [200] * 4
-        attempts = moved(before, gateway.settled(), ("nexus_upstream_attempts_total",))
-        assert flat(attempts) == {"nexus_upstream_attempts_total{first,ok}": 4}

@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "health": BASE | {"fleet", "backends", "routing", "metrics", "proxy", "web"},
     "app": BASE | {"fleet", "backends", "routing", "metrics", "proxy", "web"},
     "hooks": BASE | {"fleet"},
-    "cli": BASE | {"fleet", "metrics", "demo", "health"},
+    "cli": BASE | {"fleet", "metrics", "routing", "proxy", "demo", "health"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -54,7 +54,7 @@ def test_imports_point_one_way(path):
 def test_the_engine_knows_no_server(module):
     for folder in ("proxy", "routing", "fleet", "metrics", "backends"):
         for path in (ROOT / folder).rglob("*.py"):
-            if path.name != "worker.py":
+            if path.parent.name != "worker":
                 assert f"import {module}" not in path.read_text(), path
                 assert f"from {module}" not in path.read_text(), path
 
@@ -62,4 +62,4 @@ def test_the_engine_knows_no_server(module):
 def test_routing_does_no_input_or_output():
     for path in (ROOT / "routing").rglob("*.py"):
         names = {node.names[0].name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import)}
-        assert names <= {"msgspec", "json"}, path
+        assert names <= {"msgspec", "json", "math"}, path

@@ -28,7 +28,9 @@ def test_same_figures(server, tmp_path):
         NEXUS_CONFIG=str(tmp_path / "nexus.toml"), NEXUS_HEALTH_LISTEN="off",
     )  # fmt: skip
     with Demo(tmp_path, pace=0) as demo, Demo(tmp_path, name="bad", models=["bad"], fault="status=500") as bad:
-        (tmp_path / "nexus.toml").write_text(backend_toml(demo, bad))
+        (tmp_path / "nexus.toml").write_text(
+            backend_toml(demo, bad) + "[routing]\nmax_retries = 0\n[circuit_breaker]\nenabled = false\n"
+        )
         command = [sys.executable, *(word.format(port=port) for word in SERVERS[server])]
         with (
             Process([sys.executable, "-m", "nexus.health"], log=tmp_path / "health.log", environ=environ),

@@ -89,7 +89,7 @@ def test_request_id_is_taken_from_the_client(served):
     until(lambda: "id=mine-1" in served.output())
     line = next(line for line in served.output().splitlines() if "id=mine-1" in line)
     assert re.search(
-        r"model=demo-large backend=demo-1 status=200 duration_ms=\S+ prompt_tokens=\d+ completion_tokens=40 attempts=1",
+        r"model=demo-large backend=demo-1 status=200 duration_ms=\S+ prompt_tokens=\d+ completion_tokens=40 usage=reported attempts=1",
         line,
     )
 

@@ -1,6 +1,7 @@
 """Kinds of backend: how each is probed, how its models are read, how a request is addressed to it.
 
-A kind is a module with `probe(fetch) -> list[Model]`; it does no I/O itself but through `fetch`.
+A kind is a module with `probe(fetch) -> list[Model]`, and `capacity(fetch) -> int | None` where it tells how many
+requests it works on at once; it does no I/O itself but through `fetch`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from nexus.backends import llamacpp, ollama, openai, vllm
 from nexus.backends.probing import BadAnswer, Fetch
 from nexus.fleet.records import Model
 
-__all__ = ["BadAnswer", "Fetch", "probe_of"]
+__all__ = ["BadAnswer", "Fetch", "capacity_of", "probe_of"]
 
 Probe = Callable[[Fetch], list[Model]]
 
@@ -29,3 +30,11 @@ _PROBES: dict[str, Probe] = {
 def probe_of(kind: str) -> Probe:
     """How a backend of this kind is probed; KeyError for a kind that is not spoken."""
     return _PROBES[kind]
+
+
+_CAPACITIES: dict[str, Callable[[Fetch], int | None]] = {"llamacpp": llamacpp.capacity}
+
+
+def capacity_of(kind: str) -> Callable[[Fetch], int | None]:
+    """How a backend of this kind is asked for its capacity; most tell none."""
+    return _CAPACITIES.get(kind, lambda _: None)

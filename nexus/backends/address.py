@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from nexus.config import BackendConfig
@@ -20,6 +21,7 @@ class Address:
     host_header: str
 
     @classmethod
+    @lru_cache(maxsize=1024)
     def of(cls, url: str) -> Address:
         parts = urlsplit(url)
         tls = parts.scheme == "https"

@@ -33,6 +33,38 @@ def serve(config: str | None, host: str | None, port: int | None, workers: int |
     sys.exit(run(config, {"server.host": host, "server.port": port, "server.workers": workers}))
 
 
+_JSON = click.option("--json", "as_json", is_flag=True, help="For machines.")
+
+
+@cli.command("reload")
+@_CONFIG
+@click.option("--run-dir", metavar="DIR", help="The gateway's run directory, where the file no longer leads there.")
+@_JSON
+def reload_command(config: str | None, run_dir: str | None, as_json: bool) -> None:
+    """Have the running gateway take up its configuration anew; a bad one changes nothing, and the exit status is 2."""
+    from nexus.cli.operate import reload
+
+    sys.exit(reload(config, run_dir_given=run_dir, as_json=as_json))
+
+
+@cli.group("route")
+def route_group() -> None:
+    """What the router would do."""
+
+
+@route_group.command("explain")
+@click.argument("model")
+@_CONFIG
+@click.option("--body", metavar="FILE", help="A request body, for what it asks of the model; - reads standard input.")
+@click.option("--flexible", is_flag=True, help="As with the header X-Nexus-Flexible.")
+@_JSON
+def route_explain_command(model: str, config: str | None, body: str | None, flexible: bool, as_json: bool) -> None:
+    """Show every backend with its score or why it is out, and in which order they would be tried."""
+    from nexus.cli.operate import route_explain
+
+    sys.exit(route_explain(config, model, body=body, flexible=flexible, as_json=as_json))
+
+
 @cli.group("config")
 def config_group() -> None:
     """Write a configuration, or check one."""
@@ -74,9 +106,6 @@ def config_init(output: str, force: bool) -> None:
 @cli.group("metrics")
 def metrics_group() -> None:
     """The metrics that there are, and how many series they can have."""
-
-
-_JSON = click.option("--json", "as_json", is_flag=True, help="For machines.")
 
 
 @metrics_group.command("list")

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import inspect as shapes
 
-from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, NOT_YET, Config
+from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, NOT_YET, RESTART_ONLY, Config
 
 ALIAS_DEPTH = 3
 MOST_BACKENDS = 500
@@ -94,6 +94,32 @@ def process_config(environ: Mapping[str, str] | None = None) -> Config:
     """
     environ = os.environ if environ is None else environ
     return load(os.devnull, environ=environ).config
+
+
+def run_dir_of_broken(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Config:
+    """Enough of a configuration that cannot be used to find the gateway that runs: its run directory and port."""
+    try:
+        server = _lookup(_read(Path(path or environ.get("NEXUS_CONFIG") or DEFAULT_FILE)), "server")
+    except ConfigError:
+        server = None
+    given = {key: server.get(key) for key in ("run_dir", "port")} if isinstance(server, dict) else {}
+    try:
+        return load(
+            os.devnull, environ=environ, overrides={f"server.{key}": value for key, value in given.items()}
+        ).config
+    except ConfigError:
+        return process_config({})
+
+
+def restart_needed(old: Config, new: Config) -> list[str]:
+    """The keys in which two configurations differ and that only a restart takes up."""
+
+    def value(config: Any, dotted: str) -> Any:
+        for key in dotted.split("."):
+            config = getattr(config, key)
+        return config
+
+    return [key for key in RESTART_ONLY if value(old, key) != value(new, key)]
 
 
 def _read(file: Path) -> dict[str, Any]:

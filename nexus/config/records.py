@@ -54,6 +54,14 @@ class Server(Section, frozen=True):
     client_timeout_seconds: Annotated[
         Seconds, _doc("How long a client may take between two packets of its request or of its reading the answer.")
     ] = 60.0
+    stream_keepalive_seconds: Annotated[
+        float,
+        Meta(ge=0, le=3600),
+        _doc(
+            "Send a comment to a client that waits so long for a stream to begin, and again each time; 0 sends none. "
+            "Its head is then out, and a failure is told within the stream."
+        ),
+    ] = 0.0
     graceful_timeout_seconds: Annotated[
         Annotated[int, Meta(ge=1, le=86400)],
         _doc("How long requests in progress may go on when the gateway is stopped."),
@@ -93,13 +101,18 @@ class Weights(Section, frozen=True):
 
 
 class Policy(Section, frozen=True):
-    """What a model's requests demand of the backends."""
+    """What a model's requests demand of the backends. Where several policies match, all of them hold."""
 
-    model_pattern: Annotated[str, _doc("Glob over model names.")] = "*"
+    model_pattern: (
+        Annotated[str, _doc("Glob over the model's name, as asked and after aliases; unset: all.")] | None
+    ) = None
     privacy: Annotated[
         Literal["restricted", "unrestricted"], _doc("restricted keeps requests on restricted backends.")
     ] = "unrestricted"
-    min_tier: Annotated[int, Meta(ge=1, le=5), _doc("Lowest tier that may serve.")] | None = None
+    min_tier: (
+        Annotated[int, Meta(ge=1, le=5), _doc("Lowest tier that may serve; X-Nexus-Flexible lets a client go below.")]
+        | None
+    ) = None
 
 
 class Budget(Section, frozen=True):
@@ -143,7 +156,9 @@ class BackendConfig(Section, frozen=True):
     ) = None
     zone: Annotated[Zone, _doc("Privacy zone; unset: restricted for local kinds, open for cloud ones.")] | None = None
     tier: Annotated[int, Meta(ge=1, le=5), _doc("Capability tier.")] = 1
-    max_concurrent: Annotated[Count, _doc("Requests in flight that it takes; unset: no limit.")] | None = None
+    max_concurrent: (
+        Annotated[Count, _doc("Requests in flight that it takes; unset: as many as it tells, else no limit.")] | None
+    ) = None
     forward_authorization: (
         Annotated[bool, _doc("Pass the client's Authorization on; unset: only for kind openai without api_key_env.")]
         | None
@@ -156,25 +171,63 @@ class BackendConfig(Section, frozen=True):
     idle_timeout_seconds: (
         Annotated[Seconds, _doc("Longest silence within an answer; unset: [server] request_timeout_seconds.")] | None
     ) = None
+    total_timeout_seconds: (
+        Annotated[
+            Seconds,
+            _doc(
+                "Limit for a request from its start to its end, streams included; unset: [server] "
+                "request_timeout_seconds, and none for a stream that has begun."
+            ),
+        ]
+        | None
+    ) = None
+    stream_usage: Annotated[
+        bool,
+        _doc(
+            "Ask it for the token usage of streams where the client does not; what it does not take, it is not asked."
+        ),
+    ] = True
     keepalive_seconds: Annotated[Seconds, _doc("How long an idle connection to it is kept for reuse.")] = 3.5
+
+
+class CircuitBreaker(Section, frozen=True):
+    """Taking a backend out for a while when requests to it fail; what one worker learns holds for all."""
+
+    enabled: Annotated[bool, _doc("Take failing backends out of the choice.")] = True
+    failures: Annotated[
+        Count, _doc("Failed attempts within ten seconds before it opens, if they also are error_rate_threshold of all.")
+    ] = 5
+    open_seconds: Annotated[
+        Seconds, _doc("How long it stays open before one request may try; doubled each time that one fails.")
+    ] = 5.0
+    max_open_seconds: Annotated[Seconds, _doc("The longest that it grows to.")] = 60.0
+    slow_start_seconds: Annotated[
+        Seconds, _doc("How long a backend that recovered takes to get its whole share of traffic back.")
+    ] = 10.0
 
 
 class Quality(Section, frozen=True):
     """Judging backends by what requests see."""
 
-    error_rate_threshold: Annotated[float, Meta(ge=0, le=1), _doc("Error share that marks a backend.")] = 0.5
+    error_rate_threshold: Annotated[
+        float, Meta(ge=0, le=1), _doc("Share of failed attempts from which a circuit opens.")
+    ] = 0.5
     ttft_penalty_threshold_ms: Annotated[int, Meta(ge=0), _doc("First token later than this is slow.")] = 3000
     ttft_threshold_ms: Annotated[int, Meta(ge=0), _doc("Older name of ttft_penalty_threshold_ms.")] | None = None
     metrics_interval_seconds: Annotated[Seconds, _doc("Time between two judgements.")] = 30.0
 
 
 class Queue(Section, frozen=True):
-    """Waiting when every backend is at capacity."""
+    """Waiting when every backend that could serve is at its limit."""
 
     enabled: Annotated[bool, _doc("Let requests wait.")] = True
-    max_size: Annotated[Count, _doc("Requests that may wait.")] = 100
-    max_wait_seconds: Annotated[Seconds, _doc("Longest wait.")] = 30.0
+    max_size: Annotated[Count, _doc("Requests that may wait, over all workers; more are answered 503.")] = 100
+    max_wait_seconds: Annotated[Seconds, _doc("Longest wait; then the answer is 503.")] = 30.0
     default_timeout_seconds: Annotated[Seconds, _doc("Older name of max_wait_seconds.")] | None = None
+
+    @property
+    def longest_wait_s(self) -> float:
+        return self.default_timeout_seconds or self.max_wait_seconds
 
 
 class Logging(Section, frozen=True):
@@ -207,6 +260,7 @@ class Config(Section, frozen=True):
     health_check: HealthCheck = HealthCheck()
     routing: Routing = Routing()
     backends: list[BackendConfig] = msgspec.field(default_factory=list)
+    circuit_breaker: CircuitBreaker = CircuitBreaker()
     quality: Quality = Quality()
     queue: Queue = Queue()
     logging: Logging = Logging()
@@ -231,14 +285,24 @@ ENVIRONMENT: dict[str, tuple[str, str]] = {
 
 NOT_YET: dict[str, str] = {
     "discovery": "backends are taken from the file only",
-    "quality": "backends are judged by their probes only",
-    "queue": "a request that finds no room is answered at once",
+    "quality.ttft_penalty_threshold_ms": "a slow first token costs a backend nothing",
+    "quality.ttft_threshold_ms": "a slow first token costs a backend nothing",
+    "quality.metrics_interval_seconds": "failures count for ten seconds",
     "lifecycle": "models are neither loaded nor moved",
     "fleet": "no recommendations are made",
-    "routing.policies": "privacy and tiers are NOT enforced",
     "routing.budget": "spending is not limited",
 }
 """Sections that are accepted and checked, whose feature does not exist yet → what that means."""
 
 NOT_SPOKEN: frozenset[str] = frozenset({"anthropic", "google"})
 """Kinds of backend that a file may name, whose protocol is not spoken yet."""
+
+RESTART_ONLY: tuple[str, ...] = (
+    "server.host",
+    "server.port",
+    "server.workers",
+    "server.run_dir",
+    "server.graceful_timeout_seconds",
+    "health_check.listen",
+)
+"""Settings that a reload does not change: processes and ports hold them from their start."""

@@ -182,12 +182,14 @@ class DemoBackend:
         return False
 
     def _whole(self, sock: socket.socket, answer: dict[str, Any], fault: FaultSpec) -> bool:
-        if fault.break_after >= 0:
+        if fault.break_after >= 0 or fault.stall_after >= 0:
             content = json.dumps(answer).encode()
             sock.sendall(
                 _head(200, "application/json", f"content-length: {len(content)}") + content[: len(content) // 2]
             )
             self.statuses["cut"] += 1
+            if fault.stall_after >= 0:
+                _wait(sock, 3600)
             return False
         _respond(sock, 200, answer)
         self.statuses["200"] += 1

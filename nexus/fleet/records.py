@@ -26,7 +26,10 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend and how it is. `since` in Unix seconds, `latency_ms` of its last good probe."""
+    """A backend and how it is. `since` in Unix seconds, `latency_ms` of its last good probe.
+
+    `capacity`: how many requests it works on at once, where it tells that itself.
+    """
 
     config: BackendConfig
     label: str
@@ -36,10 +39,16 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float | None = None
     last_error: str | None = None
     models: tuple[Model, ...] = ()
+    capacity: int | None = None
 
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def limit(self) -> int | None:
+        """The most requests that it is given at once: as configured, else as it tells; None for no limit."""
+        return self.config.max_concurrent if self.config.max_concurrent is not None else self.capacity
 
     @property
     def cloud(self) -> bool:

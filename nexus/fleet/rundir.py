@@ -6,11 +6,13 @@
   health.lock          held by the health process
   fleet.json           the fleet snapshot, replaced whole     (see snapshot.py)
   fleet.number         8 shared bytes that tell of a new one
+  reload.json          how the last reload went              (see reloads.py)
   current              → generations/<id>, moved atomically
   generations/<id>/    one start of the gateway
     started.json       when that was
     slots              a locked byte for each process         (see seat.py)
-    load               requests in flight                     (see load.py)
+    load               what each process has in hand          (see load.py)
+    circuits           what is known of each backend          (see circuits.py)
     metrics/           prometheus_client's files, by slot
 """
 
@@ -29,7 +31,7 @@ from nexus.config import Config
 from nexus.fleet.load import SLOTS
 from nexus.fleet.locks import LockFile
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 class RunDirectoryError(Exception):
@@ -57,6 +59,7 @@ class Generation:
         self.name = path.name
         self.slots = path / "slots"
         self.load = path / "load"
+        self.circuits = path / "circuits"
         self.metrics = path / "metrics"
 
     def started(self) -> Started:
@@ -142,6 +145,17 @@ class RunDirectory:
         lock = LockFile(self.path / "health.lock")
         try:
             return lock.held_elsewhere(0)
+        finally:
+            lock.close()
+
+    def health_process_pid(self) -> int | None:
+        """The health process; None where none runs."""
+        if not self.health_process_alive():
+            return None
+        lock = LockFile(self.path / "health.lock")
+        try:
+            note = lock.read_note().removeprefix("pid ")
+            return int(note) if note.isdigit() else None
         finally:
             lock.close()
 

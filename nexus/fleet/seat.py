@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
+from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load import SLOTS, WORKER, LoadTable, Row
 from nexus.fleet.locks import LockFile
 from nexus.fleet.rundir import Generation, Started
@@ -32,11 +33,13 @@ class Seat:
         slot: int,
         locks: LockFile | None,
         table: LoadTable,
+        circuits: CircuitTable,
         role: int = WORKER,
     ) -> None:
         self.generation = generation
         self.slot = slot
         self.table = table
+        self.circuits = circuits
         self.row: Row = table.row(slot)
         self._locks = locks
         self._role = role
@@ -48,14 +51,19 @@ class Seat:
         try:
             locks = LockFile(generation.slots)
             table = LoadTable(generation.load)
+            circuits = CircuitTable(generation.circuits)
         except OSError as error:
             raise NoSeatError(f"{generation.path}: {error.strerror}") from error
         for slot in range(SLOTS):
             if locks.take(slot):
                 locks.take(_ROWS_LOCK, wait=True)
-                table.use_row(slot)
+                try:
+                    table.use_row(slot)
+                except OSError as error:
+                    locks.close()
+                    raise NoSeatError(f"{generation.path}: {error.strerror}") from error
                 locks.release(_ROWS_LOCK)
-                return cls(generation, slot=slot, locks=locks, table=table, role=role)
+                return cls(generation, slot=slot, locks=locks, table=table, circuits=circuits, role=role)
         locks.close()
         raise NoSeatError(f"{generation.path}: all {SLOTS} slots are taken")
 
@@ -73,13 +81,19 @@ class Seat:
         slot, fd, path = note.split(":", 2)
         generation = Generation(Path(path))
         locks = LockFile(generation.slots, fd=int(fd))
-        return cls(generation, slot=int(slot), locks=locks, table=LoadTable(generation.load))
+        return cls(
+            generation,
+            slot=int(slot),
+            locks=locks,
+            table=LoadTable(generation.load),
+            circuits=CircuitTable(generation.circuits),
+        )
 
     @classmethod
     def alone(cls) -> Seat:
         table = LoadTable(None)
         table.use_row(0)
-        return cls(None, slot=0, locks=None, table=table)
+        return cls(None, slot=0, locks=None, table=table, circuits=CircuitTable(None))
 
     def take_over(self) -> None:
         """Zero what the slot's last holder left in its row; its lost requests must have been booked before."""
@@ -128,3 +142,4 @@ class Seat:
         for lock in (self._locks, self._claim):
             if lock is not None:
                 lock.close()
+        self.circuits.leave()

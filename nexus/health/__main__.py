@@ -7,6 +7,7 @@ monkey.patch_all()  # before anything that imports sockets
 import argparse  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 
 from nexus import log as logs  # noqa: E402
@@ -35,6 +36,7 @@ def main() -> None:
         lock = LockFile(run_dir.path / "health.lock")
         if not lock.take(0):
             sys.exit(f"Another health process serves {run_dir.path} ({lock.read_note()}); stop that one first.")
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is handled: the note tells others where to send it
         lock.write_note(f"pid {os.getpid()}")
     except (ConfigError, RunDirectoryError) as error:
         sys.stderr.write(f"{error}\n")

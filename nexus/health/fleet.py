@@ -26,6 +26,7 @@ class Watched:
     latency_ms: float | None = None
     last_error: str | None = None
     models: tuple[Model, ...] = ()
+    capacity: int | None = None
 
 
 class Fleet:
@@ -47,17 +48,24 @@ class Fleet:
                 watched.standing = Standing(old.status)
                 watched.since, watched.latency_ms = old.since, old.latency_ms
                 watched.last_error, watched.models = old.last_error, old.models
+                watched.capacity = old.capacity
             if not config.health_check.enabled:
                 watched.standing = Standing("healthy")
             self.backends[wanted.name] = watched
 
-    def give_columns(self, idle: Callable[[list[int]], list[int]]) -> None:
-        """Give every backend that has none a column of the load table that counts nothing (`idle` says which do)."""
+    def give_columns(self, idle: Callable[[list[int]], list[int]]) -> list[int]:
+        """Give every backend that has none a column of the shared tables that counts nothing (`idle` says which do).
+
+        Gives the columns that have a new owner.
+        """
         used = {watched.column for watched in self.backends.values()}
         free = iter(idle([column for column in range(COLUMNS) if column not in used]))
+        given = []
         for watched in self.backends.values():
             if watched.column < 0:
                 watched.column = next(free)
+                given.append(watched.column)
+        return given
 
     def take(self, name: str, result: Result, *, now: float) -> tuple[str, str] | None:
         """Take up a probe's result; returns (old, new) status where it changed."""
@@ -65,6 +73,7 @@ class Fleet:
         health = self.config.health_check
         if result.models is not None:
             watched.models = result.models
+            watched.capacity = result.capacity or watched.capacity
             watched.latency_ms = round((result.latency_s or 0.0) * 1000, 3)
             watched.last_error = None
         else:
@@ -115,6 +124,7 @@ class Fleet:
                     latency_ms=watched.latency_ms,
                     last_error=watched.last_error,
                     models=watched.models,
+                    capacity=watched.capacity,
                 )
                 for name, watched in self.backends.items()
             ),

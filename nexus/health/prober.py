@@ -15,7 +15,7 @@ import gevent
 import requests
 from requests.adapters import HTTPAdapter
 
-from nexus.backends import BadAnswer, probe_of
+from nexus.backends import BadAnswer, capacity_of, probe_of
 from nexus.backends.address import Address, own_key
 from nexus.config import BackendConfig
 from nexus.fleet.records import Model
@@ -33,6 +33,7 @@ class Result:
     models: tuple[Model, ...] | None
     latency_s: float | None
     error: str | None = None
+    capacity: int | None = None
 
     @property
     def success(self) -> bool:
@@ -83,6 +84,7 @@ class Prober:
         try:
             with timeout:
                 models = tuple({model.name: model for model in probe_of(self._config.type)(fetch)}.values())
+                capacity = capacity_of(self._config.type)(fetch)
         except gevent.Timeout as expired:
             if expired is not timeout:
                 raise
@@ -94,7 +96,7 @@ class Prober:
         except Exception as error:
             log.exception("probe failed inside the health process", extra={"backend": self._config.name})
             return Result(None, latency_s, f"the probe failed: {error}")
-        return Result(models, latency_s)
+        return Result(models, latency_s, capacity=capacity)
 
     def close(self) -> None:
         self._session.close()

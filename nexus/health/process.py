@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import gevent
 import gevent.event
@@ -14,10 +15,12 @@ from flask import Flask
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 
-from nexus.config import ConfigError, Loaded, load
-from nexus.config.loading import listen_address
+from nexus import log as logs
+from nexus.config import Config, ConfigError, Loaded, load
+from nexus.config.loading import listen_address, restart_needed
 from nexus.fleet.load import HEALTH
 from nexus.fleet.records import Snapshot
+from nexus.fleet.reloads import Reload, last_reload, write_reload
 from nexus.fleet.rundir import RunDirectory, Started
 from nexus.fleet.seat import NoSeatError, Seat
 from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
@@ -68,12 +71,16 @@ class HealthProcess:
         self._environ = environ
         self._run_dir = run_dir
         self._path = loaded.path
+        # Who starts the processes tells them some settings in the environment; whether those changed, the file says.
+        self._in_file = _alone(loaded.path)
         self._writer = SnapshotWriter(run_dir.path)
         before = SnapshotReader(run_dir.path).read()
         self._fleet = Fleet(loaded.config, now=time.time(), before=before)
         self._snapshot: Snapshot | None = before
         self._probers: dict[str, Prober] = {}
         self._updated_at = 0.0
+        self._loaded_at = time.time()
+        self._last_reload_good = True
         self._stopping = gevent.event.Event()
         self._status = 0
         self._place = self._sit_down()
@@ -107,25 +114,52 @@ class HealthProcess:
         self.stop()
 
     def reload(self) -> None:
-        """Read the configuration again; one that is wrong changes nothing."""
+        """Read the configuration again; one that is wrong changes nothing. How it went is left for who asked."""
+        count = last_reload(self._run_dir.path).count + 1
         try:
             loaded = load(self._path, environ=self._environ)
         except ConfigError as error:
             log.error("configuration not reloaded, the old one stays", extra={"why": "; ".join(error.problems)})
+            self._last_reload_good = False
+            self._write_gauges()
+            self._leave_word(Reload(count=count, problems=tuple(error.problems)))
             return
-        self._take_up(Fleet(loaded.config, now=time.time(), before=self._snapshot))
-        log.info("configuration reloaded", extra={"backends": len(self._fleet.backends)})
+        in_file = _alone(self._path)
+        restart = restart_needed(self._in_file, in_file) if self._in_file and in_file else []
+        self._last_reload_good, self._loaded_at = True, time.time()
+        settings = loaded.config.logging
+        logs.configure(level=settings.level, kind=settings.format, component_levels=settings.component_levels)
+        published = self._take_up(Fleet(loaded.config, now=time.time(), before=self._snapshot))
+        if not published:
+            problem = f"The new fleet cannot be written into {self._run_dir.path}; its log line says why."
+            self._leave_word(Reload(count=count, problems=(problem,)))
+            return
+        backends = len(self._fleet.backends)
+        log.info("configuration reloaded", extra={"backends": backends, "after_a_restart": ", ".join(restart) or None})
+        for warning in loaded.warnings:
+            log.warning(warning)
+        self._leave_word(
+            Reload(count=count, warnings=tuple(loaded.warnings), restart=tuple(restart), backends=backends)
+        )
         gevent.spawn(self._round)
+
+    def _leave_word(self, reload: Reload) -> None:
+        try:
+            write_reload(self._run_dir.path, reload)
+        except OSError as error:
+            log.error("how the reload went cannot be told", extra={"why": error})
 
     # The fleet
 
-    def _take_up(self, fleet: Fleet) -> None:
+    def _take_up(self, fleet: Fleet) -> bool:
+        """Watch this fleet from now on; False where it could not be published."""
         self._fleet = fleet
         for prober in self._probers.values():
             prober.close()
         self._probers = {name: Prober(watched.config, self._environ) for name, watched in fleet.backends.items()}
-        fleet.give_columns(self._place.seat.table.idle_columns)
-        self._publish()
+        for column in fleet.give_columns(self._place.seat.table.idle_columns):
+            self._place.seat.circuits.reset(column, time.monotonic_ns())
+        return self._publish()
 
     def _rounds(self) -> None:
         while True:
@@ -158,6 +192,8 @@ class HealthProcess:
         if changed:
             say = log.info if changed[1] == "healthy" else log.warning
             say("backend is now " + changed[1], extra={"backend": name, "was": changed[0], "why": result.error})
+            if changed[1] == "healthy":
+                self._place.seat.circuits.allow_trial(watched.column, time.monotonic_ns())
         if changed or watched.models != before:
             self._publish()
 
@@ -165,19 +201,28 @@ class HealthProcess:
         assert self._snapshot is not None
         return next(backend.label for backend in self._snapshot.backends if backend.name == name)
 
-    def _publish(self) -> None:
+    def _publish(self) -> bool:
         self._snapshot = self._fleet.snapshot(number=self._writer.next_number(), now=time.time())
         try:
             self._writer.publish(self._snapshot)
         except OSError as error:
             log.error("the fleet cannot be published", extra={"why": error})
-        self._write_gauges()
+            return False
+        finally:
+            self._write_gauges()
+        return True
 
     def _write_gauges(self) -> None:
         if self._snapshot is None or self._place.seat.metrics is None:
             return
         try:
-            write_fleet_gauges(self._place.seat.metrics, self._snapshot, updated_at=self._updated_at)
+            write_fleet_gauges(
+                self._place.seat.metrics,
+                self._snapshot,
+                updated_at=self._updated_at,
+                loaded_at=self._loaded_at,
+                last_reload_good=self._last_reload_good,
+            )
         except OSError as error:
             log.error("the fleet's gauges cannot be written", extra={"why": error})
 
@@ -239,3 +284,11 @@ class HealthProcess:
         app.register_blueprint(operations_endpoints(operations))
         register_errors(app, rejected=lambda _: None)
         return app
+
+
+def _alone(path: Path | None) -> Config | None:
+    """What the file says by itself; None where that cannot be used without the environment."""
+    try:
+        return load(path, environ={}).config if path else None
+    except ConfigError:
+        return None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from nexus.config import Config
 from nexus.config.records import NOT_SPOKEN
-from nexus.errors import ERROR_TYPES, status_labels
+from nexus.errors import ERROR_TYPES, STREAM_ENDS, status_labels
 from nexus.fleet.load import SLOTS
 from nexus.metrics.families import FAMILIES, Family
 
-_ENDPOINTS, _REASONS, _TOKEN_TYPES, _KINDS = 3, 3, 2, 2
+_ENDPOINTS, _TOKEN_TYPES, _KINDS, _SOURCES, _PHASES, _BY = 3, 2, 2, 4, 2, 2
 
 
 def bound(config: Config) -> dict[str, int]:
@@ -25,7 +25,10 @@ def bound(config: Config) -> dict[str, int]:
         "error_type": len(ERROR_TYPES),
         "outcome": len(ERROR_TYPES) + 1,
         "endpoint": _ENDPOINTS,
-        "reason": _REASONS,
+        "reason": len(STREAM_ENDS),  # of the families that have it, the one with most
+        "source": _SOURCES,
+        "phase": _PHASES,
+        "by": _BY,
         "type": _TOKEN_TYPES,
         "kind": _KINDS,
         "version": 1,

@@ -10,6 +10,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+TTFT_SECONDS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5,
+    0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 120.0, 300.0,
+)  # fmt: skip
+"""OpenTelemetry's boundaries for `gen_ai.server.time_to_first_token`, with some at the end."""
+TPOT_SECONDS = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 10.0, 120.0, 300.0,
+)  # fmt: skip
+"""OpenTelemetry's boundaries for `gen_ai.server.time_per_output_token`, with some at the end."""
+OVERHEAD_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+LAG_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+QUEUE_SECONDS = (0.005, 0.01, 0.025, 0.05, *SECONDS)
+DECISION_SECONDS = (0.000005, 0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01)
 PROBE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, *SECONDS)
 TOKENS = (10, 50, 100, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 128000)
 
@@ -69,6 +82,75 @@ TOKENS_USED = Family(
     buckets=TOKENS,
     help="Tokens of requests whose usage is known, by type (prompt, completion).",
 )
+TOKEN_DETAILS = Family(
+    name="nexus_token_details_total",
+    kind="counter",
+    labels=("model", "backend", "type"),
+    help="Tokens that the backend told of in addition: cached ones of the prompt, reasoning ones of the completion.",
+)
+USAGE = Family(
+    name="nexus_usage_total",
+    kind="counter",
+    labels=("source",),
+    help="Served requests by where their token usage is known from: reported (the backend told it as the client asked, "
+    "or unasked), requested (it told it because the gateway asked), counted (from a stream's events), none.",
+)
+TTFT = Family(
+    name="nexus_time_to_first_token_seconds",
+    kind="histogram",
+    labels=("model", "backend"),
+    buckets=TTFT_SECONDS,
+    help="Time from a request's head to the first event of its stream with content, a tool call or reasoning; observed "
+    "when it comes, whatever the stream's end.",
+)
+TPOT = Family(
+    name="nexus_time_per_output_token_seconds",
+    kind="histogram",
+    labels=("model", "backend", "by"),
+    buckets=TPOT_SECONDS,
+    help="Time from a stream's first token to its end, for each further token; by the tokens that the backend told, or "
+    "by the events that came where it told none.",
+)
+STREAM_GAP = Family(
+    name="nexus_stream_longest_gap_seconds",
+    kind="histogram",
+    labels=("model", "backend"),
+    buckets=TTFT_SECONDS,
+    help="The longest silence of each stream after its first token.",
+)
+STREAM_EVENTS = Family(
+    name="nexus_stream_events_total",
+    kind="counter",
+    labels=("model", "backend"),
+    help="Events with data in streams that have ended.",
+)
+STREAM_ENDS = Family(
+    name="nexus_stream_ends_total",
+    kind="counter",
+    labels=("backend", "reason"),
+    help="How streams ended whose content had begun: complete, client_disconnect, upstream_reset, upstream_truncated "
+    "(neither [DONE] nor a reason for finishing), idle_timeout, deadline, in_band_error, shutdown.",
+)
+STREAMS_ACTIVE = Family(
+    name="nexus_streams_active",
+    kind="gauge",
+    source="scrape",
+    help="Streams whose content goes to a client now, over all workers.",
+)
+OVERHEAD = Family(
+    name="nexus_gateway_overhead_seconds",
+    kind="histogram",
+    labels=("phase",),
+    buckets=OVERHEAD_SECONDS,
+    help="Time that served requests spent in the gateway itself, not waiting for a client, a backend or room: before "
+    "the backend was asked, and after its answer (of a stream, its first content) was there.",
+)
+LOOP_LAG = Family(
+    name="nexus_event_loop_lag_seconds",
+    kind="histogram",
+    buckets=LAG_SECONDS,
+    help="How late a worker's event loop woke what was due, looked at twice a second in each gevent worker.",
+)
 BACKENDS = Family(name="nexus_backends_total", kind="gauge", source="health", help="Backends registered.")
 BACKENDS_HEALTHY = Family(
     name="nexus_backends_healthy", kind="gauge", source="health", help="Backends whose status is healthy."
@@ -81,7 +163,7 @@ PENDING = Family(
     kind="gauge",
     labels=("backend",),
     source="scrape",
-    help="Requests queued for or in flight to the backend, over all workers.",
+    help="Requests queued for or in flight to the backend, over all workers; one that waits for several counts at one.",
 )
 STARTED = Family(
     name="nexus_requests_started_total",
@@ -111,6 +193,36 @@ RETRIES = Family(
     kind="counter",
     labels=("backend", "error_type"),
     help="Attempts that failed and were followed by another, by the backend that failed and the kind of failure.",
+)
+RETRIES_DENIED = Family(
+    name="nexus_retries_denied_total",
+    kind="counter",
+    labels=("backend",),
+    help="Attempts that failed and would have been followed by another, had the host's budget for retries allowed it.",
+)
+DECISION = Family(
+    name="nexus_routing_decision_seconds",
+    kind="histogram",
+    buckets=DECISION_SECONDS,
+    help="Time that choosing a backend took, or finding that there is none; waiting in the queue is not in it.",
+)
+CIRCUIT_OPENED = Family(
+    name="nexus_circuit_opened_total",
+    kind="counter",
+    labels=("backend",),
+    help="Times that a backend was taken out of the choice because requests to it failed.",
+)
+QUEUE_WAIT = Family(
+    name="nexus_queue_wait_seconds",
+    kind="histogram",
+    buckets=QUEUE_SECONDS,
+    help="How long requests waited for room at a backend, however the wait ended.",
+)
+QUEUE_REJECTIONS = Family(
+    name="nexus_queue_rejections_total",
+    kind="counter",
+    labels=("reason",),
+    help="Requests that found no room: full (as many wait as may), late (the longest wait was over).",
 )
 UNKNOWN_MODELS = Family(
     name="nexus_unknown_models_total",
@@ -142,6 +254,31 @@ MODEL_INFO = Family(
     labels=("model", "name"),
     source="health",
     help="Maps a model's label value to its real name; always 1.",
+)
+CIRCUIT_STATE = Family(
+    name="nexus_backend_circuit_state",
+    kind="gauge",
+    labels=("backend",),
+    source="scrape",
+    help="What requests saw of the backend: 0 closed (well), 1 half open (one request may try), 2 open (taken out).",
+)
+QUEUE_DEPTH = Family(
+    name="nexus_queue_depth",
+    kind="gauge",
+    source="scrape",
+    help="Requests that wait for room at a backend, over all workers.",
+)
+RELOAD_SUCCESSFUL = Family(
+    name="nexus_config_last_reload_successful",
+    kind="gauge",
+    source="health",
+    help="1 where the configuration was good when it was last read, 0 where it was refused and the old one stays.",
+)
+RELOADED = Family(
+    name="nexus_config_last_reload_success_timestamp_seconds",
+    kind="gauge",
+    source="health",
+    help="Unix time at which the configuration now in use was read.",
 )
 FLEET_UPDATED = Family(
     name="nexus_fleet_last_update_timestamp_seconds",
@@ -215,6 +352,16 @@ FAMILIES: tuple[Family, ...] = (
     DURATION,
     PROBE_LATENCY,
     TOKENS_USED,
+    TOKEN_DETAILS,
+    USAGE,
+    TTFT,
+    TPOT,
+    STREAM_GAP,
+    STREAM_EVENTS,
+    STREAM_ENDS,
+    STREAMS_ACTIVE,
+    OVERHEAD,
+    LOOP_LAG,
     BACKENDS,
     BACKENDS_HEALTHY,
     MODELS_AVAILABLE,
@@ -224,11 +371,20 @@ FAMILIES: tuple[Family, ...] = (
     REJECTED,
     ATTEMPTS,
     RETRIES,
+    RETRIES_DENIED,
+    DECISION,
+    CIRCUIT_STATE,
+    CIRCUIT_OPENED,
+    QUEUE_DEPTH,
+    QUEUE_WAIT,
+    QUEUE_REJECTIONS,
     UNKNOWN_MODELS,
     BACKEND_UP,
     BACKEND_INFO,
     MODEL_INFO,
     FLEET_UPDATED,
+    RELOAD_SUCCESSFUL,
+    RELOADED,
     LABELS_OVERFLOWED,
     HEALTH_PROCESS_UP,
     IMBALANCE,

@@ -16,12 +16,14 @@ from itertools import chain
 from prometheus_client import CollectorRegistry
 
 from nexus import __version__
+from nexus.fleet.circuits import STATES
 from nexus.fleet.load import HEALTH, SLOTS, WORKER, LoadTable, Row
 from nexus.fleet.records import Snapshot
 from nexus.fleet.rundir import Started
 from nexus.fleet.seat import Seat
 from nexus.metrics import families
 from nexus.metrics.exposition import FamilyReading, Labels, of_family, of_metric
+from nexus.metrics.labels import OTHER
 from nexus.metrics.processes import memory_and_cpu
 from nexus.metrics.reader import FileReader
 
@@ -139,6 +141,15 @@ class Figures:
     def _rendered(self, held: list[int], pending: dict[str, int]) -> Iterator[FamilyReading]:
         table = self._seat.table
         yield of_family(families.PENDING, [((label,), count) for label, count in pending.items()])
+        snapshot, now_ns = self._snapshot(), time.monotonic_ns()
+        states = [
+            ((backend.label,), STATES.index(self._seat.circuits.state(backend.column, now_ns)))
+            for backend in (snapshot.backends if snapshot and snapshot.config.circuit_breaker.enabled else ())
+            if backend.label != OTHER
+        ]
+        yield of_family(families.CIRCUIT_STATE, states)
+        yield of_family(families.STREAMS_ACTIVE, [((), table.streams_in(held))])
+        yield of_family(families.QUEUE_DEPTH, [((), table.waiting_in(held))])
         # Always there, also before the health process has written its file.
         for family in (families.BACKENDS, families.BACKENDS_HEALTHY, families.MODELS_AVAILABLE):
             yield of_family(family, [((), 0)])

@@ -17,13 +17,24 @@ from nexus.metrics.files import ReservedFile
 FILE = "gauge_max_fleet.db"  # `max`: a mode in which the stock collector adds no `pid` label
 
 
-def write_fleet_gauges(directory: Path, snapshot: Snapshot, *, updated_at: float) -> None:
-    """Replace the gauge file in `directory`. Raises OSError where the directory is gone or full."""
+def write_fleet_gauges(
+    directory: Path, snapshot: Snapshot, *, updated_at: float, loaded_at: float, last_reload_good: bool
+) -> None:
+    """Replace the gauge file in `directory`. Raises OSError where the directory is gone or full.
+
+    `updated_at` and `loaded_at`, in Unix seconds: when the last round of probes ended, and when the configuration that
+    holds was read.
+    """
     aside = directory / f"{FILE}.new"  # not *.db, so no reader takes it up
     aside.unlink(missing_ok=True)
     gauges = ReservedFile(str(aside))
     try:
-        for family, values, number in _samples(snapshot, updated_at):
+        samples = [
+            *_samples(snapshot, updated_at),
+            (families.RELOAD_SUCCESSFUL, [], last_reload_good),
+            (families.RELOADED, [], loaded_at),
+        ]
+        for family, values, number in samples:
             key = mmap_key(family.name, family.name, list(family.labels), values, family.help)
             gauges.set(key, float(number))
     finally:

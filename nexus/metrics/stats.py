@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+from nexus.fleet.circuits import STATES
 from nexus.fleet.records import Snapshot
 from nexus.metrics import families
 from nexus.metrics.exposition import Labels
@@ -25,10 +26,15 @@ def stats(reading: Reading, snapshot: Snapshot | None, *, uptime_s: float) -> di
     models = {label: name for name, label in snapshot.labels.models.items()} if snapshot else {}
     count_of, time_of = _by("backend", requests), _by("backend", duration)
     probe_time, probe_count = _by("backend", probes), _by("backend", probe_counts)
+    circuits = _by("backend", reading.samples(families.CIRCUIT_STATE.name))
     model_count, model_time = _by("model", requests), _by("model", duration)
+    ttft_time = _by("model", reading.samples(f"{families.TTFT.name}_sum", family=families.TTFT.name))
+    ttft_count = _by("model", reading.samples(f"{families.TTFT.name}_count", family=families.TTFT.name))
     return {
         "uptime_seconds": int(uptime_s),
         "requests": {"total": total, "success": success, "errors": total - success},
+        "streams": _streams(reading),
+        "queue": {"depth": int(sum(value for _, value in reading.samples(families.QUEUE_DEPTH.name)))},
         "backends": [
             {
                 "id": label,
@@ -37,6 +43,7 @@ def stats(reading: Reading, snapshot: Snapshot | None, *, uptime_s: float) -> di
                 "average_latency_ms": _average_ms(time_of[label], count_of[label]),
                 "probe_latency_ms": _average_ms(probe_time[label], probe_count[label]),
                 "pending": reading.pending.get(label, 0),
+                "circuit": STATES[int(circuits[label])],
             }
             for label in sorted({*backends, *count_of})
         ],
@@ -45,9 +52,27 @@ def stats(reading: Reading, snapshot: Snapshot | None, *, uptime_s: float) -> di
                 "name": models.get(label, label),
                 "requests": int(model_count[label]),
                 "average_duration_ms": _average_ms(model_time[label], model_count[label]),
+                "average_ttft_ms": _average_ms(ttft_time[label], ttft_count[label]) if ttft_count[label] else None,
             }
             for label in sorted(model_count)
         ],
+    }
+
+
+def _streams(reading: Reading) -> dict[str, Any]:
+    """What clients of streams see: how many there are, how they began, how fast they were, how they ended."""
+
+    def mean(family: families.Family) -> float | None:
+        count = sum(value for _, value in reading.samples(f"{family.name}_count", family=family.name))
+        total = sum(value for _, value in reading.samples(f"{family.name}_sum", family=family.name))
+        return total / count if count else None
+
+    ttft_s, tpot_s = mean(families.TTFT), mean(families.TPOT)
+    return {
+        "active": int(sum(value for _, value in reading.samples(families.STREAMS_ACTIVE.name))),
+        "average_ttft_ms": round(ttft_s * 1000, 3) if ttft_s is not None else None,
+        "average_tokens_per_second": round(1 / tpot_s, 3) if tpot_s else None,
+        "ends": {end: int(n) for end, n in sorted(_by("reason", reading.samples(families.STREAM_ENDS.name)).items())},
     }
 
 

@@ -37,8 +37,8 @@ class SharedCounter:
     def __init__(self, place: _Place) -> None:
         self._cells, self._at = place
 
-    def inc(self) -> None:
-        self._cells[self._at] += 1.0
+    def inc(self, amount: float = 1.0) -> None:
+        self._cells[self._at] += amount
 
 
 class SharedHistogram:

@@ -1,72 +1,114 @@
-"""One try at one backend: the request sent, the answer read, its end told to the figures exactly once."""
+"""One try at one backend: the request sent, the answer read, its end told exactly once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import socket
 
-from nexus.backends.address import Address, own_key
-from nexus.errors import Fault, RequestFailed
-from nexus.fleet.records import Backend
+from nexus.backends.address import Address, forwards_authorization, own_key
+from nexus.errors import Fault, RequestFailed, fault_of_answer
+from nexus.proxy.admission import Place
 from nexus.proxy.client import Request
 from nexus.proxy.connections import Connection
 from nexus.proxy.engine import Engine
-from nexus.proxy.headers import request_head
-from nexus.proxy.http1 import MalformedAnswer
-from nexus.proxy.sse import StreamObserver, Usage
+from nexus.proxy.headers import request_head, retry_after_s
+from nexus.proxy.http1 import AnswerReader, MalformedAnswer
+from nexus.proxy.stream import Stream
+from nexus.proxy.usage import with_usage_asked
 
 _MOST_HELD_BACK = 256 * 1024
 """Bytes of a stream held back while no content has come; beyond that they go on as they are."""
+_ITS_OWN_TIME = 0.1
+"""A backend that was asked after more than this share of the request's time had too little of it to be blamed."""
 
 
 class Attempt:
-    """Holds the backend's place in the load table from its making until `end()`."""
+    """Uses a place at a backend, and gives it back with `end()`.
 
-    def __init__(
-        self, engine: Engine, request: Request, backend: Backend, *, address: Address, timeout_s: float, request_id: str
-    ) -> None:
-        """`timeout_s` bounds the whole request, a stream up to its first content; then silence alone is bounded."""
+    `sent_at` and `answered_at` are when the request began to be sent, and when the whole answer, or the first content
+    of a stream, was there.
+    """
+
+    def __init__(self, engine: Engine, request: Request, place: Place, *, timeout_s: float, request_id: str) -> None:
+        """`timeout_s` bounds the whole request, a stream up to its first content; a backend may have its own limits."""
         self._engine = engine
         self._request = request
-        self._backend = backend
-        self._address = address
+        self._place = place
+        self._backend = place.choice.backend
         self._request_id = request_id
-        config = backend.config
+        config = self._backend.config
+        self._address = Address.of(config.url)
         self._first_byte_s = config.first_byte_timeout_seconds or timeout_s
         self._idle_s = config.idle_timeout_seconds or timeout_s
-        self._deadline: float | None = request.received + timeout_s
+        self._timeout_s = config.total_timeout_seconds or timeout_s
+        self._deadline: float | None = request.received + self._timeout_s
         self._connection: Connection | None = None
-        self._observer = StreamObserver()
         self._held: list[bytes] = []
         self._ended = False
-        engine.recorder.attempt_began(backend.column)
+        self.usage_asked = False
+        self.stream: Stream | None = None
+        self.sent_at = self.answered_at = 0.0
 
     @property
     def status(self) -> int:
         return self._open.answer.status
 
     @property
+    def answer(self) -> AnswerReader:
+        return self._open.answer
+
+    @property
     def headers(self) -> list[tuple[str, str]]:
         return self._open.answer.headers
+
+    def fault(self) -> Fault | None:
+        """The fault that the answer's status means; None for a success."""
+        if 200 <= self.status < 300:
+            return None
+        config = self._backend.config
+        theirs = forwards_authorization(config) and self._request.header("authorization") is not None
+        return fault_of_answer(self.status, retry_after=self.retry_after_s() is not None, own_key=not theirs)
+
+    def retry_after_s(self) -> float | None:
+        """When the backend asked to come back, in seconds from now."""
+        return retry_after_s(self.headers)
 
     @property
     def event_stream(self) -> bool:
         return (self._open.answer.header("content-type") or "").lower().startswith("text/event-stream")
 
     @property
-    def usage(self) -> Usage | None:
-        return self._observer.usage
-
-    @property
     def _open(self) -> Connection:
         assert self._connection is not None
         return self._connection
 
-    def send(self, path: str, body: bytes) -> None:
+    def send(self, path: str, body: bytes, *, ask_usage: bool = False) -> None:
         """Send the request and read the head of the answer.
 
-        A connection that was kept for reuse may have died meanwhile: where one fails before the first byte of the
-        answer, the request is sent once more over a new one. Raises `RequestFailed`.
+        With `ask_usage` it is made to ask for the usage of its stream. A backend that refuses the request then is asked
+        as the client asked, and where that is what it wanted it is remembered, for the whole host. Raises
+        `RequestFailed`.
         """
+        circuits, column = self._engine.circuits, self._backend.column
+        known = circuits.stream_usage(column)
+        if not ask_usage or known is False:
+            self._send(path, body)
+            return
+        self.usage_asked = True
+        self._send(path, with_usage_asked(body))
+        if known is None and self.status in (400, 422):
+            self.read_all()
+            self._engine.connections.give_back(self._address, self._open, self._backend.config.keepalive_seconds)
+            self._engine.recorder.attempt_repeated(self._backend.label, "invalid_request")
+            self.usage_asked = False
+            self._send(path, body)
+            if self.status < 300:
+                circuits.note_stream_usage(column, taken=False)
+        elif known is None and self.status < 300:
+            circuits.note_stream_usage(column, taken=True)
+
+    def _send(self, path: str, body: bytes) -> None:
+        """A connection that was kept for reuse may have died meanwhile: where one fails before the first byte of the
+        answer, the request is sent once more over a new one."""
         config = self._backend.config
         head = request_head(
             self._request.headers,
@@ -77,7 +119,8 @@ class Attempt:
             request_id=self._request_id,
             length=len(body),
         )
-        connection = self._connection = self._engine.connections.open(self._address, config)
+        self.sent_at = self._engine.clock()
+        connection = self._connection = self._open_connection()
         if connection.reused:
             try:
                 self._send_over(connection, head, body)
@@ -85,22 +128,30 @@ class Attempt:
                 connection.close()
             else:
                 return
-            connection = self._connection = self._engine.connections.open(self._address, config, fresh=True)
+            connection = self._connection = self._open_connection(fresh=True)
         try:
             self._send_over(connection, head, body)
         except ConnectionError as error:
             raise self._lost("before it answered") from error
 
+    def _open_connection(self, *, fresh: bool = False) -> Connection:
+        return self._engine.connections.open(
+            self._address, self._backend.config, watch=self._request.watch, fresh=fresh
+        )
+
     def _send_over(self, connection: Connection, head: bytes, body: bytes) -> None:
         """Raises ConnectionError where the connection ends before the first byte of an answer."""
         try:
-            connection.send(head, body, self._idle_s)
+            deadline_s = self._request.received + self._timeout_s - self._engine.clock()
+            connection.send(head, body, self._request.watch, idle_s=self._idle_s, deadline_s=deadline_s)
         except TimeoutError as error:
             raise RequestFailed("idle_timeout", f"Backend {self._backend.name} does not take the request.") from error
         except ConnectionError:
             # It may have answered (413, say) and closed without reading all: what it said is still to be read.
             if connection.reused:
                 raise
+        except OSError as error:  # of TLS, or of the way there
+            raise ConnectionResetError(str(error)) from error
         answered = False
         while not connection.answer.head_complete:
             try:
@@ -120,9 +171,11 @@ class Attempt:
         if self._deadline is not None:
             left_s = self._deadline - self._engine.clock()
             if left_s < limit_s:
-                limit_s, fault = left_s, "deadline"
+                limit_s, fault = left_s, self._deadline_fault()
         try:
-            return connection.receive(self._request.connection, limit_s)
+            data = connection.receive(self._request.watch, limit_s)
+            connection.answer.feed(data)
+            return bool(data)
         except TimeoutError as error:
             raise RequestFailed(fault, f"Backend {name} did not answer in time.") from error
         except MalformedAnswer as error:
@@ -134,8 +187,12 @@ class Attempt:
         except OSError as error:
             raise ConnectionResetError(str(error)) from error
 
-    def _more(self, fault: str) -> bytes:
-        """The next bytes of the body; empty at its end. Raises `RequestFailed` where it breaks off."""
+    def _deadline_fault(self) -> str:
+        """What it is when the whole request's time is over: the backend's fault only where it had that time."""
+        return "deadline" if self.sent_at - self._request.received < _ITS_OWN_TIME * self._timeout_s else "out_of_time"
+
+    def _more(self, fault: str, limit_s: float) -> bytes:
+        """The next bytes of the body; empty at its end. Raises `RequestFailed` where it breaks off, or is silent."""
         connection = self._open
         while True:
             if data := connection.answer.body():
@@ -143,7 +200,7 @@ class Attempt:
             if connection.answer.complete:
                 return b""
             try:
-                more = self._receive(connection, self._idle_s, fault)
+                more = self._receive(connection, limit_s, fault)
             except ConnectionError as error:
                 raise self._lost("within its answer") from error
             if not more and not connection.answer.complete:
@@ -152,58 +209,107 @@ class Attempt:
     def read_all(self) -> bytes:
         """The whole body."""
         pieces = []
-        while data := self._more("idle_timeout"):
+        while data := self._more("idle_timeout", self._idle_s):
             pieces.append(data)
+        self.answered_at = self._engine.clock()
         return b"".join(pieces)
 
-    def await_content(self) -> None:
+    def await_content(self) -> Stream:
         """Read a stream up to its first content, so that until then another backend can still be tried."""
+        stream = self.stream = Stream(clock=self._engine.clock, hide_usage=self.usage_asked)
         held = 0
-        while not self._observer.content and held < _MOST_HELD_BACK:
-            data = self._more("first_byte_timeout")
-            if not data:
-                self._observer.end()
-                if self._observer.error is None and not self._observer.content:
+        while not stream.content and held < _MOST_HELD_BACK:
+            data = self._more("first_byte_timeout", self.sent_at + self._first_byte_s - self._engine.clock())
+            if data:
+                self._held.append(stream.take(data))
+                held += len(data)
+            else:
+                self._held.append(stream.end())
+                if stream.error is None and not stream.content:
                     raise self._lost("before any content")
-            self._observer.feed(data)
-            self._held.append(data)
-            held += len(data)
-            if self._observer.error is not None:
-                raise RequestFailed("error_event", f"Backend {self._backend.name}: {self._observer.error}")
-        self._deadline = None
+            if stream.error is not None:
+                raise RequestFailed("error_event", f"Backend {self._backend.name}: {stream.error}")
+        self.answered_at = self._engine.clock()
+        if self._backend.config.total_timeout_seconds is None:
+            self._deadline = None
+        return stream
 
-    def stream(self) -> Iterator[bytes]:
-        """The bytes of the stream as they come, from its start. Raises `RequestFailed` with a fault within a stream."""
-        yield b"".join(self._held)
+    # A stream whose content has begun: taken piece by piece by a `StreamBody`.
+
+    @property
+    def socket(self) -> socket.socket:
+        """What the rest of the stream comes from."""
+        return self._open.sock
+
+    def begin(self) -> bytes:
+        """What of the stream has come so far, for the client."""
+        shown = b"".join(self._held)
         self._held.clear()
-        name, observer = self._backend.name, self._observer
+        return shown
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole answer is there."""
+        return self._open.answer.complete
+
+    def take(self, data: bytes) -> bytes:
+        """What the client gets of what the backend sent; empty says that it closed. Raises `RequestFailed`."""
+        answer = self._open.answer
         try:
-            while data := self._more("stream_idle"):
-                observer.feed(data)
-                yield data
-        except RequestFailed as failure:
-            if failure.fault.name == "stream_idle":
-                raise
-            raise RequestFailed("stream_broken", f"The stream from backend {name} broke off.") from failure
-        observer.end()
-        if observer.error is not None:
-            raise StreamError(observer.error)
-        if not observer.finished:
-            raise RequestFailed("stream_broken", f"The stream from backend {name} ended before its end.")
+            answer.feed(data)
+        except MalformedAnswer as error:
+            raise self.broken() from error
+        if not data and not answer.complete:
+            raise self.broken()
+        assert self.stream is not None
+        return self.stream.take(piece) if (piece := answer.body()) else b""
+
+    def conclude(self) -> tuple[bytes, RequestFailed | None]:
+        """The stream is complete: its last bytes for the client, and what was wrong with its end."""
+        assert self.stream is not None
+        stream, name = self.stream, self._backend.name
+        rest = stream.end()
+        if stream.error is not None:
+            return rest, StreamError(stream.error)
+        if not stream.finished:
+            return rest, RequestFailed("stream_truncated", f"The stream from backend {name} ended before its end.")
+        return rest, None
+
+    def broken(self) -> RequestFailed:
+        return RequestFailed("stream_reset", f"The stream from backend {self._backend.name} broke off.")
+
+    def silence(self, quiet_s: float = 0.0) -> tuple[float, RequestFailed]:
+        """For how much longer a backend may be silent that was so for `quiet_s`, and what it is when that is over."""
+        limit_s, fault = self._idle_s - quiet_s, "stream_idle"
+        if self._deadline is not None and (left_s := self._deadline - self._engine.clock()) < limit_s:
+            limit_s, fault = left_s, "stream_deadline"
+        return limit_s, RequestFailed(fault, f"Backend {self._backend.name} did not answer in time.")
+
+    def receive(self) -> bytes:
+        """Wait for more of the stream; gives it as `take` wants it. Raises `RequestFailed` or `ClientGone`."""
+        limit_s, failure = self.silence()
+        try:
+            return self._open.receive(self._request.watch, limit_s)
+        except TimeoutError as error:
+            raise failure from error
+        except OSError as error:
+            raise self.broken() from error
+
+    def proved(self) -> None:
+        """The backend has shown that it is well."""
+        self._place.proved()
 
     def _lost(self, when: str) -> RequestFailed:
         return RequestFailed("connection_lost", f"Backend {self._backend.name} closed the connection {when}.")
 
-    def end(self, fault: Fault | None) -> None:
-        """Give the connection back, or close it where the answer was not read to its end; count the attempt once."""
+    def end(self, fault: Fault | None, *, retry_after_s: float | None = None) -> None:
+        """Give the connection back, or close it where the answer was not read to its end; then the place, once."""
         if self._ended:
             return
         self._ended = True
         if self._connection is not None:
-            self._engine.connections.give_back(self._address, self._connection)
-        self._engine.recorder.attempt_ended(
-            self._backend.column, self._backend.label, fault.error_type if fault else "ok"
-        )
+            self._engine.connections.give_back(self._address, self._connection, self._backend.config.keepalive_seconds)
+        self._place.leave(fault, retry_after_s=retry_after_s)
 
 
 class StreamError(RequestFailed):

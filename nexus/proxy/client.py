@@ -5,31 +5,78 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 
 class ClientGone(Exception):
     """The client closed its connection before it had its answer."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Request:
-    """A request whose head was read.
+class Stopping(BaseException):
+    """Thrown into what still serves a request when the gateway stops and its grace is over: say so, and end."""
 
-    `body` reads the body up to a limit in bytes, or raises `RequestFailed`. `connection` is the client's socket where
-    the server lets us watch it. `received` is on the monotonic clock.
+
+class Watch:
+    """Waits for a descriptor, and watches a client meanwhile; this one by `poll`, which any server lets us do."""
+
+    def __init__(self, client: socket.socket | None) -> None:
+        self._client = client
+
+    def wait(self, fd: int | None, event: int, timeout_s: float) -> None:
+        """Block until `event` (`select.POLLIN` or `POLLOUT`) holds for `fd`.
+
+        Raises `ClientGone` when the client closes meanwhile, `TimeoutError` when the time is over; with no `fd`, that
+        is all there is to wait for. Bytes that the client sends ahead are no sign that it left.
+        """
+        client = self._client
+        poller = select.poll()
+        if fd is not None:
+            poller.register(fd, event)
+        if client is not None:
+            poller.register(client, select.POLLIN)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            ready = {found for found, _ in poller.poll(max(deadline - time.monotonic(), 0) * 1000)}
+            if not ready:
+                raise TimeoutError
+            if client is not None and client.fileno() in ready:
+                if is_gone(client):
+                    raise ClientGone
+                poller.unregister(client)
+                client = None
+            if fd in ready:
+                return
+
+
+class Request:
+    """A request whose head was read. `headers` have lower-case names.
+
+    `body` reads the body up to a limit in bytes, or raises `RequestFailed`. `watch` waits for what is needed to serve
+    it. `received` is on the monotonic clock.
     """
 
-    method: str
-    headers: list[tuple[str, str]]
-    body: Callable[[int], bytes]
-    received: float
-    connection: socket.socket | None = None
+    __slots__ = ("_fields", "body", "headers", "method", "received", "watch")
+
+    def __init__(
+        self,
+        *,
+        method: str,
+        headers: list[tuple[str, str]],
+        body: Callable[[int], bytes],
+        received: float,
+        watch: Watch,
+    ) -> None:
+        self.method = method
+        self.headers = headers
+        self.body = body
+        self.received = received
+        self.watch = watch
+        self._fields = dict(reversed(headers))  # of a name given twice, the first
 
     def header(self, name: str) -> str | None:
-        name = name.lower()
-        return next((value for key, value in self.headers if key.lower() == name), None)
+        """The value of a header by its name in lower case."""
+        return self._fields.get(name)
 
 
 def watchable(connection: object) -> socket.socket | None:
@@ -37,31 +84,6 @@ def watchable(connection: object) -> socket.socket | None:
     if isinstance(connection, socket.socket) and not isinstance(connection, ssl.SSLSocket):
         return connection
     return None
-
-
-def wait_readable(upstream: socket.socket, client: socket.socket | None, timeout_s: float) -> None:
-    """Block until the backend's socket has something to read.
-
-    Raises `ClientGone` when the client closes meanwhile, `TimeoutError` when the time is over. Bytes that the client
-    sends ahead are no sign that it left.
-    """
-    if isinstance(upstream, ssl.SSLSocket) and upstream.pending():
-        return
-    poller = select.poll()
-    poller.register(upstream, select.POLLIN)
-    if client is not None:
-        poller.register(client, select.POLLIN)
-    while True:
-        ready = {fd for fd, _ in poller.poll(max(timeout_s, 0) * 1000)}
-        if not ready:
-            raise TimeoutError
-        if client is not None and client.fileno() in ready:
-            if is_gone(client):
-                raise ClientGone
-            poller.unregister(client)
-            client = None
-        if upstream.fileno() in ready:
-            return
 
 
 def is_gone(client: socket.socket) -> bool:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import select
 import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable
 
 from nexus.backends.address import Address
 from nexus.config import BackendConfig
 from nexus.errors import RequestFailed
-from nexus.proxy.client import wait_readable
+from nexus.proxy.client import ClientGone, Watch
 from nexus.proxy.http1 import AnswerReader
 
-_READ_SIZE = 64 * 1024
+READ_SIZE = 64 * 1024
+_SWEEP_EVERY_S = 1.0
 
 
 class Connection:
@@ -22,28 +27,56 @@ class Connection:
     def __init__(self, sock: socket.socket, *, reused: bool) -> None:
         self.sock = sock
         self.reused = reused
-        self.idle_since = 0.0
+        self.good_until = 0.0
         self.answer = AnswerReader()
 
-    def send(self, head: bytes, body: bytes, timeout_s: float) -> None:
-        """Send a request. Raises OSError."""
-        self.answer = AnswerReader()
-        self.sock.settimeout(timeout_s)
-        if len(body) < _READ_SIZE:
-            self.sock.sendall(head + body)
-        else:
-            self.sock.sendall(head)
-            self.sock.sendall(body)
+    def send(self, head: bytes, body: bytes, watch: Watch, *, idle_s: float, deadline_s: float) -> None:
+        """Send a request; the backend may be slow to take it, for `idle_s` at a time and `deadline_s` in all.
 
-    def receive(self, client: socket.socket | None, timeout_s: float) -> bool:
-        """Take what the backend sent next; False where it closed the connection.
-
-        Raises `ClientGone`, `TimeoutError`, `MalformedAnswer` or OSError.
+        Raises `ClientGone`, `TimeoutError` or OSError.
         """
-        wait_readable(self.sock, client, timeout_s)
-        data = self.sock.recv(_READ_SIZE)
-        self.answer.feed(data)
-        return bool(data)
+        self.answer = AnswerReader()
+        if len(body) < READ_SIZE:
+            head, body = head + body, b""
+        ends = time.monotonic() + deadline_s
+        for data in (head, body):
+            view = memoryview(data)
+            while view:
+                view = view[self._send_some(view, watch, min(idle_s, ends - time.monotonic())) :]
+
+    def _send_some(self, data: memoryview, watch: Watch, timeout_s: float) -> int:
+        while True:
+            try:
+                return self.sock.send(data)
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                watch.wait(self.sock.fileno(), select.POLLOUT, timeout_s)
+            except ssl.SSLWantReadError:
+                watch.wait(self.sock.fileno(), select.POLLIN, timeout_s)
+
+    def receive(self, watch: Watch, timeout_s: float) -> bytes:
+        """What the backend sent next; empty where it closed the connection. To be given to `answer`.
+
+        Raises `ClientGone`, `TimeoutError` or OSError.
+        """
+        while True:
+            if not (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
+                watch.wait(self.sock.fileno(), select.POLLIN, timeout_s)
+            try:
+                return self.sock.recv(READ_SIZE)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                continue  # a piece of a TLS record
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has come while it was idle: bytes that nobody asked for would be the next one's answer."""
+        if isinstance(self.sock, ssl.SSLSocket):
+            return not self.sock.pending()
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def close(self) -> None:
         self.sock.close()
@@ -56,11 +89,12 @@ class Connections:
         self._clock = clock
         self._idle: dict[Address, deque[Connection]] = {}
         self._tls = ssl.create_default_context()
+        self._sweep_at = 0.0
 
-    def open(self, address: Address, config: BackendConfig, *, fresh: bool = False) -> Connection:
+    def open(self, address: Address, config: BackendConfig, *, watch: Watch, fresh: bool = False) -> Connection:
         """A connection to the backend: the one used last, if it is still young, or a new one.
 
-        Raises `RequestFailed` where the backend cannot be reached.
+        Raises `RequestFailed` where the backend cannot be reached, `ClientGone` where the client leaves meanwhile.
         """
         idle = self._idle.get(address)
         while idle and not fresh:
@@ -68,42 +102,101 @@ class Connections:
                 connection = idle.pop()
             except IndexError:
                 break
-            if self._clock() - connection.idle_since < config.keepalive_seconds:
+            if self._clock() < connection.good_until and connection.is_quiet():
                 connection.reused = True
                 return connection
             connection.close()
-        return self._connect(address, config)
+        return self._connect(address, config, watch)
 
-    def _connect(self, address: Address, config: BackendConfig) -> Connection:
+    def _connect(self, address: Address, config: BackendConfig, watch: Watch) -> Connection:
+        deadline = self._clock() + config.connect_timeout_seconds
         try:
-            sock = socket.create_connection((address.host, address.port), timeout=config.connect_timeout_seconds)
-        except socket.gaierror as error:
-            raise RequestFailed("connect_failed", f"Backend {config.name}: its name is not known.") from error
-        except TimeoutError as error:
-            raise RequestFailed("connect_timeout", f"Backend {config.name} took no connection in time.") from error
-        except OSError as error:
-            raise RequestFailed("connect_failed", f"Backend {config.name} cannot be reached.") from error
+            found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        except (socket.gaierror, UnicodeError) as error:
+            raise RequestFailed("dns_failed", f"Backend {config.name}: its name is not known.") from error
+        failure: Exception | None = None
+        for family, kind, protocol, _, place in found:
+            sock = socket.socket(family, kind, protocol)
+            try:
+                _connect_watching(sock, place, watch, deadline - self._clock())
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except TimeoutError as error:
+                sock.close()
+                raise RequestFailed("connect_timeout", f"Backend {config.name} took no connection in time.") from error
+            except OSError as error:
+                sock.close()
+                failure = error
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return Connection(self._secured(sock, address, config, watch, deadline), reused=False)
+        raise RequestFailed("connect_failed", f"Backend {config.name} cannot be reached.") from failure
+
+    def _secured(
+        self,
+        sock: socket.socket,
+        address: Address,
+        config: BackendConfig,
+        watch: Watch,
+        deadline: float,
+    ) -> socket.socket:
+        if not address.tls:
+            return sock
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if address.tls:
-                sock = self._tls.wrap_socket(sock, server_hostname=address.host)
+            sock = secured = self._tls.wrap_socket(sock, server_hostname=address.host, do_handshake_on_connect=False)
+            while True:
+                try:
+                    secured.do_handshake()
+                except ssl.SSLWantReadError:
+                    watch.wait(secured.fileno(), select.POLLIN, deadline - self._clock())
+                except ssl.SSLWantWriteError:
+                    watch.wait(secured.fileno(), select.POLLOUT, deadline - self._clock())
+                else:
+                    return secured
+        except ClientGone:
+            sock.close()
+            raise
         except TimeoutError as error:
             sock.close()
             raise RequestFailed("connect_timeout", f"Backend {config.name} took no TLS connection in time.") from error
         except OSError as error:  # ssl.SSLError is one
             sock.close()
             raise RequestFailed("tls_failed", f"Backend {config.name}: TLS failed.") from error
-        return Connection(sock, reused=False)
 
-    def give_back(self, address: Address, connection: Connection) -> None:
+    def give_back(self, address: Address, connection: Connection, keepalive_s: float) -> None:
         """Keep the connection for another request where its answer allows that; else close it."""
         if not connection.answer.reusable:
             connection.close()
             return
-        connection.idle_since = self._clock()
+        now = self._clock()
+        connection.good_until = now + keepalive_s
         self._idle.setdefault(address, deque()).append(connection)
+        if now >= self._sweep_at:
+            self._sweep_at = now + _SWEEP_EVERY_S
+            self._sweep(now)
+
+    def _sweep(self, now: float) -> None:
+        """Close those that have been idle for too long, also to backends that are gone."""
+        for idle in list(self._idle.values()):
+            while idle and idle[0].good_until <= now:
+                try:
+                    idle.popleft().close()
+                except IndexError:
+                    break  # another thread has taken it
 
     def close(self) -> None:
         for idle in self._idle.values():
             while idle:
                 idle.pop().close()
+
+
+def _connect_watching(sock: socket.socket, place: object, watch: Watch, timeout_s: float) -> None:
+    """Connect, and give up at once when the client goes. Raises `ClientGone`, `TimeoutError` or OSError."""
+    sock.setblocking(False)
+    failed = sock.connect_ex(place)  # type: ignore[arg-type]
+    if failed in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+        watch.wait(sock.fileno(), select.POLLOUT, timeout_s)
+        failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if failed:
+        raise OSError(failed, os.strerror(failed))

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
+from nexus.config.records import Server
 from nexus.errors import RequestFailed
-from nexus.fleet.load import LoadTable
+from nexus.fleet.circuits import CircuitTable
+from nexus.fleet.load import WINDOW_S, LoadTable, Row
 from nexus.metrics.recorder import Recorder
+from nexus.proxy.admission import Admission
 from nexus.proxy.connections import Connections
 from nexus.proxy.view import FleetView, View
+from nexus.routing.retries import may_retry
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A proxied path, and the field of the body that it cannot do without."""
+    """A proxied path, and the field of the body that it cannot do without. `streams`: whether its answer may be one."""
 
     name: str
     path: str
     required: str
+    streams: bool = True
 
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("chat_completions", "/v1/chat/completions", "messages"),
     Endpoint("completions", "/v1/completions", "prompt"),
-    Endpoint("embeddings", "/v1/embeddings", "input"),
+    Endpoint("embeddings", "/v1/embeddings", "input", streams=False),
 )
 
 
@@ -41,6 +46,9 @@ class Answer:
     body: Iterator[bytes]
 
 
+_UNTIL_KNOWN = Server()
+
+
 class Engine:
     """What the requests of one process share. Safe from any greenlet or thread."""
 
@@ -50,16 +58,23 @@ class Engine:
         fleet: FleetView,
         recorder: Recorder,
         load: LoadTable,
+        row: Row,
+        circuits: CircuitTable,
         environ: Mapping[str, str],
+        lock: AbstractContextManager[Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`lock` as for `Recorder`."""
         self.fleet = fleet
         self.recorder = recorder
         self.load = load
         self.environ = environ
         self.clock = clock
+        self.circuits = circuits
         self.connections = Connections(clock)
-        self._turns = itertools.count(random.randrange(1 << 16))
+        self.admission = Admission(
+            load=load, row=row, circuits=circuits, recorder=recorder, view=self.view, chance=random.random, lock=lock
+        )
 
     def view(self) -> View:
         view = self.fleet.current()
@@ -69,8 +84,19 @@ class Engine:
             )
         return view
 
-    def next_turn(self) -> int:
-        return next(self._turns)
+    def client_timeout_s(self) -> float:
+        """How long a client may take between two packets."""
+        view = self.fleet.current()
+        return view.snapshot.config.server.client_timeout_seconds if view else _UNTIL_KNOWN.client_timeout_seconds
+
+    def most_request_bytes(self) -> int:
+        """The longest body that is taken."""
+        view = self.fleet.current()
+        return view.snapshot.config.server.max_request_bytes if view else _UNTIL_KNOWN.max_request_bytes
+
+    def may_retry(self) -> bool:
+        """Whether the host's budget for retries allows one more."""
+        return may_retry(*self.load.tries(time.monotonic_ns()), window_s=WINDOW_S)
 
     @staticmethod
     def chance() -> float:
@@ -78,4 +104,4 @@ class Engine:
 
     @staticmethod
     def new_request_id() -> str:
-        return f"req_{uuid.uuid4().hex}"
+        return f"req_{random.getrandbits(128):032x}"

@@ -5,22 +5,30 @@ It takes a request whose head was read and gives a response head and an iterator
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import lru_cache
 
-from nexus.errors import FAULTS, Fault, PassedOn, RequestFailed, error_body, fault_of_answer, status_label
+from nexus.errors import FAULTS, Blame, Fault, PassedOn, RequestFailed, error_body, status_label
 from nexus.metrics import labels
-from nexus.metrics.recorder import Finished
-from nexus.proxy.attempt import Attempt, StreamError
-from nexus.proxy.client import ClientGone, Request
+from nexus.metrics.recorder import Finished, StreamFacts
+from nexus.proxy.admission import Applicant, Place
+from nexus.proxy.attempt import Attempt
+from nexus.proxy.breakers import BUSY_S
+from nexus.proxy.client import ClientGone, Request, Stopping
+from nexus.proxy.comments import answer_with_comments
 from nexus.proxy.engine import Answer, Endpoint, Engine
 from nexus.proxy.headers import answer_headers, header_text
-from nexus.proxy.sse import Usage, usage_of
+from nexus.proxy.relay import StreamBody, error_event
+from nexus.proxy.stream import Stream
+from nexus.proxy.usage import Usage, asks_for_usage, usage_of
 from nexus.proxy.view import View
 from nexus.routing import requirements
 from nexus.routing.requirements import Ask
-from nexus.routing.router import Choice, choose
+from nexus.routing.retries import LONGEST_PAUSE_S, backoff_s
+from nexus.routing.router import Asked, Choice
 
 log = logging.getLogger("nexus.proxy")
 
@@ -44,26 +52,56 @@ class Exchange:
         self.choice: Choice | None = None
         self.attempts = 0
         self.usage: Usage | None = None
+        self.usage_asked = False
+        self.stream: Stream | None = None
         self.served = False
-        self.streaming = False
         self.finished = False
+        self._began = request.received
+        self._waited_s = 0.0
+        self._before_s: float | None = None
+        self._after_s: float | None = None
         engine.recorder.started(endpoint.name)
 
     def answer(self) -> Answer:
         """Serve the request; what fails becomes an error in OpenAI's form."""
+        return self._guarded(self._serve)
+
+    def _serve(self) -> Answer:
+        body = self._read_body()
+        assert self.view is not None
+        assert self.ask is not None
+        every_s = self.view.snapshot.config.server.stream_keepalive_seconds
+        if every_s and self.ask.stream and self.endpoint.streams:
+            return answer_with_comments(
+                lambda: self._guarded(lambda: self._try_backends(body)),
+                every_s=every_s,
+                request_id=self.request_id,
+                stopped=self._stopped,
+            )
+        return self._try_backends(body)
+
+    def _stopped(self) -> bytes:
+        fault = FAULTS["shutdown"]
+        self.finish(fault)
+        return error_event("The gateway is being stopped.", fault)
+
+    def _guarded(self, serve: Callable[[], Answer]) -> Answer:
         try:
-            body = self._read_body()
-            return self._try_backends(body)
+            return serve()
         except RequestFailed as failure:
             return self._refuse(failure)
         except ClientGone:
             self.finish(FAULTS["client_gone"])
             return Answer(499, self._headers(None), iter(()))
+        except Stopping:
+            return self._refuse(
+                RequestFailed("stopping", "The gateway is being stopped.", headers={"retry-after": "1"})
+            )
         except Exception:
             log.exception("request failed inside the gateway", extra={"id": self.request_id})
             return self._refuse(RequestFailed("internal", "The gateway failed; its log tells more."))
         except BaseException:
-            self.finish(FAULTS["shutdown"])
+            self.finish(FAULTS["stopping"])
             raise
 
     # Reading and checking
@@ -87,13 +125,16 @@ class Exchange:
                 f"The gateway is serving {server.max_concurrent_requests} requests, its limit; try again shortly.",
                 headers={"retry-after": "1"},
             )
+        began = self.engine.clock()
         body = request.body(server.max_request_bytes)
+        self._waited_s += self.engine.clock() - began
         try:
             self.ask = requirements.read(body, self.endpoint.required)
         except requirements.InvalidBody as error:
             raise RequestFailed(
                 "invalid_request" if error.json else "invalid_json", str(error), param=error.param
             ) from error
+        self.view = self.engine.view()  # the body may have taken its time
         self.asked_model = self.model = self.view.table.resolve(self.ask.model)
         if self.view.model_label(self.model) == labels.UNKNOWN:
             self.engine.recorder.unknown_model()
@@ -103,85 +144,145 @@ class Exchange:
 
     def _try_backends(self, body: bytes) -> Answer:
         """Try one backend after another until one answers; raises the last failure when none does."""
-        view, ask = self.view, self.ask
+        engine, view, ask = self.engine, self.view, self.ask
         assert view is not None
         assert ask is not None
+        applicant = self._applicant(view, ask)
         tried: set[tuple[str, str]] = set()
         failure: RequestFailed | None = None
-        retried: tuple[str, str] | None = None
-        while len(tried) <= view.snapshot.config.routing.max_retries:
+        pauses = 0
+        while True:
             try:
-                choice = choose(
-                    view.table,
-                    model=self.asked_model,
-                    needs=ask.needs,
-                    tried=tried,
-                    load=self.engine.load.pending,
-                    turn=self.engine.next_turn(),
-                    chance=self.engine.chance(),
-                )
-            except RequestFailed as no_route:
-                raise failure or no_route from no_route
-            if retried is not None:
-                self.engine.recorder.retried(*retried)
+                place = engine.admission.admit(applicant, tried=tried)
+            except RequestFailed as none_left:
+                if failure is None:
+                    raise
+                pauses += 1
+                if (
+                    not tried
+                    or none_left.fault.error_type == "queued"
+                    or not self._pause(failure, pauses, applicant.deadline)
+                ):
+                    raise failure from none_left
+                tried.clear()
+                continue
+            choice = place.choice
+            self._waited_s += place.waited_s
+            if failure is not None:
+                assert self.choice is not None
+                engine.recorder.retried(self.choice.backend.label, failure.fault.error_type)
             self.choice, self.model = choice, choice.model
             tried.add((choice.backend.name, choice.model))
             self.attempts += 1
+            began = engine.clock()
             try:
-                return self._attempt(choice, ask, body)
+                return self._attempt(place, ask, body)
             except RequestFailed as failed:
-                if not failed.fault.retry:
-                    raise
                 failure = failed
-                retried = choice.backend.label, failed.fault.error_type
-                log.warning(
-                    "attempt failed",
-                    extra={
-                        "id": self.request_id,
-                        "backend": choice.backend.name,
-                        "fault": failed.fault.name,
-                        "why": failed.message,
-                    },
-                )
-            view = self.view = self.engine.view()
-        assert failure is not None
-        raise failure
+                self._waited_s += engine.clock() - began
+            if not failure.fault.retry:
+                raise failure
+            log.warning(
+                "attempt failed",
+                extra={
+                    "id": self.request_id,
+                    "backend": choice.backend.name,
+                    "fault": failure.fault.name,
+                    "why": failure.message,
+                },
+            )
+            self._check_budget(failure, choice, applicant)
 
-    def _attempt(self, choice: Choice, ask: Ask, body: bytes) -> Answer:
-        """One backend: its whole answer, or a stream that has reached its first content; else the fault."""
-        assert self.view is not None
-        if choice.model != ask.model:
-            body = requirements.with_model(body, choice.model)
-        attempt = Attempt(
-            self.engine,
-            self.request,
-            choice.backend,
-            address=self.view.addresses[choice.backend.name],
-            timeout_s=self.view.snapshot.config.server.request_timeout_seconds,
-            request_id=self.request_id,
+    def _applicant(self, view: View, ask: Ask) -> Applicant:
+        """What the router is asked, from body and headers."""
+        header = self.request.header
+        strict, flexible = header("x-nexus-strict"), header("x-nexus-flexible")
+        high = (header("x-nexus-priority") or "").strip().lower() == "high"
+        return Applicant(
+            asked=Asked(
+                model=self.asked_model,
+                needs=ask.needs,
+                demands=view.table.demands(ask.model, self.asked_model),
+                flexible=_is_on(flexible) and not _is_on(strict),
+            ),
+            request=self.request,
+            ticket=self.engine.admission.ticket(high=high),
+            turn=self.engine.admission.turn(self.asked_model, view.snapshot.config),
+            deadline=self.request.received + view.snapshot.config.server.request_timeout_seconds,
         )
+
+    def _check_budget(self, failure: RequestFailed, choice: Choice, applicant: Applicant) -> None:
+        """Raise the failure where the request, or the host, has spent what it may on further attempts."""
+        max_retries = self.engine.view().snapshot.config.routing.max_retries
+        if self.attempts > max_retries or self.engine.clock() >= applicant.deadline:
+            raise failure
+        if not self.engine.may_retry():
+            self.engine.recorder.retry_denied(choice.backend.label)
+            raise failure
+
+    def _pause(self, failure: RequestFailed, nth: int, deadline: float) -> bool:
+        """Wait before the same backends are asked again; False where that makes no sense, or would take too long."""
+        if not failure.fault.again:
+            return False
+        pause_s = backoff_s(nth, chance=self.engine.chance())
+        if failure.fault.blame is Blame.BUSY:
+            pause_s = max(pause_s, BUSY_S if failure.retry_after_s is None else failure.retry_after_s)
+        if pause_s > LONGEST_PAUSE_S or self.engine.clock() + pause_s >= deadline:
+            return False
+        with contextlib.suppress(TimeoutError):
+            self.request.watch.wait(None, 0, pause_s)
+        self._waited_s += pause_s
+        return True
+
+    def _attempt(self, place: Place, ask: Ask, body: bytes) -> Answer:
+        """One backend: its whole answer, or a stream that has reached its first content; else the fault."""
+        choice = place.choice
+        retry_after_s: float | None = None
         try:
-            attempt.send(self.endpoint.path, body)
-            fault = fault_of_answer(attempt.status)
+            view = self.view = self.engine.view()
+            if choice.model != ask.model:
+                body = requirements.with_model(body, choice.model)
+            attempt = Attempt(
+                self.engine,
+                self.request,
+                place,
+                timeout_s=view.snapshot.config.server.request_timeout_seconds,
+                request_id=self.request_id,
+            )
+        except BaseException:
+            place.leave(FAULTS["internal"])
+            raise
+        try:
+            wants_usage = ask.stream and self.endpoint.streams and choice.backend.config.stream_usage
+            attempt.send(self.endpoint.path, body, ask_usage=wants_usage and not asks_for_usage(body))
+            fault = attempt.fault()
             if fault is None and attempt.event_stream:
-                attempt.await_content()
-                return self._stream(attempt, choice)
+                return self._stream(attempt, attempt.await_content(), choice)
             content = attempt.read_all()
             if fault is not None:
+                retry_after_s = attempt.retry_after_s()
                 raise RequestFailed(
                     fault,
                     f"Backend {choice.backend.name} answered {attempt.status}.",
                     passed_on=PassedOn(attempt.status, answer_headers(attempt.headers), content),
+                    retry_after_s=retry_after_s,
                 )
         except RequestFailed as failure:
-            attempt.end(failure.fault)
+            attempt.end(failure.fault, retry_after_s=retry_after_s)
+            raise
+        except ClientGone:
+            attempt.end(FAULTS["client_gone"])
+            raise
+        except Stopping:
+            attempt.end(FAULTS["stopping"])
             raise
         except BaseException:
-            attempt.end(FAULTS["client_gone"])
+            attempt.end(FAULTS["internal"])
             raise
         attempt.end(None)
         self.usage, self.served = usage_of(content), True
         headers = self._headers(choice) + answer_headers(attempt.headers)
+        self._time_overhead(attempt)
         return self._whole(attempt.status, headers, content, None)
 
     # Answers
@@ -192,29 +293,27 @@ class Exchange:
             # No server asks for the bytes of an answer that has none, so that its end would look like a client's.
             self.finish(fault, status)
             return Answer(status, headers, iter(()))
-        return Answer(status, headers, AnswerBody(self, iter((content,)), lambda: (fault, status)))
+        return Answer(status, headers, WholeBody(self, content, fault, status))
 
-    def _stream(self, attempt: Attempt, choice: Choice) -> Answer:
+    def _stream(self, attempt: Attempt, stream: Stream, choice: Choice) -> Answer:
         """Relay a stream. Its head is out with its first byte, so a later failure is told within it."""
-        self.streaming = self.served = True
-        outcome: tuple[Fault | None, int] = (None, attempt.status)
-
-        def relay() -> Iterator[bytes]:
-            nonlocal outcome
-            ended: Fault | None = FAULTS["client_gone"]
-            try:
-                yield from attempt.stream()
-                ended = None
-            except RequestFailed as failure:
-                ended, outcome = failure.fault, (failure.fault, failure.fault.status or 502)
-                if not isinstance(failure, StreamError):
-                    yield b"data: " + error_body(failure.message, status=outcome[1], code=ended.code) + b"\n\n"
-            finally:
-                self.usage = attempt.usage
-                attempt.end(ended)
-
+        attempt.proved()
+        self.stream, self.served, self.usage_asked = stream, True, attempt.usage_asked
+        self.engine.recorder.stream_began()
         headers = self._headers(choice) + answer_headers(attempt.headers)
-        return Answer(attempt.status, headers, AnswerBody(self, relay(), lambda: outcome, attempt))
+        self._time_overhead(attempt)
+        return Answer(attempt.status, headers, StreamBody(self, attempt))
+
+    def _time_overhead(self, attempt: Attempt) -> None:
+        """Before: from the head to the sending, less what was waited for; after: from the answer to now."""
+        self._before_s = max(0.0, attempt.sent_at - self._began - self._waited_s)
+        self._after_s = self.engine.clock() - attempt.answered_at
+
+    def tell_first_token(self, at: float) -> None:
+        """The first piece of a stream's content came, on the engine's clock."""
+        assert self.view is not None
+        assert self.choice is not None
+        self.engine.recorder.first_token(self.view.model_label(self.model), self.choice.backend.label, at - self._began)
 
     def _refuse(self, failure: RequestFailed) -> Answer:
         if failure.passed_on is not None and failure.fault.status is None:
@@ -225,18 +324,15 @@ class Exchange:
             failure.message, status=status, code=failure.fault.code, param=failure.param, context=failure.context
         )
         headers = [*self._headers(self.choice), ("content-type", "application/json"), *failure.headers.items()]
+        if status >= 500 and "retry-after" not in failure.headers:
+            headers.append(("x-should-retry", "false"))  # OpenAI's clients would: what could be tried was tried here
         return self._whole(status, headers, content, failure.fault)
 
     def _headers(self, choice: Choice | None) -> list[tuple[str, str]]:
         headers = [("x-request-id", self.request_id)]
         if choice is not None:
             backend = choice.backend
-            headers += [
-                ("x-nexus-backend", header_text(backend.name)),
-                ("x-nexus-backend-type", "cloud" if backend.cloud else "local"),
-                ("x-nexus-route-reason", choice.reason),
-                ("x-nexus-privacy-zone", "restricted" if backend.restricted else "open"),
-            ]
+            headers += _route_headers(backend.name, choice.reason, cloud=backend.cloud, restricted=backend.restricted)
             if choice.model != self.asked_model:
                 headers.append(("x-nexus-fallback-model", header_text(choice.model)))
         return headers
@@ -249,23 +345,32 @@ class Exchange:
             return
         self.finished = True
         status = status or (fault.status if fault else None) or 502
-        duration_s = self.engine.clock() - self.request.received
-        view, choice = self.view, self.choice
+        ended = self.engine.clock()
+        view, choice, stream = self.view, self.choice, self.stream
         label = view.model_label if view is not None else (lambda _: labels.UNKNOWN)
         fell_back = self.served and self.model != self.asked_model
-        usage = self.usage or Usage()
+        usage, source = self._usage()
+        facts = stream_facts(stream, fault, usage) if stream is not None else None
         self.engine.recorder.finished(
             Finished(
                 model=label(self.model),
                 backend=choice.backend.label if choice else labels.NONE,
                 status=status_label(status),
-                duration_s=duration_s,
+                duration_s=ended - self._began,
                 error_type=fault.error_type if fault else None,
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,
+                cached_tokens=usage.cached_tokens,
+                reasoning_tokens=usage.reasoning_tokens,
+                usage=source,
                 fallback_from=label(self.asked_model) if fell_back else None,
+                stream=facts,
+                before_s=self._before_s,
+                after_s=self._after_s if self.served else None,
             )
         )
+        if not log.isEnabledFor(logging.INFO):
+            return
         log.info(
             "request",
             extra={
@@ -274,55 +379,90 @@ class Exchange:
                 "model": self.model[:_SHOWN_NAME] or None,
                 "backend": choice.backend.name if choice else None,
                 "status": status,
-                "duration_ms": round(duration_s * 1000, 1),
+                "duration_ms": round((ended - self._began) * 1000, 1),
                 "prompt_tokens": usage.prompt_tokens,
                 "completion_tokens": usage.completion_tokens,
+                "cached_tokens": usage.cached_tokens,
+                "reasoning_tokens": usage.reasoning_tokens,
+                "usage": source,
                 "attempts": self.attempts,
-                "stream": self.streaming,
+                "stream": stream is not None,
+                "ttft_ms": round((stream.first_token_at - self._began) * 1000, 1)
+                if stream is not None and stream.first_token_at
+                else None,
+                "tokens_per_s": round(1 / facts.tpot_s, 1) if facts is not None and facts.tpot_s else None,
+                "end": facts.end if facts is not None else None,
                 "why": choice.reason if choice else None,
                 "fault": fault.name if fault else None,
             },
         )
 
+    def _usage(self) -> tuple[Usage, str | None]:
+        """The tokens that the client's answer took, and where they are known from."""
+        stream = self.stream
+        if stream is None:
+            return self.usage or Usage(), ("reported" if self.usage else "none") if self.served else None
+        if stream.usage is not None:
+            return stream.usage, "requested" if self.usage_asked else "reported"
+        counted = stream.counted_tokens()
+        return (Usage(completion_tokens=counted), "counted") if counted else (Usage(), "none")
 
-class AnswerBody:
-    """The bytes of an answer; records the request when they are all written, or when the client is gone before."""
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        chunks: Iterator[bytes],
-        outcome: Callable[[], tuple[Fault | None, int]],
-        attempt: Attempt | None = None,
-    ) -> None:
-        """`attempt` is one that is still open, to be ended with the answer even where no byte of it was asked for."""
+@lru_cache(maxsize=1024)
+def _route_headers(name: str, reason: str, *, cloud: bool, restricted: bool) -> tuple[tuple[str, str], ...]:
+    """What a client is told of where its request went, as the original tells it."""
+    return (
+        ("x-nexus-backend", header_text(name)),
+        ("x-nexus-backend-type", "cloud" if cloud else "local"),
+        ("x-nexus-route-reason", reason),
+        ("x-nexus-privacy-zone", "restricted" if restricted else "open"),
+    )
+
+
+def stream_facts(stream: Stream, fault: Fault | None, usage: Usage) -> StreamFacts:
+    """What the figures say of a stream that has ended."""
+    tokens, by = (usage.completion_tokens, "tokens") if stream.usage else (stream.counted_tokens(), "events")
+    tpot_s = None
+    if stream.first_token_at and tokens is not None and tokens > 1:
+        tpot_s = (stream.last_at - stream.first_token_at) / (tokens - 1)
+    return StreamFacts(
+        end=(fault.stream_end or "complete") if fault else "complete",
+        events=stream.events,
+        longest_gap_s=stream.longest_gap_s,
+        tpot_s=tpot_s,
+        tpot_by=by,
+    )
+
+
+def _is_on(header: str | None) -> bool:
+    """Whether a header that says yes or no was given, and says yes."""
+    return header is not None and header.strip().lower() not in ("false", "0", "no")
+
+
+class WholeBody:
+    """The bytes of a whole answer; records the request when they are written, or when the client is gone before."""
+
+    def __init__(self, exchange: Exchange, content: bytes, fault: Fault | None, status: int) -> None:
         self._exchange = exchange
-        self._chunks = chunks
-        self._outcome = outcome
-        self._attempt = attempt
+        self._fault = fault
+        self._status = status
+        self._given = False
+        self.content = content
 
-    def __iter__(self) -> AnswerBody:
+    def __iter__(self) -> WholeBody:
         return self
 
     def __next__(self) -> bytes:
-        # Asked for more, the server has written what it got before: at the end, that was everything.
-        try:
-            return next(self._chunks)
-        except StopIteration:
-            self._exchange.finish(*self._outcome())
-            raise
-        except ClientGone:
-            self._exchange.finish(FAULTS["client_gone"])
-            raise StopIteration from None
-        except BaseException:
-            self._exchange.finish(FAULTS["shutdown"])
-            raise
+        # Asked for more, the server has written what it got before, which was everything.
+        if self._given:
+            self.written()
+            raise StopIteration
+        self._given = True
+        return self.content
+
+    def written(self) -> None:
+        self._exchange.finish(self._fault, self._status)
 
     def close(self) -> None:
         """Called by the server when it is done, however that came; before the end, it means that the client is gone."""
-        close = getattr(self._chunks, "close", None)
-        if close is not None:
-            close()
-        if self._attempt is not None:
-            self._attempt.end(FAULTS["client_gone"])
         self._exchange.finish(FAULTS["client_gone"])

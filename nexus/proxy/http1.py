@@ -6,6 +6,8 @@ Transfer-Encoding, a coding other than `chunked`, a head without bounds (RFC 911
 
 from __future__ import annotations
 
+import re
+
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -14,6 +16,17 @@ MAX_HEADERS = 200
 
 class MalformedAnswer(Exception):
     """The bytes are not an HTTP answer that can be trusted."""
+
+
+_PLAIN = re.compile(
+    rb"HTTP/1\.1 ([2-5]\d\d) [\x20-\x7e]*+\r\n"
+    rb"((?:[A-Za-z0-9-]++:[ \t]*+[\x21-\x7e][\x20-\x7e]*+\r\n){1,100}+)\r\n"
+)
+"""A head that leaves no question open."""
+_FIELDS = re.compile(r"([^:]+):[ \t]*([^\r]*[^\r \t])[ \t]*\r\n").findall
+_PLAIN_HEAD_BYTES = 8 * 1024
+_LONGEST_SIZE = 10
+"""Bytes of a chunk's size that are looked at, its line ending included."""
 
 
 class AnswerReader:
@@ -28,8 +41,10 @@ class AnswerReader:
         self._pieces: list[bytes] = []
         self._head_bytes = 0
         self._until_close = False
+        self._between_chunks = False
+        self._chunk_ended = False
         self._keep_alive = False
-        self._parser = HttpResponseParser(self)
+        self._parser: HttpResponseParser | None = None
 
     def feed(self, data: bytes) -> None:
         """Take more bytes; empty ones say that the backend closed. Raises `MalformedAnswer`."""
@@ -37,16 +52,72 @@ class AnswerReader:
             if self.head_complete and self._until_close:
                 self.complete = True
             return
+        if self._between_chunks and (piece := self.whole_chunk(data)) is not None:
+            self._pieces.append(piece)
+            return
         if not self.head_complete:
+            if not self._head_bytes and self._read_plain(data):
+                return
             self._head_bytes += len(data)
+        if self._parser is None:
+            self._parser = HttpResponseParser(self)
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             raise MalformedAnswer(self._fault or str(error)) from error
         if self._fault:
             raise MalformedAnswer(self._fault)
+        # The parser tells when a chunk has ended, but not of the next one's size as long as that is not complete.
+        self._between_chunks = self._chunk_ended and not self.complete and data.endswith(b"\r\n")
         if not self.head_complete and self._head_bytes > MAX_HEAD_BYTES:
             raise MalformedAnswer(f"its head is over {MAX_HEAD_BYTES} bytes")
+
+    def _read_plain(self, data: bytes) -> bool:
+        """Read an answer that is here whole, with a plain head and its length given once; most are, and this is
+        several times cheaper than the parser. Gives False, and has done nothing, for any other."""
+        found = _PLAIN.match(data)
+        if found is None or found.end() > _PLAIN_HEAD_BYTES:
+            return False
+        headers = [(name.lower(), value) for name, value in _FIELDS(found[2].decode("ascii"))]
+        fields = dict(headers)
+        if len(fields) != len(headers) or "transfer-encoding" in fields or "upgrade" in fields:
+            return False
+        length, connection = fields.get("content-length", ""), fields.get("connection", "").lower()
+        if (
+            not length.isdigit()
+            or len(length) > 15
+            or len(data) - found.end() != int(length)
+            or connection not in ("", "keep-alive")
+        ):
+            return False
+        status = int(found[1])
+        if status in (204, 304):
+            return False
+        self.status, self.headers = status, headers
+        self.head_complete = self.complete = self._keep_alive = True
+        if length != "0":
+            self._pieces.append(data[found.end() :])
+        return True
+
+    def whole_chunk(self, data: bytes) -> bytes | None:
+        """What is in a chunk that came alone and whole, as nearly every event of a stream does; None for anything else.
+
+        The parser is not asked: it waits for the beginning of a chunk, and goes on to do so.
+        """
+        if not self._between_chunks:
+            return None
+        end = data.find(b"\r\n", 1, _LONGEST_SIZE)
+        size = data[:end]
+        # Strict: only digits, since `int` takes more than HTTP does.
+        if end < 1 or not size.isalnum() or b"x" in size or b"X" in size:
+            return None
+        try:
+            length = int(size, 16)
+        except ValueError:
+            return None
+        if not length or len(data) != end + length + 4 or data[-2:] != b"\r\n":
+            return None
+        return data[end + 2 : -2]
 
     def body(self) -> bytes:
         """The bytes of the body that came since the last call."""
@@ -79,6 +150,7 @@ class AnswerReader:
             self._fault = f"it has over {MAX_HEADERS} headers"
 
     def on_headers_complete(self) -> None:
+        assert self._parser is not None
         status = self._parser.get_status_code()
         if 100 <= status < 200 and status != 101:
             self.headers.clear()
@@ -97,10 +169,17 @@ class AnswerReader:
         self._until_close = not lengths and not codings and status not in (204, 304)
         self.head_complete = True
 
+    def on_chunk_header(self) -> None:
+        self._chunk_ended = False
+
+    def on_chunk_complete(self) -> None:
+        self._chunk_ended = True
+
     def on_body(self, data: bytes) -> None:
         self._pieces.append(data)
 
     def on_message_complete(self) -> None:
         if self.head_complete:
             self.complete = True
+            assert self._parser is not None
             self._keep_alive = bool(self._parser.should_keep_alive())  # the parser forgets it after this call

@@ -1,136 +1,103 @@
-"""Server-sent events, read as they pass: the bytes go on untouched, this only looks at them.
+"""Server-sent events, cut out of a stream in whatever pieces it comes, with their bytes kept.
 
-Format: the HTML standard, section 9.2 (lines end with LF, CR or CRLF; an empty line ends an event).
+Format: the HTML standard, section 9.2 (lines end with LF, CR or CRLF; an empty line ends an event; lines that begin
+with a colon are comments).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import NamedTuple
 
-import msgspec
+_END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_LONGEST_END = 4
+_LONGEST_EVENT = 16 * 1024 * 1024
+"""Bytes of an event that are kept to understand it; what is longer goes on in pieces that are not."""
+_LF, _CR = b"\n\r"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-_CONTENT_KEYS = ("content", "reasoning_content", "reasoning", "tool_calls", "function_call", "refusal", "audio")
+
+class Event(NamedTuple):
+    """`raw`: its bytes, the empty line that ends it included. `data` is None where it carries none (a comment, say).
+
+    `tail`: this is only the line feed of a CRLF whose CR has ended the event before.
+    """
+
+    raw: bytes
+    data: bytes | None
+    kind: bytes = b""
+    tail: bool = False
+
+
+_TAIL = Event(b"\n", None, tail=True)
 
 
 class EventReader:
-    """Cuts a stream, in any pieces, into the data of its events."""
+    """Cuts a stream into its events; what is not complete yet is in `pending`."""
 
     def __init__(self) -> None:
-        self._partial: list[bytes] = []
-        self._data: list[bytes] = []
+        self.pending = bytearray()
+        self._searched = 0
+        self._begun = False
         self._after_cr = False
 
-    def feed(self, piece: bytes) -> list[bytes]:
-        """The `data` of each event that this piece completes; several `data:` lines are joined by LF."""
-        if self._after_cr and piece[:1] == b"\n":
-            piece = piece[1:]
-        if not piece:
-            return []
-        self._after_cr = piece[-1:] == b"\r"
-        if b"\n" not in piece and b"\r" not in piece:
-            self._partial.append(piece)
-            return []
-        if self._partial:
-            self._partial.append(piece)
-            piece = b"".join(self._partial)
-            self._partial.clear()
-        events: list[bytes] = []
-        for line in piece.splitlines(keepends=True):
-            text = line.rstrip(b"\r\n")
-            if len(text) == len(line):
-                self._partial.append(line)
-            elif text.startswith(b"data:"):
-                self._data.append(text[5:].removeprefix(b" "))
-            elif not text and self._data:
-                events.append(b"\n".join(self._data))
-                self._data.clear()
+    @property
+    def between_events(self) -> bool:
+        """Whether what comes next begins an event."""
+        return not self.pending and not self._after_cr
+
+    def feed(self, piece: bytes) -> list[Event]:
+        """The events that this piece completes."""
+        if not self.pending and not self._after_cr and piece[:6] == b"data: " and piece[-2:] == b"\n\n":
+            # What nearly every packet of a stream is: one whole event in one line.
+            data = piece[6:-2]
+            if b"\n" not in data and b"\r" not in data:
+                self._begun = True
+                return [Event(piece, data)]
+        return self._cut(piece)
+
+    def _cut(self, piece: bytes) -> list[Event]:
+        pending = self.pending
+        events: list[Event] = []
+        if self._after_cr and piece:
+            self._after_cr = False
+            if piece[0] == _LF:
+                events.append(_TAIL)
+                piece = piece[1:]
+        pending += piece
+        start, searched = 0, self._searched
+        while found := _END.search(pending, searched):
+            end = searched = found.end()
+            events.append(self._event(bytes(pending[start:end])))
+            start = end
+        if start:
+            self._after_cr = start == len(pending) and pending[-1] == _CR
+            del pending[:start]
+        if len(pending) > _LONGEST_EVENT:
+            events.append(Event(bytes(pending), None))
+            pending.clear()
+        # The next search begins where an end could still begin that is not complete yet.
+        self._searched = max(0, len(pending) - _LONGEST_END)
         return events
 
-    def rest(self) -> list[bytes]:
+    def rest(self) -> Event | None:
         """What a stream that ended without a last empty line still held."""
-        if self._partial:
-            line = b"".join(self._partial)
-            self._partial.clear()
-            if line.startswith(b"data:"):
-                self._data.append(line[5:].removeprefix(b" "))
-        events = [b"\n".join(self._data)] if self._data else []
-        self._data.clear()
-        return events
+        if not self.pending:
+            return None
+        raw = bytes(self.pending)
+        self.pending.clear()
+        self._searched = 0
+        return self._event(raw)
 
-
-class Usage(msgspec.Struct):
-    """OpenAI's token usage, as far as it is counted."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Event(msgspec.Struct):
-    usage: Usage | None = None
-    error: Any = None
-    choices: list[Any] | None = None
-
-
-class _Answer(msgspec.Struct):
-    usage: Usage | None = None
-
-
-_decode_event = msgspec.json.Decoder(_Event).decode
-_decode_answer = msgspec.json.Decoder(_Answer).decode
-
-
-def usage_of(answer: bytes) -> Usage | None:
-    """The usage that an answer reports; None where it reports none or is not what OpenAI's would be."""
-    if b'"usage"' not in answer:
-        return None
-    try:
-        return _decode_answer(answer).usage
-    except msgspec.DecodeError:
-        return None
-
-
-class StreamObserver:
-    """What a stream says of itself. JSON is parsed only in events that could tell something not known yet."""
-
-    def __init__(self) -> None:
-        self._events = EventReader()
-        self.usage: Usage | None = None
-        self.error: str | None = None
-        self.content = False
-        self.finished = False
-
-    def feed(self, piece: bytes) -> None:
-        for event in self._events.feed(piece):
-            self._look(event)
-
-    def end(self) -> None:
-        for event in self._events.rest():
-            self._look(event)
-
-    def _look(self, event: bytes) -> None:
-        if event == b"[DONE]":
-            self.finished = self.content = True
-            return
-        told = b'"usage"' in event or b'"error"' in event or b'"finish_reason"' in event
-        if self.content and not told:
-            return
-        try:
-            fields = _decode_event(event)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            self.content = True  # not of a form that we know: the client is the one to understand it
-            return
-        if fields.error:
-            message = fields.error.get("message") if isinstance(fields.error, dict) else fields.error
-            self.error = str(message or "no message")[:500]
-        if fields.usage is not None:
-            self.usage = fields.usage
-        choices = [choice for choice in fields.choices or () if isinstance(choice, dict)]
-        self.finished = self.finished or any(choice.get("finish_reason") for choice in choices)
-        self.content = self.content or fields.choices is None or any(_has_content(choice) for choice in choices)
-
-
-def _has_content(choice: dict[str, Any]) -> bool:
-    if choice.get("text") or choice.get("finish_reason"):
-        return True
-    delta = choice.get("delta")
-    return isinstance(delta, dict) and any(delta.get(key) for key in _CONTENT_KEYS)
+    def _event(self, raw: bytes) -> Event:
+        text = raw if self._begun else raw.removeprefix(_BYTE_ORDER_MARK)
+        self._begun = True
+        data: list[bytes] = []
+        kind = b""
+        for line in text.splitlines():
+            name, _, value = line.partition(b":")
+            if name == b"data":
+                data.append(value.removeprefix(b" "))
+            elif name == b"event":
+                kind = value.strip()
+        return Event(raw, b"\n".join(data) if data else None, kind)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nexus.backends.address import Address
 from nexus.config.records import Routing
 from nexus.fleet.records import Snapshot
 from nexus.fleet.snapshot import SnapshotReader
@@ -22,7 +21,6 @@ class View:
 
     snapshot: Snapshot
     table: RouteTable
-    addresses: dict[str, Address]
     known_models: frozenset[str]
 
     @classmethod
@@ -31,7 +29,6 @@ class View:
         return cls(
             snapshot=snapshot,
             table=table,
-            addresses={backend.name: Address.of(backend.config.url) for backend in snapshot.backends},
             known_models=frozenset(configured_models(snapshot.config.routing)) | frozenset(table.offers),
         )
 

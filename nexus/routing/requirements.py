@@ -28,6 +28,9 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True):
     context: int = 0
 
 
+ANYTHING = Requirements()
+
+
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """A request as far as routing reads it."""
 

@@ -1,97 +1,223 @@
-"""Which backend serves a request next, and why; or why none can."""
+"""Which backend serves a request next, and why; or why none can. What changes by the moment is in `Conditions`."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Literal
 
+import msgspec
+
 from nexus.errors import RequestFailed
+from nexus.fleet.circuits import State
 from nexus.fleet.records import Backend
-from nexus.routing.requirements import Requirements
+from nexus.routing.policies import NOTHING, Demands
+from nexus.routing.requirements import ANYTHING, Requirements
 from nexus.routing.strategies import STRATEGIES, Circumstances
-from nexus.routing.table import Offer, RouteTable
+from nexus.routing.table import Candidates, Offer, RouteTable
 
 Reason = Literal["capability-match", "capacity-overflow", "privacy-requirement", "failover"]
+Hindrance = Literal["circuit_open", "busy", "at_capacity"]
 Tried = Set[tuple[str, str]]
 """(backend name, model) of the attempts made so far."""
 
 _LISTED = 20
+_SECOND_CHANCE = 8191
+"""Makes another chance out of the one given, which is independent of it for all that matters here."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The backend to try, the model to ask it for, and why it was picked."""
+class Standing(msgspec.Struct, frozen=True, gc=False):
+    """How a backend stands at this moment, by what requests saw of it.
+
+    `ready_in_s`: until an open circuit lets a request try; `busy_s`: for how much longer it said that it is busy;
+    `share`: the part of its traffic that it may get, below 1 after a recovery; `failures`: recent ones.
+    """
+
+    state: State = "closed"
+    ready_in_s: float = 0.0
+    busy_s: float = 0.0
+    share: float = 1.0
+    failures: int = 0
+
+
+CLEAR = Standing()
+"""Of nearly every backend at nearly every moment."""
+
+
+class Conditions(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds at this moment, asked by a backend's column of the shared tables.
+
+    `load`: requests in flight over all workers. `waited_for`: whether a request that came earlier waits for room there.
+    `turn` and `chance`: see `Circumstances`.
+    """
+
+    load: Callable[[int], int]
+    standing: Callable[[int], Standing] = lambda _: CLEAR
+    waited_for: Callable[[int], bool] = lambda _: False
+    turn: int = 0
+    chance: float = 0.0
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A request as the router sees it: the model (aliases resolved), what it must be able to do and where it may go.
+
+    `flexible` lets a backend below the demanded tier serve where none of that tier can.
+    """
+
+    model: str
+    needs: Requirements = ANYTHING
+    demands: Demands = NOTHING
+    flexible: bool = False
+
+
+class Choice(msgspec.Struct, frozen=True, gc=False):
+    """The backend to try, the model to ask it for, and why. `trial`: its circuit is half open, one request may try."""
 
     backend: Backend
     model: str
     reason: Reason
+    trial: bool = False
 
 
-def choose(
-    table: RouteTable,
-    *,
-    model: str,
-    needs: Requirements,
-    tried: Tried,
-    load: Callable[[int], int],
-    turn: int,
-    chance: float,
-) -> Choice:
-    """Pick the next backend for `model` (aliases resolved).
+class NoRoom(RequestFailed):
+    """Backends that could serve take nothing more at this moment; waiting may help.
+
+    `backends` are those to wait for, `ready_in_s` the shortest time for which one of them said that it is busy.
+    """
+
+    def __init__(self, failure: RequestFailed, backends: Sequence[Backend], ready_in_s: float) -> None:
+        super().__init__(failure.fault, failure.message, headers=failure.headers, context=failure.context)
+        self.backends = backends
+        self.ready_in_s = ready_in_s
+
+
+def choose(table: RouteTable, asked: Asked, *, tried: Tried, now: Conditions) -> Choice:
+    """Pick the next backend.
 
     Backends that were not tried come first, over the whole fallback chain; a backend that failed with one model is only
-    then asked for another. Raises `RequestFailed` with a fault of routing where nothing is left.
+    then asked for another. Raises `NoRoom`, or `RequestFailed` with a fault of routing where waiting does not help.
     """
-    now = Circumstances(load=load, weights=table.routing.weights, turn=turn, chance=chance)
-    pick = STRATEGIES[table.routing.strategy]
+    blocked: list[tuple[Offer, Standing]] = []
+    for demands in _in_order(asked):
+        for again in (False, True) if tried else (False,):
+            for name in table.chain(asked.model):
+                candidates = table.candidates(name, asked.needs, demands)
+                offers = candidates.good_for(asked.needs)
+                if tried:
+                    offers = _untried(offers, tried, name, again=again)
+                usable = _usable(offers, now, blocked)
+                if usable:
+                    offer, standing = _pick(table, usable, now, first=not tried)
+                    reason = _reason(offer, candidates, asked, name, tried=tried)
+                    return Choice(offer.backend, name, reason, standing.state == "half_open")
+    failure = no_route(table, asked, now)
+    if blocked:
+        backends = tuple({offer.backend.name: offer.backend for offer, _ in blocked}.values())
+        raise NoRoom(failure, backends, min(standing.busy_s for _, standing in blocked))
+    raise failure
+
+
+def _in_order(asked: Asked) -> tuple[Demands, ...]:
+    """The demands to try in turn: a flexible request comes back for a lower tier, never for another zone."""
+    return (asked.demands, replace(asked.demands, any_tier=True)) if asked.flexible else (asked.demands,)
+
+
+def _untried(offers: Sequence[Offer], tried: Tried, model: str, *, again: bool) -> Sequence[Offer]:
+    if again:
+        return [offer for offer in offers if (offer.backend.name, model) not in tried]
     failed = {backend for backend, _ in tried}
-    for again in (False, True) if tried else (False,):
-        for name in table.chain(model):
-            usable = [
-                offer
-                for offer in table.healthy.get(name, ())
-                if offer.meets(needs)
-                and not _full(offer, load)
-                and ((offer.backend.name, name) not in tried if again else offer.backend.name not in failed)
-            ]
-            if usable:
-                offer = pick(usable, now)
-                return Choice(offer.backend, name, _reason(offer, table, model, name, tried=tried, needs=needs))
-    raise no_route(table, model, needs)
+    return [offer for offer in offers if offer.backend.name not in failed]
 
 
-def _reason(offer: Offer, table: RouteTable, asked: str, served: str, *, tried: Tried, needs: Requirements) -> Reason:
-    if tried or served != asked:
+def _usable(
+    offers: Sequence[Offer], now: Conditions, blocked: list[tuple[Offer, Standing]]
+) -> list[tuple[Offer, Standing]]:
+    """Those that can take the request now; those that lack room are added to `blocked`."""
+    usable = []
+    for offer in offers:
+        standing = now.standing(offer.backend.column)
+        hindrance = hindrance_of(offer.backend, standing, now)
+        if hindrance is None:
+            usable.append((offer, standing))
+        elif hindrance != "circuit_open":
+            blocked.append((offer, standing))
+    return usable
+
+
+def hindrance_of(backend: Backend, standing: Standing, now: Conditions) -> Hindrance | None:
+    """Why a backend that may serve cannot take a request at this moment."""
+    if standing is not CLEAR:
+        if standing.state == "open":
+            return "circuit_open"
+        if standing.busy_s > 0:
+            return "busy"
+    limit = backend.limit
+    if limit is not None and (now.load(backend.column) >= limit or now.waited_for(backend.column)):
+        return "at_capacity"
+    return None
+
+
+def _pick(
+    table: RouteTable, usable: list[tuple[Offer, Standing]], now: Conditions, *, first: bool
+) -> tuple[Offer, Standing]:
+    load = now.load
+    if any(standing is not CLEAR for _, standing in usable):
+        # Whether a backend is well again shows only when it is tried: with a request that others can still serve.
+        on_trial = next((entry for entry in usable if entry[1].state == "half_open"), None)
+        if on_trial is not None and first:
+            return on_trial
+        # One that came back gets its traffic back little by little, and one that fails fast must not look idle.
+        second = now.chance * _SECOND_CHANCE % 1.0
+        usable = [entry for entry in usable if entry[1].share > second] or usable
+        failures = {offer.backend.column: standing.failures for offer, standing in usable}
+        load = lambda column: now.load(column) + failures[column]  # noqa: E731
+    if len(usable) == 1:
+        return usable[0]
+    circumstances = Circumstances(load=load, weights=table.routing.weights, turn=now.turn, chance=now.chance)
+    picked = STRATEGIES[table.routing.strategy]([offer for offer, _ in usable], circumstances)
+    return next(entry for entry in usable if entry[0] is picked)
+
+
+def _reason(offer: Offer, candidates: Candidates, asked: Asked, served: str, *, tried: Tried) -> Reason:
+    if tried or served != asked.model:
         return "failover"
-    preferred = min(o.backend.config.priority for o in table.healthy[served] if o.meets(needs))
-    return "capability-match" if offer.backend.config.priority <= preferred else "capacity-overflow"
+    if asked.demands.restricted:
+        return "privacy-requirement"
+    return "capability-match" if offer.backend.config.priority <= candidates.preferred else "capacity-overflow"
 
 
-def _full(offer: Offer, load: Callable[[int], int]) -> bool:
-    limit = offer.backend.config.max_concurrent
-    return limit is not None and load(offer.backend.column) >= limit
-
-
-def no_route(table: RouteTable, model: str, needs: Requirements) -> RequestFailed:
+def no_route(table: RouteTable, asked: Asked, now: Conditions) -> RequestFailed:
     """Why no backend can serve: the fault that says most about what the client or the operator could change."""
-    chain = table.chain(model)
-    healthy = [offer for name in chain for offer in table.healthy.get(name, ())]
+    model, chain = asked.model, table.chain(asked.model)
+    told = _Told(table, asked, now)
     if not table.backends:
-        return _unavailable("no_backend", "No backend is registered with this gateway.", table, chain)
-    if any(offer.meets(needs) for offer in healthy):
+        return told.unavailable("no_backend", "No backend is registered with this gateway.")
+    healthy = [offer for name in chain for offer in table.healthy.get(name, ())]
+    allowed = [offer for offer in healthy if told.demands(offer).rejects(offer.backend) is None]
+    able = [offer for offer in allowed if offer.can(asked.needs)]
+    if able:
+        standings = [now.standing(offer.backend.column) for offer in able]
+        if all(standing.state == "open" for standing in standings):
+            ready_in_s = min(standing.ready_in_s for standing in standings)
+            message = f"Every backend that serves {model!r} has been failing; it is tried again shortly."
+            return told.unavailable("no_healthy_backend", message, retry_after_s=max(1, math.ceil(ready_in_s)))
+        busy_s = min(standing.busy_s for standing in standings if standing.state != "open")
         message = f"Every backend that serves {model!r} is at its limit; try again shortly."
-        return _unavailable("at_capacity", message, table, chain, retry_after_s=1)
+        return told.unavailable("at_capacity", message, retry_after_s=max(1, math.ceil(busy_s)))
+    if healthy and not allowed and any(offer.can(asked.needs) for offer in healthy):
+        message = f"The policies for {model!r} allow none of the backends that have it and are healthy."
+        return told.unavailable("routing_rejected", message, retry_after_s=5)
     if healthy:
         return RequestFailed(
             "capability_mismatch",
-            f"No backend offers {model!r} with what the request asks for: {_wants(needs)}.",
+            f"No backend offers {model!r} with what the request asks for: {_wants(asked.needs)}.",
             param="model",
         )
     if table.undiscovered:
         message = f"No backend is known to serve {model!r} yet; the fleet is still being probed."
-        return _unavailable("no_healthy_backend", message, table, chain, retry_after_s=1)
+        return told.unavailable("no_healthy_backend", message, retry_after_s=1)
     if len(chain) > 1:
         return RequestFailed(
             "fallback_exhausted",
@@ -99,8 +225,7 @@ def no_route(table: RouteTable, model: str, needs: Requirements) -> RequestFaile
             param="model",
         )
     if model in table.offers:
-        message = f"No healthy backend serves {model!r} now."
-        return _unavailable("no_healthy_backend", message, table, chain, retry_after_s=5)
+        return told.unavailable("no_healthy_backend", f"No healthy backend serves {model!r} now.", retry_after_s=5)
     known = sorted(table.healthy)
     listed = ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
     return RequestFailed(
@@ -117,25 +242,50 @@ def _wants(needs: Requirements) -> str:
     return ", ".join([*wants, f"a context of {needs.context} tokens"])
 
 
-def _unavailable(
-    fault: str, message: str, table: RouteTable, chain: Sequence[str], *, retry_after_s: int | None = None
-) -> RequestFailed:
+class _Told:
     """A 503, with the reason for each backend in headers and body, as the original tells them."""
-    rejected = [{"backend": backend.name, "reason": _rejection(backend, chain)} for backend in table.backends[:_LISTED]]
-    headers = {"retry-after": str(retry_after_s)} if retry_after_s else {}
-    if rejected:
-        headers["x-nexus-rejection-reasons"] = ",".join(sorted({entry["reason"] for entry in rejected}))
-        headers["x-nexus-rejection-details"] = json.dumps(rejected)  # in ASCII, whatever the names are
-    context = {
-        "required_tier": None,
-        "available_backends": [backend.name for backend in table.backends if backend.status == "healthy"],
-        "eta_seconds": retry_after_s,
-        "privacy_zone_required": None,
-    }
-    return RequestFailed(fault, message, headers=headers, context=context)
+
+    def __init__(self, table: RouteTable, asked: Asked, now: Conditions) -> None:
+        self._table = table
+        self._asked = asked
+        self._now = now
+
+    def demands(self, offer: Offer) -> Demands:
+        """What is demanded of an offer, that of its own model included; the least that a flexible request accepts."""
+        return _in_order(self._asked)[-1] | self._table.demands(offer.model.name)
+
+    def unavailable(self, fault: str, message: str, *, retry_after_s: int | None = None) -> RequestFailed:
+        table, demands = self._table, self._asked.demands
+        rejected = [
+            {"backend": backend.name, "reason": rejection(table, self._asked, backend, self._now)}
+            for backend in table.backends[:_LISTED]
+        ]
+        headers = {"retry-after": str(retry_after_s)} if retry_after_s else {}
+        if rejected:
+            headers["x-nexus-rejection-reasons"] = ",".join(sorted({entry["reason"] for entry in rejected}))
+            headers["x-nexus-rejection-details"] = json.dumps(rejected)  # in ASCII, whatever the names are
+        context = {
+            "required_tier": demands.min_tier or None,
+            "available_backends": [backend.name for backend in table.backends if backend.status == "healthy"],
+            "eta_seconds": retry_after_s,
+            "privacy_zone_required": "restricted" if demands.restricted else None,
+        }
+        return RequestFailed(fault, message, headers=headers, context=context)
 
 
-def _rejection(backend: Backend, chain: Sequence[str]) -> str:
+def rejection(table: RouteTable, asked: Asked, backend: Backend, now: Conditions, *, model: str | None = None) -> str:
+    """Why this backend cannot serve the request now, with this model or any of the chain; empty where it can."""
     if backend.status != "healthy":
         return backend.status
-    return "at_capacity" if any(model.name in chain for model in backend.models) else "model_not_found"
+    chain = (model,) if model is not None else table.chain(asked.model)
+    offers = [Offer(backend, found) for found in backend.models if found.name in chain]
+    if not offers:
+        return "model_not_found"
+    able = [offer for offer in offers if offer.can(asked.needs)]
+    if not able:
+        return "capability_mismatch"
+    least = _in_order(asked)[-1]
+    refusals = [(least | table.demands(offer.model.name)).rejects(backend) for offer in able]
+    if all(refusals):
+        return str(refusals[0])
+    return hindrance_of(backend, now.standing(backend.column), now) or ""

@@ -13,8 +13,8 @@ from nexus.routing.table import Offer
 class Circumstances:
     """What a pick depends on beside the offers.
 
-    `load` gives a backend column's requests in flight; `turn` counts picks, for fairness; `chance` in [0, 1) settles
-    ties.
+    `load` gives a backend column's requests in flight, with what else weighs like them; `turn` counts picks, for
+    fairness; `chance` in [0, 1) settles ties.
     """
 
     load: Callable[[int], int]
@@ -24,8 +24,18 @@ class Circumstances:
 
 
 def smart(offers: Sequence[Offer], now: Circumstances) -> Offer:
-    """The highest score of priority, load and probe latency; equal scores share by chance."""
-    return _best(offers, [score(offer, now) for offer in offers], now.chance)
+    """The highest score of priority, load and probe latency.
+
+    Those within one request of the highest count as equal: of two of them, taken at random, the better one is picked,
+    so that workers and hosts that look at the same moment do not all choose the same backend.
+    """
+    scores = [score(offer, now) for offer in offers]
+    least = max(scores) - now.weights.load
+    best = [n for n, points in enumerate(scores) if points >= least]
+    if len(best) == 1:
+        return offers[best[0]]
+    first, second = _two(len(best), now.chance)
+    return offers[max(best[first], best[second], key=lambda n: (scores[n], n == best[first]))]
 
 
 def score(offer: Offer, now: Circumstances) -> float:
@@ -39,21 +49,30 @@ def score(offer: Offer, now: Circumstances) -> float:
 
 
 def round_robin(offers: Sequence[Offer], now: Circumstances) -> Offer:
+    """Each in its turn; `turn` counts over all workers."""
     return offers[now.turn % len(offers)]
 
 
 def priority_only(offers: Sequence[Offer], now: Circumstances) -> Offer:
-    return _best(offers, [-float(offer.backend.config.priority) for offer in offers], now.chance)
+    """The best priority; equal ones share by chance, the less loaded of two."""
+    highest = min(offer.backend.config.priority for offer in offers)
+    best = [offer for offer in offers if offer.backend.config.priority == highest]
+    if len(best) == 1:
+        return best[0]
+    first, second = _two(len(best), now.chance)
+    return min(best[first], best[second], key=lambda offer: now.load(offer.backend.column))
 
 
 def random(offers: Sequence[Offer], now: Circumstances) -> Offer:
+    """Any."""
     return offers[int(now.chance * len(offers))]
 
 
-def _best(offers: Sequence[Offer], scores: Sequence[float], chance: float) -> Offer:
-    highest = max(scores)
-    best = [offer for offer, points in zip(offers, scores, strict=True) if points == highest]
-    return best[int(chance * len(best))]
+def _two(count: int, chance: float) -> tuple[int, int]:
+    """Two different numbers below `count`, each pair as likely as any other."""
+    pair = int(chance * count * (count - 1))
+    first, second = divmod(pair, count - 1)
+    return first, second + (second >= first)
 
 
 STRATEGIES: dict[str, Callable[[Sequence[Offer], Circumstances], Offer]] = {

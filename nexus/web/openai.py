@@ -16,11 +16,11 @@ from nexus.web.wsgi import release, request_from
 _ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
-def openai_endpoints(engine: Engine, *, client_timeout_s: float) -> Blueprint:
+def openai_endpoints(engine: Engine) -> Blueprint:
     """The proxied endpoints, which take every method so that a wrong one is counted too, and the models list."""
     blueprint = Blueprint("openai", __name__)
     for endpoint in ENDPOINTS:
-        view = _proxied(engine, endpoint, client_timeout_s)
+        view = _proxied(engine, endpoint)
         blueprint.add_url_rule(endpoint.path, endpoint.name, view, methods=_ANY_METHOD, provide_automatic_options=False)
 
     @blueprint.get("/v1/models")
@@ -42,12 +42,12 @@ def openai_endpoints(engine: Engine, *, client_timeout_s: float) -> Blueprint:
     return blueprint
 
 
-def _proxied(engine: Engine, endpoint: Endpoint, client_timeout_s: float) -> Callable[[], Response]:
+def _proxied(engine: Engine, endpoint: Endpoint) -> Callable[[], Response]:
     def view() -> Response:
         environ = request.environ
         received = engine.clock()
         exchange = Exchange(
-            engine, request_from(environ, received=received, client_timeout_s=client_timeout_s), endpoint
+            engine, request_from(environ, received=received, client_timeout_s=engine.client_timeout_s()), endpoint
         )
         answer = exchange.answer()
         response = Response(answer.body, answer.status, answer.headers)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nexus.errors import RequestFailed
-from nexus.proxy.client import ClientGone, Request, watchable
+from nexus.proxy.client import ClientGone, Request, Watch, watchable
 
 _PIECE = 64 * 1024
 
@@ -22,7 +22,7 @@ def request_from(environ: dict[str, Any], *, received: float, client_timeout_s: 
         headers=list(_headers(environ)),
         body=lambda limit: read_body(environ, limit),
         received=received,
-        connection=watchable(sock),
+        watch=Watch(watchable(sock)),
     )
 
 
@@ -62,6 +62,10 @@ def read_body(environ: dict[str, Any], limit: int) -> bytes:
         raise ClientGone from error
     except OSError as error:
         raise RequestFailed("body_cut_short", f"The body cannot be read: {error}.") from error
+    except RequestFailed:
+        raise
+    except Exception as error:  # each server has errors of its own for it
+        raise RequestFailed("body_malformed", f"The body cannot be read: {error}.") from error
     if expected is not None and len(body) < expected:
         raise RequestFailed("body_cut_short", f"The body ended after {len(body)} of {expected} bytes.")
     return bytes(body)

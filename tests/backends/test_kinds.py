@@ -2,7 +2,7 @@
 
 import pytest
 
-from nexus.backends import BadAnswer, probe_of
+from nexus.backends import BadAnswer, capacity_of, probe_of
 from nexus.fleet.records import Model
 
 MODELS = {
@@ -62,3 +62,10 @@ def test_an_answer_of_another_shape_is_a_bad_one(kind, answer):
     answers = dict.fromkeys(("/v1/models", "/api/tags", "/health"), answer)
     with pytest.raises(BadAnswer):
         probe_of(kind)(fetch(answers))
+
+
+def test_capacity():
+    assert capacity_of("llamacpp")(fetch({"/props": {"total_slots": 4}})) == 4
+    assert capacity_of("llamacpp")(fetch({"/props": {}})) is None
+    assert capacity_of("llamacpp")(fetch({})) is None
+    assert capacity_of("vllm")(fetch({})) is None

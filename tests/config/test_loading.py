@@ -97,7 +97,7 @@ def test_an_unmodified_configuration_of_the_original(file):
     assert [backend.name for backend in loaded.config.backends] == ["local", "cloud", "claude"]
     assert loaded.config.routing.aliases == {"gpt-4": "llama3:70b"}
     not_built, left_out = loaded.warnings
-    for section in ("discovery", "quality", "queue", "lifecycle", "fleet", "routing.policies", "routing.budget"):
+    for section in ("discovery", "lifecycle", "fleet", "routing.budget"):
         assert f"[{section}]" in not_built
     assert "claude (anthropic)" in left_out
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from nexus.fleet.rundir import RunDirectory, RunDirectoryError, default_run_dir
+from nexus.fleet.rundir import FORMAT, RunDirectory, RunDirectoryError, default_run_dir
 from nexus.fleet.seat import Seat
 
 
@@ -61,7 +61,7 @@ def test_older_format_is_not_read(run_dir):
     (run_dir.path / "format").write_text("0")
     (run_dir.path / "fleet.json").write_text("{}")
     run_dir.prepare()
-    assert (run_dir.path / "format").read_text() == "1"
+    assert (run_dir.path / "format").read_text() == FORMAT
     assert not (run_dir.path / "fleet.json").exists()
 
 

@@ -20,7 +20,7 @@ from nexus.fleet.rundir import Generation
 from nexus.fleet.seat import Seat
 seat = Seat.lease(Generation(Path(sys.argv[1])))
 seat.take_over()
-for _ in range(3): seat.row.enter()
+for _ in range(3): seat.row.enter(0)
 seat.row.begin(5)
 print(seat.slot, flush=True)
 time.sleep(60)
@@ -137,5 +137,5 @@ def test_no_slot_is_left(generation):
 
 def test_alone():
     seat = Seat.alone()
-    seat.row.enter()
+    seat.row.enter(0)
     assert (seat.held_slots(), seat.metrics, seat.sweep(print), seat.table.in_flight()) == ([0], None, [], 1)

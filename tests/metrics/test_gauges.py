@@ -38,7 +38,7 @@ def test_what_is_written(tmp_path, value):
         backend("c", "other", "x", "y"),
         models={"m": "m", "n": "n", "x": "x"},
     )
-    write_fleet_gauges(tmp_path, fleet, updated_at=123.0)
+    write_fleet_gauges(tmp_path, fleet, updated_at=123.0, loaded_at=7.0, last_reload_good=True)
     assert value("nexus_backends_total") == 3
     assert value("nexus_backends_healthy") == 2
     assert value("nexus_models_available") == 4
@@ -54,9 +54,11 @@ def test_what_is_written(tmp_path, value):
 
 def test_backend_that_is_gone_is_gone(tmp_path, value):
     both = snapshot(backend("a", "a", "m"), backend("b", "b", "m"), models={"m": "m"})
-    write_fleet_gauges(tmp_path, both, updated_at=1.0)
+    write_fleet_gauges(tmp_path, both, updated_at=1.0, loaded_at=7.0, last_reload_good=True)
     assert value("nexus_backend_up", backend="b") == 1
-    write_fleet_gauges(tmp_path, snapshot(both.backends[0], models={"m": "m"}), updated_at=2.0)
+    write_fleet_gauges(
+        tmp_path, snapshot(both.backends[0], models={"m": "m"}), updated_at=2.0, loaded_at=7.0, last_reload_good=True
+    )
     assert value("nexus_backend_up", backend="b") is None
     assert value("nexus_backends_total") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["gauge_max_fleet.db"]
@@ -64,4 +66,4 @@ def test_backend_that_is_gone_is_gone(tmp_path, value):
 
 def test_directory_that_is_gone_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
-        write_fleet_gauges(tmp_path / "gone", snapshot(models={}), updated_at=1.0)
+        write_fleet_gauges(tmp_path / "gone", snapshot(models={}), updated_at=1.0, loaded_at=7.0, last_reload_good=True)

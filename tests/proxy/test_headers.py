@@ -21,6 +21,15 @@ CLIENT = [
 ]
 
 
+def test_a_client_cannot_take_our_key_out():
+    data = request_head(
+        [("connection", "authorization, content-length")], path="/v1/embeddings", address=Address.of("http://h"),
+        config=BackendConfig(name="b", url="http://h"), key="own", request_id="r", length=7,
+    )  # fmt: skip
+    assert b"authorization: Bearer own\r\n" in data
+    assert b"content-length: 7\r\n" in data
+
+
 def head(key: str | None = None, url: str = "http://h:81/base/v1", **config) -> list[str]:
     backend = BackendConfig(name="b", url=url, **config)
     data = request_head(
@@ -34,8 +43,8 @@ def test_what_is_sent():
     assert head() == [
         "POST /base/v1/embeddings HTTP/1.1",
         "host: h:81",
-        "content-length: 7",
         "accept-encoding: identity",
+        "content-length: 7",
         "x-request-id: r",
         "content-type: application/json",
         "openai-organization: org",

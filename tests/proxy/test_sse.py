@@ -1,13 +1,12 @@
-"""Server-sent events at any packet border, and what a stream says of itself."""
+"""Server-sent events at any packet border."""
 
-import json
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.proxy.sse import EventReader, StreamObserver, usage_of
+from nexus.proxy.sse import Event, EventReader
 
 MIXED = (
     b": a comment\n\nevent: x\nid: 7\ndata: one\n\n"
@@ -21,84 +20,39 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in pairwise(at)]
 
 
+def read(parts) -> list[Event]:
+    reader = EventReader()
+    events = [event for piece in parts for event in reader.feed(piece)]
+    rest = reader.rest()
+    return [*events, rest] if rest else events
+
+
+def data_of(events: list[Event]) -> list[bytes]:
+    return [event.data for event in events if event.data is not None]
+
+
 @given(st.lists(st.integers(0, 1000), max_size=40))
 def test_any_packet_borders(cuts):
-    reader = EventReader()
-    events = [event for piece in pieces(MIXED, cuts) for event in reader.feed(piece)]
-    assert events + reader.rest() == EVENTS
+    events = read(pieces(MIXED, cuts))
+    assert data_of(events) == EVENTS
+    assert b"".join(event.raw for event in events) == MIXED, "no byte is lost or doubled"
 
 
-def test_one_byte_at_a_time():
-    reader = EventReader()
-    events = [event for byte in MIXED for event in reader.feed(bytes([byte]))]
-    assert events + reader.rest() == EVENTS
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
+def test_each_line_ending(end, size):
+    text = end.join([b"event: error", b"data: a", b"data: b", b"", b": x", b"", b"data: c", b"", b""])
+    events = read(text[start : start + size] for start in range(0, len(text), size))
+    assert data_of(events) == [b"a\nb", b"c"]
+    assert [event.kind for event in events if event.data] == [b"error", b""]
+    assert b"".join(event.raw for event in events) == text
 
 
 def test_a_megabyte_in_small_pieces():
     data = b"data: " + b"x" * 1_000_000 + b"\n\n"
-    reader = EventReader()
-    events = [event for start in range(0, len(data), 100) for event in reader.feed(data[start : start + 100])]
-    assert [len(event) for event in events] == [1_000_000]
+    events = read(data[start : start + 10] for start in range(0, len(data), 10))
+    assert [len(event.data or b"") for event in events] == [1_000_000]
 
 
-def observe(*events: object) -> StreamObserver:
-    observer = StreamObserver()
-    for event in events:
-        text = event if isinstance(event, str) else json.dumps(event)
-        observer.feed(f"data: {text}\n\n".encode())
-    return observer
-
-
-def delta(**fields):
-    return {"choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        delta(content="x"),
-        delta(reasoning_content="hm"),
-        delta(reasoning="hm"),
-        delta(tool_calls=[{"index": 0}]),
-        delta(refusal="no"),
-        {"choices": [{"text": "x"}]},
-        {"choices": [{"delta": {}, "finish_reason": "stop"}]},
-        {"type": "response.created"},
-        "not json",
-        "[DONE]",
-    ],
-)
-def test_content(event):
-    assert observe(event).content
-
-
-@pytest.mark.parametrize("event", [delta(role="assistant"), delta(role="assistant", content=""), {"choices": []}])
-def test_not_yet_content(event):
-    assert not observe(event).content
-
-
-def test_end():
-    finish = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
-    assert not observe(delta(content="x")).finished
-    assert observe(delta(content="x"), finish).finished
-    assert observe(delta(content="x"), "[DONE]").finished
-
-
-def test_usage_is_that_of_the_last_event_that_has_one():
-    usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
-    observer = observe(
-        {**delta(content="x"), "usage": None}, {**delta(content="y"), "usage": {"prompt_tokens": 1}},
-        {"choices": [], "usage": usage}, "[DONE]",
-    )  # fmt: skip
-    assert (observer.usage.prompt_tokens, observer.usage.completion_tokens) == (3, 5)
-
-
-def test_error_within_the_stream():
-    assert observe({"error": {"message": "out of memory"}}).error == "out of memory"
-    assert observe({"error": "broken"}).error == "broken"
-    assert observe({**delta(content='say "error"'), "error": None}).error is None
-
-
-@pytest.mark.parametrize("answer", [b"{}", b'{"usage": null}', b'{"usage": 3}', b"not json", b'{"a": "\\"usage\\""}'])
-def test_no_usage(answer):
-    assert usage_of(answer) is None
+def test_byte_order_mark():
+    assert data_of(read([b"\xef\xbb\xbfdata: x\n\n", b"data: y\n\n"])) == [b"x", b"y"]

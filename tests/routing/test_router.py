@@ -1,5 +1,7 @@
 """Routing decisions, from tables and from hypothesis."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,8 +10,9 @@ from nexus.config import BackendConfig, Config
 from nexus.config.records import Routing
 from nexus.errors import RequestFailed
 from nexus.fleet.records import Backend, Model, Snapshot
+from nexus.routing.policies import NOTHING, Demands
 from nexus.routing.requirements import Requirements
-from nexus.routing.router import choose
+from nexus.routing.router import CLEAR, Asked, Choice, Conditions, NoRoom, Standing, choose
 from nexus.routing.table import RouteTable
 
 ANY = Requirements()
@@ -28,8 +31,11 @@ def table(*backends: Backend, **routing) -> RouteTable:
     return RouteTable(Snapshot(number=1, published_at=0, config=Config(routing=Routing(**routing)), backends=backends))
 
 
-def pick(routes: RouteTable, model: str, *, needs=ANY, tried=frozenset(), load=lambda _: 0, turn=0, chance=0.0):
-    return choose(routes, model=model, needs=needs, tried=tried, load=load, turn=turn, chance=chance)
+def pick(
+    routes: RouteTable, model: str, *, needs=ANY, demands=NOTHING, flexible=False, tried=frozenset(), **now
+) -> Choice:
+    asked = Asked(model=model, needs=needs, demands=demands, flexible=flexible)
+    return choose(routes, asked, tried=tried, now=Conditions(**{"load": lambda _: 0, **now}))
 
 
 def refused(*args, **kwargs) -> str:
@@ -133,18 +139,85 @@ def test_not_found_lists_what_there_is():
         pick(table(backend("x", "b", "a"), backend("y", "c", status="unhealthy")), "nope")
 
 
+def test_near_equals_are_spread_and_better_ones_win():
+    """Those within one request of the best count as equal; of two at random, the better one."""
+    routes = table(*(backend(name, "m", column=column) for column, name in enumerate("abcd")))
+    loads = (0, 1, 1, 9)
+    picks = Counter(pick(routes, "m", load=lambda c: loads[c], chance=n / 1000).backend.name for n in range(1000))
+    assert set(picks) == {"a", "b", "c"}
+    assert picks["a"] > picks["b"] + picks["c"], "it wins each pair that it is in"
+
+
+@pytest.mark.parametrize(
+    ("standing", "fault", "retry_after"),
+    [
+        (Standing(state="open", ready_in_s=3.2), "no_healthy_backend", "4"),
+        (Standing(busy_s=2.0), "at_capacity", "2"),
+    ],
+)
+def test_taken_out_by_what_requests_saw(standing, fault, retry_after):
+    routes = table(backend("a", "m", column=0), backend("b", "m", column=1))
+    assert pick(routes, "m", standing=lambda c: (standing, CLEAR)[c]).backend.name == "b"
+    with pytest.raises(RequestFailed) as failed:
+        pick(routes, "m", standing=lambda _: standing)
+    assert failed.value.fault.name == fault
+    assert failed.value.headers["retry-after"] == retry_after
+    assert isinstance(failed.value, NoRoom) is (fault == "at_capacity")
+
+
+def test_half_open_is_tried_first_but_not_by_a_retry():
+    routes = table(
+        backend("a", "m", column=0, priority=1), backend("b", "m", column=1), backend("c", "x", "m", column=2)
+    )
+    standing = lambda c: (CLEAR, Standing(state="half_open"), CLEAR)[c]  # noqa: E731
+    choice = pick(routes, "m", standing=standing)
+    assert (choice.backend.name, choice.trial) == ("b", True)
+    assert pick(routes, "m", standing=standing, tried={("c", "m")}).backend.name == "a"
+
+
+def test_slow_start_gives_a_share():
+    routes = table(backend("a", "m", column=0), backend("b", "m", column=1, priority=99), strategy="priority_only")
+    standing = lambda c: (Standing(share=0.25), CLEAR)[c]  # noqa: E731
+    picks = Counter(pick(routes, "m", standing=standing, chance=n / 4000).backend.name for n in range(4000))
+    assert 900 < picks["a"] < 1100
+    assert pick(table(backend("a", "m", column=0)), "m", standing=standing, chance=0.99).backend.name == "a", (
+        "it is alone"
+    )
+
+
+def test_failing_fast_is_no_attraction():
+    routes = table(backend("a", "m", column=0), backend("b", "m", column=1))
+    standing = lambda c: (Standing(failures=4), CLEAR)[c]  # noqa: E731
+    assert pick(routes, "m", standing=standing, load=lambda c: (0, 3)[c], chance=0.5).backend.name == "b"
+
+
+def test_a_full_backend_that_others_wait_for():
+    routes = table(backend("a", "m", column=0, max_concurrent=9), backend("b", "m", column=1, max_concurrent=9))
+    assert pick(routes, "m", waited_for=lambda c: c == 0).backend.name == "b"
+    with pytest.raises(NoRoom) as none:
+        pick(routes, "m", waited_for=lambda _: True)
+    assert [backend.name for backend in none.value.backends] == ["a", "b"]
+    routes = table(backend("a", "m", column=0, max_concurrent=9), backend("b", "m", column=1))
+    assert pick(routes, "m", waited_for=lambda _: True).backend.name == "b", "without a limit nobody waits"
+
+
 fleets = st.lists(
-    st.builds(
-        lambda n, models, status, priority, limit: (n, models, status, priority, limit),
+    st.tuples(
         st.sampled_from("abcdef"),
         st.sets(st.sampled_from(["m", "f", "g"])),
         st.sampled_from(["healthy", "unhealthy", "unknown"]),
         st.integers(0, 100),
         st.none() | st.integers(1, 3),
+        st.sampled_from(["open", "restricted"]),
+        st.integers(1, 5),
+        st.sampled_from(
+            [CLEAR, Standing(state="open", ready_in_s=1), Standing(state="half_open"), Standing(busy_s=1),
+             Standing(share=0.3, failures=2)]
+        ),
     ),
     max_size=6,
     unique_by=lambda b: b[0],
-)
+)  # fmt: skip
 
 
 @given(
@@ -153,28 +226,46 @@ fleets = st.lists(
     st.lists(st.integers(0, 4), min_size=6, max_size=6),
     st.integers(0, 100),
     st.floats(0, 1, exclude_max=True),
+    st.booleans(),
+    st.integers(0, 5),
+    st.booleans(),
 )
-def test_never_one_that_is_excluded(fleet, strategy, loads, turn, chance):
+def test_never_one_that_is_excluded(fleet, strategy, loads, turn, chance, restricted, min_tier, flexible):
     backends = [
-        backend(name, *sorted(models), status=status, priority=priority, max_concurrent=limit, column=column)
-        for column, (name, models, status, priority, limit) in enumerate(fleet)
+        backend(
+            name,
+            *sorted(models),
+            status=status,
+            priority=priority,
+            max_concurrent=limit,
+            column=column,
+            zone=zone,
+            tier=tier,
+        )
+        for column, (name, models, status, priority, limit, zone, tier, _) in enumerate(fleet)
     ]
     routes = table(*backends, strategy=strategy, fallbacks={"m": ["f"]})
+    standings = [entry[-1] for entry in fleet]
     tried: set[tuple[str, str]] = set()
-    for _ in range(12):
-        given_ = {"tried": frozenset(tried), "load": lambda c: loads[c], "turn": turn, "chance": chance}
+    for _ in range(13):
+        given_ = {
+            "tried": frozenset(tried), "load": lambda c: loads[c], "turn": turn, "chance": chance,
+            "standing": lambda c: standings[c], "demands": Demands(restricted, min_tier), "flexible": flexible,
+        }  # fmt: skip
         try:
             choice = pick(routes, "m", **given_)
         except RequestFailed:
             break
         assert pick(routes, "m", **given_) == choice
-        assert choice.backend.status == "healthy"
-        assert choice.model in {model.name for model in choice.backend.models} & {"m", "f"}
-        assert (
-            choice.backend.config.max_concurrent is None
-            or loads[choice.backend.column] < choice.backend.config.max_concurrent
-        )
-        assert (choice.backend.name, choice.model) not in tried
-        tried.add((choice.backend.name, choice.model))
+        found, standing = choice.backend, standings[choice.backend.column]
+        assert found.status == "healthy"
+        assert choice.model in {model.name for model in found.models} & {"m", "f"}
+        assert found.limit is None or loads[found.column] < found.limit
+        assert standing.state != "open"
+        assert not standing.busy_s
+        assert found.restricted or not restricted
+        assert found.config.tier >= min_tier or flexible
+        assert (found.name, choice.model) not in tried
+        tried.add((found.name, choice.model))
     else:
         pytest.fail("it never ran out of backends")

@@ -1,15 +1,26 @@
 """Real processes on loopback, each ended by its own id."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from nexus.config import BackendConfig, Config
+from nexus.config.records import Logging
+from nexus.fleet.records import Backend, Labels, Model, Snapshot
+from nexus.fleet.rundir import RunDirectory
+from nexus.fleet.snapshot import SnapshotWriter
+from nexus.metrics.labels import sanitize
 from tests.support.figures import Scrape, scrape
 from tests.support.polling import until
 
@@ -17,9 +28,17 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody listens at, below those that the kernel hands out by itself: nothing that binds to port 0, and
+    no connection, can take it between this call and the server that is to have it."""
+    lowest, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    for _ in range(1000):
+        port = random.randrange(10_000, lowest)
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                sock.bind(("127.0.0.1", port))
+                return port
+    raise AssertionError("no free port found")
 
 
 def clean_environ(**more: str) -> dict[str, str]:
@@ -105,7 +124,91 @@ class Demo(Process):
         get_json(f"{self.url}/demo/fault", body=spec.encode())
 
 
-class Gateway(Process):
+class Measured(Process):
+    """A gateway that serves on `base` and logs JSON lines."""
+
+    base: str
+
+    def lines(self, event: str | None = None) -> list[dict[str, Any]]:
+        """The JSON lines of the log, all or those of one event; one that is being written is not one yet."""
+        whole = self.output().rpartition("\n")[0]
+        found = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+        return [line for line in found if event is None or line["event"] == event]
+
+    def scrape(self) -> Scrape:
+        return scrape(self.base)
+
+    def settled(self) -> Scrape:
+        """A scrape at a quiet moment: everything that was started has ended, and was counted."""
+
+        def quiet() -> Scrape | None:
+            found = self.scrape()
+            ended = found.total("nexus_requests_total") + found.total("nexus_requests_lost_total")
+            return found if found.total("nexus_requests_started_total") == ended else None
+
+        return until(quiet)
+
+    def stats(self) -> dict[str, Any]:
+        found: dict[str, Any] = get_json(f"{self.base}/v1/stats")
+        return found
+
+
+class Workers(Measured):
+    """gunicorn alone: the fleet is what `publish` says, so that no probe changes it."""
+
+    def __init__(self, directory: Path, config: Config, backends: list[Backend], *, workers: int = 1) -> None:
+        self.port = free_port()
+        self.base = f"http://127.0.0.1:{self.port}"
+        self.run_dir = RunDirectory(directory / "run")
+        self.run_dir.prepare()
+        self._columns = 0
+        self.publish(config, backends)
+        environ = clean_environ(
+            NEXUS_RUN_DIR=str(self.run_dir.path), NEXUS_PORT=str(self.port), NEXUS_HOST="127.0.0.1",
+            NEXUS_WORKERS=str(workers), NEXUS_LOG_FORMAT="json", NEXUS_GRACEFUL_TIMEOUT="5",
+        )  # fmt: skip
+        super().__init__(
+            [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"],
+            log=directory / "workers.log",
+            environ=environ,
+        )
+        until(lambda: self.scrape().value("nexus_workers") == workers, within_s=20)
+
+    def publish(self, config: Config, backends: list[Backend]) -> None:
+        """Give the backends columns and labels as the health process would, and show them to the workers.
+
+        The columns are new ones each time: nothing is known of the backends that lie in them.
+        """
+        first, self._columns = self._columns, self._columns + len(backends)
+        writer = SnapshotWriter(self.run_dir.path)
+        placed = [
+            msgspec.structs.replace(backend, column=column, label=sanitize(backend.name))
+            for column, backend in enumerate(backends, first)
+        ]
+        models = {model.name: sanitize(model.name) for backend in backends for model in backend.models}
+        writer.publish(
+            Snapshot(
+                number=writer.next_number(),
+                published_at=time.time(),
+                config=msgspec.structs.replace(config, logging=Logging(format="json")),
+                backends=tuple(placed),
+                labels=Labels(models=models, backends={backend.name: backend.label for backend in placed}),
+            )
+        )
+
+
+def backend(name: str, url: str, *models: str, **config: Any) -> Backend:
+    """A healthy backend for `Workers`, which all models on it do everything."""
+    return Backend(
+        config=BackendConfig(name=name, url=url, type="vllm", **config),
+        label="",
+        column=-1,
+        status="healthy",
+        models=tuple(Model(name=model, vision=True, tools=True) for model in models),
+    )
+
+
+class Gateway(Measured):
     """`nexus serve` with a configuration of its own in a directory of its own."""
 
     def __init__(
@@ -161,29 +264,6 @@ class Gateway(Process):
         except AssertionError:
             self.child.terminate()
             raise
-
-    def lines(self, event: str | None = None) -> list[dict[str, Any]]:
-        """The JSON lines of the log, all or those of one event; one that is being written is not one yet."""
-        whole = self.output().rpartition("\n")[0]
-        found = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
-        return [line for line in found if event is None or line["event"] == event]
-
-    def scrape(self) -> Scrape:
-        return scrape(self.base)
-
-    def settled(self) -> Scrape:
-        """A scrape at a quiet moment: everything that was started has ended, and was counted."""
-
-        def quiet() -> Scrape | None:
-            found = self.scrape()
-            ended = found.total("nexus_requests_total") + found.total("nexus_requests_lost_total")
-            return found if found.total("nexus_requests_started_total") == ended else None
-
-        return until(quiet)
-
-    def stats(self) -> dict[str, Any]:
-        found: dict[str, Any] = get_json(f"{self.base}/v1/stats")
-        return found
 
     def master_pid(self) -> int:
         return int(self.lines("gateway starting")[-1]["pid"])

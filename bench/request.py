@@ -1,0 +1,132 @@
+"""Where the time of one plain request goes inside the gateway: everything is real but the sockets, which cost nothing.
+
+Run it with `python -m bench.request`; it prints microseconds by part.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import logging
+import pstats
+import tempfile
+import timeit
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+from nexus.config import BackendConfig, Config
+from nexus.fleet.records import Backend, Labels, Model, Snapshot
+from nexus.fleet.rundir import RunDirectory
+from nexus.fleet.seat import Seat
+from nexus.metrics.recorder import Recorder
+from nexus.metrics.settlement import settle
+from nexus.metrics.store import Store
+from nexus.proxy.client import Watch
+from nexus.proxy.connections import Connection
+from nexus.proxy.engine import Engine
+from nexus.proxy.view import View
+from nexus.proxy.worker.heads import Limits
+from nexus.proxy.worker.lane import Lane
+
+REQUESTS = 20_000
+PARTS = {
+    "the request's head": ("read_plain_head",),
+    "its body: model, stream, needs": ("requirements.py:read",),
+    "choosing and taking a place": ("_admit",),
+    "the backend's request head": ("request_head",),
+    "the backend's answer": ("feed", "usage_of"),
+    "giving the place back": ("leave",),
+    "the answer's head": ("_head",),
+    "counting: begun and finished": ("started", "finished"),
+}
+BODY = b'{"model":"m","messages":[{"role":"user","content":"Hello, how are you today?"}]}'
+ASK = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nauthorization: Bearer x\r\n"
+    b"content-type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+)
+USAGE = b'{"usage":{"prompt_tokens":9,"completion_tokens":12,"total_tokens":21},"x":"'
+CONTENT = USAGE + b"x" * (498 - len(USAGE)) + b'"}'
+ANSWER = (
+    b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Mon, 23 Nov 2026 20:36:41 GMT\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\nConnection: keep-alive\r\n\r\n%b" % (len(CONTENT), CONTENT)
+)
+
+
+class _Socket:
+    def send(self, data: bytes) -> int:
+        return len(data)
+
+    def recv(self, _: int, flags: int = 0) -> bytes:
+        if flags:
+            raise BlockingIOError
+        return ANSWER
+
+    def fileno(self) -> int:
+        return -1
+
+    def close(self) -> None:
+        pass
+
+
+class _Watch(Watch):
+    def wait(self, *_: Any) -> None:
+        pass
+
+    def begin(self) -> None:
+        pass
+
+
+def lane() -> Lane:
+    """A lane whose client and backend are always ready, and cost nothing."""
+    logging.getLogger("nexus").setLevel(logging.WARNING)
+    run_dir = RunDirectory(tempfile.mkdtemp())
+    run_dir.prepare()
+    seat = Seat.lease(run_dir.new_generation())
+    settle(seat)
+    lock = nullcontext()
+    backend = Backend(
+        config=BackendConfig(name="up", url="http://127.0.0.1:1", type="vllm"), label="up", column=0, status="healthy",
+        latency_ms=1.0, models=(Model(name="m", context_length=32768, context_known=True),),
+    )  # fmt: skip
+    labels = Labels(models={"m": "m"}, backends={"up": "up"})
+    view = View.of(Snapshot(number=1, published_at=0, config=Config(), backends=(backend,), labels=labels))
+    fleet: Any = SimpleNamespace(current=lambda: view)
+    engine = Engine(
+        fleet=fleet, recorder=Recorder(Store(seat), seat, lock=lock), load=seat.table, row=seat.row,
+        circuits=seat.circuits, environ={}, lock=lock,
+    )  # fmt: skip
+    sock: Any = _Socket()
+    engine.connections._connect = lambda *_: Connection(sock, reused=False)  # type: ignore[method-assign]
+    made = object.__new__(Lane)
+    made.__dict__.update(
+        _client=sock, _timeout_s=60.0, _engine=engine, _limits=Limits(100, 16380, 8190), _keep_alive=lambda: True,
+        _watch=_Watch(None),
+    )  # fmt: skip
+    return made
+
+
+def main() -> None:
+    serve = lane().serve
+    assert serve(ASK) == b""
+    whole = min(timeit.repeat(lambda: serve(ASK), number=REQUESTS, repeat=5)) / REQUESTS * 1e6
+    profile = cProfile.Profile()
+    profile.enable()
+    for _ in range(REQUESTS):
+        serve(ASK)
+    profile.disable()
+    stats: dict[tuple[str, int, str], tuple[int, int, float, float, Any]] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    total = max(cumulative for _, _, _, cumulative, _ in stats.values())
+    shown = 0.0
+    for part, names in PARTS.items():
+        share = 0.0
+        for (file, _, function), (_, _, _, cumulative, _) in stats.items():
+            if "nexus" in file and any(name in (function, f"{file.rpartition('/')[2]}:{function}") for name in names):
+                share += cumulative / total
+        shown += share
+        print(f"| {part} | {share * whole:.1f} |")
+    print(f"| what holds them together | {(1 - shown) * whole:.1f} |")
+    print(f"| **all** | **{whole:.1f}** |")
+
+
+if __name__ == "__main__":
+    main()

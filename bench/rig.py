@@ -1,0 +1,173 @@
+"""What the benchmarks run: gateways on one core, load and backends on the other, each a real process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PEERS = Path(__file__).parent / ".peers"
+GATEWAY_CORE, LOAD_CORE = "0", "1"
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass
+class Running:
+    """A process and its children, on one core."""
+
+    name: str
+    port: int
+    process: subprocess.Popen[bytes]
+    started_s: float = 0.0
+    pids: list[int] = field(default_factory=list)
+
+    def tree(self) -> list[int]:
+        found, todo = [], [self.process.pid]
+        while todo:
+            pid = todo.pop()
+            try:
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            except OSError:
+                continue
+            found.append(pid)
+            todo += map(int, children)
+        return found
+
+    def cpu_s(self) -> float:
+        """Processor time of the whole tree, user and system."""
+        total = 0
+        for pid in self.tree():
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += int(fields[11]) + int(fields[12])
+        return total / _TICKS
+
+    def memory(self) -> int:
+        """Resident bytes of the whole tree."""
+        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.tree()) * _PAGE
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def start(
+    name: str, command: list[str], port: int, directory: Path, *, core: str, ready: str = "", **environ: str
+) -> Running:
+    """Start it on one core, and wait until it answers (`ready` is a path that must give 200, else the port must open)."""
+    began = time.monotonic()
+    with (directory / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["taskset", "-c", core, *command], cwd=ROOT, env={**os.environ, **environ}, stdout=log, stderr=log
+        )
+    running = Running(name, port, process)
+    deadline = began + 60
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"{name} ended: {(directory / f'{name}.log').read_text()[-2000:]}")
+        try:
+            if ready:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}{ready}", timeout=2):
+                    break
+            else:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+        except OSError:
+            time.sleep(0.02)
+    else:
+        running.stop()
+        raise RuntimeError(f"{name} does not answer: {(directory / f'{name}.log').read_text()[-2000:]}")
+    running.started_s = time.monotonic() - began
+    return running
+
+
+def nexus(
+    directory: Path, upstream: int, *, name: str = "nexus", workers: int = 1, core: str = GATEWAY_CORE, **environ: str
+) -> Running:
+    """`nexus serve` in front of one backend, as it is configured by default but for its log level."""
+    port = free_port()
+    place = directory / name
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    file = place / "nexus.toml"
+    file.write_text(
+        f'[server]\nhost = "127.0.0.1"\nport = {port}\nworkers = {workers}\nrun_dir = "/dev/shm/nexus-bench-{port}"\n'
+        "max_concurrent_requests = 100000\n"
+        '[health_check]\nlisten = "off"\ninterval_seconds = 5\n[logging]\nlevel = "warn"\n'
+        f'[[backends]]\nname = "up"\nurl = "http://127.0.0.1:{upstream}"\ntype = "vllm"\n'
+    )
+    command = [sys.executable, "-m", "nexus", "serve", "-c", str(file)]
+    return start(name, command, port, directory, core=core, ready="/readyz", **environ)
+
+
+def vllm_router(directory: Path, upstream: int) -> Running:
+    """The Rust router that vLLM publishes, with one worker."""
+    program = peer("vllm-router", "vllm-router==0.1.17")
+    port = free_port()
+    command = [
+        str(program), "--host", "127.0.0.1", "--port", str(port), "--worker-urls", f"http://127.0.0.1:{upstream}",
+        "--log-level", "warning", "--max-concurrent-requests", "100000", "--prometheus-port", str(free_port()),
+    ]  # fmt: skip
+    return start("vllm-router", command, port, directory, core=GATEWAY_CORE, ready="/health")
+
+
+def nginx_proxy(directory: Path, upstream: int) -> Running:
+    """nginx as a plain reverse proxy, on one core."""
+    port = free_port()
+    return _nginx(
+        "nginx-proxy", directory, port, GATEWAY_CORE,
+        f"upstream up {{ server 127.0.0.1:{upstream}; keepalive 2048; keepalive_requests 10000000; }}\n"
+        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://up; proxy_http_version 1.1;"
+        ' proxy_set_header Connection ""; proxy_buffering off; } }',
+    )  # fmt: skip
+
+
+def nginx_static(directory: Path, answer: str) -> Running:
+    """A backend that gives the same answer to every request, and a model list."""
+    port = free_port()
+    models = '{"object":"list","data":[{"id":"m","object":"model","created":1,"owned_by":"x","max_model_len":32768}]}'
+    return _nginx(
+        "upstream", directory, port, LOAD_CORE,
+        f"server {{ listen 127.0.0.1:{port}; default_type application/json;\n"
+        f"location = /v1/models {{ return 200 '{models}'; }}\nlocation / {{ return 200 '{answer}'; }} }}",
+    )  # fmt: skip
+
+
+def _nginx(name: str, directory: Path, port: int, core: str, server: str) -> Running:
+    file = directory / f"{name}.conf"
+    file.write_text(
+        f"daemon off; master_process off; pid {directory}/{name}.pid; error_log {directory}/{name}.err;\n"
+        "events { worker_connections 16384; }\n"
+        "http { access_log off; keepalive_requests 10000000; keepalive_timeout 65s;\n"
+        f"client_body_temp_path {directory}/{name}-body; proxy_temp_path {directory}/{name}-proxy;\n{server} }}\n"
+    )
+    return start(name, ["nginx", "-c", str(file)], port, directory, core=core)
+
+
+def peer(name: str, requirement: str) -> Path:
+    """The program of a peer from the Python package index, fetched into an environment of its own."""
+    place = PEERS / name
+    program = place / "bin" / name
+    if not (place / "installed").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+        subprocess.run([str(place / "bin" / "pip"), "install", "--quiet", requirement], check=True)
+        (place / "installed").touch()
+    return program

@@ -1,0 +1,239 @@
+"""Requests through one gateway on one core, beside its peers in the same run.
+
+Run it with `make bench`; it writes bench/results/throughput.md and throughput.svg. Load (wrk) and a static upstream
+(nginx) share the other core; each gateway gets the same request and gives the same answer.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import rig
+from bench.machine import machine, versions
+
+RESULTS = Path(__file__).parent / "results" / "throughput.md"
+PICTURE = RESULTS.with_suffix(".svg")
+SECONDS = 3
+REPEATS = 3
+CONNECTIONS = (1, 32, 256)
+CONTENT = "x" * 262
+ANSWER = (
+    '{"id":"chatcmpl-1","object":"chat.completion","created":1700000000,"model":"m","choices":[{"index":0,"message":'
+    f'{{"role":"assistant","content":"{CONTENT}"}},"logprobs":null,"finish_reason":"stop"}}],'
+    '"usage":{"prompt_tokens":9,"completion_tokens":12,"total_tokens":21}}'
+)
+LUA = """
+wrk.method = "POST"
+wrk.headers["content-type"] = "application/json"
+wrk.headers["authorization"] = "Bearer x"
+wrk.body = '{"model":"m","messages":[{"role":"user","content":"Hello, how are you today?"}]}'
+"""
+Run = dict[str, float]
+
+
+def sglang_router(directory: Path, upstream: int) -> rig.Running:
+    program = rig.peer("sglang-router", "sglang-router==0.3.2")
+    port = rig.free_port()
+    command = [
+        str(program.parent / "python"), "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--port", str(port),
+        "--worker-urls", f"http://127.0.0.1:{upstream}", "--log-level", "warn", "--prometheus-port", str(rig.free_port()),
+    ]  # fmt: skip
+    return rig.start("sglang-router", command, port, directory, core=rig.GATEWAY_CORE, ready="/health")
+
+
+def litellm(directory: Path, upstream: int) -> rig.Running:
+    program = rig.peer("litellm", "litellm[proxy]==1.80.0")
+    port = rig.free_port()
+    file = directory / "litellm.yaml"
+    file.write_text(
+        "model_list:\n- model_name: m\n  litellm_params:\n    model: openai/m\n"
+        f"    api_base: http://127.0.0.1:{upstream}/v1\n    api_key: x\n"
+    )
+    command = [str(program), "--config", str(file), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    return rig.start("litellm", command, port, directory, core=rig.GATEWAY_CORE, ready="/health/liveliness")
+
+
+def haproxy(directory: Path, upstream: int) -> rig.Running:
+    port = rig.free_port()
+    file = directory / "haproxy.cfg"
+    file.write_text(
+        "global\n nbthread 1\n maxconn 4000\ndefaults\n mode http\n timeout connect 5s\n timeout client 60s\n"
+        f" timeout server 60s\nlisten up\n bind 127.0.0.1:{port}\n server s 127.0.0.1:{upstream}\n"
+    )
+    return rig.start("haproxy", ["haproxy", "-db", "-f", str(file)], port, directory, core=rig.GATEWAY_CORE)
+
+
+def through_flask(directory: Path, upstream: int) -> rig.Running:
+    return rig.nexus(directory, upstream, name="nexus-flask", NEXUS_WITHOUT_SHORT_WAY="1")
+
+
+GATEWAYS: dict[str, Callable[[Path, int], rig.Running]] = {
+    "nginx": rig.nginx_proxy,
+    "haproxy": haproxy,
+    "vLLM router": rig.vllm_router,
+    "SGLang router": sglang_router,
+    "LiteLLM": litellm,
+    "Nexus": rig.nexus,
+    "Nexus through Flask": through_flask,
+}
+
+
+def wrk(port: int, connections: int, script: Path) -> Run:
+    """One run of wrk: requests a second, and latency in ms."""
+    command = [
+        "taskset",
+        "-c",
+        rig.LOAD_CORE,
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{SECONDS}",
+        "--timeout",
+        "30s",
+        "--latency",
+        "-s",
+        str(script),
+    ]
+    out = subprocess.run(
+        [*command, f"http://127.0.0.1:{port}/v1/chat/completions"], capture_output=True, text=True, check=True
+    ).stdout
+    failed = re.search(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)", out)
+    if failed:
+        raise RuntimeError(f"requests failed: {failed[0]}")
+    scale = {"us": 0.001, "ms": 1.0, "s": 1000.0}
+
+    def latency(share: str) -> float:
+        value, unit = re.search(rf"\s{share}%\s+([\d.]+)(us|ms|s)", out).groups()  # type: ignore[union-attr]
+        return float(value) * scale[unit]
+
+    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1])  # type: ignore[index]
+    return {"rate": rate, "median_ms": latency("50"), "p99_ms": latency("99")}
+
+
+def measure(name: str, directory: Path, upstream: int, script: Path) -> dict[int, Run]:
+    gateway = GATEWAYS[name](directory, upstream)
+    try:
+        wrk(gateway.port, 8, script)  # warm
+        found = {}
+        for connections in CONNECTIONS:
+            before, began = gateway.cpu_s(), time.monotonic()
+            run = wrk(gateway.port, connections, script)
+            requests = run["rate"] * (time.monotonic() - began)
+            run["cpu_ms"] = (gateway.cpu_s() - before) / requests * 1e6 / 1000
+            run["memory_mb"] = gateway.memory() / 1e6
+            run["start_s"] = gateway.started_s
+            found[connections] = run
+        return found
+    finally:
+        gateway.stop()
+
+
+def main() -> None:
+    results: dict[str, list[dict[int, Run]]] = {}
+    missing: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        script = directory / "post.lua"
+        script.write_text(LUA)
+        upstream = rig.nginx_static(directory, ANSWER)
+        try:
+            for repeat in range(REPEATS):
+                direct = {connections: wrk(upstream.port, connections, script) for connections in CONNECTIONS}
+                results.setdefault("direct", []).append(direct)
+                for name in GATEWAYS:
+                    if name in missing:
+                        continue
+                    try:
+                        found = measure(name, directory, upstream.port, script)
+                    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+                        missing[name] = str(error).strip().splitlines()[-1][:200]
+                        print(f"{name} is left out: {missing[name]}", flush=True)
+                        continue
+                    results.setdefault(name, []).append(found)
+                    print(f"{repeat} {name:20} {found}", flush=True)
+        finally:
+            upstream.stop()
+    RESULTS.write_text(report(results, missing))
+    PICTURE.write_text(picture(results))
+    print(RESULTS.read_text())
+
+
+def median(results: dict[str, list[dict[int, Run]]], name: str, connections: int, key: str) -> float:
+    return statistics.median(run[connections][key] for run in results[name])
+
+
+def report(results: dict[str, list[dict[int, Run]]], missing: dict[str, str]) -> str:
+    lines = [
+        "# Throughput",
+        "",
+        f"Measured by `make bench` on {machine()}; {versions('gevent', 'gunicorn', 'httptools', 'msgspec')}; vLLM router 0.1.17,",
+        "SGLang router 0.3.2. Each gateway is one process on one core (Nexus: one worker, with its master, supervisor and health",
+        f"process on the same core); wrk and a static nginx as backend share the other. The same request and an answer of {len(ANSWER)}",
+        f"bytes for all; {REPEATS} repeats in turn of {SECONDS} s each, medians (least–most).",
+        "",
+        "![requests a second](throughput.svg)",
+        "",
+        f"| gateway | {' | '.join(f'requests/s at {n}' for n in CONNECTIONS)} | median ms at 1 | median, p99 ms at 32 | CPU s per 1,000 at 32 | memory MB | start s |",
+        "|---|" + "---|" * (len(CONNECTIONS) + 5),
+    ]
+    for name, runs in results.items():
+        rates = []
+        for connections in CONNECTIONS:
+            values = [run[connections]["rate"] for run in runs]
+            rates.append(f"{statistics.median(values):,.0f} ({min(values):,.0f}–{max(values):,.0f})")
+        cells = [*rates, f"{median(results, name, 1, 'median_ms'):.3f}",
+                 f"{median(results, name, 32, 'median_ms'):.2f}, {median(results, name, 32, 'p99_ms'):.2f}"]  # fmt: skip
+        if name == "direct":
+            cells += ["", "", ""]
+        else:
+            cells += [f"{median(results, name, 32, 'cpu_ms'):.3f}", f"{median(results, name, 256, 'memory_mb'):.0f}",
+                      f"{median(results, name, 1, 'start_s'):.1f}"]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines.append("")
+    if "vLLM router" in results:
+        for connections in CONNECTIONS:
+            ratio = median(results, "Nexus", connections, "rate") / median(results, "vLLM router", connections, "rate")
+            lines.append(f"- At {connections} connections Nexus serves {ratio:.2f} × the vLLM router's requests.")
+        added = [
+            median(results, name, 1, "median_ms") - median(results, "direct", 1, "median_ms")
+            for name in ("Nexus", "vLLM router")
+        ]
+        lines.append(f"- At one connection it adds {added[0]:.3f} ms at the median, the vLLM router {added[1]:.3f} ms.")
+    if "SGLang router" in results:
+        ratio = median(results, "Nexus", 32, "rate") / median(results, "SGLang router", 32, "rate")
+        lines.append(f"- At 32 connections Nexus serves {ratio:.2f} × the SGLang router's requests.")
+    if "LiteLLM" in results:
+        for name in ("Nexus", "Nexus through Flask"):
+            ratio = median(results, name, 32, "rate") / median(results, "LiteLLM", 32, "rate")
+            lines.append(f"- At 32 connections {name} serves {ratio:.0f} × LiteLLM's requests.")
+    lines += [f"- {name} is left out: {why}" for name, why in missing.items()]
+    return "\n".join([*lines, ""])
+
+
+def picture(results: dict[str, list[dict[int, Run]]]) -> str:
+    """Bars of the requests a second at 32 connections, without those of no gateway at all."""
+    bars = [(name, median(results, name, 32, "rate")) for name in results if name not in ("direct", "nginx", "haproxy")]
+    bars.sort(key=lambda bar: -bar[1])
+    most, height = max(rate for _, rate in bars), 30
+    rows = [
+        f'<text x="150" y="{n * height + 20}" text-anchor="end">{name}</text>'
+        f'<rect x="160" y="{n * height + 6}" width="{rate / most * 420:.0f}" height="20" fill="{"#2563eb" if name.startswith("Nexus") else "#94a3b8"}"/>'
+        f'<text x="{rate / most * 420 + 168:.0f}" y="{n * height + 20}">{rate:,.0f}</text>'
+        for n, (name, rate) in enumerate(bars)
+    ]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 660 {len(bars) * height + 30}" font-family="sans-serif" font-size="14">'
+        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(rows)}'
+        f'<text x="160" y="{len(bars) * height + 22}" fill="#475569">requests a second on one core, 32 connections</text></svg>\n'
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

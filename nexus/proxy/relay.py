@@ -1,0 +1,161 @@
+"""The body of a stream's answer: pieces from the backend become pieces for the client until either ends it.
+
+A server iterates over it, and it waits for the backend; or a server that waits itself, as our worker does, gives it
+what came (`take`) and tells how it ended. Either way the request is recorded once.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import TYPE_CHECKING
+
+from nexus.errors import FAULTS, Fault, RequestFailed, error_body
+from nexus.proxy.attempt import Attempt, StreamError
+from nexus.proxy.client import ClientGone, Stopping
+
+if TYPE_CHECKING:
+    from nexus.proxy.exchange import Exchange
+
+
+class StreamBody:
+    """One stream that has come to its content. `over`: what was given last is the end, once it is written."""
+
+    def __init__(self, exchange: Exchange, attempt: Attempt) -> None:
+        self._exchange = exchange
+        self._attempt = attempt
+        self._fault: Fault | None = None
+        assert attempt.stream is not None
+        self._stream = attempt.stream
+        self._answer = attempt.answer
+        self._status = attempt.status
+        self._begun = False
+        self._told = False
+        self.over = False
+
+    @property
+    def backend(self) -> socket.socket | None:
+        """What can be waited for by itself; None where bytes may be there that the socket does not show (TLS)."""
+        sock = self._attempt.socket
+        return None if isinstance(sock, ssl.SSLSocket) else sock
+
+    def begin(self) -> bytes:
+        """The first bytes for the client."""
+        self._begun = True
+        shown = self._attempt.begin()
+        self._tell_first_token()
+        return shown + self._conclude() if self._attempt.complete else shown
+
+    def take(self, data: bytes) -> bytes:
+        """What the client gets of bytes that the backend sent; empty ones say that it closed."""
+        try:
+            shown = self._attempt.take(data)
+        except RequestFailed as failure:
+            return self.fail(failure)
+        if not self._told:
+            self._tell_first_token()
+        return shown + self._conclude() if self._attempt.complete else shown
+
+    def take_chunk(self, data: bytes) -> bytes:
+        """As `take`, for a client that gets the stream in chunks; a chunk that is to go on as it came does so."""
+        if self._told and (piece := self._answer.whole_chunk(data)) is not None:
+            shown = self._stream.take(piece)
+            return data if shown is piece else chunk(shown)
+        return chunk(self.take(data))
+
+    def quiet_s(self) -> float:
+        """For how long the backend has sent nothing."""
+        return self._stream.quiet_s()
+
+    def silence(self, quiet_s: float) -> tuple[float, RequestFailed]:
+        """For how much longer the backend may be silent, in seconds, and with what to `fail` when that is over."""
+        return self._attempt.silence(quiet_s)
+
+    def broken(self) -> RequestFailed:
+        """With what to `fail` where the backend's connection breaks."""
+        return self._attempt.broken()
+
+    def fail(self, failure: RequestFailed) -> bytes:
+        """The stream ends here; gives the event that tells the client."""
+        self._end(failure.fault)
+        if isinstance(failure, StreamError):
+            return b""  # the client has seen it
+        return error_event(failure.message, failure.fault)
+
+    def stop(self) -> bytes:
+        """The gateway ends it; gives the event that tells the client."""
+        return self.fail(RequestFailed("shutdown", "The gateway is being stopped."))
+
+    def _conclude(self) -> bytes:
+        rest, failure = self._attempt.conclude()
+        if failure is not None:
+            return rest + self.fail(failure)
+        self._end(None)
+        return rest
+
+    def _end(self, fault: Fault | None) -> None:
+        self.over = True
+        self._fault = fault
+        self._attempt.end(fault)  # before the client takes its time over the last bytes
+
+    def _tell_first_token(self) -> None:
+        if self._stream.first_token_at:
+            self._told = True
+            self._exchange.tell_first_token(self._stream.first_token_at)
+
+    def written(self) -> None:
+        """All that was given was written."""
+        if self.over:
+            self._exchange.finish(self._fault, None if self._fault else self._status)
+
+    def left(self) -> None:
+        """The client went, and all that was given was written: one that has seen `[DONE]` has all it asked for."""
+        if self._stream.done and self._stream.error is None and not self.over:
+            self._end(None)
+            self.written()
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """The server is done, however that came; before the end, it means that the client is gone."""
+        self._attempt.end(FAULTS["client_gone"])
+        self._exchange.finish(FAULTS["client_gone"])
+
+    def __iter__(self) -> StreamBody:
+        return self
+
+    def __next__(self) -> bytes:
+        # Asked for more, the server has written what it got before.
+        if not self._begun:
+            return self.begin()
+        if self.over:
+            self.written()
+            raise StopIteration
+        try:
+            while not (shown := self.take(self._attempt.receive())) and not self.over:
+                pass
+        except RequestFailed as failure:
+            shown = self.fail(failure)
+        except ClientGone:
+            self.left()
+            raise StopIteration from None
+        except Stopping:
+            shown = self.stop()
+        except BaseException:
+            self._attempt.end(FAULTS["shutdown"])
+            self._exchange.finish(FAULTS["shutdown"])
+            raise
+        if shown or not self.over:
+            return shown
+        self.written()
+        raise StopIteration
+
+
+def error_event(message: str, fault: Fault) -> bytes:
+    """A failure told within a stream, in OpenAI's form."""
+    return b"data: " + error_body(message, status=fault.status or 502, code=fault.code) + b"\n\n"
+
+
+def chunk(data: bytes) -> bytes:
+    """Bytes as a chunk of the chunked transfer coding; nothing for none."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""

@@ -1,0 +1,101 @@
+"""OpenAI's token usage: read from answers, and asked for where a client did not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Usage(msgspec.Struct):
+    """How many tokens an answer took, as far as it is told; cached ones of the prompt, reasoning ones of the rest."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class _Told(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+
+
+class _Answer(msgspec.Struct):
+    usage: _Told | None = None
+
+
+class _Options(msgspec.Struct):
+    include_usage: Any = None
+
+
+class _Asking(msgspec.Struct):
+    stream_options: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_told = msgspec.json.Decoder(_Told).decode
+_decode_asking = msgspec.json.Decoder(_Asking).decode
+_decode_options = msgspec.json.Decoder(_Options).decode
+
+
+def _usage(told: _Told) -> Usage:
+    return Usage(
+        prompt_tokens=told.prompt_tokens,
+        completion_tokens=told.completion_tokens,
+        cached_tokens=told.prompt_tokens_details.cached_tokens if told.prompt_tokens_details else None,
+        reasoning_tokens=told.completion_tokens_details.reasoning_tokens if told.completion_tokens_details else None,
+    )
+
+
+def usage_of(answer: bytes) -> Usage | None:
+    """The usage that a whole answer reports; None where it reports none, or not in OpenAI's form."""
+    if b'"usage"' not in answer:
+        return None
+    try:
+        told = _decode_answer(answer).usage
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return _usage(told) if told is not None else None
+
+
+def usage_in(raw: bytes) -> Usage | None:
+    """The usage in a `usage` object; None where it is not in OpenAI's form."""
+    try:
+        return _usage(_decode_told(raw))
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def asks_for_usage(body: bytes) -> bool:
+    """Whether a request for a stream asks for its usage by itself."""
+    if b'"include_usage"' not in body:
+        return False
+    try:
+        return _decode_options(_decode_asking(body).stream_options).include_usage is True
+    except (msgspec.DecodeError, RecursionError):
+        return False
+
+
+def with_usage_asked(body: bytes) -> bytes:
+    """The body, a JSON object that is not empty, with `stream_options.include_usage` set; all else keeps its bytes.
+
+    Gives the body as it is where `stream_options` is not an object: the backend is to say so, as it was asked.
+    """
+    if b'"stream_options"' not in body:
+        return body.rstrip()[:-1] + b',"stream_options":{"include_usage":true}}'
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    try:
+        options = msgspec.json.decode(fields.get("stream_options", b"{}"), type=dict[str, msgspec.Raw] | None) or {}
+    except (msgspec.DecodeError, RecursionError):
+        return body
+    options["include_usage"] = msgspec.Raw(b"true")
+    fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
+    return msgspec.json.encode(fields)

@@ -1,0 +1,242 @@
+"""gunicorn's gevent worker, with an end that does not wait for idle connections and does not cut streams.
+
+The stock worker counts a kept-alive connection as work in progress: with a balancer in front, which keeps some open,
+every stop and every recycling would take the whole `graceful_timeout`. And it is killed when that is over, with
+whatever it still serves; this one ends that a moment before, so that clients are told, and all is counted.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import gc
+import os
+import socket
+import time
+from typing import Any
+
+import gevent
+from gunicorn import http, util
+from gunicorn.config import Config
+from gunicorn.workers.ggevent import GeventWorker
+
+from nexus.proxy.client import Stopping
+from nexus.proxy.engine import Engine
+from nexus.proxy.worker.heads import Limits
+from nexus.proxy.worker.hub import Deadlines
+from nexus.proxy.worker.lane import Lane, NotPlain
+
+_LOOK_EVERY_S = 0.1
+_IDLE_S = 1.0
+"""A connection that was quiet for so long is ended at a stop. A busier one gets a request soon, and `Connection: close`
+with its answer, which is the better end: a request that is on its way when a connection ends is lost on the client."""
+
+
+_LAG_EVERY_S = 0.5
+_TO_SAY_GOODBYE_S = 1.0
+"""So long before the end of the grace, what is still served is ended."""
+_PATIENCE_S = 60.0
+"""How long a connection may take to bring a request's head, where it is not kept for another one anyway."""
+_FAIR_EVERY = 32
+_COLLECT_AFTER = 20_000
+"""Objects made, less those freed, before the collector looks for cycles; requests leave none."""
+_WITHOUT = "NEXUS_WITHOUT_SHORT_WAY"
+"""Set, every request goes through gunicorn's parser and Flask; for comparison."""
+
+
+class GatewayWorker(GeventWorker):  # type: ignore[misc]
+    """Ends idle client connections once it is told to stop; requests in progress keep their grace."""
+
+    alive: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._idle_since: dict[socket.socket, float] = {}
+        self._ended: set[socket.socket] = set()
+        self._serving: set[gevent.Greenlet[Any, Any]] = set()
+        self._limits: Limits | None = None
+        self._keepalive = True
+        self._patience_s = _PATIENCE_S
+        self._engine: Engine
+        self._deadlines = Deadlines()
+
+    def run(self) -> None:
+        # What is there now stays: the collector need not look at it again, nor stop every stream while it does.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_COLLECT_AFTER, 20, 50)
+        self._limits = self._plain_limits()
+        self._keepalive = bool(self.cfg.keepalive)
+        self._patience_s = self.cfg.keepalive or _PATIENCE_S
+        self._engine = self.wsgi.extensions["nexus"].engine
+        gevent.spawn(self._end_idle_connections)
+        gevent.spawn(self._end_requests_after_the_grace)
+        gevent.spawn(self._watch_lag)
+        super().run()
+
+    def _plain_limits(self) -> Limits | None:
+        """The limits of the short way; None where every request must go through gunicorn: it is to log or to call a
+        hook for each, or connections carry more than plain HTTP."""
+        cfg, default = self.cfg, Config()
+        if (
+            cfg.is_ssl
+            or cfg.proxy_protocol != "off"
+            or cfg.accesslog
+            or cfg.pre_request is not default.pre_request
+            or cfg.post_request is not default.post_request
+            or os.environ.get(_WITHOUT)
+        ):
+            return None
+        return Limits(
+            fields=cfg.limit_request_fields,
+            field=cfg.limit_request_field_size,
+            line=cfg.limit_request_line,
+            scheme_headers=tuple(name.lower() for name in cfg.secure_scheme_headers),
+        )
+
+    def _watch_lag(self) -> None:
+        """How late the loop wakes us, into the figures."""
+        recorder = self.wsgi.extensions["nexus"].recorder
+        while True:
+            due = time.monotonic() + _LAG_EVERY_S
+            gevent.sleep(_LAG_EVERY_S)
+            recorder.loop_lag(max(0.0, time.monotonic() - due))
+
+    def _end_requests_after_the_grace(self) -> None:
+        while self.alive:
+            gevent.sleep(_LOOK_EVERY_S)
+        grace_s = self.cfg.graceful_timeout
+        gevent.sleep(max(grace_s - _TO_SAY_GOODBYE_S, grace_s / 2))
+        for greenlet in list(self._serving):
+            greenlet.kill(Stopping, block=False)
+
+    def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
+        """Serve one connection: its plain requests here, all others by gunicorn's own parser and the application."""
+        self._idle_since[client] = time.monotonic()
+        try:
+            if self._limits is None:
+                super().handle(listener, client, addr)
+            else:
+                self._serve(listener, client, addr)
+        except (OSError, StopIteration, Stopping):
+            pass  # the client's connection broke, or is to be closed; what there was to count was counted
+        except Exception as error:
+            self.log.exception("connection failed")
+            self.handle_error(None, client, addr, error)
+        finally:
+            self._idle_since.pop(client, None)
+            self._ended.discard(client)
+            util.close(client)
+
+    def _serve(self, listener: Any, client: socket.socket, addr: Any) -> None:
+        assert self._limits is not None
+        lane = Lane(self._engine, client, self._limits, deadlines=self._deadlines, keep_alive=self._goes_on)
+        greenlet = gevent.getcurrent()
+        assert isinstance(greenlet, gevent.Greenlet)
+        data: bytes | None = b""
+        turns = 0
+        try:
+            while data is not None:
+                if not data:
+                    data = lane.receive(self._patience_s)
+                    if not data:
+                        return
+                if client in self._ended:
+                    return  # it came while the connection was being ended; its client sees that it was not served
+                self._idle_since.pop(client, None)
+                self._serving.add(greenlet)
+                try:
+                    rest = lane.serve(data)
+                    self._count()
+                except NotPlain:
+                    rest = self._serve_by_gunicorn(listener, client, addr, data)
+                finally:
+                    self._serving.discard(greenlet)
+                data = rest
+                self._idle_since[client] = time.monotonic()
+                turns += 1
+                if turns % _FAIR_EVERY == 0:
+                    gevent.sleep(0)  # a connection that always has a request ready must not starve the others
+        finally:
+            lane.close()
+
+    def _serve_by_gunicorn(self, listener: Any, client: socket.socket, addr: Any, data: bytes) -> bytes | None:
+        """One request as gunicorn serves it, from the bytes that were read; gives what came after it."""
+        client.setblocking(True)
+        parser = http.get_parser(self.cfg, client, addr)
+        parser.unreader.unread(data)
+        req = None
+        try:
+            with self._patience():
+                req = next(parser)
+            if req is None:
+                return None
+            req.proxy_protocol_info = req.proxy_protocol_info or {}
+            super().handle_request(listener.getsockname(), req, client, addr)
+            drained = False
+            with self._patience():
+                drained = parser.finish_body()
+            if not drained:
+                return None
+        except (http.errors.NoMoreData, StopIteration):
+            return None
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as gunicorn does with what its parser refuses
+            self.handle_error(req, client, addr, error)
+            return None
+        client.setblocking(False)
+        return bytes(parser.unreader.take_buffered())
+
+    def _patience(self) -> gevent.Timeout:
+        """Ends a block that takes too long, silently."""
+        return gevent.Timeout(self._patience_s, False)  # type: ignore[arg-type]  # what gevent calls silent
+
+    def _goes_on(self) -> bool:
+        """Whether connections may carry further requests."""
+        return self.alive and self._keepalive
+
+    def _count(self) -> None:
+        """A request was served: one nearer to the worker's recycling, if that is wanted."""
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+
+    def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
+        if sock in self._ended:
+            raise StopIteration  # it came while the connection was being ended; its client sees that it was not served
+        self._idle_since.pop(sock, None)
+        greenlet = gevent.getcurrent()
+        if isinstance(greenlet, gevent.Greenlet):
+            self._serving.add(greenlet)
+        try:
+            super().handle_request(listener_name, req, sock, addr)
+        except Stopping:
+            raise StopIteration from None  # it came between two waits; what there was to count was counted
+        finally:
+            self._serving.discard(greenlet)
+            self._idle_since[sock] = time.monotonic()
+
+    def _end_idle_connections(self) -> None:
+        while True:
+            gevent.sleep(_LOOK_EVERY_S)
+            if self.alive:
+                continue
+            # Nothing in this loop lets another greenlet run: a connection that is idle stays so until it is ended.
+            long_ago = time.monotonic() - _IDLE_S
+            for client in [client for client, since in self._idle_since.items() if since < long_ago]:
+                self._idle_since.pop(client, None)
+                with contextlib.suppress(OSError):  # it may have closed by itself
+                    self._end(client)
+
+    def _end(self, client: socket.socket) -> None:
+        # The same socket without gevent, which fails whoever waits for one that is shut down; a mere end is meant.
+        raw = _socket.socket(fileno=client.fileno())
+        try:
+            raw.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._ended.add(client)
+            raw.shutdown(socket.SHUT_RD)
+        finally:
+            raw.detach()  # where there was something to read, a request has come after all

@@ -1,0 +1,228 @@
+"""The short way: plain requests go from the client's socket straight to the engine, and their answers straight back.
+
+What gunicorn and Flask would do for such a request is done here once, or not needed. Whatever is not plain is left
+untouched for gunicorn, with the bytes that were read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from http import HTTPStatus
+
+from nexus.errors import RequestFailed
+from nexus.proxy.client import ClientGone, Request, Stopping
+from nexus.proxy.engine import Answer, Engine
+from nexus.proxy.exchange import Exchange, WholeBody
+from nexus.proxy.relay import StreamBody, chunk
+from nexus.proxy.worker.heads import Limits, PlainHead, read_plain_head
+from nexus.proxy.worker.hub import Deadlines, HubRelay, HubWatch, send_all
+
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+log = logging.getLogger("nexus.proxy")
+
+_TO_SAY_GOODBYE_S = 0.5
+_MOST_DRAINED = 1024 * 1024
+"""Bytes of a body that are read though it was refused: where they are not, the client may never see why it was."""
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class _Clock:
+    """The `Date` header, written once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._text = ""
+
+    def date(self) -> str:
+        second = int(time.time())
+        if second != self._second:
+            self._second, self._text = second, formatdate(second, usegmt=True)
+        return self._text
+
+
+class Lane:
+    """Serves one connection for as long as its requests are plain."""
+
+    _clock = _Clock()
+
+    def __init__(
+        self,
+        engine: Engine,
+        client: socket.socket,
+        limits: Limits,
+        *,
+        deadlines: Deadlines,
+        keep_alive: Callable[[], bool],
+    ) -> None:
+        """`keep_alive` says, when an answer begins, whether the connection may carry another request."""
+        client.setblocking(False)
+        self._engine = engine
+        self._client = client
+        self._limits = limits
+        self._keep_alive = keep_alive
+        self._timeout_s = 0.0
+        self._watch = HubWatch(client, deadlines)
+
+    def receive(self, timeout_s: float) -> bytes:
+        """What the client sends next; empty where it closes, or sends nothing for so long."""
+        return self._watch.receive(timeout_s)
+
+    def serve(self, data: bytes) -> bytes | None:
+        """Serve the request that `data` begins with.
+
+        Gives what the client sent after it, None where the connection is to be closed. Raises `NotPlain` where the
+        request is not plain, before anything was done, and `ClientGone`.
+        """
+        head = read_plain_head(data, self._limits)
+        if head is None or head.length > self._engine.most_request_bytes():
+            raise NotPlain
+        engine = self._engine
+        received = engine.clock()
+        self._timeout_s = engine.client_timeout_s()
+        self._watch.begin()
+        body = _Body(self._watch, data[head.end : head.end + head.length], head, self._timeout_s)
+        request = Request(method="POST", headers=head.headers, body=body.read, received=received, watch=self._watch)
+        answer = Exchange(engine, request, head.endpoint).answer()
+        keep_alive = head.keep_alive and self._keep_alive()
+        if not self._write(answer, keep_alive=keep_alive and body.complete):
+            if not body.complete and isinstance(answer.body, WholeBody):
+                body.drain()
+            return None
+        return data[head.end + head.length :] or body.ahead
+
+    def _write(self, answer: Answer, *, keep_alive: bool) -> bool:
+        """Write the answer; gives whether the connection can carry another request."""
+        body = answer.body
+        if isinstance(body, WholeBody):
+            try:
+                self._send(self._head(answer, keep_alive=keep_alive) + body.content)
+            except OSError:
+                body.close()
+                return False
+            except BaseException:
+                body.close()
+                raise
+            body.written()
+            return keep_alive
+        if answer.status == 499:
+            return False
+        return self._write_stream(answer, keep_alive=keep_alive)
+
+    def _write_stream(self, answer: Answer, *, keep_alive: bool) -> bool:
+        body, send = answer.body, self._send
+        chunked = not any(name == "content-length" for name, _ in answer.headers)
+        head = self._head(answer, keep_alive=keep_alive, chunked=chunked)
+        try:
+            if isinstance(body, StreamBody) and (backend := body.backend) is not None:
+                send(head + chunk(body.begin()))
+                keep_alive = self._relay(body, backend) and keep_alive
+                send(_LAST_CHUNK)
+                body.written()
+            else:
+                for shown in body:
+                    send(head + (chunk(shown) if chunked else shown))
+                    head = b""
+                send(head + (_LAST_CHUNK if chunked else b""))
+        except (OSError, ClientGone):
+            return False
+        except Stopping:
+            if isinstance(body, StreamBody):
+                body.stop()
+                body.written()
+            raise
+        finally:
+            close = getattr(body, "close", None)
+            if close is not None:
+                close()
+        return keep_alive
+
+    def _relay(self, body: StreamBody, backend: socket.socket) -> bool:
+        """Relay a stream to its end; gives False where that is not its own."""
+        relay = HubRelay(body, backend, self._watch, timeout_s=self._timeout_s)
+        try:
+            relay.run()
+        except ClientGone:
+            if not relay.unsent:
+                body.left()
+            raise
+        except OSError:
+            raise
+        except Stopping:
+            ending = b"" if body.over else chunk(body.stop())
+        except Exception:
+            log.exception("stream failed inside the gateway")
+            failure = RequestFailed("internal", "The gateway failed; its log tells more.")
+            ending = b"" if body.over else chunk(body.fail(failure))
+        else:
+            return True
+        send_all(self._client, relay.unsent + ending, _TO_SAY_GOODBYE_S)
+        return False
+
+    def _send(self, data: bytes) -> None:
+        send_all(self._client, data, self._timeout_s)
+
+    def _head(self, answer: Answer, *, keep_alive: bool, chunked: bool = False) -> bytes:
+        status = _STATUS_LINES.get(answer.status) or f"HTTP/1.1 {answer.status} Status\r\n"
+        lines = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
+        return (
+            f"{status}Server: gunicorn\r\nDate: {self._clock.date()}\r\n"
+            f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n"
+            f"{'Transfer-Encoding: chunked' + chr(13) + chr(10) if chunked else ''}{lines}\r\n"
+        ).encode("latin-1")
+
+    def close(self) -> None:
+        self._watch.close()
+
+
+class NotPlain(Exception):
+    """The request is gunicorn's to read."""
+
+
+class _Body:
+    """The body of a request, whose beginning came with the head."""
+
+    def __init__(self, watch: HubWatch, begun: bytes, head: PlainHead, timeout_s: float) -> None:
+        self._watch = watch
+        self._begun = begun
+        self._length = head.length
+        self._timeout_s = timeout_s
+        self.complete = len(begun) == head.length
+        self.ahead = b""
+
+    def read(self, limit: int) -> bytes:
+        """The whole body. Raises `RequestFailed` for one too large, too slow or cut short."""
+        if self._length > limit:
+            raise RequestFailed("body_too_large", f"The body is {self._length} bytes; at most {limit} are taken.")
+        if self.complete:
+            return self._begun
+        pieces, missing = [self._begun], self._length - len(self._begun)
+        while missing > 0:
+            try:
+                piece = self._watch.receive(self._timeout_s)
+            except OSError as error:
+                raise ClientGone from error
+            if not piece:
+                raise self._short(self._length - missing)
+            pieces.append(piece)
+            missing -= len(piece)
+        body = b"".join(pieces)
+        self.ahead = body[self._length :]
+        self.complete = True
+        return body[: self._length] if self.ahead else body
+
+    def drain(self) -> None:
+        """Read what is left of it, within bounds, and forget it."""
+        missing = min(self._length - len(self._begun), _MOST_DRAINED)
+        with contextlib.suppress(OSError):
+            while missing > 0 and (piece := self._watch.receive(_TO_SAY_GOODBYE_S)):
+                missing -= len(piece)
+
+    def _short(self, got: int) -> RequestFailed:
+        if self._watch.closed():
+            return RequestFailed("body_cut_short", f"The body ended after {got} of {self._length} bytes.")
+        return RequestFailed("body_too_slow", "The body did not arrive in time.")

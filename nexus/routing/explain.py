@@ -1,0 +1,84 @@
+"""Why the router would do what it does: every backend with its score or what speaks against it, and what comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from nexus.errors import RequestFailed
+from nexus.routing.router import Asked, Conditions, choose, rejection
+from nexus.routing.strategies import Circumstances, score
+from nexus.routing.table import Offer, RouteTable
+
+_MOST_STEPS = 50
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """One backend with one model of the chain. `out` is why it cannot serve; an empty text where it can.
+
+    `turn` is its place in the order in which backends would be tried, from 1.
+    """
+
+    backend: str
+    model: str
+    out: str
+    turn: int | None
+    score: float | None
+    pending: int
+    limit: int | None
+    circuit: str
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """`refusal` is the error's code and message where nothing can serve now."""
+
+    asked: str
+    resolved: str
+    chain: tuple[str, ...]
+    restricted: bool
+    min_tier: int
+    strategy: str
+    verdicts: tuple[Verdict, ...]
+    refusal: tuple[str, str] | None
+
+
+def explain(table: RouteTable, asked: Asked, now: Conditions, *, name: str) -> Explanation:
+    """What would be done at this moment with a request for the model that the client calls `name`."""
+    order: dict[tuple[str, str], int] = {}
+    refusal = None
+    try:
+        while len(order) < _MOST_STEPS:
+            choice = choose(table, asked, tried=order.keys(), now=now)
+            order[choice.backend.name, choice.model] = len(order) + 1
+    except RequestFailed as none_left:
+        if not order:
+            refusal = none_left.fault.code, none_left.message
+    return Explanation(
+        asked=name,
+        resolved=asked.model,
+        chain=table.chain(asked.model),
+        restricted=asked.demands.restricted,
+        min_tier=asked.demands.min_tier,
+        strategy=table.routing.strategy,
+        verdicts=tuple(_verdicts(table, asked, now, order)),
+        refusal=refusal,
+    )
+
+
+def _verdicts(table: RouteTable, asked: Asked, now: Conditions, order: dict[tuple[str, str], int]) -> Iterator[Verdict]:
+    circumstances = Circumstances(load=now.load, weights=table.routing.weights, turn=now.turn, chance=now.chance)
+    for name in table.chain(asked.model):
+        for backend in table.backends:
+            offer = next((Offer(backend, model) for model in backend.models if model.name == name), None)
+            out = rejection(table, asked, backend, now, model=name)
+            yield Verdict(
+                backend=backend.name,
+                model=name,
+                out=out,
+                turn=order.get((backend.name, name)),
+                score=round(score(offer, circumstances), 1) if offer and not out else None,
+                pending=now.load(backend.column),
+                limit=backend.limit,
+                circuit=now.standing(backend.column).state,
+            )

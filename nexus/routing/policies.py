@@ -1,0 +1,67 @@
+"""What the operator demands of the backends that may serve a model, whatever a client asks and whatever fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from nexus.config.records import Policy
+from nexus.fleet.records import Backend
+
+
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """`restricted`: only backends in a restricted zone; `min_tier`: only those of that tier or a higher one.
+
+    `any_tier` lets a tier below pass, for a client that is content with it.
+    """
+
+    restricted: bool = False
+    min_tier: int = 0
+    any_tier: bool = False
+
+    def rejects(self, backend: Backend) -> str | None:
+        """The reason why a backend may not serve, as the rejection headers name it."""
+        if self.restricted and not backend.restricted:
+            return "privacy_restricted"
+        if backend.config.tier < self.min_tier and not self.any_tier:
+            return "tier_below_minimum"
+        return None
+
+    def __or__(self, other: Demands) -> Demands:
+        """Both."""
+        return Demands(
+            self.restricted or other.restricted,
+            max(self.min_tier, other.min_tier),
+            self.any_tier or other.any_tier,
+        )
+
+
+NOTHING = Demands()
+
+
+class Policies:
+    """The policies of a configuration. Where several match a name, all of them hold."""
+
+    def __init__(self, policies: Sequence[Policy] | dict[str, Policy]) -> None:
+        self._rules = list(_rules(policies))
+
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
+    def demands(self, *names: str) -> Demands:
+        """What is demanded where a request goes by these names: as asked, after aliases, and that of the model."""
+        found = NOTHING
+        for pattern, demands in self._rules:
+            if any(fnmatchcase(name, pattern) for name in names):
+                found |= demands
+        return found
+
+
+def _rules(policies: Sequence[Policy] | dict[str, Policy]) -> Iterator[tuple[str, Demands]]:
+    """Pattern and demands of each. In a table of tables the pattern is the key, `default` being every model."""
+    named = policies.items() if isinstance(policies, dict) else (("default", policy) for policy in policies)
+    for key, policy in named:
+        pattern = policy.model_pattern or ("*" if key == "default" else key)
+        yield pattern, Demands(policy.privacy == "restricted", policy.min_tier or 0)

@@ -1,0 +1,112 @@
+"""The shared table of circuits, over real processes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from nexus.fleet.circuits import Circuit, CircuitTable
+
+SECOND = 1_000_000_000
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "circuits"
+
+
+def elsewhere(path, code: str) -> str:
+    """What the code prints in another process, which has the table as `t`."""
+    script = f"from pathlib import Path; from nexus.fleet.circuits import CircuitTable; t = CircuitTable(Path({str(path)!r}))\n"
+    return subprocess.run(
+        [sys.executable, "-c", script + code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("circuit", "now_s", "state"),
+    [
+        (Circuit(), 5, "closed"),
+        (Circuit(open_until=7 * SECOND, trips=1), 5, "open"),
+        (Circuit(open_until=7 * SECOND, trips=1), 7, "half_open"),
+        (Circuit(recovered=3 * SECOND, trips=1), 5, "closed"),
+    ],
+)
+def test_states(circuit, now_s, state):
+    assert circuit.state(now_s * SECOND) == state
+
+
+def test_what_one_process_learns_the_others_know(path):
+    table = CircuitTable(path)
+    assert not table.noted(3)
+    assert (
+        elsewhere(path, f"print(t.open(3, until_ns={9 * SECOND}, trips=1), t.open(3, until_ns=1, trips=2))")
+        == "True False"
+    )
+    assert table.noted(3)
+    assert table.read(3) == Circuit(open_until=9 * SECOND, trips=1)
+    assert not table.open(3, until_ns=1, trips=1), "it is open already"
+    assert table.state(3, 8 * SECOND) == "open"
+    assert table.state(2, 8 * SECOND) == "closed"
+
+
+def test_one_trial_over_all_processes(path):
+    table = CircuitTable(path)
+    assert table.begin_trial(3)
+    assert not table.begin_trial(3), "nor another greenlet of the same process"
+    assert elsewhere(path, "print(t.begin_trial(3), t.begin_trial(4))") == "False True"
+    assert table.begin_trial(4), "the process that had it has ended"
+    table.end_trial(3)
+    assert elsewhere(path, "print(t.begin_trial(3))") == "True"
+
+
+def test_what_is_over_is_forgotten(path):
+    table = CircuitTable(path)
+    table.note_failure(1, 5 * SECOND)
+    table.note_busy(1, 8 * SECOND)
+    table.note_busy(1, 6 * SECOND)
+    assert table.read(1).busy_until == 8 * SECOND, "the later one holds"
+    table.forget_if(1, 7 * SECOND)
+    assert table.noted(1)
+    table.forget_if(1, 9 * SECOND)
+    assert not table.noted(1)
+    table.open(1, until_ns=10 * SECOND, trips=2)
+    table.forget_if(1, 99 * SECOND)
+    assert table.state(1, 99 * SECOND) == "half_open", "an open circuit is closed by a trial, not by time"
+    table.reset(1, 7)
+    assert table.read(1) == Circuit(recovered=7)
+    assert not table.noted(1)
+
+
+def test_failures_in_a_row(path):
+    table = CircuitTable(path)
+    assert [table.note_failure(1, 5) for _ in range(3)] == [1, 2, 3]
+    assert elsewhere(path, "print(t.note_failure(1, 5)); t.note_success(1)") == "4"
+    assert table.note_failure(1, 5) == 1
+
+
+def test_trial_that_ends_well_or_badly(path):
+    table = CircuitTable(path)
+    table.open(1, until_ns=10 * SECOND, trips=1)
+    table.keep_open(1, until_ns=30 * SECOND, trips=2)
+    assert table.read(1) == Circuit(open_until=30 * SECOND, trips=2)
+    table.allow_trial(1, 12 * SECOND)
+    assert table.state(1, 12 * SECOND) == "half_open"
+    table.close_circuit(1, 31 * SECOND)
+    assert table.read(1) == Circuit(trips=2, recovered=31 * SECOND)
+
+
+def test_turns_go_up_over_all_processes(path):
+    table = CircuitTable(path)
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c",
+             f"from pathlib import Path; from nexus.fleet.circuits import CircuitTable; t = CircuitTable(Path({str(path)!r}))\n"
+             "print(*[t.next_turn(7) for _ in range(2000)])"], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    turns = [int(word) for worker in workers for word in worker.communicate()[0].split()]
+    assert sorted(turns) == list(range(1, 6001))
+    assert table.next_turn(7) == 6001
+    assert table.next_turn(8) == 1

@@ -1,0 +1,125 @@
+"""What a stream says of itself, over a corpus of recordings, cut at every border."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexus.proxy.stream import Stream
+from tests.corpus import RECORDINGS, Recording
+
+SMALL = [recording for recording in RECORDINGS if len(recording.data) < 10_000]
+EACH = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: recording.name)
+
+
+def relay(recording: Recording, parts, *, hide_usage: bool) -> tuple[bytes, Stream]:
+    ticks = iter(range(1, 10_000_000))
+    stream = Stream(clock=lambda: float(next(ticks)), hide_usage=hide_usage)
+    shown = [stream.take(part) for part in parts]
+    shown.append(stream.end())
+    return b"".join(shown), stream
+
+
+def check(recording: Recording, parts) -> None:
+    for hide_usage, expected in ((False, recording.data), (True, recording.shown)):
+        shown, stream = relay(recording, parts, hide_usage=hide_usage)
+        assert shown == expected
+        told = (stream.usage.prompt_tokens, stream.usage.completion_tokens) if stream.usage else None
+        assert told == recording.usage
+        if stream.usage:
+            assert (stream.usage.cached_tokens, stream.usage.reasoning_tokens) == recording.details
+        assert stream.counted_tokens() == recording.counted
+        assert stream.events == recording.events
+        assert stream.finished is recording.finished
+        assert stream.error == recording.error
+        assert stream.content
+
+
+@EACH
+def test_whole(recording):
+    check(recording, [recording.data])
+
+
+@pytest.mark.parametrize("recording", SMALL, ids=lambda recording: recording.name)
+def test_every_size_of_packets(recording):
+    data = recording.data
+    for size in [*range(1, 80), *range(80, len(data), 37)]:
+        check(recording, [data[start : start + size] for start in range(0, len(data), size)])
+
+
+@given(st.sampled_from(SMALL), st.lists(st.integers(0, 10_000), max_size=30))
+def test_random_packets(recording, cuts):
+    data = recording.data
+    at = sorted({cut % len(data) for cut in cuts} | {0, len(data)})
+    check(recording, [data[start:end] for start, end in pairwise(at)])
+
+
+@pytest.mark.parametrize("size", [1, 1000, 65_536])
+def test_a_large_event_is_not_held_until_it_is_whole(size):
+    recording = next(found for found in RECORDINGS if found.name == "a large event")
+    data = recording.data
+    check(recording, [data[start : start + size] for start in range(0, len(data), size)])
+    stream = Stream(clock=lambda: 1.0, hide_usage=True)
+    shown = sum(len(stream.take(data[start : start + 1000])) for start in range(0, 150_000, 1000))
+    assert shown > 140_000
+
+
+@pytest.mark.parametrize("hide_usage", [False, True])
+def test_an_endless_event_is_not_kept(hide_usage):
+    """It goes on as it came, and what is kept of it is bounded."""
+    stream = Stream(clock=lambda: 1.0, hide_usage=hide_usage)
+    piece = b"x" * 1_000_000
+    sent = shown = 0
+    for data in (b"data: ", *[piece] * 40, b"\n\n"):
+        sent += len(data)
+        shown += len(stream.take(data))
+        assert len(stream._reader.pending) < 18_000_000
+    assert shown == sent
+    stream.take(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')
+    assert stream.first_token_at == 1.0
+
+
+def test_times():
+    now = [0.0]
+    stream = Stream(clock=lambda: now[0], hide_usage=False)
+
+    def say(at: float, text: str) -> None:
+        now[0] = at
+        stream.take(f"data: {text}\n\n".encode())
+
+    say(1.0, '{"choices":[{"delta":{"role":"assistant"}}]}')
+    assert not stream.content
+    assert stream.first_token_at == 0
+    say(2.5, '{"choices":[{"delta":{"content":"x"}}]}')
+    assert stream.first_token_at == 2.5
+    say(3.0, '{"choices":[{"delta":{"content":"x"}}]}')
+    say(5.0, '{"choices":[{"delta":{"content":"x"}}]}')
+    say(5.5, "[DONE]")
+    assert (stream.longest_gap_s, stream.last_at, stream.first_token_at) == (2.0, 5.5, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "token"),
+    [
+        ('{"choices":[{"delta":{"role":"assistant","content":""}}]}', False, False),
+        ('{"choices":[]}', False, False),
+        ('{"choices":[{"delta":{},"finish_reason":"stop"}]}', True, False),
+        ("[DONE]", True, False),
+        ('{"choices":[{"delta":{"reasoning":"hm"}}]}', True, True),
+        ('{"choices":[{"delta":{"audio":{"id":"a"}}}]}', True, True),
+        ('{"type":"response.created"}', True, True),
+        ("not json", True, True),
+    ],
+)
+def test_what_is_worth_showing(text, content, token):
+    stream = Stream(clock=lambda: 1.0, hide_usage=True)
+    stream.take(f"data: {text}\n\n".encode())
+    assert (stream.content, bool(stream.first_token_at)) == (content, token)
+
+
+@pytest.mark.parametrize("error", ['{"error":{"message":"no"}}', '{"error":"no"}', '{"object":"error","message":"no"}'])
+def test_error_before_content(error):
+    stream = Stream(clock=lambda: 1.0, hide_usage=True)
+    stream.take(f"data: {error}\n\n".encode())
+    assert (stream.error, stream.content) == ("no", False)

@@ -1,0 +1,55 @@
+"""Asking for the usage of a stream, and reading it from whole answers."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexus.proxy.usage import Usage, asks_for_usage, usage_of, with_usage_asked
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=8), values, min_size=1, max_size=5),
+    st.none() | st.just({}) | st.just({"include_usage": False, "x": 1}),
+    st.sampled_from([None, 1]),
+)
+def test_nothing_else_changes(fields, options, indent):
+    fields.pop("stream_options", None)
+    given_ = {**fields, **({"stream_options": options} if options is not None else {})}
+    asked = json.loads(with_usage_asked(json.dumps(given_, indent=indent).encode() + b" \n"))
+    assert asked.pop("stream_options") == {**(options or {}), "include_usage": True}
+    assert asked == fields
+    assert asks_for_usage(with_usage_asked(json.dumps(given_).encode()))
+
+
+def test_what_is_no_object_is_left_to_the_backend():
+    body = b'{"model":"m","stream_options":[1]}'
+    assert with_usage_asked(body) == body
+
+
+@pytest.mark.parametrize(
+    ("body", "asks"),
+    [
+        ({"stream_options": {"include_usage": True}}, True),
+        ({"stream_options": {"include_usage": False}}, False),
+        ({"stream_options": None, "x": "include_usage"}, False),
+        ({"stream_options": {"other": 1}, "text": '"include_usage"'}, False),
+    ],
+)
+def test_asks_for_usage(body, asks):
+    assert asks_for_usage(json.dumps(body).encode()) is asks
+
+
+def test_usage_of_a_whole_answer():
+    answer = {"usage": {"prompt_tokens": 3, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 2}}}
+    assert usage_of(json.dumps(answer).encode()) == Usage(3, 5, cached_tokens=2)
+    assert usage_of(b'{"usage": null}') is None
+    assert usage_of(b'{"usage": "odd"}') is None
+    assert usage_of(b"{}") is None
