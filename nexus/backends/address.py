@@ -8,6 +8,7 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from nexus.config import BackendConfig
+from nexus.config.secrets import secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,8 @@ class Address:
 
 
 def own_key(config: BackendConfig, environ: Mapping[str, str]) -> str | None:
-    """The key that we send to this backend, from the variable that its `api_key_env` names."""
-    return environ.get(config.api_key_env) if config.api_key_env else None
+    """The key that we send to this backend, the secret that its `api_key_env` names."""
+    return secret(config.api_key_env, environ)
 
 
 def forwards_authorization(config: BackendConfig) -> bool:

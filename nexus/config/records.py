@@ -152,7 +152,12 @@ class BackendConfig(Section, frozen=True):
     type: Annotated[BackendType, _doc("What kind of server it is.")] = "generic"
     priority: Annotated[int, Meta(ge=0, le=100), _doc("Lower is preferred.")] = 50
     api_key_env: (
-        Annotated[str, Meta(min_length=1), _doc("Environment variable that holds the key sent to this backend.")] | None
+        Annotated[
+            str,
+            Meta(min_length=1),
+            _doc("Environment variable, or systemd credential, that holds the key sent to this backend."),
+        ]
+        | None
     ) = None
     zone: Annotated[Zone, _doc("Privacy zone; unset: restricted for local kinds, open for cloud ones.")] | None = None
     tier: Annotated[int, Meta(ge=1, le=5), _doc("Capability tier.")] = 1
@@ -252,6 +257,34 @@ class Metrics(Section, frozen=True):
     ] = 200
 
 
+class Dashboard(Section, frozen=True):
+    """The page that shows the fleet, and where it is served."""
+
+    enabled: Annotated[bool, _doc("Serve the dashboard at /, and what it is made of at /v1/history and /v1/live.")] = (
+        True
+    )
+    operations_only: Annotated[
+        bool, _doc("Serve it at the health process's address ([health_check] listen) alone, not where clients come.")
+    ] = False
+
+
+class Admin(Section, frozen=True):
+    """Who may see and change the gateway. Without a token of yours, changes take the one in the run directory."""
+
+    token_env: Annotated[
+        str,
+        Meta(min_length=1),
+        _doc("Environment variable, or systemd credential, that holds the operators' token."),
+    ] = "NEXUS_ADMIN_TOKEN"
+    protect: Annotated[
+        list[Literal["dashboard", "metrics"]],
+        _doc(
+            "What asks for the token, where there is one: the dashboard, /v1/history and /v1/live; /metrics and "
+            "/v1/stats. Changes always do."
+        ),
+    ] = msgspec.field(default_factory=lambda: ["dashboard"])
+
+
 class Config(Section, frozen=True):
     """The whole configuration."""
 
@@ -265,6 +298,8 @@ class Config(Section, frozen=True):
     queue: Queue = Queue()
     logging: Logging = Logging()
     metrics: Metrics = Metrics()
+    dashboard: Dashboard = Dashboard()
+    admin: Admin = Admin()
     lifecycle: Annotated[dict[str, Any], _doc("Model lifecycle.")] = msgspec.field(default_factory=dict)
     fleet: Annotated[dict[str, Any], _doc("Fleet recommendations.")] = msgspec.field(default_factory=dict)
 
