@@ -81,7 +81,7 @@ def load(
     if checker.problems:
         raise ConfigError(checker.problems)
     config = msgspec.convert(checked, Config)
-    problems = [f"{source}: {problem}" for problem in _contradictions(config)]
+    problems = [f"{source}: {problem}" for problem in contradictions(config)]
     if problems:
         raise ConfigError(problems)
     return Loaded(config=config, path=used, origins=origins, warnings=_warnings(config, source, in_file))
@@ -109,6 +109,15 @@ def run_dir_of_broken(path: str | os.PathLike[str] | None, environ: Mapping[str,
         ).config
     except ConfigError:
         return process_config({})
+
+
+def check_table(data: Any, record: type[msgspec.Struct], *, source: str, path: tuple[str, ...]) -> dict[str, Any]:
+    """A table checked against its record, as those of the file are. Raises `ConfigError` with every fault found."""
+    checker = _Checker(source=source, origins={})
+    checked = checker.section(data, record, path)
+    if checker.problems:
+        raise ConfigError(checker.problems)
+    return checked
 
 
 def restart_needed(old: Config, new: Config) -> list[str]:
@@ -256,7 +265,7 @@ def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
     data[key] = value
 
 
-def _contradictions(config: Config) -> Iterator[str]:
+def contradictions(config: Config) -> Iterator[str]:
     """What no single key shows: names used twice, addresses that are none, aliases that never arrive."""
     if len(config.backends) > MOST_BACKENDS:
         yield f"[[backends]] has {len(config.backends)} entries; at most {MOST_BACKENDS} are taken."

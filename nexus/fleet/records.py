@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from nexus.config import BackendConfig, Config
+from nexus.config.changes import Origin
 
 Status = Literal["unknown", "healthy", "unhealthy"]
 
@@ -28,7 +29,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Backend(msgspec.Struct, frozen=True, kw_only=True):
     """A backend and how it is. `since` in Unix seconds, `latency_ms` of its last good probe.
 
-    `capacity`: how many requests it works on at once, where it tells that itself.
+    `capacity`: how many requests it works on at once, where it tells that itself. `draining`: it gets no new requests.
     """
 
     config: BackendConfig
@@ -40,6 +41,13 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None
     models: tuple[Model, ...] = ()
     capacity: int | None = None
+    draining: bool = False
+    origin: Origin = "file"
+
+    @property
+    def usable(self) -> bool:
+        """Whether it may be given requests, as far as probes and operators say."""
+        return self.status == "healthy" and not self.draining
 
     @property
     def name(self) -> str:

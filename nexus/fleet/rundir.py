@@ -7,12 +7,14 @@
   fleet.json           the fleet snapshot, replaced whole     (see snapshot.py)
   fleet.number         8 shared bytes that tell of a new one
   reload.json          how the last reload went              (see reloads.py)
+  admin.token          what operators' requests must carry where they have no token of their own
   current              → generations/<id>, moved atomically
   generations/<id>/    one start of the gateway
     started.json       when that was
     slots              a locked byte for each process         (see seat.py)
     load               what each process has in hand          (see load.py)
     circuits           what is known of each backend          (see circuits.py)
+    changes.json       what operators changed for this run    (see health/changes.py)
     metrics/           prometheus_client's files, by slot
 """
 
@@ -201,6 +203,18 @@ def default_run_dir(port: int, environ: Mapping[str, str] | None = None) -> Path
     memory = Path("/dev/shm")
     base = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
     return base / f"nexus-{os.geteuid()}-{port}"
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file by one that its owner alone may read. Raises OSError."""
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)
+    aside.replace(path)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -45,6 +45,9 @@ def main() -> None:
         logging.getLogger("nexus.config").warning(warning)
     try:
         status = HealthProcess(loaded, run_dir).run()
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        status = 2
     except (NoSeatError, OSError) as error:
         sys.exit(f"The health process cannot go on: {error}.")
     finally:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from nexus.config import BackendConfig, Config
+from nexus.config import BackendConfig
+from nexus.config.changes import Layered
 from nexus.config.records import NOT_SPOKEN
 from nexus.fleet.load import COLUMNS
 from nexus.fleet.records import Backend, Labels, Model, Snapshot
@@ -32,9 +33,13 @@ class Watched:
 class Fleet:
     """Keeps the backends' standing and gives the snapshot of it; does no I/O."""
 
-    def __init__(self, config: Config, *, now: float, before: Snapshot | None) -> None:
-        """`before` is the last snapshot of an earlier health process: its labels and findings are taken up."""
-        self.config = config
+    def __init__(self, layered: Layered, *, now: float, before: Snapshot | None) -> None:
+        """`before` is the last snapshot of an earlier health process: its labels and findings are taken up.
+
+        Raises `ConfigError` where what was changed at the running gateway does not go together with the file.
+        """
+        self.layered = layered
+        self.config = config = layered.config()
         self.labels = before.labels if before else Labels()
         self.backends: dict[str, Watched] = {}
         known = {b.name: b for b in before.backends} if before else {}
@@ -125,6 +130,8 @@ class Fleet:
                     last_error=watched.last_error,
                     models=watched.models,
                     capacity=watched.capacity,
+                    draining=self.layered.is_drained(name),
+                    origin=self.layered.origin(name),
                 )
                 for name, watched in self.backends.items()
             ),

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gevent
 import gevent.event
 from flask import Flask
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
+from msgspec.structs import replace
 
 from nexus import log as logs
 from nexus.config import Config, ConfigError, Loaded, load
+from nexus.config.changes import Changes, Layered, backend_of
 from nexus.config.loading import listen_address, restart_needed
+from nexus.config.records import NOT_SPOKEN
+from nexus.config.secrets import secret
 from nexus.fleet.load import HEALTH
 from nexus.fleet.records import Snapshot
 from nexus.fleet.reloads import Reload, last_reload, write_reload
-from nexus.fleet.rundir import RunDirectory, Started
+from nexus.fleet.rundir import RunDirectory, Started, write_private
 from nexus.fleet.seat import NoSeatError, Seat
 from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
+from nexus.health.changes import ChangeFiles
 from nexus.health.fleet import Fleet
 from nexus.health.prober import Prober
+from nexus.health.standing import backend_states
 from nexus.metrics.figures import Figures
 from nexus.metrics.gauges import write_fleet_gauges
 from nexus.metrics.recorder import Recorder
 from nexus.metrics.settlement import settle, sweep
 from nexus.metrics.store import Store
+from nexus.web.admin import BackendExists, UnknownBackend, admin_endpoints
 from nexus.web.errors import register_errors
 from nexus.web.operations import Operations, operations_endpoints
 
@@ -75,7 +84,6 @@ class HealthProcess:
         self._in_file = _alone(loaded.path)
         self._writer = SnapshotWriter(run_dir.path)
         before = SnapshotReader(run_dir.path).read()
-        self._fleet = Fleet(loaded.config, now=time.time(), before=before)
         self._snapshot: Snapshot | None = before
         self._probers: dict[str, Prober] = {}
         self._updated_at = 0.0
@@ -84,7 +92,13 @@ class HealthProcess:
         self._stopping = gevent.event.Event()
         self._status = 0
         self._place = self._sit_down()
-        self._take_up(self._fleet)
+        self._changes = ChangeFiles(loaded.path, environ)
+        self._changes.follow(self._generation())
+        self._token_file = run_dir.path / "admin.token"
+        self._own_token = secrets.token_urlsafe(32)
+        write_private(self._token_file, self._own_token.encode())
+        self._fleet: Fleet
+        self._take_up(self._fleet_of(loaded.config))
 
     def current_snapshot(self) -> Snapshot | None:
         return self._snapshot
@@ -118,6 +132,7 @@ class HealthProcess:
         count = last_reload(self._run_dir.path).count + 1
         try:
             loaded = load(self._path, environ=self._environ)
+            fleet = self._fleet_of(loaded.config)
         except ConfigError as error:
             log.error("configuration not reloaded, the old one stays", extra={"why": "; ".join(error.problems)})
             self._last_reload_good = False
@@ -129,7 +144,7 @@ class HealthProcess:
         self._last_reload_good, self._loaded_at = True, time.time()
         settings = loaded.config.logging
         logs.configure(level=settings.level, kind=settings.format, component_levels=settings.component_levels)
-        published = self._take_up(Fleet(loaded.config, now=time.time(), before=self._snapshot))
+        published = self._take_up(fleet)
         if not published:
             problem = f"The new fleet cannot be written into {self._run_dir.path}; its log line says why."
             self._leave_word(Reload(count=count, problems=(problem,)))
@@ -149,7 +164,54 @@ class HealthProcess:
         except OSError as error:
             log.error("how the reload went cannot be told", extra={"why": error})
 
+    # What operators change at the running gateway
+
+    def admin_token(self) -> str:
+        """The operators' own token, else the one that only who may read the run directory knows."""
+        return secret(self._fleet.config.admin.token_env, self._environ) or self._own_token
+
+    def backends(self) -> list[dict[str, Any]]:
+        return backend_states(self._snapshot, self._place.seat) if self._snapshot else []
+
+    def add_backend(self, data: dict[str, Any], *, save: bool) -> dict[str, Any]:
+        backend = backend_of(data)
+        if self._fleet.layered.has(backend.name):
+            raise BackendExists(backend.name)
+        if backend.type in NOT_SPOKEN:
+            raise ConfigError([f'[backends] type = "{backend.type}" cannot be served yet; its protocol is not spoken.'])
+        self._change(self._fleet.layered.add(backend, save=save), f"backend {backend.name} added", saved=save)
+        gevent.spawn(self._probe, self._fleet, backend.name)
+        return self._shown(backend.name)
+
+    def remove_backend(self, name: str, *, save: bool) -> None:
+        self._change(self._known(name).remove(name, save=save), f"backend {name} removed", saved=save)
+
+    def drain_backend(self, name: str, *, on: bool, save: bool) -> dict[str, Any]:
+        layered = self._known(name).drain(name, on=on, save=save)
+        self._change(layered, f"backend {name} {'drained' if on else 'takes requests again'}", saved=save)
+        return self._shown(name)
+
+    def _known(self, name: str) -> Layered:
+        if not self._fleet.layered.has(name):
+            raise UnknownBackend(name)
+        return self._fleet.layered
+
+    def _shown(self, name: str) -> dict[str, Any]:
+        return next(backend for backend in self.backends() if backend["name"] == name)
+
+    def _change(self, layered: Layered, what: str, *, saved: bool) -> None:
+        """Have the gateway go on with this configuration, and keep it. Raises `ConfigError`, then nothing changes."""
+        fleet = Fleet(layered, now=time.time(), before=self._snapshot)
+        self._changes.write(self._fleet.layered, layered)
+        if not self._take_up(fleet):
+            raise ConfigError([f"The new fleet cannot be written into {self._run_dir.path}; the log says why."])
+        log.info(what, extra={"saved": saved, "backends": len(fleet.backends)})
+
     # The fleet
+
+    def _fleet_of(self, config: Config) -> Fleet:
+        """The fleet of a configuration file, with what was changed at the running gateway. Raises `ConfigError`."""
+        return Fleet(self._changes.over(config), now=time.time(), before=self._snapshot)
 
     def _take_up(self, fleet: Fleet) -> bool:
         """Watch this fleet from now on; False where it could not be published."""
@@ -233,6 +295,11 @@ class HealthProcess:
         generation = self._run_dir.current() or self._run_dir.new_generation()
         return Place(Seat.lease(generation, role=HEALTH), self)
 
+    def _generation(self) -> Path:
+        generation = self._place.seat.generation
+        assert generation is not None
+        return generation.path
+
     def _ticks(self) -> None:
         while True:
             gevent.sleep(_TICK_S)
@@ -250,6 +317,11 @@ class HealthProcess:
             return
         old, self._place = self._place, Place(Seat.lease(current, role=HEALTH), self)
         old.leave()
+        self._changes.follow(current.path)
+        if self._fleet.layered.session != Changes():  # that was for the gateway's last run
+            self._take_up(
+                Fleet(replace(self._fleet.layered, session=Changes()), now=time.time(), before=self._snapshot)
+            )
         self._fleet.forget_absent_labels()
         self._publish()
         log.info("following the gateway's new start", extra={"generation": current.name})
@@ -282,6 +354,7 @@ class HealthProcess:
             role="health_process",
         )
         app.register_blueprint(operations_endpoints(operations))
+        app.register_blueprint(admin_endpoints(self, token=self.admin_token))
         register_errors(app, rejected=lambda _: None)
         return app
 

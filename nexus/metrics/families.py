@@ -241,6 +241,13 @@ BACKEND_UP = Family(
     source="health",
     help="1 where the backend is healthy, else 0.",
 )
+BACKEND_DRAINING = Family(
+    name="nexus_backend_draining",
+    kind="gauge",
+    labels=("backend",),
+    source="health",
+    help="1 where an operator has it get no new requests, else 0.",
+)
 BACKEND_INFO = Family(
     name="nexus_backend_info",
     kind="gauge",
@@ -380,6 +387,7 @@ FAMILIES: tuple[Family, ...] = (
     QUEUE_REJECTIONS,
     UNKNOWN_MODELS,
     BACKEND_UP,
+    BACKEND_DRAINING,
     BACKEND_INFO,
     MODEL_INFO,
     FLEET_UPDATED,

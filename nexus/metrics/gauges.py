@@ -54,6 +54,7 @@ def _samples(snapshot: Snapshot, updated_at: float) -> list[tuple[families.Famil
     for backend in backends:
         config = backend.config
         samples.append((families.BACKEND_UP, [backend.label], backend.status == "healthy"))
+        samples.append((families.BACKEND_DRAINING, [backend.label], backend.draining))
         zone = config.zone or ("restricted" if backend.restricted else "open")
         info = [backend.label, backend.name, config.type, config.url, zone, str(config.tier)]
         samples.append((families.BACKEND_INFO, info, 1))

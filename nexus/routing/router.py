@@ -266,7 +266,7 @@ class _Told:
             headers["x-nexus-rejection-details"] = json.dumps(rejected)  # in ASCII, whatever the names are
         context = {
             "required_tier": demands.min_tier or None,
-            "available_backends": [backend.name for backend in table.backends if backend.status == "healthy"],
+            "available_backends": [backend.name for backend in table.backends if backend.usable],
             "eta_seconds": retry_after_s,
             "privacy_zone_required": "restricted" if demands.restricted else None,
         }
@@ -277,6 +277,8 @@ def rejection(table: RouteTable, asked: Asked, backend: Backend, now: Conditions
     """Why this backend cannot serve the request now, with this model or any of the chain; empty where it can."""
     if backend.status != "healthy":
         return backend.status
+    if backend.draining:
+        return "draining"
     chain = (model,) if model is not None else table.chain(asked.model)
     offers = [Offer(backend, found) for found in backend.models if found.name in chain]
     if not offers:

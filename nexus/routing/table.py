@@ -65,7 +65,7 @@ class RouteTable:
         self.healthy: dict[str, list[Offer]] = {
             name: usable
             for name, offers in self.offers.items()
-            if (usable := [offer for offer in offers if offer.backend.status == "healthy"])
+            if (usable := [offer for offer in offers if offer.backend.usable])
         }
         self.undiscovered = any(backend.status == "unknown" for backend in snapshot.backends)
         self._candidates: dict[tuple[str, bool, bool, bool, Demands], Candidates] = {}

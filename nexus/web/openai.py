@@ -62,7 +62,7 @@ def _models(view: View | None) -> Iterator[dict[str, Any]]:
     if view is None:
         return
     for backend in view.snapshot.backends:
-        if backend.status == "healthy":
+        if backend.usable:
             for model in backend.models:
                 yield {
                     "id": model.name,

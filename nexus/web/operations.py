@@ -81,12 +81,12 @@ Checks = dict[str, tuple[bool, str]]
 def readiness(operations: Operations) -> Checks:
     """What readiness looks at. A dead health process is told, but must not drain every host at once."""
     snapshot, age_s = operations.snapshot(), operations.fleet_age_s()
-    usable = [backend.name for backend in snapshot.backends if backend.status == "healthy"] if snapshot else []
+    usable = [backend.name for backend in snapshot.backends if backend.usable] if snapshot else []
     limit_s = _STALE_ROUNDS * snapshot.config.health_check.interval_seconds if snapshot else 0
     fresh = age_s is not None and (age_s <= limit_s or not (snapshot and snapshot.config.health_check.enabled))
     return {
         "fleet_seen": (snapshot is not None, f"number {snapshot.number}" if snapshot else "no fleet was published yet"),
-        "backend_usable": (bool(usable), ", ".join(usable) or "no healthy backend"),
+        "backend_usable": (bool(usable), ", ".join(usable) or "no backend that is healthy and takes requests"),
         "health_process": (operations.health_process_alive(), "whether it runs"),
         "fleet_fresh": (fresh, "never updated" if age_s is None else f"updated {age_s:.0f} s ago"),
     }

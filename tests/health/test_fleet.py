@@ -3,6 +3,7 @@
 import pytest
 
 from nexus.config import BackendConfig, Config
+from nexus.config.changes import Layered
 from nexus.config.records import HealthCheck, Metrics, Routing
 from nexus.fleet.records import Model
 from nexus.health.fleet import Fleet
@@ -17,7 +18,7 @@ def config(*names: str, **more) -> Config:
 
 
 def fleet(*names: str, before=None, idle=lambda columns: columns, **more) -> Fleet:
-    made = Fleet(config(*names, **more), now=1.0, before=before)
+    made = Fleet(Layered(file=config(*names, **more)), now=1.0, before=before)
     made.give_columns(idle)
     return made
 
@@ -55,7 +56,7 @@ def test_backend_at_another_address_is_another():
     first.take("a", GOOD, now=2.0)
     before = first.snapshot(number=1, now=3.0)
     moved = Config(backends=[BackendConfig(name="a", url="http://elsewhere")])
-    assert Fleet(moved, now=4.0, before=before).backends["a"].standing.status == "unknown"
+    assert Fleet(Layered(file=moved), now=4.0, before=before).backends["a"].standing.status == "unknown"
 
 
 def test_columns_in_use_are_not_given_away():
@@ -91,4 +92,4 @@ def test_without_health_checks_every_backend_counts_as_healthy():
 @pytest.mark.parametrize("kind", ["anthropic", "google"])
 def test_kinds_that_are_not_spoken_are_left_out(kind):
     wanted = Config(backends=[BackendConfig(name="c", url="https://c", type=kind)])
-    assert Fleet(wanted, now=1.0, before=None).backends == {}
+    assert Fleet(Layered(file=wanted), now=1.0, before=None).backends == {}

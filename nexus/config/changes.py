@@ -1,0 +1,121 @@
+"""What operators changed at the running gateway: a layer over the configuration file, which is never written.
+
+There are two such layers: one saved in a file of its own, and above it one that lasts as long as the gateway runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from nexus.config.loading import ConfigError, check_table, contradictions
+from nexus.config.records import BackendConfig, Config
+
+Origin = Literal["file", "saved", "added"]
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One layer: backends taken out, then backends added, and those that get no new requests (or do again)."""
+
+    removed: tuple[str, ...] = ()
+    added: tuple[BackendConfig, ...] = ()
+    drained: dict[str, bool] = {}
+
+    def adds(self, name: str) -> bool:
+        return any(backend.name == name for backend in self.added)
+
+    def forgetting(self, name: str) -> Changes:
+        """Without anything that was said of this backend but its removal."""
+        return replace(
+            self,
+            added=tuple(backend for backend in self.added if backend.name != name),
+            drained={other: on for other, on in self.drained.items() if other != name},
+        )
+
+    def removing(self, name: str) -> Changes:
+        return replace(self.forgetting(name), removed=tuple(dict.fromkeys((*self.removed, name))))
+
+    def restoring(self, name: str) -> Changes:
+        return replace(self, removed=tuple(other for other in self.removed if other != name))
+
+    def adding(self, backend: BackendConfig) -> Changes:
+        return replace(self, added=(*self.forgetting(backend.name).added, backend))
+
+    def draining(self, name: str, *, on: bool) -> Changes:
+        return replace(self, drained={**self.drained, name: on})
+
+
+class Layered(msgspec.Struct, frozen=True, kw_only=True):
+    """The configuration file with both layers over it."""
+
+    file: Config
+    saved: Changes = Changes()
+    session: Changes = Changes()
+
+    def config(self) -> Config:
+        """The configuration that holds. Raises `ConfigError` where the layers do not go together with the file."""
+        config = replace(self.file, backends=[backend for backend, _ in self._backends().values()])
+        if problems := list(contradictions(config)):
+            raise ConfigError(problems)
+        return config
+
+    def origin(self, name: str) -> Origin:
+        return self._backends()[name][1]
+
+    def is_drained(self, name: str) -> bool:
+        return {**self.saved.drained, **self.session.drained}.get(name, False)
+
+    def has(self, name: str) -> bool:
+        return name in self._backends()
+
+    def add(self, backend: BackendConfig, *, save: bool) -> Layered:
+        """With one backend more. Raises `ConfigError` where it cannot be."""
+        session, saved, name = self.session.forgetting(backend.name), self.saved, backend.name
+        if save:
+            if name in session.removed:  # it makes room for the new one, which is to stay; so its removal stays, too
+                saved, session = saved.removing(name), session.restoring(name)
+            saved = saved.adding(backend)
+        else:
+            session = session.adding(backend)
+        layered = replace(self, saved=saved, session=session)
+        layered.config()
+        return layered
+
+    def remove(self, name: str, *, save: bool) -> Layered:
+        """With one backend fewer."""
+        session, saved = self.session.forgetting(name), self.saved
+        if save:
+            saved = saved.forgetting(name)
+        in_file = any(backend.name == name for backend in self.file.backends) and name not in saved.removed
+        if in_file and save:
+            saved = saved.removing(name)
+        elif in_file or saved.adds(name):
+            session = session.removing(name)
+        return replace(self, saved=saved, session=session)
+
+    def drain(self, name: str, *, on: bool, save: bool) -> Layered:
+        """With a backend that gets no new requests, or gets them again."""
+        if save:
+            drained = {other: value for other, value in self.session.drained.items() if other != name}
+            return replace(self, saved=self.saved.draining(name, on=on), session=replace(self.session, drained=drained))
+        return replace(self, session=self.session.draining(name, on=on))
+
+    def _backends(self) -> dict[str, tuple[BackendConfig, Origin]]:
+        found: dict[str, tuple[BackendConfig, Origin]] = {
+            backend.name: (backend, "file") for backend in self.file.backends
+        }
+        layers: tuple[tuple[Changes, Origin], ...] = ((self.saved, "saved"), (self.session, "added"))
+        for layer, origin in layers:
+            for name in layer.removed:
+                found.pop(name, None)
+            for backend in layer.added:
+                # Where the operator has written the same name into the file since, the file holds.
+                found.setdefault(backend.name, (backend, origin))
+        return found
+
+
+def backend_of(data: Any) -> BackendConfig:
+    """A backend from a table in the form of `[[backends]]`. Raises `ConfigError` with every fault."""
+    return msgspec.convert(check_table(data, BackendConfig, source="the request", path=("backends",)), BackendConfig)

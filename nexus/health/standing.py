@@ -1,0 +1,39 @@
+"""How the backends are at this moment, for operators: what probes found, and what requests see of them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from nexus.fleet.records import Backend, Snapshot
+from nexus.fleet.seat import Seat
+from nexus.proxy.breakers import standing_of
+
+
+def backend_states(snapshot: Snapshot, seat: Seat) -> list[dict[str, Any]]:
+    """One table for each backend, in the order of the configuration."""
+    held, now_ns = seat.held_slots(), time.monotonic_ns()
+
+    def state(backend: Backend) -> dict[str, Any]:
+        standing = standing_of(backend.column, seat.circuits, seat.table, config=snapshot.config, now_ns=now_ns)
+        return {
+            "id": backend.label,
+            "name": backend.name,
+            "url": backend.config.url,
+            "type": backend.config.type,
+            "zone": backend.config.zone or ("restricted" if backend.restricted else "open"),
+            "tier": backend.config.tier,
+            "priority": backend.config.priority,
+            "status": backend.status,
+            "since": backend.since,
+            "draining": backend.draining,
+            "origin": backend.origin,
+            "circuit": standing.state,
+            "in_flight": seat.table.pending_in(backend.column, held),
+            "capacity": backend.limit,
+            "latency_ms": backend.latency_ms,
+            "models": [model.name for model in backend.models],
+            "error": backend.last_error,
+        }
+
+    return [state(backend) for backend in snapshot.backends]
