@@ -15,6 +15,7 @@ from flask import Flask
 
 from nexus import log as logs
 from nexus.config import Config, process_config
+from nexus.fleet.recent import RecentTable, Ring
 from nexus.fleet.records import Snapshot
 from nexus.fleet.rundir import RunDirectory, RunDirectoryError, Started
 from nexus.fleet.seat import NoSeatError, Seat
@@ -71,6 +72,7 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
         load=seat.table,
         row=seat.row,
         circuits=seat.circuits,
+        ring=_ring(seat),
         environ=environ,
         lock=lock,
     )
@@ -125,6 +127,14 @@ def _open_store(seat: Seat) -> tuple[Seat, Store]:
         seat = _alone(error)
         settle(seat)
         return seat, Store(seat)
+
+
+def _ring(seat: Seat) -> Ring:
+    try:
+        return seat.recent.ring(seat.slot)
+    except OSError as error:
+        log.error("requests of this process are not shown among the last ones", extra={"why": error})
+        return RecentTable(None).ring(0)
 
 
 def _alone(error: Exception) -> Seat:
