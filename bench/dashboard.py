@@ -53,14 +53,14 @@ def main() -> None:
             (worker,) = gateway.worker_pids()
             load(gateway.port)
             for _ in range(REPEATS):
-                for viewers in found:
+                for viewers, measured in found.items():
                     command = ["curl", "-sN", "-o", "/dev/null", f"{gateway.base}/v1/live"]
                     open_ones = [subprocess.Popen(command) for _ in range(viewers)]
                     time.sleep(2)
                     before = cpu_s(worker)
                     took = sorted(load(gateway.port))
                     share = (cpu_s(worker) - before) / SECONDS
-                    found[viewers].append((share, statistics.median(took), took[int(0.99 * len(took))]))
+                    measured.append((share, statistics.median(took), took[int(0.99 * len(took))]))
                     for one in open_ones:
                         one.terminate()
                         one.wait()

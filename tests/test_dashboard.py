@@ -258,26 +258,28 @@ def test_history(fleet):
 
 def test_who_may_see_it(tmp_path):
     basic = "Basic " + base64.b64encode(b"anybody:ours").decode()
-    with Demo(tmp_path, pace=0) as demo:
-        with Gateway(tmp_path, backend_toml(demo), workers=1, environ={"NEXUS_ADMIN_TOKEN": "ours"}) as gateway:
-            for path in ("/", "/v1/history", "/v1/live", "/assets/dashboard.js"):
-                status, headers, _ = fetch(gateway.base + path)
-                assert (status, headers["www-authenticate"]) == (401, 'Basic realm="Nexus", charset="UTF-8"')
-            assert fetch(gateway.base + "/", authorization=basic)[0] == 200
-            assert fetch(gateway.base + "/", authorization="Bearer ours")[0] == 200
-            assert fetch(gateway.base + "/", authorization="Bearer theirs")[0] == 401
-            assert fetch(gateway.base + "/metrics")[0] == 200
-            gateway.write(backend_toml(demo) + '[admin]\nprotect = ["metrics"]\n[dashboard]\noperations_only = true\n')
-            gateway.send(signal.SIGHUP)
-            until(lambda: fetch(gateway.base + "/metrics")[0] == 401)
-            assert fetch(gateway.base + "/v1/stats", authorization="Bearer ours")[0] == 200
-            assert fetch(gateway.base + "/livez")[0] == 200
-            assert fetch(gateway.base + "/")[0] == 404
-            assert fetch(gateway.operations + "/")[0] == 200
-            gateway.write(backend_toml(demo) + "[dashboard]\nenabled = false\n")
-            gateway.send(signal.SIGHUP)
-            until(lambda: fetch(gateway.operations + "/")[0] == 404)
-            assert fetch(gateway.base + "/v1/live")[0] == 404
+    with (
+        Demo(tmp_path, pace=0) as demo,
+        Gateway(tmp_path, backend_toml(demo), workers=1, environ={"NEXUS_ADMIN_TOKEN": "ours"}) as gateway,
+    ):
+        for path in ("/", "/v1/history", "/v1/live", "/assets/dashboard.js"):
+            status, headers, _ = fetch(gateway.base + path)
+            assert (status, headers["www-authenticate"]) == (401, 'Basic realm="Nexus", charset="UTF-8"')
+        assert fetch(gateway.base + "/", authorization=basic)[0] == 200
+        assert fetch(gateway.base + "/", authorization="Bearer ours")[0] == 200
+        assert fetch(gateway.base + "/", authorization="Bearer theirs")[0] == 401
+        assert fetch(gateway.base + "/metrics")[0] == 200
+        gateway.write(backend_toml(demo) + '[admin]\nprotect = ["metrics"]\n[dashboard]\noperations_only = true\n')
+        gateway.send(signal.SIGHUP)
+        until(lambda: fetch(gateway.base + "/metrics")[0] == 401)
+        assert fetch(gateway.base + "/v1/stats", authorization="Bearer ours")[0] == 200
+        assert fetch(gateway.base + "/livez")[0] == 200
+        assert fetch(gateway.base + "/")[0] == 404
+        assert fetch(gateway.operations + "/")[0] == 200
+        gateway.write(backend_toml(demo) + "[dashboard]\nenabled = false\n")
+        gateway.send(signal.SIGHUP)
+        until(lambda: fetch(gateway.operations + "/")[0] == 404)
+        assert fetch(gateway.base + "/v1/live")[0] == 404
 
 
 def test_viewers_do_not_hold_up_a_stop(tmp_path):
