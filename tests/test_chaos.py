@@ -54,6 +54,18 @@ class Chaos:
         """Keep count of the most processes that were alive at once: the workers and the health process."""
         self.most_alive = max(self.most_alive, len(self.gateway.worker_pids()) + 1)
 
+    def watching(self, end: float) -> threading.Thread:
+        """Watch in a thread until `end`, often enough that no reload's two sets of workers pass unseen."""
+
+        def watch() -> None:
+            while time.monotonic() < end:
+                self.watch()
+                time.sleep(0.02)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        return thread
+
     def kill_worker(self) -> None:
         pids = self.gateway.worker_pids()
         if pids:
@@ -137,6 +149,7 @@ def under_load(gateway: Gateway, chaos: Chaos) -> Counter[int]:
 
     loader = threading.Thread(target=load)
     loader.start()
+    watcher = chaos.watching(end)
     previous: Scrape | None = None
     scraped, due = Counter(), time.monotonic() + 1
     try:
@@ -147,7 +160,6 @@ def under_load(gateway: Gateway, chaos: Chaos) -> Counter[int]:
             if began > due:
                 chaos.step()
                 due += 1
-            chaos.watch()
             try:
                 found = scrape(base)
             except OSError:
@@ -160,6 +172,7 @@ def under_load(gateway: Gateway, chaos: Chaos) -> Counter[int]:
             time.sleep(max(0.0, began + 0.2 - time.monotonic()))
     finally:
         loader.join(60)
+        watcher.join(60)
     assert not loader.is_alive()
     # Five a second, in turn, were asked for; a busy machine and processes that are just being replaced give fewer.
     assert scraped[gateway.base] > SECONDS / 2, scraped

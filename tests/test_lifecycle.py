@@ -80,6 +80,7 @@ def assert_none_fell(before: Scrape, after: Scrape) -> None:
 
 def test_killed_worker(gateway, slow):
     """Its counters stay; what it had in flight is lost, once, and leaves pending within a second."""
+    until(lambda: gateway.scrape().value("nexus_workers") == 2)
     ask(gateway, 20)
     before = gateway.settled()
     streams = Streams(gateway, slow, 6)

@@ -229,14 +229,16 @@ class Row:
 
     @property
     def worker_starts(self) -> int:
-        """How many workers have taken it."""
+        """How many workers have had it, those included that ended before they served."""
         return self._cells[self._base + _STARTS]
+
+    def count_worker_start(self) -> None:
+        self._cells[self._base + _STARTS] += 1
 
     def take(self, pid: int, role: int) -> None:
         """Say whose it is now."""
         self._cells[self._base + _PID] = pid
         self._cells[self._base + _ROLE] = role
-        self._cells[self._base + _STARTS] += role == WORKER
 
     def clear(self) -> None:
         """Zero the counts of a process that is gone; readers that look meanwhile look again."""

@@ -67,7 +67,10 @@ class Seat:
                     locks.close()
                     raise NoSeatError(f"{generation.path}: {error.strerror}") from error
                 locks.release(_ROWS_LOCK)
-                return cls(generation, slot=slot, locks=locks, table=table, circuits=circuits, recent=recent, role=role)
+                seat = cls(generation, slot=slot, locks=locks, table=table, circuits=circuits, recent=recent, role=role)
+                if role == WORKER:
+                    seat.row.count_worker_start()  # now: a worker that is killed while it boots is replaced as well
+                return seat
         locks.close()
         raise NoSeatError(f"{generation.path}: all {SLOTS} slots are taken")
 
