@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SECONDS ?= 600
 SEED    ?= 1
 
-.PHONY: run test check check-long lint types pages clean bench bench-streams bench-metrics chaos
+.PHONY: run test check check-long lint types pages screenshot clean bench bench-streams bench-metrics bench-dashboard chaos
 
 run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends where there is none
 	@exec $(BIN)/nexus serve
@@ -31,6 +31,9 @@ bench-streams: $(VENV)/dev.stamp  ## what an event of a stream costs, beside ngi
 bench-metrics: $(VENV)/dev.stamp  ## what reading and recording figures costs, beside prometheus_client's own collector
 	$(BIN)/python -m bench.metrics
 
+bench-dashboard: $(VENV)/dev.stamp  ## what fifty open dashboards cost; needs curl
+	$(BIN)/python -m bench.dashboard
+
 chaos: $(VENV)/dev.stamp  ## ten minutes of load and kills: make chaos SECONDS=600 SEED=7
 	NEXUS_CHAOS_SECONDS=$(SECONDS) NEXUS_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/test_chaos.py
 
@@ -43,6 +46,9 @@ types: $(VENV)/dev.stamp
 
 pages: $(VENV)/run.stamp  ## write the pages anew that come from tables of the program
 	$(BIN)/python docs/generate.py
+
+screenshot: $(VENV)/dev.stamp  ## docs/dashboard.png; needs chromium
+	$(BIN)/python docs/screenshot.py
 
 clean:
 	rm -rf $(VENV)

@@ -93,7 +93,7 @@ def lane() -> Lane:
     fleet: Any = SimpleNamespace(current=lambda: view)
     engine = Engine(
         fleet=fleet, recorder=Recorder(Store(seat), seat, lock=lock), load=seat.table, row=seat.row,
-        circuits=seat.circuits, environ={}, lock=lock,
+        circuits=seat.circuits, ring=seat.recent.ring(0), environ={}, lock=lock,
     )  # fmt: skip
     sock: Any = _Socket()
     engine.connections._connect = lambda *_: Connection(sock, reused=False)  # type: ignore[method-assign]

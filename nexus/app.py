@@ -15,6 +15,7 @@ from flask import Flask
 
 from nexus import log as logs
 from nexus.config import Config, process_config
+from nexus.fleet.recent import RecentTable, Ring
 from nexus.fleet.records import Snapshot
 from nexus.fleet.rundir import RunDirectory, RunDirectoryError, Started
 from nexus.fleet.seat import NoSeatError, Seat
@@ -26,7 +27,10 @@ from nexus.metrics.settlement import settle
 from nexus.metrics.store import Store
 from nexus.proxy.engine import Engine
 from nexus.proxy.view import FleetView
+from nexus.web.access import token_for
+from nexus.web.dashboard import Viewed, dashboard_endpoints
 from nexus.web.errors import register_errors
+from nexus.web.live import Live
 from nexus.web.openai import openai_endpoints
 from nexus.web.operations import Operations, operations_endpoints
 
@@ -41,6 +45,7 @@ class Gateway:
     store: Store
     recorder: Recorder
     engine: Engine
+    live: Live
 
     def close(self) -> None:
         """Give back the seat, the files and the connections; for a process that goes on without the gateway."""
@@ -71,6 +76,7 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
         load=seat.table,
         row=seat.row,
         circuits=seat.circuits,
+        ring=_ring(seat),
         environ=environ,
         lock=lock,
     )
@@ -94,11 +100,24 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
                 health_process_alive=run_dir.health_process_alive,
                 fleet_age_s=lambda: file_age_s(seat.metrics / GAUGE_FILE) if seat.metrics else None,
                 role="worker",
+                token=lambda: token_for("metrics", fleet.snapshot(), environ),
+            )
+        )
+    )
+    live = Live(run_dir.path)
+    app.register_blueprint(
+        dashboard_endpoints(
+            Viewed(
+                snapshot=fleet.snapshot,
+                latest=lambda limit: seat.recent.latest(range(seat.table.rows), limit=limit),
+                live=live,
+                token=lambda: token_for("dashboard", fleet.snapshot(), environ),
+                for_clients=True,
             )
         )
     )
     register_errors(app, rejected=recorder.rejected)
-    app.extensions["nexus"] = Gateway(seat=seat, store=store, recorder=recorder, engine=engine)
+    app.extensions["nexus"] = Gateway(seat=seat, store=store, recorder=recorder, engine=engine, live=live)
     log.info("worker ready", extra={"pid": os.getpid(), "slot": seat.slot, "generation": _name(seat)})
     return app
 
@@ -125,6 +144,14 @@ def _open_store(seat: Seat) -> tuple[Seat, Store]:
         seat = _alone(error)
         settle(seat)
         return seat, Store(seat)
+
+
+def _ring(seat: Seat) -> Ring:
+    try:
+        return seat.recent.ring(seat.slot)
+    except OSError as error:
+        log.error("requests of this process are not shown among the last ones", extra={"why": error})
+        return RecentTable(None).ring(0)
 
 
 def _alone(error: Exception) -> Seat:

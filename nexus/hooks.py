@@ -52,10 +52,11 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Count the requests whose head gunicorn could not parse: they never reach the application."""
+    """Count the requests whose head gunicorn could not parse: they never reach the application. Tell the dashboard's
+    viewers when the worker is to end."""
     try:
-        app = worker.wsgi
-        recorder = app.extensions["nexus"].recorder
+        gateway = worker.wsgi.extensions["nexus"]
+        recorder = gateway.recorder
         answer_error = worker.handle_error
 
         def handle_error(req: Any, client: Any, addr: Any, exc: BaseException) -> None:
@@ -63,6 +64,7 @@ def post_worker_init(worker: Any) -> None:
             answer_error(req, client, addr, exc)
 
         worker.handle_error = handle_error
+        gateway.live.stopping = lambda: not worker.alive
     except (AttributeError, KeyError) as error:
         log.error("requests with an unreadable head are not counted", extra={"why": error})
 

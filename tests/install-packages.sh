@@ -10,6 +10,7 @@ need curl curl
 need pgrep procps
 need git git
 need openssl openssl
+need chromium chromium
 
 missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
 [ -n "$(printf '%s' "$missing" | tr -d ' ')" ] || exit 0

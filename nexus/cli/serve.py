@@ -236,6 +236,7 @@ def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool, ready: b
         *([f"  ({hint})"] if hint else []),
         "",
         f"    endpoint   {base}/v1        (listens on {server.host}, without authentication)",
+        f"    dashboard  {base}/",
         f"    figures    {base}/metrics   {base}/v1/stats",
         f"    operations http://{listen}/metrics, also when every worker is busy"
         if listen != "off"

@@ -14,6 +14,7 @@
     slots              a locked byte for each process         (see seat.py)
     load               what each process has in hand          (see load.py)
     circuits           what is known of each backend          (see circuits.py)
+    recent             the requests that ended last           (see recent.py)
     changes.json       what operators changed for this run    (see health/changes.py)
     metrics/           prometheus_client's files, by slot
 """
@@ -62,6 +63,7 @@ class Generation:
         self.slots = path / "slots"
         self.load = path / "load"
         self.circuits = path / "circuits"
+        self.recent = path / "recent"
         self.metrics = path / "metrics"
 
     def started(self) -> Started:

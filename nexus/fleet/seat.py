@@ -9,6 +9,7 @@ from pathlib import Path
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load import SLOTS, WORKER, LoadTable, Row
 from nexus.fleet.locks import LockFile
+from nexus.fleet.recent import RecentTable
 from nexus.fleet.rundir import Generation, Started
 
 _ROWS_LOCK = SLOTS  # a byte behind the slots' own, held for the moment in which a row is put into use
@@ -34,12 +35,14 @@ class Seat:
         locks: LockFile | None,
         table: LoadTable,
         circuits: CircuitTable,
+        recent: RecentTable,
         role: int = WORKER,
     ) -> None:
         self.generation = generation
         self.slot = slot
         self.table = table
         self.circuits = circuits
+        self.recent = recent
         self.row: Row = table.row(slot)
         self._locks = locks
         self._role = role
@@ -52,6 +55,7 @@ class Seat:
             locks = LockFile(generation.slots)
             table = LoadTable(generation.load)
             circuits = CircuitTable(generation.circuits)
+            recent = RecentTable(generation.recent)
         except OSError as error:
             raise NoSeatError(f"{generation.path}: {error.strerror}") from error
         for slot in range(SLOTS):
@@ -63,7 +67,7 @@ class Seat:
                     locks.close()
                     raise NoSeatError(f"{generation.path}: {error.strerror}") from error
                 locks.release(_ROWS_LOCK)
-                return cls(generation, slot=slot, locks=locks, table=table, circuits=circuits, role=role)
+                return cls(generation, slot=slot, locks=locks, table=table, circuits=circuits, recent=recent, role=role)
         locks.close()
         raise NoSeatError(f"{generation.path}: all {SLOTS} slots are taken")
 
@@ -87,13 +91,14 @@ class Seat:
             locks=locks,
             table=LoadTable(generation.load),
             circuits=CircuitTable(generation.circuits),
+            recent=RecentTable(generation.recent),
         )
 
     @classmethod
     def alone(cls) -> Seat:
         table = LoadTable(None)
         table.use_row(0)
-        return cls(None, slot=0, locks=None, table=table, circuits=CircuitTable(None))
+        return cls(None, slot=0, locks=None, table=table, circuits=CircuitTable(None), recent=RecentTable(None))
 
     def take_over(self) -> None:
         """Zero what the slot's last holder left in its row; its lost requests must have been booked before."""
@@ -143,3 +148,4 @@ class Seat:
             if lock is not None:
                 lock.close()
         self.circuits.leave()
+        self.recent.close()

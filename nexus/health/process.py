@@ -24,7 +24,9 @@ from nexus.config.changes import Changes, Layered, backend_of
 from nexus.config.loading import listen_address, restart_needed
 from nexus.config.records import NOT_SPOKEN
 from nexus.config.secrets import secret
+from nexus.fleet.live import write_live
 from nexus.fleet.load import HEALTH
+from nexus.fleet.recent import Recent
 from nexus.fleet.records import Snapshot
 from nexus.fleet.reloads import Reload, last_reload, write_reload
 from nexus.fleet.rundir import RunDirectory, Started, write_private
@@ -32,6 +34,7 @@ from nexus.fleet.seat import NoSeatError, Seat
 from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
 from nexus.health.changes import ChangeFiles
 from nexus.health.fleet import Fleet
+from nexus.health.live import Dashboard
 from nexus.health.prober import Prober
 from nexus.health.standing import backend_states
 from nexus.metrics.figures import Figures
@@ -39,14 +42,18 @@ from nexus.metrics.gauges import write_fleet_gauges
 from nexus.metrics.recorder import Recorder
 from nexus.metrics.settlement import settle, sweep
 from nexus.metrics.store import Store
+from nexus.web.access import Protected, token_for
 from nexus.web.admin import BackendExists, UnknownBackend, admin_endpoints
+from nexus.web.dashboard import Viewed, dashboard_endpoints
 from nexus.web.errors import register_errors
+from nexus.web.live import Live
 from nexus.web.operations import Operations, operations_endpoints
 
 log = logging.getLogger("nexus.health")
 
 _TICK_S = 0.25
 """How often the run directory is looked at: a killed worker's requests leave the gauges within a second."""
+_SHOW_EVERY_S = 1.0
 _MOST_PROBES_AT_ONCE = 64
 _LISTEN_RETRY_S = 5.0
 
@@ -97,6 +104,9 @@ class HealthProcess:
         self._token_file = run_dir.path / "admin.token"
         self._own_token = secrets.token_urlsafe(32)
         write_private(self._token_file, self._own_token.encode())
+        self._dashboard = Dashboard()
+        self._live = Live(run_dir.path)
+        self._live.stopping = self._stopping.is_set
         self._fleet: Fleet
         self._take_up(self._fleet_of(loaded.config))
 
@@ -108,7 +118,12 @@ class HealthProcess:
         gevent.signal_handler(signal.SIGTERM, self.stop)
         gevent.signal_handler(signal.SIGINT, self.stop)
         gevent.signal_handler(signal.SIGHUP, self.reload)
-        helpers = [gevent.spawn(self._rounds), gevent.spawn(self._ticks), gevent.spawn(self._serve)]
+        helpers = [
+            gevent.spawn(self._rounds),
+            gevent.spawn(self._ticks),
+            gevent.spawn(self._serve),
+            gevent.spawn(self._show),
+        ]
         for helper in helpers:
             helper.link_exception(self._failed)
         log.info("health process ready", extra={"pid": os.getpid(), "backends": len(self._fleet.backends)})
@@ -326,6 +341,31 @@ class HealthProcess:
         self._publish()
         log.info("following the gateway's new start", extra={"generation": current.name})
 
+    # What the dashboard shows
+
+    def _show(self) -> None:
+        while True:
+            gevent.sleep(_SHOW_EVERY_S)
+            if self._snapshot is None or not self._fleet.config.dashboard.enabled:
+                continue
+            place = self._place
+            uptime_s = max(0.0, time.monotonic() - place.started.monotonic)
+            lines = self._dashboard.sample(
+                place.figures.read(), self._snapshot, place.seat, uptime_s=uptime_s, now=time.time()
+            )
+            try:
+                write_live(self._run_dir.path, *lines)
+            except OSError as error:
+                log.error("the dashboard's state cannot be written", extra={"why": error})
+                gevent.sleep(_LISTEN_RETRY_S)
+
+    def _latest(self, limit: int) -> list[Recent]:
+        seat = self._place.seat
+        return seat.recent.latest(range(seat.table.rows), limit=limit)
+
+    def _token_for(self, what: Protected) -> str | None:
+        return token_for(what, self._snapshot, self._environ)
+
     # Its own port
 
     def _serve(self) -> None:
@@ -352,7 +392,16 @@ class HealthProcess:
             health_process_alive=lambda: True,
             fleet_age_s=lambda: time.time() - self._updated_at if self._updated_at else None,
             role="health_process",
+            token=lambda: self._token_for("metrics"),
         )
+        viewed = Viewed(
+            snapshot=self.current_snapshot,
+            latest=self._latest,
+            live=self._live,
+            token=lambda: self._token_for("dashboard"),
+            for_clients=False,
+        )
+        app.register_blueprint(dashboard_endpoints(viewed))
         app.register_blueprint(operations_endpoints(operations))
         app.register_blueprint(admin_endpoints(self, token=self.admin_token))
         register_errors(app, rejected=lambda _: None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from nexus.config.records import Server
 from nexus.errors import RequestFailed
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load import WINDOW_S, LoadTable, Row
+from nexus.fleet.recent import Recent, Ring
 from nexus.metrics.recorder import Recorder
 from nexus.proxy.admission import Admission
 from nexus.proxy.connections import Connections
@@ -60,6 +61,7 @@ class Engine:
         load: LoadTable,
         row: Row,
         circuits: CircuitTable,
+        ring: Ring,
         environ: Mapping[str, str],
         lock: AbstractContextManager[Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -71,6 +73,8 @@ class Engine:
         self.environ = environ
         self.clock = clock
         self.circuits = circuits
+        self._ring = ring
+        self._lock = nullcontext() if lock is None else lock
         self.connections = Connections(clock)
         self.admission = Admission(
             load=load, row=row, circuits=circuits, recorder=recorder, view=self.view, chance=random.random, lock=lock
@@ -93,6 +97,11 @@ class Engine:
         """The longest body that is taken."""
         view = self.fleet.current()
         return view.snapshot.config.server.max_request_bytes if view else _UNTIL_KNOWN.max_request_bytes
+
+    def remember(self, record: Recent) -> None:
+        """Keep a request that has ended for the operators' view."""
+        with self._lock:
+            self._ring.write(record)
 
     def may_retry(self) -> bool:
         """Whether the host's budget for retries allows one more."""

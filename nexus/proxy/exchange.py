@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import time
 from collections.abc import Callable
 from functools import lru_cache
 
 from nexus.errors import FAULTS, Blame, Fault, PassedOn, RequestFailed, error_body, status_label
+from nexus.fleet.recent import Recent, Try
 from nexus.metrics import labels
 from nexus.metrics.recorder import Finished, StreamFacts
 from nexus.proxy.admission import Applicant, Place
@@ -51,6 +53,7 @@ class Exchange:
         self.asked_model = ""
         self.choice: Choice | None = None
         self.attempts = 0
+        self.failed: list[Try] = []
         self.usage: Usage | None = None
         self.usage_asked = False
         self.stream: Stream | None = None
@@ -58,6 +61,7 @@ class Exchange:
         self.finished = False
         self._began = request.received
         self._waited_s = 0.0
+        self._attempt_began = 0.0
         self._before_s: float | None = None
         self._after_s: float | None = None
         engine.recorder.started(endpoint.name)
@@ -174,12 +178,16 @@ class Exchange:
             self.choice, self.model = choice, choice.model
             tried.add((choice.backend.name, choice.model))
             self.attempts += 1
-            began = engine.clock()
+            began = self._attempt_began = engine.clock()
             try:
                 return self._attempt(place, ask, body)
             except RequestFailed as failed:
                 failure = failed
-                self._waited_s += engine.clock() - began
+                took_s = engine.clock() - began
+                self._waited_s += took_s
+                self.failed.append(
+                    Try(choice.backend.name, choice.model[:_SHOWN_NAME], failure.fault.name, round(took_s * 1000, 3))
+                )
             if not failure.fault.retry:
                 raise failure
             log.warning(
@@ -369,6 +377,7 @@ class Exchange:
                 after_s=self._after_s if self.served else None,
             )
         )
+        self._remember(fault, status, usage, ended)
         if not log.isEnabledFor(logging.INFO):
             return
         log.info(
@@ -395,6 +404,36 @@ class Exchange:
                 "why": choice.reason if choice else None,
                 "fault": fault.name if fault else None,
             },
+        )
+
+    def _remember(self, fault: Fault | None, status: int, usage: Usage, ended: float) -> None:
+        """Keep what operators may want to see of it."""
+        choice, stream, attempts = self.choice, self.stream, self.failed
+        if choice is not None and len(attempts) < self.attempts:
+            ms = round((ended - self._attempt_began) * 1000, 3)
+            last = Try(choice.backend.name, self.model[:_SHOWN_NAME], fault.name if fault else "success", ms)
+            attempts = [*attempts, last]
+        self.engine.remember(
+            Recent(
+                id=self.request_id,
+                ended=time.time(),
+                endpoint=self.endpoint.name,
+                asked_model=(self.ask.model if self.ask is not None else "")[:_SHOWN_NAME],
+                model=self.model[:_SHOWN_NAME],
+                backend=choice.backend.name if choice else None,
+                status=status,
+                duration_ms=round((ended - self._began) * 1000, 3),
+                error_type=fault.error_type if fault else None,
+                fault=fault.name if fault else None,
+                reason=choice.reason if choice else None,
+                stream=stream is not None,
+                ttft_ms=round((stream.first_token_at - self._began) * 1000, 3)
+                if stream is not None and stream.first_token_at
+                else None,
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                attempts=tuple(attempts),
+            )
         )
 
     def _usage(self) -> tuple[Usage, str | None]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 from flask import Response, request
 
+from nexus.config.secrets import secret
 from nexus.errors import error_body
+from nexus.fleet.records import Snapshot
 
 
 def refusal(token: str | None) -> Response | None:
@@ -26,6 +29,16 @@ def refusal(token: str | None) -> Response | None:
     response.headers["www-authenticate"] = 'Basic realm="Nexus", charset="UTF-8"'
     response.headers["cache-control"] = "no-store"
     return response
+
+
+Protected = Literal["dashboard", "metrics"]
+
+
+def token_for(what: Protected, snapshot: Snapshot | None, environ: Mapping[str, str]) -> str | None:
+    """What must be shown to see this; None where it is open: there is no token, or the operators left it open."""
+    if snapshot is None or what not in snapshot.config.admin.protect:
+        return None
+    return secret(snapshot.config.admin.token_env, environ)
 
 
 def guard(token: Callable[[], str | None]) -> Callable[[], Response | None]:

@@ -15,13 +15,18 @@ from nexus.fleet.rundir import Started
 from nexus.metrics.exposition import CONTENT_TYPE
 from nexus.metrics.figures import Figures
 from nexus.metrics.stats import stats
+from nexus.web.access import refusal
 
 _STALE_ROUNDS = 3
+_FIGURES = ("/metrics", "/v1/stats")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
-    """What the operations paths look at; each is asked anew, since generation and fleet change under a process."""
+    """What the operations paths look at; each is asked anew, since generation and fleet change under a process.
+
+    `token` is what the figures ask for, None where they are open.
+    """
 
     figures: Callable[[], Figures]
     snapshot: Callable[[], Snapshot | None]
@@ -29,6 +34,7 @@ class Operations:
     health_process_alive: Callable[[], bool]
     fleet_age_s: Callable[[], float | None]
     role: str
+    token: Callable[[], str | None] = lambda: None
 
     def uptime_s(self) -> float:
         return max(0.0, time.monotonic() - self.started().monotonic)
@@ -36,6 +42,10 @@ class Operations:
 
 def operations_endpoints(operations: Operations) -> Blueprint:
     blueprint = Blueprint("operations", __name__)
+
+    @blueprint.before_request
+    def may_see() -> Response | None:
+        return refusal(operations.token()) if request.path in _FIGURES else None
 
     @blueprint.get("/metrics")
     def metrics() -> Response:

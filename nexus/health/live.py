@@ -1,0 +1,200 @@
+"""The dashboard's state, made once a second for the whole host from one reading of the figures."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from nexus import __version__
+from nexus.fleet.recent import Recent
+from nexus.fleet.records import Snapshot
+from nexus.fleet.seat import Seat
+from nexus.health.standing import backend_states
+from nexus.metrics import families
+from nexus.metrics.figures import Reading
+from nexus.web.history import entry
+from nexus.web.operations import fleet_health
+from nexus.web.pages import TILES, parts, rows
+
+_KEPT_S = 300
+_RATE_OVER_S = 5.0
+_PERCENTILES_OVER_S = 60.0
+_MOST_TIMES = 5000
+_MOST_ROWS = 30
+_SHOWN = 100
+
+
+class Dashboard:
+    """Remembers the last minutes; `sample` gives the two lines of the state (see `fleet/live.py`)."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._seen: dict[int, int] = {}
+        self._totals: deque[tuple[float, dict[str, float]]] = deque()
+        self._times: deque[Recent] = deque(maxlen=_MOST_TIMES)
+        self._requests: deque[Recent] = deque(maxlen=_SHOWN)
+        self._series: dict[str, deque[float | None]] = {
+            key: deque(maxlen=_KEPT_S) for key in ("time", *(tile[0] for tile in TILES))
+        }
+        self._cpu: dict[str, tuple[float, float]] = {}
+        self._last_faults: dict[str, dict[str, Any]] = {}
+
+    def sample(
+        self, reading: Reading, snapshot: Snapshot, seat: Seat, *, uptime_s: float, now: float
+    ) -> tuple[bytes, bytes]:
+        """`now` in Unix seconds."""
+        self._number += 1
+        fresh = sorted(seat.recent.newer_than(self._seen, range(seat.table.rows)), key=lambda record: record.ended)
+        self._times.extend(fresh)
+        self._requests.extend(fresh)
+        while self._times and self._times[0].ended < now - _PERCENTILES_OVER_S:
+            self._times.popleft()
+        for record in fresh:
+            for one in record.attempts:
+                if one.outcome not in ("success", "client_gone"):
+                    self._last_faults[one.backend] = {"outcome": one.outcome, "at": record.ended}
+        totals = _totals(reading)
+        current = {**self._rates(totals, now), **self._gauges(reading, seat), **self._percentiles()}
+        for key, values in self._series.items():
+            values.append(round(now, 3) if key == "time" else current[key])
+        state = self._state(reading, snapshot, seat, totals, current, uptime_s=uptime_s, now=now)
+        shown = [entry(record) for record in reversed(fresh[-_MOST_ROWS:])]
+        tick = {
+            "number": self._number,
+            "time": round(now, 3),
+            "now": current,
+            "parts": parts(state),
+            "rows": rows(shown),
+        }
+        history = {
+            "series": {key: list(values) for key, values in self._series.items()},
+            "rows": rows([entry(record) for record in reversed(self._requests)]),
+        }
+        return msgspec.json.encode(tick), msgspec.json.encode(history)
+
+    def _state(
+        self,
+        reading: Reading,
+        snapshot: Snapshot,
+        seat: Seat,
+        totals: dict[str, float],
+        current: dict[str, float | None],
+        *,
+        uptime_s: float,
+        now: float,
+    ) -> dict[str, Any]:
+        health = fleet_health(snapshot, uptime_s)
+        served: dict[str, float] = {}
+        for labels, value in reading.samples(families.REQUESTS.name):
+            served[labels["backend"]] = served.get(labels["backend"], 0) + value
+        backends = [
+            {**backend, "requests": served.get(backend["id"], 0), "last_fault": self._last_faults.get(backend["name"])}
+            for backend in backend_states(snapshot, seat)
+        ]
+        return {
+            "time": now,
+            "version": __version__,
+            "uptime_s": uptime_s,
+            "status": health["status"],
+            "healthy": health["backends"]["healthy"],
+            "now": current,
+            "totals": totals,
+            "backends": backends,
+            "models": _matrix(snapshot),
+            "processes": self._processes(reading, now),
+            "workers": int(_sum(reading, families.WORKERS)),
+            "worker_restarts": int(_sum(reading, families.WORKER_RESTARTS)),
+            "figures": {
+                "imbalance": _sum(reading, families.IMBALANCE),
+                "scrape_ms": _sum(reading, families.SCRAPE_DURATION) * 1000,
+                "fleet_updated": _sum(reading, families.FLEET_UPDATED),
+                "reload_good": bool(_sum(reading, families.RELOAD_SUCCESSFUL)),
+                "run_directory_usable": bool(_sum(reading, families.RUN_DIRECTORY)),
+            },
+        }
+
+    def _rates(self, totals: dict[str, float], now: float) -> dict[str, float | None]:
+        """Over the last seconds; from zero again where the gateway was started anew."""
+        if self._totals and totals["requests"] < self._totals[-1][1]["requests"]:
+            self._totals.clear()
+        self._totals.append((now, totals))
+        while len(self._totals) > 1 and self._totals[1][0] <= now - _RATE_OVER_S:
+            self._totals.popleft()
+        then, before = self._totals[0]
+        elapsed_s = now - then
+        if elapsed_s <= 0:
+            return {"requests_per_s": 0.0, "error_share": 0.0, "tokens_per_s": 0.0}
+        requests = totals["requests"] - before["requests"]
+        errors = totals["errors"] - before["errors"]
+        return {
+            "requests_per_s": round(requests / elapsed_s, 2),
+            "error_share": round(100 * errors / requests, 2) if requests else 0.0,
+            "tokens_per_s": round((totals["tokens"] - before["tokens"]) / elapsed_s, 1),
+        }
+
+    @staticmethod
+    def _gauges(reading: Reading, seat: Seat) -> dict[str, float | None]:
+        in_flight = sum(seat.table.row(slot).in_flight for slot in seat.held_slots())
+        return {"in_flight": in_flight, "queued": int(_sum(reading, families.QUEUE_DEPTH))}
+
+    def _percentiles(self) -> dict[str, float | None]:
+        """Of the last minute's requests, by their own times: the histograms' buckets begin at a tenth of a second."""
+        durations = sorted(record.duration_ms for record in self._times if record.status < 400)
+        firsts = sorted(record.ttft_ms for record in self._times if record.ttft_ms is not None)
+        return {
+            "duration_p50_ms": _quantile(durations, 0.5),
+            "duration_p95_ms": _quantile(durations, 0.95),
+            "ttft_p50_ms": _quantile(firsts, 0.5),
+            "ttft_p95_ms": _quantile(firsts, 0.95),
+        }
+
+    def _processes(self, reading: Reading, now: float) -> list[dict[str, Any]]:
+        memory = {labels["pid"]: value for labels, value in reading.samples(families.PROCESS_MEMORY.name)}
+        found, cpu = [], {}
+        for labels, seconds in reading.samples(families.PROCESS_CPU.name):
+            pid = labels["pid"]
+            then, before = self._cpu.get(pid, (now, seconds))
+            share = (seconds - before) / (now - then) if now > then else 0.0
+            cpu[pid] = (now, seconds)
+            found.append(
+                {
+                    "slot": labels["slot"], "role": labels["role"], "pid": pid, "memory_bytes": memory.get(pid, 0),
+                    "cpu_share": max(0.0, share),
+                }
+            )  # fmt: skip
+        self._cpu = cpu
+        return found
+
+
+def _totals(reading: Reading) -> dict[str, float]:
+    requests = reading.samples(families.REQUESTS.name)
+    return {
+        "requests": sum(value for _, value in requests),
+        "errors": sum(value for labels, value in requests if int(labels["status"][0]) >= 4),
+        "tokens": _sum(reading, families.TOKENS_USED, f"{families.TOKENS_USED.name}_sum"),
+        "lost": _sum(reading, families.LOST),
+    }
+
+
+def _sum(reading: Reading, family: families.Family, name: str | None = None) -> float:
+    return sum(value for _, value in reading.samples(name or family.name, family=family.name))
+
+
+def _quantile(ordered: list[float], share: float) -> float | None:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+
+def _matrix(snapshot: Snapshot) -> Iterable[dict[str, Any]]:
+    """Every model with the backends that offer it, and what it can do there."""
+    offers: dict[str, dict[str, Any]] = {}
+    for backend in snapshot.backends:
+        for model in backend.models:
+            can = [
+                word for word, on in (("vision", model.vision), ("tools", model.tools)) if on
+            ]  # JSON mode is what nearly all can
+            context = model.context_length if model.context_known else None
+            offers.setdefault(model.name, {})[backend.name] = {"can": can, "context": context}
+    return [{"name": name, "offers": offers[name]} for name in sorted(offers)]

@@ -1,0 +1,126 @@
+// Keeps the page fresh: the server makes its parts, this puts them in place, draws the charts and filters the requests.
+import uPlot from "./uplot.js";
+
+const KEPT_S = 300, SHOWN = 100, LATE_MS = 5000;
+const place = (id) => document.getElementById(id);
+const charts = new Map();
+let series = { time: [] }, lastNumber = 0, lastTick = performance.now();
+
+function color(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function replace(id, html) {
+  const target = place(id);
+  if (target.dataset.html !== undefined && target.lastHtml === html) return;
+  target.dataset.html = "";
+  target.lastHtml = html;
+  target.innerHTML = html;
+}
+
+// The figures keep their elements, since the charts live in them: only their texts change.
+function showFigures(html) {
+  const made = document.createElement("template");
+  made.innerHTML = html;
+  for (const fresh of made.content.querySelectorAll(".figure")) {
+    const shown = document.querySelector(`[data-figure="${fresh.dataset.figure}"]`);
+    if (shown) shown.querySelector("dd").replaceChildren(...fresh.querySelector("dd").childNodes);
+    else place("figures").append(fresh);
+  }
+}
+
+function drawCharts() {
+  for (const tile of document.querySelectorAll(".figure")) {
+    const key = tile.dataset.figure;
+    if (!series[key]) continue;
+    const data = [series.time, series[key]];
+    if (charts.has(key)) {
+      charts.get(key).setData(data);
+      continue;
+    }
+    const holder = document.createElement("div");
+    holder.className = "chart";
+    holder.setAttribute("aria-hidden", "true");
+    tile.append(holder);
+    charts.set(key, new uPlot({
+      width: Math.max(60, holder.clientWidth), height: 44, padding: [3, 0, 1, 0],
+      cursor: { show: false }, legend: { show: false }, axes: [{ show: false }, { show: false }],
+      scales: { x: { time: true }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 0, 0.001) * 1.1] } },
+      series: [{}, { stroke: color("--accent"), fill: color("--accent-faint"), width: 1.5, points: { show: false } }],
+    }, data, holder));
+  }
+}
+
+function forgetCharts() {
+  for (const chart of charts.values()) chart.root.parentElement.remove(), chart.destroy();
+  charts.clear();
+  drawCharts();
+}
+
+function addRequests(html) {
+  if (!html) return;
+  const made = document.createElement("template");
+  made.innerHTML = html;
+  const known = new Set([...place("requests").children].map((row) => row.dataset.id));
+  for (const row of [...made.content.children]) if (known.has(row.dataset.id)) row.remove();
+  place("requests").prepend(made.content);
+  for (const row of [...place("requests").children].slice(SHOWN)) if (!row.open) row.remove();
+  filterRequests();
+}
+
+function filterRequests() {
+  const wanted = Object.fromEntries(new FormData(place("filter")));
+  const has = (value, part) => value.toLowerCase().includes(part.trim().toLowerCase());
+  let shown = 0;
+  for (const row of place("requests").children) {
+    const { status, model, asked, backend } = row.dataset;
+    row.hidden = !((!wanted.status || status === wanted.status)
+      && (has(model, wanted.model) || has(asked, wanted.model)) && has(backend, wanted.backend));
+    shown += !row.hidden;
+  }
+  place("no-requests").hidden = shown > 0;
+}
+
+function say(text) {
+  if (place("connection").textContent !== text) place("connection").textContent = text;
+}
+
+function tick(state) {
+  lastTick = performance.now();
+  say("");
+  if (state.number === lastNumber) return;
+  lastNumber = state.number;
+  for (const [key, html] of Object.entries(state.parts)) if (key !== "figures") replace(key, html);
+  showFigures(state.parts.figures);
+  if (series.time.at(-1) !== state.time) {
+    for (const [key, value] of Object.entries({ time: state.time, ...state.now })) (series[key] ??= []).push(value);
+    while (series.time[0] < state.time - KEPT_S) for (const values of Object.values(series)) values.shift();
+  }
+  drawCharts();
+  addRequests(state.rows);
+}
+
+function listen() {
+  const source = new EventSource("v1/live");
+  source.addEventListener("history", (event) => {
+    const history = JSON.parse(event.data);
+    series = history.series;
+    addRequests(history.rows);
+  });
+  source.addEventListener("tick", (event) => tick(JSON.parse(event.data)));
+  source.addEventListener("error", () => {
+    if (source.readyState === EventSource.CLOSED) setTimeout(listen, 1000);
+  });
+}
+
+setInterval(() => {
+  const late = performance.now() - lastTick;
+  if (late > LATE_MS) say(`No news for ${Math.round(late / 1000)} s: what is shown may be out of date.`);
+}, 1000);
+place("filter").addEventListener("input", filterRequests);
+place("filter").addEventListener("submit", (event) => event.preventDefault());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", forgetCharts);
+let width = innerWidth;
+addEventListener("resize", () => { if (innerWidth !== width) width = innerWidth, forgetCharts(); });
+filterRequests();
+listen();

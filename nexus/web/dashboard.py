@@ -1,0 +1,98 @@
+"""The dashboard: a page that is readable as it comes, kept fresh by server-sent events where scripts may run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from flask import Blueprint, Response, abort, jsonify, request, send_from_directory
+
+from nexus.errors import FAULTS, RequestFailed, error_body
+from nexus.fleet.recent import Recent
+from nexus.fleet.records import Snapshot
+from nexus.web.access import refusal
+from nexus.web.history import MOST, Filter, entry
+from nexus.web.live import Live
+from nexus.web.pages import page
+
+_ASSETS = Path(__file__).parent / "assets"
+_SHOWN = 100
+_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Viewed:
+    """What the dashboard looks at. `latest` gives the last requests of all processes, at most so many, newest first.
+
+    `token` is the operators' where the dashboard asks for it; `for_clients`: whether this is the clients' address.
+    """
+
+    snapshot: Callable[[], Snapshot | None]
+    latest: Callable[[int], list[Recent]]
+    live: Live
+    token: Callable[[], str | None]
+    for_clients: bool
+
+
+def dashboard_endpoints(viewed: Viewed) -> Blueprint:
+    blueprint = Blueprint("dashboard", __name__)
+
+    @blueprint.before_request
+    def may_see() -> Response | None:
+        snapshot = viewed.snapshot()
+        settings = snapshot.config.dashboard if snapshot else None
+        if settings and (not settings.enabled or (settings.operations_only and viewed.for_clients)):
+            abort(404)
+        return refusal(viewed.token())
+
+    @blueprint.after_request
+    def careful(response: Response) -> Response:
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    @blueprint.get("/")
+    def dashboard() -> Response:
+        wanted = Filter(request.args)
+        state = viewed.live.state()
+        tick: dict[str, Any] = msgspec.json.decode(state.tick) if state else {}
+        found = _matching(wanted, _SHOWN)
+        return Response(page(tick, [entry(record) for record in found], wanted), mimetype="text/html")
+
+    @blueprint.get("/v1/history")
+    def history() -> Response:
+        wanted = Filter(request.args)
+        return jsonify([entry(record) for record in _matching(wanted, wanted.limit)])
+
+    @blueprint.get("/v1/live")
+    def live() -> Response:
+        response = Response(viewed.live.events(), mimetype="text/event-stream")
+        response.headers["x-accel-buffering"] = "no"
+        return response
+
+    @blueprint.get("/assets/<path:name>")
+    def asset(name: str) -> Response:
+        response = send_from_directory(_ASSETS, name)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+    @blueprint.errorhandler(RequestFailed)
+    def refuse(failure: RequestFailed) -> Response:
+        fault = FAULTS[failure.fault.name]
+        status = fault.status or 400
+        content = error_body(failure.message, status=status, code=fault.code, param=failure.param)
+        return Response(content, status, mimetype="application/json")
+
+    def _matching(wanted: Filter, limit: int) -> list[Recent]:
+        return [record for record in viewed.latest(MOST) if wanted.takes(record)][:limit]
+
+    return blueprint

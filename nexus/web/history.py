@@ -1,0 +1,63 @@
+"""The requests that ended last, as JSON: the original's keys, and ours besides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nexus.errors import RequestFailed
+from nexus.fleet.recent import Recent
+
+MOST = 1000
+_USUAL = 100
+_STATUS = {"success": True, "error": False}
+
+
+def entry(record: Recent) -> dict[str, Any]:
+    failed = record.status >= 400
+    return {
+        "timestamp": int(record.ended),
+        "model": record.model,
+        "backend_id": record.backend,
+        "duration_ms": record.duration_ms,
+        "status": "Error" if failed else "Success",
+        "error_message": (record.fault or record.error_type or str(record.status)) if failed else None,
+        "id": record.id,
+        "ended": round(record.ended, 3),
+        "endpoint": record.endpoint,
+        "asked_model": record.asked_model,
+        "http_status": record.status,
+        "error_type": record.error_type,
+        "reason": record.reason,
+        "stream": record.stream,
+        "ttft_ms": record.ttft_ms,
+        "prompt_tokens": record.prompt_tokens,
+        "completion_tokens": record.completion_tokens,
+        "attempts": [
+            {"backend": one.backend, "model": one.model, "outcome": one.outcome, "ms": one.ms}
+            for one in record.attempts
+        ],
+    }
+
+
+class Filter:
+    """Which requests are wanted: `status` success or error, `model` and `backend` by name, at most `limit`."""
+
+    def __init__(self, arguments: Mapping[str, str]) -> None:
+        """Raises `RequestFailed` for what cannot be meant."""
+        self.status = arguments.get("status") or ""
+        self.model = arguments.get("model") or ""
+        self.backend = arguments.get("backend") or ""
+        limit = arguments.get("limit") or str(_USUAL)
+        if self.status and self.status not in _STATUS:
+            raise RequestFailed("invalid_request", "status takes success or error.", param="status")
+        if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= MOST:
+            raise RequestFailed("invalid_request", f"limit takes a whole number from 1 to {MOST}.", param="limit")
+        self.limit = int(limit)
+
+    def takes(self, record: Recent) -> bool:
+        return (
+            (not self.status or (record.status < 400) == _STATUS[self.status])
+            and (not self.model or self.model in (record.model, record.asked_model))
+            and (not self.backend or self.backend == record.backend)
+        )

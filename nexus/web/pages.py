@@ -1,0 +1,92 @@
+"""The dashboard's HTML, from templates that escape every name. The health process makes the same parts each second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from nexus import __version__
+from nexus.web.history import Filter
+
+TILES: tuple[tuple[str, str, str], ...] = (
+    ("requests_per_s", "Requests", "/s"),
+    ("error_share", "Errors", "%"),
+    ("in_flight", "In flight", ""),
+    ("queued", "Queued", ""),
+    ("duration_p50_ms", "Duration p50", "ms"),
+    ("duration_p95_ms", "Duration p95", "ms"),
+    ("ttft_p50_ms", "First token p50", "ms"),
+    ("ttft_p95_ms", "First token p95", "ms"),
+    ("tokens_per_s", "Tokens", "/s"),
+)
+"""Key of the state, title and unit of each figure that is shown with its last minutes."""
+
+
+def page(tick: dict[str, Any], requests: Sequence[dict[str, Any]], wanted: Filter) -> str:
+    """The whole page, as it reads without scripts."""
+    return (
+        _environment()
+        .get_template("dashboard.html")
+        .render(
+            tick=tick, parts=tick.get("parts", {}), rows=rows(requests), wanted=wanted, tiles=TILES,
+            version=__version__,
+        )
+    )  # fmt: skip
+
+
+def parts(state: dict[str, Any]) -> dict[str, str]:
+    """The parts of the page that change with the state, by the ids of their places."""
+    template = _environment().get_template("parts.html").module
+    return {
+        name: str(getattr(template, name)(state)).strip()
+        for name in ("summary", "figures", "backends", "matrix", "processes")
+    }
+
+
+def rows(requests: Sequence[dict[str, Any]]) -> str:
+    """One row for each request, newest first."""
+    row = _environment().get_template("parts.html").module.row  # type: ignore[attr-defined]
+    return "".join(str(row(request)).strip() for request in requests)
+
+
+def _ms(value: float | None) -> str:
+    if value is None:
+        return "\N{EN DASH}"
+    if value >= 10_000:
+        return f"{value / 1000:.1f} s"
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
+
+
+def figure(value: float | None) -> str:
+    """A number in three or four places."""
+    if value is None:
+        return "\N{EN DASH}"
+    if value >= 1000 or value == int(value):
+        return f"{value:,.0f}".replace(",", "\N{THIN SPACE}")
+    return f"{value:.3g}"
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(max(0, seconds))} s"
+
+
+def _clock(unix: float) -> str:
+    return time.strftime("%H:%M:%S", time.gmtime(unix))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("nexus.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"ms": _ms, "figure": figure, "ago": _ago, "clock": _clock}
+    environment.globals["TILES"] = TILES
+    return environment

@@ -1,0 +1,84 @@
+"""The rings of the requests that ended last."""
+
+import pytest
+
+from nexus.fleet.recent import CELL, CELLS, Recent, RecentTable, Try
+
+
+def record(n, **more):
+    fields = {
+        "id": f"req_{n}", "ended": float(n), "endpoint": "chat_completions", "asked_model": "m", "model": "m",
+        "backend": "b", "status": 200, "duration_ms": 1.5,
+    }  # fmt: skip
+    return Recent(**{**fields, **more})
+
+
+def ids(found):
+    return [entry.id for entry in found]
+
+
+@pytest.fixture(params=["shared", "alone"])
+def table(request, tmp_path):
+    made = RecentTable(tmp_path / "recent" if request.param == "shared" else None)
+    yield made
+    made.close()
+
+
+def test_what_is_written_is_read(table):
+    ring = table.ring(0)
+    attempts = (Try("a", "m", "refused", 0.5), Try("b", "m", "success", 1.0))
+    full = record(1, error_type="timeout", fault="first_byte_timeout", reason="failover", stream=True, ttft_ms=0.5,
+                  prompt_tokens=1, completion_tokens=2, attempts=attempts)  # fmt: skip
+    ring.write(full)
+    assert table.latest([0], limit=10) == [full]
+    assert table.latest([0], limit=0) == []
+
+
+def test_the_oldest_goes(table):
+    ring = table.ring(0)
+    for n in range(CELLS + 10):
+        ring.write(record(n))
+    assert ids(table.latest([0], limit=1000)) == [f"req_{n}" for n in range(CELLS + 9, 9, -1)]
+
+
+def test_only_what_is_new(table):
+    ring, seen = table.ring(0), {}
+    ring.write(record(1))
+    assert ids(table.newer_than(seen, [0])) == ["req_1"]
+    assert table.newer_than(seen, [0]) == []
+    ring.write(record(2))
+    ring.write(record(3))
+    assert sorted(ids(table.newer_than(seen, [0]))) == ["req_2", "req_3"]
+
+
+def test_the_next_lessee_goes_on(tmp_path):
+    first, second = RecentTable(tmp_path / "recent"), RecentTable(tmp_path / "recent")
+    ring = first.ring(3)
+    for n in range(5):
+        ring.write(record(n))
+    second.ring(3).write(record(5))
+    second.ring(1).write(record(6))
+    assert ids(first.latest([1, 3], limit=3)) == ["req_6", "req_5", "req_4"]
+    assert ids(first.latest([0, 2, 200], limit=3)) == []  # nobody has written there
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "\N{PILE OF POO}" * 200, '"\\' * 100])
+def test_long_names_are_cut(table, name):
+    attempts = tuple(Try(name, name, "refused", 1.0) for _ in range(11))
+    table.ring(0).write(record(1, id="x" * 128, asked_model=name, model=name, backend=name, attempts=attempts))
+    (found,) = table.latest([0], limit=1)
+    assert name.startswith(found.backend)
+    assert len(found.attempts) == 6
+    assert found.status == 200
+
+
+def test_a_record_that_is_being_written_is_left_out(tmp_path):
+    table = RecentTable(tmp_path / "recent")
+    ring = table.ring(0)
+    ring.write(record(1))
+    ring.write(record(2))
+    file = (tmp_path / "recent").open("r+b")
+    with file:
+        file.seek(CELL)  # the first record's cell
+        file.write(bytes(8))
+    assert ids(table.latest([0], limit=9)) == ["req_2"]

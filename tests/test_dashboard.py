@@ -1,0 +1,293 @@
+"""The dashboard in a real browser, before a real gateway: right, live, harmless, and usable by everybody."""
+
+import base64
+import json
+import os
+import signal
+import urllib.error
+import urllib.request
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+
+from tests.support.load import chat, run
+from tests.support.polling import until
+from tests.support.processes import Demo, Gateway, backend_toml, get_json
+
+pytestmark = pytest.mark.e2e
+
+HOSTILE = "<img src=x onerror=window.hacked=1>"
+CUT_OFF = "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RE", "ERR_EMPTY_RESPONSE"
+"""What the browser's console says of a connection whose server was killed."""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    """A gateway with a backend that is well and one that always fails."""
+    directory = tmp_path_factory.mktemp("fleet")
+    with (
+        Demo(directory, name="good", pace=0, models=["m", "only-good"]) as good,
+        Demo(directory, name="bad", pace=0, models=["m"], fault="status=503") as bad,
+        Gateway(directory, backend_toml(good, bad) + "[circuit_breaker]\nenabled = false\n") as gateway,
+    ):
+        until(lambda: gateway.scrape().value("nexus_backends_healthy") == 2)
+        yield gateway
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens pages; at the end none may have said anything on its console or asked anybody else for anything."""
+    contexts, complaints = [], []
+
+    def opened(url, *, allowed=(), **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+
+        def complain(text):
+            if not any(word in text for word in allowed):
+                complaints.append(text)
+
+        page.on("console", lambda message: complain(message.text))
+        page.on("pageerror", lambda error: complain(str(error)))
+        page.on("request", lambda request: request.url.startswith(url) or complain(request.url))
+        page.goto(url + "/")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def ask(gateway, model, count, *, statuses=(200,)):
+    seen = []
+    run(gateway.port, [chat("any", model)] * count, concurrency=4, seen=lambda _ask, status, _body: seen.append(status))
+    assert set(seen) <= set(statuses)
+    assert len(seen) == count
+
+
+def summary(page):
+    return page.locator("#summary").inner_text().replace("\N{THIN SPACE}", "")
+
+
+def shows(page, text, *, within_s=10):
+    # The browser's events are handled while it is asked, so a page is never waited for with a bare sleep.
+    until(lambda: text in summary(page), within_s=within_s)
+
+
+def card(page, name):
+    return page.locator("#backends .card").filter(has=page.locator("h3", has_text=name))
+
+
+def fetch(url, **headers):
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()
+
+
+def test_the_figures_are_those_of_metrics_and_follow_without_a_reload(fleet, open_page):
+    page = open_page(fleet.base)
+    page.evaluate("window.mark = 1")
+    for _ in range(2):
+        ask(fleet, "only-good", 30)
+        ask(fleet, "made-up", 10, statuses=(404,))
+        found = fleet.settled()
+        total = int(found.total("nexus_requests_total"))
+        errors = int(found.total("nexus_errors_total"))
+        shows(page, f"{total} requests, {errors} errors")
+        served = int(found.total("nexus_requests_total", backend="good"))
+        requests = card(page, "good").locator("div", has_text="Requests").locator("dd").inner_text()
+        assert int(requests.replace("\N{THIN SPACE}", "")) == served
+    assert page.evaluate("window.mark") == 1
+    assert page.locator(".chart canvas").count() == 9
+    assert "healthy" in card(page, "bad").inner_text()
+    assert page.locator("#matrix tbody tr").count() == 2
+    until(lambda: page.locator("#processes tbody tr").count() == 3)  # two workers and the health process
+
+
+def test_filters_and_attempts(fleet, open_page):
+    ask(fleet, "m", 30)
+    ask(fleet, "made-up", 5, statuses=(404,))
+    page = open_page(fleet.base)
+    visible = page.locator("#requests .request:visible")
+    until(lambda: visible.count() > 10)
+    page.locator("select[name=status]").select_option("error")
+    until(lambda: {row.get_attribute("data-status") for row in visible.all()} == {"error"})
+    page.locator("select[name=status]").select_option("")
+    page.locator("input[name=model]").fill("only")
+    until(lambda: {row.get_attribute("data-model") for row in visible.all()} <= {"only-good"})
+    page.locator("input[name=model]").fill("")
+    page.locator("input[name=backend]").fill("nowhere")
+    until(lambda: page.locator("#no-requests").is_visible())
+    page.locator("input[name=backend]").fill("good")
+
+    def retried():
+        return next((row for row in visible.all() if "failover" in row.locator("summary").inner_text()), None)
+
+    row = until(retried)
+    row.locator("summary").focus()
+    page.keyboard.press("Enter")
+    attempts = row.locator(".attempts li").all_inner_texts()
+    assert len(attempts) == 2
+    assert attempts[0].startswith("bad with m: backend")
+    assert attempts[1].startswith("good with m: success")
+
+
+def test_it_survives_the_worker_that_served_it(tmp_path, open_page):
+    with Demo(tmp_path, pace=0) as demo, Gateway(tmp_path, backend_toml(demo)) as gateway:
+        page = open_page(gateway.base, allowed=CUT_OFF)
+        page.evaluate("window.mark = 1")
+        shows(page, "1 of 1 backends healthy")
+        before = gateway.worker_pids()
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: len(set(gateway.worker_pids()) - set(before)) == 2)
+        until(lambda: gateway.scrape().value("nexus_workers") == 2)
+        ask(gateway, "demo-small", 7)
+        shows(page, "7 requests, 0 errors", within_s=20)
+        assert page.evaluate("window.mark") == 1
+
+
+def test_a_backend_goes_down_and_comes_back(tmp_path, open_page):
+    with Demo(tmp_path, name="first", pace=0) as first:
+        second = Demo(tmp_path, name="second", pace=0)
+        try:
+            with Gateway(tmp_path, backend_toml(first, second)) as gateway:
+                page = open_page(gateway.base)
+                shows(page, "2 of 2 backends healthy")
+                second.stop()
+                shows(page, "1 of 2 backends healthy", within_s=15)
+                until(lambda: "unhealthy" in card(page, "second").inner_text())
+                assert "refused" in card(page, "second").locator(".fault").inner_text()
+                second = Demo(tmp_path, name="second", pace=0, port=second.port)
+                shows(page, "2 of 2 backends healthy", within_s=15)
+        finally:
+            second.stop()
+
+
+def test_hostile_names_do_nothing(tmp_path, open_page):
+    with Demo(tmp_path, pace=0, models=[HOSTILE]) as demo:
+        config = f'[[backends]]\nname = \'{HOSTILE}\'\nurl = "{demo.url}"\ntype = "vllm"\n'
+        with Gateway(tmp_path, config) as gateway:
+            ask(gateway, HOSTILE, 3)
+            ask(gateway, HOSTILE + "2", 3, statuses=(404,))
+            for scripts in (True, False):
+                page = open_page(gateway.base, java_script_enabled=scripts)
+                until(lambda page=page: HOSTILE in page.locator("#backends").inner_text())
+                until(lambda page=page: HOSTILE in page.locator("#matrix").inner_text())
+                until(lambda page=page: HOSTILE + "2" in page.locator("#requests").inner_text())
+                assert page.locator("img").count() == 0
+                if scripts:
+                    assert page.evaluate("window.hacked") is None
+
+
+def test_without_scripts(fleet, open_page):
+    ask(fleet, "only-good", 3)
+    found = fleet.settled()
+    expected = f"{int(found.total('nexus_requests_total'))} requests"
+    until(lambda: expected.encode() in fetch(fleet.base + "/")[2].replace("\N{THIN SPACE}".encode(), b""))
+    page = open_page(fleet.base, java_script_enabled=False)
+    assert expected in summary(page)
+    assert page.locator("#requests .request").count() > 2
+    page.locator("select[name=status]").select_option("success")
+    page.locator("input[name=model]").fill("only-good")
+    page.locator("form button").click()
+    page.wait_for_load_state()
+    rows = page.locator("#requests .request")
+    assert rows.count() > 2
+    assert {row.get_attribute("data-model") for row in rows.all()} == {"only-good"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1400])
+def test_accessible_at_any_width(fleet, open_page, scheme, width):
+    ask(fleet, "m", 5)
+    page = open_page(fleet.base, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    until(lambda: page.locator(".chart canvas").count() == 9)
+    page.locator("#requests summary").first.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_history(fleet):
+    before = get_json(f"{fleet.base}/v1/history?limit=1000")
+    ask(fleet, "only-good", 4)
+    ask(fleet, "made-up", 2, statuses=(404,))
+    found = get_json(f"{fleet.base}/v1/history?limit=1000")
+    known = {entry["id"] for entry in before}
+    fresh = [entry for entry in found if entry["id"] not in known]
+    assert len(fresh) == 6
+    assert [entry["ended"] for entry in found] == sorted((entry["ended"] for entry in found), reverse=True)
+    good = next(entry for entry in fresh if entry["status"] == "Success")
+    assert good["attempts"] == [
+        {"backend": "good", "model": "only-good", "outcome": "success", "ms": good["attempts"][0]["ms"]}
+    ]
+    assert (good["model"], good["backend_id"], good["http_status"], good["error_message"]) == (
+        "only-good",
+        "good",
+        200,
+        None,
+    )
+    bad = next(entry for entry in fresh if entry["status"] == "Error")
+    assert (bad["asked_model"], bad["backend_id"], bad["http_status"]) == ("made-up", None, 404)
+    assert (bad["error_message"], bad["error_type"], bad["attempts"]) == ("model_not_found", "model_not_found", [])
+    assert get_json(f"{fleet.operations}/v1/history?limit=1000") == found
+    errors = get_json(f"{fleet.base}/v1/history?status=error&limit=1")
+    assert [entry["status"] for entry in errors] == ["Error"]
+    assert {entry["model"] for entry in get_json(f"{fleet.base}/v1/history?model=only-good")} == {"only-good"}
+    for wrong in ("limit=0", "limit=x", "status=maybe"):
+        status, _, content = fetch(f"{fleet.base}/v1/history?{wrong}")
+        assert (status, json.loads(content)["error"]["code"]) == (400, "invalid_request")
+
+
+def test_who_may_see_it(tmp_path):
+    basic = "Basic " + base64.b64encode(b"anybody:ours").decode()
+    with (
+        Demo(tmp_path, pace=0) as demo,
+        Gateway(tmp_path, backend_toml(demo), workers=1, environ={"NEXUS_ADMIN_TOKEN": "ours"}) as gateway,
+    ):
+        for path in ("/", "/v1/history", "/v1/live", "/assets/dashboard.js"):
+            status, headers, _ = fetch(gateway.base + path)
+            assert (status, headers["www-authenticate"]) == (401, 'Basic realm="Nexus", charset="UTF-8"')
+        assert fetch(gateway.base + "/", authorization=basic)[0] == 200
+        assert fetch(gateway.base + "/", authorization="Bearer ours")[0] == 200
+        assert fetch(gateway.base + "/", authorization="Bearer theirs")[0] == 401
+        assert fetch(gateway.base + "/metrics")[0] == 200
+        gateway.write(backend_toml(demo) + '[admin]\nprotect = ["metrics"]\n[dashboard]\noperations_only = true\n')
+        gateway.send(signal.SIGHUP)
+        until(lambda: fetch(gateway.base + "/metrics")[0] == 401)
+        assert fetch(gateway.base + "/v1/stats", authorization="Bearer ours")[0] == 200
+        assert fetch(gateway.base + "/livez")[0] == 200
+        assert fetch(gateway.base + "/")[0] == 404
+        assert fetch(gateway.operations + "/")[0] == 200
+        gateway.write(backend_toml(demo) + "[dashboard]\nenabled = false\n")
+        gateway.send(signal.SIGHUP)
+        until(lambda: fetch(gateway.operations + "/")[0] == 404)
+        assert fetch(gateway.base + "/v1/live")[0] == 404
+
+
+def test_viewers_do_not_hold_up_a_stop(tmp_path):
+    with Demo(tmp_path, pace=0) as demo, Gateway(tmp_path, backend_toml(demo), workers=1) as gateway:
+        viewers = [urllib.request.urlopen(f"{base}/v1/live", timeout=10) for base in (gateway.base, gateway.operations)]
+        for viewer in viewers:
+            assert viewer.headers["content-type"].startswith("text/event-stream")
+            assert viewer.readline() in (b"event: history\n", b": nothing to show yet\n")
+        gateway.stop(within_s=4)  # of the five that requests in progress would be given
+        for viewer in viewers:
+            viewer.close()
