@@ -1,0 +1,57 @@
+"""`nexus models` and `nexus health`: what the fleet offers, and how it is."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from nexus.cli.gateway import find, gateway_options
+from nexus.cli.output import GOOD, NO, Failure, counted, duration, json_option, say_json, state, table
+
+
+@click.command("models")
+@click.option("--backend", help="Only those of this backend.")
+@gateway_options
+@json_option
+def models(backend: str | None, config: str | None, url: str | None, as_json: bool) -> None:
+    """Show the models that can be asked for, and which backends have them.
+
+    It exits with 1 where there is none.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for entry in find(config, url).read("/v1/models").json()["data"]:
+        if backend in (None, entry["owned_by"]):
+            model = found.setdefault(
+                entry["id"], {"name": entry["id"], "backends": [], "context_length": entry.get("context_length")}
+            )
+            model["backends"].append(entry["owned_by"])
+    listed = sorted(found.values(), key=lambda model: str(model["name"]))
+    if as_json:
+        say_json({"models": listed})
+    elif listed:
+        rows = [(m["name"], f"{m['context_length']:,}" if m["context_length"] else "-", ", ".join(m["backends"]))
+                for m in listed]  # fmt: skip
+        click.echo(table(("MODEL", "CONTEXT", "BACKENDS"), rows, right=("CONTEXT",)))
+    if not listed:
+        where = f"The backend {backend} offers" if backend else "No backend that takes requests offers"
+        raise Failure(f"{where} no model now; `nexus status` says how the backends are.", status=NO)
+
+
+@click.command("health")
+@gateway_options
+@json_option
+def health(config: str | None, url: str | None, as_json: bool) -> None:
+    """Say how the fleet is: healthy (exit status 0), degraded or unhealthy (1)."""
+    found = find(config, url).read("/health").json()
+    if as_json:
+        say_json(found)
+    else:
+        backends = found["backends"]
+        click.echo(
+            f"{state(found['status'])}: {backends['healthy']} of {counted(backends['total'], 'backend')} healthy, "
+            f"{counted(found['models']['total'], 'model')}, up {duration(found['uptime_seconds'])}, "
+            f"version {found['version']}"
+        )
+    sys.exit(GOOD if found["status"] == "healthy" else NO)

@@ -1,0 +1,287 @@
+"""Where the running gateway is, and asking it.
+
+Two addresses answer: the gateway's own, where clients come, and the health process's, which also takes changes. Both
+come from the configuration, as those of `nexus serve` do; `--url` and `$NEXUS_URL` name another gateway.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+import click
+
+from nexus.cli.output import MISUSED, NO, UNREACHED, Failure
+from nexus.config import Config, ConfigError, load
+from nexus.config.loading import DEFAULT_FILE, listen_address, run_dir_of_broken
+from nexus.config.secrets import secret
+from nexus.fleet.rundir import RunDirectory
+
+TIMEOUT_S = 5.0
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+config_option = click.option(
+    "-c", "--config", "config", metavar="FILE", help="Configuration file [nexus.toml, if there is one]."
+)
+
+
+def gateway_options(command: Command) -> Command:
+    """`-c` and `--url`, for commands that read from the gateway."""
+    url = click.option("--url", metavar="URL", envvar="NEXUS_URL", help="The gateway's address [$NEXUS_URL].")
+    return config_option(url(command))
+
+
+def operations_options(command: Command) -> Command:
+    """`-c` and `--url`, for commands that change the gateway."""
+    note = "The address of its health process ([health_check] listen) [$NEXUS_OPERATIONS_URL]."
+    url = click.option("--url", metavar="URL", envvar="NEXUS_OPERATIONS_URL", help=note)
+    return config_option(url(command))
+
+
+class NoAnswer(Exception):
+    """An address did not answer; the message says why in a few words."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an address answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.content)
+
+    def message(self) -> str:
+        """An error's sentence, or the beginning of whatever there is."""
+        return error_message(self.content, self.status)
+
+
+def error_message(content: bytes, status: int) -> str:
+    try:
+        return str(json.loads(content)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        text = content[:200].decode(errors="replace").strip()
+        return f"It answered {status}" + (f": {text}" if text else ".")
+
+
+def open_call(
+    method: str, url: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None, timeout_s: float
+) -> tuple[HTTPConnection, HTTPResponse]:
+    """Send a request and read the head of its answer; the caller closes. Raises `NoAnswer`."""
+    parts = urlsplit(url)
+    try:
+        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
+    except ValueError as error:
+        raise Failure(f"{url} is not an address ({error}).", status=MISUSED) from error
+    try:
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        connection.request(method, target or "/", body=body, headers=dict(headers or {}))
+        return connection, connection.getresponse()
+    except (OSError, HTTPException) as error:
+        connection.close()
+        raise NoAnswer(_why(error)) from error
+
+
+def call(
+    method: str,
+    url: str,
+    *,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Answer:
+    """One request and its whole answer, whatever its status. Raises `NoAnswer`."""
+    connection, response = open_call(method, url, body=body, headers=headers, timeout_s=timeout_s)
+    try:
+        content = response.read()
+    except (OSError, HTTPException) as error:
+        raise NoAnswer(_why(error)) from error
+    finally:
+        connection.close()
+    return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, content)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    return str(error) or "it answered what is not HTTP"
+
+
+@dataclass
+class Gateway:
+    """A gateway: where clients come (`base`), where operators do (`operations`), and what the token is."""
+
+    base: str | None
+    operations: str | None
+    origin: str
+    config: Config
+    run_dir: RunDirectory | None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def local(self) -> bool:
+        """Whether the configuration leads to it, so that its run directory is at hand."""
+        return self.run_dir is not None
+
+    def read(self, path: str, **query: Any) -> Answer:
+        """What the gateway, or where that is no help its health process, answers; 200. Raises `Failure`."""
+        target = path + (f"?{urlencode(given)}" if (given := {k: v for k, v in query.items() if v is not None}) else "")
+        failed, answered = {}, None
+        for base in filter(None, (self.base, self.operations)):
+            try:
+                answer = call("GET", base + target, headers=_bearer(self.secret()))
+            except NoAnswer as why:
+                failed[base] = str(why)
+                continue
+            if answer.status == 200:
+                return answer
+            answered = answered or (base, answer)
+        if answered is None:
+            raise self.unreached(failed)
+        base, answer = answered
+        if answer.status == 401:
+            raise self._unauthorized(base)
+        raise Failure(f"{base}{path}: {answer.message()}", status=MISUSED if answer.status == 400 else NO)
+
+    def change(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """What the operators' endpoint answers, as JSON. Raises `Failure`."""
+        if self.operations is None:
+            raise Failure(
+                f'{self.origin} has [health_check] listen = "off", so that the gateway takes no changes while it runs; '
+                "change the file and run `nexus reload`.",
+                status=MISUSED,
+            )
+        url = f"{self.operations}/admin/{path}"
+        headers = {"content-type": "application/json", **_bearer(self.token())}
+        try:
+            answer = call(
+                method, url, body=None if body is None else json.dumps(body).encode(), headers=headers, timeout_s=15
+            )
+        except NoAnswer as why:
+            raise self.unreached({self.operations: str(why)}) from why
+        if answer.status == 401:
+            raise self._unauthorized(self.operations)
+        if answer.status == 404 and b"unknown_backend" not in answer.content:
+            raise Failure(
+                f"{self.operations} takes no changes ({answer.message()}); name the health process's address with "
+                "--url or $NEXUS_OPERATIONS_URL.",
+                status=MISUSED,
+            )
+        if answer.status >= 300:
+            raise Failure(answer.message(), status=MISUSED if answer.status == 400 else NO)
+        return answer.json()
+
+    def backends(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.change("GET", "backends")["backends"]
+        return found
+
+    def secret(self) -> str | None:
+        """The operators' own token, from the environment or systemd's credentials."""
+        return secret(self.config.admin.token_env)
+
+    def token(self) -> str | None:
+        """The operators' own, else that of the run directory; which never goes to an address that somebody named."""
+        if (own := self.secret()) or self.run_dir is None:
+            return own
+        try:
+            return (self.run_dir.path / "admin.token").read_text().strip()
+        except OSError:
+            return None
+
+    def unreached(self, failed: Mapping[str, str]) -> Failure:
+        places = " nor at ".join(f"{base} ({why})" for base, why in failed.items())
+        mend = (
+            "start it with `nexus serve`, or name its configuration with -c or its address with --url"
+            if self.local
+            else "name another address with --url, or leave it out for the gateway of this host's configuration"
+        )
+        return Failure(f"No gateway answers at {places}, where {self.origin} has it; {mend}.", status=UNREACHED)
+
+    def _unauthorized(self, base: str) -> Failure:
+        name = self.config.admin.token_env
+        mend = f"set ${name}" if self.secret() is None else f"${name} holds another one"
+        if self.run_dir is not None and self.secret() is None:
+            mend += f", or run this as the user who owns {self.run_dir.path}"
+        return Failure(f"{base} asks for the operators' token: {mend}.", status=MISUSED)
+
+
+def find(config: str | None, url: str | None) -> Gateway:
+    """The gateway that a command is about. Raises `ConfigError` where the file that was named is not there.
+
+    A configuration that cannot be used just now still leads to the gateway that runs with an older one.
+    """
+    settings, origin, problems = _settings(config)
+    if url is not None:
+        return Gateway(_base_of(url), None, "--url or $NEXUS_URL", settings, None)
+    server, listen = settings.server, settings.health_check.listen
+    operations = _url(*listen_address(listen)) if listen != "off" else None
+    run_dir = RunDirectory.of(settings)
+    return Gateway(_url(server.host, server.port), operations, origin, settings, run_dir, problems)
+
+
+def find_operations(config: str | None, url: str | None) -> Gateway:
+    """The gateway that a command is to change; never the one of this host where the user means another."""
+    if url is None and os.environ.get("NEXUS_URL"):
+        raise Failure(
+            "$NEXUS_URL names a gateway, but changes go to its health process: name that one's address with --url or "
+            "$NEXUS_OPERATIONS_URL (or unset $NEXUS_URL for the gateway of this host).",
+            status=MISUSED,
+        )
+    gateway = find(config, None)
+    if url is not None:
+        return Gateway(None, _base_of(url), "--url or $NEXUS_OPERATIONS_URL", gateway.config, None)
+    return gateway
+
+
+def run_directory(config: str | None, given: str | None = None) -> RunDirectory:
+    """The directory of the gateway that a configuration describes, also where that cannot be used just now."""
+    if given:
+        return RunDirectory(given)
+    try:
+        return RunDirectory.of(load(config).config)
+    except ConfigError:
+        return RunDirectory.of(run_dir_of_broken(config, os.environ))
+
+
+def path_part(name: str) -> str:
+    """A backend's name as a part of a path."""
+    return quote(name, safe="")
+
+
+def _settings(config: str | None) -> tuple[Config, str, list[str]]:
+    try:
+        loaded = load(config)
+    except ConfigError as error:
+        file = Path(config or os.environ.get("NEXUS_CONFIG") or DEFAULT_FILE)
+        if not file.exists():
+            raise
+        return run_dir_of_broken(config, os.environ), str(file), error.problems
+    return loaded.config, str(loaded.path) if loaded.path else "the default configuration", []
+
+
+def _base_of(url: str) -> str:
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Failure(f"{url} is not an address; it takes http://HOST:PORT.", status=MISUSED)
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
+
+
+def _url(host: str, port: int) -> str:
+    """An address by which a server that listens there can be reached from this host."""
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _bearer(token: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"} if token else {}

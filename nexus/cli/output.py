@@ -1,0 +1,115 @@
+"""What commands say: tables and figures for people, JSON for machines, one sentence for a failure.
+
+Exit statuses mean the same in every command. Colour is left out by click where the output is no terminal, and here
+where `$NO_COLOR` asks for that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+GOOD = 0
+NO = 1
+MISUSED = 2
+UNREACHED = 3
+
+EXIT_STATUSES: dict[int, str] = {
+    GOOD: "it worked, and the answer is good",
+    NO: "it worked, and the answer is no: not healthy, nothing found, refused, a check failed",
+    MISUSED: "wrong use, or a configuration or a token that is wrong; nothing was changed",
+    UNREACHED: "no gateway was reached; the sentence says where it was looked for",
+}
+"""Exit status → what it means. 130 is Ctrl-C, as everywhere."""
+
+
+class Failure(click.ClickException):
+    """The command ends with one sentence on standard error and this exit status."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.exit_code = status
+
+    def show(self, file: Any = None) -> None:
+        click.echo(self.message, file=file, err=file is None)
+
+
+def wants_colour() -> bool | None:
+    """What click is told: no where the user does not want any, else that it may look at the terminal."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
+
+
+def say_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> str:
+    """Columns under their heads, those named in `right` aligned there; empty columns are left out."""
+    shown = [n for n in range(len(head)) if any(click.unstyle(row[n]) for row in rows)]
+    widths = {n: max(len(click.unstyle(row[n])) for row in (head, *rows)) for n in shown}
+
+    def line(cells: Sequence[str]) -> str:
+        parts = []
+        for n in shown:
+            space = " " * (widths[n] - len(click.unstyle(cells[n])))
+            parts.append(space + cells[n] if head[n] in right else cells[n] + space)
+        return "  ".join(parts).rstrip()
+
+    return "\n".join([click.style(line(head), bold=True), *map(line, rows)])
+
+
+_COLOURS = {
+    "healthy": "green", "degraded": "yellow", "unhealthy": "red", "unknown": "yellow", "draining": "yellow",
+    "closed": "green", "half open": "yellow", "open": "red",
+    "ok": "green", "warn": "yellow", "fail": "red", "Success": "green", "Error": "red",
+}  # fmt: skip
+
+
+def state(word: str, text: str | None = None) -> str:
+    """A state's word (or another text for it) in its colour."""
+    return click.style(text or word, fg=_COLOURS.get(word))
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def milliseconds(value: float | None) -> str:
+    """A duration as people read it: 3.2 ms, 412 ms, 2.41 s, 3 min 20 s."""
+    if value is None:
+        return "-"
+    if value < 1000:
+        return f"{value:.1f} ms" if value < 10 else f"{value:.0f} ms"
+    return f"{value / 1000:.2f} s" if value < 60_000 else duration(value / 1000)
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its two largest units."""
+    left, parts = int(seconds), []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if left >= size:
+            parts.append(f"{left // size} {unit}")
+            left %= size
+    return " ".join(parts[:2]) or "0 s"
+
+
+def since(moment: float) -> str:
+    """How long ago a moment in Unix seconds was."""
+    return duration(max(0.0, time.time() - moment))
+
+
+def share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "0 %"
+
+
+def plain_number(value: float) -> str:
+    """A figure without a point where it has no fraction."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"

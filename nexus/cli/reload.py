@@ -1,0 +1,57 @@
+"""`nexus reload`: the running gateway takes up its configuration anew."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import click
+
+from nexus.cli.gateway import config_option, run_directory
+from nexus.cli.output import MISUSED, NO, UNREACHED, Failure, counted, json_option
+from nexus.config import load
+
+_PATIENCE_S = 15.0
+
+
+@click.command("reload")
+@config_option
+@click.option("--run-dir", metavar="DIR", help="The gateway's run directory, where the file no longer leads there.")
+@json_option
+def reload_command(config: str | None, run_dir: str | None, as_json: bool) -> None:
+    """Have the running gateway take up its configuration anew; a bad one changes nothing, and the exit status is 2."""
+    import msgspec
+
+    from nexus.fleet.reloads import last_reload
+
+    directory = run_directory(config, run_dir)
+    pid = directory.health_process_pid()
+    if pid is None:
+        load(config)  # says what is wrong with the file, where that is why nothing was found
+        raise Failure(
+            f"No health process runs for {directory.path}; name the gateway's configuration with -c, "
+            "or, where its port or run directory has changed in there, the old one with --run-dir.",
+            status=UNREACHED,
+        )
+    before = last_reload(directory.path).count
+    os.kill(pid, signal.SIGHUP)
+    deadline = time.monotonic() + _PATIENCE_S
+    while (outcome := last_reload(directory.path)).count == before:
+        if time.monotonic() > deadline:
+            raise Failure(
+                f"The health process (pid {pid}) did not say within {_PATIENCE_S:.0f} s how it went; its log does.",
+                status=NO,
+            )
+        time.sleep(0.02)
+    if as_json:
+        click.echo(msgspec.json.encode({"reloaded": not outcome.problems, **msgspec.to_builtins(outcome)}).decode())
+    for warning in outcome.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if outcome.problems:
+        lines = [*outcome.problems, "Nothing was changed; the gateway goes on as before."]
+        raise Failure("\n".join(lines), status=MISUSED)
+    if not as_json:
+        click.echo(f"Reloaded: {counted(outcome.backends, 'backend')}.")
+        if outcome.restart:
+            click.echo(f"These take effect when the gateway is started again: {', '.join(outcome.restart)}.")

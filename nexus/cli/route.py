@@ -1,0 +1,31 @@
+"""`nexus route`: what the router would do."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from nexus.cli.gateway import config_option
+from nexus.cli.output import json_option
+
+
+@click.group("route")
+def route() -> None:
+    """What the router would do."""
+
+
+@route.command("explain")
+@click.argument("model")
+@config_option
+@click.option("--body", metavar="FILE", help="A request body, for what it asks of the model; - reads standard input.")
+@click.option("--flexible", is_flag=True, help="As with the header X-Nexus-Flexible.")
+@json_option
+def explain(model: str, config: str | None, body: str | None, flexible: bool, as_json: bool) -> None:
+    """Show every backend with its score or why it is out, and in which order they would be tried.
+
+    It exits with 1 where nothing could serve.
+    """
+    from nexus.cli.explanation import route_explain
+
+    sys.exit(route_explain(config, model, body=body, flexible=flexible, as_json=as_json))

@@ -1,0 +1,64 @@
+"""`nexus serve` and `nexus demo-backend`: what runs until it is stopped."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from nexus.cli.gateway import config_option
+from nexus.config import ConfigError
+
+
+@click.command("serve")
+@config_option
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=int, help="Port to listen on.")
+@click.option("--workers", type=int, help="Worker processes; 0 for one per core.")
+def serve(config: str | None, host: str | None, port: int | None, workers: int | None) -> None:
+    """Start the gateway and its health process, and keep both running."""
+    from nexus.cli.serve import serve as run
+
+    sys.exit(run(config, {"server.host": host, "server.port": port, "server.workers": workers}))
+
+
+@click.command("demo-backend")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=0, show_default=True, help="0 takes a free one, and prints it.")
+@click.option("--name", default="demo", show_default=True, help="Shown as the owner of its models.")
+@click.option(
+    "--model", "models", multiple=True, default=("demo-small",), show_default=True, help="May be given again."
+)
+@click.option("--pace", default=40.0, show_default=True, help="Events a second in streams; 0 for no pause.")
+@click.option("--length", default=40, show_default=True, help="Words of an answer.")
+@click.option(
+    "--usage",
+    default="asked",
+    show_default=True,
+    type=click.Choice(["asked", "always", "never"]),
+    help="When streams tell how many tokens they had.",
+)
+@click.option("--seed", default=0, show_default=True, help="The same seed says and does the same.")
+@click.option("--fault", default="", metavar="SPEC", help="Such as status=503,rate=0.3; also the header x-demo-fault.")
+def demo_backend(
+    host: str,
+    port: int,
+    name: str,
+    models: tuple[str, ...],
+    pace: float,
+    length: int,
+    usage: str,
+    seed: int,
+    fault: str,
+) -> None:
+    """Run a small OpenAI-compatible backend that makes up text, and misbehaves on request."""
+    from nexus.cli.demo import run_demo
+    from nexus.demo.faults import FaultSpec
+    from nexus.demo.server import Manner
+
+    try:
+        spec = FaultSpec.parse(fault)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    manner = Manner(name=name, models=models, pace=pace, length=length, usage=usage, seed=seed)
+    run_demo(manner, spec, host=host, port=port)
