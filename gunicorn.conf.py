@@ -52,3 +52,4 @@ proc_name = "nexus"
 on_starting = hooks.on_starting
 post_fork = hooks.post_fork
 post_worker_init = hooks.post_worker_init
+on_reload = hooks.on_reload

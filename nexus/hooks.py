@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import time
 from typing import Any
 
 from nexus import log as logs
@@ -15,14 +17,19 @@ from nexus.config import ConfigError, process_config
 from nexus.fleet.locks import LockFile
 from nexus.fleet.rundir import Generation, RunDirectory, RunDirectoryError
 from nexus.fleet.seat import NoSeatError, Seat
+from nexus.notify import Notifier
 from nexus.supervised import end_with_parent
 
 log = logging.getLogger("nexus.server")
+
+_LOOK_EVERY_S = 0.05
 
 
 def on_starting(server: Any) -> None:
     """Claim the run directory and start a generation, once for the master's life; a reload is no new generation."""
     end_with_parent()
+    # gunicorn itself says it is ready before it has a worker, where it finds whom to say it to.
+    server.nexus_notifier = Notifier.taken_from(os.environ)
     try:
         config = process_config()
         logs.configure(level=config.logging.level, kind=config.logging.format)
@@ -31,10 +38,10 @@ def on_starting(server: Any) -> None:
         server.nexus_claim = run_dir.claim(f"the gateway at {where} (pid {os.getpid()})")
         server.nexus_generation = run_dir.new_generation(workers=server.cfg.workers)
     except (ConfigError, RunDirectoryError) as error:
-        sys.stderr.write(f"{error}\n")
+        logs.complain(str(error))
         sys.exit(2)
     except OSError as error:
-        sys.stderr.write(f"The run directory cannot be used ({error}); name another in $NEXUS_RUN_DIR.\n")
+        logs.complain(f"The run directory cannot be used ({error}); name another in $NEXUS_RUN_DIR.")
         sys.exit(2)
     log.info("gateway starting", extra={"pid": os.getpid(), "run_dir": run_dir.path})
 
@@ -49,14 +56,40 @@ def post_fork(server: Any, worker: Any) -> None:
         Seat.lease(generation).hand_over(os.environ)
     except (NoSeatError, OSError, AttributeError) as error:
         log.error("worker has no slot", extra={"pid": worker.pid, "why": error})
+    worker.nexus_notifier = getattr(server, "nexus_notifier", None)
 
 
 def post_worker_init(worker: Any) -> None:
-    """Count the requests whose head gunicorn could not parse: they never reach the application. Tell the dashboard's
-    viewers when the worker is to end."""
+    """The application is loaded: tell the service manager when it can serve, and count what never reaches it."""
+    _count_unreadable_heads(worker)
+    _end_viewers_with(worker)
+    if worker.nexus_notifier:
+        # Under gevent's patch this is a greenlet, which first runs when the worker's loop does.
+        threading.Thread(target=_tell_when_ready, args=(worker,), name="ready", daemon=True).start()
+
+
+def on_reload(server: Any) -> None:
+    """HUP: the workers are about to be replaced; the first new one says that this is over."""
+    if notifier := getattr(server, "nexus_notifier", None):
+        notifier.reloading()
+
+
+def _tell_when_ready(worker: Any) -> None:
+    """A worker serves once it has seen a fleet. Each one says so; the manager acts on the first."""
     try:
-        gateway = worker.wsgi.extensions["nexus"]
-        recorder = gateway.recorder
+        fleet = worker.wsgi.extensions["nexus"].engine.fleet
+        while fleet.snapshot() is None:
+            worker.nexus_notifier.status("Waiting for the health process to publish the fleet.")
+            time.sleep(_LOOK_EVERY_S)
+        worker.nexus_notifier.ready("Serving.")
+    except (AttributeError, KeyError) as error:
+        log.error("the service manager is not told that the gateway is ready", extra={"why": error})
+
+
+def _count_unreadable_heads(worker: Any) -> None:
+    """Requests whose head gunicorn could not parse never reach the application."""
+    try:
+        recorder = worker.wsgi.extensions["nexus"].recorder
         answer_error = worker.handle_error
 
         def handle_error(req: Any, client: Any, addr: Any, exc: BaseException) -> None:
@@ -64,9 +97,16 @@ def post_worker_init(worker: Any) -> None:
             answer_error(req, client, addr, exc)
 
         worker.handle_error = handle_error
-        gateway.live.stopping = lambda: not worker.alive
     except (AttributeError, KeyError) as error:
         log.error("requests with an unreadable head are not counted", extra={"why": error})
+
+
+def _end_viewers_with(worker: Any) -> None:
+    """The dashboard's viewers do not hold up the end of a worker."""
+    try:
+        worker.wsgi.extensions["nexus"].live.stopping = lambda: not worker.alive
+    except (AttributeError, KeyError) as error:
+        log.error("the dashboard's viewers are not told of the worker's end", extra={"why": error})
 
 
 def log_config(kind: str, level: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Logs: short constant events with fields, one line each, to standard error.
 
-A field is whatever a call gives in `extra`. Under systemd (`$JOURNAL_STREAM`) pretty lines start with the journal's
-priority, `<6>`, and carry no time, since the journal has its own.
+A field is whatever a call gives in `extra`. Where standard error is the journal (`$JOURNAL_STREAM`), every line starts
+with its priority, `<6>`, which the journal takes off; pretty lines then carry no time, since the journal has its own.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ def _timestamp(record: logging.LogRecord) -> str:
 class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
+    def __init__(self, *, journal: bool = False) -> None:
+        super().__init__()
+        self._journal = journal
+
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": _timestamp(record),
@@ -48,7 +52,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        text = json.dumps(line, default=str, ensure_ascii=False)
+        return _with_priority(text, record.levelno) if self._journal else text
 
 
 class PrettyFormatter(logging.Formatter):
@@ -62,11 +67,11 @@ class PrettyFormatter(logging.Formatter):
         level = _NAMES.get(record.levelno, "info")
         component = record.name.removeprefix("nexus.")
         fields = " ".join(f"{key}={_shown(value)}" for key, value in _fields(record).items())
-        start = f"<{_PRIORITIES.get(record.levelno, 6)}>" if self._journal else f"{_timestamp(record)} {level:<5} "
+        start = "" if self._journal else f"{_timestamp(record)} {level:<5} "
         line = f"{start}{component}: {record.getMessage()}" + (f" {fields}" if fields else "")
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
-        return line
+        return _with_priority(line, record.levelno) if self._journal else line
 
 
 def _shown(value: Any) -> str:
@@ -76,8 +81,28 @@ def _shown(value: Any) -> str:
     return json.dumps(text, ensure_ascii=False) if not text or any(c <= " " or c in '"=' for c in text) else text
 
 
+def _with_priority(text: str, level: int) -> str:
+    """For the journal each line is an entry of its own."""
+    start = f"<{_PRIORITIES.get(level, 6)}>"
+    return "\n".join(start + line for line in text.split("\n"))
+
+
+def goes_to_journal() -> bool:
+    """Whether standard error is the stream that `$JOURNAL_STREAM` names, and not a file it was led to since."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
 def make_formatter(kind: str) -> logging.Formatter:
-    return JsonFormatter() if kind == "json" else PrettyFormatter(journal="JOURNAL_STREAM" in os.environ)
+    return (JsonFormatter if kind == "json" else PrettyFormatter)(journal=goes_to_journal())
+
+
+def complain(text: str) -> None:
+    """Say why the process cannot start, to whoever started it."""
+    sys.stderr.write((_with_priority(text, logging.ERROR) if goes_to_journal() else text) + "\n")
 
 
 def configure(*, level: str, kind: str, component_levels: Mapping[str, str] | None = None) -> None:

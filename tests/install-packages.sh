@@ -11,7 +11,10 @@ need pgrep procps
 need git git
 need openssl openssl
 need chromium chromium
+need shellcheck shellcheck
+need systemd-analyze systemd
 
+# shellcheck disable=SC2086 # a list of words
 missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
 [ -n "$(printf '%s' "$missing" | tr -d ' ')" ] || exit 0
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "nexus"
-BASE = {"errors", "config", "log", "supervised"}
+BASE = {"errors", "config", "log", "notify", "supervised"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": set(),
     "log": set(),
+    "notify": set(),
     "supervised": set(),
     "fleet": BASE,
     "backends": BASE | {"fleet"},

@@ -98,7 +98,9 @@ def _setting(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
 @click.option("--tier", type=int, help="Its capability tier, 1 to 5 [1].")
 @click.option("--max-concurrent", type=int, help="Requests in flight that it takes [as many as it tells].")
 @click.option("--api-key-env", metavar="NAME", help="The health process's and workers' variable that holds its key.")
-@click.option("--set", "more", multiple=True, callback=_setting, metavar="KEY=VALUE", help="Any other key of a backend.")
+@click.option(
+    "--set", "more", multiple=True, callback=_setting, metavar="KEY=VALUE", help="Any other key of a backend."
+)
 @_save_option
 @operations_options
 @json_option
@@ -203,5 +205,3 @@ def _named(gateway: Gateway, name: str) -> dict[str, Any]:
 
 def _kept(save: bool) -> str:
     return ", saved" if save else " until the gateway is started again"
-
-

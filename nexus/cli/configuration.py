@@ -111,9 +111,7 @@ _FREE = frozenset({("routing", "aliases"), ("routing", "fallbacks"), ("logging",
 
 def _settings(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every setting with its place; a table's own keys before the tables within it, as TOML wants them."""
-    within = {
-        key for key, value in table.items() if isinstance(value, dict) and (*path, key) not in _FREE
-    }
+    within = {key for key, value in table.items() if isinstance(value, dict) and (*path, key) not in _FREE}
     for key, value in table.items():
         if key not in within:
             yield (*path, key), value

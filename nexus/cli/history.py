@@ -18,9 +18,7 @@ _HEAD = ("ENDED", "", "MODEL", "BACKEND", "TOOK", "FIRST", "TOKENS")
 
 
 @click.command("history")
-@click.option(
-    "-n", "--limit", default=20, show_default=True, type=click.IntRange(1, _MOST), help="How many, at most."
-)
+@click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1, _MOST), help="How many, at most.")
 @click.option("--status", type=click.Choice(["success", "error"]), help="Only those that ended so.")
 @click.option("--model", help="Only those of this model.")
 @click.option("--backend", help="Only those of this backend.")
@@ -62,9 +60,7 @@ def _ended(gateway: Gateway, limit: int, filters: dict[str, str | None]) -> list
     return found
 
 
-def _follow(
-    gateway: Gateway, found: list[dict[str, Any]], filters: dict[str, str | None], *, as_json: bool
-) -> None:
+def _follow(gateway: Gateway, found: list[dict[str, Any]], filters: dict[str, str | None], *, as_json: bool) -> None:
     """Never returns; the user ends it."""
     if not as_json:
         click.echo(click.style(_line(_HEAD), bold=True))

@@ -136,7 +136,9 @@ def _in_figures(gateway: Gateway, samples: list[Sample]) -> list[Problem]:
     if total(samples, "nexus_health_process_up") == 0:
         problems.append(Problem("No health process runs; nobody probes the backends.", "start it: see its log"))
     if total(samples, "nexus_config_last_reload_successful") == 0:
-        problems.append(Problem(f"The last reload was refused{_why_refused(gateway)}.", "`nexus config check` says why"))
+        problems.append(
+            Problem(f"The last reload was refused{_why_refused(gateway)}.", "`nexus config check` says why")
+        )
     if gauge("nexus_accounting_imbalance"):
         problems.append(
             Problem(

@@ -16,6 +16,7 @@ from nexus.fleet.locks import LockFile  # noqa: E402
 from nexus.fleet.rundir import RunDirectory, RunDirectoryError  # noqa: E402
 from nexus.fleet.seat import NoSeatError  # noqa: E402
 from nexus.health.process import HealthProcess  # noqa: E402
+from nexus.notify import Notifier  # noqa: E402
 from nexus.supervised import end_with_parent  # noqa: E402
 
 
@@ -27,6 +28,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     end_with_parent()
+    notifier = Notifier.taken_from(os.environ)
     try:
         loaded = load(arguments.config)
         settings = loaded.config.logging
@@ -35,21 +37,23 @@ def main() -> None:
         run_dir.prepare()
         lock = LockFile(run_dir.path / "health.lock")
         if not lock.take(0):
-            sys.exit(f"Another health process serves {run_dir.path} ({lock.read_note()}); stop that one first.")
+            logs.complain(f"Another health process serves {run_dir.path} ({lock.read_note()}); stop that one first.")
+            sys.exit(1)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is handled: the note tells others where to send it
         lock.write_note(f"pid {os.getpid()}")
     except (ConfigError, RunDirectoryError) as error:
-        sys.stderr.write(f"{error}\n")
+        logs.complain(str(error))
         sys.exit(2)
     for warning in loaded.warnings:
         logging.getLogger("nexus.config").warning(warning)
     try:
-        status = HealthProcess(loaded, run_dir).run()
+        status = HealthProcess(loaded, run_dir, notifier=notifier).run()
     except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
+        logs.complain(str(error))
         status = 2
     except (NoSeatError, OSError) as error:
-        sys.exit(f"The health process cannot go on: {error}.")
+        logs.complain(f"The health process cannot go on: {error}.")
+        status = 1
     finally:
         lock.close()
     sys.exit(status)

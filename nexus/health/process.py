@@ -36,12 +36,13 @@ from nexus.health.changes import ChangeFiles
 from nexus.health.fleet import Fleet
 from nexus.health.live import Dashboard
 from nexus.health.prober import Prober
-from nexus.health.standing import backend_states
+from nexus.health.standing import backend_states, status_line
 from nexus.metrics.figures import Figures
 from nexus.metrics.gauges import write_fleet_gauges
 from nexus.metrics.recorder import Recorder
 from nexus.metrics.settlement import settle, sweep
 from nexus.metrics.store import Store
+from nexus.notify import Notifier
 from nexus.web.access import Protected, token_for
 from nexus.web.admin import BackendExists, UnknownBackend, admin_endpoints
 from nexus.web.dashboard import Viewed, dashboard_endpoints
@@ -56,6 +57,8 @@ _TICK_S = 0.25
 _SHOW_EVERY_S = 1.0
 _MOST_PROBES_AT_ONCE = 64
 _LISTEN_RETRY_S = 5.0
+_FIRST_ROUND_S = 10.0
+"""So long the service manager waits for the first round: a backend that hangs must not hold up the start."""
 
 
 class Place:
@@ -83,8 +86,17 @@ class Place:
 class HealthProcess:
     """Runs until `stop()`; everything happens in the greenlets of one thread."""
 
-    def __init__(self, loaded: Loaded, run_dir: RunDirectory, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        run_dir: RunDirectory,
+        environ: Mapping[str, str] = os.environ,
+        *,
+        notifier: Notifier | None = None,
+    ) -> None:
         self._environ = environ
+        self._notifier = notifier or Notifier(None)
+        self._first_round = gevent.event.Event()
         self._run_dir = run_dir
         self._path = loaded.path
         # Who starts the processes tells them some settings in the environment; whether those changed, the file says.
@@ -118,16 +130,14 @@ class HealthProcess:
         gevent.signal_handler(signal.SIGTERM, self.stop)
         gevent.signal_handler(signal.SIGINT, self.stop)
         gevent.signal_handler(signal.SIGHUP, self.reload)
-        helpers = [
-            gevent.spawn(self._rounds),
-            gevent.spawn(self._ticks),
-            gevent.spawn(self._serve),
-            gevent.spawn(self._show),
-        ]
+        work = (self._rounds, self._ticks, self._serve, self._show, self._tell_when_ready)
+        helpers = [gevent.spawn(part) for part in work]
+        helpers.append(gevent.spawn(lambda: self._notifier.feed_watchdog(gevent.sleep)))
         for helper in helpers:
             helper.link_exception(self._failed)
         log.info("health process ready", extra={"pid": os.getpid(), "backends": len(self._fleet.backends)})
         self._stopping.wait()
+        self._notifier.stopping()
         gevent.killall(helpers)
         self._place.leave()
         log.info("health process stopped", extra={"pid": os.getpid()})
@@ -135,6 +145,14 @@ class HealthProcess:
 
     def stop(self) -> None:
         self._stopping.set()
+
+    def _tell_when_ready(self) -> None:
+        """Once the backends have been looked at: a gateway that waits for this one starts with a fleet it can use."""
+        self._first_round.wait(_FIRST_ROUND_S)
+        self._notifier.ready(self._status_line())
+
+    def _status_line(self) -> str:
+        return status_line(self._snapshot, last_reload_good=self._last_reload_good)
 
     def _failed(self, helper: gevent.Greenlet[[], None]) -> None:
         """A health process that only seems to work is worse than none: it ends, and whoever supervises it starts it."""
@@ -144,6 +162,13 @@ class HealthProcess:
 
     def reload(self) -> None:
         """Read the configuration again; one that is wrong changes nothing. How it went is left for who asked."""
+        self._notifier.reloading()
+        try:
+            self._reload()
+        finally:
+            self._notifier.ready(self._status_line())
+
+    def _reload(self) -> None:
         count = last_reload(self._run_dir.path).count + 1
         try:
             loaded = load(self._path, environ=self._environ)
@@ -255,6 +280,7 @@ class HealthProcess:
         if fleet is self._fleet:
             self._updated_at = time.time()
             self._publish()
+        self._first_round.set()
 
     def _probe(self, fleet: Fleet, name: str) -> None:
         result = self._probers[name].probe(fleet.config.health_check.timeout_seconds)
@@ -287,6 +313,7 @@ class HealthProcess:
             return False
         finally:
             self._write_gauges()
+        self._notifier.status(self._status_line())
         return True
 
     def _write_gauges(self) -> None:

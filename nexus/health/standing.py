@@ -8,6 +8,7 @@ from typing import Any
 from nexus.fleet.records import Backend, Snapshot
 from nexus.fleet.seat import Seat
 from nexus.proxy.breakers import standing_of
+from nexus.web.operations import fleet_health
 
 
 def backend_states(snapshot: Snapshot, seat: Seat) -> list[dict[str, Any]]:
@@ -37,3 +38,14 @@ def backend_states(snapshot: Snapshot, seat: Seat) -> list[dict[str, Any]]:
         }
 
     return [state(backend) for backend in snapshot.backends]
+
+
+def status_line(snapshot: Snapshot | None, *, last_reload_good: bool) -> str:
+    """The fleet in one line, for the service manager."""
+    fleet = fleet_health(snapshot, 0)
+    backends, models = fleet["backends"], fleet["models"]["total"]
+    line = (
+        f"{backends['healthy']} of {backends['total']} backend{'' if backends['total'] == 1 else 's'} healthy, "
+        f"{models} model{'' if models == 1 else 's'}"
+    )
+    return line if last_reload_good else f"{line}; the configuration file is wrong and was not taken up"

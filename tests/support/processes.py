@@ -53,12 +53,24 @@ class Process:
     """A child in a group of its own, its output in a file."""
 
     def __init__(
-        self, command: list[str], *, log: Path, environ: dict[str, str] | None = None, cwd: Path = ROOT
+        self,
+        command: list[str],
+        *,
+        log: Path,
+        environ: dict[str, str] | None = None,
+        cwd: Path = ROOT,
+        pass_fds: tuple[int, ...] = (),
     ) -> None:
         self.log = log
         with log.open("ab") as output:
             self.child = subprocess.Popen(
-                command, cwd=cwd, env=environ or clean_environ(), stdout=output, stderr=output, process_group=0
+                command,
+                cwd=cwd,
+                env=environ or clean_environ(),
+                stdout=output,
+                stderr=output,
+                process_group=0,
+                pass_fds=pass_fds,
             )
 
     @property

@@ -1,3 +1,6 @@
 import click
+
+
 @click.command("doctor")
-def doctor(): pass
+def doctor():
+    pass
