@@ -1,8 +1,13 @@
 """Writes the pages that come from tables of the program: `python docs/generate.py`. A test fails where they differ."""
 
 from pathlib import Path
+from typing import get_type_hints
 
-from nexus.config.template import template
+import msgspec
+
+from nexus.config.loading import describe
+from nexus.config.records import ENVIRONMENT, NOT_YET, RESTART_ONLY, BackendConfig, Config, Policy, Section
+from nexus.config.template import default_of, documentation, template, toml
 from nexus.errors import FAULTS
 from nexus.metrics.families import FAMILIES
 
@@ -87,7 +92,80 @@ def errors() -> str:
     return "\n".join([*lines, ""])
 
 
-PAGES = {"docs/metrics.md": metrics, "docs/errors.md": errors, "nexus.example.toml": template}
+def configuration() -> str:
+    """docs/configuration.md, from the records of the configuration."""
+    lines = [
+        "# Configuration",
+        "",
+        "Every section and key, generated from `nexus/config/records.py`; [nexus.example.toml](../nexus.example.toml)",
+        "has the same as a file, which `nexus config init` writes. `nexus config check` says what is wrong with yours,",
+        "`nexus config show --origin` what holds and where each value comes from.",
+        "",
+        "The file is the one that `-c` names, else `$NEXUS_CONFIG`, else `nexus.toml` where the gateway is started.",
+        "The command line goes before the environment, that before the file, that before the defaults. A misspelt key",
+        "or a wrong value stops the start, or leaves a running gateway as it is, with one sentence that names the file,",
+        "the key, the value and what is allowed. `nexus reload` takes up every key but those marked *start*, which hold",
+        "from a process's start.",
+        "",
+    ]
+    for name, hint in get_type_hints(Config, include_extras=True).items():
+        if name == "backends":
+            lines += _section("[[backends]]", BackendConfig, ("backends",))
+        elif isinstance(hint, type) and issubclass(hint, Section) and name not in NOT_YET:
+            lines += _section(f"[{name}]", hint, (name,))
+        if name == "routing":
+            lines += _section("[[routing.policies]]", Policy, (name, "policies"))
+    lines += [
+        "## Accepted, and without effect yet",
+        "",
+        "Files of the predecessor may have these; they are checked, and a warning at the start says what is missing.",
+        "",
+        "| key | what holds instead |",
+        "|---|---|",
+        *(f"| `{key}` | {meaning} |" for key, meaning in NOT_YET.items()),
+        "",
+        "## Environment",
+        "",
+        "| variable | |",
+        "|---|---|",
+        "| `NEXUS_CONFIG` | the file |",
+        *(f"| `{variable}` | `[{section}] {key}` |" for variable, (section, key) in ENVIRONMENT.items()),
+        "| `NEXUS_SAVED` | where backends that operators save are kept; else `nexus.saved.json` beside the file |",
+        "",
+        "A backend's key and the operators' token are never in the file: it names an environment variable, or a",
+        "credential that systemd hands over (`LoadCredential=`), which is looked for in `$CREDENTIALS_DIRECTORY`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _section(title: str, record: type[Section], path: tuple[str, ...]) -> list[str]:
+    """A table of a section's keys, then the sections within it."""
+    lines = [f"## {title}", "", (record.__doc__ or "").strip(), "", "| key | default | takes | |", "|---|---|---|---|"]
+    defaults = {field.name: field for field in msgspec.structs.fields(record)}
+    within: list[str] = []
+    for name, hint in get_type_hints(record, include_extras=True).items():
+        dotted = ".".join((*path, name))
+        if dotted in (*NOT_YET, "routing.policies"):
+            continue
+        if isinstance(hint, type) and issubclass(hint, Section):
+            within += _section(f"[{dotted}]", hint, (*path, name))
+            continue
+        default = default_of(defaults[name])
+        shown = (
+            "must be given" if default is msgspec.NODEFAULT else "unset" if default is None else f"`{toml(default)}`"
+        )
+        note = documentation(hint) + (" *start*" if dotted in RESTART_ONLY else "")
+        lines.append(f"| `{name}` | {shown} | {describe(hint)} | {note} |")
+    return [*lines, "", *within]
+
+
+PAGES = {
+    "docs/configuration.md": configuration,
+    "docs/errors.md": errors,
+    "docs/metrics.md": metrics,
+    "nexus.example.toml": template,
+}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():

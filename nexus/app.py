@@ -32,6 +32,7 @@ from nexus.web.dashboard import Viewed, dashboard_endpoints
 from nexus.web.errors import register_errors
 from nexus.web.live import Live
 from nexus.web.openai import openai_endpoints
+from nexus.web.openapi import openapi_endpoint
 from nexus.web.operations import Operations, operations_endpoints
 
 log = logging.getLogger("nexus.app")
@@ -116,6 +117,7 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
             )
         )
     )
+    app.register_blueprint(openapi_endpoint(operations=False))
     register_errors(app, rejected=recorder.rejected)
     app.extensions["nexus"] = Gateway(seat=seat, store=store, recorder=recorder, engine=engine, live=live)
     log.info("worker ready", extra={"pid": os.getpid(), "slot": seat.slot, "generation": _name(seat)})

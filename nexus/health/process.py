@@ -48,6 +48,7 @@ from nexus.web.admin import BackendExists, UnknownBackend, admin_endpoints
 from nexus.web.dashboard import Viewed, dashboard_endpoints
 from nexus.web.errors import register_errors
 from nexus.web.live import Live
+from nexus.web.openapi import openapi_endpoint
 from nexus.web.operations import Operations, operations_endpoints
 
 log = logging.getLogger("nexus.health")
@@ -431,6 +432,7 @@ class HealthProcess:
         app.register_blueprint(dashboard_endpoints(viewed))
         app.register_blueprint(operations_endpoints(operations))
         app.register_blueprint(admin_endpoints(self, token=self.admin_token))
+        app.register_blueprint(openapi_endpoint(operations=True))
         register_errors(app, rejected=lambda _: None)
         return app
 
