@@ -104,7 +104,7 @@ def configuration() -> str:
         "The file is the one that `-c` names, else `$NEXUS_CONFIG`, else `nexus.toml` where the gateway is started.",
         "The command line goes before the environment, that before the file, that before the defaults. A misspelt key",
         "or a wrong value stops the start, or leaves a running gateway as it is, with one sentence that names the",
-        "file, the key, the value and what is allowed. `nexus reload` takes up every key but those marked *start*, which",
+        "file, key, value and what is allowed. `nexus reload` takes up every key but those marked *start*, which",
         "hold from a process's start.",
         "",
     ]
