@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import get_type_hints
 
+import click
 import msgspec
 
+from nexus.cli.main import COMMANDS, cli
+from nexus.cli.output import EXIT_STATUSES
 from nexus.config.loading import describe
 from nexus.config.records import ENVIRONMENT, NOT_YET, RESTART_ONLY, BackendConfig, Config, Policy, Section
 from nexus.config.template import default_of, documentation, template, toml
@@ -160,7 +163,41 @@ def _section(title: str, record: type[Section], path: tuple[str, ...]) -> list[s
     return [*lines, "", *within]
 
 
+def commands() -> str:
+    """docs/cli.md, from the commands themselves."""
+    lines = [
+        "# The command line",
+        "",
+        "What `nexus COMMAND --help` says, for every command. `--json` is for machines: what it prints has a schema, which",
+        "the tests hold it against. There is no colour where the output is no terminal, or `$NO_COLOR` is set.",
+        "",
+        "| exit status | |",
+        "|---|---|",
+        *(f"| {status} | {meaning} |" for status, meaning in EXIT_STATUSES.items()),
+        "",
+        "A command finds the gateway as `nexus serve` does: by `-c`, `$NEXUS_CONFIG`, `nexus.toml`, the environment.",
+        "`--url` or `$NEXUS_URL` name another one, on another host too.",
+        "",
+    ]
+    for name in COMMANDS:
+        lines += _command(name)
+    return "\n".join(lines)
+
+
+def _command(name: str) -> list[str]:
+    """A command's help, then that of the commands within it."""
+    command = cli
+    for part in name.split():
+        command = command.get_command(click.Context(command), part)
+    context = click.Context(command, info_name=f"nexus {name}", terminal_width=100, max_content_width=100)
+    lines = [f"## nexus {name}", "", "```text", command.get_help(context).rstrip(), "```", ""]
+    for within in getattr(command, "commands", {}):
+        lines += _command(f"{name} {within}")
+    return lines
+
+
 PAGES = {
+    "docs/cli.md": commands,
     "docs/configuration.md": configuration,
     "docs/errors.md": errors,
     "docs/metrics.md": metrics,

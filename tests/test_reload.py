@@ -110,10 +110,10 @@ def test_without_a_gateway(tmp_path: Path):
     file = tmp_path / "nexus.toml"
     file.write_text(f'[server]\nrun_dir = "{tmp_path / "run"}"\n')
     done = nexus("reload", "-c", str(file))
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "No health process runs for" in done.stderr
     done = nexus("route", "explain", "m", "-c", str(file))
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "No gateway has run in" in done.stderr
 
 

@@ -115,9 +115,9 @@ def _settings(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
     for key, value in table.items():
         if key not in within:
             yield (*path, key), value
-    for key in table:
+    for key, value in table.items():
         if key in within:
-            yield from _settings(table[key], (*path, key))
+            yield from _settings(value, (*path, key))
 
 
 def _origin(loaded: Loaded, path: tuple[str, ...]) -> str:

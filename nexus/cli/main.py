@@ -36,13 +36,13 @@ COMMANDS: dict[str, str] = {
 class Lazy(click.Group):
     """A group that imports a command when it is asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, _: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, _: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, name = COMMANDS[cmd_name].partition(":")
+        module, name = COMMANDS[cmd_name].split(":")
         command: click.Command = getattr(importlib.import_module(f"nexus.cli.{module}"), name)
         return command
 
@@ -67,7 +67,7 @@ class Lazy(click.Group):
 )
 @click.version_option(__version__, prog_name="nexus")
 @click.pass_context
-def cli(context: click.Context, **_: Any) -> None:
+def cli(context: click.Context, /, **_: Any) -> None:
     """One OpenAI-compatible endpoint in front of a fleet of LLM backends."""
     context.color = wants_colour()
 

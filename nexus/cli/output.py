@@ -33,7 +33,7 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
-        self.exit_code = status
+        self.exit_code = status  # type: ignore[misc]  # click means it to be set so
 
     def show(self, file: Any = None) -> None:
         click.echo(self.message, file=file, err=file is None)

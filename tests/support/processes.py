@@ -273,6 +273,7 @@ class Gateway(Measured):
 
         try:
             until(ready, within_s=20)
+            until(lambda: get_json(f"{self.operations}/health"))
         except AssertionError:
             self.child.terminate()
             raise

@@ -1,0 +1,1 @@
+"""`nexus doctor`, by what it looks at."""

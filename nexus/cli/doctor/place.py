@@ -1,0 +1,139 @@
+"""The gateway's place on the host: its configuration, its secrets, its run directory, its ports, its processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+
+from nexus.cli.doctor.findings import Finding, fail, ok, warn
+from nexus.cli.gateway import Gateway, NoAnswer, call
+from nexus.cli.output import counted
+from nexus.config import ConfigError, Loaded, load
+from nexus.config.secrets import secret
+from nexus.fleet.reloads import last_reload
+from nexus.fleet.rundir import RunDirectory
+
+_LEAST_FREE = 16 * 1024 * 1024
+_IN_MEMORY = ("tmpfs", "ramfs")
+
+
+def configuration(given: str | None) -> tuple[Loaded | None, list[Finding]]:
+    """The configuration, None where it cannot be used."""
+    try:
+        loaded = load(given)
+    except ConfigError as error:
+        mend = "mend it, and `nexus config check` looks again"
+        return None, [fail("configuration", problem, mend) for problem in error.problems]
+    found = [
+        warn("configuration", warning, "take it out, or leave it: it has no effect") for warning in loaded.warnings
+    ]
+    name = str(loaded.path) if loaded.path else "no file; the demo fleet is what `nexus serve` starts"
+    return loaded, [*found, ok("configuration", f"{name}, {counted(len(loaded.config.backends), 'backend')}")]
+
+
+def secrets(loaded: Loaded, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether every key that a backend names is there."""
+    named = [(backend.name, backend.api_key_env) for backend in loaded.config.backends if backend.api_key_env]
+    missing = [(name, key) for name, key in named if key and secret(key, environ) is None]
+    for name, key in missing:
+        yield fail(
+            "secrets",
+            f"The key of {name} is to be in ${key}, which is not set here.",
+            f"export {key}, or hand it over with LoadCredential={key}:FILE in both units",
+        )
+    if named and not missing:
+        yield ok("secrets", f"{counted(len(named), 'key')} found")
+
+
+def run_directory(run_dir: RunDirectory) -> Iterator[Finding]:
+    path = run_dir.path
+    elsewhere = "name another in [server] run_dir or $NEXUS_RUN_DIR"
+    if path.exists() and not path.is_dir():
+        yield fail("run directory", f"{path} is no directory.", f"take it away, or {elsewhere}")
+        return
+    if not path.exists():
+        parent = next(one for one in path.parents if one.exists())
+        if os.access(parent, os.W_OK):
+            yield ok("run directory", f"{path} is made at the start")
+        else:
+            yield fail("run directory", f"{path} cannot be made: {parent} is not ours to write.", elsewhere)
+        return
+    about = path.stat()
+    if about.st_uid != os.geteuid():
+        mend = f"run this as its owner, or {elsewhere}"
+        yield fail("run directory", f"{path} belongs to another user (uid {about.st_uid}).", mend)
+        return
+    if stat.S_IMODE(about.st_mode) & 0o022:
+        yield fail("run directory", f"Others may write in {path}.", f"chmod 700 {path}")
+    if (free := shutil.disk_usage(path).free) < _LEAST_FREE:
+        mend = f"make space: {counted(_LEAST_FREE // 1024 // 1024, 'MiB')} at least, or {elsewhere}"
+        yield fail("run directory", f"Only {free // 1024:,} KiB are free in {path}.", mend)
+    kind = _file_system(path)
+    if kind not in _IN_MEMORY:
+        yield warn("run directory", f"{path} is on a disk ({kind}), not in memory.", "name one under /run or /dev/shm")
+    else:
+        yield ok("run directory", f"{path}, in memory")
+
+
+def _file_system(path: Path) -> str:
+    """The kind of file system that a path is on (`proc(5)`, mounts)."""
+    best, kind = -1, "unknown"
+    for line in Path("/proc/mounts").read_text().splitlines():
+        where, found = line.split()[1:3]
+        if path.resolve().is_relative_to(where) and len(where) >= best:
+            best, kind = len(where), found
+    return kind
+
+
+def addresses(gateway: Gateway) -> Iterator[Finding]:
+    """Whether the ports are free, or held by this very gateway."""
+    running = gateway.run_dir.owner() if gateway.run_dir and gateway.run_dir.path.is_dir() else None
+    for area, base, key in (
+        ("address", gateway.base, "[server] port or $NEXUS_PORT"),
+        ("operations address", gateway.operations, "[health_check] listen or $NEXUS_HEALTH_LISTEN"),
+    ):
+        if base is None:
+            continue
+        try:
+            answer = call("GET", f"{base}/livez", timeout_s=2)
+        except NoAnswer as why:
+            if running:
+                mend = "see its log, `journalctl -u nexus` under systemd"
+                yield fail(area, f"{running} runs, and does not answer at {base} ({why}).", mend)
+            elif _taken(base):
+                yield fail(area, f"Something that is not Nexus has {base}.", f"stop it, or name another in {key}")
+            else:
+                yield ok(area, f"{base} is free; no gateway runs")
+            continue
+        if answer.status != 200 or b"ok" not in answer.content:
+            yield fail(area, f"Something that is not Nexus has {base}.", f"stop it, or name another in {key}")
+        elif not running:
+            yield fail(area, f"Another gateway has {base}.", f"stop it, or name another in {key}")
+        else:
+            yield ok(area, f"{base} answers")
+
+
+def _taken(base: str) -> bool:
+    host, _, port = base.rpartition("//")[2].rpartition(":")
+    with closing(socket.socket(socket.AF_INET6 if "[" in host else socket.AF_INET)) as sock:
+        sock.settimeout(2)
+        return sock.connect_ex((host.strip("[]"), int(port))) == 0
+
+
+def processes(run_dir: RunDirectory) -> Iterator[Finding]:
+    """Of a gateway that runs: whether its health process does, and whether it took its last reload."""
+    if not run_dir.path.is_dir() or not run_dir.owner():
+        return
+    if run_dir.health_process_alive():
+        yield ok("health process", f"runs (pid {run_dir.health_process_pid()})")
+    else:
+        mend = "start it: `systemctl start nexus-health`, or `nexus-health` with the same run directory"
+        yield fail("health process", "None runs: the fleet is the last one that was known, nobody probes.", mend)
+    reload = last_reload(run_dir.path)
+    if reload.problems:
+        yield fail("reload", f"The last one was refused: {reload.problems[0]}", "mend the file, then `nexus reload`")

@@ -1,0 +1,82 @@
+"""What `--json` prints, command by command: the gateway's own answers as `/openapi.json` has them, ours beside."""
+
+from typing import Any
+
+from nexus.web.openapi import document
+
+Schema = dict[str, Any]
+
+TEXT, COUNT, NUMBER, FLAG = (
+    {"type": "string"},
+    {"type": "integer", "minimum": 0},
+    {"type": "number"},
+    {"type": "boolean"},
+)
+TEXTS = {"type": "array", "items": TEXT}
+
+
+def maybe(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def record(**properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def every(schema: Schema, *, least: int = 1) -> Schema:
+    return {"type": "array", "items": schema, "minItems": least}
+
+
+def component(name: str) -> Schema:
+    return document(operations=True)["components"]["schemas"][name]
+
+
+BACKEND = component("Backend")
+SEEN = BACKEND["properties"] | {"requests": COUNT, "average_latency_ms": maybe(NUMBER)}
+VERDICT = record(
+    backend=TEXT, model=TEXT, out=TEXT, turn=maybe(COUNT), score=maybe(NUMBER), pending=COUNT, limit=maybe(COUNT),
+    circuit=TEXT,
+)  # fmt: skip
+FINDING = record(area=TEXT, state={"enum": ["ok", "warn", "fail"]}, what=TEXT, mend=maybe(TEXT))
+FAMILY = record(name=TEXT, kind=TEXT, help=TEXT, labels=TEXTS, buckets={"type": "array", "items": NUMBER}, source=TEXT)
+SAMPLE = record(name=TEXT, labels={"type": "object", "additionalProperties": TEXT}, value=NUMBER)
+
+SCHEMAS: dict[str, Schema] = {
+    "status": record(
+        healthy=FLAG, status=TEXT, url=maybe(TEXT), operations_url=maybe(TEXT), run_dir=maybe(TEXT), version=TEXT,
+        uptime_seconds=COUNT, workers=COUNT, models=COUNT, requests=component("Stats")["properties"]["requests"],
+        streams=component("Stats")["properties"]["streams"], queue=component("Stats")["properties"]["queue"],
+        backends=every(record(**SEEN)), problems=every(record(what=TEXT, mend=TEXT), least=0),
+    ),
+    "backends list": record(backends=every(BACKEND)),
+    "backends add": BACKEND,
+    "backends drain": BACKEND,
+    "backends undrain": BACKEND,
+    "backends remove": record(removed=TEXT),
+    "models": record(models=every(record(name=TEXT, backends=TEXTS, context_length=maybe(COUNT)))),
+    "health": component("Health"),
+    "stats": component("Stats"),
+    "history": every(component("PastRequest")),
+    "route explain": record(
+        asked=TEXT, resolved=TEXT, chain=TEXTS, restricted=FLAG, min_tier=COUNT, strategy=TEXT, verdicts=every(VERDICT),
+        refusal=maybe({"type": "array"}),
+    ),
+    "metrics list": every(FAMILY),
+    "metrics bound": record(total=COUNT, families={"type": "object", "additionalProperties": COUNT}),
+    "metrics get": record(family=TEXT, type=TEXT, samples=every(SAMPLE)),
+    "config check": record(file=maybe(TEXT), usable=FLAG, problems=TEXTS, warnings=TEXTS, backends=COUNT),
+    "config init": record(file=TEXT),
+    "config show": record(
+        config={"type": "object", "required": ["server", "backends"]},
+        origins={"type": "object", "additionalProperties": TEXT, "minProperties": 20},
+    ),
+    "chat": record(
+        model=TEXT, text=TEXT, finish_reason=maybe(TEXT), error=maybe(TEXT), request_id=TEXT, backend=TEXT,
+        backend_type=TEXT, route_reason=TEXT, fallback_model=maybe(TEXT), ttft_ms=NUMBER, duration_ms=NUMBER,
+        prompt_tokens=maybe(COUNT), completion_tokens=maybe(COUNT), tokens_per_second=maybe(NUMBER),
+    ),
+    "reload": record(
+        reloaded=FLAG, count=COUNT, problems=TEXTS, warnings=TEXTS, restart=TEXTS, backends=COUNT
+    ),
+    "doctor": record(healthy=FLAG, findings=every(FINDING)),
+}  # fmt: skip
