@@ -168,8 +168,8 @@ def commands() -> str:
     lines = [
         "# The command line",
         "",
-        "What `nexus COMMAND --help` says, for every command. `--json` is for machines: what it prints has a schema, which",
-        "the tests hold it against. There is no colour where the output is no terminal, or `$NO_COLOR` is set.",
+        "What `nexus COMMAND --help` says, for every command. `--json` is for machines: what it prints has a schema,",
+        "which the tests hold it against. There is no colour where the output is no terminal, or `$NO_COLOR` is set.",
         "",
         "| exit status | |",
         "|---|---|",
