@@ -220,6 +220,30 @@ def test_whole_answers(gateway, replay):
     }
 
 
+def test_a_backend_that_tells_nonsense_is_counted_all_the_same(gateway, replay):
+    """What cannot be a count of tokens moves no series of them; the request is recorded as any other."""
+    gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
+    before = gateway.settled()
+    replay.scripts["whole"] = whole(200, {"usage": {"prompt_tokens": 10**400, "completion_tokens": -3}})
+    assert stream(gateway, "whole")[0] == 200
+    event = b'data: {"choices":[{"delta":{"content":"x"}}],"usage":{}}\n\n'
+    replay.scripts["whole"] = in_packets(2 * event + b"data: [DONE]\n\n", 10_000)
+    assert stream(gateway, "whole")[0] == 200
+    after = gateway.settled()
+    changes = flat(before, after)
+    assert {name: change for name, change in changes.items() if "gap" not in name} == {
+        "requests_total{up,whole,200}": 2,
+        "usage_total{none}": 1,
+        "usage_total{counted}": 1,
+        "stream_ends_total{up,complete}": 1,
+        "stream_events_total{up,whole}": 2,
+        "tokens_total_sum{up,whole,completion}": 2,
+        "time_to_first_token_seconds_count{up,whole}": 1,
+        "time_per_output_token_seconds_count{up,events,whole}": 1,
+    }
+    assert after.value("nexus_accounting_imbalance") == 0
+
+
 def test_tokens_of_a_client_that_leaves_are_counted(gateway, replay):
     gateway.publish(Config(), [backend("up", replay.url, "slow")])
     going = threading.Event()
