@@ -164,6 +164,31 @@ def test_the_limit_for_the_first_content_is_that_for_the_first_byte(gateway, rep
     assert time.monotonic() - began < 0.75
 
 
+@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize(("end", "code"), [(b"", "stream_reset"), (b"0\r\n\r\n", "stream_truncated")])
+@pytest.mark.parametrize("length", [40, 100_000])
+def test_a_stream_that_breaks_off_within_an_event(gateway, replay, asks, end, code, length):
+    """The error is an event of its own, whatever of the broken one has gone on."""
+    event = b'data: {"choices":[{"delta":{"content":"' + b"x" * 200_000 + b'"}}]}\n\n'
+    said = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+
+    def send(_, sock: socket.socket) -> None:
+        sock.sendall(HEAD + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n")
+        for part in (said, event[:length]):
+            sock.sendall(b"%x\r\n%b\r\n" % (len(part), part))
+            time.sleep(0.05)
+        sock.sendall(end)
+
+    replay.scripts["broken"] = send
+    gateway.publish(CONFIG, [backend("up", replay.url, "broken")])
+    status, content = stream(gateway, "broken", **({"stream_options": {"include_usage": True}} if asks else {}))
+    assert status == 200
+    first, *broken, last = content.removesuffix(b"\n\n").split(b"\n\n")
+    assert first + b"\n\n" == said
+    assert broken == ([] if length < 1000 else [event[:length]])
+    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == code
+
+
 def test_an_event_that_cannot_be_understood_breaks_nothing(gateway, replay):
     """Nested as deep as it is, it is the client's to read."""
     deep = (

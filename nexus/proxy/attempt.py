@@ -272,7 +272,8 @@ class Attempt:
         if stream.error is not None:
             return rest, StreamError(stream.error)
         if not stream.finished:
-            return rest, RequestFailed("stream_truncated", f"The stream from backend {name} ended before its end.")
+            # What came without its end would garble the error that follows, and clients are to discard it.
+            return b"", RequestFailed("stream_truncated", f"The stream from backend {name} ended before its end.")
         return rest, None
 
     def broken(self) -> RequestFailed:

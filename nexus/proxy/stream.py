@@ -1,7 +1,7 @@
 """One stream on its way from a backend to a client: what it says of itself, and when. No I/O.
 
-The bytes go on as they came. Only an event that tells the usage to a client which did not ask for it is left out; to
-know which bytes are its own, such a stream goes on in whole events.
+The bytes go on as they came, in whole events: one that breaks off never reaches the client, who could not read the
+error that is told after it. Only an event that tells the usage to a client which did not ask for it is left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nexus.proxy.usage import Usage, usage_in
 
 _CONTENT_KEYS = ("content", "reasoning_content", "reasoning", "tool_calls", "function_call", "refusal", "audio")
 _LONGEST_HELD = 64 * 1024
-"""An event that is longer is not the one with the usage: its bytes go on before it is complete."""
+"""An event that is longer goes on before it is complete; it is not the one with the usage."""
 
 
 class _Fields(msgspec.Struct):
@@ -67,13 +67,7 @@ class Stream:
                 self._last.append(piece)
                 return piece
         self.last_at = now
-        events = self._reader.feed(piece)
-        if not self._hide_usage:
-            for event in events:
-                if event.data is not None:
-                    self._look(event.data, event.kind)
-            return piece
-        return self._less_usage(events)
+        return self._whole_events(self._reader.feed(piece))
 
     def _is_plain(self, piece: bytes) -> bool:
         """Whether this is one whole event with a piece of the answer and nothing else to tell, as nearly all are."""
@@ -92,11 +86,12 @@ class Stream:
         """For how long nothing has come."""
         return self._clock() - self.last_at
 
-    def _less_usage(self, events: list[Event]) -> bytes:
+    def _whole_events(self, events: list[Event]) -> bytes:
         kept = []
         for event in events:
             if not event.tail:
-                self._hidden = event.data is not None and self._look(event.data, event.kind)
+                only_usage = event.data is not None and self._look(event.data, event.kind)
+                self._hidden = only_usage and self._hide_usage
             if self._passed_on:
                 kept.append(event.raw[self._passed_on :])  # its beginning has gone on already
                 self._passed_on = 0
@@ -113,8 +108,13 @@ class Stream:
         event = self._reader.rest()
         if event is None:
             return b""
-        hidden = event.data is not None and self._look(event.data, event.kind)
-        return b"" if hidden or not self._hide_usage else event.raw[self._passed_on :]
+        only_usage = event.data is not None and self._look(event.data, event.kind)
+        return b"" if only_usage and self._hide_usage else event.raw[self._passed_on :]
+
+    @property
+    def within_event(self) -> bool:
+        """Whether the client has the beginning of an event whose end has not come."""
+        return self._passed_on > 0
 
     @property
     def finished(self) -> bool:

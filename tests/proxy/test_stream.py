@@ -66,6 +66,18 @@ def test_a_large_event_is_not_held_until_it_is_whole(size):
 
 
 @pytest.mark.parametrize("hide_usage", [False, True])
+def test_an_event_goes_on_when_it_is_whole(hide_usage):
+    """What breaks off within one leaves nothing at the client that the error after it would be glued to."""
+    stream = Stream(clock=lambda: 1.0, hide_usage=hide_usage)
+    whole = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+    assert stream.take(whole + whole[:30]) == whole
+    assert stream.take(whole[30:] + b"data: {") == whole
+    assert not stream.within_event
+    assert stream.take(b"x" * 100_000) == b"data: {" + b"x" * 100_000
+    assert stream.within_event
+
+
+@pytest.mark.parametrize("hide_usage", [False, True])
 def test_an_endless_event_is_not_kept(hide_usage):
     """It goes on as it came, and what is kept of it is bounded."""
     stream = Stream(clock=lambda: 1.0, hide_usage=hide_usage)
