@@ -140,6 +140,22 @@ def test_a_backend_that_refuses_to_be_asked(gateway, replay):
     assert changes == {"nexus_upstream_attempts_total": 5, "nexus_retries_total": 2}, "as many as it was asked"
 
 
+def test_a_refusal_to_be_asked_is_no_time_of_the_gateways(gateway, replay):
+    gateway.publish(CONFIG, [backend("coy", replay.url, "refuses")])
+    good = in_packets(RECORDINGS[1].data, 10_000)
+    refusal = whole(400, {"error": {"message": "stream_options: extra fields not permitted"}})
+
+    def answer(body, sock: socket.socket) -> None:
+        time.sleep(0.5)
+        (refusal if "stream_options" in body else good)(body, sock)
+
+    replay.scripts["refuses"] = answer
+    before = gateway.settled()
+    assert stream(gateway, "refuses")[0] == 200
+    overhead = "nexus_gateway_overhead_seconds_sum"
+    assert 0 < gateway.settled().value(overhead, phase="before") - before.value(overhead, phase="before") < 0.25
+
+
 def test_the_limit_for_the_first_content_is_that_for_the_first_byte(gateway, replay):
     """Not that for silences within the stream; and neither a head nor a role ends it."""
     role, word = (

@@ -25,7 +25,7 @@ class Attempt:
     """Uses a place at a backend, and gives it back with `end()`.
 
     `sent_at` and `answered_at` are when the request began to be sent, and when the whole answer, or the first content
-    of a stream, was there.
+    of a stream, was there; `refused_s` is how long the backend took before that to refuse to be asked for the usage.
     """
 
     def __init__(self, engine: Engine, request: Request, place: Place, *, timeout_s: float, request_id: str) -> None:
@@ -46,7 +46,7 @@ class Attempt:
         self._ended = False
         self.usage_asked = False
         self.stream: Stream | None = None
-        self.sent_at = self.answered_at = 0.0
+        self.sent_at = self.answered_at = self.refused_s = 0.0
 
     @property
     def status(self) -> int:
@@ -97,6 +97,7 @@ class Attempt:
         self._send(path, with_usage_asked(body))
         if known is None and self.status in (400, 422):
             self.read_all()
+            self.refused_s = self._engine.clock() - self.sent_at
             self._engine.connections.give_back(self._address, self._open, self._backend.config.keepalive_seconds)
             self._engine.recorder.attempt_repeated(self._backend.label, "invalid_request")
             self.usage_asked = False

@@ -314,7 +314,7 @@ class Exchange:
 
     def _time_overhead(self, attempt: Attempt) -> None:
         """Before: from the head to the sending, less what was waited for; after: from the answer to now."""
-        self._before_s = max(0.0, attempt.sent_at - self._began - self._waited_s)
+        self._before_s = max(0.0, attempt.sent_at - self._began - self._waited_s - attempt.refused_s)
         self._after_s = self.engine.clock() - attempt.answered_at
 
     def tell_first_token(self, at: float) -> None:
