@@ -131,6 +131,8 @@ class Stream:
         if data == b"[DONE]":
             self.done = self.content = True
             return False
+        if not data or data.isspace():
+            return False  # a sign of life
         self.events += 1
         self._last.append(b"data: " + data)
         if self.first_token_at and kind != b"error" and not _tells(data):

@@ -118,6 +118,8 @@ def test_times():
         ('{"choices":[]}', False, False),
         ('{"choices":[{"delta":{},"finish_reason":"stop"}]}', True, False),
         ("[DONE]", True, False),
+        ("", False, False),
+        (" ", False, False),
         ('{"choices":[{"delta":{"reasoning":"hm"}}]}', True, True),
         ('{"choices":[{"delta":{"audio":{"id":"a"}}}]}', True, True),
         ('{"type":"response.created"}', True, True),
