@@ -205,6 +205,27 @@ def test_a_stream_that_breaks_off_within_an_event(gateway, replay, asks, end, co
     assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == code
 
 
+def test_the_silence_that_ends_a_stream_is_its_longest(gateway, replay):
+    said = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+    asked_on = threading.Event()
+
+    def send(_, sock: socket.socket) -> None:
+        sock.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(said), said))
+        asked_on.wait(10)
+
+    replay.scripts["silent"] = send
+    gateway.publish(CONFIG, [backend("up", replay.url, "silent", idle_timeout_seconds=0.4)])
+    gap = "nexus_stream_longest_gap_seconds"
+    before = gateway.settled()
+    assert b"stream_idle" in stream(gateway, "silent")[1]
+    asked_on.set()
+    changes = {
+        key[0]: change for key, change in moved(before, gateway.settled(), (f"{gap}_sum", f"{gap}_count")).items()
+    }
+    assert changes[f"{gap}_count"] == 1
+    assert 0.35 < changes[f"{gap}_sum"] < 2
+
+
 def test_an_event_that_cannot_be_understood_breaks_nothing(gateway, replay):
     """Nested as deep as it is, it is the client's to read."""
     deep = (

@@ -77,6 +77,7 @@ class StreamBody:
 
     def fail(self, failure: RequestFailed) -> bytes:
         """The stream ends here; gives the event that tells the client."""
+        self._stream.failed()
         self._end(failure.fault)
         if isinstance(failure, StreamError):
             return b""  # the client has seen it

@@ -82,6 +82,11 @@ class Stream:
             and self._reader.between_events
         )
 
+    def failed(self) -> None:
+        """It ends here, not by itself: the silence that went before is one as any other."""
+        if self.first_token_at:
+            self.longest_gap_s = max(self.longest_gap_s, self.quiet_s())
+
     def quiet_s(self) -> float:
         """For how long nothing has come."""
         return self._clock() - self.last_at
