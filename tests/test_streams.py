@@ -578,6 +578,32 @@ def test_comments_while_it_waits(tmp_path: Path):
             assert scrape.value("nexus_accounting_imbalance") == 0
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"<html>\r\nno\r\n</html>", "<html>\r\nno\r\n</html>"),
+        (b'{\n "detail": "no"\n}', '{\n "detail": "no"\n}'),
+        (b'{\n "error": {"message": "no"}\n}', "no"),
+    ],
+)
+def test_a_backends_own_refusal_after_comments(gateway, replay, answer, message):
+    """Whatever form it has, the client's library is told of an error."""
+
+    def refuse(_, sock: socket.socket) -> None:
+        time.sleep(0.4)
+        sock.sendall(b"HTTP/1.1 404 X\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (len(answer), answer))
+
+    replay.scripts["gone"] = refuse
+    gateway.publish(Config(server=Server(stream_keepalive_seconds=0.1)), [backend("up", replay.url, "gone")])
+    before = gateway.settled()
+    status, content = stream(gateway, "gone")
+    assert status == 200
+    *comments, event = content.strip().split(b"\n\n")
+    assert set(comments) == {b": waiting"}
+    assert json.loads(event.removeprefix(b"data: "))["error"]["message"] == message
+    assert flat(before, gateway.settled()) == {"requests_total{up,gone,404}": 1}
+
+
 def test_at_a_stop_streams_are_told(tmp_path: Path):
     """They get their grace; what goes on for longer ends with an error event, what has no answer yet with a 503."""
     with Demo(tmp_path, name="d", models=["m"], pace=20, length=100_000) as demo:
