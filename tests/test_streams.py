@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import http.client
 import json
 import random
@@ -263,6 +264,21 @@ def test_a_client_that_closes_at_done_has_all_it_asked_for(gateway, replay):
     asked_on.set()
     assert after.series("nexus_requests_total", "model", "status")["at_done", "200"] == 1
     assert after.total("nexus_requests_total", model="at_done") == 1
+
+
+def test_an_encoded_stream_goes_on_whole(gateway, replay):
+    """Some backends compress whatever they are asked; the client is told, and can decode it."""
+    gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
+    content = gzip.compress(RECORDINGS[1].data)
+
+    def send(_, sock: socket.socket) -> None:
+        head = HEAD + b"content-encoding: gzip\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+        sock.sendall(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content))
+
+    replay.scripts["whole"] = send
+    before = gateway.settled()
+    assert stream(gateway, "whole") == (200, content)
+    assert flat(before, gateway.settled()) == {"requests_total{up,whole,200}": 1, "usage_total{none}": 1}
 
 
 def test_whole_answers(gateway, replay):

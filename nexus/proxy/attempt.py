@@ -74,7 +74,11 @@ class Attempt:
 
     @property
     def event_stream(self) -> bool:
-        return (self._open.answer.header("content-type") or "").lower().startswith("text/event-stream")
+        """Whether the answer is a stream that can be read. One that is encoded, though we asked for none, cannot: it
+        goes on whole, for the client to decode."""
+        answer = self._open.answer
+        encoded = (answer.header("content-encoding") or "identity").lower() != "identity"
+        return not encoded and (answer.header("content-type") or "").lower().startswith("text/event-stream")
 
     @property
     def _open(self) -> Connection:
