@@ -94,6 +94,7 @@ ELSEWHERE = {
     "routing/test_router.py": {"no_backend", "no_healthy_backend", "fallback_exhausted"},
     "below": {"stream_reset", "stream_truncated", "stream_error", "stream_idle", "stream_deadline",
               "backend_refused_client", "backend_limits_client", "out_of_time"},
+    "test_streams.py": {"error_event_4xx"},
     "test_lifecycle.py": {"shutdown", "stopping"},
     "web/test_views.py": {"internal"},
 }  # fmt: skip

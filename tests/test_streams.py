@@ -157,6 +157,25 @@ def test_a_refusal_to_be_asked_is_no_time_of_the_gateways(gateway, replay):
     assert 0 < gateway.settled().value(overhead, phase="before") - before.value(overhead, phase="before") < 0.25
 
 
+def test_a_refusal_within_a_stream_is_the_clients(gateway, replay):
+    """It is tried nowhere else and speaks against no backend, however often; as a status of 400 would."""
+    error = {"message": "This model's maximum context length is 4096 tokens", "type": "BadRequestError", "code": 400}
+    event = b"data: " + json.dumps({"error": error}).encode() + b"\n\ndata: [DONE]\n\n"
+    replay.scripts["refuses"] = in_packets(event, 10_000)
+    replay.asked.clear()
+    names = ["a", "b"]
+    gateway.publish(
+        Config(circuit_breaker=CircuitBreaker(failures=2)), [backend(n, replay.url, "refuses") for n in names]
+    )
+    for _ in range(6):
+        status, content = stream(gateway, "refuses")
+        assert (status, json.loads(content)["error"]["code"]) == (400, "error_event_4xx")
+        assert error["message"] in json.loads(content)["error"]["message"]
+    assert len(replay.asked) == 6
+    circuits = {entry["name"]: entry["circuit"] for entry in gateway.stats()["backends"]}
+    assert [circuits[name] for name in names] == ["closed", "closed"]
+
+
 def test_the_limit_for_the_first_content_is_that_for_the_first_byte(gateway, replay):
     """Not that for silences within the stream; and neither a head nor a role ends it."""
     role, word = (

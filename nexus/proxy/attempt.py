@@ -233,7 +233,8 @@ class Attempt:
                 if stream.error is None and not stream.content:
                     raise self._lost("before any content")
             if stream.error is not None:
-                raise RequestFailed("error_event", f"Backend {self._backend.name}: {stream.error}")
+                fault = "error_event_4xx" if stream.refused else "error_event"
+                raise RequestFailed(fault, f"Backend {self._backend.name}: {stream.error}")
         self.answered_at = self._engine.clock()
         if self._backend.config.total_timeout_seconds is None:
             self._deadline = None

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from nexus.errors import FAULTS, fault_of_answer
 from nexus.proxy.sse import Event, EventReader
 from nexus.proxy.usage import Usage, usage_in
 
@@ -25,6 +26,7 @@ class _Fields(msgspec.Struct):
     error: Any = None
     object: Any = None
     message: Any = None
+    code: Any = None
     choices: list[Any] | None = None
 
 
@@ -47,6 +49,7 @@ class Stream:
         self._last: deque[bytes] = deque(maxlen=3)
         self.usage: Usage | None = None
         self.error: str | None = None
+        self.refused = False
         self.content = False
         self.done = False
         self.events = 0
@@ -157,6 +160,7 @@ class Stream:
             told = fields.error or fields.message
             message = told.get("message") if isinstance(told, dict) else told
             self.error = str(message or "no message")[:500]
+            self.refused = _is_refusal(told if isinstance(told, dict) else {"code": fields.code})
             return False
         usage = usage_in(fields.usage) if fields.usage != b"null" else None
         if usage is not None:
@@ -182,6 +186,15 @@ def _tells(data: bytes) -> bool:
     if b'"error"' in data:
         return True
     return b'"usage"' in data and b'"usage":null' not in data and b'"usage": null' not in data
+
+
+def _is_refusal(error: dict[str, Any]) -> bool:
+    """Whether an error told within a stream finds fault with the request, as an answer of 400 would: by its code where
+    that is a status, else by OpenAI's type."""
+    code = str(error.get("code"))
+    if code.isdecimal() and len(code) == 3:
+        return fault_of_answer(int(code)) is FAULTS["backend_4xx"]
+    return error.get("type") == "invalid_request_error"
 
 
 def _has_token(choice: dict[str, Any]) -> bool:

@@ -137,3 +137,23 @@ def test_error_before_content(error):
     stream = Stream(clock=lambda: 1.0, hide_usage=True)
     stream.take(f"data: {error}\n\n".encode())
     assert (stream.error, stream.content) == ("no", False)
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        ('{"error":{"message":"no","code":400,"type":"BadRequestError"}}', True),
+        ('{"object":"error","message":"no","code":422}', True),
+        ('{"error":{"message":"no","code":"context_length_exceeded","type":"invalid_request_error"}}', True),
+        ('{"error":{"message":"no","code":"400"}}', True),
+        ('{"error":{"message":"no","code":500,"type":"invalid_request_error"}}', False),
+        ('{"error":{"message":"no","code":429}}', False),
+        ('{"error":{"message":"no","code":401}}', False),
+        ('{"error":{"message":"no","code":{}}}', False),
+        ('{"error":"no"}', False),
+    ],
+)
+def test_whose_error_it_is(error, refused):
+    stream = Stream(clock=lambda: 1.0, hide_usage=True)
+    stream.take(f"data: {error}\n\n".encode())
+    assert (stream.error, stream.refused) == ("no", refused)
