@@ -141,6 +141,23 @@ def test_a_backend_that_refuses_to_be_asked(gateway, replay):
     assert changes == {"nexus_upstream_attempts_total": 5, "nexus_retries_total": 2}, "as many as it was asked"
 
 
+def test_a_backend_that_comes_to_refuse_to_be_asked(gateway, replay):
+    """Another server may stand at its address by now; a client's own mistake is still told at once."""
+    gateway.publish(CONFIG, [backend("new", replay.url, "refuses", "learn")])
+    good = in_packets(RECORDINGS[1].data, 10_000)
+    refusal = whole(400, {"error": {"message": "stream_options: extra fields not permitted"}})
+    replay.asked.clear()
+    replay.scripts["refuses"] = good
+    assert stream(gateway, "refuses")[0] == 200
+    replay.scripts["learn"] = whole(400, {"error": {"message": "bad"}})
+    status, content = stream(gateway, "learn")
+    assert (status, json.loads(content)["error"]["message"]) == (400, "bad")
+    replay.scripts["refuses"] = lambda body, sock: (refusal if "stream_options" in body else good)(body, sock)
+    assert stream(gateway, "refuses") == (200, RECORDINGS[1].data)
+    assert stream(gateway, "refuses") == (200, RECORDINGS[1].data)
+    assert ["stream_options" in body for body in replay.asked] == [True, True, True, False, False]
+
+
 def test_a_refusal_to_be_asked_is_no_time_of_the_gateways(gateway, replay):
     gateway.publish(CONFIG, [backend("coy", replay.url, "refuses")])
     good = in_packets(RECORDINGS[1].data, 10_000)

@@ -42,6 +42,7 @@ class Attempt:
         self._timeout_s = config.total_timeout_seconds or timeout_s
         self._deadline: float | None = request.received + self._timeout_s
         self._connection: Connection | None = None
+        self._content: bytes | None = None
         self._held: list[bytes] = []
         self._ended = False
         self.usage_asked = False
@@ -89,7 +90,8 @@ class Attempt:
         """Send the request and read the head of the answer.
 
         With `ask_usage` it is made to ask for the usage of its stream. A backend that refuses the request then is asked
-        as the client asked, and where that is what it wanted it is remembered, for the whole host. Raises
+        as the client asked, and where that is what it wanted it is remembered, for the whole host. One that once took
+        it may be another server by now: then its refusal is taken for that only where it says so. Raises
         `RequestFailed`.
         """
         circuits, column = self._engine.circuits, self._backend.column
@@ -99,10 +101,11 @@ class Attempt:
             return
         self.usage_asked = True
         self._send(path, with_usage_asked(body))
-        if known is None and self.status in (400, 422):
+        if self.status in (400, 422) and (known is None or _speaks_of_it(self.read_all())):
             self.read_all()
             self.refused_s = self._engine.clock() - self.sent_at
             self._engine.connections.give_back(self._address, self._open, self._backend.config.keepalive_seconds)
+            self._connection = self._content = None
             self._engine.recorder.attempt_repeated(self._backend.label, "invalid_request")
             self.usage_asked = False
             self._send(path, body)
@@ -213,11 +216,13 @@ class Attempt:
 
     def read_all(self) -> bytes:
         """The whole body."""
-        pieces = []
-        while data := self._more("idle_timeout", self._idle_s):
-            pieces.append(data)
-        self.answered_at = self._engine.clock()
-        return b"".join(pieces)
+        if self._content is None:
+            pieces = []
+            while data := self._more("idle_timeout", self._idle_s):
+                pieces.append(data)
+            self.answered_at = self._engine.clock()
+            self._content = b"".join(pieces)
+        return self._content
 
     def await_content(self) -> Stream:
         """Read a stream up to its first content, so that until then another backend can still be tried."""
@@ -317,6 +322,10 @@ class Attempt:
         if self._connection is not None:
             self._engine.connections.give_back(self._address, self._connection, self._backend.config.keepalive_seconds)
         self._place.leave(fault, retry_after_s=retry_after_s)
+
+
+def _speaks_of_it(refusal: bytes) -> bool:
+    return b"stream_options" in refusal or b"include_usage" in refusal
 
 
 class StreamError(RequestFailed):
