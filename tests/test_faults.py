@@ -387,6 +387,12 @@ def test_what_the_client_is_told_about_trying_again(fleet):
     status, headers, content = urllib_request(workers, "only", {})
     assert (status, headers["retry-after"]) == (429, "7"), "it is not worth waiting for here; the client is told when"
     assert json.loads(content)["error"]["code"] == "demo_fault"
+    workers.publish(CONFIG, fleet_of(first.url, second.url))
+    first.fault("status=429")
+    status, headers, _ = urllib_request(workers, "only", {})
+    assert (status, headers["retry-after"]) == (429, "1"), (
+        "where the backend does not say, for as long as it is left alone"
+    )
     first.fault("")
 
 

@@ -326,7 +326,10 @@ class Exchange:
     def _refuse(self, failure: RequestFailed) -> Answer:
         if failure.passed_on is not None and failure.fault.status is None:
             passed = failure.passed_on
-            return self._whole(passed.status, self._headers(self.choice) + passed.headers, passed.body, failure.fault)
+            headers = self._headers(self.choice) + passed.headers
+            if failure.fault.blame is Blame.BUSY and failure.retry_after_s is None:
+                headers.append(("retry-after", "1"))  # for so long it counts as busy here
+            return self._whole(passed.status, headers, passed.body, failure.fault)
         status = failure.fault.status or 502
         content = error_body(
             failure.message, status=status, code=failure.fault.code, param=failure.param, context=failure.context
