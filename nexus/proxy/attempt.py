@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-
 from nexus.backends.address import Address, forwards_authorization, own_key
 from nexus.errors import Fault, RequestFailed, fault_of_answer
 from nexus.proxy.admission import Place
@@ -248,9 +246,9 @@ class Attempt:
     # A stream whose content has begun: taken piece by piece by a `StreamBody`.
 
     @property
-    def socket(self) -> socket.socket:
+    def connection(self) -> Connection:
         """What the rest of the stream comes from."""
-        return self._open.sock
+        return self._open
 
     def begin(self) -> bytes:
         """What of the stream has come so far, for the client."""

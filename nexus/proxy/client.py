@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _socket
 import select
 import socket
 import ssl
 import time
 from collections.abc import Callable
+from typing import Any, Protocol
 
 
 class ClientGone(Exception):
@@ -15,6 +17,28 @@ class ClientGone(Exception):
 
 class Stopping(BaseException):
     """Thrown into what still serves a request when the gateway stops and its grace is over: say so, and end."""
+
+
+class Arrivals(Protocol):
+    """What a watch keeps for a source: it tells when something comes.
+
+    What comes while nobody waits, such as an end, or bytes that nobody asked for, is noted in `early`.
+    """
+
+    early: bool
+    switch: Callable[[int], Any] | None
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """What is waited for again and again, such as a backend's connection; its owner closes its `arrivals`."""
+
+    arrivals: Arrivals | None
+
+    def fileno(self) -> int: ...
 
 
 class Watch:
@@ -50,6 +74,10 @@ class Watch:
                 raise TimeoutError
             if fd in ready:
                 return
+
+    def wait_for(self, source: Source, timeout_s: float) -> None:
+        """As `wait`, until the source can be read."""
+        self.wait(source.fileno(), select.POLLIN, timeout_s)
 
 
 class Request:
@@ -94,7 +122,7 @@ def watchable(connection: object) -> socket.socket | None:
     return None
 
 
-def is_gone(client: socket.socket) -> bool:
+def is_gone(client: _socket.socket) -> bool:
     """Whether a readable client socket is at its end. It must be readable: this looks, and does not wait."""
     try:
         return client.recv(1, socket.MSG_PEEK) == b""
@@ -102,7 +130,7 @@ def is_gone(client: socket.socket) -> bool:
         return True
 
 
-def has_left(client: socket.socket) -> bool:
+def has_left(client: _socket.socket) -> bool:
     """Whether a client has closed, though bytes of its are still to be read; never, where only TCP could tell."""
     try:
         return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _ENDED

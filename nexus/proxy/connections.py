@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import select
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from nexus.backends.address import Address
 from nexus.config import BackendConfig
 from nexus.errors import RequestFailed
-from nexus.proxy.client import ClientGone, Watch
+from nexus.proxy.client import Arrivals, ClientGone, Watch
 from nexus.proxy.http1 import AnswerReader
 from nexus.proxy.names import Names
 
@@ -25,11 +26,13 @@ _SWEEP_EVERY_S = 1.0
 class Connection:
     """One connection to a backend, used by one request at a time."""
 
-    def __init__(self, sock: socket.socket, *, reused: bool) -> None:
+    def __init__(self, sock: _socket.socket, *, reused: bool) -> None:
         self.sock = sock
+        self.tls = isinstance(sock, ssl.SSLSocket)
         self.reused = reused
         self.good_until = 0.0
         self.answer = AnswerReader()
+        self.arrivals: Arrivals | None = None
 
     def send(self, head: bytes, body: bytes, watch: Watch, *, idle_s: float, deadline_s: float) -> None:
         """Send a request; the backend may be slow to take it, for `idle_s` at a time and `deadline_s` in all.
@@ -40,12 +43,12 @@ class Connection:
         if len(body) < READ_SIZE:
             head, body = head + body, b""
         ends = time.monotonic() + deadline_s
-        for data in (head, body):
-            view = memoryview(data)
-            while view:
-                view = view[self._send_some(view, watch, min(idle_s, ends - time.monotonic())) :]
+        for data in (head, body) if body else (head,):
+            sent = self._send_some(data, watch, idle_s)
+            while sent < len(data):
+                sent += self._send_some(memoryview(data)[sent:], watch, min(idle_s, ends - time.monotonic()))
 
-    def _send_some(self, data: memoryview, watch: Watch, timeout_s: float) -> int:
+    def _send_some(self, data: bytes | memoryview, watch: Watch, timeout_s: float) -> int:
         while True:
             try:
                 return self.sock.send(data)
@@ -60,8 +63,8 @@ class Connection:
         Raises `ClientGone`, `TimeoutError` or OSError.
         """
         while True:
-            if not (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
-                watch.wait(self.sock.fileno(), select.POLLIN, timeout_s)
+            if not (self.tls and self._pending()):
+                watch.wait_for(self, timeout_s)
             try:
                 return self.sock.recv(READ_SIZE)
             except (BlockingIOError, ssl.SSLWantReadError):
@@ -69,8 +72,12 @@ class Connection:
 
     def is_quiet(self) -> bool:
         """Whether nothing has come while it was idle: bytes that nobody asked for would be the next one's answer."""
-        if isinstance(self.sock, ssl.SSLSocket):
-            return not self.sock.pending()
+        if self.arrivals is not None and self.arrivals.early:
+            return False
+        if self.tls:
+            return not self._pending()
+        if self.arrivals is not None:
+            return True
         try:
             self.sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -79,7 +86,18 @@ class Connection:
             return False
         return False
 
+    def _pending(self) -> int:
+        """Bytes that TLS has read already, which the socket does not show."""
+        assert isinstance(self.sock, ssl.SSLSocket)
+        return self.sock.pending()
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
     def close(self) -> None:
+        if self.arrivals is not None:
+            self.arrivals.close()
+            self.arrivals = None
         self.sock.close()
 
 
@@ -120,7 +138,8 @@ class Connections:
             raise RequestFailed("dns_failed", f"Backend {config.name}: its name is not known.") from error
         failure: Exception | None = None
         for family, kind, protocol, _, place in found:
-            sock = socket.socket(family, kind, protocol)
+            # But for TLS, which needs it, without what the standard library, or gevent, puts around each call.
+            sock = (socket.socket if address.tls else _socket.socket)(family, kind, protocol)
             try:
                 _connect_watching(sock, place, watch, deadline - self._clock())
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -139,13 +158,13 @@ class Connections:
 
     def _secured(
         self,
-        sock: socket.socket,
+        sock: _socket.socket,
         address: Address,
         config: BackendConfig,
         watch: Watch,
         deadline: float,
-    ) -> socket.socket:
-        if not address.tls:
+    ) -> _socket.socket:
+        if not isinstance(sock, socket.socket):
             return sock
         try:
             sock = secured = self._tls.wrap_socket(sock, server_hostname=address.host, do_handshake_on_connect=False)
@@ -195,7 +214,7 @@ class Connections:
                 idle.pop().close()
 
 
-def _connect_watching(sock: socket.socket, place: object, watch: Watch, timeout_s: float) -> None:
+def _connect_watching(sock: _socket.socket, place: object, watch: Watch, timeout_s: float) -> None:
     """Connect, and give up at once when the client goes. Raises `ClientGone`, `TimeoutError` or OSError."""
     sock.setblocking(False)
     failed = sock.connect_ex(place)  # type: ignore[arg-type]

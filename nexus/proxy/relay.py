@@ -6,13 +6,12 @@ what came (`take`) and tells how it ended. Either way the request is recorded on
 
 from __future__ import annotations
 
-import socket
-import ssl
 from typing import TYPE_CHECKING
 
 from nexus.errors import FAULTS, Fault, RequestFailed, error_body
 from nexus.proxy.attempt import Attempt, StreamError
 from nexus.proxy.client import ClientGone, Stopping
+from nexus.proxy.connections import Connection
 
 if TYPE_CHECKING:
     from nexus.proxy.exchange import Exchange
@@ -34,10 +33,10 @@ class StreamBody:
         self.over = False
 
     @property
-    def backend(self) -> socket.socket | None:
+    def backend(self) -> Connection | None:
         """What can be waited for by itself; None where bytes may be there that the socket does not show (TLS)."""
-        sock = self._attempt.socket
-        return None if isinstance(sock, ssl.SSLSocket) else sock
+        connection = self._attempt.connection
+        return None if connection.tls else connection
 
     def begin(self) -> bytes:
         """The first bytes for the client."""

@@ -1,5 +1,6 @@
 """Connections to backends: TLS, large requests, and a client that leaves while one is made."""
 
+import contextlib
 import socket
 import ssl
 import subprocess
@@ -109,7 +110,7 @@ def test_client_that_leaves_while_the_backend_is_silent_in_the_handshake(listene
 def test_client_that_leaves_while_the_backend_does_not_take_a_large_request(listener):
     here, client = socket.socketpair()
     connection = connections().open(address(listener), CONFIG, watch=Watch(here))
-    with here, client, connection.sock:
+    with here, client, contextlib.closing(connection):
 
         def send() -> None:
             connection.send(b"POST / HTTP/1.1\r\n\r\n", b"x" * 50_000_000, Watch(here), idle_s=5, deadline_s=5)

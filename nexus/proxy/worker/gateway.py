@@ -37,7 +37,6 @@ _TO_SAY_GOODBYE_S = 1.0
 """So long before the end of the grace, what is still served is ended."""
 _PATIENCE_S = 60.0
 """How long a connection may take to bring a request's head, where it is not kept for another one anyway."""
-_FAIR_EVERY = 32
 _COLLECT_AFTER = 20_000
 """Objects made, less those freed, before the collector looks for cycles; requests leave none."""
 _WITHOUT = "NEXUS_WITHOUT_SHORT_WAY"
@@ -134,7 +133,6 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         greenlet = gevent.getcurrent()
         assert isinstance(greenlet, gevent.Greenlet)
         data: bytes | None = b""
-        turns = 0
         try:
             while data is not None:
                 if not data:
@@ -154,9 +152,8 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
                     self._serving.discard(greenlet)
                 data = rest
                 self._idle_since[client] = time.monotonic()
-                turns += 1
-                if turns % _FAIR_EVERY == 0:
-                    gevent.sleep(0)  # a connection that always has a request ready must not starve the others
+                if data:
+                    gevent.sleep(0)  # requests that were sent ahead must not starve other connections
         finally:
             lane.close()
 

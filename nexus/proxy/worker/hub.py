@@ -13,8 +13,8 @@ import gevent
 import gevent.socket
 from gevent.hub import get_hub
 
-from nexus.proxy.client import LOOK_EVERY_S, ClientGone, Watch, has_left, is_gone
-from nexus.proxy.connections import READ_SIZE
+from nexus.proxy.client import LOOK_EVERY_S, ClientGone, Source, Watch, has_left, is_gone
+from nexus.proxy.connections import READ_SIZE, Connection
 from nexus.proxy.relay import StreamBody, chunk
 
 _READ, _WRITE = 1, 2
@@ -23,117 +23,173 @@ _PIECE = 16 * 1024
 """Bytes of a stream that are read at once; a larger buffer costs more than it saves."""
 _LONG_S = 1.0
 """Waits with a longer limit may end a tick late."""
+_NEVER = float("inf")
 
 
 class Deadlines:
-    """Ends waits that take too long. One timer serves all of them: a wait costs no timer of its own, and may end late
-    by as much as the tick."""
-
-    TICK_S = 0.05
+    """Looks now and then at all the waits of a worker: ends those that take too long, and sees clients that left after
+    they sent bytes ahead. So a wait costs no timer of its own, and may end late by as much as the tick."""
 
     def __init__(self) -> None:
-        self._waits: dict[int, tuple[float, Callable[[int], Any]]] = {}
+        self._watches: set[HubWatch] = set()
         self._timer: Any = None
 
-    def add(self, key: int, at: float, switch: Callable[[int], Any]) -> None:
-        """Call `switch` with `_LATE` when the monotonic clock is at `at`, unless `remove` comes before."""
-        self._waits[key] = at, switch
+    def add(self, watch: HubWatch) -> None:
+        self._watches.add(watch)
         if self._timer is None:
-            self._timer = get_hub().loop.timer(self.TICK_S, self.TICK_S)
+            self._timer = get_hub().loop.timer(LOOK_EVERY_S, LOOK_EVERY_S)
             self._timer.start(self._look)
 
-    def remove(self, key: int) -> None:
-        self._waits.pop(key, None)
+    def remove(self, watch: HubWatch) -> None:
+        self._watches.discard(watch)
 
     def _look(self) -> None:
         now = time.monotonic()
-        for switch in [switch for at, switch in self._waits.values() if at <= now]:
-            switch(_LATE)
-        if not self._waits:
+        for watch in [watch for watch in self._watches if watch.ends <= now or watch.ahead]:
+            watch.look(now)
+        if not self._watches:
             self._timer.stop()
             self._timer.close()
             self._timer = None
 
 
+class HubArrivals:
+    """Tells when a backend sends something, by one watcher for the whole life of its connection."""
+
+    __slots__ = ("_watcher", "early", "switch")
+
+    def __init__(self, fd: int) -> None:
+        self._watcher = get_hub().loop.io(fd, _READ)
+        self.early = False
+        self.switch: Callable[[int], Any] | None = None
+        self._watcher.start(self._readable)
+
+    def _readable(self) -> None:
+        if self.switch is None:
+            self.pause()
+        else:
+            self.switch(_READY)
+
+    def pause(self) -> None:
+        """Look no more until `resume`: something is there, or somebody else looks."""
+        self.early = True
+        self._watcher.stop()
+
+    def resume(self) -> None:
+        self.early = False
+        self._watcher.start(self._readable)
+
+    def close(self) -> None:
+        self._watcher.stop()
+        self._watcher.close()
+
+
 class HubWatch(Watch):
-    """Waits in the hub, with a watcher on the client that is made once for its connection."""
+    """Waits in the hub. The watcher on the client is made once, and runs for as long as its connection does.
+
+    `ends`: until when, on the monotonic clock, the present wait may last; `ahead`: the client has sent bytes ahead, so
+    that it is readable whether it leaves or not.
+    """
 
     def __init__(self, client: socket.socket, deadlines: Deadlines) -> None:
         super().__init__(client)
-        self.sock = client
+        # The same socket without what gevent does around each call: it costs as much as the call.
+        self.sock = _socket.socket(fileno=client.fileno())
+        self.ends = _NEVER
+        self.ahead = False
         self._deadlines = deadlines
         self._watcher = get_hub().loop.io(client.fileno(), _READ)
-        self._ahead = False
-        self._looks: Any = None
+        self._stopped = True
+        self._reads = False
+        self._switch: Callable[[int], Any] | None = None
+        deadlines.add(self)
 
     def receive(self, timeout_s: float) -> bytes:
         """What the client sends next; empty where it closes, or sends nothing for so long."""
-        while True:
-            try:
-                return self.sock.recv(READ_SIZE)
-            except BlockingIOError:
-                switch = gevent.getcurrent().switch
-                self._watcher.start(switch, _READY)
-                self._deadlines.add(id(self), time.monotonic() + timeout_s, switch)
+        # It waits before it reads: nearly always nothing is there yet, and a client that always has something ready
+        # must not starve the others.
+        self._reads, self.ahead = True, False
+        try:
+            while self._wait(gevent.getcurrent().switch, timeout_s) == _READY:
                 try:
-                    ended = get_hub().switch()
-                finally:
-                    self._watcher.stop()
-                    self._deadlines.remove(id(self))
-                if ended == _LATE:
-                    return b""
+                    return self.sock.recv(READ_SIZE)
+                except BlockingIOError:
+                    continue
+            return b""
+        finally:
+            self._reads = False
+
+    def wait_for(self, source: Source, timeout_s: float) -> None:
+        switch = gevent.getcurrent().switch
+        arrivals = source.arrivals
+        if arrivals is None:
+            arrivals = source.arrivals = HubArrivals(source.fileno())
+        elif arrivals.early:
+            arrivals.resume()
+        arrivals.switch = switch
+        try:
+            ended = self._wait(switch, timeout_s)
+        finally:
+            arrivals.switch = None
+        _tell(ended)
 
     def wait(self, fd: int | None, event: int, timeout_s: float) -> None:
-        hub = get_hub()
         switch = gevent.getcurrent().switch
-        watcher = hub.loop.io(fd, _READ if event == select.POLLIN else _WRITE) if fd is not None else None
+        if fd is None:
+            ended = self._wait(switch, timeout_s)
+        else:
+            watcher = get_hub().loop.io(fd, _READ if event == select.POLLIN else _WRITE)
+            watcher.start(switch, _READY)
+            try:
+                ended = self._wait(switch, timeout_s)
+            finally:
+                watcher.stop()
+                watcher.close()
+        _tell(ended)
+
+    def _wait(self, switch: Callable[[int], Any], timeout_s: float) -> int:
+        """Sleep until somebody calls `switch`; gives with what."""
+        hub = get_hub()
         timer = None
         if timeout_s > _LONG_S:
-            self._deadlines.add(id(self), time.monotonic() + timeout_s, switch)
+            self.ends = time.monotonic() + timeout_s
         else:
             timer = hub.loop.timer(max(timeout_s, 0))
             timer.start(switch, _LATE)
-        if watcher is not None:
-            watcher.start(switch, _READY)
-        if self._ahead:
-            self._start_looking(switch)
-        else:
-            self._watcher.start(self._readable, switch)
+        if self._stopped and not self.ahead:
+            self._stopped = False
+            self._watcher.start(self._readable)
+        self._switch = switch
         try:
-            ended = hub.switch()
+            return hub.switch()  # type: ignore[no-any-return]
         finally:
-            self._watcher.stop()
-            if self._looks is not None:
-                self._looks.stop()
-                self._looks.close()
-                self._looks = None
-            if timer is None:
-                self._deadlines.remove(id(self))
-            else:
+            self._switch = None
+            self.ends = _NEVER
+            if timer is not None:
                 timer.stop()
                 timer.close()
-            if watcher is not None:
-                watcher.stop()
-                watcher.close()
-        if ended == _GONE:
-            raise ClientGone
-        if ended == _LATE:
-            raise TimeoutError
 
-    def _readable(self, switch: Callable[[int], None]) -> None:
-        if is_gone(self.sock):
-            switch(_GONE)
-        else:
-            self._watcher.stop()  # a request that is sent ahead: the client stays readable, whether it leaves or not
-            self._ahead = True
-            self._start_looking(switch)
+    def _readable(self) -> None:
+        switch = self._switch
+        if switch is not None:
+            if self._reads:
+                switch(_READY)
+                return
+            if is_gone(self.sock):
+                switch(_GONE)
+                return
+            self.ahead = True  # a request that is sent ahead: the client stays readable, whether it leaves or not
+        self._stopped = True
+        self._watcher.stop()
 
-    def _start_looking(self, switch: Callable[[int], None]) -> None:
-        self._looks = get_hub().loop.timer(LOOK_EVERY_S, LOOK_EVERY_S)
-        self._looks.start(self._look, switch)
-
-    def _look(self, switch: Callable[[int], None]) -> None:
-        if has_left(self.sock):
+    def look(self, now: float) -> None:
+        """End the present wait, where that is due."""
+        switch = self._switch
+        if switch is None:
+            return
+        if self.ends <= now:
+            switch(_LATE)
+        elif self.ahead and has_left(self.sock):
             switch(_GONE)
 
     def closed(self) -> bool:
@@ -145,16 +201,21 @@ class HubWatch(Watch):
         except OSError:
             return True
 
-    def begin(self) -> None:
-        """A request begins: what was sent ahead is read."""
-        self._ahead = False
-
     def close(self) -> None:
+        self._deadlines.remove(self)
         self._watcher.stop()
         self._watcher.close()
+        self.sock.detach()
 
 
-def send_all(client: socket.socket, data: bytes, timeout_s: float) -> None:
+def _tell(ended: int) -> None:
+    if ended == _GONE:
+        raise ClientGone
+    if ended == _LATE:
+        raise TimeoutError
+
+
+def send_all(client: _socket.socket, data: bytes, timeout_s: float) -> None:
     """Send everything over a socket that does not block; a client may take `timeout_s` between two of its reads.
 
     Raises OSError.
@@ -166,7 +227,7 @@ def send_all(client: socket.socket, data: bytes, timeout_s: float) -> None:
         sent += _send_now(client, view[sent:])
 
 
-def _send_now(client: socket.socket, data: bytes | memoryview) -> int:
+def _send_now(client: _socket.socket, data: bytes | memoryview) -> int:
     try:
         return client.send(data)
     except BlockingIOError:
@@ -183,13 +244,12 @@ class HubRelay:
     def __init__(
         self,
         body: StreamBody,
-        backend: socket.socket,
+        backend: Connection,
         watch: HubWatch,
         *,
         timeout_s: float,
     ) -> None:
-        """The client, which gets the stream in chunks, may take `timeout_s` between two of its reads. Neither socket
-        blocks."""
+        """The client, which gets the stream in chunks, may take `timeout_s` between two of its reads."""
         self._body = body
         self._backend = backend
         self._client = watch.sock
@@ -213,11 +273,12 @@ class HubRelay:
         hub = get_hub()
         self._switch = gevent.getcurrent().switch
         limit_s, _ = self._body.silence(0.0)
+        arrivals = self._backend.arrivals
+        if arrivals is not None:
+            arrivals.pause()
         backend = hub.loop.io(self._backend.fileno(), _READ)
         client = hub.loop.io(self._client.fileno(), _READ)
-        # The same sockets without what gevent does around each call: it costs as much as looking at the event.
-        raw = [_socket.socket(fileno=sock.fileno()) for sock in (self._backend, self._client)]
-        self._receive, self._put = raw[0].recv, raw[1].send
+        self._receive, self._put = self._backend.sock.recv, self._client.send
         self._timer = hub.loop.timer(max(limit_s, 0))
         backend.start(self._readable)
         client.start(self._client_readable, client)
@@ -228,8 +289,8 @@ class HubRelay:
             for watcher in (backend, client, self._timer):
                 watcher.stop()
                 watcher.close()
-            for sock in raw:
-                sock.detach()
+            if arrivals is not None:
+                arrivals.resume()
         if isinstance(outcome, BaseException):
             raise outcome
         return bytes(outcome)

@@ -16,6 +16,7 @@ from http import HTTPStatus
 
 from nexus.errors import RequestFailed
 from nexus.proxy.client import ClientGone, Request, Stopping
+from nexus.proxy.connections import Connection
 from nexus.proxy.engine import Answer, Engine
 from nexus.proxy.exchange import Exchange, WholeBody
 from nexus.proxy.relay import StreamBody, chunk
@@ -84,7 +85,6 @@ class Lane:
         engine = self._engine
         received = engine.clock()
         self._timeout_s = engine.client_timeout_s()
-        self._watch.begin()
         body = _Body(self._watch, data[head.end : head.end + head.length], head, self._timeout_s)
         request = Request(method="POST", headers=head.headers, body=body.read, received=received, watch=self._watch)
         answer = Exchange(engine, request, head.endpoint).answer()
@@ -141,7 +141,7 @@ class Lane:
                 close()
         return keep_alive
 
-    def _relay(self, body: StreamBody, backend: socket.socket) -> bool:
+    def _relay(self, body: StreamBody, backend: Connection) -> bool:
         """Relay a stream to its end; gives False where that is not its own."""
         relay = HubRelay(body, backend, self._watch, timeout_s=self._timeout_s)
         try:
@@ -160,11 +160,11 @@ class Lane:
             ending = b"" if body.over else chunk(body.fail(failure))
         else:
             return True
-        send_all(self._client, relay.unsent + ending, _TO_SAY_GOODBYE_S)
+        send_all(self._watch.sock, relay.unsent + ending, _TO_SAY_GOODBYE_S)
         return False
 
     def _send(self, data: bytes) -> None:
-        send_all(self._client, data, self._timeout_s)
+        send_all(self._watch.sock, data, self._timeout_s)
 
     def _head(self, answer: Answer, *, keep_alive: bool, chunked: bool = False) -> bytes:
         status = _STATUS_LINES.get(answer.status) or f"HTTP/1.1 {answer.status} Status\r\n"
