@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import signal
+import threading
 import urllib.error
 import urllib.request
 
@@ -71,9 +72,10 @@ def open_page(browser):
     assert complaints == []
 
 
-def ask(gateway, model, count, *, statuses=(200,)):
+def ask(gateway, model, count, *, statuses=(200,), pause_s=0.0):
     seen = []
-    run(gateway.port, [chat("any", model)] * count, concurrency=4, seen=lambda _ask, status, _body: seen.append(status))
+    asks = [chat("any", model)] * count
+    run(gateway.port, asks, concurrency=4, pause_s=pause_s, seen=lambda _ask, status, _body: seen.append(status))
     assert set(seen) <= set(statuses)
     assert len(seen) == count
 
@@ -91,8 +93,8 @@ def card(page, name):
     return page.locator("#backends .card").filter(has=page.locator("h3", has_text=name))
 
 
-def fetch(url, **headers):
-    request = urllib.request.Request(url, headers=headers)
+def fetch(url, body=None, **headers):
+    request = urllib.request.Request(url, body, headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, answer.headers, answer.read()
@@ -146,6 +148,33 @@ def test_filters_and_attempts(fleet, open_page):
     assert len(attempts) == 2
     assert attempts[0].startswith("bad with m: backend")
     assert attempts[1].startswith("good with m: success")
+
+
+def test_rows_are_in_order_while_requests_end(fleet, open_page):
+    """What a page is given first is newer than what the last tick knew, which then comes on top of it."""
+    ask(fleet, "only-good", 120)
+    load = threading.Thread(target=ask, args=(fleet, "only-good", 300), kwargs={"pause_s": 0.05})
+    load.start()
+    try:
+        for _ in range(2):
+            page = open_page(fleet.base)
+            rows = "[...document.querySelectorAll('.request')].map((row) => Number(row.dataset.ended))"
+            first = page.evaluate(rows)
+            until(lambda page=page, first=first: page.evaluate(rows)[0] > first[0] + 1)
+            ended = page.evaluate(rows)
+            assert ended == sorted(ended, reverse=True)
+    finally:
+        load.join()
+
+
+def test_a_client_that_sends_one_id_with_all_its_requests(fleet, open_page):
+    page = open_page(fleet.base)
+    body = json.dumps(chat("any", "only-good").body).encode()
+    rows = page.locator("#requests .request[data-id=always-this]")
+    for number in range(1, 4):
+        headers = {"x-request-id": "always-this", "content-type": "application/json"}
+        assert fetch(f"{fleet.base}/v1/chat/completions", body, **headers)[0] == 200
+        until(lambda number=number: rows.count() == number)
 
 
 def test_it_survives_the_worker_that_served_it(tmp_path, open_page):

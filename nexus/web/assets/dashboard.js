@@ -57,14 +57,21 @@ function forgetCharts() {
   drawCharts();
 }
 
+// Rows come newest first, but not always after all that are shown: a page that was opened long ago, or comes back to
+// another worker, is given older ones too. A client may send one id with many requests: the moment belongs to the key.
 function addRequests(html) {
   if (!html) return;
-  const made = document.createElement("template");
+  const made = document.createElement("template"), list = place("requests");
   made.innerHTML = html;
-  const known = new Set([...place("requests").children].map((row) => row.dataset.id));
-  for (const row of [...made.content.children]) if (known.has(row.dataset.id)) row.remove();
-  place("requests").prepend(made.content);
-  for (const row of [...place("requests").children].slice(SHOWN)) if (!row.open) row.remove();
+  const key = (row) => `${row.dataset.id} ${row.dataset.ended}`;
+  const known = new Set([...list.children].map(key));
+  let at = list.firstElementChild;
+  for (const row of [...made.content.children]) {
+    if (known.has(key(row))) continue;
+    while (at && Number(at.dataset.ended) >= Number(row.dataset.ended)) at = at.nextElementSibling;
+    list.insertBefore(row, at);
+  }
+  for (const row of [...list.children].slice(SHOWN)) if (!row.open) row.remove();
   filterRequests();
 }
 
