@@ -209,6 +209,25 @@ def test_a_backend_goes_down_and_comes_back(tmp_path, open_page):
             second.stop()
 
 
+def test_an_old_state_is_told(tmp_path, open_page):
+    """The health process is gone, and held from being started anew; with scripts and without."""
+    with Demo(tmp_path, pace=0) as demo, Gateway(tmp_path, backend_toml(demo), workers=1) as gateway:
+        page = open_page(gateway.base)
+        shows(page, "1 of 1 backends healthy")
+        news = page.locator("#connection")
+        assert news.inner_text() == ""
+        os.kill(gateway.pid, signal.SIGSTOP)
+        try:
+            os.kill(gateway.health_pid(), signal.SIGKILL)
+            until(lambda: "No news" in news.inner_text(), within_s=20)
+            for scripts in (True, False):
+                late = open_page(gateway.base, java_script_enabled=scripts)
+                assert "No news" in late.locator("#connection").inner_text()
+        finally:
+            os.kill(gateway.pid, signal.SIGCONT)
+        until(lambda: news.inner_text() == "", within_s=20)
+
+
 def test_hostile_names_do_nothing(tmp_path, open_page):
     with Demo(tmp_path, pace=0, models=[HOSTILE]) as demo:
         config = f'[[backends]]\nname = \'{HOSTILE}\'\nurl = "{demo.url}"\ntype = "vllm"\n'

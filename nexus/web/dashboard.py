@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,9 @@ def dashboard_endpoints(viewed: Viewed) -> Blueprint:
         state = viewed.live.state()
         tick: dict[str, Any] = msgspec.json.decode(state.tick) if state else {}
         found = _matching(wanted, _SHOWN)
-        return Response(page(tick, [entry(record) for record in found], wanted), mimetype="text/html")
+        age_s = max(0.0, time.time() - tick["time"]) if tick else None
+        content = page(tick, [entry(record) for record in found], wanted, age_s=age_s)
+        return Response(content, mimetype="text/html")
 
     @blueprint.get("/v1/history")
     def history() -> Response:

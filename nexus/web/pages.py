@@ -26,14 +26,20 @@ TILES: tuple[tuple[str, str, str], ...] = (
 """Key of the state, title and unit of each figure that is shown with its last minutes."""
 
 
-def page(tick: dict[str, Any], requests: Sequence[dict[str, Any]], wanted: Filter) -> str:
-    """The whole page, as it reads without scripts."""
+_LATE_S = 5
+"""A state that is older is told to be; a new one is made every second."""
+
+
+def page(
+    tick: dict[str, Any], requests: Sequence[dict[str, Any]], wanted: Filter, *, age_s: float | None = None
+) -> str:
+    """The whole page, as it reads without scripts. `age_s`: how old the state is, None where there is none."""
     return (
         _environment()
         .get_template("dashboard.html")
         .render(
             tick=tick, parts=tick.get("parts", {}), rows=rows(requests), wanted=wanted, tiles=TILES,
-            version=__version__,
+            version=__version__, age_s=age_s, late_s=_LATE_S,
         )
     )  # fmt: skip
 

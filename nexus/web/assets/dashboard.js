@@ -1,10 +1,11 @@
 // Keeps the page fresh: the server makes its parts, this puts them in place, draws the charts and filters the requests.
 import uPlot from "./uplot.js";
 
-const KEPT_S = 300, SHOWN = 100, LATE_MS = 5000;
+const KEPT_S = 300, SHOWN = 100;
 const place = (id) => document.getElementById(id);
 const charts = new Map();
-let series = { time: [] }, lastNumber = 0, lastTick = performance.now();
+const came = document.body.dataset;
+let series = { time: [] }, lastTime = Number(came.time), lastNews = performance.now() - 1000 * Number(came.age);
 
 function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -93,10 +94,10 @@ function say(text) {
 }
 
 function tick(state) {
-  lastTick = performance.now();
+  if (state.time === lastTime) return;
+  lastTime = state.time;
+  lastNews = performance.now();
   say("");
-  if (state.number === lastNumber) return;
-  lastNumber = state.number;
   for (const [key, html] of Object.entries(state.parts)) if (key !== "figures") replace(key, html);
   showFigures(state.parts.figures);
   if (series.time.at(-1) !== state.time) {
@@ -112,6 +113,7 @@ function listen() {
   source.addEventListener("history", (event) => {
     const history = JSON.parse(event.data);
     series = history.series;
+    drawCharts();
     addRequests(history.rows);
   });
   source.addEventListener("tick", (event) => tick(JSON.parse(event.data)));
@@ -120,9 +122,12 @@ function listen() {
   });
 }
 
+// Told once, and not anew each second: it is read aloud to whoever listens.
 setInterval(() => {
-  const late = performance.now() - lastTick;
-  if (late > LATE_MS) say(`No news for ${Math.round(late / 1000)} s: what is shown may be out of date.`);
+  const late = performance.now() - lastNews;
+  if (late > 1000 * Number(came.late) && !place("connection").textContent) {
+    say("No news for some seconds: what is shown may be out of date. Do the gateway and its health process run?");
+  }
 }, 1000);
 place("filter").addEventListener("input", filterRequests);
 place("filter").addEventListener("submit", (event) => event.preventDefault());
