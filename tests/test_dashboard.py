@@ -150,15 +150,36 @@ def test_filters_and_attempts(fleet, open_page):
     assert attempts[1].startswith("good with m: success")
 
 
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_filter_finds_what_is_no_longer_shown(fleet, open_page, scripts):
+    """A failure with a hundred good requests after it, by a part of its model's name; and, live, one that comes later."""
+    lost = f"lost-with-scripts-{scripts}"
+    ask(fleet, lost, 1, statuses=(404,))
+    ask(fleet, "only-good", 110)
+    page = open_page(fleet.base, java_script_enabled=scripts)
+    rows = page.locator("#requests .request:visible")
+    assert lost not in {row.get_attribute("data-asked") for row in rows.all()}
+    page.locator("input[name=model]").fill(lost[:-2].upper())
+    if not scripts:
+        page.locator("form button").click()
+        page.wait_for_load_state()
+    until(lambda: [row.get_attribute("data-asked") for row in rows.all()] == [lost])
+    if scripts:
+        ask(fleet, lost, 1, statuses=(404,))
+        until(lambda: [row.get_attribute("data-asked") for row in rows.all()] == [lost] * 2)
+        page.locator("input[name=model]").fill("")
+        until(lambda: rows.count() == 100)
+
+
 def test_rows_are_in_order_while_requests_end(fleet, open_page):
     """What a page is given first is newer than what the last tick knew, which then comes on top of it."""
+    rows = "[...document.querySelectorAll('.request')].map((row) => Number(row.dataset.ended))"
     ask(fleet, "only-good", 120)
     load = threading.Thread(target=ask, args=(fleet, "only-good", 300), kwargs={"pause_s": 0.05})
     load.start()
     try:
         for _ in range(2):
             page = open_page(fleet.base)
-            rows = "[...document.querySelectorAll('.request')].map((row) => Number(row.dataset.ended))"
             first = page.evaluate(rows)
             until(lambda page=page, first=first: page.evaluate(rows)[0] > first[0] + 1)
             ended = page.evaluate(rows)

@@ -63,7 +63,7 @@ def dashboard_endpoints(viewed: Viewed) -> Blueprint:
 
     @blueprint.get("/")
     def dashboard() -> Response:
-        wanted = Filter(request.args)
+        wanted = Filter(request.args, by_part=True)
         state = viewed.live.state()
         tick: dict[str, Any] = msgspec.json.decode(state.tick) if state else {}
         found = _matching(wanted, _SHOWN)

@@ -1,11 +1,12 @@
 // Keeps the page fresh: the server makes its parts, this puts them in place, draws the charts and filters the requests.
 import uPlot from "./uplot.js";
 
-const KEPT_S = 300, SHOWN = 100;
+const KEPT_S = 300, SHOWN = 100, TYPING_MS = 250, ASKED_EVERY_MS = 2000;
 const place = (id) => document.getElementById(id);
 const charts = new Map();
 const came = document.body.dataset;
 let series = { time: [] }, lastTime = Number(came.time), lastNews = performance.now() - 1000 * Number(came.age);
+let typing = 0, asked = 0;
 
 function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -72,21 +73,46 @@ function addRequests(html) {
     while (at && Number(at.dataset.ended) >= Number(row.dataset.ended)) at = at.nextElementSibling;
     list.insertBefore(row, at);
   }
-  for (const row of [...list.children].slice(SHOWN)) if (!row.open) row.remove();
   filterRequests();
+  for (const hidden of [false, true]) {
+    const rows = [...list.children].filter((row) => row.hidden === hidden);
+    for (const row of rows.slice(SHOWN)) if (!row.open) row.remove();
+  }
 }
 
+function wanted() {
+  const fields = [...new FormData(place("filter"))].map(([name, value]) => [name, value.trim()]);
+  return new URLSearchParams(fields.filter(([, value]) => value)).toString();
+}
+
+// At once of what is here; the server, which remembers more than is shown, is asked for the rest.
 function filterRequests() {
-  const wanted = Object.fromEntries(new FormData(place("filter")));
+  const { status, model, backend } = Object.fromEntries(new FormData(place("filter")));
   const has = (value, part) => value.toLowerCase().includes(part.trim().toLowerCase());
   let shown = 0;
   for (const row of place("requests").children) {
-    const { status, model, asked, backend } = row.dataset;
-    row.hidden = !((!wanted.status || status === wanted.status)
-      && (has(model, wanted.model) || has(asked, wanted.model)) && has(backend, wanted.backend));
+    const its = row.dataset;
+    row.hidden = !((!status || its.status === status)
+      && (has(its.model, model) || has(its.asked, model)) && has(its.backend, backend));
     shown += !row.hidden;
   }
   place("no-requests").hidden = shown > 0;
+}
+
+async function askForRequests() {
+  const query = wanted();
+  asked = performance.now();
+  const answer = await fetch(`./?${query}`).catch(() => null);
+  if (!answer?.ok || query !== wanted()) return;
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const rows = page.getElementById("requests");
+  if (rows && query === wanted()) addRequests(rows.innerHTML);
+}
+
+function filterChanged() {
+  filterRequests();
+  clearTimeout(typing);
+  typing = setTimeout(askForRequests, TYPING_MS);
 }
 
 function say(text) {
@@ -106,6 +132,7 @@ function tick(state) {
   }
   drawCharts();
   addRequests(state.rows);
+  if (state.rows && wanted() && performance.now() - asked > ASKED_EVERY_MS) askForRequests();
 }
 
 function listen() {
@@ -129,7 +156,7 @@ setInterval(() => {
     say("No news for some seconds: what is shown may be out of date. Do the gateway and its health process run?");
   }
 }, 1000);
-place("filter").addEventListener("input", filterRequests);
+place("filter").addEventListener("input", filterChanged);
 place("filter").addEventListener("submit", (event) => event.preventDefault());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", forgetCharts);
 let width = innerWidth;
