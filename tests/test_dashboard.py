@@ -1,8 +1,10 @@
 """The dashboard in a real browser, before a real gateway: right, live, harmless, and usable by everybody."""
 
 import base64
+import itertools
 import json
 import os
+import re
 import signal
 import threading
 import urllib.error
@@ -40,7 +42,9 @@ def fleet(tmp_path_factory):
     with (
         Demo(directory, name="good", pace=0, models=["m", "only-good"]) as good,
         Demo(directory, name="bad", pace=0, models=["m"], fault="status=503") as bad,
-        Gateway(directory, backend_toml(good, bad) + "[circuit_breaker]\nenabled = false\n") as gateway,
+        Gateway(
+            directory, backend_toml(good, bad, max_concurrent=16, tier=2) + "[circuit_breaker]\nenabled = false\n"
+        ) as gateway,
     ):
         until(lambda: gateway.scrape().value("nexus_backends_healthy") == 2)
         yield gateway
@@ -117,9 +121,61 @@ def test_the_figures_are_those_of_metrics_and_follow_without_a_reload(fleet, ope
         assert int(requests.replace("\N{THIN SPACE}", "")) == served
     assert page.evaluate("window.mark") == 1
     assert page.locator(".chart canvas").count() == 9
+    assert re.fullmatch(r"at most \d+(\.\d+)?", page.locator("[data-figure=requests_per_s] .peak").inner_text())
     assert "healthy" in card(page, "bad").inner_text()
     assert page.locator("#matrix tbody tr").count() == 2
     until(lambda: page.locator("#processes tbody tr").count() == 3)  # two workers and the health process
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_what_is_told_of_backends_models_and_processes(fleet, open_page, scripts):
+    ask(fleet, "m", 30)
+    fleet.settled()
+    page = open_page(fleet.base, java_script_enabled=scripts)
+
+    def told(name):
+        if not scripts:
+            page.reload()
+        terms = card(page, name).locator("dl > div").all()
+        return {term.locator("dt").inner_text(): term.locator("dd").inner_text().strip() for term in terms}
+
+    until(lambda: told("good")["Duration p50"].endswith("ms"))
+    found = told("good")
+    assert found.items() >= {"Kind": "vllm", "Zone": "restricted", "Tier": "2", "Priority": "50"}.items()
+    assert found["In flight"] == "0 of 16"
+    assert found["Probe"].endswith("ms")
+    text = card(page, "good").inner_text()
+    for part in ("healthy for ", "circuit closed", "m, only-good"):
+        assert part in text
+    assert "last failed with backend 5xx, " in card(page, "bad").inner_text()
+    row = page.locator("#matrix tr").filter(has=page.get_by_role("rowheader", name="only-good", exact=True))
+    has, has_not = row.locator("td").all_inner_texts()
+    assert has.split("\n")[0] == "yes"
+    assert "32768 tokens" in has.replace("\N{THIN SPACE}", "")
+    assert has_not == "·"
+    rows = [row.locator("td").all_inner_texts() for row in page.locator("#processes tbody tr").all()]
+    workers = {str(pid) for pid in fleet.worker_pids()}
+    assert {(role, pid) for _, role, pid, _, _ in rows} == {
+        *(("worker", pid) for pid in workers),
+        ("health", str(fleet.health_pid())),
+    }
+    health = page.locator("#processes dl").inner_text().split("\n")
+    assert dict(itertools.pairwise(health)).items() >= {"Imbalance": "0", "Last reload": "good"}.items()
+    assert page.locator(".chart canvas" if scripts else ".chart path").count() == 9
+
+
+def test_rows_stay_while_they_are_read(fleet, open_page):
+    page = open_page(fleet.base)
+    rows = page.locator("#requests .request")
+    until(lambda: rows.count() > 0)
+    first = rows.first.get_attribute("data-id")
+    rows.first.hover()
+    ask(fleet, "only-good", 2)
+    until(lambda: page.locator("#held").inner_text() != "")
+    assert rows.first.get_attribute("data-id") == first
+    page.mouse.move(0, 0)
+    until(lambda: page.locator("#held").inner_text() == "")
+    assert rows.first.get_attribute("data-id") != first
 
 
 def test_filters_and_attempts(fleet, open_page):
@@ -224,8 +280,12 @@ def test_a_backend_goes_down_and_comes_back(tmp_path, open_page):
                 shows(page, "1 of 2 backends healthy", within_s=15)
                 until(lambda: "unhealthy" in card(page, "second").inner_text())
                 assert "refused" in card(page, "second").locator(".fault").inner_text()
+                problem = page.locator("#problems").inner_text()
+                assert problem.startswith("second is unhealthy: ")
+                assert "refused" in problem
                 second = Demo(tmp_path, name="second", pace=0, port=second.port)
                 shows(page, "2 of 2 backends healthy", within_s=15)
+                until(lambda: page.locator("#problems").inner_text() == "")
         finally:
             second.stop()
 

@@ -1,12 +1,12 @@
 // Keeps the page fresh: the server makes its parts, this puts them in place, draws the charts and filters the requests.
 import uPlot from "./uplot.js";
 
-const KEPT_S = 300, SHOWN = 100, TYPING_MS = 250, ASKED_EVERY_MS = 2000;
+const KEPT_S = 300, SHOWN = 100, MOST_WAITING = 60, TYPING_MS = 250, ASKED_EVERY_MS = 2000;
 const place = (id) => document.getElementById(id);
 const charts = new Map();
 const came = document.body.dataset;
 let series = { time: [] }, lastTime = Number(came.time), lastNews = performance.now() - 1000 * Number(came.age);
-let typing = 0, asked = 0;
+let typing = 0, asked = 0, waiting = [];
 
 function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -26,8 +26,8 @@ function showFigures(html) {
   made.innerHTML = html;
   for (const fresh of made.content.querySelectorAll(".figure")) {
     const shown = document.querySelector(`[data-figure="${fresh.dataset.figure}"]`);
-    if (shown) shown.querySelector("dd").replaceChildren(...fresh.querySelector("dd").childNodes);
-    else place("figures").append(fresh);
+    if (!shown) place("figures").append(fresh);
+    else for (const part of [".value", ".peak"]) shown.querySelector(part).replaceChildren(...fresh.querySelector(part).childNodes);
   }
 }
 
@@ -40,30 +40,38 @@ function drawCharts() {
       charts.get(key).setData(data);
       continue;
     }
-    const holder = document.createElement("div");
-    holder.className = "chart";
-    holder.setAttribute("aria-hidden", "true");
-    tile.append(holder);
+    const holder = tile.querySelector(".chart");
+    holder.replaceChildren();
     charts.set(key, new uPlot({
-      width: Math.max(60, holder.clientWidth), height: 44, padding: [3, 0, 1, 0],
+      width: Math.max(60, holder.clientWidth), height: holder.clientHeight || 44, padding: [3, 0, 1, 0],
       cursor: { show: false }, legend: { show: false }, axes: [{ show: false }, { show: false }],
-      scales: { x: { time: true }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 0, 0.001) * 1.1] } },
+      scales: { x: { time: true, range: (_, low, high) => [high - KEPT_S, high] }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 0, 0.001) * 1.1] } },
       series: [{}, { stroke: color("--accent"), fill: color("--accent-faint"), width: 1.5, points: { show: false } }],
     }, data, holder));
   }
 }
 
 function forgetCharts() {
-  for (const chart of charts.values()) chart.root.parentElement.remove(), chart.destroy();
+  for (const chart of charts.values()) chart.destroy();
   charts.clear();
   drawCharts();
 }
 
 // Rows come newest first, but not always after all that are shown: a page that was opened long ago, or comes back to
 // another worker, is given older ones too. A client may send one id with many requests: the moment belongs to the key.
+//
+// While somebody points at a row, or goes through the rows with the keyboard, they stay where they are.
 function addRequests(html) {
-  if (!html) return;
-  const made = document.createElement("template"), list = place("requests");
+  if (html) waiting.push(html);
+  if (waiting.length > MOST_WAITING) waiting.shift();
+  const list = place("requests");
+  const held = list.querySelector(":focus-visible") || (matchMedia("(hover: hover)").matches && list.matches(":hover"));
+  place("held").textContent = held && waiting.length ? "Newer ones wait while you read." : "";
+  if (!held) for (const one of waiting.splice(0)) mergeRequests(list, one);
+}
+
+function mergeRequests(list, html) {
+  const made = document.createElement("template");
   made.innerHTML = html;
   const key = (row) => `${row.dataset.id} ${row.dataset.ended}`;
   const known = new Set([...list.children].map(key));
