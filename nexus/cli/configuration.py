@@ -17,12 +17,12 @@ _SECRET = re.compile(r"(api_?key|password|secret|token)$", re.IGNORECASE)
 _MASK = "********"
 
 
-@click.group("config")
+@click.group("config", short_help="Write a configuration, check one, show what holds.")
 def config() -> None:
     """Write a configuration, check one, or show what holds and where it comes from."""
 
 
-@config.command("check")
+@config.command("check", short_help="Say whether a configuration can be used.")
 @click.argument("file", required=False)
 @config_option
 @json_option
@@ -70,7 +70,7 @@ def init(output: str, force: bool, as_json: bool) -> None:
         click.echo(f"Wrote {path}; name your backends in it, then run `nexus serve`.")
 
 
-@config.command("show")
+@config.command("show", short_help="Show every setting that holds, and its origin.")
 @click.argument("file", required=False)
 @config_option
 @click.option("--origin", is_flag=True, help="Say of each value where it comes from.")

@@ -10,7 +10,7 @@ from nexus.cli.gateway import find, gateway_options
 from nexus.cli.output import duration, json_option, milliseconds, say_json, share, state, table
 
 
-@click.command("stats")
+@click.command("stats", short_help="Show what was counted since the start.")
 @gateway_options
 @json_option
 def stats(config: str | None, url: str | None, as_json: bool) -> None:

@@ -11,7 +11,7 @@ import pytest
 from nexus import __version__
 from nexus.config.template import template
 from nexus.metrics.families import FAMILIES
-from tests.support.processes import Demo, clean_environ
+from tests.support.processes import ROOT, Demo, clean_environ
 
 
 def nexus(*words: str, cwd=None, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -27,6 +27,19 @@ def test_version_and_help():
     assert shown.returncode == 0
     for command in ("serve", "config", "demo-backend"):
         assert command in shown.stdout
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in ("backends", "config", "metrics", "route"))])
+def test_every_command_is_told_in_one_line_of_a_terminal(words):
+    listed = nexus(*words, "-h", COLUMNS="80").stdout.partition("Commands:")[2]
+    assert len(listed.splitlines()) > 1
+    assert "..." not in listed
+
+
+@pytest.mark.parametrize("words", [["serve"], ["backends", "add"], ["doctor"]])
+def test_the_page_of_commands_is_what_help_says(words):
+    shown = nexus(*words, "--help", COLUMNS="102").stdout
+    assert f"```text\n{shown}```" in (ROOT / "docs/cli.md").read_text()
 
 
 def test_config_init_and_check(tmp_path):
