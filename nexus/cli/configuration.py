@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 from nexus.cli.gateway import config_option
 from nexus.cli.output import counted, json_option, say_json
 from nexus.config import ConfigError, Loaded, load
+from nexus.config.loading import DEFAULT_FILE
 
 _SECRET = re.compile(r"(api_?key|password|secret|token)$", re.IGNORECASE)
 _MASK = "********"
@@ -32,7 +34,8 @@ def check(file: str | None, config: str | None, as_json: bool) -> None:
         loaded = load(file or config)
     except ConfigError as error:
         if as_json:
-            say_json({"file": file or config, "usable": False, "problems": error.problems, "warnings": []})
+            named = file or config or os.environ.get("NEXUS_CONFIG") or DEFAULT_FILE
+            say_json({"file": named, "usable": False, "problems": error.problems, "warnings": [], "backends": None})
         raise
     count = len(loaded.config.backends)
     if as_json:

@@ -6,11 +6,13 @@ import sys
 import urllib.error
 import urllib.request
 
+import jsonschema
 import pytest
 
 from nexus import __version__
 from nexus.config.template import template
 from nexus.metrics.families import FAMILIES
+from tests.cli.schemas import SCHEMAS
 from tests.support.processes import ROOT, Demo, clean_environ
 
 
@@ -60,6 +62,21 @@ def test_config_check_tells_every_fault(tmp_path):
         f"{tmp_path}/n.toml: [server] has no key prot; did you mean port?",
         f"{tmp_path}/n.toml: [server] port = 'x' is not allowed; it takes a whole number from 1 to 65535.",
     ]
+
+
+def test_config_check_tells_machines_of_a_bad_file(tmp_path):
+    (tmp_path / "nexus.toml").write_text("[server]\nport = 'x'\n")
+    for words, environ in (
+        (["nexus.toml"], {}),
+        (["-c", "nexus.toml"], {}),
+        ([], {"NEXUS_CONFIG": "nexus.toml"}),
+        ([], {}),
+    ):
+        checked = nexus("config", "check", *words, "--json", cwd=tmp_path, **environ)
+        assert checked.returncode == 2
+        shown = json.loads(checked.stdout)
+        jsonschema.validate(shown, SCHEMAS["config check"])
+        assert (shown["file"], shown["usable"], len(shown["problems"])) == ("nexus.toml", False, 1)
 
 
 def test_metrics_list_is_the_table():
