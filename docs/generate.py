@@ -189,7 +189,8 @@ def _command(name: str) -> list[str]:
     command = cli
     for part in name.split():
         command = command.get_command(click.Context(command), part)
-    context = click.Context(command, info_name=f"nexus {name}", terminal_width=100, max_content_width=100)
+    options = cli.context_settings["help_option_names"]
+    context = click.Context(command, info_name=f"nexus {name}", terminal_width=100, help_option_names=options)
     lines = [f"## nexus {name}", "", "```text", command.get_help(context).rstrip(), "```", ""]
     for within in getattr(command, "commands", {}):
         lines += _command(f"{name} {within}")

@@ -56,10 +56,10 @@ def main() -> None:
             thread = threading.Thread(target=load)
             thread.start()
             try:
-                time.sleep(25)
+                time.sleep(300)  # as long as the charts go back
                 with sync_playwright() as playwright:
                     browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-                    page = browser.new_page(viewport={"width": 1400, "height": 900}, color_scheme="light")
+                    page = browser.new_page(viewport={"width": 1400, "height": 1200}, color_scheme="light")
                     page.goto(gateway.base + "/")
                     page.wait_for_timeout(3000)
                     page.screenshot(path=ROOT / "docs" / "dashboard.png")

@@ -1,9 +1,12 @@
 """The dashboard in a real browser, before a real gateway: right, live, harmless, and usable by everybody."""
 
 import base64
+import itertools
 import json
 import os
+import re
 import signal
+import threading
 import urllib.error
 import urllib.request
 
@@ -39,7 +42,9 @@ def fleet(tmp_path_factory):
     with (
         Demo(directory, name="good", pace=0, models=["m", "only-good"]) as good,
         Demo(directory, name="bad", pace=0, models=["m"], fault="status=503") as bad,
-        Gateway(directory, backend_toml(good, bad) + "[circuit_breaker]\nenabled = false\n") as gateway,
+        Gateway(
+            directory, backend_toml(good, bad, max_concurrent=16, tier=2) + "[circuit_breaker]\nenabled = false\n"
+        ) as gateway,
     ):
         until(lambda: gateway.scrape().value("nexus_backends_healthy") == 2)
         yield gateway
@@ -71,9 +76,10 @@ def open_page(browser):
     assert complaints == []
 
 
-def ask(gateway, model, count, *, statuses=(200,)):
+def ask(gateway, model, count, *, statuses=(200,), pause_s=0.0):
     seen = []
-    run(gateway.port, [chat("any", model)] * count, concurrency=4, seen=lambda _ask, status, _body: seen.append(status))
+    asks = [chat("any", model)] * count
+    run(gateway.port, asks, concurrency=4, pause_s=pause_s, seen=lambda _ask, status, _body: seen.append(status))
     assert set(seen) <= set(statuses)
     assert len(seen) == count
 
@@ -91,8 +97,8 @@ def card(page, name):
     return page.locator("#backends .card").filter(has=page.locator("h3", has_text=name))
 
 
-def fetch(url, **headers):
-    request = urllib.request.Request(url, headers=headers)
+def fetch(url, body=None, **headers):
+    request = urllib.request.Request(url, body, headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, answer.headers, answer.read()
@@ -115,9 +121,61 @@ def test_the_figures_are_those_of_metrics_and_follow_without_a_reload(fleet, ope
         assert int(requests.replace("\N{THIN SPACE}", "")) == served
     assert page.evaluate("window.mark") == 1
     assert page.locator(".chart canvas").count() == 9
+    assert re.fullmatch(r"at most \d+(\.\d+)?", page.locator("[data-figure=requests_per_s] .peak").inner_text())
     assert "healthy" in card(page, "bad").inner_text()
     assert page.locator("#matrix tbody tr").count() == 2
     until(lambda: page.locator("#processes tbody tr").count() == 3)  # two workers and the health process
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_what_is_told_of_backends_models_and_processes(fleet, open_page, scripts):
+    ask(fleet, "m", 30)
+    fleet.settled()
+    page = open_page(fleet.base, java_script_enabled=scripts)
+
+    def told(name):
+        if not scripts:
+            page.reload()
+        terms = card(page, name).locator("dl > div").all()
+        return {term.locator("dt").inner_text(): term.locator("dd").inner_text().strip() for term in terms}
+
+    until(lambda: told("good")["Duration p50"].endswith("ms"))
+    found = told("good")
+    assert found.items() >= {"Kind": "vllm", "Zone": "restricted", "Tier": "2", "Priority": "50"}.items()
+    assert found["In flight"] == "0 of 16"
+    assert found["Probe"].endswith("ms")
+    text = card(page, "good").inner_text()
+    for part in ("healthy for ", "circuit closed", "m, only-good"):
+        assert part in text
+    assert "last failed with backend 5xx, " in card(page, "bad").inner_text()
+    row = page.locator("#matrix tr").filter(has=page.get_by_role("rowheader", name="only-good", exact=True))
+    has, has_not = row.locator("td").all_inner_texts()
+    assert has.split("\n")[0] == "yes"
+    assert "32768 tokens" in has.replace("\N{THIN SPACE}", "")
+    assert has_not == "·"
+    rows = [row.locator("td").all_inner_texts() for row in page.locator("#processes tbody tr").all()]
+    workers = {str(pid) for pid in fleet.worker_pids()}
+    assert {(role, pid) for _, role, pid, _, _ in rows} == {
+        *(("worker", pid) for pid in workers),
+        ("health", str(fleet.health_pid())),
+    }
+    health = page.locator("#processes dl").inner_text().split("\n")
+    assert dict(itertools.pairwise(health)).items() >= {"Imbalance": "0", "Last reload": "good"}.items()
+    assert page.locator(".chart canvas" if scripts else ".chart path").count() == 9
+
+
+def test_rows_stay_while_they_are_read(fleet, open_page):
+    page = open_page(fleet.base)
+    rows = page.locator("#requests .request")
+    until(lambda: rows.count() > 0)
+    first = rows.first.get_attribute("data-id")
+    rows.first.hover()
+    ask(fleet, "only-good", 2)
+    until(lambda: page.locator("#held").inner_text() != "")
+    assert rows.first.get_attribute("data-id") == first
+    page.mouse.move(0, 0)
+    until(lambda: page.locator("#held").inner_text() == "")
+    assert rows.first.get_attribute("data-id") != first
 
 
 def test_filters_and_attempts(fleet, open_page):
@@ -148,6 +206,54 @@ def test_filters_and_attempts(fleet, open_page):
     assert attempts[1].startswith("good with m: success")
 
 
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_filter_finds_what_is_no_longer_shown(fleet, open_page, scripts):
+    """A failure with a hundred good requests after it, by a part of its model's name; and, live, one that comes later."""
+    lost = f"lost-with-scripts-{scripts}"
+    ask(fleet, lost, 1, statuses=(404,))
+    ask(fleet, "only-good", 110)
+    page = open_page(fleet.base, java_script_enabled=scripts)
+    rows = page.locator("#requests .request:visible")
+    assert lost not in {row.get_attribute("data-asked") for row in rows.all()}
+    page.locator("input[name=model]").fill(lost[:-2].upper())
+    if not scripts:
+        page.locator("form button").click()
+        page.wait_for_load_state()
+    until(lambda: [row.get_attribute("data-asked") for row in rows.all()] == [lost])
+    if scripts:
+        ask(fleet, lost, 1, statuses=(404,))
+        until(lambda: [row.get_attribute("data-asked") for row in rows.all()] == [lost] * 2)
+        page.locator("input[name=model]").fill("")
+        until(lambda: rows.count() == 100)
+
+
+def test_rows_are_in_order_while_requests_end(fleet, open_page):
+    """What a page is given first is newer than what the last tick knew, which then comes on top of it."""
+    rows = "[...document.querySelectorAll('.request')].map((row) => Number(row.dataset.ended))"
+    ask(fleet, "only-good", 120)
+    load = threading.Thread(target=ask, args=(fleet, "only-good", 300), kwargs={"pause_s": 0.05})
+    load.start()
+    try:
+        for _ in range(2):
+            page = open_page(fleet.base)
+            first = page.evaluate(rows)
+            until(lambda page=page, first=first: page.evaluate(rows)[0] > first[0] + 1)
+            ended = page.evaluate(rows)
+            assert ended == sorted(ended, reverse=True)
+    finally:
+        load.join()
+
+
+def test_a_client_that_sends_one_id_with_all_its_requests(fleet, open_page):
+    page = open_page(fleet.base)
+    body = json.dumps(chat("any", "only-good").body).encode()
+    rows = page.locator("#requests .request[data-id=always-this]")
+    for number in range(1, 4):
+        headers = {"x-request-id": "always-this", "content-type": "application/json"}
+        assert fetch(f"{fleet.base}/v1/chat/completions", body, **headers)[0] == 200
+        until(lambda number=number: rows.count() == number)
+
+
 def test_it_survives_the_worker_that_served_it(tmp_path, open_page):
     with Demo(tmp_path, pace=0) as demo, Gateway(tmp_path, backend_toml(demo)) as gateway:
         page = open_page(gateway.base, allowed=CUT_OFF)
@@ -174,10 +280,33 @@ def test_a_backend_goes_down_and_comes_back(tmp_path, open_page):
                 shows(page, "1 of 2 backends healthy", within_s=15)
                 until(lambda: "unhealthy" in card(page, "second").inner_text())
                 assert "refused" in card(page, "second").locator(".fault").inner_text()
+                problem = page.locator("#problems").inner_text()
+                assert problem.startswith("second is unhealthy: ")
+                assert "refused" in problem
                 second = Demo(tmp_path, name="second", pace=0, port=second.port)
                 shows(page, "2 of 2 backends healthy", within_s=15)
+                until(lambda: page.locator("#problems").inner_text() == "")
         finally:
             second.stop()
+
+
+def test_an_old_state_is_told(tmp_path, open_page):
+    """The health process is gone, and held from being started anew; with scripts and without."""
+    with Demo(tmp_path, pace=0) as demo, Gateway(tmp_path, backend_toml(demo), workers=1) as gateway:
+        page = open_page(gateway.base)
+        shows(page, "1 of 1 backends healthy")
+        news = page.locator("#connection")
+        assert news.inner_text() == ""
+        os.kill(gateway.pid, signal.SIGSTOP)
+        try:
+            os.kill(gateway.health_pid(), signal.SIGKILL)
+            until(lambda: "No news" in news.inner_text(), within_s=20)
+            for scripts in (True, False):
+                late = open_page(gateway.base, java_script_enabled=scripts)
+                assert "No news" in late.locator("#connection").inner_text()
+        finally:
+            os.kill(gateway.pid, signal.SIGCONT)
+        until(lambda: news.inner_text() == "", within_s=20)
 
 
 def test_hostile_names_do_nothing(tmp_path, open_page):

@@ -145,7 +145,7 @@ def remove(name: str, save: bool, config: str | None, url: str | None, as_json: 
         click.echo(f"Removed {found['name']}{_kept(save)}.")
 
 
-@backends.command("drain")
+@backends.command("drain", short_help="Give a backend no new requests.")
 @click.argument("name")
 @click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="Wait so long for its last request to end.")
 @_save_option

@@ -52,7 +52,7 @@ class Heard:
         return piece
 
 
-@click.command("chat")
+@click.command("chat", short_help="Ask a model through the gateway.")
 @click.argument("model")
 @click.argument("text", required=False)
 @click.option("--system", help="A system message to go before it.")

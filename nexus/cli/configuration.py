@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,17 +13,18 @@ import click
 from nexus.cli.gateway import config_option
 from nexus.cli.output import counted, json_option, say_json
 from nexus.config import ConfigError, Loaded, load
+from nexus.config.loading import DEFAULT_FILE
 
 _SECRET = re.compile(r"(api_?key|password|secret|token)$", re.IGNORECASE)
 _MASK = "********"
 
 
-@click.group("config")
+@click.group("config", short_help="Write a configuration, check one, show what holds.")
 def config() -> None:
     """Write a configuration, check one, or show what holds and where it comes from."""
 
 
-@config.command("check")
+@config.command("check", short_help="Say whether a configuration can be used.")
 @click.argument("file", required=False)
 @config_option
 @json_option
@@ -32,7 +34,8 @@ def check(file: str | None, config: str | None, as_json: bool) -> None:
         loaded = load(file or config)
     except ConfigError as error:
         if as_json:
-            say_json({"file": file or config, "usable": False, "problems": error.problems, "warnings": []})
+            named = file or config or os.environ.get("NEXUS_CONFIG") or DEFAULT_FILE
+            say_json({"file": named, "usable": False, "problems": error.problems, "warnings": [], "backends": None})
         raise
     count = len(loaded.config.backends)
     if as_json:
@@ -70,7 +73,7 @@ def init(output: str, force: bool, as_json: bool) -> None:
         click.echo(f"Wrote {path}; name your backends in it, then run `nexus serve`.")
 
 
-@config.command("show")
+@config.command("show", short_help="Show every setting that holds, and its origin.")
 @click.argument("file", required=False)
 @config_option
 @click.option("--origin", is_flag=True, help="Say of each value where it comes from.")

@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from nexus.cli.gateway import find, gateway_options
-from nexus.cli.output import duration, json_option, milliseconds, say_json, share, state, table
+from nexus.cli.output import counted, duration, json_option, milliseconds, say_json, share, state, table
 
 
-@click.command("stats")
+@click.command("stats", short_help="Show what was counted since the start.")
 @gateway_options
 @json_option
 def stats(config: str | None, url: str | None, as_json: bool) -> None:
@@ -62,7 +62,7 @@ def summary(found: dict[str, Any]) -> str:
         rate = streams["average_tokens_per_second"]
         speed = f", {rate:.1f} tokens/s" if rate else ""
         lines.append(
-            f"{streams['active']} streams now, first token after {milliseconds(streams['average_ttft_ms'])} "
+            f"{counted(streams['active'], 'stream')} now, first token after {milliseconds(streams['average_ttft_ms'])} "
             f"on average{speed}"
         )
     return "\n".join(lines)

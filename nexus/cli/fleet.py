@@ -11,7 +11,7 @@ from nexus.cli.gateway import find, gateway_options
 from nexus.cli.output import GOOD, NO, Failure, counted, duration, json_option, say_json, state, table
 
 
-@click.command("models")
+@click.command("models", short_help="Show the models, and which backends have them.")
 @click.option("--backend", help="Only those of this backend.")
 @gateway_options
 @json_option
@@ -39,7 +39,7 @@ def models(backend: str | None, config: str | None, url: str | None, as_json: bo
         raise Failure(f"{where} no model now; `nexus status` says how the backends are.", status=NO)
 
 
-@click.command("health")
+@click.command("health", short_help="Say how the fleet is.")
 @gateway_options
 @json_option
 def health(config: str | None, url: str | None, as_json: bool) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nexus.metrics.families import Family
 
 
-@click.group("metrics")
+@click.group("metrics", short_help="The metrics that there are, their number, their values.")
 def metrics() -> None:
     """The metrics that there are, how many series they can have, and what they say now."""
 

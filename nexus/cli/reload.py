@@ -15,7 +15,7 @@ from nexus.config import load
 _PATIENCE_S = 15.0
 
 
-@click.command("reload")
+@click.command("reload", short_help="Have the gateway take up its configuration anew.")
 @config_option
 @click.option("--run-dir", metavar="DIR", help="The gateway's run directory, where the file no longer leads there.")
 @json_option

@@ -15,7 +15,7 @@ def route() -> None:
     """What the router would do."""
 
 
-@route.command("explain")
+@route.command("explain", short_help="Show which backends would be tried, and why.")
 @click.argument("model")
 @config_option
 @click.option("--body", metavar="FILE", help="A request body, for what it asks of the model; - reads standard input.")

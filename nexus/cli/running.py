@@ -10,7 +10,7 @@ from nexus.cli.gateway import config_option
 from nexus.config import ConfigError
 
 
-@click.command("serve")
+@click.command("serve", short_help="Start the gateway and its health process.")
 @config_option
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port to listen on.")
@@ -22,7 +22,7 @@ def serve(config: str | None, host: str | None, port: int | None, workers: int |
     sys.exit(run(config, {"server.host": host, "server.port": port, "server.workers": workers}))
 
 
-@click.command("demo-backend")
+@click.command("demo-backend", short_help="Run a small backend that makes up text.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=0, show_default=True, help="0 takes a free one, and prints it.")
 @click.option("--name", default="demo", show_default=True, help="Shown as the owner of its models.")

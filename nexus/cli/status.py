@@ -34,7 +34,7 @@ class Problem:
     mend: str
 
 
-@click.command("status")
+@click.command("status", short_help="Show how the gateway is, and what is wrong.")
 @gateway_options
 @json_option
 def status(config: str | None, url: str | None, as_json: bool) -> None:

@@ -17,9 +17,8 @@ from nexus.metrics import families
 from nexus.metrics.figures import Reading
 from nexus.web.history import entry
 from nexus.web.operations import fleet_health
-from nexus.web.pages import TILES, parts, rows
+from nexus.web.pages import KEPT_S, TILES, parts, rows
 
-_KEPT_S = 300
 _RATE_OVER_S = 5.0
 _PERCENTILES_OVER_S = 60.0
 _MOST_TIMES = 5000
@@ -37,7 +36,7 @@ class Dashboard:
         self._times: deque[Recent] = deque(maxlen=_MOST_TIMES)
         self._requests: deque[Recent] = deque(maxlen=_SHOWN)
         self._series: dict[str, deque[float | None]] = {
-            key: deque(maxlen=_KEPT_S) for key in ("time", *(tile[0] for tile in TILES))
+            key: deque(maxlen=KEPT_S) for key in ("time", *(tile[0] for tile in TILES))
         }
         self._cpu: dict[str, tuple[float, float]] = {}
         self._last_faults: dict[str, dict[str, Any]] = {}
@@ -57,15 +56,22 @@ class Dashboard:
                 if one.outcome not in ("success", "client_gone"):
                     self._last_faults[one.backend] = {"outcome": one.outcome, "at": record.ended}
         totals = _totals(reading)
-        current = {**self._rates(totals, now), **self._gauges(reading, seat), **self._percentiles()}
+        current = {**self._rates(totals, now), **self._gauges(reading, seat), **_percentiles(self._times)}
         for key, values in self._series.items():
             values.append(round(now, 3) if key == "time" else current[key])
-        state = self._state(reading, snapshot, seat, totals, current, uptime_s=uptime_s, now=now)
+        peaks = {
+            key: max((value for value in values if value is not None), default=None)
+            for key, values in self._series.items()
+            if key != "time"
+        }
+        state = self._state(reading, snapshot, seat, totals, uptime_s=uptime_s, now=now)
+        state |= {"now": current, "peaks": peaks}
         shown = [entry(record) for record in reversed(fresh[-_MOST_ROWS:])]
         tick = {
             "number": self._number,
             "time": round(now, 3),
             "now": current,
+            "peaks": peaks,
             "parts": parts(state),
             "rows": rows(shown),
         }
@@ -81,7 +87,6 @@ class Dashboard:
         snapshot: Snapshot,
         seat: Seat,
         totals: dict[str, float],
-        current: dict[str, float | None],
         *,
         uptime_s: float,
         now: float,
@@ -90,8 +95,14 @@ class Dashboard:
         served: dict[str, float] = {}
         for labels, value in reading.samples(families.REQUESTS.name):
             served[labels["backend"]] = served.get(labels["backend"], 0) + value
+        times = _by_backend(self._times)
         backends = [
-            {**backend, "requests": served.get(backend["id"], 0), "last_fault": self._last_faults.get(backend["name"])}
+            {
+                **backend,
+                "requests": served.get(backend["id"], 0),
+                "last_fault": self._last_faults.get(backend["name"]),
+                **_percentiles(times.get(backend["name"], ())),
+            }
             for backend in backend_states(snapshot, seat)
         ]
         return {
@@ -100,7 +111,6 @@ class Dashboard:
             "uptime_s": uptime_s,
             "status": health["status"],
             "healthy": health["backends"]["healthy"],
-            "now": current,
             "totals": totals,
             "backends": backends,
             "models": _matrix(snapshot),
@@ -140,17 +150,6 @@ class Dashboard:
         in_flight = sum(seat.table.row(slot).in_flight for slot in seat.held_slots())
         return {"in_flight": in_flight, "queued": int(_sum(reading, families.QUEUE_DEPTH))}
 
-    def _percentiles(self) -> dict[str, float | None]:
-        """Of the last minute's requests, by their own times: the histograms' buckets begin at a tenth of a second."""
-        durations = sorted(record.duration_ms for record in self._times if record.status < 400)
-        firsts = sorted(record.ttft_ms for record in self._times if record.ttft_ms is not None)
-        return {
-            "duration_p50_ms": _quantile(durations, 0.5),
-            "duration_p95_ms": _quantile(durations, 0.95),
-            "ttft_p50_ms": _quantile(firsts, 0.5),
-            "ttft_p95_ms": _quantile(firsts, 0.95),
-        }
-
     def _processes(self, reading: Reading, now: float) -> list[dict[str, Any]]:
         memory = {labels["pid"]: value for labels, value in reading.samples(families.PROCESS_MEMORY.name)}
         found, cpu = [], {}
@@ -181,6 +180,26 @@ def _totals(reading: Reading) -> dict[str, float]:
 
 def _sum(reading: Reading, family: families.Family, name: str | None = None) -> float:
     return sum(value for _, value in reading.samples(name or family.name, family=family.name))
+
+
+def _by_backend(times: Iterable[Recent]) -> dict[str, list[Recent]]:
+    found: dict[str, list[Recent]] = {}
+    for record in times:
+        if record.backend is not None:
+            found.setdefault(record.backend, []).append(record)
+    return found
+
+
+def _percentiles(times: Iterable[Recent]) -> dict[str, float | None]:
+    """Of the last minute's requests, by their own times: the histograms' buckets begin at a tenth of a second."""
+    durations = sorted(record.duration_ms for record in times if record.status < 400)
+    firsts = sorted(record.ttft_ms for record in times if record.ttft_ms is not None)
+    return {
+        "duration_p50_ms": _quantile(durations, 0.5),
+        "duration_p95_ms": _quantile(durations, 0.95),
+        "ttft_p50_ms": _quantile(firsts, 0.5),
+        "ttft_p95_ms": _quantile(firsts, 0.95),
+    }
 
 
 def _quantile(ordered: list[float], share: float) -> float | None:

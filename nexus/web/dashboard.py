@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from flask import Blueprint, Response, abort, jsonify, request, send_from_directory
@@ -62,11 +62,13 @@ def dashboard_endpoints(viewed: Viewed) -> Blueprint:
 
     @blueprint.get("/")
     def dashboard() -> Response:
-        wanted = Filter(request.args)
+        wanted = Filter(request.args, by_part=True)
         state = viewed.live.state()
-        tick: dict[str, Any] = msgspec.json.decode(state.tick) if state else {}
+        tick, past = (msgspec.json.decode(line) for line in (state.tick, state.history)) if state else ({}, {})
         found = _matching(wanted, _SHOWN)
-        return Response(page(tick, [entry(record) for record in found], wanted), mimetype="text/html")
+        age_s = max(0.0, time.time() - tick["time"]) if tick else None
+        content = page(tick, past, [entry(record) for record in found], wanted, age_s=age_s)
+        return Response(content, mimetype="text/html")
 
     @blueprint.get("/v1/history")
     def history() -> Response:

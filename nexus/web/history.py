@@ -41,10 +41,14 @@ def entry(record: Recent) -> dict[str, Any]:
 
 
 class Filter:
-    """Which requests are wanted: `status` success or error, `model` and `backend` by name, at most `limit`."""
+    """Which requests are wanted: `status` success or error, `model` and `backend` by name, at most `limit`.
 
-    def __init__(self, arguments: Mapping[str, str]) -> None:
+    With `by_part` any part of a name will do, in upper or lower case: what people type.
+    """
+
+    def __init__(self, arguments: Mapping[str, str], *, by_part: bool = False) -> None:
         """Raises `RequestFailed` for what cannot be meant."""
+        self._by_part = by_part
         self.status = arguments.get("status") or ""
         self.model = arguments.get("model") or ""
         self.backend = arguments.get("backend") or ""
@@ -58,6 +62,9 @@ class Filter:
     def takes(self, record: Recent) -> bool:
         return (
             (not self.status or (record.status < 400) == _STATUS[self.status])
-            and (not self.model or self.model in (record.model, record.asked_model))
-            and (not self.backend or self.backend == record.backend)
+            and (not self.model or self._means(self.model, record.model) or self._means(self.model, record.asked_model))
+            and (not self.backend or self._means(self.backend, record.backend or ""))
         )
+
+    def _means(self, wanted: str, name: str) -> bool:
+        return wanted.strip().casefold() in name.casefold() if self._by_part else wanted == name

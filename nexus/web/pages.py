@@ -26,25 +26,55 @@ TILES: tuple[tuple[str, str, str], ...] = (
 """Key of the state, title and unit of each figure that is shown with its last minutes."""
 
 
-def page(tick: dict[str, Any], requests: Sequence[dict[str, Any]], wanted: Filter) -> str:
-    """The whole page, as it reads without scripts."""
+_LATE_S = 5
+"""A state that is older is told to be; a new one is made every second."""
+_PARTS = ("summary", "problems", "backends", "matrix", "processes")
+KEPT_S = 300
+"""How long the figures are kept, one of each a second."""
+_POINTS, _HEIGHT = 150, 40
+"""Of a chart in the page, whatever its size there."""
+
+
+def page(
+    tick: dict[str, Any],
+    history: dict[str, Any],
+    requests: Sequence[dict[str, Any]],
+    wanted: Filter,
+    *,
+    age_s: float | None = None,
+) -> str:
+    """The whole page, as it reads without scripts. `age_s`: how old the state is, None where there is none."""
+    charts = {key: _chart(history.get("series", {}).get(key, ())) for key, _, _ in TILES}
+    state = {"now": tick["now"], "peaks": tick.get("peaks", {})} if tick else None
     return (
         _environment()
         .get_template("dashboard.html")
         .render(
-            tick=tick, parts=tick.get("parts", {}), rows=rows(requests), wanted=wanted, tiles=TILES,
-            version=__version__,
+            tick=tick, parts=tick.get("parts", {}), figures=_part("figures", state, charts) if state else "",
+            rows=rows(requests), wanted=wanted, version=__version__, age_s=age_s, late_s=_LATE_S,
         )
     )  # fmt: skip
 
 
 def parts(state: dict[str, Any]) -> dict[str, str]:
     """The parts of the page that change with the state, by the ids of their places."""
-    template = _environment().get_template("parts.html").module
-    return {
-        name: str(getattr(template, name)(state)).strip()
-        for name in ("summary", "figures", "backends", "matrix", "processes")
-    }
+    return {name: _part(name, state) for name in _PARTS} | {"figures": _part("figures", state, {})}
+
+
+def _part(name: str, *given: Any) -> str:
+    return str(getattr(_environment().get_template("parts.html").module, name)(*given)).strip()
+
+
+def _chart(values: Sequence[float | None]) -> str:
+    """A line as SVG for who runs no scripts, the newest at the right; None is a gap."""
+    shown = values[:: -(KEPT_S // _POINTS)][::-1]
+    top = max((value for value in shown if value is not None), default=0) or 1
+    path, apart = "", True
+    for x, value in enumerate(shown, _POINTS - len(shown)):
+        if value is not None:
+            path += f"{'M' if apart else 'L'}{x} {_HEIGHT * (1 - value / top):.1f}"
+        apart = value is None
+    return f'<svg viewBox="0 -2 {_POINTS - 1} {_HEIGHT + 4}" preserveAspectRatio="none"><path d="{path}"/></svg>'
 
 
 def rows(requests: Sequence[dict[str, Any]]) -> str:
@@ -88,5 +118,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"ms": _ms, "figure": figure, "ago": _ago, "clock": _clock}
-    environment.globals["TILES"] = TILES
+    environment.globals |= {"TILES": TILES, "MOST_NAMED": 5}
     return environment

@@ -64,7 +64,7 @@ SCHEMAS: dict[str, Schema] = {
     "metrics list": every(FAMILY),
     "metrics bound": record(total=COUNT, families={"type": "object", "additionalProperties": COUNT}),
     "metrics get": record(family=TEXT, type=TEXT, samples=every(SAMPLE)),
-    "config check": record(file=maybe(TEXT), usable=FLAG, problems=TEXTS, warnings=TEXTS, backends=COUNT),
+    "config check": record(file=maybe(TEXT), usable=FLAG, problems=TEXTS, warnings=TEXTS, backends=maybe(COUNT)),
     "config init": record(file=TEXT),
     "config show": record(
         config={"type": "object", "required": ["server", "backends"]},

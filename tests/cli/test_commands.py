@@ -6,12 +6,14 @@ import sys
 import urllib.error
 import urllib.request
 
+import jsonschema
 import pytest
 
 from nexus import __version__
 from nexus.config.template import template
 from nexus.metrics.families import FAMILIES
-from tests.support.processes import Demo, clean_environ
+from tests.cli.schemas import SCHEMAS
+from tests.support.processes import ROOT, Demo, clean_environ
 
 
 def nexus(*words: str, cwd=None, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -27,6 +29,19 @@ def test_version_and_help():
     assert shown.returncode == 0
     for command in ("serve", "config", "demo-backend"):
         assert command in shown.stdout
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in ("backends", "config", "metrics", "route"))])
+def test_every_command_is_told_in_one_line_of_a_terminal(words):
+    listed = nexus(*words, "-h", COLUMNS="80").stdout.partition("Commands:")[2]
+    assert len(listed.splitlines()) > 1
+    assert "..." not in listed
+
+
+@pytest.mark.parametrize("words", [["serve"], ["backends", "add"], ["doctor"]])
+def test_the_page_of_commands_is_what_help_says(words):
+    shown = nexus(*words, "--help", COLUMNS="102").stdout
+    assert f"```text\n{shown}```" in (ROOT / "docs/cli.md").read_text()
 
 
 def test_config_init_and_check(tmp_path):
@@ -47,6 +62,21 @@ def test_config_check_tells_every_fault(tmp_path):
         f"{tmp_path}/n.toml: [server] has no key prot; did you mean port?",
         f"{tmp_path}/n.toml: [server] port = 'x' is not allowed; it takes a whole number from 1 to 65535.",
     ]
+
+
+def test_config_check_tells_machines_of_a_bad_file(tmp_path):
+    (tmp_path / "nexus.toml").write_text("[server]\nport = 'x'\n")
+    for words, environ in (
+        (["nexus.toml"], {}),
+        (["-c", "nexus.toml"], {}),
+        ([], {"NEXUS_CONFIG": "nexus.toml"}),
+        ([], {}),
+    ):
+        checked = nexus("config", "check", *words, "--json", cwd=tmp_path, **environ)
+        assert checked.returncode == 2
+        shown = json.loads(checked.stdout)
+        jsonschema.validate(shown, SCHEMAS["config check"])
+        assert (shown["file"], shown["usable"], len(shown["problems"])) == ("nexus.toml", False, 1)
 
 
 def test_metrics_list_is_the_table():

@@ -14,7 +14,7 @@ from nexus.cli.gateway import config_option
 from nexus.cli.output import GOOD, NO, counted, json_option, say_json, state
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Look for what is wrong, and name the mend.")
 @config_option
 @click.option("--no-request", is_flag=True, help="Leave out the request through a gateway of the doctor's own.")
 @json_option

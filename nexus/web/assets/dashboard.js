@@ -1,10 +1,12 @@
 // Keeps the page fresh: the server makes its parts, this puts them in place, draws the charts and filters the requests.
 import uPlot from "./uplot.js";
 
-const KEPT_S = 300, SHOWN = 100, LATE_MS = 5000;
+const KEPT_S = 300, SHOWN = 100, MOST_WAITING = 60, TYPING_MS = 250, ASKED_EVERY_MS = 2000;
 const place = (id) => document.getElementById(id);
 const charts = new Map();
-let series = { time: [] }, lastNumber = 0, lastTick = performance.now();
+const came = document.body.dataset;
+let series = { time: [] }, lastTime = Number(came.time), lastNews = performance.now() - 1000 * Number(came.age);
+let typing = 0, asked = 0, waiting = [];
 
 function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -24,8 +26,8 @@ function showFigures(html) {
   made.innerHTML = html;
   for (const fresh of made.content.querySelectorAll(".figure")) {
     const shown = document.querySelector(`[data-figure="${fresh.dataset.figure}"]`);
-    if (shown) shown.querySelector("dd").replaceChildren(...fresh.querySelector("dd").childNodes);
-    else place("figures").append(fresh);
+    if (!shown) place("figures").append(fresh);
+    else for (const part of [".value", ".peak"]) shown.querySelector(part).replaceChildren(...fresh.querySelector(part).childNodes);
   }
 }
 
@@ -38,47 +40,87 @@ function drawCharts() {
       charts.get(key).setData(data);
       continue;
     }
-    const holder = document.createElement("div");
-    holder.className = "chart";
-    holder.setAttribute("aria-hidden", "true");
-    tile.append(holder);
+    const holder = tile.querySelector(".chart");
+    holder.replaceChildren();
     charts.set(key, new uPlot({
-      width: Math.max(60, holder.clientWidth), height: 44, padding: [3, 0, 1, 0],
+      width: Math.max(60, holder.clientWidth), height: holder.clientHeight || 44, padding: [3, 0, 1, 0],
       cursor: { show: false }, legend: { show: false }, axes: [{ show: false }, { show: false }],
-      scales: { x: { time: true }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 0, 0.001) * 1.1] } },
+      scales: { x: { time: true, range: (_, low, high) => [high - KEPT_S, high] }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 0, 0.001) * 1.1] } },
       series: [{}, { stroke: color("--accent"), fill: color("--accent-faint"), width: 1.5, points: { show: false } }],
     }, data, holder));
   }
 }
 
 function forgetCharts() {
-  for (const chart of charts.values()) chart.root.parentElement.remove(), chart.destroy();
+  for (const chart of charts.values()) chart.destroy();
   charts.clear();
   drawCharts();
 }
 
+// Rows come newest first, but not always after all that are shown: a page that was opened long ago, or comes back to
+// another worker, is given older ones too. A client may send one id with many requests: the moment belongs to the key.
+//
+// While somebody points at a row, or goes through the rows with the keyboard, they stay where they are.
 function addRequests(html) {
-  if (!html) return;
-  const made = document.createElement("template");
-  made.innerHTML = html;
-  const known = new Set([...place("requests").children].map((row) => row.dataset.id));
-  for (const row of [...made.content.children]) if (known.has(row.dataset.id)) row.remove();
-  place("requests").prepend(made.content);
-  for (const row of [...place("requests").children].slice(SHOWN)) if (!row.open) row.remove();
-  filterRequests();
+  if (html) waiting.push(html);
+  if (waiting.length > MOST_WAITING) waiting.shift();
+  const list = place("requests");
+  const held = list.querySelector(":focus-visible") || (matchMedia("(hover: hover)").matches && list.matches(":hover"));
+  place("held").textContent = held && waiting.length ? "Newer ones wait while you read." : "";
+  if (!held) for (const one of waiting.splice(0)) mergeRequests(list, one);
 }
 
+function mergeRequests(list, html) {
+  const made = document.createElement("template");
+  made.innerHTML = html;
+  const key = (row) => `${row.dataset.id} ${row.dataset.ended}`;
+  const known = new Set([...list.children].map(key));
+  let at = list.firstElementChild;
+  for (const row of [...made.content.children]) {
+    if (known.has(key(row))) continue;
+    while (at && Number(at.dataset.ended) >= Number(row.dataset.ended)) at = at.nextElementSibling;
+    list.insertBefore(row, at);
+  }
+  filterRequests();
+  for (const hidden of [false, true]) {
+    const rows = [...list.children].filter((row) => row.hidden === hidden);
+    for (const row of rows.slice(SHOWN)) if (!row.open) row.remove();
+  }
+}
+
+function wanted() {
+  const fields = [...new FormData(place("filter"))].map(([name, value]) => [name, value.trim()]);
+  return new URLSearchParams(fields.filter(([, value]) => value)).toString();
+}
+
+// At once of what is here; the server, which remembers more than is shown, is asked for the rest.
 function filterRequests() {
-  const wanted = Object.fromEntries(new FormData(place("filter")));
+  const { status, model, backend } = Object.fromEntries(new FormData(place("filter")));
   const has = (value, part) => value.toLowerCase().includes(part.trim().toLowerCase());
   let shown = 0;
   for (const row of place("requests").children) {
-    const { status, model, asked, backend } = row.dataset;
-    row.hidden = !((!wanted.status || status === wanted.status)
-      && (has(model, wanted.model) || has(asked, wanted.model)) && has(backend, wanted.backend));
+    const its = row.dataset;
+    row.hidden = !((!status || its.status === status)
+      && (has(its.model, model) || has(its.asked, model)) && has(its.backend, backend));
     shown += !row.hidden;
   }
   place("no-requests").hidden = shown > 0;
+}
+
+async function askForRequests() {
+  const query = wanted();
+  asked = performance.now();
+  const answer = await fetch(`./?${query}`).catch(() => null);
+  if (!answer?.ok || query !== wanted()) return;
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const rows = page.getElementById("requests");
+  if (rows && query === wanted()) addRequests(rows.innerHTML);
+}
+
+function filterChanged() {
+  filterRequests();
+  clearTimeout(typing);
+  typing = setTimeout(askForRequests, TYPING_MS);
 }
 
 function say(text) {
@@ -86,10 +128,10 @@ function say(text) {
 }
 
 function tick(state) {
-  lastTick = performance.now();
+  if (state.time === lastTime) return;
+  lastTime = state.time;
+  lastNews = performance.now();
   say("");
-  if (state.number === lastNumber) return;
-  lastNumber = state.number;
   for (const [key, html] of Object.entries(state.parts)) if (key !== "figures") replace(key, html);
   showFigures(state.parts.figures);
   if (series.time.at(-1) !== state.time) {
@@ -98,6 +140,7 @@ function tick(state) {
   }
   drawCharts();
   addRequests(state.rows);
+  if (state.rows && wanted() && performance.now() - asked > ASKED_EVERY_MS) askForRequests();
 }
 
 function listen() {
@@ -105,6 +148,7 @@ function listen() {
   source.addEventListener("history", (event) => {
     const history = JSON.parse(event.data);
     series = history.series;
+    drawCharts();
     addRequests(history.rows);
   });
   source.addEventListener("tick", (event) => tick(JSON.parse(event.data)));
@@ -113,11 +157,14 @@ function listen() {
   });
 }
 
+// Told once, and not anew each second: it is read aloud to whoever listens.
 setInterval(() => {
-  const late = performance.now() - lastTick;
-  if (late > LATE_MS) say(`No news for ${Math.round(late / 1000)} s: what is shown may be out of date.`);
+  const late = performance.now() - lastNews;
+  if (late > 1000 * Number(came.late) && !place("connection").textContent) {
+    say("No news for some seconds: what is shown may be out of date. Do the gateway and its health process run?");
+  }
 }, 1000);
-place("filter").addEventListener("input", filterRequests);
+place("filter").addEventListener("input", filterChanged);
 place("filter").addEventListener("submit", (event) => event.preventDefault());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", forgetCharts);
 let width = innerWidth;
