@@ -3,32 +3,27 @@
 import asyncio
 import contextlib
 import http.client
-import itertools
 import json
+import re
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nexus.proxy.engine import ENDPOINTS
 from tests.support.balancers import PUBLIC, Balancer, Haproxy, Nginx
+from tests.support.clients import CHAT, JSON, Asking, Load, answers, ask_once, body, new_id, stream
 from tests.support.figures import Scrape
 from tests.support.polling import until
 from tests.support.processes import ROOT, Gateway, backend_toml, clean_environ
-from tests.support.timed import MODEL, Timed, sent_at
+from tests.support.timed import MODEL, Timed
 
 pytestmark = pytest.mark.e2e
-
-CHAT = "/v1/chat/completions"
-JSON = {"content-type": "application/json"}
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +60,6 @@ def balancer(kind: type[Nginx | Haproxy], module_dir: Path, gateways: list[Gatew
 def before_one(kind: type[Nginx | Haproxy], module_dir: Path, gateways: list[Gateway]) -> Iterator[Balancer]:
     with kind(module_dir / f"{kind.__name__}-one", gateways[:1]) as balancer:
         yield balancer
-
-
-def body(*, pause: float = 0.0, events: int = 1, stream: bool = False) -> bytes:
-    message = {"role": "user", "content": "Hello there"}
-    ask = {"model": MODEL, "messages": [message], "stream": stream, "pause": pause, "max_tokens": events}
-    return json.dumps(ask).encode()
-
-
-def new_id() -> str:
-    return f"request-{next(_numbers)}"
 
 
 # What clients reach
@@ -137,27 +122,30 @@ def test_the_operators_port_is_for_those_that_it_names(balancer: Balancer, befor
         assert before_one.get(path, port=port, source=source)[0] == (allowed if known else 403)
 
 
-def test_request_ids(balancer: Balancer, backend: Timed, gateways: list[Gateway]):
-    theirs = f'theirs "{new_id()}"'.replace(" ", "")
+def logged(balancer: Balancer, request_id: str) -> list[tuple[str, str, str]]:
+    """Client, path and status of each line that the balancer has logged of a request."""
+    lines = [line for line in map(json.loads, balancer.lines()) if line["request_id"] == request_id]
+    return [(line["client"], line["path"], str(line["status"])) for line in lines]
+
+
+@pytest.mark.parametrize("given", ['one-"of-theirs"', "not one", ""])
+def test_request_ids(balancer: Balancer, backend: Timed, gateways: list[Gateway], given: str):
+    """A client's own is taken where it can be one; it, or a new one, arrives everywhere."""
+    before = backend.asked()
     with contextlib.closing(balancer.connect()) as client:
-        client.request("POST", CHAT, body(), {**JSON, "x-request-id": theirs})
+        client.request("POST", CHAT, body(), {**JSON, **({"x-request-id": given} if given else {})})
         answer = client.getresponse()
         answer.read()
-        assert answer.getheader("x-request-id") == theirs
-        client.request("POST", CHAT, body(), {**JSON, "x-request-id": "not one"})
-        answer = client.getresponse()
-        answer.read()
-        ours = answer.getheader("x-request-id")
-    assert ours and ours != "not one" and len(ours) >= 32
-    for request_id in (theirs, ours):
-        assert until(lambda: backend.asked()[request_id]) == 1
-        assert [line for gateway in gateways for line in gateway.lines("request") if line["id"] == request_id]
-        lines = until(
-            lambda: [found for line in balancer.lines() if (found := json.loads(line))["request_id"] == request_id]
-        )
-        assert [(line["client"], line["path"], str(line["status"])) for line in lines] == [(PUBLIC, CHAT, "200")]
+    shown = answer.getheader("x-request-id", "")
+    assert shown == given if given.startswith("one") else re.fullmatch(r"[0-9a-f-]{32,36}", shown)
+    until(lambda: backend.asked() - before == {shown: 1})
+    until(lambda: [line for gateway in gateways for line in gateway.lines("request") if line["id"] == shown])
+    assert until(lambda: logged(balancer, shown))[-1] == (PUBLIC, CHAT, "200")
+
+
+def test_errors_of_the_balancer_have_request_ids(balancer: Balancer):
     _, headers, _ = balancer.get("/metrics")
-    assert len(headers["x-request-id"]) >= 32, "errors of the balancer have one, too"
+    assert re.fullmatch(r"[0-9a-f-]{32,36}", headers["x-request-id"])
 
 
 def test_a_body_over_the_limit(balancer: Balancer):
@@ -172,30 +160,7 @@ def test_a_body_over_the_limit(balancer: Balancer):
 # Streams
 
 
-def request(ask: bytes) -> bytes:
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
-    return f"{head}content-length: {len(ask)}\r\n\r\n".encode() + ask
-
-
-async def stream(balancer: Balancer, source: str, late: list[tuple[float, float]], ask: bytes) -> bytes:
-    """Read one to its end, and note of each event when it was sent and how much later it came."""
-    reader, writer = await asyncio.open_connection(
-        "127.0.0.1", balancer.port, ssl=balancer.tls, local_addr=(source, 0), limit=2**20
-    )
-    writer.write(request(ask))
-    content = rest = b""
-    while data := await reader.read(65536):
-        now = time.monotonic()
-        content += data
-        *events, rest = (rest + data).split(b"\n\n")
-        late += [(at, now - at) for event in events if (at := sent_at(event)) is not None]
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return content
-
-
-STREAMS, EVENTS, PAUSE_S = 200, 18, 0.25
+STREAMS, EVENTS, PAUSE_S = 200, 14, 0.25
 
 
 def test_200_streams_come_as_they_are_sent(balancer: Balancer):
@@ -245,21 +210,6 @@ def test_a_client_that_leaves_is_gone_at_the_backend(
     assert took < 0.2
 
 
-async def answers(balancer: Balancer, source: str, ask: bytes, count: int) -> list[bytes]:
-    """The first line of each answer to so many requests at once, before any of them is read on."""
-    opened = [
-        await asyncio.open_connection("127.0.0.1", balancer.port, ssl=balancer.tls, local_addr=(source, 0))
-        for _ in range(count)
-    ]
-    for _, writer in opened:
-        writer.write(request(ask))
-        await writer.drain()
-    lines = [await asyncio.wait_for(reader.readline(), 20) for reader, _ in opened]
-    for _, writer in opened:
-        writer.transport.abort()
-    return lines
-
-
 def test_one_address_has_so_many_requests_at_once(balancer: Balancer, backend: Timed):
     ask = body(pause=0.2, events=1000, stream=True)
     lines = Counter(asyncio.run(answers(balancer, "127.0.3.1", ask, 101)))
@@ -283,87 +233,8 @@ def test_one_address_has_so_many_requests_in_a_time(balancer: Balancer):
 # Restarts and reloads
 
 
-class Load:
-    """Plain requests without end from eight clients, half of which make a new connection for each."""
-
-    PAUSE_S = 0.03
-
-    def __init__(self, balancer: Balancer) -> None:
-        self.ids: list[str] = []
-        self.statuses: Counter[int] = Counter()
-        self.broken: list[str] = []
-        self._balancer = balancer
-        self._lock = threading.Lock()
-        self._ending = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(8)]
-
-    def _ask(self, number: int) -> None:
-        client = self._balancer.connect(source=f"127.0.2.{1 + number}")
-        while not self._ending.wait(self.PAUSE_S):
-            request_id = new_id()
-            try:
-                client.request("POST", CHAT, body(), {**JSON, "x-request-id": request_id})
-                answer = client.getresponse()
-                content, status = answer.read(), answer.status
-            except (OSError, http.client.HTTPException) as error:
-                content, status = repr(error).encode(), 0
-            if number % 2 or not status:
-                client.close()
-            with self._lock:
-                self.ids.append(request_id)
-                self.statuses[status] += 1
-                if status != 200:
-                    self.broken.append(f"{request_id}: {status} {content.decode()}")
-        client.close()
-
-    def goes_on(self, requests: int = 50) -> None:
-        """Wait for so many more answers."""
-        served = self.statuses[200]
-        until(lambda: self.statuses[200] > served + requests)
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        self.goes_on()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ending.set()
-        for thread in self._threads:
-            thread.join()
-
-    def assert_none_failed(self, backend: Timed) -> None:
-        assert not self.broken, self.broken[:5]
-        asked = backend.asked()
-        assert {asked[request_id] for request_id in self.ids} == {1}, "each reached the backend once"
-
-
-def one_after_the_other(balancer: Balancer, **ask: Any) -> tuple[int, bytes]:
-    with contextlib.closing(balancer.connect()) as client:
-        client.request("POST", CHAT, body(**ask), JSON)
-        answer = client.getresponse()
-        return answer.status, answer.read()
-
-
 def in_flight(gateway: Gateway) -> float:
     return gateway.scrape().total("nexus_pending_requests")
-
-
-class Asking(threading.Thread):
-    """A request beside the test; `result` is its status and content."""
-
-    def __init__(self, balancer: Balancer, **ask: Any) -> None:
-        super().__init__()
-        self.result: tuple[int, bytes] = (0, b"")
-        self._balancer, self._ask = balancer, ask
-        self.start()
-
-    def run(self) -> None:
-        self.result = one_after_the_other(self._balancer, **self._ask)
-
-    def whole(self) -> bool:
-        self.join()
-        return self.result[0] == 200 and b"data: [DONE]" in self.result[1]
 
 
 def test_a_gateway_restarts_under_load(
@@ -402,8 +273,10 @@ def test_reloads_under_load_fail_no_request(balancer: Balancer, gateways: list[G
                     cwd=ROOT, env=clean_environ(), capture_output=True, text=True, timeout=30,
                 )  # fmt: skip
                 assert (done.returncode, done.stdout) == (0, "Reloaded: 1 backend.\n"), done.stderr
-        load.goes_on()
+            load.goes_on()
         assert stream.whole()
+    for file, text in files:
+        file.write_text(text)
     load.assert_none_failed(backend)
 
 
@@ -413,9 +286,9 @@ def test_a_drained_gateway_ends_its_streams_and_gets_nothing_new(balancer: Balan
     until(lambda: in_flight(first) == in_flight(second) == 2)
     balancer.drain(0)
     before = [gateway.scrape().total("nexus_requests_started_total") for gateway in gateways]
-    assert [one_after_the_other(balancer)[0] for _ in range(10)] == [200] * 10
+    assert [ask_once(balancer)[0] for _ in range(10)] == [200] * 10
     assert all(stream.whole() for stream in streams)
     after = [gateway.settled().total("nexus_requests_started_total") for gateway in gateways]
     assert [now - then for now, then in zip(after, before, strict=True)] == [0, 10]
     balancer.drain(0, on=False)
-    until(lambda: one_after_the_other(balancer)[0] == 200 and first.settled().total("nexus_requests_started_total") > after[0])
+    until(lambda: ask_once(balancer)[0] == 200 and first.settled().total("nexus_requests_started_total") > after[0])

@@ -89,7 +89,9 @@ async def _answer(
         writer.write(b"0\r\n\r\n")
     else:
         message = {"role": "assistant", "content": "x"}
-        _whole(writer, {**_frame([{"index": 0, "message": message, "finish_reason": "stop"}]), "object": "chat.completion"})
+        _whole(
+            writer, {**_frame([{"index": 0, "message": message, "finish_reason": "stop"}]), "object": "chat.completion"}
+        )
 
 
 def _frame(choices: list[dict[str, Any]]) -> dict[str, Any]:
