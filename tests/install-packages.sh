@@ -2,6 +2,7 @@
 # Installs the Debian packages whose programs the tests start, where it may; says which are missing where it may not.
 set -eu
 
+PATH="$PATH:/usr/sbin:/sbin"
 missing=""
 need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
 need prometheus prometheus
@@ -10,6 +11,8 @@ need curl curl
 need pgrep procps
 need git git
 need openssl openssl
+need nginx nginx-light
+need haproxy haproxy
 need chromium chromium
 need shellcheck shellcheck
 need systemd-analyze systemd

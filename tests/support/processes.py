@@ -62,16 +62,21 @@ class Process:
         pass_fds: tuple[int, ...] = (),
     ) -> None:
         self.log = log
-        with log.open("ab") as output:
-            self.child = subprocess.Popen(
-                command,
-                cwd=cwd,
-                env=environ or clean_environ(),
-                stdout=output,
-                stderr=output,
-                process_group=0,
-                pass_fds=pass_fds,
-            )
+
+        def spawn() -> subprocess.Popen[bytes]:
+            with log.open("ab") as output:
+                return subprocess.Popen(
+                    command,
+                    cwd=cwd,
+                    env=environ or clean_environ(),
+                    stdout=output,
+                    stderr=output,
+                    process_group=0,
+                    pass_fds=pass_fds,
+                )
+
+        self._spawn = spawn
+        self.child = spawn()
 
     @property
     def pid(self) -> int:
@@ -265,6 +270,13 @@ class Gateway(Measured):
 
     def write(self, config: str) -> None:
         self.file.write_text(self.settings + config)
+
+    def start_again(self) -> None:
+        """The same command, after it has ended, with its log begun anew."""
+        assert self.child.poll() is not None
+        self.log.unlink()
+        self.child = self._spawn()
+        self.wait_ready()
 
     def wait_ready(self) -> None:
         def ready() -> bool:

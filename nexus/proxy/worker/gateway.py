@@ -13,9 +13,12 @@ import gc
 import os
 import socket
 import time
+from functools import partial
 from typing import Any
 
 import gevent
+from gevent.pool import Pool
+from gevent.server import StreamServer
 from gunicorn import http, util
 from gunicorn.config import Config
 from gunicorn.workers.ggevent import GeventWorker
@@ -41,6 +44,23 @@ _COLLECT_AFTER = 20_000
 """Objects made, less those freed, before the collector looks for cycles; requests leave none."""
 _WITHOUT = "NEXUS_WITHOUT_SHORT_WAY"
 """Set, every request goes through gunicorn's parser and Flask; for comparison."""
+
+
+class _Listener(StreamServer):
+    """Leaves nobody waiting when it closes."""
+
+    def close(self) -> None:
+        """Take the connections that the kernel has accepted for us, then stop listening.
+
+        Where the last process that listens closes with such connections in the backlog, the kernel resets them; and a
+        balancer that has sent a request by then can neither tell it from one that was served, nor send it again.
+        """
+        if not self.closed:
+            self.stop_accepting()
+            with contextlib.suppress(OSError):
+                while not self.full() and (accepted := self.do_read()):
+                    self.do_handle(*accepted)
+        super().close()
 
 
 class GatewayWorker(GeventWorker):  # type: ignore[misc]
@@ -71,7 +91,16 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         gevent.spawn(self._end_idle_connections)
         gevent.spawn(self._end_requests_after_the_grace)
         gevent.spawn(self._watch_lag)
+        if not self.cfg.is_ssl:
+            self.server_class = self._listen
         super().run()
+
+    def _listen(self, listener: Any, *, spawn: Pool, **_: Any) -> StreamServer:
+        """What gunicorn makes for each address that it listens at, with a better end."""
+        server = _Listener(listener, handle=partial(self.handle, listener), spawn=spawn)
+        if self.cfg.workers > 1:
+            server.max_accept = 1  # so that they share what comes, as gunicorn has it
+        return server
 
     def _plain_limits(self) -> Limits | None:
         """The limits of the short way; None where every request must go through gunicorn: it is to log or to call a

@@ -1,0 +1,306 @@
+"""nginx and haproxy, started with the configuration files of deploy/ in front of real gateways."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nexus.proxy.engine import ENDPOINTS
+from tests.support.balancers import PUBLIC, Balancer, Haproxy, Nginx
+from tests.support.clients import CHAT, JSON, Asking, Load, answers, ask_once, body, new_id, stream
+from tests.support.figures import Scrape
+from tests.support.polling import until
+from tests.support.processes import ROOT, Gateway, backend_toml, clean_environ
+from tests.support.timed import MODEL, Timed
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def backend(module_dir: Path) -> Iterator[Timed]:
+    with Timed(module_dir) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def gateways(module_dir: Path, backend: Timed) -> Iterator[list[Gateway]]:
+    with contextlib.ExitStack() as stack:
+        gateways = []
+        for name in ("gateway-1", "gateway-2"):
+            (module_dir / name).mkdir()
+            gateways.append(Gateway(module_dir / name, backend_toml(backend), ready=False))
+            stack.enter_context(gateways[-1])
+        for gateway in gateways:
+            gateway.wait_ready()
+        yield gateways
+
+
+@pytest.fixture(scope="module", params=[Nginx, Haproxy])
+def kind(request: pytest.FixtureRequest) -> type[Nginx | Haproxy]:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def balancer(kind: type[Nginx | Haproxy], module_dir: Path, gateways: list[Gateway]) -> Iterator[Balancer]:
+    with kind(module_dir / kind.__name__, gateways) as balancer:
+        yield balancer
+
+
+@pytest.fixture(scope="module")
+def before_one(kind: type[Nginx | Haproxy], module_dir: Path, gateways: list[Gateway]) -> Iterator[Balancer]:
+    with kind(module_dir / f"{kind.__name__}-one", gateways[:1]) as balancer:
+        yield balancer
+
+
+# What clients reach
+
+
+def test_the_files_are_taken_without_a_complaint(balancer: Balancer, before_one: Balancer):
+    for each in (balancer, before_one):
+        assert not [line for line in each.verdict.splitlines() if "warn" in line.lower()]
+
+
+PRIVATE = [
+    "/", "/metrics", "/v1/stats", "/v1/history", "/v1/live", "/assets/dashboard.js", "/admin/backends", "/openapi.json",
+    "/health", "/livez", "/readyz", "/readyz?verbose", "/v1/%73tats", "/v1//stats", "//metrics", "/v1/models/../stats",
+    "/v1/models/..%2fstats", "/%6detrics", "/V1/STATS", "/v1/chat/completions/../../stats",
+]  # fmt: skip
+
+
+def test_what_is_for_operators_is_not_there_for_clients(balancer: Balancer, gateways: list[Gateway]):
+    before = sum(gateway.scrape().total("nexus_http_rejected_total") for gateway in gateways)
+    for path in PRIVATE:
+        status, _, content = balancer.get(path)
+        assert status == 404, path
+        assert json.loads(content)["error"]["code"] in ("not_found", "model_not_found"), path
+    assert sum(gateway.scrape().total("nexus_http_rejected_total") for gateway in gateways) == before
+
+
+def test_every_endpoint_is_there_for_clients(balancer: Balancer):
+    with contextlib.closing(balancer.connect()) as client:
+        for endpoint in ENDPOINTS:
+            client.request("POST", endpoint.path, b"{}", JSON)
+            answer = client.getresponse()
+            assert (answer.status, json.loads(answer.read())["error"]["code"]) == (400, "invalid_request")
+    for path in ("/v1/models", f"/v1/models/{MODEL}"):
+        assert balancer.get(path)[0] == 200
+
+
+def served(balancer: Balancer) -> list[float]:
+    """How many requests each gateway has begun, as its port for operators shows."""
+    contents = [balancer.get("/metrics", port=port, source="127.0.0.1")[2] for port in balancer.operators]
+    return [Scrape(content.decode()).total("nexus_requests_started_total") for content in contents]
+
+
+def test_each_gateway_has_its_own_port_for_operators(balancer: Balancer, gateways: list[Gateway]):
+    for number, gateway in enumerate(gateways):
+        before = served(balancer)
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", gateway.port)) as client:
+            client.request("POST", CHAT, body(), JSON)
+            assert client.getresponse().read()
+        gateway.settled()
+        assert [now - then for now, then in zip(served(balancer), before, strict=True)] == [number == 0, number == 1]
+
+
+@pytest.mark.parametrize("source", ["127.0.0.1", PUBLIC])
+def test_the_operators_port_is_for_those_that_it_names(balancer: Balancer, before_one: Balancer, source: str):
+    known = source != PUBLIC
+    for port in balancer.operators:
+        assert balancer.get("/metrics", port=port, source=source)[0] == (200 if known else 403)
+    (port,) = before_one.operators
+    for path, allowed in (("/", 200), ("/v1/stats", 200), ("/admin/backends", 401)):
+        assert before_one.get(path, port=port, source=source)[0] == (allowed if known else 403)
+
+
+def logged(balancer: Balancer, request_id: str) -> list[tuple[str, str, str]]:
+    """Client, path and status of each line that the balancer has logged of a request."""
+    lines = [line for line in map(json.loads, balancer.lines()) if line["request_id"] == request_id]
+    return [(line["client"], line["path"], str(line["status"])) for line in lines]
+
+
+@pytest.mark.parametrize("given", ['one-"of-theirs"', "not one", ""])
+def test_request_ids(balancer: Balancer, backend: Timed, gateways: list[Gateway], given: str):
+    """A client's own is taken where it can be one; it, or a new one, arrives everywhere."""
+    before = backend.asked()
+    with contextlib.closing(balancer.connect()) as client:
+        client.request("POST", CHAT, body(), {**JSON, **({"x-request-id": given} if given else {})})
+        answer = client.getresponse()
+        answer.read()
+    shown = answer.getheader("x-request-id", "")
+    assert shown == given if given.startswith("one") else re.fullmatch(r"[0-9a-f-]{32,36}", shown)
+    until(lambda: backend.asked() - before == {shown: 1})
+    until(lambda: [line for gateway in gateways for line in gateway.lines("request") if line["id"] == shown])
+    assert until(lambda: logged(balancer, shown))[-1] == (PUBLIC, CHAT, "200")
+
+
+def test_errors_of_the_balancer_have_request_ids(balancer: Balancer):
+    _, headers, _ = balancer.get("/metrics")
+    assert re.fullmatch(r"[0-9a-f-]{32,36}", headers["x-request-id"])
+
+
+def test_a_body_over_the_limit(balancer: Balancer):
+    with contextlib.closing(balancer.connect()) as client:
+        client.putrequest("POST", CHAT)
+        client.putheader("content-length", str(32 * 1024 * 1024 + 1))
+        client.endheaders()
+        answer = client.getresponse()
+        assert (answer.status, json.loads(answer.read())["error"]["code"]) == (413, "body_too_large")
+
+
+# Streams
+
+
+STREAMS, EVENTS, PAUSE_S = 200, 14, 0.25
+
+
+def lateness_of_streams(balancer: Balancer) -> list[float]:
+    """Open them all, read them to their ends, and give how much later than it was sent each event came, in seconds, of
+    those that were sent while all were open."""
+    late: list[tuple[float, float]] = []
+    opened = 0.0
+
+    async def all_of_them() -> list[bytes]:
+        nonlocal opened
+        ask = body(pause=PAUSE_S, events=EVENTS, stream=True)
+        tasks = []
+        for number in range(STREAMS):  # from as many addresses as keeps each below the limit
+            tasks.append(asyncio.ensure_future(stream(balancer, f"127.0.1.{1 + number % 5}", late, ask)))
+            await asyncio.sleep(PAUSE_S * 4 / STREAMS)
+        opened = time.monotonic()
+        return list(await asyncio.gather(*tasks))
+
+    contents = asyncio.run(all_of_them())
+    assert all(content.startswith(b"HTTP/1.1 200") and b"data: [DONE]" in content for content in contents)
+    assert len(late) == STREAMS * EVENTS
+    measured = [late_s for sent, late_s in late if sent > opened]
+    assert len(measured) > STREAMS * EVENTS / 2, "most events were sent while all streams were open"
+    return measured
+
+
+def test_200_streams_come_as_they_are_sent(balancer: Balancer):
+    """Measured again where something else had the processors: that only adds, and what buffers does so each time."""
+    found = []
+    for _ in range(3):
+        found.append(statistics.quantiles(lateness_of_streams(balancer), n=100)[98])
+        if found[-1] < 0.020:
+            return
+    raise AssertionError(f"99th percentiles: {found} s")
+
+
+@pytest.mark.parametrize(
+    ("streams", "pause", "reads"),
+    [(True, 0.1, 5), (True, 60, 0), (False, 60, 0)],
+    ids=["within a stream", "before its first event", "before an answer"],
+)
+def test_a_client_that_leaves_is_gone_at_the_backend(
+    balancer: Balancer, backend: Timed, streams: bool, pause: float, reads: int
+):
+    request_id = new_id()
+    client = balancer.connect()
+    client.request("POST", CHAT, body(pause=pause, events=1000, stream=streams), {**JSON, "x-request-id": request_id})
+    if reads:
+        answer = client.getresponse()
+        for _ in range(reads):
+            assert answer.readline().startswith(b"data: ")
+            answer.readline()
+    until(lambda: backend.asked()[request_id] == 1)
+    left = time.monotonic()
+    if reads:
+        answer.close()
+    client.close()
+    took = backend.left_at(request_id) - left
+    assert took < 0.2
+
+
+def test_one_address_has_so_many_requests_at_once(balancer: Balancer, backend: Timed):
+    ask = body(pause=0.2, events=1000, stream=True)
+    lines = Counter(asyncio.run(answers(balancer, "127.0.3.1", ask, 101)))
+    assert lines == {b"HTTP/1.1 200 OK\r\n": 100, b"HTTP/1.1 429 Too Many Requests\r\n": 1}
+
+
+def test_one_address_has_so_many_requests_in_a_time(balancer: Balancer):
+    with contextlib.closing(balancer.connect(source="127.0.3.2")) as client:
+        for _ in range(600):
+            client.request("GET", "/v1/models")
+            answer = client.getresponse()
+            content = answer.read()
+            if answer.status != 200:
+                break
+        assert (answer.status, json.loads(content)["error"]["code"]) == (429, "rate_limited")
+        assert answer.getheader("retry-after") == "1"
+        assert len(answer.getheader("x-request-id", "")) >= 32
+    assert balancer.get("/v1/models", source="127.0.3.3")[0] == 200
+
+
+# Restarts and reloads
+
+
+def in_flight(gateway: Gateway) -> float:
+    return gateway.scrape().total("nexus_pending_requests")
+
+
+def test_a_gateway_restarts_under_load(
+    balancer: Balancer, before_one: Balancer, gateways: list[Gateway], backend: Timed
+):
+    """Nothing fails: what was in flight ends within the grace, what comes meanwhile goes to the other one."""
+    first, _ = gateways
+    with Load(balancer) as load:
+        streams = [Asking(balancer, pause=0.1, events=20, stream=True) for _ in range(4)]
+        until(lambda: in_flight(first) >= 2)
+        assert first.stop() == 0
+        assert all(stream.whole() for stream in streams)
+        load.goes_on()
+        alone = Asking(before_one)
+        if isinstance(before_one, Nginx):
+            alone.join()
+            status, content = alone.result
+            assert (status, json.loads(content)["error"]["code"]) == (502, "no_gateway")
+        first.start_again()
+        load.goes_on()
+        until(lambda: first.scrape().total("nexus_requests_started_total") > 10)
+        alone.join()
+        assert isinstance(before_one, Nginx) or alone.result[0] == 200, "haproxy waits for the only one"
+    load.assert_none_failed(backend)
+
+
+def test_reloads_under_load_fail_no_request(balancer: Balancer, gateways: list[Gateway], backend: Timed):
+    files = [(gateway.file, gateway.file.read_text()) for gateway in gateways]
+    with Load(balancer) as load:
+        stream = Asking(balancer, pause=0.1, events=20, stream=True)
+        for number in range(2):
+            for file, text in files:
+                file.write_text(f'{text}\n[routing.aliases]\n"nick-{number}" = "{MODEL}"\n')
+                done = subprocess.run(
+                    [sys.executable, "-m", "nexus", "reload", "-c", str(file)],
+                    cwd=ROOT, env=clean_environ(), capture_output=True, text=True, timeout=30,
+                )  # fmt: skip
+                assert (done.returncode, done.stdout) == (0, "Reloaded: 1 backend.\n"), done.stderr
+            load.goes_on()
+        assert stream.whole()
+    for file, text in files:
+        file.write_text(text)
+    load.assert_none_failed(backend)
+
+
+def test_a_drained_gateway_ends_its_streams_and_gets_nothing_new(balancer: Balancer, gateways: list[Gateway]):
+    first, second = gateways
+    streams = [Asking(balancer, pause=0.1, events=30, stream=True) for _ in range(4)]
+    until(lambda: in_flight(first) == in_flight(second) == 2)
+    balancer.drain(0)
+    before = [gateway.scrape().total("nexus_requests_started_total") for gateway in gateways]
+    assert [ask_once(balancer)[0] for _ in range(10)] == [200] * 10
+    assert all(stream.whole() for stream in streams)
+    after = [gateway.settled().total("nexus_requests_started_total") for gateway in gateways]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [0, 10]
+    balancer.drain(0, on=False)
+    until(lambda: ask_once(balancer)[0] == 200 and first.settled().total("nexus_requests_started_total") > after[0])
