@@ -10,7 +10,6 @@ import logging
 import pstats
 import tempfile
 import timeit
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,10 +68,9 @@ class _Socket:
 
 
 class _Watch(Watch):
-    def wait(self, *_: Any) -> None:
-        pass
+    sock = _Socket()
 
-    def begin(self) -> None:
+    def wait_for(self, *_: Any) -> None:
         pass
 
 
@@ -83,7 +81,6 @@ def lane() -> Lane:
     run_dir.prepare()
     seat = Seat.lease(run_dir.new_generation())
     settle(seat)
-    lock = nullcontext()
     backend = Backend(
         config=BackendConfig(name="up", url="http://127.0.0.1:1", type="vllm"), label="up", column=0, status="healthy",
         latency_ms=1.0, models=(Model(name="m", context_length=32768, context_known=True),),
@@ -92,8 +89,8 @@ def lane() -> Lane:
     view = View.of(Snapshot(number=1, published_at=0, config=Config(), backends=(backend,), labels=labels))
     fleet: Any = SimpleNamespace(current=lambda: view)
     engine = Engine(
-        fleet=fleet, recorder=Recorder(Store(seat), seat, lock=lock), load=seat.table, row=seat.row,
-        circuits=seat.circuits, ring=seat.recent.ring(0), environ={}, lock=lock,
+        fleet=fleet, recorder=Recorder(Store(seat), seat), load=seat.table, row=seat.row,
+        circuits=seat.circuits, ring=seat.recent.ring(0), environ={},
     )  # fmt: skip
     sock: Any = _Socket()
     engine.connections._connect = lambda *_: Connection(sock, reused=False)  # type: ignore[method-assign]

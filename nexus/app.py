@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import MutableMapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,8 +65,7 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
     logs.configure(level=config.logging.level, kind=config.logging.format)
     run_dir = RunDirectory.of(config)
     seat, store = _open_store(_take_seat(run_dir, environ))
-    lock = None if _has_threads() else nullcontext()
-    recorder = Recorder(store, seat, lock=lock)
+    recorder = Recorder(store, seat)
 
     fleet = FleetView(_snapshot_reader(run_dir.path), on_change=_follow_settings)
     engine = Engine(
@@ -79,7 +76,6 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
         circuits=seat.circuits,
         ring=_ring(seat),
         environ=environ,
-        lock=lock,
     )
     started = seat.started() or Started.now(workers=1)
     figures = Figures(
@@ -180,12 +176,6 @@ def file_age_s(path: Path) -> float | None:
         return max(0.0, time.time() - path.stat().st_mtime)
     except OSError:
         return None
-
-
-def _has_threads() -> bool:
-    """Whether requests of this process may be served by threads; under gevent's patch they are greenlets."""
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey is None or not monkey.is_module_patched("threading")
 
 
 def _name(seat: Seat) -> str | None:

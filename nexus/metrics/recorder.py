@@ -5,9 +5,8 @@ Children are resolved once per label set and kept: resolving costs a hundred tim
 
 from __future__ import annotations
 
-import threading
 import time
-from contextlib import AbstractContextManager
+from _thread import RLock  # keeps threads apart, and costs greenlets nothing: nothing below switches them
 from typing import Any
 
 import msgspec
@@ -83,11 +82,10 @@ class _Bundle:
 class Recorder:
     """Counts for one process. Safe from any greenlet or thread of it."""
 
-    def __init__(self, store: Store, seat: Seat, *, lock: AbstractContextManager[Any] | None = None) -> None:
-        """`lock` keeps threads apart; where there are only greenlets none is needed, since nothing below switches."""
+    def __init__(self, store: Store, seat: Seat) -> None:
         self._store = store
         self._row: Row = seat.row
-        self._lock = threading.Lock() if lock is None else lock
+        self._lock = RLock()
         self._children: dict[tuple[str, ...], Any] = {}
         store.child(families.LOST)  # there from the start, so that a rate of it is
         self._unknown_models = store.child(families.UNKNOWN_MODELS)
@@ -95,6 +93,7 @@ class Recorder:
         self._queue_wait = store.child(families.QUEUE_WAIT)
         self._before = store.child(families.OVERHEAD, ("before",))
         self._after = store.child(families.OVERHEAD, ("after",))
+        self._started: dict[str, Any] = {}
         self._bundles: dict[tuple[str | None, ...], _Bundle] = {}
 
     def child(self, family: families.Family, *labels: str) -> Any:
@@ -107,11 +106,13 @@ class Recorder:
 
     def started(self, endpoint: str) -> None:
         with self._lock:
-            counter = self.child(families.STARTED, endpoint)
-            self._row.turn()
+            row, counter = self._row, self._started.get(endpoint)
+            if counter is None:
+                counter = self._started[endpoint] = self._store.child(families.STARTED, (endpoint,))
+            row.turn()
             counter.inc()
-            self._row.enter(time.monotonic_ns())
-            self._row.turn()
+            row.enter(time.monotonic_ns())
+            row.turn()
 
     def attempt_began(self, column: int) -> None:
         with self._lock:

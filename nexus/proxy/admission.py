@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from _thread import RLock
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
 from zlib import crc32
 
 import msgspec
@@ -76,7 +74,6 @@ class Admission:
         recorder: Recorder,
         view: Callable[[], View],
         chance: Callable[[], float],
-        lock: AbstractContextManager[Any] | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """`view` gives the fleet as it is at each look; it may raise `RequestFailed`."""
@@ -89,7 +86,7 @@ class Admission:
         self._breakers = Breakers(circuits, load, recorder, clock_ns=clock_ns, chance=chance)
         self._queue = Queue(row, load, recorder, clock_ns=clock_ns)
         # Choosing and taking are one step, so that a limit is exact within a process.
-        self._lock = threading.Lock() if lock is None else lock
+        self._lock = RLock()
 
     def ticket(self, *, high: bool) -> int:
         """A place in the order of those that wait: by priority, then by the time of this call."""

@@ -61,11 +61,12 @@ class Attempt:
 
     def fault(self) -> Fault | None:
         """The fault that the answer's status means; None for a success."""
-        if 200 <= self.status < 300:
+        status = self._open.answer.status
+        if 200 <= status < 300:
             return None
         config = self._backend.config
         theirs = forwards_authorization(config) and self._request.header("authorization") is not None
-        return fault_of_answer(self.status, retry_after=self.retry_after_s() is not None, own_key=not theirs)
+        return fault_of_answer(status, retry_after=self.retry_after_s() is not None, own_key=not theirs)
 
     def retry_after_s(self) -> float | None:
         """When the backend asked to come back, in seconds from now."""
@@ -75,9 +76,10 @@ class Attempt:
     def event_stream(self) -> bool:
         """Whether the answer is a stream that can be read. One that is encoded, though we asked for none, cannot: it
         goes on whole, for the client to decode."""
-        answer = self._open.answer
-        encoded = (answer.header("content-encoding") or "identity").lower() != "identity"
-        return not encoded and (answer.header("content-type") or "").lower().startswith("text/event-stream")
+        header = self._open.answer.header
+        if not (header("content-type") or "").lower().startswith("text/event-stream"):
+            return False
+        return (header("content-encoding") or "identity").lower() == "identity"
 
     @property
     def _open(self) -> Connection:
@@ -215,11 +217,14 @@ class Attempt:
     def read_all(self) -> bytes:
         """The whole body."""
         if self._content is None:
-            pieces = []
-            while data := self._more("idle_timeout", self._idle_s):
-                pieces.append(data)
+            if self._open.answer.complete:
+                self._content = self._open.answer.body()
+            else:
+                pieces = []
+                while data := self._more("idle_timeout", self._idle_s):
+                    pieces.append(data)
+                self._content = b"".join(pieces)
             self.answered_at = self._engine.clock()
-            self._content = b"".join(pieces)
         return self._content
 
     def await_content(self) -> Stream:

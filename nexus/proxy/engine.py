@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 import time
+from _thread import RLock
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from nexus.config.records import Server
 from nexus.errors import RequestFailed
@@ -63,10 +62,8 @@ class Engine:
         circuits: CircuitTable,
         ring: Ring,
         environ: Mapping[str, str],
-        lock: AbstractContextManager[Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`lock` as for `Recorder`."""
         self.fleet = fleet
         self.recorder = recorder
         self.load = load
@@ -74,10 +71,10 @@ class Engine:
         self.clock = clock
         self.circuits = circuits
         self._ring = ring
-        self._lock = nullcontext() if lock is None else lock
+        self._lock = RLock()
         self.connections = Connections(clock)
         self.admission = Admission(
-            load=load, row=row, circuits=circuits, recorder=recorder, view=self.view, chance=random.random, lock=lock
+            load=load, row=row, circuits=circuits, recorder=recorder, view=self.view, chance=random.random
         )
 
     def view(self) -> View:

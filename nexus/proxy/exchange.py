@@ -36,6 +36,7 @@ log = logging.getLogger("nexus.proxy")
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _SHOWN_NAME = 200
+_JSON = "application/json"
 
 
 class Exchange:
@@ -118,8 +119,8 @@ class Exchange:
                 f"{self.endpoint.path} takes POST, not {request.method}.",
                 headers={"allow": "POST"},
             )
-        media_type = (request.header("content-type") or "application/json").partition(";")[0].strip().lower()
-        if media_type != "application/json":
+        given = request.header("content-type") or _JSON
+        if given != _JSON and (media_type := given.partition(";")[0].strip().lower()) != _JSON:
             raise RequestFailed("unsupported_media_type", f"The body must be application/json, not {media_type}.")
         self.view = self.engine.view()
         server = self.view.snapshot.config.server
@@ -176,13 +177,13 @@ class Exchange:
                 assert self.choice is not None
                 engine.recorder.retried(self.choice.backend.label, failure.fault.error_type)
             self.choice, self.model = choice, choice.model
-            tried.add((choice.backend.name, choice.model))
             self.attempts += 1
             began = self._attempt_began = engine.clock()
             try:
                 return self._attempt(place, ask, body)
             except RequestFailed as failed:
                 failure = failed
+                tried.add((choice.backend.name, choice.model))
                 took_s = engine.clock() - began
                 self._waited_s += took_s
                 self.failed.append(

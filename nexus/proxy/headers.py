@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 
@@ -39,11 +39,20 @@ _NOT_GIVEN_BACK = HOP_BY_HOP | {
 }
 _END = "\r\n"
 _SAFE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PLAIN_FIELD = re.compile(r"([A-Za-z0-9-]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?) *")
 _SAFE_VALUE = re.compile(r"[ \t\x21-\x7e\x80-\xff]*")
 
 
+@lru_cache(maxsize=512)
+def plain_field(line: str) -> tuple[str, str] | None:
+    """The name, in lower case, and the value of a line of a head; None where it is not plain: printable ASCII, with a
+    value. Most lines of most heads are those of the head before, so each is taken apart once."""
+    found = _PLAIN_FIELD.fullmatch(line)
+    return (found[1].lower(), found[2]) if found is not None else None
+
+
 def request_head(
-    headers: Iterable[tuple[str, str]],
+    headers: Sequence[tuple[str, str]],
     *,
     path: str,
     address: Address,
@@ -58,21 +67,37 @@ def request_head(
     of ours (`x-nexus-`) never does.
     """
     ours = f"{_first_lines(address, path)}content-length: {length}\r\nx-request-id: {request_id}\r\n"
+    theirs = [_line_sent_on(entry) for entry in headers]
     if key is not None:
         ours += f"authorization: Bearer {key}\r\n"
-    theirs, named = [], ""
+    elif forwards_authorization(config):
+        theirs += [_line(entry) for entry in headers if entry[0] == "authorization" and _is_safe(entry[1])]
+    if None in theirs:
+        theirs = _less_named(headers, theirs)
+    return f"{ours}{''.join(theirs)}{_END}".encode("latin-1")  # type: ignore[arg-type]
+
+
+def _less_named(headers: Sequence[tuple[str, str]], lines: list[str | None]) -> list[str | None]:
+    """The lines without those that the client's Connection header names, which are meant for us alone."""
+    alone = {"connection"}
     for name, value in headers:
-        if not _goes_on(name):
-            if name == "connection" and value.lower() not in ("keep-alive", "close"):
-                named += f",{value.lower()}"
-            elif name != "authorization" or key is not None or not forwards_authorization(config):
-                continue
-        if _is_safe(value):
-            theirs.append((name, value))
-    if named:  # what the client names there is meant for us alone
-        alone = {"connection", *(token.strip() for token in named.split(","))}
-        theirs = [entry for entry in theirs if entry[0] not in alone]
-    return f"{ours}{''.join([f'{name}: {value}{_END}' for name, value in theirs])}{_END}".encode("latin-1")
+        if name == "connection":
+            alone.update(token.strip() for token in value.lower().split(","))
+    return [line for line in lines if line is not None and line.partition(":")[0] not in alone]
+
+
+@lru_cache(maxsize=512)
+def _line_sent_on(entry: tuple[str, str]) -> str | None:
+    """A client's header as a line for the backend, empty where it is not for it; None where it names others that are
+    not. An Authorization is looked at apart."""
+    name, value = entry
+    if name == "connection" and value.lower() not in ("keep-alive", "close"):
+        return None
+    return _line(entry) if _goes_on(name) and _is_safe(value) else ""
+
+
+def _line(entry: tuple[str, str]) -> str:
+    return f"{entry[0]}: {entry[1]}{_END}"
 
 
 @lru_cache(maxsize=1024)
@@ -80,16 +105,21 @@ def _first_lines(address: Address, path: str) -> str:
     return f"POST {address.prefix}{path} HTTP/1.1\r\nhost: {address.host_header}\r\naccept-encoding: identity\r\n"
 
 
-@lru_cache(maxsize=1024)
 def _goes_on(name: str) -> bool:
     """Whether a client's header (its name in lower case) is for the backend."""
     return name not in _NOT_SENT_ON and not name.startswith("x-nexus-") and _SAFE_NAME.fullmatch(name) is not None
 
 
-@lru_cache(maxsize=1024)
-def _comes_back(name: str) -> bool:
+@lru_cache(maxsize=512)
+def _comes_back(entry: tuple[str, str]) -> bool:
     """Whether a backend's header (its name in lower case) is for the client."""
-    return name not in _NOT_GIVEN_BACK and not name.startswith("x-nexus-") and _SAFE_NAME.fullmatch(name) is not None
+    name, value = entry
+    return (
+        name not in _NOT_GIVEN_BACK
+        and not name.startswith("x-nexus-")
+        and _SAFE_NAME.fullmatch(name) is not None
+        and _is_safe(value)
+    )
 
 
 def _is_safe(value: str) -> bool:
@@ -99,7 +129,7 @@ def _is_safe(value: str) -> bool:
 
 def answer_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """A backend's end-to-end headers, as the client gets them."""
-    return [entry for entry in headers if _comes_back(entry[0]) and _is_safe(entry[1])]
+    return [entry for entry in headers if _comes_back(entry)]
 
 
 def retry_after_s(headers: Iterable[tuple[str, str]], *, now: Callable[[], float] = time.time) -> float | None:

@@ -7,8 +7,11 @@ Transfer-Encoding, a coding other than `chunked`, a head without bounds (RFC 911
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from nexus.proxy.headers import plain_field
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
@@ -18,15 +21,17 @@ class MalformedAnswer(Exception):
     """The bytes are not an HTTP answer that can be trusted."""
 
 
-_PLAIN = re.compile(
-    rb"HTTP/1\.1 ([2-5]\d\d) [\x20-\x7e]*+\r\n"
-    rb"((?:[A-Za-z0-9-]++:[ \t]*+[\x21-\x7e][\x20-\x7e]*+\r\n){1,100}+)\r\n"
-)
-"""A head that leaves no question open."""
-_FIELDS = re.compile(r"([^:]+):[ \t]*([^\r]*[^\r \t])[ \t]*\r\n").findall
+_STATUS_LINE = re.compile(r"HTTP/1\.1 ([2-5]\d\d) [\x20-\x7e]*").fullmatch
 _PLAIN_HEAD_BYTES = 8 * 1024
 _LONGEST_SIZE = 10
 """Bytes of a chunk's size that are looked at, its line ending included."""
+
+
+@lru_cache(maxsize=64)
+def _plain_status(line: str) -> int:
+    """The status that a plain status line tells; 0 for one that is not plain, or whose answer has no body."""
+    found = _STATUS_LINE(line)
+    return int(found[1]) if found is not None and found[1] not in ("204", "304") else 0
 
 
 class AnswerReader:
@@ -35,6 +40,7 @@ class AnswerReader:
     def __init__(self) -> None:
         self.status = 0
         self.headers: list[tuple[str, str]] = []
+        self._fields: dict[str, str] = {}
         self.head_complete = False
         self.complete = False
         self._fault: str | None = None
@@ -75,28 +81,27 @@ class AnswerReader:
     def _read_plain(self, data: bytes) -> bool:
         """Read an answer that is here whole, with a plain head and its length given once; most are, and this is
         several times cheaper than the parser. Gives False, and has done nothing, for any other."""
-        found = _PLAIN.match(data)
-        if found is None or found.end() > _PLAIN_HEAD_BYTES:
+        end = data.find(b"\r\n\r\n", 0, _PLAIN_HEAD_BYTES)
+        if end < 0:
             return False
-        headers = [(name.lower(), value) for name, value in _FIELDS(found[2].decode("ascii"))]
+        lines = data[:end].decode("latin-1").split("\r\n")
+        status = _plain_status(lines[0])
+        headers = [field for line in lines[1:] if (field := plain_field(line)) is not None]
         fields = dict(headers)
-        if len(fields) != len(headers) or "transfer-encoding" in fields or "upgrade" in fields:
+        if not status or len(fields) != len(lines) - 1 or "transfer-encoding" in fields or "upgrade" in fields:
             return False
-        length, connection = fields.get("content-length", ""), fields.get("connection", "").lower()
+        length, connection = fields.get("content-length", ""), fields.get("connection")
         if (
             not length.isdigit()
             or len(length) > 15
-            or len(data) - found.end() != int(length)
-            or connection not in ("", "keep-alive")
+            or len(data) - end - 4 != int(length)
+            or (connection is not None and connection.lower() != "keep-alive")
         ):
             return False
-        status = int(found[1])
-        if status in (204, 304):
-            return False
-        self.status, self.headers = status, headers
+        self.status, self.headers, self._fields = status, headers, fields
         self.head_complete = self.complete = self._keep_alive = True
         if length != "0":
-            self._pieces.append(data[found.end() :])
+            self._pieces.append(data[end + 4 :])
         return True
 
     def whole_chunk(self, data: bytes) -> bytes | None:
@@ -134,7 +139,8 @@ class AnswerReader:
         return self.complete and not self._until_close and self._fault is None and self._keep_alive
 
     def header(self, name: str) -> str | None:
-        return next((value for key, value in self.headers if key == name), None)
+        """The value of a header by its name in lower case; of one that is given twice, the first."""
+        return self._fields.get(name)
 
     # What follows is called by the parser; an exception here would reach us wrapped, so faults are noted instead.
 
@@ -155,7 +161,7 @@ class AnswerReader:
         if 100 <= status < 200 and status != 101:
             self.headers.clear()
             return
-        self.status = status
+        self.status, self._fields = status, dict(reversed(self.headers))
         lengths = [value for key, value in self.headers if key == "content-length"]
         codings = [value.lower() for key, value in self.headers if key == "transfer-encoding"]
         if len(lengths) > 1:

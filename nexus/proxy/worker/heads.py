@@ -5,18 +5,12 @@ What is plain is narrower than what HTTP allows, on purpose: the shorter a way i
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from nexus.proxy.engine import ENDPOINTS, Endpoint
+from nexus.proxy.headers import plain_field
 
-_HEAD = re.compile(
-    rb"POST ([\x21-\x7e]++) HTTP/1\.1\r\n"
-    rb"((?:[A-Za-z0-9-]++:[ \t]*+[\x21-\x7e][\x20-\x7e]*+\r\n)++)\r\n"
-)
-_FIELDS = re.compile(r"([^:]+):[ \t]*([^\r]*[^\r \t])[ \t]*\r\n").findall
-_ENDPOINTS = {endpoint.path.encode(): endpoint for endpoint in ENDPOINTS}
+_ENDPOINTS = {f"POST {endpoint.path} HTTP/1.1": endpoint for endpoint in ENDPOINTS}
 _ONCE = ("host", "content-length", "content-type", "authorization", "connection", "x-request-id")
 _NOT_PLAIN = frozenset({"transfer-encoding", "expect", "upgrade", "te", "trailer", "proxy-connection", "keep-alive"})
 
@@ -37,37 +31,37 @@ class Limits(NamedTuple):
     fields: int
     field: int
     line: int
-    scheme_headers: Sequence[str] = ()
+    scheme_headers: frozenset[str] = frozenset()
 
 
 def read_plain_head(data: bytes, limits: Limits) -> PlainHead | None:
     """The head that `data` begins with; None where it is not complete, or not plain."""
-    found = _HEAD.match(data)
-    if found is None:
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
         return None
-    endpoint = _ENDPOINTS.get(found[1])
-    if endpoint is None:
+    lines = data[:end].decode("latin-1").split("\r\n")
+    endpoint = _ENDPOINTS.get(lines[0])
+    if endpoint is None or len(lines[0]) > limits.line or len(lines) - 1 > limits.fields:
         return None
-    block = found[2].decode("ascii")
-    headers = [(name.lower(), value) for name, value in _FIELDS(block)]
-    if len(headers) > limits.fields or found.start(2) - 2 > limits.line:
+    if end > limits.field and any(len(line) + 2 > limits.field for line in lines):
         return None
-    if len(block) > limits.field and any(len(line) + 2 > limits.field for line in block.split("\r\n")):
+    headers = [field for line in lines[1:] if (field := plain_field(line)) is not None]
+    if len(headers) != len(lines) - 1:
         return None
     fields = dict(headers)
-    seen = fields.keys()
     if len(fields) != len(headers):
         names = [name for name, _ in headers]
         if any(names.count(name) > 1 for name in (*_ONCE, *limits.scheme_headers)):
             return None
-    length, connection = fields.get("content-length", ""), fields.get("connection", "").lower()
+    length, connection = fields.get("content-length", ""), fields.get("connection")
     if (
         "host" not in fields
         or not length.isdigit()
         or len(length) > 12
-        or connection not in ("", "keep-alive", "close")
-        or not _NOT_PLAIN.isdisjoint(seen)
-        or sum(name in seen for name in limits.scheme_headers) > 1
+        or (connection is not None and connection.lower() not in ("keep-alive", "close"))
+        or not _NOT_PLAIN.isdisjoint(fields)
+        or len(limits.scheme_headers & fields.keys()) > 1
     ):
         return None
-    return PlainHead(endpoint, headers, int(length), found.end(), connection != "close")
+    keep_alive = connection is None or connection.lower() != "close"
+    return PlainHead(endpoint, headers, int(length), end + 4, keep_alive)
