@@ -140,6 +140,7 @@ CONFIG = """
 max_retries = 10
 [routing.fallbacks]
 "absent" = ["shared"]
+"hopeless" = ["lonely"]
 [queue]
 max_size = 2
 max_wait_seconds = 0.2
@@ -166,6 +167,7 @@ def mixed(number: int) -> Ask:
         chat("broken", "breaks", stream=True, max_tokens=9),
         chat("fallback", "absent", max_tokens=3),
         chat("told", "told"),
+        chat("exhausted", "hopeless"),
         chat("unknown", "nobody's"),
         chat("narrow", "narrow", max_tokens=3),
         Ask("embeddings", "/v1/embeddings", {"model": "shared", "input": "a"}),
@@ -233,6 +235,28 @@ def test_every_expression_gives_data(scraped):
         until(all_seen, within_s=40, every_s=0.5)
     except AssertionError:
         raise AssertionError(f"no data for {list(waiting)}") from None
+
+
+@pytest.mark.e2e
+def test_what_rules_look_at_is_there(scraped):
+    """Every selector of every rule, with its labels, finds series: a name or a value that is no longer ours would make
+    a rule silent for good."""
+    selectors = {
+        found[0]
+        for rule in RULES
+        for found in re.finditer(r"\b(?:nexus_|up\b|job:|job_\w+:)[\w:]*(?:\{[^}]*\})?", rule["expr"])
+    }
+    assert len(selectors) > 50
+    missing = set(selectors)
+
+    def all_found() -> bool:
+        missing.difference_update([each for each in missing if scraped.result(each)])
+        return not missing
+
+    try:
+        until(all_found, within_s=20, every_s=0.5)
+    except AssertionError:
+        raise AssertionError(f"no series for {sorted(missing)}") from None
 
 
 @pytest.mark.e2e

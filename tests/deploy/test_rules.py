@@ -12,7 +12,7 @@ import yaml
 from nexus.cli.main import cli
 from nexus.metrics.families import FAMILIES
 from tests.support.processes import ROOT
-from tests.support.prometheus import SHIPPED, seconds
+from tests.support.prometheus import SHIPPED, seconds, shortened
 
 RUNBOOKS = ROOT / "docs" / "runbooks"
 RULES = [
@@ -162,3 +162,11 @@ def test_families_of_runbooks_exist(page):
     for words in commands(page.read_text()):
         if words[1:3] == ["metrics", "get"]:
             assert f"nexus_{words[3]}" in names, " ".join(words)
+
+
+def test_times_are_made_shorter_and_nothing_else():
+    """What the tests with a real Prometheus run is what is shipped, but for its times."""
+    rule = "expr: avg_over_time(job:x:rate5m[1h]) * 3600 > 5\nfor: 2m\nscrape_interval: 15s\n"
+    assert shortened(rule, 60) == (
+        "expr: avg_over_time(job:x:rate5m[60000ms]) * 3600 > 5\nfor: 2000ms\nscrape_interval: 250ms\n"
+    )
