@@ -86,6 +86,7 @@ _BEFORE_THE_ANSWER = _rows(
     Fault(name="malformed_answer", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend's answer is not HTTP that can be trusted."),
     Fault(name="backend_5xx", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend answered 5xx."),
     Fault(name="error_event", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend's stream told of an error before any content."),
+    Fault(name="error_event_4xx", status=400, error_type="invalid_request", meaning="The backend's stream told before any content that it finds fault with the request."),
     Fault(name="backend_busy", status=None, error_type="rate_limited", retry=True, again=True, blame=Blame.BUSY, meaning="The backend answered 408 or 429, or 503 with a Retry-After; the client gets that answer where no other backend can serve."),
     Fault(name="backend_limits_client", status=None, error_type="rate_limited", retry=True, meaning="The backend answered 429 to the client's own Authorization; the client gets that answer where no other backend can serve."),
     Fault(name="backend_refused_key", status=None, error_type="upstream_auth", retry=True, blame=Blame.GATEWAY, meaning="The backend answered 401 or 403 to the gateway's key; the client gets that answer where no other backend can serve."),

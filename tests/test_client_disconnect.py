@@ -81,6 +81,20 @@ def test_bytes_sent_ahead_are_no_sign_of_leaving(gateway, slow):
     assert answer.endswith(b"ok\n")
 
 
+@pytest.mark.parametrize("headers", ["x-demo-fault: delay=60\r\n", "x-demo-fault: delay=60\r\nkeep-alive: 5\r\n"])
+def test_client_that_leaves_after_bytes_sent_ahead(gateway, slow, headers):
+    """On the short way and on gunicorn's."""
+    before = gone(gateway)
+    sock = send(gateway, stream=False, headers=headers)
+    until(lambda: slow.tally()["open"] == 1)
+    sock.sendall(b"\r\n")
+    time.sleep(0.2)  # more than once it is looked at, and has not left
+    assert slow.tally()["open"] == 1
+    sock.close()
+    until(lambda: slow.tally()["open"] == 0, within_s=2)
+    until(lambda: gone(gateway) == before + 1)
+
+
 CLIENTS = 1000
 AT_ONCE = 200
 CAPACITY = 60

@@ -94,6 +94,7 @@ ELSEWHERE = {
     "routing/test_router.py": {"no_backend", "no_healthy_backend", "fallback_exhausted"},
     "below": {"stream_reset", "stream_truncated", "stream_error", "stream_idle", "stream_deadline",
               "backend_refused_client", "backend_limits_client", "out_of_time"},
+    "test_streams.py": {"error_event_4xx"},
     "test_lifecycle.py": {"shutdown", "stopping"},
     "web/test_views.py": {"internal"},
 }  # fmt: skip
@@ -386,6 +387,12 @@ def test_what_the_client_is_told_about_trying_again(fleet):
     status, headers, content = urllib_request(workers, "only", {})
     assert (status, headers["retry-after"]) == (429, "7"), "it is not worth waiting for here; the client is told when"
     assert json.loads(content)["error"]["code"] == "demo_fault"
+    workers.publish(CONFIG, fleet_of(first.url, second.url))
+    first.fault("status=429")
+    status, headers, _ = urllib_request(workers, "only", {})
+    assert (status, headers["retry-after"]) == (429, "1"), (
+        "where the backend does not say, for as long as it is left alone"
+    )
     first.fault("")
 
 

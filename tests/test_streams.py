@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import http.client
 import json
 import random
@@ -140,6 +141,58 @@ def test_a_backend_that_refuses_to_be_asked(gateway, replay):
     assert changes == {"nexus_upstream_attempts_total": 5, "nexus_retries_total": 2}, "as many as it was asked"
 
 
+def test_a_backend_that_comes_to_refuse_to_be_asked(gateway, replay):
+    """Another server may stand at its address by now; a client's own mistake is still told at once."""
+    gateway.publish(CONFIG, [backend("new", replay.url, "refuses", "learn")])
+    good = in_packets(RECORDINGS[1].data, 10_000)
+    refusal = whole(400, {"error": {"message": "stream_options: extra fields not permitted"}})
+    replay.asked.clear()
+    replay.scripts["refuses"] = good
+    assert stream(gateway, "refuses")[0] == 200
+    replay.scripts["learn"] = whole(400, {"error": {"message": "bad"}})
+    status, content = stream(gateway, "learn")
+    assert (status, json.loads(content)["error"]["message"]) == (400, "bad")
+    replay.scripts["refuses"] = lambda body, sock: (refusal if "stream_options" in body else good)(body, sock)
+    assert stream(gateway, "refuses") == (200, RECORDINGS[1].data)
+    assert stream(gateway, "refuses") == (200, RECORDINGS[1].data)
+    assert ["stream_options" in body for body in replay.asked] == [True, True, True, False, False]
+
+
+def test_a_refusal_to_be_asked_is_no_time_of_the_gateways(gateway, replay):
+    gateway.publish(CONFIG, [backend("coy", replay.url, "refuses")])
+    good = in_packets(RECORDINGS[1].data, 10_000)
+    refusal = whole(400, {"error": {"message": "stream_options: extra fields not permitted"}})
+
+    def answer(body, sock: socket.socket) -> None:
+        time.sleep(0.5)
+        (refusal if "stream_options" in body else good)(body, sock)
+
+    replay.scripts["refuses"] = answer
+    before = gateway.settled()
+    assert stream(gateway, "refuses")[0] == 200
+    overhead = "nexus_gateway_overhead_seconds_sum"
+    assert 0 < gateway.settled().value(overhead, phase="before") - before.value(overhead, phase="before") < 0.25
+
+
+def test_a_refusal_within_a_stream_is_the_clients(gateway, replay):
+    """It is tried nowhere else and speaks against no backend, however often; as a status of 400 would."""
+    error = {"message": "This model's maximum context length is 4096 tokens", "type": "BadRequestError", "code": 400}
+    event = b"data: " + json.dumps({"error": error}).encode() + b"\n\ndata: [DONE]\n\n"
+    replay.scripts["refuses"] = in_packets(event, 10_000)
+    replay.asked.clear()
+    names = ["a", "b"]
+    gateway.publish(
+        Config(circuit_breaker=CircuitBreaker(failures=2)), [backend(n, replay.url, "refuses") for n in names]
+    )
+    for _ in range(6):
+        status, content = stream(gateway, "refuses")
+        assert (status, json.loads(content)["error"]["code"]) == (400, "error_event_4xx")
+        assert error["message"] in json.loads(content)["error"]["message"]
+    assert len(replay.asked) == 6
+    circuits = {entry["name"]: entry["circuit"] for entry in gateway.stats()["backends"]}
+    assert [circuits[name] for name in names] == ["closed", "closed"]
+
+
 def test_the_limit_for_the_first_content_is_that_for_the_first_byte(gateway, replay):
     """Not that for silences within the stream; and neither a head nor a role ends it."""
     role, word = (
@@ -162,6 +215,52 @@ def test_the_limit_for_the_first_content_is_that_for_the_first_byte(gateway, rep
     status, content = stream(gateway, "prefill")
     assert (status, json.loads(content)["error"]["code"]) == (504, "first_byte_timeout")
     assert time.monotonic() - began < 0.75
+
+
+@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize(("end", "code"), [(b"", "stream_reset"), (b"0\r\n\r\n", "stream_truncated")])
+@pytest.mark.parametrize("length", [40, 100_000])
+def test_a_stream_that_breaks_off_within_an_event(gateway, replay, asks, end, code, length):
+    """The error is an event of its own, whatever of the broken one has gone on."""
+    event = b'data: {"choices":[{"delta":{"content":"' + b"x" * 200_000 + b'"}}]}\n\n'
+    said = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+
+    def send(_, sock: socket.socket) -> None:
+        sock.sendall(HEAD + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n")
+        for part in (said, event[:length]):
+            sock.sendall(b"%x\r\n%b\r\n" % (len(part), part))
+            time.sleep(0.05)
+        sock.sendall(end)
+
+    replay.scripts["broken"] = send
+    gateway.publish(CONFIG, [backend("up", replay.url, "broken")])
+    status, content = stream(gateway, "broken", **({"stream_options": {"include_usage": True}} if asks else {}))
+    assert status == 200
+    first, *broken, last = content.removesuffix(b"\n\n").split(b"\n\n")
+    assert first + b"\n\n" == said
+    assert broken == ([] if length < 1000 else [event[:length]])
+    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == code
+
+
+def test_the_silence_that_ends_a_stream_is_its_longest(gateway, replay):
+    said = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+    asked_on = threading.Event()
+
+    def send(_, sock: socket.socket) -> None:
+        sock.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(said), said))
+        asked_on.wait(10)
+
+    replay.scripts["silent"] = send
+    gateway.publish(CONFIG, [backend("up", replay.url, "silent", idle_timeout_seconds=0.4)])
+    gap = "nexus_stream_longest_gap_seconds"
+    before = gateway.settled()
+    assert b"stream_idle" in stream(gateway, "silent")[1]
+    asked_on.set()
+    changes = {
+        key[0]: change for key, change in moved(before, gateway.settled(), (f"{gap}_sum", f"{gap}_count")).items()
+    }
+    assert changes[f"{gap}_count"] == 1
+    assert 0.35 < changes[f"{gap}_sum"] < 2
 
 
 def test_an_event_that_cannot_be_understood_breaks_nothing(gateway, replay):
@@ -203,6 +302,21 @@ def test_a_client_that_closes_at_done_has_all_it_asked_for(gateway, replay):
     assert after.total("nexus_requests_total", model="at_done") == 1
 
 
+def test_an_encoded_stream_goes_on_whole(gateway, replay):
+    """Some backends compress whatever they are asked; the client is told, and can decode it."""
+    gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
+    content = gzip.compress(RECORDINGS[1].data)
+
+    def send(_, sock: socket.socket) -> None:
+        head = HEAD + b"content-encoding: gzip\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+        sock.sendall(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content))
+
+    replay.scripts["whole"] = send
+    before = gateway.settled()
+    assert stream(gateway, "whole") == (200, content)
+    assert flat(before, gateway.settled()) == {"requests_total{up,whole,200}": 1, "usage_total{none}": 1}
+
+
 def test_whole_answers(gateway, replay):
     gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
     usage = {"prompt_tokens": 7, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 3}}
@@ -218,6 +332,30 @@ def test_whole_answers(gateway, replay):
         "tokens_total_sum{up,whole,prompt}": 7,
         "token_details_total{up,whole,cached}": 3,
     }
+
+
+def test_a_backend_that_tells_nonsense_is_counted_all_the_same(gateway, replay):
+    """What cannot be a count of tokens moves no series of them; the request is recorded as any other."""
+    gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
+    before = gateway.settled()
+    replay.scripts["whole"] = whole(200, {"usage": {"prompt_tokens": 10**400, "completion_tokens": -3}})
+    assert stream(gateway, "whole")[0] == 200
+    event = b'data: {"choices":[{"delta":{"content":"x"}}],"usage":{}}\n\n'
+    replay.scripts["whole"] = in_packets(2 * event + b"data: [DONE]\n\n", 10_000)
+    assert stream(gateway, "whole")[0] == 200
+    after = gateway.settled()
+    changes = flat(before, after)
+    assert {name: change for name, change in changes.items() if "gap" not in name} == {
+        "requests_total{up,whole,200}": 2,
+        "usage_total{none}": 1,
+        "usage_total{counted}": 1,
+        "stream_ends_total{up,complete}": 1,
+        "stream_events_total{up,whole}": 2,
+        "tokens_total_sum{up,whole,completion}": 2,
+        "time_to_first_token_seconds_count{up,whole}": 1,
+        "time_per_output_token_seconds_count{up,events,whole}": 1,
+    }
+    assert after.value("nexus_accounting_imbalance") == 0
 
 
 def test_tokens_of_a_client_that_leaves_are_counted(gateway, replay):
@@ -490,6 +628,32 @@ def test_comments_while_it_waits(tmp_path: Path):
             scrape = until(lambda: (s := workers.settled()).total("nexus_requests_total") == 4 and s)
             assert scrape.total("nexus_requests_total", model="sick") == 2
             assert scrape.value("nexus_accounting_imbalance") == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"<html>\r\nno\r\n</html>", "<html>\r\nno\r\n</html>"),
+        (b'{\n "detail": "no"\n}', '{\n "detail": "no"\n}'),
+        (b'{\n "error": {"message": "no"}\n}', "no"),
+    ],
+)
+def test_a_backends_own_refusal_after_comments(gateway, replay, answer, message):
+    """Whatever form it has, the client's library is told of an error."""
+
+    def refuse(_, sock: socket.socket) -> None:
+        time.sleep(0.4)
+        sock.sendall(b"HTTP/1.1 404 X\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (len(answer), answer))
+
+    replay.scripts["gone"] = refuse
+    gateway.publish(Config(server=Server(stream_keepalive_seconds=0.1)), [backend("up", replay.url, "gone")])
+    before = gateway.settled()
+    status, content = stream(gateway, "gone")
+    assert status == 200
+    *comments, event = content.strip().split(b"\n\n")
+    assert set(comments) == {b": waiting"}
+    assert json.loads(event.removeprefix(b"data: "))["error"]["message"] == message
+    assert flat(before, gateway.settled()) == {"requests_total{up,gone,404}": 1}
 
 
 def test_at_a_stop_streams_are_told(tmp_path: Path):

@@ -25,7 +25,7 @@ class Attempt:
     """Uses a place at a backend, and gives it back with `end()`.
 
     `sent_at` and `answered_at` are when the request began to be sent, and when the whole answer, or the first content
-    of a stream, was there.
+    of a stream, was there; `refused_s` is how long the backend took before that to refuse to be asked for the usage.
     """
 
     def __init__(self, engine: Engine, request: Request, place: Place, *, timeout_s: float, request_id: str) -> None:
@@ -42,11 +42,12 @@ class Attempt:
         self._timeout_s = config.total_timeout_seconds or timeout_s
         self._deadline: float | None = request.received + self._timeout_s
         self._connection: Connection | None = None
+        self._content: bytes | None = None
         self._held: list[bytes] = []
         self._ended = False
         self.usage_asked = False
         self.stream: Stream | None = None
-        self.sent_at = self.answered_at = 0.0
+        self.sent_at = self.answered_at = self.refused_s = 0.0
 
     @property
     def status(self) -> int:
@@ -74,7 +75,11 @@ class Attempt:
 
     @property
     def event_stream(self) -> bool:
-        return (self._open.answer.header("content-type") or "").lower().startswith("text/event-stream")
+        """Whether the answer is a stream that can be read. One that is encoded, though we asked for none, cannot: it
+        goes on whole, for the client to decode."""
+        answer = self._open.answer
+        encoded = (answer.header("content-encoding") or "identity").lower() != "identity"
+        return not encoded and (answer.header("content-type") or "").lower().startswith("text/event-stream")
 
     @property
     def _open(self) -> Connection:
@@ -85,7 +90,8 @@ class Attempt:
         """Send the request and read the head of the answer.
 
         With `ask_usage` it is made to ask for the usage of its stream. A backend that refuses the request then is asked
-        as the client asked, and where that is what it wanted it is remembered, for the whole host. Raises
+        as the client asked, and where that is what it wanted it is remembered, for the whole host. One that once took
+        it may be another server by now: then its refusal is taken for that only where it says so. Raises
         `RequestFailed`.
         """
         circuits, column = self._engine.circuits, self._backend.column
@@ -95,9 +101,11 @@ class Attempt:
             return
         self.usage_asked = True
         self._send(path, with_usage_asked(body))
-        if known is None and self.status in (400, 422):
+        if self.status in (400, 422) and (known is None or _speaks_of_it(self.read_all())):
             self.read_all()
+            self.refused_s = self._engine.clock() - self.sent_at
             self._engine.connections.give_back(self._address, self._open, self._backend.config.keepalive_seconds)
+            self._connection = self._content = None
             self._engine.recorder.attempt_repeated(self._backend.label, "invalid_request")
             self.usage_asked = False
             self._send(path, body)
@@ -208,11 +216,13 @@ class Attempt:
 
     def read_all(self) -> bytes:
         """The whole body."""
-        pieces = []
-        while data := self._more("idle_timeout", self._idle_s):
-            pieces.append(data)
-        self.answered_at = self._engine.clock()
-        return b"".join(pieces)
+        if self._content is None:
+            pieces = []
+            while data := self._more("idle_timeout", self._idle_s):
+                pieces.append(data)
+            self.answered_at = self._engine.clock()
+            self._content = b"".join(pieces)
+        return self._content
 
     def await_content(self) -> Stream:
         """Read a stream up to its first content, so that until then another backend can still be tried."""
@@ -228,7 +238,8 @@ class Attempt:
                 if stream.error is None and not stream.content:
                     raise self._lost("before any content")
             if stream.error is not None:
-                raise RequestFailed("error_event", f"Backend {self._backend.name}: {stream.error}")
+                fault = "error_event_4xx" if stream.refused else "error_event"
+                raise RequestFailed(fault, f"Backend {self._backend.name}: {stream.error}")
         self.answered_at = self._engine.clock()
         if self._backend.config.total_timeout_seconds is None:
             self._deadline = None
@@ -272,7 +283,8 @@ class Attempt:
         if stream.error is not None:
             return rest, StreamError(stream.error)
         if not stream.finished:
-            return rest, RequestFailed("stream_truncated", f"The stream from backend {name} ended before its end.")
+            # What came without its end would garble the error that follows, and clients are to discard it.
+            return b"", RequestFailed("stream_truncated", f"The stream from backend {name} ended before its end.")
         return rest, None
 
     def broken(self) -> RequestFailed:
@@ -310,6 +322,10 @@ class Attempt:
         if self._connection is not None:
             self._engine.connections.give_back(self._address, self._connection, self._backend.config.keepalive_seconds)
         self._place.leave(fault, retry_after_s=retry_after_s)
+
+
+def _speaks_of_it(refusal: bytes) -> bool:
+    return b"stream_options" in refusal or b"include_usage" in refusal
 
 
 class StreamError(RequestFailed):

@@ -29,7 +29,7 @@ class Watch:
         Raises `ClientGone` when the client closes meanwhile, `TimeoutError` when the time is over; with no `fd`, that
         is all there is to wait for. Bytes that the client sends ahead are no sign that it left.
         """
-        client = self._client
+        client, ahead = self._client, False
         poller = select.poll()
         if fd is not None:
             poller.register(fd, event)
@@ -37,14 +37,17 @@ class Watch:
             poller.register(client, select.POLLIN)
         deadline = time.monotonic() + timeout_s
         while True:
-            ready = {found for found, _ in poller.poll(max(deadline - time.monotonic(), 0) * 1000)}
-            if not ready:
-                raise TimeoutError
-            if client is not None and client.fileno() in ready:
-                if is_gone(client):
+            left_s = max(deadline - time.monotonic(), 0)
+            pause_s = min(left_s, LOOK_EVERY_S) if ahead else left_s
+            ready = {found for found, _ in poller.poll(pause_s * 1000)}
+            if client is not None and (ahead or client.fileno() in ready):
+                if has_left(client) if ahead else is_gone(client):
                     raise ClientGone
-                poller.unregister(client)
-                client = None
+                if not ahead:
+                    ahead = True
+                    poller.unregister(client)
+            if not ready and pause_s == left_s:
+                raise TimeoutError
             if fd in ready:
                 return
 
@@ -79,6 +82,11 @@ class Request:
         return self._fields.get(name)
 
 
+_ENDED = (7, 8)  # TCP_CLOSE, TCP_CLOSE_WAIT
+LOOK_EVERY_S = 0.05
+"""How often a client is looked at that has sent bytes ahead: it is readable then, and says no more by that."""
+
+
 def watchable(connection: object) -> socket.socket | None:
     """The client's socket where it can be looked at without reading from it; under TLS it cannot."""
     if isinstance(connection, socket.socket) and not isinstance(connection, ssl.SSLSocket):
@@ -92,3 +100,11 @@ def is_gone(client: socket.socket) -> bool:
         return client.recv(1, socket.MSG_PEEK) == b""
     except OSError:
         return True
+
+
+def has_left(client: socket.socket) -> bool:
+    """Whether a client has closed, though bytes of its are still to be read; never, where only TCP could tell."""
+    try:
+        return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _ENDED
+    except OSError:
+        return False

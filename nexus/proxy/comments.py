@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from nexus.errors import error_body
 from nexus.proxy.client import Stopping
 from nexus.proxy.engine import Answer
 
 _COMMENT = b": waiting\n\n"
+_MOST_TOLD = 1000
+"""Bytes of an answer that are told as a message."""
 
 
 def answer_with_comments(
@@ -89,7 +92,7 @@ class CommentedBody:
             return
         content = b"".join(answer.body)
         if content:
-            yield b"data: " + _in_one_line(content) + b"\n\n"
+            yield b"data: " + _event_data(content, answer.status) + b"\n\n"
         if answer.status < 300:
             yield b"data: [DONE]\n\n"
 
@@ -108,12 +111,16 @@ class CommentedBody:
         self._waited.abandon()
 
 
-def _in_one_line(content: bytes) -> bytes:
-    """JSON without line breaks, as an event's data needs it; what is not JSON with its line breaks as spaces."""
+def _event_data(content: bytes, status: int) -> bytes:
+    """JSON without line breaks, as an event's data needs it; a failure not told in OpenAI's form is put in it."""
     try:
-        return msgspec.json.format(content, indent=-1)
-    except msgspec.DecodeError:
-        return b" ".join(content.splitlines())
+        data = msgspec.json.decode(content)
+        if status < 300 or (isinstance(data, dict) and data.get("error")):
+            return msgspec.json.format(content, indent=-1)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        if status < 300:
+            return b" ".join(content.splitlines())
+    return error_body(content[:_MOST_TOLD].decode(errors="replace"), status=status, code=None)
 
 
 def _close(answer: Answer) -> None:

@@ -16,6 +16,7 @@ from nexus.config import BackendConfig
 from nexus.errors import RequestFailed
 from nexus.proxy.client import ClientGone, Watch
 from nexus.proxy.http1 import AnswerReader
+from nexus.proxy.names import Names
 
 READ_SIZE = 64 * 1024
 _SWEEP_EVERY_S = 1.0
@@ -85,8 +86,9 @@ class Connection:
 class Connections:
     """Idle connections by address. Safe from any greenlet or thread: a deque's pop and append are atomic."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], names: Names | None = None) -> None:
         self._clock = clock
+        self._names = names or Names()
         self._idle: dict[Address, deque[Connection]] = {}
         self._tls = ssl.create_default_context()
         self._sweep_at = 0.0
@@ -111,7 +113,9 @@ class Connections:
     def _connect(self, address: Address, config: BackendConfig, watch: Watch) -> Connection:
         deadline = self._clock() + config.connect_timeout_seconds
         try:
-            found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            found = self._names.find(address.host, address.port, watch, deadline - self._clock())
+        except TimeoutError as error:
+            raise RequestFailed("connect_timeout", f"Backend {config.name}: its name was not found in time.") from error
         except (socket.gaierror, UnicodeError) as error:
             raise RequestFailed("dns_failed", f"Backend {config.name}: its name is not known.") from error
         failure: Exception | None = None

@@ -314,7 +314,7 @@ class Exchange:
 
     def _time_overhead(self, attempt: Attempt) -> None:
         """Before: from the head to the sending, less what was waited for; after: from the answer to now."""
-        self._before_s = max(0.0, attempt.sent_at - self._began - self._waited_s)
+        self._before_s = max(0.0, attempt.sent_at - self._began - self._waited_s - attempt.refused_s)
         self._after_s = self.engine.clock() - attempt.answered_at
 
     def tell_first_token(self, at: float) -> None:
@@ -326,7 +326,10 @@ class Exchange:
     def _refuse(self, failure: RequestFailed) -> Answer:
         if failure.passed_on is not None and failure.fault.status is None:
             passed = failure.passed_on
-            return self._whole(passed.status, self._headers(self.choice) + passed.headers, passed.body, failure.fault)
+            headers = self._headers(self.choice) + passed.headers
+            if failure.fault.blame is Blame.BUSY and failure.retry_after_s is None:
+                headers.append(("retry-after", "1"))  # for so long it counts as busy here
+            return self._whole(passed.status, headers, passed.body, failure.fault)
         status = failure.fault.status or 502
         content = error_body(
             failure.message, status=status, code=failure.fault.code, param=failure.param, context=failure.context

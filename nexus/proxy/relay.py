@@ -77,10 +77,12 @@ class StreamBody:
 
     def fail(self, failure: RequestFailed) -> bytes:
         """The stream ends here; gives the event that tells the client."""
+        self._stream.failed()
         self._end(failure.fault)
         if isinstance(failure, StreamError):
             return b""  # the client has seen it
-        return error_event(failure.message, failure.fault)
+        ended = b"\n\n" if self._stream.within_event else b""
+        return ended + error_event(failure.message, failure.fault)
 
     def stop(self) -> bytes:
         """The gateway ends it; gives the event that tells the client."""

@@ -1,7 +1,7 @@
 """One stream on its way from a backend to a client: what it says of itself, and when. No I/O.
 
-The bytes go on as they came. Only an event that tells the usage to a client which did not ask for it is left out; to
-know which bytes are its own, such a stream goes on in whole events.
+The bytes go on as they came, in whole events: one that breaks off never reaches the client, who could not read the
+error that is told after it. Only an event that tells the usage to a client which did not ask for it is left out.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Any
 
 import msgspec
 
+from nexus.errors import FAULTS, fault_of_answer
 from nexus.proxy.sse import Event, EventReader
 from nexus.proxy.usage import Usage, usage_in
 
 _CONTENT_KEYS = ("content", "reasoning_content", "reasoning", "tool_calls", "function_call", "refusal", "audio")
 _LONGEST_HELD = 64 * 1024
-"""An event that is longer is not the one with the usage: its bytes go on before it is complete."""
+"""An event that is longer goes on before it is complete; it is not the one with the usage."""
 
 
 class _Fields(msgspec.Struct):
@@ -25,6 +26,7 @@ class _Fields(msgspec.Struct):
     error: Any = None
     object: Any = None
     message: Any = None
+    code: Any = None
     choices: list[Any] | None = None
 
 
@@ -47,6 +49,7 @@ class Stream:
         self._last: deque[bytes] = deque(maxlen=3)
         self.usage: Usage | None = None
         self.error: str | None = None
+        self.refused = False
         self.content = False
         self.done = False
         self.events = 0
@@ -67,13 +70,7 @@ class Stream:
                 self._last.append(piece)
                 return piece
         self.last_at = now
-        events = self._reader.feed(piece)
-        if not self._hide_usage:
-            for event in events:
-                if event.data is not None:
-                    self._look(event.data, event.kind)
-            return piece
-        return self._less_usage(events)
+        return self._whole_events(self._reader.feed(piece))
 
     def _is_plain(self, piece: bytes) -> bool:
         """Whether this is one whole event with a piece of the answer and nothing else to tell, as nearly all are."""
@@ -88,15 +85,21 @@ class Stream:
             and self._reader.between_events
         )
 
+    def failed(self) -> None:
+        """It ends here, not by itself: the silence that went before is one as any other."""
+        if self.first_token_at:
+            self.longest_gap_s = max(self.longest_gap_s, self.quiet_s())
+
     def quiet_s(self) -> float:
         """For how long nothing has come."""
         return self._clock() - self.last_at
 
-    def _less_usage(self, events: list[Event]) -> bytes:
+    def _whole_events(self, events: list[Event]) -> bytes:
         kept = []
         for event in events:
             if not event.tail:
-                self._hidden = event.data is not None and self._look(event.data, event.kind)
+                only_usage = event.data is not None and self._look(event.data, event.kind)
+                self._hidden = only_usage and self._hide_usage
             if self._passed_on:
                 kept.append(event.raw[self._passed_on :])  # its beginning has gone on already
                 self._passed_on = 0
@@ -113,8 +116,13 @@ class Stream:
         event = self._reader.rest()
         if event is None:
             return b""
-        hidden = event.data is not None and self._look(event.data, event.kind)
-        return b"" if hidden or not self._hide_usage else event.raw[self._passed_on :]
+        only_usage = event.data is not None and self._look(event.data, event.kind)
+        return b"" if only_usage and self._hide_usage else event.raw[self._passed_on :]
+
+    @property
+    def within_event(self) -> bool:
+        """Whether the client has the beginning of an event whose end has not come."""
+        return self._passed_on > 0
 
     @property
     def finished(self) -> bool:
@@ -131,6 +139,8 @@ class Stream:
         if data == b"[DONE]":
             self.done = self.content = True
             return False
+        if not data or data.isspace():
+            return False  # a sign of life
         self.events += 1
         self._last.append(b"data: " + data)
         if self.first_token_at and kind != b"error" and not _tells(data):
@@ -150,6 +160,7 @@ class Stream:
             told = fields.error or fields.message
             message = told.get("message") if isinstance(told, dict) else told
             self.error = str(message or "no message")[:500]
+            self.refused = _is_refusal(told if isinstance(told, dict) else {"code": fields.code})
             return False
         usage = usage_in(fields.usage) if fields.usage != b"null" else None
         if usage is not None:
@@ -175,6 +186,15 @@ def _tells(data: bytes) -> bool:
     if b'"error"' in data:
         return True
     return b'"usage"' in data and b'"usage":null' not in data and b'"usage": null' not in data
+
+
+def _is_refusal(error: dict[str, Any]) -> bool:
+    """Whether an error told within a stream finds fault with the request, as an answer of 400 would: by its code where
+    that is a status, else by OpenAI's type."""
+    code = str(error.get("code"))
+    if code.isdecimal() and len(code) == 3:
+        return fault_of_answer(int(code)) is FAULTS["backend_4xx"]
+    return error.get("type") == "invalid_request_error"
 
 
 def _has_token(choice: dict[str, Any]) -> bool:

@@ -16,16 +16,11 @@ class Usage(msgspec.Struct):
     reasoning_tokens: int | None = None
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-
-
 class _Told(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    completion_tokens_details: _Details | None = None
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
+    prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
 
 
 class _Answer(msgspec.Struct):
@@ -40,19 +35,37 @@ class _Asking(msgspec.Struct):
     stream_options: msgspec.Raw = msgspec.Raw(b"null")
 
 
+_MOST = 1 << 53
+"""The figures are doubles: up to here they count exactly."""
+
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_told = msgspec.json.Decoder(_Told).decode
 _decode_asking = msgspec.json.Decoder(_Asking).decode
 _decode_options = msgspec.json.Decoder(_Options).decode
 
 
-def _usage(told: _Told) -> Usage:
+def _usage(told: _Told) -> Usage | None:
+    """What is told in OpenAI's form, each figure by itself; None where neither count is."""
+    prompt, completion = _count(told.prompt_tokens), _count(told.completion_tokens)
+    if prompt is None and completion is None:
+        return None
     return Usage(
-        prompt_tokens=told.prompt_tokens,
-        completion_tokens=told.completion_tokens,
-        cached_tokens=told.prompt_tokens_details.cached_tokens if told.prompt_tokens_details else None,
-        reasoning_tokens=told.completion_tokens_details.reasoning_tokens if told.completion_tokens_details else None,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_tokens=_detail(told.prompt_tokens_details, "cached_tokens"),
+        reasoning_tokens=_detail(told.completion_tokens_details, "reasoning_tokens"),
     )
+
+
+def _detail(details: Any, name: str) -> int | None:
+    return _count(details.get(name)) if isinstance(details, dict) else None
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens; None for what no counter could take: below nothing, no whole number, or beyond a double."""
+    if type(value) not in (int, float) or not 0 <= value <= _MOST or value != int(value):
+        return None
+    return int(value)
 
 
 def usage_of(answer: bytes) -> Usage | None:

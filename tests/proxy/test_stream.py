@@ -66,6 +66,18 @@ def test_a_large_event_is_not_held_until_it_is_whole(size):
 
 
 @pytest.mark.parametrize("hide_usage", [False, True])
+def test_an_event_goes_on_when_it_is_whole(hide_usage):
+    """What breaks off within one leaves nothing at the client that the error after it would be glued to."""
+    stream = Stream(clock=lambda: 1.0, hide_usage=hide_usage)
+    whole = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+    assert stream.take(whole + whole[:30]) == whole
+    assert stream.take(whole[30:] + b"data: {") == whole
+    assert not stream.within_event
+    assert stream.take(b"x" * 100_000) == b"data: {" + b"x" * 100_000
+    assert stream.within_event
+
+
+@pytest.mark.parametrize("hide_usage", [False, True])
 def test_an_endless_event_is_not_kept(hide_usage):
     """It goes on as it came, and what is kept of it is bounded."""
     stream = Stream(clock=lambda: 1.0, hide_usage=hide_usage)
@@ -106,6 +118,8 @@ def test_times():
         ('{"choices":[]}', False, False),
         ('{"choices":[{"delta":{},"finish_reason":"stop"}]}', True, False),
         ("[DONE]", True, False),
+        ("", False, False),
+        (" ", False, False),
         ('{"choices":[{"delta":{"reasoning":"hm"}}]}', True, True),
         ('{"choices":[{"delta":{"audio":{"id":"a"}}}]}', True, True),
         ('{"type":"response.created"}', True, True),
@@ -123,3 +137,23 @@ def test_error_before_content(error):
     stream = Stream(clock=lambda: 1.0, hide_usage=True)
     stream.take(f"data: {error}\n\n".encode())
     assert (stream.error, stream.content) == ("no", False)
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        ('{"error":{"message":"no","code":400,"type":"BadRequestError"}}', True),
+        ('{"object":"error","message":"no","code":422}', True),
+        ('{"error":{"message":"no","code":"context_length_exceeded","type":"invalid_request_error"}}', True),
+        ('{"error":{"message":"no","code":"400"}}', True),
+        ('{"error":{"message":"no","code":500,"type":"invalid_request_error"}}', False),
+        ('{"error":{"message":"no","code":429}}', False),
+        ('{"error":{"message":"no","code":401}}', False),
+        ('{"error":{"message":"no","code":{}}}', False),
+        ('{"error":"no"}', False),
+    ],
+)
+def test_whose_error_it_is(error, refused):
+    stream = Stream(clock=lambda: 1.0, hide_usage=True)
+    stream.take(f"data: {error}\n\n".encode())
+    assert (stream.error, stream.refused) == ("no", refused)

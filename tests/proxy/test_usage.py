@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.proxy.usage import Usage, asks_for_usage, usage_of, with_usage_asked
+from nexus.proxy.usage import Usage, asks_for_usage, usage_in, usage_of, with_usage_asked
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=20),
@@ -53,3 +53,22 @@ def test_usage_of_a_whole_answer():
     assert usage_of(b'{"usage": null}') is None
     assert usage_of(b'{"usage": "odd"}') is None
     assert usage_of(b"{}") is None
+
+
+@pytest.mark.parametrize(
+    ("told", "usage"),
+    [
+        ({"prompt_tokens": 3, "completion_tokens": -1}, Usage(3, None)),
+        ({"prompt_tokens": 10**400, "completion_tokens": 5}, Usage(None, 5)),
+        ({"prompt_tokens": 3.0, "completion_tokens": 2.5}, Usage(3, None)),
+        ({"prompt_tokens": True, "completion_tokens": "5"}, None),
+        ({"prompt_tokens": 3, "prompt_tokens_details": [], "completion_tokens_details": "x"}, Usage(3)),
+        ({"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": -1}}, Usage(3)),
+        ({"total_tokens": 8}, None),
+        ({}, None),
+    ],
+)
+def test_a_figure_that_is_no_count_is_not_told(told, usage):
+    """A counter that went down, or a sum that overflowed, would be wrong for as long as the gateway runs."""
+    assert usage_of(json.dumps({"usage": told}).encode()) == usage
+    assert usage_in(json.dumps(told).encode()) == usage

@@ -13,7 +13,7 @@ import gevent
 import gevent.socket
 from gevent.hub import get_hub
 
-from nexus.proxy.client import ClientGone, Watch, is_gone
+from nexus.proxy.client import LOOK_EVERY_S, ClientGone, Watch, has_left, is_gone
 from nexus.proxy.connections import READ_SIZE
 from nexus.proxy.relay import StreamBody, chunk
 
@@ -64,6 +64,7 @@ class HubWatch(Watch):
         self._deadlines = deadlines
         self._watcher = get_hub().loop.io(client.fileno(), _READ)
         self._ahead = False
+        self._looks: Any = None
 
     def receive(self, timeout_s: float) -> bytes:
         """What the client sends next; empty where it closes, or sends nothing for so long."""
@@ -94,12 +95,18 @@ class HubWatch(Watch):
             timer.start(switch, _LATE)
         if watcher is not None:
             watcher.start(switch, _READY)
-        if not self._ahead:
+        if self._ahead:
+            self._start_looking(switch)
+        else:
             self._watcher.start(self._readable, switch)
         try:
             ended = hub.switch()
         finally:
             self._watcher.stop()
+            if self._looks is not None:
+                self._looks.stop()
+                self._looks.close()
+                self._looks = None
             if timer is None:
                 self._deadlines.remove(id(self))
             else:
@@ -117,8 +124,17 @@ class HubWatch(Watch):
         if is_gone(self.sock):
             switch(_GONE)
         else:
-            self._watcher.stop()  # a request that is sent ahead; from here on a client that leaves is seen at a write
+            self._watcher.stop()  # a request that is sent ahead: the client stays readable, whether it leaves or not
             self._ahead = True
+            self._start_looking(switch)
+
+    def _start_looking(self, switch: Callable[[int], None]) -> None:
+        self._looks = get_hub().loop.timer(LOOK_EVERY_S, LOOK_EVERY_S)
+        self._looks.start(self._look, switch)
+
+    def _look(self, switch: Callable[[int], None]) -> None:
+        if has_left(self.sock):
+            switch(_GONE)
 
     def closed(self) -> bool:
         """Whether the client has closed its side; to be asked where `receive` gave nothing."""
