@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.load import chat, run
+from tests.support.load import Load, chat, run
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
 
@@ -22,37 +22,6 @@ max_open_seconds = {OPEN_S}
 slow_start_seconds = {SLOW_START_S}
 [health_check]
 """
-
-
-class Load:
-    """About `rate` requests a second from many clients, until stopped; each with when it began, its status and time."""
-
-    def __init__(self, gateway: Gateway, *, rate: float, clients: int = 40) -> None:
-        self.results: list[tuple[float, int, float]] = []
-        self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._client, args=(gateway.port, clients / rate)) for _ in range(clients)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _client(self, port: int, pause_s: float) -> None:
-        def asks():
-            while not self._stopping.is_set():
-                self_began[0] = time.monotonic()
-                yield chat("chat", "shared", max_tokens=3)
-
-        self_began = [0.0]
-
-        def seen(_, status: int, __: bytes) -> None:
-            self.results.append((self_began[0], status, time.monotonic() - self_began[0]))
-
-        run(port, asks(), concurrency=1, seen=seen, pause_s=pause_s)
-
-    def stop(self) -> None:
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join(30)
 
 
 def attempts(gateway: Gateway, name: str) -> float:
@@ -78,7 +47,7 @@ def test_one_fails_one_hangs_one_is_well(tmp_path: Path):
             workers=4,
         ) as gateway,
     ):
-        load = Load(gateway, rate=200)
+        load = Load(gateway.port, rate=200)
         try:
             until(lambda: all(attempts(gateway, name) > 20 for name in names))
             failing.fault("status=500")

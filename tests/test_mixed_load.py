@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import pytest
 from tests.support.figures import Scrape, scrape
 from tests.support.load import Ask, chat, run
 from tests.support.polling import until
-from tests.support.processes import Demo, Gateway, Process, backend_toml, free_port, get_json
+from tests.support.processes import Demo, Gateway, backend_toml, get_json
+from tests.support.prometheus import Prometheus
 
 pytestmark = pytest.mark.e2e
 
@@ -217,29 +217,9 @@ def test_promtool_accepts_it(outcome):
 
 
 def test_prometheus_scrapes_it(outcome, tmp_path):
-    port = free_port()
-    (tmp_path / "prometheus.yml").write_text(
-        json.dumps(
-            {
-                "global": {"scrape_interval": "1s"},
-                "scrape_configs": [
-                    {"job_name": "nexus", "static_configs": [{"targets": [f"127.0.0.1:{outcome.gateway.port}"]}]}
-                ],
-            }
-        )
-    )
-    command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
-               f"--web.listen-address=127.0.0.1:{port}"]  # fmt: skip
-
-    def query(expression: str) -> dict[tuple[str, ...], float]:
-        url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
-        result = get_json(url)["data"]["result"]
-        return {tuple(sorted(entry["metric"].values())): float(entry["value"][1]) for entry in result}
-
-    with Process(command, log=tmp_path / "prometheus.log"):
-        by_status = until(lambda: query("sum by (model, status) (nexus_requests_total)"), within_s=30)
-        expected = outcome.scrape.series("nexus_requests_total", "model", "status")
-        assert by_status == {tuple(sorted(key)): value for key, value in expected.items()}
-        assert query("sum(nexus_requests_total)") == {(): REQUESTS}
-        assert query("sum(nexus_requests_total) - sum(nexus_request_duration_seconds_count)") == {(): 0}
-        assert set(query("nexus_backends_healthy").values()) == {3}
+    with Prometheus(tmp_path, f"127.0.0.1:{outcome.gateway.port}", faster=15) as prometheus:
+        by_status = until(lambda: prometheus.query("sum by (model, status) (nexus_requests_total)"), within_s=30)
+        assert by_status == outcome.scrape.series("nexus_requests_total", "model", "status")
+        assert prometheus.query("sum(nexus_requests_total)") == {(): REQUESTS}
+        assert prometheus.query("sum(nexus_requests_total) - sum(nexus_request_duration_seconds_count)") == {(): 0}
+        assert set(prometheus.query("nexus_backends_healthy").values()) == {3}

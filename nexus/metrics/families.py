@@ -262,6 +262,13 @@ MODEL_INFO = Family(
     source="health",
     help="Maps a model's label value to its real name; always 1.",
 )
+MODEL_BACKENDS = Family(
+    name="nexus_model_backends",
+    kind="gauge",
+    labels=("model",),
+    source="health",
+    help="Backends that have the model and may be given requests: healthy ones that are not drained.",
+)
 CIRCUIT_STATE = Family(
     name="nexus_backend_circuit_state",
     kind="gauge",
@@ -292,6 +299,20 @@ FLEET_UPDATED = Family(
     kind="gauge",
     source="health",
     help="Unix time of the health process's last completed round of probes.",
+)
+LABELS = Family(
+    name="nexus_labels",
+    kind="gauge",
+    labels=("kind",),
+    source="health",
+    help="Names that have a label value of their own, by kind (model, backend).",
+)
+LABELS_LIMIT = Family(
+    name="nexus_labels_limit",
+    kind="gauge",
+    labels=("kind",),
+    source="health",
+    help="How many names of a kind may have one: [metrics] max_models and max_backends.",
 )
 LABELS_OVERFLOWED = Family(
     name="nexus_labels_overflowed",
@@ -390,9 +411,12 @@ FAMILIES: tuple[Family, ...] = (
     BACKEND_DRAINING,
     BACKEND_INFO,
     MODEL_INFO,
+    MODEL_BACKENDS,
     FLEET_UPDATED,
     RELOAD_SUCCESSFUL,
     RELOADED,
+    LABELS,
+    LABELS_LIMIT,
     LABELS_OVERFLOWED,
     HEALTH_PROCESS_UP,
     IMBALANCE,

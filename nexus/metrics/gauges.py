@@ -6,6 +6,7 @@ is gone, and stock readers understand it too.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from prometheus_client.mmap_dict import mmap_key
@@ -58,11 +59,25 @@ def _samples(snapshot: Snapshot, updated_at: float) -> list[tuple[families.Famil
         zone = config.zone or ("restricted" if backend.restricted else "open")
         info = [backend.label, backend.name, config.type, config.url, zone, str(config.tier)]
         samples.append((families.BACKEND_INFO, info, 1))
-    models = {model.name for backend in backends for model in backend.models} - snapshot.labels.models.keys()
+    # A model keeps its series while a backend has it, also one that is down: 0 is what an alert waits for.
+    offered = Counter({model.name: 0 for backend in backends for model in backend.models})
+    for backend in backends:
+        if backend.usable:
+            offered.update({model.name for model in backend.models})
+    named, limits = snapshot.labels, snapshot.config.metrics
     overflowed = sum(backend.label == labels.OTHER for backend in backends)
     samples += [
-        (families.LABELS_OVERFLOWED, ["model"], len(models)),
+        (families.LABELS, ["model"], len(named.models)),
+        (families.LABELS, ["backend"], len(named.backends)),
+        (families.LABELS_LIMIT, ["model"], limits.max_models),
+        (families.LABELS_LIMIT, ["backend"], limits.max_backends),
+        (families.LABELS_OVERFLOWED, ["model"], len(offered.keys() - named.models.keys())),
         (families.LABELS_OVERFLOWED, ["backend"], overflowed),
+    ]
+    samples += [
+        (families.MODEL_BACKENDS, [named.models[name]], count)
+        for name, count in offered.items()
+        if name in named.models
     ]
     samples += [
         (families.MODEL_INFO, [label, name], 1)

@@ -1,5 +1,6 @@
 """The fleet's gauges: one file, replaced whole, that the library's own collector reads too."""
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -17,7 +18,8 @@ def backend(name: str, label: str, *models: str, status: str = "healthy", **conf
 
 
 def snapshot(*backends: Backend, models: dict[str, str]) -> Snapshot:
-    return Snapshot(number=1, published_at=1, config=Config(), backends=backends, labels=Labels(models=models))
+    labels = Labels(models=models, backends={each.name: each.label for each in backends if each.label != "other"})
+    return Snapshot(number=1, published_at=1, config=Config(), backends=backends, labels=labels)
 
 
 @pytest.fixture
@@ -50,6 +52,24 @@ def test_what_is_written(tmp_path, value):
     assert value("nexus_model_info", model="m", name="m") == 1
     assert value("nexus_labels_overflowed", kind="model") == 2
     assert value("nexus_labels_overflowed", kind="backend") == 1
+    assert value("nexus_labels", kind="model") == 3
+    assert value("nexus_labels", kind="backend") == 2
+    assert value("nexus_labels_limit", kind="model") == 500
+    assert value("nexus_labels_limit", kind="backend") == 200
+
+
+def test_backends_of_a_model(tmp_path, value):
+    """Those that may be given requests; a model that none of its backends can serve now is 0, one of no backend is not
+    there."""
+    fleet = snapshot(
+        backend("a", "a", "both", "twice", "twice"),
+        backend("b", "b", "both", "sick", status="unhealthy"),
+        msgspec.structs.replace(backend("c", "c", "both", "drained"), draining=True),
+        models={name: name for name in ("both", "twice", "sick", "drained", "alias")},
+    )
+    write_fleet_gauges(tmp_path, fleet, updated_at=1.0, loaded_at=1.0, last_reload_good=True)
+    found = {name: value("nexus_model_backends", model=name) for name in fleet.labels.models}
+    assert found == {"both": 1, "twice": 1, "sick": 0, "drained": 0, "alias": None}
 
 
 def test_backend_that_is_gone_is_gone(tmp_path, value):

@@ -4,7 +4,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,3 +65,46 @@ def run(
         thread.start()
     for thread in threads:
         thread.join()
+
+
+class Load:
+    """About `rate` requests a second from many clients, until stopped; each with when it began, its status and time.
+
+    `ask` makes the request number so and so of a client.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        *,
+        rate: float,
+        clients: int = 40,
+        ask: Callable[[int], Ask] = lambda _: chat("chat", "shared", max_tokens=3),
+    ) -> None:
+        self.results: list[tuple[float, int, float]] = []
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._client, args=(port, clients / rate, ask)) for _ in range(clients)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _client(self, port: int, pause_s: float, ask: Callable[[int], Ask]) -> None:
+        began = [0.0]
+
+        def asks() -> Iterator[Ask]:
+            number = 0
+            while not self._stopping.is_set():
+                began[0] = time.monotonic()
+                yield ask(number)
+                number += 1
+
+        def seen(_: Ask, status: int, __: bytes) -> None:
+            self.results.append((began[0], status, time.monotonic() - began[0]))
+
+        run(port, asks(), concurrency=1, seen=seen, pause_s=pause_s)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(30)

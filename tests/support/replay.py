@@ -12,7 +12,7 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
 
 
 class Replay:
-    """Answers each request by the script of its model; `asked` keeps the bodies."""
+    """Answers each request by the script of its model, a GET with the list of these; `asked` keeps the bodies."""
 
     def __init__(self) -> None:
         self.scripts: dict[str, Script] = {}
@@ -33,11 +33,14 @@ class Replay:
     def _serve(self, sock: socket.socket) -> None:
         try:
             with sock, sock.makefile("rb") as lines:
-                length = 0
+                length, get = 0, lines.readline().startswith(b"GET ")
                 while (line := lines.readline()) not in (b"\r\n", b""):
                     name, _, value = line.partition(b":")
                     if name.lower() == b"content-length":
                         length = int(value)
+                if get:
+                    whole(200, {"object": "list", "data": [{"id": name} for name in self.scripts]})({}, sock)
+                    return
                 body = json.loads(lines.read(length))
                 self.asked.append(body)
                 self.scripts[body["model"]](body, sock)

@@ -1,0 +1,8 @@
+"""The four dashboards, panel by panel."""
+
+from tables.fleet import FLEET
+from tables.overview import OVERVIEW
+from tables.processes import PROCESSES
+from tables.streams import STREAMS
+
+DASHBOARDS = (OVERVIEW, STREAMS, FLEET, PROCESSES)

@@ -1,0 +1,142 @@
+"""The gateway's processes and figures."""
+
+from __future__ import annotations
+
+from panels import EVERY, HOST, YES_IS_GOOD, ZERO_IS_GOOD, Dashboard, Panel, mean, percentiles, quantile, rate
+
+PROCESSES = Dashboard(
+    uid="nexus-processes",
+    title="Nexus / Processes",
+    description="Workers and the health process, what they cost, and whether the figures can be believed.",
+    runbook="processes.md",
+    variables=("instance",),
+    rows={
+        "Now": [
+            Panel(
+                title="Workers", kind="stat", runbook="processes.md#nexusnoworkers",
+                description="Worker processes that hold a slot, over all hosts.",
+                queries=[(f"sum(nexus_workers{{{HOST}}})", "")],
+                limits=((None, "red"), (1, "green")),
+            ),
+            Panel(
+                title="Health process", kind="stat", runbook="processes.md#nexushealthprocessdown",
+                description="Whether every host's runs.",
+                queries=[(f"min(nexus_health_process_up{{{HOST}}})", "")], names=YES_IS_GOOD,
+            ),
+            Panel(
+                title="Configuration good", kind="stat", runbook="processes.md#nexusreloadfailed",
+                description="Whether it was when each host last read it.",
+                queries=[(f"min(nexus_config_last_reload_successful{{{HOST}}})", "")], names=YES_IS_GOOD,
+            ),
+            Panel(
+                title="Run directory usable", kind="stat", runbook="figures.md#nexusrundirectoryunusable",
+                description="Whether new processes and series still find their place, on every host.",
+                queries=[(f"min(nexus_run_directory_usable{{{HOST}}})", "")], names=YES_IS_GOOD,
+            ),
+            Panel(
+                title="Accounts out by", kind="stat", limits=ZERO_IS_GOOD, runbook="figures.md#nexusaccountsoutofbalance",
+                description="Requests started, less those finished, in flight and lost; the host that is furthest out.",
+                queries=[(f"max(abs(nexus_accounting_imbalance{{{HOST}}}))", "")],
+            ),
+            Panel(
+                title="Scraped", kind="stat", names=YES_IS_GOOD, runbook="processes.md#nexustargetdown",
+                description="Whether Prometheus reaches every host.",
+                queries=[('min(up{job="nexus", instance=~"$instance"})', "")],
+            ),
+        ],
+        "Cost": [
+            Panel(
+                title="Memory", unit="bytes", stacked=True, runbook="processes.md#nexusworkersrestart",
+                description="Resident memory of each process.",
+                queries=[(f"sum by (instance, role, slot) (nexus_process_resident_memory_bytes{{{HOST}}})", "{{instance}} {{role}} {{slot}}")],
+            ),
+            Panel(
+                title="Processor", stacked=True, runbook="processes.md#nexuseventlooplags",
+                description="Cores that each process takes.",
+                queries=[(rate("nexus_process_cpu_seconds_total", HOST, "instance", "role", "slot"), "{{instance}} {{role}} {{slot}}")],
+            ),
+            Panel(
+                title="Event loop's lag", unit="s", runbook="processes.md#nexuseventlooplags",
+                description="How late workers wake what is due; every stream of theirs is as late.",
+                queries=percentiles("nexus_event_loop_lag_seconds", HOST),
+            ),
+            Panel(
+                title="Overhead, p95", unit="s",
+                description="Time in the gateway itself: before the backend was asked, and after its answer was there.",
+                queries=[(quantile(0.95, "nexus_gateway_overhead_seconds", HOST, "phase"), "{{phase}}")],
+            ),
+            Panel(
+                title="Overhead, mean", unit="s",
+                description="The same, on average.",
+                queries=[(mean("nexus_gateway_overhead_seconds", HOST, "phase"), "{{phase}}")],
+            ),
+            Panel(
+                title="Scrape", unit="s",
+                description="How long the reading of the figures took, and the whole scrape as Prometheus saw it.",
+                queries=[
+                    (f"nexus_scrape_duration_seconds{{{HOST}}}", "{{instance}} reading"),
+                    ('scrape_duration_seconds{job="nexus", instance=~"$instance"}', "{{instance}} scrape"),
+                ],
+            ),
+        ],
+        "What happened to them": [
+            Panel(
+                title="Workers by host", runbook="processes.md#nexusnoworkers",
+                description="Worker processes that hold a slot.",
+                queries=[(f"nexus_workers{{{HOST}}}", "{{instance}}")],
+            ),
+            Panel(
+                title="Workers started anew", runbook="processes.md#nexusworkersrestart",
+                description="Beyond the number that the gateway was started with, within the step.",
+                queries=[(f"increase(nexus_worker_restarts_total{{{HOST}}}[{EVERY}])", "{{instance}}")],
+            ),
+            Panel(
+                title="Requests lost", runbook="processes.md#nexusrequestslost",
+                description="Those that a killed process had in flight, within the step.",
+                queries=[(f"increase(nexus_requests_lost_total{{{HOST}}}[{EVERY}])", "{{instance}}")],
+            ),
+            Panel(
+                title="Version", kind="table",
+                description="What runs where.",
+                queries=[(f"max by (instance, version) (nexus_build_info{{{HOST}}})", "")],
+            ),
+            Panel(
+                title="Age of the configuration", unit="s", runbook="processes.md#nexusreloadfailed",
+                description="How long ago the configuration was read that each host uses.",
+                queries=[(f"time() - nexus_config_last_reload_success_timestamp_seconds{{{HOST}}}", "{{instance}}")],
+            ),
+        ],
+        "Figures": [
+            Panel(
+                title="Series", runbook="figures.md#nexusseriesnearlimit",
+                description="Samples of a scrape; `nexus metrics bound` tells the most that there can be.",
+                queries=[('scrape_samples_scraped{job="nexus", instance=~"$instance"}', "{{instance}}")],
+            ),
+            Panel(
+                title="Names with a label value", unit="percentunit", runbook="figures.md#nexusseriesnearlimit",
+                description="Share of [metrics] max_models and max_backends.",
+                queries=[(f"max by (kind) (nexus_labels{{{HOST}}} / nexus_labels_limit{{{HOST}}})", "{{kind}}")],
+            ),
+            Panel(
+                title="Names counted as other", runbook="figures.md#nexusseriesnearlimit",
+                description="Those beyond the limit.",
+                queries=[(f"max by (kind) (nexus_labels_overflowed{{{HOST}}})", "{{kind}}")],
+            ),
+            Panel(
+                title="Metrics files damaged", runbook="figures.md#nexusmetricsfilesdamaged",
+                description="Files that were set aside since the gateway was started.",
+                queries=[(f"nexus_metrics_damaged_files_total{{{HOST}}}", "{{instance}}")],
+            ),
+            Panel(
+                title="Series not shared", runbook="figures.md#nexusmetricsnotshared",
+                description="Those that found no space, since the gateway was started.",
+                queries=[(f"nexus_metrics_write_errors_total{{{HOST}}}", "{{instance}}")],
+            ),
+            Panel(
+                title="Accounts out by, by host", signed=True, runbook="figures.md#nexusaccountsoutofbalance",
+                description="In passing it may be off by what is recorded at that moment; it must come back to 0.",
+                queries=[(f"nexus_accounting_imbalance{{{HOST}}}", "{{instance}}")],
+            ),
+        ],
+    },
+)  # fmt: skip
