@@ -118,9 +118,12 @@ _PASSED_ON = (200, 201, 202, 400, 401, 403, 404, 408, 409, 413, 415, 422, 429)
 _STATUSES = frozenset(fault.status for fault in FAULTS.values()) | frozenset(_PASSED_ON)
 
 
+_STATUS_LABELS = {status: str(status) for status in _STATUSES if status is not None}
+
+
 def status_label(status: int) -> str:
     """A status as a label value: itself where the table knows it, else its class, so that series stay bounded."""
-    return str(status) if status in _STATUSES else f"{status // 100}xx"
+    return _STATUS_LABELS.get(status) or f"{status // 100}xx"
 
 
 def status_labels() -> frozenset[str]:

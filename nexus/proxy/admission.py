@@ -27,10 +27,11 @@ _STANDS_STILL_NS = 250_000_000
 class Place:
     """A request's place at a backend, counted from its admission until `leave()`; `waited_s` in the queue for it."""
 
-    def __init__(self, admission: Admission, choice: Choice, config: Config) -> None:
+    def __init__(self, admission: Admission, choice: Choice, view: View) -> None:
+        """`view`: the fleet as it was when the choice was made."""
         self._admission = admission
-        self._config = config
         self._left = False
+        self.view = view
         self.choice = choice
         self.on_trial = choice.trial
         self.waited_s = 0.0
@@ -45,7 +46,7 @@ class Place:
         """Give the place back and tell how the attempt ended. Only the first call counts."""
         if not self._left:
             self._left = True
-            self._admission.left(self, self._config, fault, retry_after_s)
+            self._admission.left(self, self.view.snapshot.config, fault, retry_after_s)
 
 
 class Applicant(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -123,7 +124,6 @@ class Admission:
 
     def _admit(self, applicant: Applicant, tried: Tried) -> Place:
         view = self._view()
-        config = view.snapshot.config
         with self._lock:
             began = time.perf_counter()
             try:
@@ -131,7 +131,7 @@ class Admission:
             finally:
                 self._recorder.decided(time.perf_counter() - began)
             self._recorder.attempt_began(choice.backend.column)
-            return Place(self, choice, config)
+            return Place(self, choice, view)
 
     def _choose(self, view: View, applicant: Applicant, tried: Tried) -> Choice:
         config, asked = view.snapshot.config, applicant.asked

@@ -128,7 +128,8 @@ class Attempt:
             length=len(body),
         )
         self.sent_at = self._engine.clock()
-        connection = self._connection = self._open_connection()
+        connections, watch = self._engine.connections, self._request.watch
+        connection = self._connection = connections.open(self._address, config, watch=watch)
         if connection.reused:
             try:
                 self._send_over(connection, head, body)
@@ -136,16 +137,11 @@ class Attempt:
                 connection.close()
             else:
                 return
-            connection = self._connection = self._open_connection(fresh=True)
+            connection = self._connection = connections.open(self._address, config, watch=watch, fresh=True)
         try:
             self._send_over(connection, head, body)
         except ConnectionError as error:
             raise self._lost("before it answered") from error
-
-    def _open_connection(self, *, fresh: bool = False) -> Connection:
-        return self._engine.connections.open(
-            self._address, self._backend.config, watch=self._request.watch, fresh=fresh
-        )
 
     def _send_over(self, connection: Connection, head: bytes, body: bytes) -> None:
         """Raises ConnectionError where the connection ends before the first byte of an answer."""
@@ -175,20 +171,17 @@ class Attempt:
             answered = True
 
     def _receive(self, connection: Connection, limit_s: float, fault: str) -> bool:
-        name = self._backend.name
-        if self._deadline is not None:
-            left_s = self._deadline - self._engine.clock()
-            if left_s < limit_s:
-                limit_s, fault = left_s, self._deadline_fault()
+        left_s = limit_s if self._deadline is None else min(limit_s, self._deadline - self._engine.clock())
         try:
-            data = connection.receive(self._request.watch, limit_s)
+            data = connection.receive(self._request.watch, left_s)
             connection.answer.feed(data)
             return bool(data)
         except TimeoutError as error:
-            raise RequestFailed(fault, f"Backend {name} did not answer in time.") from error
+            fault = fault if left_s == limit_s else self._deadline_fault()
+            raise RequestFailed(fault, f"Backend {self._backend.name} did not answer in time.") from error
         except MalformedAnswer as error:
             raise RequestFailed(
-                "malformed_answer", f"Backend {name} gave an answer that cannot be trusted: {error}."
+                "malformed_answer", f"Backend {self._backend.name} gave an answer that cannot be trusted: {error}."
             ) from error
         except ConnectionError:
             raise

@@ -10,7 +10,6 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from functools import lru_cache
 
 from nexus.errors import FAULTS, Blame, Fault, PassedOn, RequestFailed, error_body, status_label
 from nexus.fleet.recent import Recent, Try
@@ -46,8 +45,8 @@ class Exchange:
         self.engine = engine
         self.request = request
         self.endpoint = endpoint
-        given = request.header("x-request-id") or ""
-        self.request_id = given if _REQUEST_ID.fullmatch(given) else engine.new_request_id()
+        given = request.header("x-request-id")
+        self.request_id = given if given and _REQUEST_ID.fullmatch(given) else engine.new_request_id()
         self.view: View | None = None
         self.ask: Ask | None = None
         self.model = ""
@@ -248,7 +247,7 @@ class Exchange:
         choice = place.choice
         retry_after_s: float | None = None
         try:
-            view = self.view = self.engine.view()
+            view = self.view = place.view
             if choice.model != ask.model:
                 body = requirements.with_model(body, choice.model)
             attempt = Attempt(
@@ -343,8 +342,8 @@ class Exchange:
     def _headers(self, choice: Choice | None) -> list[tuple[str, str]]:
         headers = [("x-request-id", self.request_id)]
         if choice is not None:
-            backend = choice.backend
-            headers += _route_headers(backend.name, choice.reason, cloud=backend.cloud, restricted=backend.restricted)
+            assert self.view is not None
+            headers += self.view.route_headers(choice.backend, choice.reason)
             if choice.model != self.asked_model:
                 headers.append(("x-nexus-fallback-model", header_text(choice.model)))
         return headers
@@ -449,17 +448,6 @@ class Exchange:
             return stream.usage, "requested" if self.usage_asked else "reported"
         counted = stream.counted_tokens()
         return (Usage(completion_tokens=counted), "counted") if counted else (Usage(), "none")
-
-
-@lru_cache(maxsize=1024)
-def _route_headers(name: str, reason: str, *, cloud: bool, restricted: bool) -> tuple[tuple[str, str], ...]:
-    """What a client is told of where its request went, as the original tells it."""
-    return (
-        ("x-nexus-backend", header_text(name)),
-        ("x-nexus-backend-type", "cloud" if cloud else "local"),
-        ("x-nexus-route-reason", reason),
-        ("x-nexus-privacy-zone", "restricted" if restricted else "open"),
-    )
 
 
 def stream_facts(stream: Stream, fault: Fault | None, usage: Usage) -> StreamFacts:

@@ -52,8 +52,10 @@ def _usage(told: _Told) -> Usage | None:
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        cached_tokens=_detail(told.prompt_tokens_details, "cached_tokens"),
-        reasoning_tokens=_detail(told.completion_tokens_details, "reasoning_tokens"),
+        cached_tokens=_detail(told.prompt_tokens_details, "cached_tokens") if told.prompt_tokens_details else None,
+        reasoning_tokens=_detail(told.completion_tokens_details, "reasoning_tokens")
+        if told.completion_tokens_details
+        else None,
     )
 
 
@@ -63,6 +65,8 @@ def _detail(details: Any, name: str) -> int | None:
 
 def _count(value: Any) -> int | None:
     """A number of tokens; None for what no counter could take: below nothing, no whole number, or beyond a double."""
+    if type(value) is int and 0 <= value <= _MOST:
+        return value
     if type(value) not in (int, float) or not 0 <= value <= _MOST or value != int(value):
         return None
     return int(value)

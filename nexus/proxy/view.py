@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nexus.config.records import Routing
-from nexus.fleet.records import Snapshot
+from nexus.fleet.records import Backend, Snapshot
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.metrics import labels
+from nexus.proxy.headers import header_text
 from nexus.routing.table import RouteTable
 
 log = logging.getLogger("nexus.proxy")
@@ -22,6 +23,7 @@ class View:
     snapshot: Snapshot
     table: RouteTable
     known_models: frozenset[str]
+    _told: dict[tuple[int, str], list[tuple[str, str]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> View:
@@ -31,6 +33,19 @@ class View:
             table=table,
             known_models=frozenset(configured_models(snapshot.config.routing)) | frozenset(table.offers),
         )
+
+    def route_headers(self, backend: Backend, reason: str) -> list[tuple[str, str]]:
+        """What a client is told of where its request went, as the original tells it."""
+        key = backend.column, reason
+        told = self._told.get(key)
+        if told is None:
+            told = self._told[key] = [
+                ("x-nexus-backend", header_text(backend.name)),
+                ("x-nexus-backend-type", "cloud" if backend.cloud else "local"),
+                ("x-nexus-route-reason", reason),
+                ("x-nexus-privacy-zone", "restricted" if backend.restricted else "open"),
+            ]
+        return told
 
     def model_label(self, name: str) -> str:
         """The label value of a model: assigned, `other` beyond the cap, `unknown` for what a client made up."""
