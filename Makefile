@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SECONDS ?= 600
 SEED    ?= 1
 
-.PHONY: run test check check-long lint types pages screenshot clean bench bench-streams bench-metrics bench-dashboard chaos
+.PHONY: run test check check-long lint types pages screenshot clean bench bench-streams bench-metrics bench-dashboard chaos fuzz
 
 run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends where there is none
 	@exec $(BIN)/nexus serve
@@ -36,6 +36,9 @@ bench-dashboard: $(VENV)/dev.stamp  ## what fifty open dashboards cost; needs cu
 
 chaos: $(VENV)/dev.stamp  ## ten minutes of load and kills: make chaos SECONDS=600 SEED=7
 	NEXUS_CHAOS_SECONDS=$(SECONDS) NEXUS_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/test_chaos.py
+
+fuzz: $(VENV)/dev.stamp  ## the parsers under damaged bytes, each of the four for so long: make fuzz SECONDS=600 SEED=7
+	NEXUS_FUZZ_SECONDS=$(SECONDS) NEXUS_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -s tests/proxy/test_fuzz.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

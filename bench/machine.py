@@ -3,13 +3,14 @@
 import os
 import platform
 import statistics
+import sysconfig
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 
 def machine() -> str:
-    """Processor, cores, kernel and Python, in a line."""
+    """Processor, cores, kernel and Python, with how it was built, in a line."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -19,7 +20,12 @@ def machine() -> str:
         platform.machine(),
     )
     cores = len(os.sched_getaffinity(0))
-    return f"{model}, {cores} cores, Linux {platform.release()}, Python {platform.python_version()}"
+    arguments = sysconfig.get_config_var("CONFIG_ARGS") or ""
+    optimized = "with" if "--enable-optimizations" in arguments else "without"
+    return (
+        f"{model}, {cores} cores, Linux {platform.release()}, "
+        f"Python {platform.python_version()} (built {optimized} profile-guided optimization)"
+    )
 
 
 def versions(*packages: str) -> str:

@@ -27,7 +27,8 @@ class Running:
     port: int
     process: subprocess.Popen[bytes]
     started_s: float = 0.0
-    pids: list[int] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+    """What requests to it need beside what all get."""
 
     def tree(self) -> list[int]:
         found, todo = [], [self.process.pid]
@@ -171,3 +172,14 @@ def peer(name: str, requirement: str) -> Path:
         subprocess.run([str(place / "bin" / "pip"), "install", "--quiet", requirement], check=True)
         (place / "installed").touch()
     return program
+
+
+def npm_peer(name: str, requirement: str) -> Path:
+    """The folder of programs of a peer from npm, fetched into a folder of its own; needs node."""
+    place = PEERS / name
+    if not (place / "installed").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        subprocess.run(["npm", "install", "--silent", "--prefix", str(place), requirement], check=True)
+        (place / "installed").touch()
+    return place / "node_modules" / ".bin"

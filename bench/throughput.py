@@ -7,6 +7,7 @@ Run it with `make bench`; it writes bench/results/throughput.md and throughput.s
 from __future__ import annotations
 
 import re
+import secrets
 import statistics
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def sglang_router(directory: Path, upstream: int) -> rig.Running:
 
 
 def litellm(directory: Path, upstream: int) -> rig.Running:
-    program = rig.peer("litellm", "litellm[proxy]==1.80.0")
+    program = rig.peer("litellm", "litellm[proxy]==1.106.12")
     port = rig.free_port()
     file = directory / "litellm.yaml"
     file.write_text(
@@ -57,7 +58,21 @@ def litellm(directory: Path, upstream: int) -> rig.Running:
         f"    api_base: http://127.0.0.1:{upstream}/v1\n    api_key: x\n"
     )
     command = [str(program), "--config", str(file), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    return rig.start("litellm", command, port, directory, core=rig.GATEWAY_CORE, ready="/health/liveliness")
+    key = f"sk-{secrets.token_hex(32)}"  # it does not start without one
+    running = rig.start(
+        "litellm", command, port, directory, core=rig.GATEWAY_CORE, ready="/health/liveliness", LITELLM_MASTER_KEY=key
+    )
+    running.headers = {"authorization": f"Bearer {key}"}
+    return running
+
+
+def portkey(directory: Path, upstream: int) -> rig.Running:
+    programs = rig.npm_peer("portkey", "@portkey-ai/gateway@1.15.2")
+    port = rig.free_port()
+    command = ["node", str(programs / "gateway"), f"--port={port}", "--headless"]
+    running = rig.start("portkey", command, port, directory, core=rig.GATEWAY_CORE, ready="/")
+    running.headers = {"x-portkey-provider": "openai", "x-portkey-custom-host": f"http://127.0.0.1:{upstream}/v1"}
+    return running
 
 
 def haproxy(directory: Path, upstream: int) -> rig.Running:
@@ -80,6 +95,7 @@ GATEWAYS: dict[str, Callable[[Path, int], rig.Running]] = {
     "vLLM router": rig.vllm_router,
     "SGLang router": sglang_router,
     "LiteLLM": litellm,
+    "Portkey": portkey,
     "Nexus": rig.nexus,
     "Nexus through Flask": through_flask,
 }
@@ -120,6 +136,10 @@ def wrk(port: int, connections: int, script: Path) -> Run:
 def measure(name: str, directory: Path, upstream: int, script: Path) -> dict[int, Run]:
     gateway = GATEWAYS[name](directory, upstream)
     try:
+        if gateway.headers:
+            own = "".join(f'wrk.headers["{key}"] = "{value}"\n' for key, value in gateway.headers.items())
+            script = directory / f"{gateway.name}.lua"
+            script.write_text(LUA + own)
         wrk(gateway.port, 8, script)  # warm
         found = {}
         for connections in CONNECTIONS:
@@ -174,7 +194,7 @@ def report(results: dict[str, list[dict[int, Run]]], missing: dict[str, str]) ->
         "# Throughput",
         "",
         f"Measured by `make bench` on {machine()}; {versions('gevent', 'gunicorn', 'httptools', 'msgspec')}; vLLM router 0.1.17,",
-        "SGLang router 0.3.2. Each gateway is one process on one core (Nexus: one worker, with its master, supervisor and health",
+        "SGLang router 0.3.2, LiteLLM 1.106.12, Portkey 1.15.2. Each gateway is one process on one core (Nexus: one worker, with its master, supervisor and health",
         f"process on the same core); wrk and a static nginx as backend share the other. The same request and an answer of {len(ANSWER)}",
         f"bytes for all; {REPEATS} repeats in turn of {SECONDS} s each, medians (least–most).",
         "",
