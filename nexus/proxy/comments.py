@@ -103,9 +103,13 @@ class CommentedBody:
         try:
             return next(self._chunks)
         except Stopping:
-            event = self._stopped()
-            self._waited.abandon()
-            return event
+            return self.stop()
+
+    def stop(self) -> bytes:
+        """The gateway ends it; gives the event that tells the client."""
+        event = self._stopped()
+        self._waited.abandon()
+        return event
 
     def close(self) -> None:
         self._waited.abandon()

@@ -22,6 +22,7 @@ class MalformedAnswer(Exception):
 
 
 _STATUS_LINE = re.compile(r"HTTP/1\.1 ([2-5]\d\d) [\x20-\x7e]*").fullmatch
+_NOT_PLAIN = frozenset({"transfer-encoding", "upgrade", "proxy-connection"})
 _PLAIN_HEAD_BYTES = 8 * 1024
 _LONGEST_SIZE = 10
 """Bytes of a chunk's size that are looked at, its line ending included."""
@@ -88,7 +89,7 @@ class AnswerReader:
         status = _plain_status(lines[0])
         headers = [field for line in lines[1:] if (field := plain_field(line)) is not None]
         fields = dict(headers)
-        if not status or len(fields) != len(lines) - 1 or "transfer-encoding" in fields or "upgrade" in fields:
+        if not status or len(fields) != len(lines) - 1 or not _NOT_PLAIN.isdisjoint(fields):
             return False
         length, connection = fields.get("content-length", ""), fields.get("connection")
         if (

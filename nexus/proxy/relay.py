@@ -84,8 +84,10 @@ class StreamBody:
         return ended + error_event(failure.message, failure.fault)
 
     def stop(self) -> bytes:
-        """The gateway ends it; gives the event that tells the client."""
-        return self.fail(RequestFailed("shutdown", "The gateway is being stopped."))
+        """The gateway ends it, and it is counted so; gives the event that tells the client."""
+        event = b"" if self.over else self.fail(RequestFailed("shutdown", "The gateway is being stopped."))
+        self.written()
+        return event
 
     def _conclude(self) -> bytes:
         rest, failure = self._attempt.conclude()

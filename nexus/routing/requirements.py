@@ -75,6 +75,8 @@ def read(body: bytes, required: str) -> Ask:
     Everything else is left to the backend. Raises `InvalidBody`.
     """
     try:
+        if not body.isascii():
+            body.decode()  # what is skipped below is not looked at there, and would be found when it is written anew
         fields = _decode_body(body)
     except msgspec.ValidationError as error:
         raise InvalidBody("The body must be a JSON object.") from error

@@ -235,9 +235,11 @@ class Gateway(Measured):
         *,
         workers: int = 2,
         interval_s: float = 0.3,
+        server: str = "",
         environ: dict[str, str] | None = None,
         ready: bool = True,
     ) -> None:
+        """`server`: further lines of that section."""
         self.directory = directory
         self.port, self.operations_port = free_port(), free_port()
         self.run_dir = directory / "run"
@@ -249,6 +251,7 @@ class Gateway(Measured):
             workers = {workers}
             run_dir = "{self.run_dir}"
             graceful_timeout_seconds = 5
+            {server}
             [health_check]
             interval_seconds = {interval_s}
             timeout_seconds = 2

@@ -215,16 +215,22 @@ def _tell(ended: int) -> None:
         raise TimeoutError
 
 
-def send_all(client: _socket.socket, data: bytes, timeout_s: float) -> None:
-    """Send everything over a socket that does not block; a client may take `timeout_s` between two of its reads.
+class Outlet:
+    """Sends to a client over a socket that does not block. `unsent`: what was begun to be sent and is not sent yet, for
+    whoever ends a `send` before its time."""
 
-    Raises OSError.
-    """
-    sent = _send_now(client, data)
-    view = memoryview(data)
-    while sent < len(data):
-        gevent.socket.wait_write(client.fileno(), timeout_s)
-        sent += _send_now(client, view[sent:])
+    def __init__(self, client: _socket.socket) -> None:
+        self._client = client
+        self.unsent: bytes | memoryview = b""
+
+    def send(self, data: bytes, timeout_s: float) -> None:
+        """Send everything; the client may take `timeout_s` between two of its reads. Raises OSError."""
+        sent = _send_now(self._client, data)
+        if sent < len(data):
+            self.unsent = memoryview(data)[sent:]
+            while self.unsent:
+                gevent.socket.wait_write(self._client.fileno(), timeout_s)
+                self.unsent = self.unsent[_send_now(self._client, self.unsent) :]
 
 
 def _send_now(client: _socket.socket, data: bytes | memoryview) -> int:

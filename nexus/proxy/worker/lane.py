@@ -16,12 +16,13 @@ from http import HTTPStatus
 
 from nexus.errors import RequestFailed
 from nexus.proxy.client import ClientGone, Request, Stopping
+from nexus.proxy.comments import CommentedBody
 from nexus.proxy.connections import Connection
 from nexus.proxy.engine import Answer, Engine
 from nexus.proxy.exchange import Exchange, WholeBody
 from nexus.proxy.relay import StreamBody, chunk
 from nexus.proxy.worker.heads import Limits, PlainHead, read_plain_head
-from nexus.proxy.worker.hub import Deadlines, HubRelay, HubWatch, send_all
+from nexus.proxy.worker.hub import Deadlines, HubRelay, HubWatch, Outlet
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 log = logging.getLogger("nexus.proxy")
@@ -68,6 +69,7 @@ class Lane:
         self._keep_alive = keep_alive
         self._timeout_s = 0.0
         self._watch = HubWatch(client, deadlines)
+        self._outlet = Outlet(self._watch.sock)
 
     def receive(self, timeout_s: float) -> bytes:
         """What the client sends next; empty where it closes, or sends nothing for so long."""
@@ -125,15 +127,16 @@ class Lane:
                 body.written()
             else:
                 for shown in body:
-                    send(head + (chunk(shown) if chunked else shown))
-                    head = b""
+                    data, head = head + (chunk(shown) if chunked else shown), b""
+                    send(data)
                 send(head + (_LAST_CHUNK if chunked else b""))
         except (OSError, ClientGone):
             return False
         except Stopping:
-            if isinstance(body, StreamBody):
-                body.stop()
-                body.written()
+            if isinstance(body, StreamBody | CommentedBody):
+                ending = chunk(body.stop()) + _LAST_CHUNK
+                with contextlib.suppress(OSError):
+                    self._outlet.send(bytes(self._outlet.unsent) + ending, _TO_SAY_GOODBYE_S)
             raise
         finally:
             close = getattr(body, "close", None)
@@ -153,18 +156,18 @@ class Lane:
         except OSError:
             raise
         except Stopping:
-            ending = b"" if body.over else chunk(body.stop())
+            ending = chunk(body.stop())
         except Exception:
             log.exception("stream failed inside the gateway")
             failure = RequestFailed("internal", "The gateway failed; its log tells more.")
             ending = b"" if body.over else chunk(body.fail(failure))
         else:
             return True
-        send_all(self._watch.sock, relay.unsent + ending, _TO_SAY_GOODBYE_S)
+        self._outlet.send(relay.unsent + ending, _TO_SAY_GOODBYE_S)
         return False
 
     def _send(self, data: bytes) -> None:
-        send_all(self._watch.sock, data, self._timeout_s)
+        self._outlet.send(data, self._timeout_s)
 
     def _head(self, answer: Answer, *, keep_alive: bool, chunked: bool = False) -> bytes:
         status = _STATUS_LINES.get(answer.status) or f"HTTP/1.1 {answer.status} Status\r\n"
