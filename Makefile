@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SECONDS ?= 600
 SEED    ?= 1
 
-.PHONY: run test check check-long lint types pages screenshot clean bench bench-streams bench-metrics bench-dashboard chaos fuzz
+.PHONY: run test check check-long lint types pages screenshot clean bench bench-streams bench-metrics bench-dashboard soak chaos fuzz
 
 run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends where there is none
 	@exec $(BIN)/nexus serve
@@ -27,6 +27,9 @@ bench: $(VENV)/dev.stamp  ## requests a second beside the peers, which are fetch
 
 bench-streams: $(VENV)/dev.stamp  ## what an event of a stream costs, beside nginx and a Rust router; needs nginx
 	$(BIN)/python -m bench.streams
+
+soak: $(VENV)/dev.stamp  ## four workers at 80 % of what they can do: make soak SECONDS=600; needs wrk, nginx
+	$(BIN)/python -m bench.soak $(SECONDS)
 
 bench-metrics: $(VENV)/dev.stamp  ## what reading and recording figures costs, beside prometheus_client's own collector
 	$(BIN)/python -m bench.metrics

@@ -19,6 +19,17 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
+def _cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def status_kib(pid: int, name: str) -> int:
+    """A size that the kernel tells of a process, `VmRSS` say, in KiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
 @dataclass
 class Running:
     """A process and its children, on one core."""
@@ -44,11 +55,15 @@ class Running:
 
     def cpu_s(self) -> float:
         """Processor time of the whole tree, user and system."""
-        total = 0
-        for pid in self.tree():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
-        return total / _TICKS
+        return sum(map(_cpu_ticks, self.tree())) / _TICKS
+
+    def peak_memory(self) -> int:
+        """The most resident bytes that each process of the tree ever had, added up."""
+        return sum(status_kib(pid, "VmHWM") for pid in self.tree()) * 1024
+
+    def worker_peak_memory(self) -> int:
+        """The most resident bytes of the process of the tree that has worked most."""
+        return status_kib(max(self.tree(), key=_cpu_ticks), "VmHWM") * 1024
 
     def memory(self) -> int:
         """Resident bytes of the whole tree."""
@@ -100,7 +115,14 @@ def start(
 
 
 def nexus(
-    directory: Path, upstream: int, *, name: str = "nexus", workers: int = 1, core: str = GATEWAY_CORE, **environ: str
+    directory: Path,
+    upstream: int,
+    *,
+    name: str = "nexus",
+    module: str = "nexus",
+    workers: int = 1,
+    core: str = GATEWAY_CORE,
+    **environ: str,
 ) -> Running:
     """`nexus serve` in front of one backend, as it is configured by default but for its log level."""
     port = free_port()
@@ -114,7 +136,7 @@ def nexus(
         '[health_check]\nlisten = "off"\ninterval_seconds = 5\n[logging]\nlevel = "warn"\n'
         f'[[backends]]\nname = "up"\nurl = "http://127.0.0.1:{upstream}"\ntype = "vllm"\n'
     )
-    command = [sys.executable, "-m", "nexus", "serve", "-c", str(file)]
+    command = [sys.executable, "-m", module, "serve", "-c", str(file)]
     return start(name, command, port, directory, core=core, ready="/readyz", **environ)
 
 

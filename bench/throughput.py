@@ -6,6 +6,7 @@ Run it with `make bench`; it writes bench/results/throughput.md and throughput.s
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import statistics
@@ -21,8 +22,8 @@ from bench.machine import machine, versions
 
 RESULTS = Path(__file__).parent / "results" / "throughput.md"
 PICTURE = RESULTS.with_suffix(".svg")
-SECONDS = 3
-REPEATS = 3
+SECONDS = int(os.environ.get("NEXUS_BENCH_SECONDS", "3"))
+REPEATS = int(os.environ.get("NEXUS_BENCH_REPEATS", "3"))
 CONNECTIONS = (1, 32, 256)
 CONTENT = "x" * 262
 ANSWER = (
@@ -89,6 +90,10 @@ def through_flask(directory: Path, upstream: int) -> rig.Running:
     return rig.nexus(directory, upstream, name="nexus-flask", NEXUS_WITHOUT_SHORT_WAY="1")
 
 
+def without_figures(directory: Path, upstream: int) -> rig.Running:
+    return rig.nexus(directory, upstream, name="nexus-without-figures", module="bench.without_figures")
+
+
 GATEWAYS: dict[str, Callable[[Path, int], rig.Running]] = {
     "nginx": rig.nginx_proxy,
     "haproxy": haproxy,
@@ -98,19 +103,20 @@ GATEWAYS: dict[str, Callable[[Path, int], rig.Running]] = {
     "Portkey": portkey,
     "Nexus": rig.nexus,
     "Nexus through Flask": through_flask,
+    "Nexus without figures": without_figures,
 }
 
 
-def wrk(port: int, connections: int, script: Path) -> Run:
+def wrk(port: int, connections: int, script: Path, *, core: str = rig.LOAD_CORE, seconds: float = SECONDS) -> Run:
     """One run of wrk: requests a second, and latency in ms."""
     command = [
         "taskset",
         "-c",
-        rig.LOAD_CORE,
+        core,
         "wrk",
         "-t1",
         f"-c{connections}",
-        f"-d{SECONDS}",
+        f"-d{round(seconds)}",
         "--timeout",
         "30s",
         "--latency",
@@ -147,7 +153,8 @@ def measure(name: str, directory: Path, upstream: int, script: Path) -> dict[int
             run = wrk(gateway.port, connections, script)
             requests = run["rate"] * (time.monotonic() - began)
             run["cpu_ms"] = (gateway.cpu_s() - before) / requests * 1e6 / 1000
-            run["memory_mb"] = gateway.memory() / 1e6
+            run["memory_mb"] = gateway.peak_memory() / 1e6
+            run["worker_mb"] = gateway.worker_peak_memory() / 1e6
             run["start_s"] = gateway.started_s
             found[connections] = run
         return found
@@ -155,9 +162,27 @@ def measure(name: str, directory: Path, upstream: int, script: Path) -> dict[int
         gateway.stop()
 
 
+def scaling(directory: Path, upstream: rig.Running, script: Path) -> dict[int, Run]:
+    """One worker on one core, and two on two; the load and the backend take what is left of both cores."""
+    found = {}
+    for workers, core in ((1, "0"), (2, "0,1")):
+        gateway = rig.nexus(directory, upstream.port, name=f"nexus-{workers}", workers=workers, core=core)
+        try:
+            wrk(gateway.port, 8, script)
+            spent = [gateway.cpu_s(), upstream.cpu_s() + sum(os.times()[2:4])]
+            run = found[workers] = wrk(gateway.port, 64, script, core="0,1")
+            requests = run["rate"] * SECONDS
+            run["gateway_us"] = (gateway.cpu_s() - spent[0]) / requests * 1e6
+            run["load_us"] = (upstream.cpu_s() + sum(os.times()[2:4]) - spent[1]) / requests * 1e6
+        finally:
+            gateway.stop()
+    return found
+
+
 def main() -> None:
     results: dict[str, list[dict[int, Run]]] = {}
     missing: dict[str, str] = {}
+    scaled: list[dict[int, Run]] = []
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
         script = directory / "post.lua"
@@ -178,18 +203,49 @@ def main() -> None:
                         continue
                     results.setdefault(name, []).append(found)
                     print(f"{repeat} {name:20} {found}", flush=True)
+                scaled.append(scaling(directory, upstream, script))
+                print(f"{repeat} scaling {scaled[-1]}", flush=True)
         finally:
             upstream.stop()
-    RESULTS.write_text(report(results, missing))
+    RESULTS.write_text(report(results, missing, scaled))
     PICTURE.write_text(picture(results))
     print(RESULTS.read_text())
+
+
+def goals(results: dict[str, list[dict[int, Run]]]) -> list[str]:
+    """What was aimed at, beside what was measured."""
+    of = lambda name, connections, key: median(results, name, connections, key)  # noqa: E731
+    ratio = lambda connections, key: of("Nexus", connections, key) / of("vLLM router", connections, key)  # noqa: E731
+    added = {name: of(name, 1, "median_ms") - of("direct", 1, "median_ms") for name in ("Nexus", "vLLM router")}
+    rows = [
+        ("requests/s at 32, to the vLLM router's", f"{ratio(32, 'rate'):.2f} ×", "at least 1", ratio(32, "rate") >= 1),
+        ("median at 32, to the vLLM router's", f"{ratio(32, 'median_ms'):.2f} ×", "at most 1", ratio(32, "median_ms") <= 1),
+        ("99th percentile at 32, to the vLLM router's", f"{ratio(32, 'p99_ms'):.2f} ×", "at most 1", ratio(32, "p99_ms") <= 1),
+        (
+            "added at one connection, median", f"{added['Nexus']:.3f} ms",
+            f"at most the vLLM router's {added['vLLM router']:.3f}", added["Nexus"] <= added["vLLM router"],
+        ),
+        ("peak memory of a worker", f"{of('Nexus', 256, 'worker_mb'):.0f} MB", "under 60", of("Nexus", 256, "worker_mb") < 60),
+    ]  # fmt: skip
+    if "LiteLLM" in results:
+        times = of("Nexus through Flask", 32, "rate") / of("LiteLLM", 32, "rate")
+        rows.append(("through Flask at 32, to LiteLLM's requests/s", f"{times:.1f} ×", "at least 10", times >= 10))
+    table = [f"| {what} | {found} | {goal} | {'met' if met else '**missed**'} |" for what, found, goal, met in rows]
+    others = ", ".join(f"{ratio(n, 'rate'):.2f} × at {n}" for n in CONNECTIONS if n != 32)
+    return [
+        "| goal | measured | wanted | |",
+        "|---|---|---|---|",
+        *table,
+        "",
+        f"- Requests/s to the vLLM router's: {others}.",
+    ]
 
 
 def median(results: dict[str, list[dict[int, Run]]], name: str, connections: int, key: str) -> float:
     return statistics.median(run[connections][key] for run in results[name])
 
 
-def report(results: dict[str, list[dict[int, Run]]], missing: dict[str, str]) -> str:
+def report(results: dict[str, list[dict[int, Run]]], missing: dict[str, str], scaled: list[dict[int, Run]]) -> str:
     lines = [
         "# Throughput",
         "",
@@ -200,7 +256,7 @@ def report(results: dict[str, list[dict[int, Run]]], missing: dict[str, str]) ->
         "",
         "![requests a second](throughput.svg)",
         "",
-        f"| gateway | {' | '.join(f'requests/s at {n}' for n in CONNECTIONS)} | median ms at 1 | median, p99 ms at 32 | CPU s per 1,000 at 32 | memory MB | start s |",
+        f"| gateway | {' | '.join(f'requests/s at {n}' for n in CONNECTIONS)} | median ms at 1 | median, p99 ms at 32 | CPU s per 1,000 at 32 | peak memory MB | start s |",
         "|---|" + "---|" * (len(CONNECTIONS) + 5),
     ]
     for name, runs in results.items():
@@ -218,28 +274,35 @@ def report(results: dict[str, list[dict[int, Run]]], missing: dict[str, str]) ->
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines.append("")
     if "vLLM router" in results:
-        for connections in CONNECTIONS:
-            ratio = median(results, "Nexus", connections, "rate") / median(results, "vLLM router", connections, "rate")
-            lines.append(f"- At {connections} connections Nexus serves {ratio:.2f} × the vLLM router's requests.")
-        added = [
-            median(results, name, 1, "median_ms") - median(results, "direct", 1, "median_ms")
-            for name in ("Nexus", "vLLM router")
-        ]
-        lines.append(f"- At one connection it adds {added[0]:.3f} ms at the median, the vLLM router {added[1]:.3f} ms.")
-    if "SGLang router" in results:
-        ratio = median(results, "Nexus", 32, "rate") / median(results, "SGLang router", 32, "rate")
-        lines.append(f"- At 32 connections Nexus serves {ratio:.2f} × the SGLang router's requests.")
-    if "LiteLLM" in results:
-        for name in ("Nexus", "Nexus through Flask"):
-            ratio = median(results, name, 32, "rate") / median(results, "LiteLLM", 32, "rate")
-            lines.append(f"- At 32 connections {name} serves {ratio:.0f} × LiteLLM's requests.")
+        lines += goals(results)
+    of = lambda name, connections, key: median(results, name, connections, key)  # noqa: E731
+    for name in ("SGLang router", "LiteLLM", "Portkey"):
+        if name in results:
+            ratio = of("Nexus", 32, "rate") / of(name, 32, "rate")
+            lines.append(f"- At 32 connections Nexus serves {ratio:.{1 if ratio > 5 else 2}f} × {name}'s requests.")
+    figures_us = (of("Nexus", 32, "cpu_ms") - of("Nexus without figures", 32, "cpu_ms")) * 1000
+    lines.append(
+        f"- Figures cost {figures_us:.0f} µs of a request's processor time (*Nexus* less *Nexus without figures*)."
+    )
+    one, two = ({key: statistics.median(run[n][key] for run in scaled) for key in scaled[0][n]} for n in (1, 2))
+    alone_us, load_us = one["gateway_us"], one["load_us"]
+    lines.append(
+        f"- Two workers on two cores serve {two['rate'] / one['rate']:.2f} × the requests of one on one: {two['rate']:,.0f} to "
+        f"{one['rate']:,.0f}. The load and the backend take {load_us:.0f} µs a request of the same two cores, the gateway "
+        f"{alone_us:.0f}, so that at most {2 * max(alone_us, load_us) / (alone_us + load_us):.2f} × can come of it here: what is "
+        "left for the load decides, not the workers, which share nothing that they wait for."
+    )
     lines += [f"- {name} is left out: {why}" for name, why in missing.items()]
     return "\n".join([*lines, ""])
 
 
 def picture(results: dict[str, list[dict[int, Run]]]) -> str:
     """Bars of the requests a second at 32 connections, without those of no gateway at all."""
-    bars = [(name, median(results, name, 32, "rate")) for name in results if name not in ("direct", "nginx", "haproxy")]
+    bars = [
+        (name, median(results, name, 32, "rate"))
+        for name in results
+        if name not in ("direct", "nginx", "haproxy", "Nexus without figures")
+    ]
     bars.sort(key=lambda bar: -bar[1])
     most, height = max(rate for _, rate in bars), 30
     rows = [

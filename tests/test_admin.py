@@ -135,7 +135,7 @@ def test_kept_as_long_as_was_asked(tmp_path, demos):
     assert "kept" in (tmp_path / "nexus.saved.json").read_text()
 
     with Gateway(tmp_path, backend_toml(one)) as gateway:
-        assert origins(gateway) == {"one": ("file", True), "kept": ("saved", False)}
+        until(lambda: origins(gateway) == {"one": ("file", True), "kept": ("saved", False)})
 
 
 def test_what_cannot_be_kept_is_refused(tmp_path, demos):

@@ -43,7 +43,9 @@ def fleet(tmp_path_factory):
         Demo(directory, name="good", pace=0, models=["m", "only-good"]) as good,
         Demo(directory, name="bad", pace=0, models=["m"], fault="status=503") as bad,
         Gateway(
-            directory, backend_toml(good, bad, max_concurrent=16, tier=2) + "[circuit_breaker]\nenabled = false\n"
+            directory,
+            backend_toml(good, bad, max_concurrent=16, tier=2)
+            + '[circuit_breaker]\nenabled = false\n[routing]\nstrategy = "round_robin"\n',
         ) as gateway,
     ):
         until(lambda: gateway.scrape().value("nexus_backends_healthy") == 2)

@@ -4,6 +4,8 @@
 """
 
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,7 +17,7 @@ from tests.support.load import run
 from tests.support.processes import Demo, Gateway, backend_toml
 from tests.test_chaos import asks
 
-pytestmark = [pytest.mark.e2e, pytest.mark.long]
+pytestmark = pytest.mark.e2e
 
 SECONDS = float(os.environ.get("NEXUS_SOAK_SECONDS", "300"))
 WARM_UP_S = 10
@@ -31,6 +33,14 @@ def sizes(pids: list[int]) -> dict[int, tuple[int, int]]:
     return found
 
 
+def test_a_short_soak():
+    """Four workers at 80 % of what they can do: no error, no growth."""
+    soak = subprocess.run([sys.executable, "-m", "bench.soak", "16"], capture_output=True, text=True, timeout=120)
+    assert soak.stdout.splitlines()[-1:] == ["no error, no growth"], soak.stdout + soak.stderr
+    assert soak.returncode == 0
+
+
+@pytest.mark.long
 def test_nothing_grows(tmp_path):
     with (
         Demo(tmp_path, name="a", models=["shared"], pace=0) as a,

@@ -1,0 +1,47 @@
+"""The same gateway counting nothing but what routing needs, so that a benchmark can tell what figures cost.
+
+`python -m bench.without_figures serve …` is `nexus serve …` with workers of this kind.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import nexus.app
+from nexus.metrics.recorder import Finished, Recorder
+
+
+class Silent(Recorder):
+    """Keeps the row of requests in flight, and how attempts ended: limits and circuits live on them."""
+
+    def started(self, endpoint: str) -> None:  # noqa: ARG002
+        self._row.enter(time.monotonic_ns())
+
+    def attempt_ended(self, column: int, backend: str, outcome: str, *, success: bool | None) -> None:  # noqa: ARG002
+        self._row.end(column)
+        if success is not None:
+            self._row.count_outcome(column, time.monotonic_ns(), success=success)
+
+    def decided(self, seconds: float) -> None:
+        pass
+
+    def finished(self, request: Finished) -> None:  # noqa: ARG002
+        self._row.leave()
+
+
+nexus.app.Recorder = Silent  # type: ignore[misc]
+create_app = nexus.app.create_app
+
+
+def main() -> None:
+    from nexus.cli import main as command
+    from nexus.cli import serve
+
+    gunicorn = serve._gunicorn
+    serve._gunicorn = lambda: [*gunicorn()[:-1], "bench.without_figures:create_app()"]
+    command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
