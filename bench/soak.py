@@ -19,7 +19,8 @@ SHARE = 0.8
 SEGMENTS = 16
 GROWTH = 4 << 20
 """Bytes by which a process's memory may be larger in the last quarter than in the second."""
-MORE_DESCRIPTORS = 16
+MORE_DESCRIPTORS = 2 * CONNECTIONS
+"""Descriptors that a process may have more: how connections spread over the workers is the kernel's choice."""
 CORES = "0,1"
 
 
@@ -40,10 +41,14 @@ def sizes(gateway: rig.Running) -> dict[int, tuple[int, int]]:
     }
 
 
-def figure(port: int, name: str) -> float:
+def metrics(port: int) -> list[str]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + "{", name + " ")))
+        return answer.read().decode().splitlines()
+
+
+def figure(port: int, name: str) -> float:
+    lines = [line for line in metrics(port) if line.startswith((name + "{", name + " "))]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
 def soak(directory: Path, seconds: float) -> list[str]:
@@ -65,9 +70,11 @@ def soak(directory: Path, seconds: float) -> list[str]:
             pause_ms = max(0.0, pause_ms + 1000 * CONNECTIONS * (1 / wanted - 1 / rate))
         # A run of wrk ends in the middle of its requests: those are clients that left, and nothing else may fail.
         failed = figure(gateway.port, "nexus_errors_total")
+        print(f"{failed:.0f} clients left at the ends of runs", flush=True)
         wrong = []
         if failed > CONNECTIONS * (SEGMENTS + 1):
-            wrong.append(f"{failed:.0f} requests failed")
+            kinds = [line for line in metrics(gateway.port) if line.startswith("nexus_errors_total{")]
+            wrong.append(f"{failed:.0f} requests failed: {', '.join(kinds)}")
         if imbalance := figure(gateway.port, "nexus_accounting_imbalance"):
             wrong.append(f"the figures are out of balance by {imbalance:.0f}")
         return wrong + grown(seen)

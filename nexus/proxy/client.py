@@ -125,7 +125,9 @@ def watchable(connection: object) -> socket.socket | None:
 def is_gone(client: _socket.socket) -> bool:
     """Whether a readable client socket is at its end. It must be readable: this looks, and does not wait."""
     try:
-        return client.recv(1, socket.MSG_PEEK) == b""
+        return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False  # it was readable a moment ago
     except OSError:
         return True
 
