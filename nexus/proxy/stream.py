@@ -21,6 +21,10 @@ _LONGEST_HELD = 64 * 1024
 """An event that is longer goes on before it is complete; it is not the one with the usage."""
 
 
+_LAST = 16
+"""How many of a stream's last events are kept, to see how its choices ended; so many of them can be told of."""
+
+
 class _Fields(msgspec.Struct):
     usage: msgspec.Raw = msgspec.Raw(b"null")
     error: Any = None
@@ -46,7 +50,7 @@ class Stream:
         self._hide_usage = hide_usage
         self._hidden = False
         self._passed_on = 0
-        self._last: deque[bytes] = deque(maxlen=3)
+        self._last: deque[bytes] = deque(maxlen=_LAST)
         self.usage: Usage | None = None
         self.error: str | None = None
         self.refused = False
@@ -126,8 +130,12 @@ class Stream:
 
     @property
     def finished(self) -> bool:
-        """Whether it came to its end: `[DONE]`, or a reason for finishing in one of its last events."""
-        return self.done or any(_finish_reason(data) for data in self._last)
+        """Whether it came to its end: `[DONE]`, or a reason for finishing of every choice that its last events have."""
+        ended: dict[str, bool] = {}
+        for choice in [choice for data in self._last for choice in _choices(data)]:
+            index = str(choice.get("index"))
+            ended[index] = ended.get(index, False) or bool(choice.get("finish_reason"))
+        return self.done or (bool(ended) and all(ended.values()))
 
     def counted_tokens(self) -> int:
         """How many events carried a piece of the answer, which is about how many tokens came where nobody tells."""

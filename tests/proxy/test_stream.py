@@ -1,5 +1,6 @@
 """What a stream says of itself, over a corpus of recordings, cut at every border."""
 
+import json
 from itertools import pairwise
 
 import pytest
@@ -157,3 +158,23 @@ def test_whose_error_it_is(error, refused):
     stream = Stream(clock=lambda: 1.0, hide_usage=True)
     stream.take(f"data: {error}\n\n".encode())
     assert (stream.error, stream.refused) == ("no", refused)
+
+
+def event(index: int, *, text: str | None = None, reason: str | None = None) -> bytes:
+    delta = {"content": text} if text else {}
+    return (
+        b"data: %b\n\n" % json.dumps({"choices": [{"index": index, "delta": delta, "finish_reason": reason}]}).encode()
+    )
+
+
+@pytest.mark.parametrize(("ended", "finished"), [(0, False), (1, False), (4, False), (5, True)])
+def test_several_choices_have_each_its_end(ended, finished):
+    """A backend that sends no `[DONE]`: the stream is whole only where every choice of it is."""
+    stream = Stream(clock=lambda: 1.0, hide_usage=False)
+    for index in range(5):
+        stream.take(event(index, text="a"))
+    for index in range(ended):
+        stream.take(event(index, reason="stop"))
+    stream.end()
+    assert stream.finished is finished
+    assert stream.counted_tokens() == 5
