@@ -149,7 +149,7 @@ def test_what_is_told_of_backends_models_and_processes(fleet, open_page, scripts
     text = card(page, "good").inner_text()
     for part in ("healthy for ", "circuit closed", "m, only-good"):
         assert part in text
-    assert "last failed with backend 5xx, " in card(page, "bad").inner_text()
+    until(lambda: told("bad") and "last failed with backend 5xx, " in card(page, "bad").inner_text())
     row = page.locator("#matrix tr").filter(has=page.get_by_role("rowheader", name="only-good", exact=True))
     has, has_not = row.locator("td").all_inner_texts()
     assert has.split("\n")[0] == "yes"

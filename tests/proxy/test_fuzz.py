@@ -161,7 +161,8 @@ def verdict(reader: AnswerReader, pieces: list[bytes]) -> Verdict:
             reader.feed(piece)
             body += reader.body()
             if reader.complete:
-                left = b"".join(pieces[number + 1 :])
+                # Empty lines after an answer are nothing to the parser, where they come with it.
+                left = b"".join(pieces[number + 1 :]).lstrip(b"\r\n")
                 return (reader.status, reader.headers, body, reader.reusable, left)
         reader.feed(b"")
     except MalformedAnswer:
