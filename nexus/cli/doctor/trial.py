@@ -65,7 +65,8 @@ def _tried(base: str, process: subprocess.Popen[bytes]) -> Finding:
         if process.poll() is not None:
             raise NoAnswer(f"it ended with exit status {process.returncode}")
         try:
-            return call("GET", f"{base}/readyz").status == 200
+            # Ready it is with any backend; here it is to be the one that has the model.
+            return call("GET", f"{base}/v1/models/{_REQUEST['model']}").status == 200
         except NoAnswer:
             return False
 
