@@ -129,6 +129,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             due = time.monotonic() + _LAG_EVERY_S
             gevent.sleep(_LAG_EVERY_S)
             recorder.loop_lag(max(0.0, time.monotonic() - due))
+            self._engine.fleet.current()  # also a worker that has served nothing yet knows the fleet it last saw
 
     def _end_requests_after_the_grace(self) -> None:
         while self.alive:
