@@ -87,6 +87,7 @@ _BEFORE_THE_ANSWER = _rows(
     Fault(name="backend_5xx", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend answered 5xx."),
     Fault(name="error_event", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend's stream told of an error before any content."),
     Fault(name="error_event_4xx", status=400, error_type="invalid_request", meaning="The backend's stream told before any content that it finds fault with the request."),
+    Fault(name="error_event_busy", status=429, error_type="rate_limited", retry=True, again=True, blame=Blame.BUSY, meaning="The backend's stream told before any content that it takes no more for now."),
     Fault(name="backend_busy", status=None, error_type="rate_limited", retry=True, again=True, blame=Blame.BUSY, meaning="The backend answered 408 or 429, or 503 with a Retry-After; the client gets that answer where no other backend can serve."),
     Fault(name="backend_limits_client", status=None, error_type="rate_limited", retry=True, meaning="The backend answered 429 to the client's own Authorization; the client gets that answer where no other backend can serve."),
     Fault(name="backend_refused_key", status=None, error_type="upstream_auth", retry=True, blame=Blame.GATEWAY, meaning="The backend answered 401 or 403 to the gateway's key; the client gets that answer where no other backend can serve."),
@@ -97,6 +98,8 @@ _WITHIN_A_STREAM = _rows(
     Fault(name="stream_reset", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="upstream_reset", meaning="The connection broke within the stream."),
     Fault(name="stream_truncated", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="upstream_truncated", meaning="The stream ended without its end: neither [DONE] nor a reason for finishing."),
     Fault(name="stream_error", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="in_band_error", meaning="The backend told of an error within the stream."),
+    Fault(name="stream_error_4xx", status=400, error_type="invalid_request", stream_end="in_band_error", meaning="The backend told within the stream that it finds fault with the request."),
+    Fault(name="stream_error_busy", status=429, error_type="rate_limited", blame=Blame.BUSY, stream_end="in_band_error", meaning="The backend told within the stream that it takes no more for now."),
     Fault(name="stream_idle", status=504, error_type="idle_timeout", blame=Blame.BACKEND, stream_end="idle_timeout", meaning="The stream fell silent for longer than the limit."),
     Fault(name="stream_deadline", status=504, error_type="deadline_exceeded", blame=Blame.BACKEND, stream_end="deadline", meaning="The stream took longer than the limit for a whole one."),
     Fault(name="shutdown", status=502, error_type="stream_interrupted", blame=Blame.GATEWAY, stream_end="shutdown", meaning="The gateway was stopped and the grace was over."),
@@ -109,7 +112,9 @@ _OURS = _rows(
 
 FAULTS: dict[str, Fault] = _CLIENT | _ROUTING | _BEFORE_THE_ANSWER | _WITHIN_A_STREAM | _OURS
 
-STREAM_ENDS: tuple[str, ...] = ("complete", *(fault.stream_end for fault in FAULTS.values() if fault.stream_end))
+STREAM_ENDS: tuple[str, ...] = (
+    "complete", *dict.fromkeys(fault.stream_end for fault in FAULTS.values() if fault.stream_end)
+)  # fmt: skip
 """How streams end."""
 
 ERROR_TYPES: frozenset[str] = frozenset(fault.error_type for fault in FAULTS.values())
@@ -147,6 +152,17 @@ def fault_of_answer(status: int, *, retry_after: bool = False, own_key: bool = T
     if 400 <= status < 500:
         return FAULTS["backend_4xx"]
     return FAULTS["backend_5xx" if status >= 500 else "malformed_answer"]
+
+
+def fault_told(status: int, *, within: bool, own_key: bool = True) -> Fault:
+    """The fault of an error that a stream tells of, which stands for an answer with this status.
+
+    `within`: whether the stream has come to its content.
+    """
+    likened = fault_of_answer(status, own_key=own_key)
+    blame = likened.blame if likened is not None else Blame.BACKEND
+    kind = {Blame.CLIENT: "_4xx", Blame.BUSY: "_busy"}.get(blame, "")
+    return FAULTS[("stream_error" if within else "error_event") + kind]
 
 
 @dataclass(frozen=True, slots=True)

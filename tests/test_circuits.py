@@ -1,8 +1,12 @@
 """Backends that fail, hang and recover under load: clients notice next to nothing, and the sick are left alone."""
 
+import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
 import pytest
@@ -55,7 +59,7 @@ def test_one_fails_one_hangs_one_is_well(tmp_path: Path):
             struck = time.monotonic()
             until(lambda: [name for name, state in circuits(gateway, names).items() if state == "closed"] == ["well"])
             opened_after = time.monotonic() - struck
-            time.sleep(max(0.0, struck + TIMEOUT_S + 0.5 - time.monotonic()))
+            time.sleep(TIMEOUT_S + 0.5)  # those that hung when it opened have ended
             sick_for = share(gateway, names, 5.0)
             failing.fault("")
             hanging.fault("")
@@ -110,6 +114,74 @@ def test_state_is_shown(tmp_path: Path):
             run(gateway.port, asks[:1], concurrency=1, seen=lambda _, status, __: statuses.append(status))
             assert statuses[-1] == 200
             assert gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 0
+
+
+def test_a_stream_on_trial_is_judged_at_its_end(tmp_path: Path):
+    """Content alone closes nothing: meanwhile nobody else is sent there, and a stream that breaks keeps it open."""
+    with (
+        Demo(tmp_path, name="sick", models=["shared"], pace=50) as sick,
+        Gateway(tmp_path, backend_toml(sick) + tripping(open_seconds=2.0)) as gateway,
+    ):
+        trip(gateway, sick)
+        for fault, then in (("break_after=20", 2), ("error_after=20,error_code=400", 0)):
+            sick.fault(fault)
+            until(lambda: gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 1)
+            with streamed(gateway, tokens=60) as answer:
+                assert b"content" in answer.readline()
+                assert gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 1
+                statuses: list[int] = []
+                seen = lambda _, status, __, to=statuses: to.append(status)  # noqa: E731
+                run(gateway.port, [chat("x", "shared")], concurrency=1, seen=seen)
+                assert statuses == [503], "one request at a time tries"
+                assert b'"error"' in answer.read()
+            assert gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == then, fault
+        assert len(gateway.lines("circuit stays open")) == 1
+        assert gateway.settled().value("nexus_circuit_opened_total", backend="sick") == 1
+
+
+def test_a_long_stream_on_trial_keeps_no_backend_out(tmp_path: Path):
+    with (
+        Demo(tmp_path, name="sick", models=["shared"], pace=50) as sick,
+        Gateway(tmp_path, backend_toml(sick) + tripping(open_seconds=0.5)) as gateway,
+    ):
+        trip(gateway, sick)
+        sick.fault("")
+        until(lambda: gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 1)
+        with streamed(gateway, tokens=400) as answer:
+            began = time.monotonic()
+            assert b"content" in answer.readline()
+            until(lambda: gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 0, within_s=5)
+            assert 0.4 < time.monotonic() - began < 5, "after it has gone on for open_seconds"
+            assert b"[DONE]" not in answer.readline(), "it goes on"
+            assert gateway.scrape().total("nexus_streams_active") == 1
+
+
+def tripping(*, open_seconds: float) -> str:
+    return (
+        "[queue]\nenabled = false\n[routing]\nmax_retries = 0\n"
+        f"[circuit_breaker]\nopen_seconds = {open_seconds}\nmax_open_seconds = {open_seconds}\n"
+    )
+
+
+def trip(gateway: Gateway, demo: Demo) -> None:
+    """Open the backend's circuit."""
+    demo.fault("status=500")
+    run(gateway.port, [chat("x", "shared")] * 10, concurrency=1, seen=lambda *_: None)
+    assert gateway.scrape().value("nexus_circuit_opened_total", backend="sick") == 1
+
+
+@contextmanager
+def streamed(gateway: Gateway, *, tokens: int) -> Iterator[HTTPResponse]:
+    """A stream that has come to its content."""
+    body = {"model": "shared", "stream": True, "max_tokens": tokens, "messages": [{"role": "user", "content": "x"}]}
+    connection = HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    try:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        assert answer.status == 200
+        yield answer
+    finally:
+        connection.close()
 
 
 @pytest.mark.parametrize(("fault", "status"), [("status=400", 400), ("status=404", 404), ("status=429", 429)])

@@ -120,5 +120,5 @@ def ollama_show(_name: str) -> dict[str, Any]:
     }
 
 
-def error(message: str, *, code: str) -> dict[str, Any]:
+def error(message: str, *, code: str | int) -> dict[str, Any]:
     return {"error": {"message": message, "type": "server_error", "param": None, "code": code}}

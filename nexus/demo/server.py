@@ -209,9 +209,8 @@ class DemoBackend:
                 _wait(sock, 3600)
                 return False
             if sent == fault.error_after:
-                _chunk(
-                    sock, _event(answers.error("the stream fails as asked", code="demo_fault")) + b"data: [DONE]\n\n"
-                )
+                error = answers.error("the stream fails as asked", code=fault.error_code or "demo_fault")
+                _chunk(sock, _event(error) + b"data: [DONE]\n\n")
                 sock.sendall(b"0\r\n\r\n")
                 self.statuses["cut"] += 1
                 return True

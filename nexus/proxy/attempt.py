@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nexus.backends.address import Address, forwards_authorization, own_key
-from nexus.errors import Fault, RequestFailed, fault_of_answer
+from nexus.errors import Fault, RequestFailed, fault_of_answer, fault_told
 from nexus.proxy.admission import Place
 from nexus.proxy.client import Request
 from nexus.proxy.connections import Connection
@@ -64,9 +64,12 @@ class Attempt:
         status = self._open.answer.status
         if 200 <= status < 300:
             return None
-        config = self._backend.config
-        theirs = forwards_authorization(config) and self._request.header("authorization") is not None
-        return fault_of_answer(status, retry_after=self.retry_after_s() is not None, own_key=not theirs)
+        return fault_of_answer(status, retry_after=self.retry_after_s() is not None, own_key=self._own_key)
+
+    @property
+    def _own_key(self) -> bool:
+        """Whether the request carries no key of the client's."""
+        return not forwards_authorization(self._backend.config) or self._request.header("authorization") is None
 
     def retry_after_s(self) -> float | None:
         """When the backend asked to come back, in seconds from now."""
@@ -234,7 +237,7 @@ class Attempt:
                 if stream.error is None and not stream.content:
                     raise self._lost("before any content")
             if stream.error is not None:
-                fault = "error_event_4xx" if stream.refused else "error_event"
+                fault = fault_told(stream.error_status, within=False, own_key=self._own_key)
                 raise RequestFailed(fault, f"Backend {self._backend.name}: {stream.error}")
         self.answered_at = self._engine.clock()
         if self._backend.config.total_timeout_seconds is None:
@@ -277,7 +280,7 @@ class Attempt:
         stream, name = self.stream, self._backend.name
         rest = stream.end()
         if stream.error is not None:
-            return rest, StreamError(stream.error)
+            return rest, StreamError(fault_told(stream.error_status, within=True, own_key=self._own_key), stream.error)
         if not stream.finished:
             # What came without its end would garble the error that follows, and clients are to discard it.
             return b"", RequestFailed("stream_truncated", f"The stream from backend {name} ended before its end.")
@@ -303,9 +306,15 @@ class Attempt:
         except OSError as error:
             raise self.broken() from error
 
-    def proved(self) -> None:
-        """The backend has shown that it is well."""
-        self._place.proved()
+    def on_trial(self) -> bool:
+        """Whether the backend is still on trial by this stream: until its end, or until it has gone on for as long as
+        a circuit stays open at first, so that a long one does not keep a backend out that is well."""
+        place = self._place
+        if place.on_trial:
+            enough_s = place.view.snapshot.config.circuit_breaker.open_seconds
+            if self._engine.clock() - self.answered_at >= enough_s:
+                place.proved()
+        return place.on_trial
 
     def _lost(self, when: str) -> RequestFailed:
         return RequestFailed("connection_lost", f"Backend {self._backend.name} closed the connection {when}.")
@@ -326,6 +335,3 @@ def _speaks_of_it(refusal: bytes) -> bool:
 
 class StreamError(RequestFailed):
     """The backend told of the error itself, within its stream: the client has seen it already."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("stream_error", message)

@@ -105,7 +105,7 @@ class Breakers:
                 self._circuits.end_trial(column)
 
     def proved(self, backend: Backend) -> None:
-        """A trial has shown that the backend is well, though the attempt goes on: a stream has come to its content."""
+        """A trial has shown that the backend is well, though the attempt goes on: a stream that has come far."""
         self._circuits.close_circuit(backend.column, self._clock_ns())
         self._circuits.end_trial(backend.column)
         log.info("circuit closed", extra={"backend": backend.name})

@@ -305,7 +305,6 @@ class Exchange:
 
     def _stream(self, attempt: Attempt, stream: Stream, choice: Choice) -> Answer:
         """Relay a stream. Its head is out with its first byte, so a later failure is told within it."""
-        attempt.proved()
         self.stream, self.served, self.usage_asked = stream, True, attempt.usage_asked
         self.engine.recorder.stream_began()
         headers = self._headers(choice) + answer_headers(attempt.headers)
@@ -335,7 +334,9 @@ class Exchange:
             failure.message, status=status, code=failure.fault.code, param=failure.param, context=failure.context
         )
         headers = [*self._headers(self.choice), ("content-type", "application/json"), *failure.headers.items()]
-        if status >= 500 and "retry-after" not in failure.headers:
+        if failure.fault.blame is Blame.BUSY:
+            headers.append(("retry-after", "1"))  # for so long it counts as busy here
+        elif status >= 500 and "retry-after" not in failure.headers:
             headers.append(("x-should-retry", "false"))  # OpenAI's clients would: what could be tried was tried here
         return self._whole(status, headers, content, failure.fault)
 

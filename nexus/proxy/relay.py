@@ -30,6 +30,7 @@ class StreamBody:
         self._status = attempt.status
         self._begun = False
         self._told = False
+        self._settled = False  # nothing is left to tell before its end
         self.over = False
 
     @property
@@ -42,7 +43,7 @@ class StreamBody:
         """The first bytes for the client."""
         self._begun = True
         shown = self._attempt.begin()
-        self._tell_first_token()
+        self._tell()
         return shown + self._conclude() if self._attempt.complete else shown
 
     def take(self, data: bytes) -> bytes:
@@ -51,13 +52,13 @@ class StreamBody:
             shown = self._attempt.take(data)
         except RequestFailed as failure:
             return self.fail(failure)
-        if not self._told:
-            self._tell_first_token()
+        if not self._settled:
+            self._tell()
         return shown + self._conclude() if self._attempt.complete else shown
 
     def take_chunk(self, data: bytes) -> bytes:
         """As `take`, for a client that gets the stream in chunks; a chunk that is to go on as it came does so."""
-        if self._told and (piece := self._answer.whole_chunk(data)) is not None:
+        if self._settled and (piece := self._answer.whole_chunk(data)) is not None:
             shown = self._stream.take(piece)
             return data if shown is piece else chunk(shown)
         return chunk(self.take(data))
@@ -101,10 +102,12 @@ class StreamBody:
         self._fault = fault
         self._attempt.end(fault)  # before the client takes its time over the last bytes
 
-    def _tell_first_token(self) -> None:
-        if self._stream.first_token_at:
+    def _tell(self) -> None:
+        """What is told while it goes on: its first token, and that a backend on trial does well."""
+        if not self._told and self._stream.first_token_at:
             self._told = True
             self._exchange.tell_first_token(self._stream.first_token_at)
+        self._settled = self._told and not self._attempt.on_trial()
 
     def written(self) -> None:
         """All that was given was written."""

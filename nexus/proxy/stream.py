@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from nexus.errors import FAULTS, fault_of_answer
 from nexus.proxy.sse import Event, EventReader
 from nexus.proxy.usage import Usage, usage_in
 
@@ -41,7 +40,8 @@ class Stream:
     """Takes the bytes of one stream and gives those that the client gets.
 
     Times are on `clock`, in seconds. `content` is reached by whatever the client should see, `first_token_at` (0 until
-    then) by the first piece of the answer: text, a tool call, reasoning. `events` counts those with data.
+    then) by the first piece of the answer: text, a tool call, reasoning. `events` counts those with data;
+    `error_status` is the status of an answer that would say what `error` does.
     """
 
     def __init__(self, *, clock: Callable[[], float], hide_usage: bool) -> None:
@@ -53,7 +53,7 @@ class Stream:
         self._last: deque[bytes] = deque(maxlen=_LAST)
         self.usage: Usage | None = None
         self.error: str | None = None
-        self.refused = False
+        self.error_status = 0
         self.content = False
         self.done = False
         self.events = 0
@@ -168,7 +168,7 @@ class Stream:
             told = fields.error or fields.message
             message = told.get("message") if isinstance(told, dict) else told
             self.error = str(message or "no message")[:500]
-            self.refused = _is_refusal(told if isinstance(told, dict) else {"code": fields.code})
+            self.error_status = _status_of(told if isinstance(told, dict) else {"code": fields.code})
             return False
         usage = usage_in(fields.usage) if fields.usage != b"null" else None
         if usage is not None:
@@ -196,13 +196,16 @@ def _tells(data: bytes) -> bool:
     return b'"usage"' in data and b'"usage":null' not in data and b'"usage": null' not in data
 
 
-def _is_refusal(error: dict[str, Any]) -> bool:
-    """Whether an error told within a stream finds fault with the request, as an answer of 400 would: by its code where
-    that is a status, else by OpenAI's type."""
+_STATUS_OF_TYPE = {"invalid_request_error": 400, "rate_limit_error": 429, "overloaded_error": 429}
+
+
+def _status_of(error: dict[str, Any]) -> int:
+    """The status of an answer that would say what an error within a stream says: its code where that is one, else by
+    its type, as OpenAI and Anthropic name them."""
     code = str(error.get("code"))
-    if code.isdecimal() and len(code) == 3:
-        return fault_of_answer(int(code)) is FAULTS["backend_4xx"]
-    return error.get("type") == "invalid_request_error"
+    if code.isascii() and code.isdecimal() and len(code) == 3:
+        return int(code)
+    return _STATUS_OF_TYPE.get(str(error.get("type")), 500)
 
 
 def _has_token(choice: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexus.errors import Blame, fault_told
 from nexus.proxy.stream import Stream
 from tests.corpus import RECORDINGS, Recording
 
@@ -141,23 +142,28 @@ def test_error_before_content(error):
 
 
 @pytest.mark.parametrize(
-    ("error", "refused"),
+    ("error", "blame"),
     [
-        ('{"error":{"message":"no","code":400,"type":"BadRequestError"}}', True),
-        ('{"object":"error","message":"no","code":422}', True),
-        ('{"error":{"message":"no","code":"context_length_exceeded","type":"invalid_request_error"}}', True),
-        ('{"error":{"message":"no","code":"400"}}', True),
-        ('{"error":{"message":"no","code":500,"type":"invalid_request_error"}}', False),
-        ('{"error":{"message":"no","code":429}}', False),
-        ('{"error":{"message":"no","code":401}}', False),
-        ('{"error":{"message":"no","code":{}}}', False),
-        ('{"error":"no"}', False),
+        ('{"error":{"message":"no","code":400,"type":"BadRequestError"}}', Blame.CLIENT),
+        ('{"object":"error","message":"no","code":422}', Blame.CLIENT),
+        ('{"error":{"message":"no","code":"context_length_exceeded","type":"invalid_request_error"}}', Blame.CLIENT),
+        ('{"error":{"message":"no","code":"400"}}', Blame.CLIENT),
+        ('{"error":{"message":"no","code":500,"type":"invalid_request_error"}}', Blame.BACKEND),
+        ('{"error":{"message":"no","code":429}}', Blame.BUSY),
+        ('{"type":"error","error":{"message":"no","type":"overloaded_error"}}', Blame.BUSY),
+        ('{"error":{"message":"no","code":401}}', Blame.BACKEND),
+        ('{"error":{"message":"no","code":{}}}', Blame.BACKEND),
+        ('{"error":{"message":"no","code":"٤٠٠"}}', Blame.BACKEND),
+        ('{"error":"no"}', Blame.BACKEND),
     ],
 )
-def test_whose_error_it_is(error, refused):
+def test_whose_error_it_is(error, blame):
     stream = Stream(clock=lambda: 1.0, hide_usage=True)
     stream.take(f"data: {error}\n\n".encode())
-    assert (stream.error, stream.refused) == ("no", refused)
+    assert stream.error == "no"
+    for within in (False, True):
+        fault = fault_told(stream.error_status, within=within)
+        assert (fault.blame, fault.stream_end) == (blame, "in_band_error" if within else None)
 
 
 def event(index: int, *, text: str | None = None, reason: str | None = None) -> bytes:
