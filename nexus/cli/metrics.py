@@ -79,7 +79,7 @@ def get(family: str, labels: tuple[str, ...], config: str | None, url: str | Non
     wanted = _filters(known, labels)
     names = {known.name} | {f"{known.name}_{part}" for part in ("bucket", "sum", "count") if known.kind == "histogram"}
     scrape = parse(find(config, url).read("/metrics").content.decode())
-    samples = [sample for sample in scrape if sample.name in names and _matches(sample, wanted)]
+    samples = sorted((sample for sample in scrape if sample.name in names and _matches(sample, wanted)), key=_by_labels)
     if as_json:
         shown = [{"name": s.name, "labels": dict(s.labels), "value": _number(s.value)} for s in samples]
         click.echo(json.dumps({"family": known.name, "type": known.kind, "samples": shown}, indent=2))
@@ -87,6 +87,11 @@ def get(family: str, labels: tuple[str, ...], config: str | None, url: str | Non
         click.echo(_shown(known, samples))
     if not samples:
         raise Failure(f"{known.name} has no such sample yet.", status=NO)
+
+
+def _by_labels(sample: Sample) -> list[str]:
+    """A histogram's parts stay together, and its buckets in their order."""
+    return [value for label, value in sorted(sample.labels.items()) if label != "le"]
 
 
 def _family(name: str) -> Family:

@@ -84,10 +84,11 @@ def test_chat_then_what_was_counted(fleet):
     assert "made-up" in refused.stderr
     fleet.settled()
 
-    (ok, refused) = asked(fleet, "metrics get", "nexus_requests_total")["samples"]
+    (refused, ok) = asked(fleet, "metrics get", "nexus_requests_total")["samples"]  # by their labels: backend first
     assert (ok["labels"], ok["value"]) == ({"model": "m", "backend": "one", "status": "200"}, 2)
     assert (refused["labels"], refused["value"]) == ({"model": "unknown", "backend": "none", "status": "404"}, 1)
-    assert said(fleet, "metrics", "get", "nexus_requests_total").splitlines()[1].split() == ["m", "one", "200", "2"]
+    shown = [line.split() for line in said(fleet, "metrics", "get", "nexus_requests_total").splitlines()[1:]]
+    assert shown == [["unknown", "none", "404", "1"], ["m", "one", "200", "2"]]
     assert asked(fleet, "stats")["requests"] == {"total": 3, "success": 2, "errors": 1}
     assert "3 requests, 1 failed (33.3 %)" in said(fleet, "stats")
     assert [one["http_status"] for one in asked(fleet, "history")] == [404, 200, 200]
