@@ -25,6 +25,7 @@ from nexus.proxy.connections import Connection
 from nexus.proxy.engine import Engine
 from nexus.proxy.view import View
 from nexus.proxy.worker.heads import Limits
+from nexus.proxy.worker.hub import Outlet
 from nexus.proxy.worker.lane import Lane
 
 REQUESTS = 20_000
@@ -97,7 +98,7 @@ def lane() -> Lane:
     made = object.__new__(Lane)
     made.__dict__.update(
         _client=sock, _timeout_s=60.0, _engine=engine, _limits=Limits(100, 16380, 8190), _keep_alive=lambda: True,
-        _watch=_Watch(None),
+        _watch=_Watch(None), _outlet=Outlet(sock),
     )  # fmt: skip
     return made
 

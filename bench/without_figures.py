@@ -23,7 +23,10 @@ class Silent(Recorder):
         if success is not None:
             self._row.count_outcome(column, time.monotonic_ns(), success=success)
 
-    def decided(self, seconds: float) -> None:
+    def attempt_began(self, column: int, decision_s: float) -> None:  # noqa: ARG002
+        self._row.begin(column)
+
+    def refused(self, decision_s: float) -> None:
         pass
 
     def finished(self, request: Finished) -> None:  # noqa: ARG002

@@ -98,7 +98,6 @@ _WITHIN_A_STREAM = _rows(
     Fault(name="stream_reset", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="upstream_reset", meaning="The connection broke within the stream."),
     Fault(name="stream_truncated", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="upstream_truncated", meaning="The stream ended without its end: neither [DONE] nor a reason for finishing."),
     Fault(name="stream_error", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="in_band_error", meaning="The backend told of an error within the stream."),
-    Fault(name="stream_error_4xx", status=400, error_type="invalid_request", stream_end="in_band_error", meaning="The backend told within the stream that it finds fault with the request."),
     Fault(name="stream_error_busy", status=429, error_type="rate_limited", blame=Blame.BUSY, stream_end="in_band_error", meaning="The backend told within the stream that it takes no more for now."),
     Fault(name="stream_idle", status=504, error_type="idle_timeout", blame=Blame.BACKEND, stream_end="idle_timeout", meaning="The stream fell silent for longer than the limit."),
     Fault(name="stream_deadline", status=504, error_type="deadline_exceeded", blame=Blame.BACKEND, stream_end="deadline", meaning="The stream took longer than the limit for a whole one."),
@@ -157,12 +156,14 @@ def fault_of_answer(status: int, *, retry_after: bool = False, own_key: bool = T
 def fault_told(status: int, *, within: bool, own_key: bool = True) -> Fault:
     """The fault of an error that a stream tells of, which stands for an answer with this status.
 
-    `within`: whether the stream has come to its content.
+    `within`: whether the stream has come to its content. Then the request was good, whatever the error says: vLLM, for
+    one, gives every failure of its own there as a 400.
     """
     likened = fault_of_answer(status, own_key=own_key)
     blame = likened.blame if likened is not None else Blame.BACKEND
-    kind = {Blame.CLIENT: "_4xx", Blame.BUSY: "_busy"}.get(blame, "")
-    return FAULTS[("stream_error" if within else "error_event") + kind]
+    if within:
+        return FAULTS["stream_error_busy" if blame is Blame.BUSY else "stream_error"]
+    return FAULTS[{Blame.CLIENT: "error_event_4xx", Blame.BUSY: "error_event_busy"}.get(blame, "error_event")]
 
 
 @dataclass(frozen=True, slots=True)

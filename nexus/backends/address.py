@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
+
+import msgspec
 
 from nexus.config import BackendConfig
 from nexus.config.secrets import secret
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     """A backend's address taken apart; `prefix` is its path without a trailing `/v1`, which every call adds."""
 
     host: str

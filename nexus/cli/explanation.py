@@ -18,7 +18,7 @@ from nexus.fleet.snapshot import SnapshotReader
 from nexus.proxy.breakers import standing_of
 from nexus.routing.explain import Explanation, explain
 from nexus.routing.requirements import ANYTHING, InvalidBody, Requirements, read
-from nexus.routing.router import Asked, Conditions
+from nexus.routing.router import Asked, Supposed
 from nexus.routing.table import RouteTable
 
 
@@ -40,7 +40,7 @@ def route_explain(config: str | None, model: str, *, body: str | None, flexible:
     found = explain(
         routes,
         asked,
-        Conditions(
+        Supposed(
             load=load_table.pending,
             standing=lambda column: standing_of(column, circuits, load_table, config=snapshot.config, now_ns=now_ns),
         ),

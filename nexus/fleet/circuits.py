@@ -64,20 +64,18 @@ class CircuitTable:
                 os.posix_fallocate(fd, 0, _SIZE)
             self._map = mmap.mmap(fd, _SIZE)
         self._cells = memoryview(self._map).cast("q")
+        self.noted = self._cells[: COLUMNS * _RECORD : _RECORD]
+        """By column, whether there is anything to know of a backend; nearly always there is not."""
         # The locks are between processes; within one, its threads and greenlets need these.
         self._mine = threading.Lock()
         self._trials: set[int] = set()
-
-    def noted(self, column: int) -> bool:
-        """Whether there is anything to know of the backend; nearly always there is not."""
-        return bool(self._cells[column * _RECORD])
 
     def read(self, column: int) -> Circuit:
         base = column * _RECORD
         return Circuit(*self._cells[base + 1 : base + 6])
 
     def state(self, column: int, now_ns: int) -> State:
-        return self.read(column).state(now_ns) if self.noted(column) else "closed"
+        return self.read(column).state(now_ns) if self.noted[column] else "closed"
 
     def _write(self, column: int, cell: int, value: int) -> None:
         # The field first, then the note of it: a reader that sees the note sees the field.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from _thread import RLock  # keeps threads apart, and costs greenlets nothing: nothing below switches them
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -50,33 +51,29 @@ class Finished(msgspec.Struct, kw_only=True, gc=False):
     after_s: float | None = None
 
 
+_Move = tuple[Callable[[float], None], float]
+
+
 class _Bundle:
-    """What requests that share their labels move by one, resolved once for all of them."""
+    """What requests that share their labels, and what is known of them, move; resolved once for all of them."""
 
-    def __init__(self, recorder: Recorder, request: Finished) -> None:
-        child = recorder.child
-        self._recorder = recorder
-        self._labels = request.model, request.backend
-        self._prompt: Any = None
-        self._completion: Any = None
-        self.duration = child(families.DURATION, *self._labels)
-        self.once: list[tuple[Any, float]] = [(child(families.REQUESTS, *self._labels, request.status), 1)]
+    __slots__ = ("completion", "counters", "duration", "prompt")
+
+    def __init__(self, child: Callable[..., Any], request: Finished) -> None:
+        model, backend = request.model, request.backend
+        self.counters = [child(families.REQUESTS, model, backend, request.status)]
         if request.error_type is not None:
-            self.once.append((child(families.ERRORS, request.error_type, request.model), 1))
+            self.counters.append(child(families.ERRORS, request.error_type, model))
         if request.fallback_from is not None:
-            self.once.append((child(families.FALLBACKS, request.fallback_from, request.model), 1))
+            self.counters.append(child(families.FALLBACKS, request.fallback_from, model))
         if request.usage is not None:
-            self.once.append((child(families.USAGE, request.usage), 1))
-
-    def prompt(self) -> Any:
-        if self._prompt is None:
-            self._prompt = self._recorder.child(families.TOKENS_USED, *self._labels, "prompt")
-        return self._prompt
-
-    def completion(self) -> Any:
-        if self._completion is None:
-            self._completion = self._recorder.child(families.TOKENS_USED, *self._labels, "completion")
-        return self._completion
+            self.counters.append(child(families.USAGE, request.usage))
+        self.duration = child(families.DURATION, model, backend)
+        self.prompt = self.completion = None
+        if request.prompt_tokens is not None:
+            self.prompt = child(families.TOKENS_USED, model, backend, "prompt")
+        if request.completion_tokens is not None:
+            self.completion = child(families.TOKENS_USED, model, backend, "completion")
 
 
 class Recorder:
@@ -94,7 +91,7 @@ class Recorder:
         self._before = store.child(families.OVERHEAD, ("before",))
         self._after = store.child(families.OVERHEAD, ("after",))
         self._started: dict[str, Any] = {}
-        self._bundles: dict[tuple[str | None, ...], _Bundle] = {}
+        self._bundles: dict[tuple[str | bool | None, ...], _Bundle] = {}
 
     def child(self, family: families.Family, *labels: str) -> Any:
         """The counter or histogram with these label values; kept, since making it is slow."""
@@ -114,8 +111,10 @@ class Recorder:
             row.enter(time.monotonic_ns())
             row.turn()
 
-    def attempt_began(self, column: int) -> None:
+    def attempt_began(self, column: int, decision_s: float) -> None:
+        """A backend was chosen, in so many seconds."""
         with self._lock:
+            self._decision.observe(decision_s)
             self._row.begin(column)
 
     def attempt_ended(self, column: int, backend: str, outcome: str, *, success: bool | None) -> None:
@@ -146,55 +145,53 @@ class Recorder:
 
     def finished(self, request: Finished) -> None:
         """Count a request that ended. The row's sequence number is odd meanwhile, for readers to look again."""
-        with self._lock:
-            # Resolved first: making a child takes a hundred times as long as counting, and readers would wait for it.
-            counters, observed = self._moved_by(request)
-            self._row.turn()
-            for counter, amount in counters:
-                counter.inc(amount)
-            for histogram, amount in observed:
-                histogram.observe(amount)
-            self._row.leave()
-            if request.stream is not None:
-                self._row.stream(-1)
-            self._row.turn()
-
-    def _moved_by(self, request: Finished) -> tuple[list[tuple[Any, float]], list[tuple[Any, float]]]:
-        """Counters and histograms that a request moves, each with by how much."""
         key = (
             request.model, request.backend, request.status, request.error_type, request.fallback_from, request.usage,
+            request.prompt_tokens is None, request.completion_tokens is None,
         )  # fmt: skip
-        bundle = self._bundles.get(key)
-        if bundle is None:
-            bundle = self._bundles[key] = _Bundle(self, request)
-        counters = bundle.once.copy()
-        observed: list[tuple[Any, float]] = [(bundle.duration, request.duration_s)]
-        if request.prompt_tokens is not None:
-            observed.append((bundle.prompt(), request.prompt_tokens))
-        if request.completion_tokens is not None:
-            observed.append((bundle.completion(), request.completion_tokens))
-        if request.before_s is not None:
-            observed.append((self._before, request.before_s))
-        if request.after_s is not None:
-            observed.append((self._after, request.after_s))
-        if request.cached_tokens or request.reasoning_tokens or request.stream is not None:
-            self._add_rarer(request, counters, observed)
-        return counters, observed
+        row = self._row
+        with self._lock:
+            # Resolved first: making a child takes a hundred times as long as counting, and readers would wait for it.
+            bundle = self._bundles.get(key)
+            if bundle is None:
+                bundle = self._bundles[key] = _Bundle(self.child, request)
+            rarer: Sequence[_Move] = ()
+            if request.stream is not None or request.cached_tokens or request.reasoning_tokens:
+                rarer = self._rarer(request)
+            row.turn()
+            for counter in bundle.counters:
+                counter.inc()
+            bundle.duration.observe(request.duration_s)
+            if bundle.prompt is not None:
+                bundle.prompt.observe(request.prompt_tokens)
+            if bundle.completion is not None:
+                bundle.completion.observe(request.completion_tokens)
+            if request.before_s is not None:
+                self._before.observe(request.before_s)
+            if request.after_s is not None:
+                self._after.observe(request.after_s)
+            for move, amount in rarer:
+                move(amount)
+            row.leave()
+            if request.stream is not None:
+                row.stream(-1)
+            row.turn()
 
-    def _add_rarer(
-        self, request: Finished, counters: list[tuple[Any, float]], observed: list[tuple[Any, float]]
-    ) -> None:
+    def _rarer(self, request: Finished) -> list[_Move]:
+        """What only some requests move besides, each with by how much."""
         model, backend, child = request.model, request.backend, self.child
+        moves: list[_Move] = []
         if request.cached_tokens:
-            counters.append((child(families.TOKEN_DETAILS, model, backend, "cached"), request.cached_tokens))
+            moves.append((child(families.TOKEN_DETAILS, model, backend, "cached").inc, request.cached_tokens))
         if request.reasoning_tokens:
-            counters.append((child(families.TOKEN_DETAILS, model, backend, "reasoning"), request.reasoning_tokens))
+            moves.append((child(families.TOKEN_DETAILS, model, backend, "reasoning").inc, request.reasoning_tokens))
         if (stream := request.stream) is not None:
-            counters.append((child(families.STREAM_ENDS, backend, stream.end), 1))
-            counters.append((child(families.STREAM_EVENTS, model, backend), stream.events))
-            observed.append((child(families.STREAM_GAP, model, backend), stream.longest_gap_s))
+            moves.append((child(families.STREAM_ENDS, backend, stream.end).inc, 1))
+            moves.append((child(families.STREAM_EVENTS, model, backend).inc, stream.events))
+            moves.append((child(families.STREAM_GAP, model, backend).observe, stream.longest_gap_s))
             if stream.tpot_s is not None:
-                observed.append((child(families.TPOT, model, backend, stream.tpot_by), stream.tpot_s))
+                moves.append((child(families.TPOT, model, backend, stream.tpot_by).observe, stream.tpot_s))
+        return moves
 
     def retried(self, backend: str, error_type: str) -> None:
         with self._lock:
@@ -205,9 +202,10 @@ class Recorder:
         with self._lock:
             self.child(families.RETRIES_DENIED, backend).inc()
 
-    def decided(self, seconds: float) -> None:
+    def refused(self, decision_s: float) -> None:
+        """No backend was found, in so many seconds."""
         with self._lock:
-            self._decision.observe(seconds)
+            self._decision.observe(decision_s)
 
     def circuit_opened(self, backend: str) -> None:
         with self._lock:

@@ -7,8 +7,6 @@ from _thread import RLock
 from collections.abc import Callable
 from zlib import crc32
 
-import msgspec
-
 from nexus.config import Config
 from nexus.errors import Fault
 from nexus.fleet.circuits import CircuitTable
@@ -18,7 +16,7 @@ from nexus.proxy.breakers import Breakers, success_of
 from nexus.proxy.client import Request
 from nexus.proxy.queue import Queue
 from nexus.proxy.view import View
-from nexus.routing.router import Asked, Choice, Conditions, NoRoom, Standing, Tried, choose
+from nexus.routing.router import CLEAR, Asked, Choice, NoRoom, Standing, Tried, choose
 
 _STANDS_STILL_NS = 250_000_000
 """Those that wait in a process which has not looked for so long keep nobody from the room there is."""
@@ -26,6 +24,8 @@ _STANDS_STILL_NS = 250_000_000
 
 class Place:
     """A request's place at a backend, counted from its admission until `leave()`; `waited_s` in the queue for it."""
+
+    __slots__ = ("_admission", "_left", "choice", "on_trial", "view", "waited_s")
 
     def __init__(self, admission: Admission, choice: Choice, view: View) -> None:
         """`view`: the fleet as it was when the choice was made."""
@@ -49,18 +49,59 @@ class Place:
             self._admission.left(self, self.view.snapshot.config, fault, retry_after_s)
 
 
-class Applicant(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A request that wants a place.
+class Applicant:
+    """A request that wants a place; `deadline` is on the monotonic clock."""
 
-    `ticket` orders those that wait; `turn` is its own among the requests for its model, where the strategy takes turns;
-    `deadline` is on the monotonic clock.
-    """
+    __slots__ = ("_turn", "asked", "deadline", "request")
 
-    asked: Asked
-    request: Request
-    ticket: int
-    turn: int
-    deadline: float
+    def __init__(self, asked: Asked, request: Request, deadline: float) -> None:
+        self.asked = asked
+        self.request = request
+        self.deadline = deadline
+        self._turn = 0
+
+    @property
+    def ticket(self) -> int:
+        """Orders those that wait: by priority, then by the time of their heads."""
+        high = (self.request.header("x-nexus-priority") or "").strip().lower() == "high"
+        return int(self.request.received * 1e9) | (0 if high else NORMAL_TICKET)
+
+    def turn(self, circuits: CircuitTable) -> int:
+        """The request's own turn among those for its model, over all workers."""
+        if not self._turn:
+            self._turn = circuits.next_turn(crc32(self.asked.model.encode()))
+        return self._turn
+
+
+class _Now:
+    """The conditions of one look for a place. `on_trial`: the backends that another request is just trying."""
+
+    __slots__ = ("_admission", "_applicant", "_config", "chance", "load", "on_trial")
+
+    def __init__(self, admission: Admission, applicant: Applicant, config: Config) -> None:
+        self._admission = admission
+        self._applicant = applicant
+        self._config = config
+        self.load = admission.load.pending
+        self.chance = admission.chance()
+        self.on_trial: tuple[int, ...] = ()
+
+    def standing(self, column: int) -> Standing:
+        if not self._admission.circuits.noted[column]:
+            return CLEAR
+        if column in self.on_trial:
+            return Standing(state="open")
+        return self._admission.breakers.standing(column, self._config)
+
+    def waited_for(self, column: int) -> bool:
+        since_ns = self._admission.clock_ns() - _STANDS_STILL_NS
+        return self._admission.load.waits_before(column, self._applicant.ticket, since_ns=since_ns)
+
+    @property
+    def turn(self) -> int:
+        if self._config.routing.strategy != "round_robin":
+            return 0
+        return self._applicant.turn(self._admission.circuits)
 
 
 class Admission:
@@ -78,26 +119,16 @@ class Admission:
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """`view` gives the fleet as it is at each look; it may raise `RequestFailed`."""
-        self._load = load
-        self._circuits = circuits
+        self.load = load
+        self.circuits = circuits
+        self.chance = chance
+        self.clock_ns = clock_ns
+        self.breakers = Breakers(circuits, load, recorder, clock_ns=clock_ns, chance=chance)
         self._recorder = recorder
         self._view = view
-        self._chance = chance
-        self._clock_ns = clock_ns
-        self._breakers = Breakers(circuits, load, recorder, clock_ns=clock_ns, chance=chance)
         self._queue = Queue(row, load, recorder, clock_ns=clock_ns)
         # Choosing and taking are one step, so that a limit is exact within a process.
         self._lock = RLock()
-
-    def ticket(self, *, high: bool) -> int:
-        """A place in the order of those that wait: by priority, then by the time of this call."""
-        return self._clock_ns() | (0 if high else NORMAL_TICKET)
-
-    def turn(self, model: str, config: Config) -> int:
-        """A request's turn among those for the model, over all workers; 0 where the strategy takes none."""
-        if config.routing.strategy != "round_robin":
-            return 0
-        return self._circuits.next_turn(crc32(model.encode()))
 
     def admit(self, applicant: Applicant, *, tried: Tried) -> Place:
         """A place at the backend that is best now, waited for if need be.
@@ -128,38 +159,23 @@ class Admission:
             began = time.perf_counter()
             try:
                 choice = self._choose(view, applicant, tried)
-            finally:
-                self._recorder.decided(time.perf_counter() - began)
-            self._recorder.attempt_began(choice.backend.column)
+            except BaseException:
+                self._recorder.refused(time.perf_counter() - began)
+                raise
+            self._recorder.attempt_began(choice.backend.column, time.perf_counter() - began)
             return Place(self, choice, view)
 
     def _choose(self, view: View, applicant: Applicant, tried: Tried) -> Choice:
-        config, asked = view.snapshot.config, applicant.asked
-        on_trial: set[int] = set()
-
-        def standing(column: int) -> Standing:
-            found = self._breakers.standing(column, config)
-            return Standing(state="open") if column in on_trial else found
-
-        def waited_for(column: int) -> bool:
-            return self._load.waits_before(column, applicant.ticket, since_ns=self._clock_ns() - _STANDS_STILL_NS)
-
-        now = Conditions(
-            load=self._load.pending,
-            standing=standing,
-            waited_for=waited_for,
-            turn=applicant.turn,
-            chance=self._chance(),
-        )
+        now = _Now(self, applicant, view.snapshot.config)
         while True:
-            choice = choose(view.table, asked, tried=tried, now=now)
-            if not choice.trial or self._breakers.begin_trial(choice.backend):
+            choice = choose(view.table, applicant.asked, tried=tried, now=now)
+            if not choice.trial or self.breakers.begin_trial(choice.backend):
                 return choice
-            on_trial.add(choice.backend.column)
+            now.on_trial += (choice.backend.column,)
 
     def proved(self, choice: Choice) -> None:
         """A place on trial has turned out well."""
-        self._breakers.proved(choice.backend)
+        self.breakers.proved(choice.backend)
 
     def left(self, place: Place, config: Config, fault: Fault | None, retry_after_s: float | None) -> None:
         """A place was given back."""
@@ -167,5 +183,5 @@ class Admission:
         self._recorder.attempt_ended(
             backend.column, backend.label, fault.error_type if fault else "ok", success=success_of(fault)
         )
-        self._breakers.judge(backend, fault, config=config, trial=place.on_trial, retry_after_s=retry_after_s)
+        self.breakers.judge(backend, fault, config=config, trial=place.on_trial, retry_after_s=retry_after_s)
         self._queue.freed(backend.column)

@@ -32,7 +32,7 @@ def success_of(fault: Fault | None) -> bool | None:
 
 def standing_of(column: int, circuits: CircuitTable, load: LoadTable, *, config: Config, now_ns: int) -> Standing:
     """How a backend stands at this moment, by the shared tables."""
-    if not circuits.noted(column):
+    if not circuits.noted[column]:
         return CLEAR
     circuit = circuits.read(column)
     failures = 0
@@ -68,7 +68,7 @@ class Breakers:
 
     def standing(self, column: int, config: Config) -> Standing:
         """How the backend stands now. Costs one look into shared memory where there is nothing to tell."""
-        if not self._circuits.noted(column):
+        if not self._circuits.noted[column]:
             return CLEAR
         now_ns = self._clock_ns()
         self._circuits.forget_if(column, now_ns - int(max(WINDOW_S, config.circuit_breaker.slow_start_seconds) * 1e9))

@@ -203,21 +203,14 @@ class Exchange:
 
     def _applicant(self, view: View, ask: Ask) -> Applicant:
         """What the router is asked, from body and headers."""
-        header = self.request.header
-        strict, flexible = header("x-nexus-strict"), header("x-nexus-flexible")
-        high = (header("x-nexus-priority") or "").strip().lower() == "high"
-        return Applicant(
-            asked=Asked(
-                model=self.asked_model,
-                needs=ask.needs,
-                demands=view.table.demands(ask.model, self.asked_model),
-                flexible=_is_on(flexible) and not _is_on(strict),
-            ),
-            request=self.request,
-            ticket=self.engine.admission.ticket(high=high),
-            turn=self.engine.admission.turn(self.asked_model, view.snapshot.config),
-            deadline=self.request.received + view.snapshot.config.server.request_timeout_seconds,
+        request = self.request
+        asked = Asked(
+            self.asked_model,
+            ask.needs,
+            view.table.demands(ask.model, self.asked_model),
+            _is_on(request.header("x-nexus-flexible")) and not _is_on(request.header("x-nexus-strict")),
         )
+        return Applicant(asked, request, request.received + view.snapshot.config.server.request_timeout_seconds)
 
     def _check_budget(self, failure: RequestFailed, choice: Choice, applicant: Applicant) -> None:
         """Raise the failure where the request, or the host, has spent what it may on further attempts."""

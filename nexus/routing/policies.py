@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+import msgspec
 
 from nexus.config.records import Policy
 from nexus.fleet.records import Backend
 
 
-@dataclass(frozen=True, slots=True)
-class Demands:
+class Demands(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     """`restricted`: only backends in a restricted zone; `min_tier`: only those of that tier or a higher one.
 
     `any_tier` lets a tier below pass, for a client that is content with it.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence, Set
-from dataclasses import replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -46,12 +45,27 @@ CLEAR = Standing()
 """Of nearly every backend at nearly every moment."""
 
 
-class Conditions(msgspec.Struct, frozen=True, kw_only=True):
+class Conditions(Protocol):
     """What holds at this moment, asked by a backend's column of the shared tables.
 
     `load`: requests in flight over all workers. `waited_for`: whether a request that came earlier waits for room there.
     `turn` and `chance`: see `Circumstances`.
     """
+
+    @property
+    def load(self) -> Callable[[int], int]: ...
+    @property
+    def standing(self) -> Callable[[int], Standing]: ...
+    @property
+    def waited_for(self) -> Callable[[int], bool]: ...
+    @property
+    def turn(self) -> int: ...
+    @property
+    def chance(self) -> float: ...
+
+
+class Supposed(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions that somebody wants to see a choice under."""
 
     load: Callable[[int], int]
     standing: Callable[[int], Standing] = lambda _: CLEAR
@@ -60,7 +74,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     chance: float = 0.0
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Asked(msgspec.Struct, frozen=True, gc=False):
     """A request as the router sees it: the model (aliases resolved), what it must be able to do and where it may go.
 
     `flexible` lets a backend below the demanded tier serve where none of that tier can.
@@ -121,7 +135,9 @@ def choose(table: RouteTable, asked: Asked, *, tried: Tried, now: Conditions) ->
 
 def _in_order(asked: Asked) -> tuple[Demands, ...]:
     """The demands to try in turn: a flexible request comes back for a lower tier, never for another zone."""
-    return (asked.demands, replace(asked.demands, any_tier=True)) if asked.flexible else (asked.demands,)
+    return (
+        (asked.demands, msgspec.structs.replace(asked.demands, any_tier=True)) if asked.flexible else (asked.demands,)
+    )
 
 
 def _untried(offers: Sequence[Offer], tried: Tried, model: str, *, again: bool) -> Sequence[Offer]:
@@ -137,8 +153,9 @@ def _usable(
     """Those that can take the request now; those that lack room are added to `blocked`."""
     usable = []
     for offer in offers:
-        standing = now.standing(offer.backend.column)
-        hindrance = hindrance_of(offer.backend, standing, now)
+        backend = offer.backend
+        standing = now.standing(backend.column)
+        hindrance = None if standing is CLEAR and backend.limit is None else hindrance_of(backend, standing, now)
         if hindrance is None:
             usable.append((offer, standing))
         elif hindrance != "circuit_open":
@@ -162,6 +179,8 @@ def hindrance_of(backend: Backend, standing: Standing, now: Conditions) -> Hindr
 def _pick(
     table: RouteTable, usable: list[tuple[Offer, Standing]], now: Conditions, *, first: bool
 ) -> tuple[Offer, Standing]:
+    if len(usable) == 1:
+        return usable[0]
     load = now.load
     if any(standing is not CLEAR for _, standing in usable):
         # Whether a backend is well again shows only when it is tried: with a request that others can still serve.

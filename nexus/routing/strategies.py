@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from nexus.config.records import Weights
 from nexus.routing.table import Offer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Circumstances:
+class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     """What a pick depends on beside the offers.
 
     `load` gives a backend column's requests in flight, with what else weighs like them; `turn` counts picks, for

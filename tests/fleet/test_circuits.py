@@ -38,12 +38,12 @@ def test_states(circuit, now_s, state):
 
 def test_what_one_process_learns_the_others_know(path):
     table = CircuitTable(path)
-    assert not table.noted(3)
+    assert not table.noted[3]
     assert (
         elsewhere(path, f"print(t.open(3, until_ns={9 * SECOND}, trips=1), t.open(3, until_ns=1, trips=2))")
         == "True False"
     )
-    assert table.noted(3)
+    assert table.noted[3]
     assert table.read(3) == Circuit(open_until=9 * SECOND, trips=1)
     assert not table.open(3, until_ns=1, trips=1), "it is open already"
     assert table.state(3, 8 * SECOND) == "open"
@@ -67,15 +67,15 @@ def test_what_is_over_is_forgotten(path):
     table.note_busy(1, 6 * SECOND)
     assert table.read(1).busy_until == 8 * SECOND, "the later one holds"
     table.forget_if(1, 7 * SECOND)
-    assert table.noted(1)
+    assert table.noted[1]
     table.forget_if(1, 9 * SECOND)
-    assert not table.noted(1)
+    assert not table.noted[1]
     table.open(1, until_ns=10 * SECOND, trips=2)
     table.forget_if(1, 99 * SECOND)
     assert table.state(1, 99 * SECOND) == "half_open", "an open circuit is closed by a trial, not by time"
     table.reset(1, 7)
     assert table.read(1) == Circuit(recovered=7)
-    assert not table.noted(1)
+    assert not table.noted[1]
 
 
 def test_failures_in_a_row(path):

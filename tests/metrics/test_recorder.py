@@ -129,7 +129,7 @@ def test_balance_of_a_process_that_was_killed(generation, process_at):
     for _ in range(5):
         killed.recorder.started("embeddings")
     killed.recorder.finished(finished())
-    killed.recorder.attempt_began(3)
+    killed.recorder.attempt_began(3, 0.0)
     assert other.scrape().value("nexus_accounting_imbalance") == 0
     assert other.scrape().value("nexus_workers") == 2
     killed.seat.leave()  # as the kernel does

@@ -12,7 +12,7 @@ from nexus.errors import RequestFailed
 from nexus.fleet.records import Backend, Model, Snapshot
 from nexus.routing.policies import NOTHING, Demands
 from nexus.routing.requirements import Requirements
-from nexus.routing.router import CLEAR, Asked, Choice, Conditions, NoRoom, Standing, choose
+from nexus.routing.router import CLEAR, Asked, Choice, NoRoom, Standing, Supposed, choose
 from nexus.routing.table import RouteTable
 
 ANY = Requirements()
@@ -35,7 +35,7 @@ def pick(
     routes: RouteTable, model: str, *, needs=ANY, demands=NOTHING, flexible=False, tried=frozenset(), **now
 ) -> Choice:
     asked = Asked(model=model, needs=needs, demands=demands, flexible=flexible)
-    return choose(routes, asked, tried=tried, now=Conditions(**{"load": lambda _: 0, **now}))
+    return choose(routes, asked, tried=tried, now=Supposed(**{"load": lambda _: 0, **now}))
 
 
 def refused(*args, **kwargs) -> str:
