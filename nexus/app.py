@@ -13,7 +13,7 @@ from flask import Flask
 
 from nexus import log as logs
 from nexus.config import Config, process_config
-from nexus.fleet.recent import RecentTable, Ring
+from nexus.fleet.recent import Recent, RecentTable, Ring
 from nexus.fleet.records import Snapshot
 from nexus.fleet.rundir import RunDirectory, RunDirectoryError, Started
 from nexus.fleet.seat import NoSeatError, Seat
@@ -102,11 +102,16 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
         )
     )
     live = Live(run_dir.path)
+
+    def latest(limit: int) -> list[Recent]:
+        engine.recents.flush()
+        return seat.recent.latest(range(seat.table.rows), limit=limit)
+
     app.register_blueprint(
         dashboard_endpoints(
             Viewed(
                 snapshot=fleet.snapshot,
-                latest=lambda limit: seat.recent.latest(range(seat.table.rows), limit=limit),
+                latest=latest,
                 live=live,
                 token=lambda: token_for("dashboard", fleet.snapshot(), environ),
                 for_clients=True,

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Iterable
+from _thread import RLock
+from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -22,6 +24,8 @@ _HEAD = 16
 _ROOM = CELL - _HEAD
 _RING = CELLS * CELL
 _MOST_ATTEMPTS = 6
+AT_ONCE = 16
+"""So many requests of a process are shown at once within the time that its server sets for the others."""
 
 
 class Try(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -33,7 +37,7 @@ class Try(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ms: float
 
 
-class Recent(msgspec.Struct, kw_only=True, array_like=True, gc=False):
+class Recent(msgspec.Struct, array_like=True, gc=False):
     """A request that has ended; `ended` in Unix seconds. Names as people know them, not label values."""
 
     id: str
@@ -134,6 +138,46 @@ class Ring:
         self._view[at + _HEAD : at + _HEAD + len(content)] = content
         self._cells[cell + 1] = len(content)
         self._cells[cell] = number
+
+
+class Recents:
+    """Writes the requests of one process that end. Safe from any greenlet or thread.
+
+    Each is written at once. With `write_later`, those of a busy process wait for the end of a short time, and only as
+    many of them are encoded as a ring can hold: at thousands in a second nobody could see the others anyway.
+    """
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self._lock = RLock()
+        self._later: Callable[[Callable[[], None]], object] | None = None
+        self._at_once = AT_ONCE
+        self._held: deque[Recent] = deque(maxlen=CELLS)
+
+    def write_later(self, later: Callable[[Callable[[], None]], object]) -> None:
+        """`later` calls what it is given when the time is over, once."""
+        self._later = later
+
+    def add(self, record: Recent) -> None:
+        if not self._at_once:
+            self._held.append(record)
+            return
+        with self._lock:
+            self._ring.write(record)
+        if self._later is not None:
+            if self._at_once == AT_ONCE:
+                self._later(self._time_is_over)
+            self._at_once -= 1
+
+    def flush(self) -> None:
+        """Write what is held."""
+        with self._lock:
+            while self._held:
+                self._ring.write(self._held.popleft())
+
+    def _time_is_over(self) -> None:
+        self._at_once = AT_ONCE
+        self.flush()
 
 
 def _heads(content: bytes | memoryview) -> Iterable[tuple[int, tuple[int, int]]]:

@@ -98,8 +98,7 @@ class Attempt:
         `RequestFailed`.
         """
         circuits, column = self._engine.circuits, self._backend.column
-        known = circuits.stream_usage(column)
-        if not ask_usage or known is False:
+        if not ask_usage or (known := circuits.stream_usage(column)) is False:
             self._send(path, body)
             return
         self.usage_asked = True

@@ -87,7 +87,11 @@ class Breakers:
         self, backend: Backend, fault: Fault | None, *, config: Config, trial: bool, retry_after_s: float | None
     ) -> None:
         """Draw the conclusions from an attempt that has ended and was counted."""
-        column, now_ns = backend.column, self._clock_ns()
+        column = backend.column
+        if fault is None and not trial:
+            self._circuits.note_success(column)
+            return
+        now_ns = self._clock_ns()
         if fault is not None and fault.blame is Blame.BUSY:
             busy_s = min(retry_after_s if retry_after_s is not None else BUSY_S, _LONGEST_BUSY_S)
             self._circuits.note_busy(column, now_ns + int(busy_s * 1e9))

@@ -40,10 +40,8 @@ class Connection:
         Raises `ClientGone`, `TimeoutError` or OSError.
         """
         self.answer = AnswerReader()
-        if len(body) < READ_SIZE:
-            head, body = head + body, b""
         ends = time.monotonic() + deadline_s
-        for data in (head, body) if body else (head,):
+        for data in (head + body,) if len(body) < READ_SIZE else (head, body):
             sent = self._send_some(data, watch, idle_s)
             while sent < len(data):
                 sent += self._send_some(memoryview(data)[sent:], watch, min(idle_s, ends - time.monotonic()))
@@ -72,12 +70,11 @@ class Connection:
 
     def is_quiet(self) -> bool:
         """Whether nothing has come while it was idle: bytes that nobody asked for would be the next one's answer."""
-        if self.arrivals is not None and self.arrivals.early:
-            return False
+        arrivals = self.arrivals
+        if arrivals is not None and (arrivals.early or not self.tls):
+            return not arrivals.early
         if self.tls:
             return not self._pending()
-        if self.arrivals is not None:
-            return True
         try:
             self.sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from _thread import RLock
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from nexus.config.records import Server
 from nexus.errors import RequestFailed
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load import WINDOW_S, LoadTable, Row
-from nexus.fleet.recent import Recent, Ring
+from nexus.fleet.recent import Recents, Ring
 from nexus.metrics.recorder import Recorder
 from nexus.proxy.admission import Admission
 from nexus.proxy.connections import Connections
@@ -70,8 +69,7 @@ class Engine:
         self.environ = environ
         self.clock = clock
         self.circuits = circuits
-        self._ring = ring
-        self._lock = RLock()
+        self.recents = Recents(ring)
         self.connections = Connections(clock)
         self.admission = Admission(
             load=load, row=row, circuits=circuits, recorder=recorder, view=self.view, chance=random.random
@@ -85,20 +83,10 @@ class Engine:
             )
         return view
 
-    def client_timeout_s(self) -> float:
-        """How long a client may take between two packets."""
+    def server(self) -> Server:
+        """What holds for all requests now, before any fleet is known too."""
         view = self.fleet.current()
-        return view.snapshot.config.server.client_timeout_seconds if view else _UNTIL_KNOWN.client_timeout_seconds
-
-    def most_request_bytes(self) -> int:
-        """The longest body that is taken."""
-        view = self.fleet.current()
-        return view.snapshot.config.server.max_request_bytes if view else _UNTIL_KNOWN.max_request_bytes
-
-    def remember(self, record: Recent) -> None:
-        """Keep a request that has ended for the operators' view."""
-        with self._lock:
-            self._ring.write(record)
+        return view.snapshot.config.server if view is not None else _UNTIL_KNOWN
 
     def may_retry(self) -> bool:
         """Whether the host's budget for retries allows one more."""

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable
 
 from nexus.errors import FAULTS, Blame, Fault, PassedOn, RequestFailed, error_body, status_label
 from nexus.fleet.recent import Recent, Try
@@ -68,45 +67,46 @@ class Exchange:
 
     def answer(self) -> Answer:
         """Serve the request; what fails becomes an error in OpenAI's form."""
-        return self._guarded(self._serve)
+        try:
+            body = self._read_body()
+            assert self.view is not None
+            assert self.ask is not None
+            every_s = self.view.snapshot.config.server.stream_keepalive_seconds
+            if every_s and self.ask.stream and self.endpoint.streams:
+                return answer_with_comments(
+                    lambda: self._serve(body), every_s=every_s, request_id=self.request_id, stopped=self._stopped
+                )
+            return self._try_backends(body)
+        except BaseException as error:  # noqa: BLE001 - it becomes an answer, or is raised again
+            return self._failed(error)
 
-    def _serve(self) -> Answer:
-        body = self._read_body()
-        assert self.view is not None
-        assert self.ask is not None
-        every_s = self.view.snapshot.config.server.stream_keepalive_seconds
-        if every_s and self.ask.stream and self.endpoint.streams:
-            return answer_with_comments(
-                lambda: self._guarded(lambda: self._try_backends(body)),
-                every_s=every_s,
-                request_id=self.request_id,
-                stopped=self._stopped,
-            )
-        return self._try_backends(body)
+    def _serve(self, body: bytes) -> Answer:
+        try:
+            return self._try_backends(body)
+        except BaseException as error:  # noqa: BLE001 - it becomes an answer, or is raised again
+            return self._failed(error)
 
     def _stopped(self) -> bytes:
         fault = FAULTS["shutdown"]
         self.finish(fault)
         return error_event("The gateway is being stopped.", fault)
 
-    def _guarded(self, serve: Callable[[], Answer]) -> Answer:
-        try:
-            return serve()
-        except RequestFailed as failure:
-            return self._refuse(failure)
-        except ClientGone:
+    def _failed(self, error: BaseException) -> Answer:
+        """What the client gets instead of an answer."""
+        if isinstance(error, RequestFailed):
+            return self._refuse(error)
+        if isinstance(error, ClientGone):
             self.finish(FAULTS["client_gone"])
             return Answer(499, self._headers(None), iter(()))
-        except Stopping:
+        if isinstance(error, Stopping):
             return self._refuse(
                 RequestFailed("stopping", "The gateway is being stopped.", headers={"retry-after": "1"})
             )
-        except Exception:
-            log.exception("request failed inside the gateway", extra={"id": self.request_id})
+        if isinstance(error, Exception):
+            log.error("request failed inside the gateway", exc_info=error, extra={"id": self.request_id})
             return self._refuse(RequestFailed("internal", "The gateway failed; its log tells more."))
-        except BaseException:
-            self.finish(FAULTS["stopping"])
-            raise
+        self.finish(FAULTS["stopping"])
+        raise error
 
     # Reading and checking
 
@@ -186,7 +186,7 @@ class Exchange:
                 took_s = engine.clock() - began
                 self._waited_s += took_s
                 self.failed.append(
-                    Try(choice.backend.name, choice.model[:_SHOWN_NAME], failure.fault.name, round(took_s * 1000, 3))
+                    Try(choice.backend.name, choice.model[:_SHOWN_NAME], failure.fault.name, _ms(took_s))
                 )
             if not failure.fault.retry:
                 raise failure
@@ -406,30 +406,28 @@ class Exchange:
     def _remember(self, fault: Fault | None, status: int, usage: Usage, ended: float) -> None:
         """Keep what operators may want to see of it."""
         choice, stream, attempts = self.choice, self.stream, self.failed
+        model = self.model[:_SHOWN_NAME]
         if choice is not None and len(attempts) < self.attempts:
-            ms = round((ended - self._attempt_began) * 1000, 3)
-            last = Try(choice.backend.name, self.model[:_SHOWN_NAME], fault.name if fault else "success", ms)
+            last = Try(choice.backend.name, model, fault.name if fault else "success", _ms(ended - self._attempt_began))
             attempts = [*attempts, last]
-        self.engine.remember(
+        self.engine.recents.add(
             Recent(
-                id=self.request_id,
-                ended=time.time(),
-                endpoint=self.endpoint.name,
-                asked_model=(self.ask.model if self.ask is not None else "")[:_SHOWN_NAME],
-                model=self.model[:_SHOWN_NAME],
-                backend=choice.backend.name if choice else None,
-                status=status,
-                duration_ms=round((ended - self._began) * 1000, 3),
-                error_type=fault.error_type if fault else None,
-                fault=fault.name if fault else None,
-                reason=choice.reason if choice else None,
-                stream=stream is not None,
-                ttft_ms=round((stream.first_token_at - self._began) * 1000, 3)
-                if stream is not None and stream.first_token_at
-                else None,
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=usage.completion_tokens,
-                attempts=tuple(attempts),
+                self.request_id,
+                time.time(),
+                self.endpoint.name,
+                (self.ask.model if self.ask is not None else "")[:_SHOWN_NAME],
+                model,
+                choice.backend.name if choice is not None else None,
+                status,
+                _ms(ended - self._began),
+                fault.error_type if fault is not None else None,
+                fault.name if fault is not None else None,
+                choice.reason if choice is not None else None,
+                stream is not None,
+                _ms(stream.first_token_at - self._began) if stream is not None and stream.first_token_at else None,
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                tuple(attempts),
             )
         )
 
@@ -457,6 +455,10 @@ def stream_facts(stream: Stream, fault: Fault | None, usage: Usage) -> StreamFac
         tpot_s=tpot_s,
         tpot_by=by,
     )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
 
 
 def _is_on(header: str | None) -> bool:

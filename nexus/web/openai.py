@@ -46,9 +46,8 @@ def _proxied(engine: Engine, endpoint: Endpoint) -> Callable[[], Response]:
     def view() -> Response:
         environ = request.environ
         received = engine.clock()
-        exchange = Exchange(
-            engine, request_from(environ, received=received, client_timeout_s=engine.client_timeout_s()), endpoint
-        )
+        timeout_s = engine.server().client_timeout_seconds
+        exchange = Exchange(engine, request_from(environ, received=received, client_timeout_s=timeout_s), endpoint)
         answer = exchange.answer()
         response = Response(answer.body, answer.status, answer.headers)
         response.call_on_close(lambda: release(environ))

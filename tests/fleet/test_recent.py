@@ -2,7 +2,7 @@
 
 import pytest
 
-from nexus.fleet.recent import CELL, CELLS, Recent, RecentTable, Try
+from nexus.fleet.recent import AT_ONCE, CELL, CELLS, Recent, Recents, RecentTable, Try
 
 
 def record(n, **more):
@@ -82,3 +82,22 @@ def test_a_record_that_is_being_written_is_left_out(tmp_path):
         file.seek(CELL)  # the first record's cell
         file.write(bytes(8))
     assert ids(table.latest([0], limit=9)) == ["req_2"]
+
+
+def test_a_busy_process_writes_most_of_it_later():
+    """A few at once, then only what a ring can hold, when its time is over; nothing waits where there is no timer."""
+    table, due = RecentTable(None), []
+    recents = Recents(table.ring(0))
+    shown = lambda: {entry.ended for entry in table.latest([0], limit=1000)}  # noqa: E731
+    for number in range(2 * AT_ONCE):
+        recents.add(record(number))
+    assert len(shown()) == 2 * AT_ONCE
+    recents.write_later(due.append)
+    for number in range(100, 1100):
+        recents.add(record(number))
+    assert len(due) == 1, "one timer for all of them"
+    assert max(shown()) == 100 + AT_ONCE - 1
+    due.pop()()
+    assert shown() == set(range(1100 - CELLS, 1100))
+    recents.add(record(2000))
+    assert 2000 in shown(), "at once again"

@@ -36,6 +36,8 @@ with its answer, which is the better end: a request that is on its way when a co
 
 
 _LAG_EVERY_S = 0.5
+_RECENTS_EVERY_S = 0.05
+"""How often a busy worker shows which requests have ended."""
 _TO_SAY_GOODBYE_S = 1.0
 """So long before the end of the grace, what is still served is ended."""
 _PATIENCE_S = 60.0
@@ -88,12 +90,14 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._keepalive = bool(self.cfg.keepalive)
         self._patience_s = self.cfg.keepalive or _PATIENCE_S
         self._engine = self.wsgi.extensions["nexus"].engine
+        self._engine.recents.write_later(partial(gevent.spawn_later, _RECENTS_EVERY_S))
         gevent.spawn(self._end_idle_connections)
         gevent.spawn(self._end_requests_after_the_grace)
         gevent.spawn(self._watch_lag)
         if not self.cfg.is_ssl:
             self.server_class = self._listen
         super().run()
+        self._engine.recents.flush()
 
     def _listen(self, listener: Any, *, spawn: Pool, **_: Any) -> StreamServer:
         """What gunicorn makes for each address that it listens at, with a better end."""

@@ -225,7 +225,10 @@ class Outlet:
 
     def send(self, data: bytes, timeout_s: float) -> None:
         """Send everything; the client may take `timeout_s` between two of its reads. Raises OSError."""
-        sent = _send_now(self._client, data)
+        try:
+            sent = self._client.send(data)
+        except BlockingIOError:
+            sent = 0
         if sent < len(data):
             self.unsent = memoryview(data)[sent:]
             while self.unsent:

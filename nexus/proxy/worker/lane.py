@@ -82,11 +82,12 @@ class Lane:
         request is not plain, before anything was done, and `ClientGone`.
         """
         head = read_plain_head(data, self._limits)
-        if head is None or head.length > self._engine.most_request_bytes():
-            raise NotPlain
         engine = self._engine
+        server = engine.server()
+        if head is None or head.length > server.max_request_bytes:
+            raise NotPlain
         received = engine.clock()
-        self._timeout_s = engine.client_timeout_s()
+        self._timeout_s = server.client_timeout_seconds
         body = _Body(self._watch, data[head.end : head.end + head.length], head, self._timeout_s)
         request = Request(method="POST", headers=head.headers, body=body.read, received=received, watch=self._watch)
         answer = Exchange(engine, request, head.endpoint).answer()
@@ -102,7 +103,8 @@ class Lane:
         body = answer.body
         if isinstance(body, WholeBody):
             try:
-                self._send(self._head(answer, keep_alive=keep_alive) + body.content)
+                head = self._head(answer, keep_alive=keep_alive)
+                self._outlet.send(head + body.content, self._timeout_s)
             except OSError:
                 body.close()
                 return False
@@ -144,6 +146,9 @@ class Lane:
                 close()
         return keep_alive
 
+    def _send(self, data: bytes) -> None:
+        self._outlet.send(data, self._timeout_s)
+
     def _relay(self, body: StreamBody, backend: Connection) -> bool:
         """Relay a stream to its end; gives False where that is not its own."""
         relay = HubRelay(body, backend, self._watch, timeout_s=self._timeout_s)
@@ -165,9 +170,6 @@ class Lane:
             return True
         self._outlet.send(relay.unsent + ending, _TO_SAY_GOODBYE_S)
         return False
-
-    def _send(self, data: bytes) -> None:
-        self._outlet.send(data, self._timeout_s)
 
     def _head(self, answer: Answer, *, keep_alive: bool, chunked: bool = False) -> bytes:
         status = _STATUS_LINES.get(answer.status) or f"HTTP/1.1 {answer.status} Status\r\n"
