@@ -41,6 +41,9 @@ def _plane(plane: int, column: int) -> int:
     return HEAD + plane * COLUMNS + column
 
 
+_FIRST_PENDING = _plane(_PENDING, 0)
+
+
 class LoadTable:
     """All rows, for reading; `row()` is for the process that writes it."""
 
@@ -184,10 +187,10 @@ class Row:
         self._cells[self._base + _IN_FLIGHT] -= 1
 
     def begin(self, column: int) -> None:
-        self._cells[self._base + _plane(_PENDING, column)] += 1
+        self._cells[self._base + _FIRST_PENDING + column] += 1
 
     def end(self, column: int) -> None:
-        self._cells[self._base + _plane(_PENDING, column)] -= 1
+        self._cells[self._base + _FIRST_PENDING + column] -= 1
 
     def count_retry(self, now_ns: int) -> None:
         self._count(_TRIES, now_ns, 1 << _SECOND_SHIFT, apart=1)

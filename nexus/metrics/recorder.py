@@ -91,6 +91,7 @@ class Recorder:
         self._before = store.child(families.OVERHEAD, ("before",))
         self._after = store.child(families.OVERHEAD, ("after",))
         self._started: dict[str, Any] = {}
+        self._attempts: dict[tuple[str, str], Any] = {}
         self._bundles: dict[tuple[str | bool | None, ...], _Bundle] = {}
 
     def child(self, family: families.Family, *labels: str) -> Any:
@@ -120,8 +121,11 @@ class Recorder:
     def attempt_ended(self, column: int, backend: str, outcome: str, *, success: bool | None) -> None:
         """Count an attempt's end; `success` as it speaks for or against the backend, None where it says nothing."""
         with self._lock:
+            counter = self._attempts.get((backend, outcome))
+            if counter is None:
+                counter = self._attempts[backend, outcome] = self.child(families.ATTEMPTS, backend, outcome)
+            counter.inc()
             self._row.end(column)
-            self.child(families.ATTEMPTS, backend, outcome).inc()
             if success is not None:
                 self._row.count_outcome(column, time.monotonic_ns(), success=success)
 

@@ -40,29 +40,30 @@ _JSON = "application/json"
 class Exchange:
     """Serves one request through `answer()`. Whichever end comes first calls `finish()`, and only that call counts."""
 
+    view: View | None = None
+    ask: Ask | None = None
+    model = ""
+    asked_model = ""
+    choice: Choice | None = None
+    attempts = 0
+    usage: Usage | None = None
+    usage_asked = False
+    stream: Stream | None = None
+    served = False
+    finished = False
+    _waited_s = 0.0
+    _attempt_began = 0.0
+    _before_s: float | None = None
+    _after_s: float | None = None
+
     def __init__(self, engine: Engine, request: Request, endpoint: Endpoint) -> None:
         self.engine = engine
         self.request = request
         self.endpoint = endpoint
         given = request.header("x-request-id")
         self.request_id = given if given and _REQUEST_ID.fullmatch(given) else engine.new_request_id()
-        self.view: View | None = None
-        self.ask: Ask | None = None
-        self.model = ""
-        self.asked_model = ""
-        self.choice: Choice | None = None
-        self.attempts = 0
         self.failed: list[Try] = []
-        self.usage: Usage | None = None
-        self.usage_asked = False
-        self.stream: Stream | None = None
-        self.served = False
-        self.finished = False
         self._began = request.received
-        self._waited_s = 0.0
-        self._attempt_began = 0.0
-        self._before_s: float | None = None
-        self._after_s: float | None = None
         engine.recorder.started(endpoint.name)
 
     def answer(self) -> Answer:

@@ -39,6 +39,9 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     needs: Requirements = Requirements()
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class _Format(msgspec.Struct):
     type: Any = None
 
@@ -58,8 +61,8 @@ class _Body(msgspec.Struct):
     messages: msgspec.Raw = msgspec.Raw(b"")
     prompt: msgspec.Raw = msgspec.Raw(b"")
     input: msgspec.Raw = msgspec.Raw(b"")
-    tools: msgspec.Raw = msgspec.Raw(b"null")
-    response_format: msgspec.Raw = msgspec.Raw(b"null")
+    tools: msgspec.Raw = _NULL
+    response_format: msgspec.Raw = _NULL
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
@@ -101,8 +104,8 @@ def read(body: bytes, required: str) -> Ask:
         stream=bool(fields.stream),
         needs=Requirements(
             vision=vision,
-            tools=bytes(fields.tools).strip() not in _NOTHING,
-            json_mode=_wants_json(bytes(fields.response_format)),
+            tools=fields.tools is not _NULL and bytes(fields.tools).strip() not in _NOTHING,
+            json_mode=fields.response_format is not _NULL and _wants_json(bytes(fields.response_format)),
             context=characters // CHARACTERS_PER_TOKEN,
         ),
     )
