@@ -34,7 +34,7 @@ soak: $(VENV)/dev.stamp  ## four workers at 80 % of what they can do: make soak 
 bench-metrics: $(VENV)/dev.stamp  ## what reading and recording figures costs, beside prometheus_client's own collector
 	$(BIN)/python -m bench.metrics
 
-bench-dashboard: $(VENV)/dev.stamp  ## what fifty open dashboards cost; needs curl
+bench-dashboard: $(VENV)/dev.stamp  ## what fifty open dashboards cost
 	$(BIN)/python -m bench.dashboard
 
 chaos: $(VENV)/dev.stamp  ## ten minutes of load and kills: make chaos SECONDS=600 SEED=7

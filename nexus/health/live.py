@@ -211,9 +211,9 @@ def _matrix(snapshot: Snapshot) -> Iterable[dict[str, Any]]:
     offers: dict[str, dict[str, Any]] = {}
     for backend in snapshot.backends:
         for model in backend.models:
-            can = [
-                word for word, on in (("vision", model.vision), ("tools", model.tools)) if on
-            ]  # JSON mode is what nearly all can
+            can = [word for word, on in (("vision", model.vision), ("tools", model.tools)) if on]
+            if not model.json_mode:
+                can.append("no JSON mode")  # nearly all can
             context = model.context_length if model.context_known else None
             offers.setdefault(model.name, {})[backend.name] = {"can": can, "context": context}
     return [{"name": name, "offers": offers[name]} for name in sorted(offers)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from nexus.fleet.live import LiveState, read_live
 
 _LOOK_EVERY_S = 0.25
 _SIGN_OF_LIFE_S = 5.0
+_SPREAD_S = 0.2
+"""Over so much time viewers get a new state, so that many of them do not make a request wait for all."""
 
 
 class Live:
@@ -49,6 +53,7 @@ class Live:
                 if state is None:
                     yield b"event: history\ndata: " + newest.history + b"\n\n"
                 state = newest
+                time.sleep(random.uniform(0, _SPREAD_S))
                 yield b"event: tick\ndata: " + state.tick + b"\n\n"
         finally:
             with self._news:
