@@ -26,6 +26,13 @@ class Attempt:
     of a stream, was there; `refused_s` is how long the backend took before that to refuse to be asked for the usage.
     """
 
+    stream: Stream | None = None
+    usage_asked = False
+    sent_at = answered_at = refused_s = 0.0
+    _connection: Connection | None = None
+    _content: bytes | None = None
+    _ended = False
+
     def __init__(self, engine: Engine, request: Request, place: Place, *, timeout_s: float, request_id: str) -> None:
         """`timeout_s` bounds the whole request, a stream up to its first content; a backend may have its own limits."""
         self._engine = engine
@@ -39,13 +46,7 @@ class Attempt:
         self._idle_s = config.idle_timeout_seconds or timeout_s
         self._timeout_s = config.total_timeout_seconds or timeout_s
         self._deadline: float | None = request.received + self._timeout_s
-        self._connection: Connection | None = None
-        self._content: bytes | None = None
         self._held: list[bytes] = []
-        self._ended = False
-        self.usage_asked = False
-        self.stream: Stream | None = None
-        self.sent_at = self.answered_at = self.refused_s = 0.0
 
     @property
     def status(self) -> int:
@@ -148,8 +149,8 @@ class Attempt:
     def _send_over(self, connection: Connection, head: bytes, body: bytes) -> None:
         """Raises ConnectionError where the connection ends before the first byte of an answer."""
         try:
-            deadline_s = self._request.received + self._timeout_s - self._engine.clock()
-            connection.send(head, body, self._request.watch, idle_s=self._idle_s, deadline_s=deadline_s)
+            deadline = self._request.received + self._timeout_s
+            connection.send(head, body, self._request.watch, idle_s=self._idle_s, deadline=deadline)
         except TimeoutError as error:
             raise RequestFailed("idle_timeout", f"Backend {self._backend.name} does not take the request.") from error
         except ConnectionError:

@@ -34,17 +34,16 @@ class Connection:
         self.answer = AnswerReader()
         self.arrivals: Arrivals | None = None
 
-    def send(self, head: bytes, body: bytes, watch: Watch, *, idle_s: float, deadline_s: float) -> None:
-        """Send a request; the backend may be slow to take it, for `idle_s` at a time and `deadline_s` in all.
+    def send(self, head: bytes, body: bytes, watch: Watch, *, idle_s: float, deadline: float) -> None:
+        """Send a request; the backend may be slow to take it, for `idle_s` at a time and until `deadline` in all.
 
         Raises `ClientGone`, `TimeoutError` or OSError.
         """
         self.answer = AnswerReader()
-        ends = time.monotonic() + deadline_s
         for data in (head + body,) if len(body) < READ_SIZE else (head, body):
             sent = self._send_some(data, watch, idle_s)
             while sent < len(data):
-                sent += self._send_some(memoryview(data)[sent:], watch, min(idle_s, ends - time.monotonic()))
+                sent += self._send_some(memoryview(data)[sent:], watch, min(idle_s, deadline - time.monotonic()))
 
     def _send_some(self, data: bytes | memoryview, watch: Watch, timeout_s: float) -> int:
         while True:

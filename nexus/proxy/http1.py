@@ -35,6 +35,17 @@ def _plain_status(line: str) -> int:
     return int(found[1]) if found is not None and found[1] not in ("204", "304") else 0
 
 
+@lru_cache(maxsize=4096)
+def _chunk_size(digits: bytes) -> int:
+    """The size that a chunk's first line tells; 0 for what is not only digits: `int` takes more than HTTP does."""
+    if not digits.isalnum() or b"x" in digits or b"X" in digits:
+        return 0
+    try:
+        return int(digits, 16)
+    except ValueError:
+        return 0
+
+
 class AnswerReader:
     """Takes the bytes of one answer in any pieces. `headers` have lower-case names; `body` yields what came so far."""
 
@@ -113,14 +124,9 @@ class AnswerReader:
         if not self._between_chunks:
             return None
         end = data.find(b"\r\n", 1, _LONGEST_SIZE)
-        size = data[:end]
-        # Strict: only digits, since `int` takes more than HTTP does.
-        if end < 1 or not size.isalnum() or b"x" in size or b"X" in size:
+        if end < 1:
             return None
-        try:
-            length = int(size, 16)
-        except ValueError:
-            return None
+        length = _chunk_size(data[:end])
         if not length or len(data) != end + length + 4 or data[-2:] != b"\r\n":
             return None
         return data[end + 2 : -2]

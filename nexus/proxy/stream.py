@@ -50,6 +50,7 @@ class Stream:
         self._hide_usage = hide_usage
         self._hidden = False
         self._passed_on = 0
+        self._between_events = True
         self._last: deque[bytes] = deque(maxlen=_LAST)
         self.usage: Usage | None = None
         self.error: str | None = None
@@ -68,26 +69,25 @@ class Stream:
         if self.first_token_at:
             self.longest_gap_s = max(self.longest_gap_s, now - self.last_at)
             self.last_at = now
-            if self._is_plain(piece):
+            # One whole event with a piece of the answer and nothing else to tell, as nearly all are.
+            if (
+                self._between_events
+                and piece[:6] == b"data: "
+                and piece[-2:] == b"\n\n"
+                and piece.find(b"\n") == len(piece) - 2
+                and b"\r" not in piece
+                and b'"usage"' not in piece
+                and b'"error"' not in piece
+                and piece != b"data: [DONE]\n\n"
+            ):
                 self.events += 1
                 self._token_events += 1  # but for the one that only says why it ends, which is seen to at the end
                 self._last.append(piece)
                 return piece
         self.last_at = now
-        return self._whole_events(self._reader.feed(piece))
-
-    def _is_plain(self, piece: bytes) -> bool:
-        """Whether this is one whole event with a piece of the answer and nothing else to tell, as nearly all are."""
-        return (
-            piece[:6] == b"data: "
-            and piece[-2:] == b"\n\n"
-            and b'"usage"' not in piece
-            and b'"error"' not in piece
-            and piece.find(b"\n") == len(piece) - 2
-            and b"\r" not in piece
-            and piece != b"data: [DONE]\n\n"
-            and self._reader.between_events
-        )
+        shown = self._whole_events(self._reader.feed(piece))
+        self._between_events = self._reader.between_events
+        return shown
 
     def failed(self) -> None:
         """It ends here, not by itself: the silence that went before is one as any other."""

@@ -76,7 +76,7 @@ def serve_tls(listener: socket.socket, certificate: Path) -> list[bytes]:
 def test_tls_with_a_certificate_that_is_trusted(listener, certificate):
     got = serve_tls(listener, certificate)
     connection = connections(certificate).open(address(listener, tls=True), CONFIG, watch=Watch(None))
-    connection.send(b"POST / HTTP/1.1\r\n\r\n", b"x" * 3_000_000, Watch(None), idle_s=5, deadline_s=5)
+    connection.send(b"POST / HTTP/1.1\r\n\r\n", b"x" * 3_000_000, Watch(None), idle_s=5, deadline=time.monotonic() + 5)
     while not connection.answer.complete:
         connection.answer.feed(connection.receive(Watch(None), 5))
     assert connection.answer.body() == b"ok"
@@ -113,7 +113,9 @@ def test_client_that_leaves_while_the_backend_does_not_take_a_large_request(list
     with here, client, contextlib.closing(connection):
 
         def send() -> None:
-            connection.send(b"POST / HTTP/1.1\r\n\r\n", b"x" * 50_000_000, Watch(here), idle_s=5, deadline_s=5)
+            connection.send(
+                b"POST / HTTP/1.1\r\n\r\n", b"x" * 50_000_000, Watch(here), idle_s=5, deadline=time.monotonic() + 5
+            )
 
         assert -0.05 < leaves(client, send) < 0.2
 
@@ -123,7 +125,9 @@ def test_time_limits(listener):
     connection = pool.open(address(listener), CONFIG, watch=Watch(None))
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        connection.send(b"POST / HTTP/1.1\r\n\r\n", b"x" * 50_000_000, Watch(None), idle_s=9, deadline_s=0.2)
+        connection.send(
+            b"POST / HTTP/1.1\r\n\r\n", b"x" * 50_000_000, Watch(None), idle_s=9, deadline=time.monotonic() + 0.2
+        )
     assert 0.15 < time.monotonic() - began < 1
     connection.close()
     with pytest.raises(RequestFailed) as failed:

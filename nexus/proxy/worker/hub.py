@@ -131,7 +131,8 @@ class HubWatch(Watch):
             ended = self._wait(switch, timeout_s)
         finally:
             arrivals.switch = None
-        _tell(ended)
+        if ended != _READY:
+            _tell(ended)
 
     def wait(self, fd: int | None, event: int, timeout_s: float) -> None:
         switch = gevent.getcurrent().switch
@@ -305,33 +306,31 @@ class HubRelay:
         return bytes(outcome)
 
     def _readable(self) -> None:
-        data: bytes | None
+        body, data = self._body, None
         try:
             data = self._receive(_PIECE)
         except BlockingIOError:
             return
         except OSError:
-            data = None
+            pass
         try:
-            if data is None:
-                shown = chunk(self._body.fail(self._body.broken()))
-            else:
-                shown = self._body.take_chunk(data)
+            shown = chunk(body.fail(body.broken())) if data is None else body.take_chunk(data)
         except BaseException as error:  # noqa: BLE001 - it belongs to the greenlet that serves the request
             self._switch(error)
             return
-        if shown or self._body.over:
-            self._send(shown)
+        self._send(shown)
 
     def _send(self, shown: bytes) -> None:
-        try:
-            sent = self._put(shown) if shown else 0
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.unsent = shown
-            self._switch(ClientGone())
-            return
+        sent = 0
+        if shown:
+            try:
+                sent = self._put(shown)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.unsent = shown
+                self._switch(ClientGone())
+                return
         if sent < len(shown) or self._body.over:
             self._switch(shown[sent:])
 
