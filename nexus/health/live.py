@@ -34,7 +34,7 @@ class Dashboard:
         self._seen: dict[int, int] = {}
         self._totals: deque[tuple[float, dict[str, float]]] = deque()
         self._times: deque[Recent] = deque(maxlen=_MOST_TIMES)
-        self._requests: deque[Recent] = deque(maxlen=_SHOWN)
+        self._rows: deque[str] = deque(maxlen=_SHOWN)
         self._series: dict[str, deque[float | None]] = {
             key: deque(maxlen=KEPT_S) for key in ("time", *(tile[0] for tile in TILES))
         }
@@ -48,7 +48,8 @@ class Dashboard:
         self._number += 1
         fresh = sorted(seat.recent.newer_than(self._seen, range(seat.table.rows)), key=lambda record: record.ended)
         self._times.extend(fresh)
-        self._requests.extend(fresh)
+        new_rows = [rows([entry(record)]) for record in fresh[-_SHOWN:]]
+        self._rows.extend(new_rows)
         while self._times and self._times[0].ended < now - _PERCENTILES_OVER_S:
             self._times.popleft()
         for record in fresh:
@@ -66,18 +67,17 @@ class Dashboard:
         }
         state = self._state(reading, snapshot, seat, totals, uptime_s=uptime_s, now=now)
         state |= {"now": current, "peaks": peaks}
-        shown = [entry(record) for record in reversed(fresh[-_MOST_ROWS:])]
         tick = {
             "number": self._number,
             "time": round(now, 3),
             "now": current,
             "peaks": peaks,
             "parts": parts(state),
-            "rows": rows(shown),
+            "rows": "".join(reversed(new_rows[-_MOST_ROWS:])),
         }
         history = {
             "series": {key: list(values) for key, values in self._series.items()},
-            "rows": rows([entry(record) for record in reversed(self._requests)]),
+            "rows": "".join(reversed(self._rows)),
         }
         return msgspec.json.encode(tick), msgspec.json.encode(history)
 

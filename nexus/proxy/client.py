@@ -26,7 +26,7 @@ class Arrivals(Protocol):
     """
 
     early: bool
-    switch: Callable[[int], Any] | None
+    waiter: Any
 
     def pause(self) -> None: ...
     def resume(self) -> None: ...

@@ -114,8 +114,8 @@ def _clock(unix: float) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("nexus.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        loader=PackageLoader("nexus.web"), auto_reload=False, autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"ms": _ms, "figure": figure, "ago": _ago, "clock": _clock}
     environment.globals |= {"TILES": TILES, "MOST_NAMED": 5}

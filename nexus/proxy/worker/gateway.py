@@ -26,7 +26,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from nexus.proxy.client import Stopping
 from nexus.proxy.engine import Engine
 from nexus.proxy.worker.heads import Limits
-from nexus.proxy.worker.hub import Deadlines
+from nexus.proxy.worker.hub import Waits
 from nexus.proxy.worker.lane import Lane, NotPlain
 
 _LOOK_EVERY_S = 0.1
@@ -79,7 +79,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._keepalive = True
         self._patience_s = _PATIENCE_S
         self._engine: Engine
-        self._deadlines = Deadlines()
+        self._waits = Waits()
 
     def run(self) -> None:
         # What is there now stays: the collector need not look at it again, nor stop every stream while it does.
@@ -163,7 +163,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
 
     def _serve(self, listener: Any, client: socket.socket, addr: Any) -> None:
         assert self._limits is not None
-        lane = Lane(self._engine, client, self._limits, deadlines=self._deadlines, keep_alive=self._goes_on)
+        lane = Lane(self._engine, client, self._limits, waits=self._waits, keep_alive=self._goes_on)
         greenlet = gevent.getcurrent()
         assert isinstance(greenlet, gevent.Greenlet)
         data: bytes | None = b""

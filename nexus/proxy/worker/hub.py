@@ -26,13 +26,20 @@ _LONG_S = 1.0
 _NEVER = float("inf")
 
 
-class Deadlines:
-    """Looks now and then at all the waits of a worker: ends those that take too long, and sees clients that left after
-    they sent bytes ahead. So a wait costs no timer of its own, and may end late by as much as the tick."""
+class Waits:
+    """All the waits of a worker: ended when they take too long, woken in the order in which what they wait for came.
+
+    Their limits are looked at now and then, and so are clients that may have left after they sent bytes ahead: a wait
+    costs no timer of its own, and may end late by as much as the tick. Of what is found ready in one turn of the loop,
+    libev serves last what came first; and whoever is served last is not ready again for the next turn, nor first in
+    the one after, so that the same requests would take two turns more than all others, again and again.
+    """
 
     def __init__(self) -> None:
         self._watches: set[HubWatch] = set()
         self._timer: Any = None
+        self._begun = 0
+        self._ready: list[tuple[int, HubWatch]] = []
 
     def add(self, watch: HubWatch) -> None:
         self._watches.add(watch)
@@ -52,23 +59,41 @@ class Deadlines:
             self._timer.close()
             self._timer = None
 
+    def begin(self) -> int:
+        """The number of a wait that begins."""
+        self._begun += 1
+        return self._begun
+
+    def ready(self, watch: HubWatch) -> None:
+        """What it waits for is there: it is woken at the end of this turn."""
+        if not self._ready:
+            get_hub().loop.run_callback(self._wake)
+        self._ready.append((watch.number, watch))
+
+    def _wake(self) -> None:
+        ready, self._ready = self._ready, []
+        ready.sort()
+        for number, watch in ready:
+            watch.wake(number)
+
 
 class HubArrivals:
     """Tells when a backend sends something, by one watcher for the whole life of its connection."""
 
-    __slots__ = ("_watcher", "early", "switch")
+    __slots__ = ("_waits", "_watcher", "early", "waiter")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, waits: Waits) -> None:
+        self._waits = waits
         self._watcher = get_hub().loop.io(fd, _READ)
         self.early = False
-        self.switch: Callable[[int], Any] | None = None
+        self.waiter: HubWatch | None = None
         self._watcher.start(self._readable)
 
     def _readable(self) -> None:
-        if self.switch is None:
+        if self.waiter is None:
             self.pause()
         else:
-            self.switch(_READY)
+            self._waits.ready(self.waiter)
 
     def pause(self) -> None:
         """Look no more until `resume`: something is there, or somebody else looks."""
@@ -91,18 +116,19 @@ class HubWatch(Watch):
     that it is readable whether it leaves or not.
     """
 
-    def __init__(self, client: socket.socket, deadlines: Deadlines) -> None:
+    def __init__(self, client: socket.socket, waits: Waits) -> None:
         super().__init__(client)
         # The same socket without what gevent does around each call: it costs as much as the call.
         self.sock = _socket.socket(fileno=client.fileno())
         self.ends = _NEVER
+        self.number = 0
         self.ahead = False
-        self._deadlines = deadlines
+        self._waits = waits
         self._watcher = get_hub().loop.io(client.fileno(), _READ)
         self._stopped = True
         self._reads = False
         self._switch: Callable[[int], Any] | None = None
-        deadlines.add(self)
+        waits.add(self)
 
     def receive(self, timeout_s: float) -> bytes:
         """What the client sends next; empty where it closes, or sends nothing for so long."""
@@ -123,14 +149,14 @@ class HubWatch(Watch):
         switch = gevent.getcurrent().switch
         arrivals = source.arrivals
         if arrivals is None:
-            arrivals = source.arrivals = HubArrivals(source.fileno())
+            arrivals = source.arrivals = HubArrivals(source.fileno(), self._waits)
         elif arrivals.early:
             arrivals.resume()
-        arrivals.switch = switch
+        arrivals.waiter = self
         try:
             ended = self._wait(switch, timeout_s)
         finally:
-            arrivals.switch = None
+            arrivals.waiter = None
         if ended != _READY:
             _tell(ended)
 
@@ -160,6 +186,7 @@ class HubWatch(Watch):
         if self._stopped and not self.ahead:
             self._stopped = False
             self._watcher.start(self._readable)
+        self.number = self._waits.begin()
         self._switch = switch
         try:
             return hub.switch()  # type: ignore[no-any-return]
@@ -174,7 +201,7 @@ class HubWatch(Watch):
         switch = self._switch
         if switch is not None:
             if self._reads:
-                switch(_READY)
+                self._waits.ready(self)
                 return
             if is_gone(self.sock):
                 switch(_GONE)
@@ -182,6 +209,11 @@ class HubWatch(Watch):
             self.ahead = True  # a request that is sent ahead: the client stays readable, whether it leaves or not
         self._stopped = True
         self._watcher.stop()
+
+    def wake(self, number: int) -> None:
+        """End the wait of this number, if something else has not done so in the same turn."""
+        if self._switch is not None and self.number == number:
+            self._switch(_READY)
 
     def look(self, now: float) -> None:
         """End the present wait, where that is due."""
@@ -203,7 +235,7 @@ class HubWatch(Watch):
             return True
 
     def close(self) -> None:
-        self._deadlines.remove(self)
+        self._waits.remove(self)
         self._watcher.stop()
         self._watcher.close()
         self.sock.detach()

@@ -22,7 +22,7 @@ from nexus.proxy.engine import Answer, Engine
 from nexus.proxy.exchange import Exchange, WholeBody
 from nexus.proxy.relay import StreamBody, chunk
 from nexus.proxy.worker.heads import Limits, PlainHead, read_plain_head
-from nexus.proxy.worker.hub import Deadlines, HubRelay, HubWatch, Outlet
+from nexus.proxy.worker.hub import HubRelay, HubWatch, Outlet, Waits
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 log = logging.getLogger("nexus.proxy")
@@ -58,7 +58,7 @@ class Lane:
         client: socket.socket,
         limits: Limits,
         *,
-        deadlines: Deadlines,
+        waits: Waits,
         keep_alive: Callable[[], bool],
     ) -> None:
         """`keep_alive` says, when an answer begins, whether the connection may carry another request."""
@@ -68,7 +68,7 @@ class Lane:
         self._limits = limits
         self._keep_alive = keep_alive
         self._timeout_s = 0.0
-        self._watch = HubWatch(client, deadlines)
+        self._watch = HubWatch(client, waits)
         self._outlet = Outlet(self._watch.sock)
 
     def receive(self, timeout_s: float) -> bytes:
