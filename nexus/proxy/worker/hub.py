@@ -33,12 +33,14 @@ class Waits:
     costs no timer of its own, and may end late by as much as the tick. Of what is found ready in one turn of the loop,
     libev serves last what came first; and whoever is served last is not ready again for the next turn, nor first in
     the one after, so that the same requests would take two turns more than all others, again and again.
+
+    `begun`: how many waits have begun, which numbers them.
     """
 
     def __init__(self) -> None:
         self._watches: set[HubWatch] = set()
         self._timer: Any = None
-        self._begun = 0
+        self.begun = 0
         self._ready: list[tuple[int, HubWatch]] = []
 
     def add(self, watch: HubWatch) -> None:
@@ -58,11 +60,6 @@ class Waits:
             self._timer.stop()
             self._timer.close()
             self._timer = None
-
-    def begin(self) -> int:
-        """The number of a wait that begins."""
-        self._begun += 1
-        return self._begun
 
     def ready(self, watch: HubWatch) -> None:
         """What it waits for is there: it is woken at the end of this turn."""
@@ -124,7 +121,8 @@ class HubWatch(Watch):
         self.number = 0
         self.ahead = False
         self._waits = waits
-        self._watcher = get_hub().loop.io(client.fileno(), _READ)
+        self._hub = get_hub()
+        self._watcher = self._hub.loop.io(client.fileno(), _READ)
         self._stopped = True
         self._reads = False
         self._switch: Callable[[int], Any] | None = None
@@ -176,8 +174,7 @@ class HubWatch(Watch):
 
     def _wait(self, switch: Callable[[int], Any], timeout_s: float) -> int:
         """Sleep until somebody calls `switch`; gives with what."""
-        hub = get_hub()
-        timer = None
+        hub, timer = self._hub, None
         if timeout_s > _LONG_S:
             self.ends = time.monotonic() + timeout_s
         else:
@@ -186,7 +183,8 @@ class HubWatch(Watch):
         if self._stopped and not self.ahead:
             self._stopped = False
             self._watcher.start(self._readable)
-        self.number = self._waits.begin()
+        waits = self._waits
+        waits.begun = self.number = waits.begun + 1
         self._switch = switch
         try:
             return hub.switch()  # type: ignore[no-any-return]
