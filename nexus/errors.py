@@ -85,9 +85,9 @@ _BEFORE_THE_ANSWER = _rows(
     Fault(name="out_of_time", status=504, error_type="deadline_exceeded", blame=Blame.GATEWAY, meaning="The time for the whole request was over before this backend had its own: it was spent waiting for room or at other backends."),
     Fault(name="malformed_answer", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend's answer is not HTTP that can be trusted."),
     Fault(name="backend_5xx", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend answered 5xx."),
-    Fault(name="error_event", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend's stream told of an error before any content."),
-    Fault(name="error_event_4xx", status=400, error_type="invalid_request", meaning="The backend's stream told before any content that it finds fault with the request."),
-    Fault(name="error_event_busy", status=429, error_type="rate_limited", retry=True, again=True, blame=Blame.BUSY, meaning="The backend's stream told before any content that it takes no more for now."),
+    Fault(name="error_event", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend told of an error in an answer of 200, or in its stream before any content."),
+    Fault(name="error_event_4xx", status=400, error_type="invalid_request", meaning="The backend told in an answer of 200, or in its stream before any content, that it finds fault with the request."),
+    Fault(name="error_event_busy", status=429, error_type="rate_limited", retry=True, again=True, blame=Blame.BUSY, meaning="The backend told in an answer of 200, or in its stream before any content, that it takes no more for now."),
     Fault(name="backend_busy", status=None, error_type="rate_limited", retry=True, again=True, blame=Blame.BUSY, meaning="The backend answered 408 or 429, or 503 with a Retry-After; the client gets that answer where no other backend can serve."),
     Fault(name="backend_limits_client", status=None, error_type="rate_limited", retry=True, meaning="The backend answered 429 to the client's own Authorization; the client gets that answer where no other backend can serve."),
     Fault(name="backend_refused_key", status=None, error_type="upstream_auth", retry=True, blame=Blame.GATEWAY, meaning="The backend answered 401 or 403 to the gateway's key; the client gets that answer where no other backend can serve."),
@@ -154,9 +154,9 @@ def fault_of_answer(status: int, *, retry_after: bool = False, own_key: bool = T
 
 
 def fault_told(status: int, *, within: bool, own_key: bool = True) -> Fault:
-    """The fault of an error that a stream tells of, which stands for an answer with this status.
+    """The fault of an error that an answer of 200 tells of, which stands for an answer with this status.
 
-    `within`: whether the stream has come to its content. Then the request was good, whatever the error says: vLLM, for
+    `within`: whether it is a stream that has come to its content. Then the request was good, whatever the error says: vLLM, for
     one, gives every failure of its own there as a 400.
     """
     likened = fault_of_answer(status, own_key=own_key)

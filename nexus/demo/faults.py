@@ -20,7 +20,7 @@ class FaultSpec:
     malformed: bool = False  # answer with what is not HTTP
     break_after: int = -1  # cut the answer: a stream after so many events, another one in the middle of its body
     error_after: int = -1  # tell of an error within a stream, after so many events
-    error_code: int = 0  # with error_after: its code, as of an answer with that status
+    error_code: int = 0  # with error_after, or status: the error's code, as of an answer with that status
     stall_after: int = -1  # fall silent in the same places
     no_done: bool = False  # end a stream without its last events
     no_usage: bool = False  # report no token usage

@@ -170,7 +170,12 @@ class DemoBackend:
         if fault.status:
             headers = [f"retry-after: {fault.retry_after}"] if fault.retry_after else []
             self.statuses[str(fault.status)] += 1
-            _respond(sock, fault.status, answers.error(f"{path} fails as asked", code="demo_fault"), headers)
+            _respond(
+                sock,
+                fault.status,
+                answers.error(f"{path} fails as asked", code=fault.error_code or "demo_fault"),
+                headers,
+            )
             return True
         self.statuses["cut"] += 1
         if fault.hang:

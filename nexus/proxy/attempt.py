@@ -10,7 +10,7 @@ from nexus.proxy.connections import Connection
 from nexus.proxy.engine import Engine
 from nexus.proxy.headers import request_head, retry_after_s
 from nexus.proxy.http1 import AnswerReader, MalformedAnswer
-from nexus.proxy.stream import Stream
+from nexus.proxy.stream import Stream, error_in
 from nexus.proxy.usage import with_usage_asked
 
 _MOST_HELD_BACK = 256 * 1024
@@ -222,6 +222,14 @@ class Attempt:
                 self._content = b"".join(pieces)
             self.answered_at = self._engine.clock()
         return self._content
+
+    def check_whole(self) -> None:
+        """Raise `RequestFailed` where a whole answer with the status of a success tells of an error."""
+        if (told := error_in(self.read_all())) is not None:
+            message, status = told
+            raise RequestFailed(
+                fault_told(status, within=False, own_key=self._own_key), f"Backend {self._backend.name}: {message}"
+            )
 
     def await_content(self) -> Stream:
         """Read a stream up to its first content, so that until then another backend can still be tried."""

@@ -269,6 +269,7 @@ class Exchange:
                     passed_on=PassedOn(attempt.status, answer_headers(attempt.headers), content),
                     retry_after_s=retry_after_s,
                 )
+            attempt.check_whole()
         except RequestFailed as failure:
             attempt.end(failure.fault, retry_after_s=retry_after_s)
             raise

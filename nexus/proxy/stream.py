@@ -20,6 +20,8 @@ _LONGEST_HELD = 64 * 1024
 """An event that is longer goes on before it is complete; it is not the one with the usage."""
 
 
+_ERROR_WITHIN = 256
+"""Bytes at an answer's beginning in which it tells of an error, if it is one."""
 _LAST = 16
 """How many of a stream's last events are kept, to see how its choices ended; so many of them can be told of."""
 
@@ -165,10 +167,7 @@ class Stream:
                 self.error = data.decode(errors="replace")[:500]
             return False
         if fields.error or fields.object == "error" or kind == b"error":
-            told = fields.error or fields.message
-            message = told.get("message") if isinstance(told, dict) else told
-            self.error = str(message or "no message")[:500]
-            self.error_status = _status_of(told if isinstance(told, dict) else {"code": fields.code})
+            self.error, self.error_status = _error(fields)
             return False
         usage = usage_in(fields.usage) if fields.usage != b"null" else None
         if usage is not None:
@@ -194,6 +193,25 @@ def _tells(data: bytes) -> bool:
     if b'"error"' in data:
         return True
     return b'"usage"' in data and b'"usage":null' not in data and b'"usage": null' not in data
+
+
+def error_in(answer: bytes) -> tuple[str, int] | None:
+    """What a whole answer says that tells of an error and nothing else, whatever its status, with the status that would
+    say the same; None for any other. OpenRouter, for one, answers so where it fails after it has sent the head."""
+    if b'"error"' not in answer[:_ERROR_WITHIN]:
+        return None
+    try:
+        fields = _decode(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return _error(fields) if fields.error and not fields.choices else None
+
+
+def _error(fields: _Fields) -> tuple[str, int]:
+    told = fields.error or fields.message
+    message = told.get("message") if isinstance(told, dict) else told
+    status = _status_of(told if isinstance(told, dict) else {"code": fields.code})
+    return str(message or "no message")[:500], status
 
 
 _STATUS_OF_TYPE = {"invalid_request_error": 400, "rate_limit_error": 429, "overloaded_error": 429}

@@ -8,7 +8,9 @@ import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from nexus.proxy.sse import EventReader
 from nexus.proxy.worker.heads import Limits, read_plain_head
 from nexus.routing import requirements
 
-SECONDS = float(os.environ.get("NEXUS_FUZZ_SECONDS", "12"))
+SECONDS = float(os.environ.get("NEXUS_FUZZ_SECONDS", "15"))
 SEED = int(os.environ.get("NEXUS_FUZZ_SEED", "1"))
 ROUND = 300
 """Examples between two looks at the clock."""
@@ -33,8 +35,9 @@ GUNICORN.set("limit_request_line", LIMITS.line)
 GUNICORN.set("limit_request_fields", LIMITS.fields)
 
 
-def fuzz(strategy: st.SearchStrategy[Any], check: Callable[[Any], bool]) -> None:
-    """Check examples for as long as is set; `check` says whether the parser took one, as enough of them must be."""
+def fuzz(parser: str) -> str:
+    """Check examples for as long as is set; its check says whether the parser took one, as enough of them must be."""
+    strategy, check = PARSERS[parser]
     deadline, rounds, tried, taken = time.monotonic() + SECONDS, 0, 0, 0
 
     while time.monotonic() < deadline:
@@ -52,8 +55,8 @@ def fuzz(strategy: st.SearchStrategy[Any], check: Callable[[Any], bool]) -> None
 
         one_round()
         rounds += 1
-    print(f"seed {SEED}: {tried} examples in {rounds} rounds, {taken} of them accepted")
     assert taken > tried / 100, "too few examples are accepted to tell anything"
+    return f"{parser}, seed {SEED}: {tried} examples in {rounds} rounds, {taken} of them accepted"
 
 
 @st.composite
@@ -122,10 +125,6 @@ def same_as_gunicorn(data: bytes) -> bool:
     return True
 
 
-def test_request_heads():
-    fuzz(damaged(REQUESTS, TOKENS), same_as_gunicorn)
-
-
 ANSWERS = lines_of(
     [b"HTTP/1.1 200 OK\r\n"] * 5
     + [b"HTTP/1.1 503 No\r\n", b"HTTP/1.1 204 None\r\n", b"HTTP/1.1 100 Go on\r\n\r\nHTTP/1.1 200 OK\r\n", b"HTTP/1.0 200 OK\r\n"],
@@ -191,10 +190,6 @@ def same_in_pieces(example: tuple[bytes, list[int]]) -> bool:
     return whole != "refused"
 
 
-def test_answers():
-    fuzz(st.tuples(damaged(ANSWERS, TOKENS), st.lists(st.integers(0, 500), max_size=5)), same_in_pieces)
-
-
 EVENTS = st.lists(
     st.sampled_from(
         [
@@ -228,10 +223,6 @@ def same_events(example: tuple[bytes, list[int]]) -> bool:
         assert events_of(EventReader(), pieces) == whole
         assert events_of(LongCut(), pieces) == whole
     return any(found is not None for found, _ in whole)
-
-
-def test_events():
-    fuzz(st.tuples(damaged(EVENTS, TOKENS), st.lists(st.integers(0, 200), max_size=5)), same_events)
 
 
 BODIES = st.lists(
@@ -279,8 +270,19 @@ def same_as_json(data: bytes) -> bool:
     return True
 
 
-def test_bodies():
-    fuzz(damaged(BODIES, JSON), same_as_json)
+PARSERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], bool]]] = {
+    "request heads": (damaged(REQUESTS, TOKENS), same_as_gunicorn),
+    "answers": (st.tuples(damaged(ANSWERS, TOKENS), st.lists(st.integers(0, 500), max_size=5)), same_in_pieces),
+    "events": (st.tuples(damaged(EVENTS, TOKENS), st.lists(st.integers(0, 200), max_size=5)), same_events),
+    "bodies": (damaged(BODIES, JSON), same_as_json),
+}
+
+
+def test_parsers_under_damaged_bytes():
+    """Two at a time, each in a process of its own."""
+    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
+        for told in pool.map(fuzz, PARSERS):
+            print(told)
 
 
 @pytest.mark.parametrize("check", [same_as_gunicorn, same_as_json])
