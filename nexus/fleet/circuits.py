@@ -28,7 +28,7 @@ STATES: tuple[State, ...] = ("closed", "half_open", "open")
 _NOTED, _OPEN_UNTIL, _TRIPS, _BUSY_UNTIL, _RECOVERED, _FAILED, _STREAM_USAGE, _STREAK = range(8)
 _RECORD = 8
 _TURNS = COLUMNS * _RECORD
-_TURN_CELLS = 256
+_TURN_CELLS = 4096  # models that share one would take turns with each other
 _SIZE = (_TURNS + _TURN_CELLS) * 8
 _CHANGING, _TURNING = COLUMNS, 2 * COLUMNS  # lock bytes; those below are for trials
 
