@@ -7,6 +7,8 @@ from _thread import RLock
 from collections.abc import Callable
 from zlib import crc32
 
+import msgspec
+
 from nexus.config import Config
 from nexus.errors import Fault
 from nexus.fleet.circuits import CircuitTable
@@ -22,43 +24,40 @@ _STANDS_STILL_NS = 250_000_000
 """Those that wait in a process which has not looked for so long keep nobody from the room there is."""
 
 
-class Place:
-    """A request's place at a backend, counted from its admission until `leave()`; `waited_s` in the queue for it."""
+class Place(msgspec.Struct):
+    """A request's place at a backend, counted from its admission until `leave()`.
 
-    __slots__ = ("_admission", "_left", "choice", "on_trial", "view", "waited_s")
+    `view`: the fleet as it was when the choice was made. `on_trial`: the backend's circuit is half open, and this is
+    the request that tries it. `waited_s` in the queue for it.
+    """
 
-    def __init__(self, admission: Admission, choice: Choice, view: View) -> None:
-        """`view`: the fleet as it was when the choice was made."""
-        self._admission = admission
-        self._left = False
-        self.view = view
-        self.choice = choice
-        self.on_trial = choice.trial
-        self.waited_s = 0.0
+    admission: Admission
+    choice: Choice
+    view: View
+    on_trial: bool
+    waited_s: float = 0.0
+    has_left: bool = False
 
     def proved(self) -> None:
         """The backend has shown that it is well, though the attempt goes on."""
         if self.on_trial:
             self.on_trial = False
-            self._admission.proved(self.choice)
+            self.admission.proved(self.choice)
 
     def leave(self, fault: Fault | None, *, retry_after_s: float | None = None) -> None:
         """Give the place back and tell how the attempt ended. Only the first call counts."""
-        if not self._left:
-            self._left = True
-            self._admission.left(self, self.view.snapshot.config, fault, retry_after_s)
+        if not self.has_left:
+            self.has_left = True
+            self.admission.left(self, self.view.snapshot.config, fault, retry_after_s)
 
 
-class Applicant:
-    """A request that wants a place; `deadline` is on the monotonic clock."""
+class Applicant(msgspec.Struct):
+    """A request that wants a place; `deadline` is on the monotonic clock. `turn_taken`: see `turn`."""
 
-    __slots__ = ("_turn", "asked", "deadline", "request")
-
-    def __init__(self, asked: Asked, request: Request, deadline: float) -> None:
-        self.asked = asked
-        self.request = request
-        self.deadline = deadline
-        self._turn = 0
+    asked: Asked
+    request: Request
+    deadline: float
+    turn_taken: int = 0
 
     @property
     def ticket(self) -> int:
@@ -68,40 +67,37 @@ class Applicant:
 
     def turn(self, circuits: CircuitTable) -> int:
         """The request's own turn among those for its model, over all workers."""
-        if not self._turn:
-            self._turn = circuits.next_turn(crc32(self.asked.model.encode()))
-        return self._turn
+        if not self.turn_taken:
+            self.turn_taken = circuits.next_turn(crc32(self.asked.model.encode()))
+        return self.turn_taken
 
 
-class _Now:
+class _Now(msgspec.Struct):
     """The conditions of one look for a place. `on_trial`: the backends that another request is just trying."""
 
-    __slots__ = ("_admission", "_applicant", "_config", "chance", "load", "on_trial")
-
-    def __init__(self, admission: Admission, applicant: Applicant, config: Config) -> None:
-        self._admission = admission
-        self._applicant = applicant
-        self._config = config
-        self.load = admission.load.pending
-        self.chance = admission.chance()
-        self.on_trial: tuple[int, ...] = ()
+    admission: Admission
+    applicant: Applicant
+    config: Config
+    load: Callable[[int], int]
+    chance: float
+    on_trial: tuple[int, ...] = ()
 
     def standing(self, column: int) -> Standing:
-        if not self._admission.circuits.noted[column]:
+        if not self.admission.circuits.noted[column]:
             return CLEAR
         if column in self.on_trial:
             return Standing(state="open")
-        return self._admission.breakers.standing(column, self._config)
+        return self.admission.breakers.standing(column, self.config)
 
     def waited_for(self, column: int) -> bool:
-        since_ns = self._admission.clock_ns() - _STANDS_STILL_NS
-        return self._admission.load.waits_before(column, self._applicant.ticket, since_ns=since_ns)
+        since_ns = self.admission.clock_ns() - _STANDS_STILL_NS
+        return self.admission.load.waits_before(column, self.applicant.ticket, since_ns=since_ns)
 
     @property
     def turn(self) -> int:
-        if self._config.routing.strategy != "round_robin":
+        if self.config.routing.strategy != "round_robin":
             return 0
-        return self._applicant.turn(self._admission.circuits)
+        return self.applicant.turn(self.admission.circuits)
 
 
 class Admission:
@@ -163,10 +159,10 @@ class Admission:
                 self._recorder.refused(time.perf_counter() - began)
                 raise
             self._recorder.attempt_began(choice.backend.column, time.perf_counter() - began)
-            return Place(self, choice, view)
+            return Place(self, choice, view, choice.trial)
 
     def _choose(self, view: View, applicant: Applicant, tried: Tried) -> Choice:
-        now = _Now(self, applicant, view.snapshot.config)
+        now = _Now(self, applicant, view.snapshot.config, self.load.pending, self.chance())
         while True:
             choice = choose(view.table, applicant.asked, tried=tried, now=now)
             if not choice.trial or self.breakers.begin_trial(choice.backend):

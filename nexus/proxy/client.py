@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
+
 
 class ClientGone(Exception):
     """The client closed its connection before it had its answer."""
@@ -80,34 +82,23 @@ class Watch:
         self.wait(source.fileno(), select.POLLIN, timeout_s)
 
 
-class Request:
-    """A request whose head was read. `headers` have lower-case names.
+class Request(msgspec.Struct):
+    """A request whose head was read. `headers` have lower-case names; `fields` are the same, of each name the first.
 
     `body` reads the body up to a limit in bytes, or raises `RequestFailed`. `watch` waits for what is needed to serve
     it. `received` is on the monotonic clock.
     """
 
-    __slots__ = ("_fields", "body", "headers", "method", "received", "watch")
-
-    def __init__(
-        self,
-        *,
-        method: str,
-        headers: list[tuple[str, str]],
-        body: Callable[[int], bytes],
-        received: float,
-        watch: Watch,
-    ) -> None:
-        self.method = method
-        self.headers = headers
-        self.body = body
-        self.received = received
-        self.watch = watch
-        self._fields = dict(reversed(headers))  # of a name given twice, the first
+    method: str
+    headers: list[tuple[str, str]]
+    fields: dict[str, str]
+    body: Callable[[int], bytes]
+    received: float
+    watch: Watch
 
     def header(self, name: str) -> str | None:
         """The value of a header by its name in lower case."""
-        return self._fields.get(name)
+        return self.fields.get(name)
 
 
 _ENDED = (7, 8)  # TCP_CLOSE, TCP_CLOSE_WAIT

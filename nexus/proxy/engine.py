@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from nexus.config.records import Server
 from nexus.errors import RequestFailed
 from nexus.fleet.circuits import CircuitTable
@@ -36,8 +38,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 )
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(msgspec.Struct):
     """What the client gets. `body` must be iterated or closed; the request is recorded when it ends."""
 
     status: int

@@ -10,6 +10,8 @@ import logging
 import re
 import time
 
+import msgspec
+
 from nexus.errors import FAULTS, Blame, Fault, PassedOn, RequestFailed, error_body, status_label
 from nexus.fleet.recent import Recent, Try
 from nexus.metrics import labels
@@ -468,30 +470,29 @@ def _is_on(header: str | None) -> bool:
     return header is not None and header.strip().lower() not in ("false", "0", "no")
 
 
-class WholeBody:
+class WholeBody(msgspec.Struct):
     """The bytes of a whole answer; records the request when they are written, or when the client is gone before."""
 
-    def __init__(self, exchange: Exchange, content: bytes, fault: Fault | None, status: int) -> None:
-        self._exchange = exchange
-        self._fault = fault
-        self._status = status
-        self._given = False
-        self.content = content
+    exchange: Exchange
+    content: bytes
+    fault: Fault | None
+    status: int
+    given: bool = False
 
     def __iter__(self) -> WholeBody:
         return self
 
     def __next__(self) -> bytes:
         # Asked for more, the server has written what it got before, which was everything.
-        if self._given:
+        if self.given:
             self.written()
             raise StopIteration
-        self._given = True
+        self.given = True
         return self.content
 
     def written(self) -> None:
-        self._exchange.finish(self._fault, self._status)
+        self.exchange.finish(self.fault, self.status)
 
     def close(self) -> None:
         """Called by the server when it is done, however that came; before the end, it means that the client is gone."""
-        self._exchange.finish(FAULTS["client_gone"])
+        self.exchange.finish(FAULTS["client_gone"])

@@ -49,20 +49,21 @@ def _chunk_size(digits: bytes) -> int:
 class AnswerReader:
     """Takes the bytes of one answer in any pieces. `headers` have lower-case names; `body` yields what came so far."""
 
+    status = 0
+    head_complete = False
+    complete = False
+    _fault: str | None = None
+    _head_bytes = 0
+    _until_close = False
+    _between_chunks = False
+    _chunk_ended = False
+    _keep_alive = False
+    _parser: HttpResponseParser | None = None
+
     def __init__(self) -> None:
-        self.status = 0
         self.headers: list[tuple[str, str]] = []
         self._fields: dict[str, str] = {}
-        self.head_complete = False
-        self.complete = False
-        self._fault: str | None = None
         self._pieces: list[bytes] = []
-        self._head_bytes = 0
-        self._until_close = False
-        self._between_chunks = False
-        self._chunk_ended = False
-        self._keep_alive = False
-        self._parser: HttpResponseParser | None = None
 
     def feed(self, data: bytes) -> None:
         """Take more bytes; empty ones say that the backend closed. Raises `MalformedAnswer`."""

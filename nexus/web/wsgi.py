@@ -17,9 +17,11 @@ def request_from(environ: dict[str, Any], *, received: float, client_timeout_s: 
     sock = environ.get("gunicorn.socket")
     if isinstance(sock, socket.socket):
         sock.settimeout(client_timeout_s)
+    headers = list(_headers(environ))
     return Request(
         method=environ["REQUEST_METHOD"],
-        headers=list(_headers(environ)),
+        headers=headers,
+        fields=dict(reversed(headers)),
         body=lambda limit: read_body(environ, limit),
         received=received,
         watch=Watch(watchable(sock)),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from nexus.proxy.engine import ENDPOINTS, Endpoint
 from nexus.proxy.headers import plain_field
 
@@ -15,11 +17,12 @@ _ONCE = ("host", "content-length", "content-type", "authorization", "connection"
 _NOT_PLAIN = frozenset({"transfer-encoding", "expect", "upgrade", "te", "trailer", "proxy-connection", "keep-alive"})
 
 
-class PlainHead(NamedTuple):
-    """`headers` have lower-case names; the body, of `length` bytes, begins at `end`."""
+class PlainHead(msgspec.Struct):
+    """`headers` have lower-case names, `fields` the first of each; the body, of `length` bytes, begins at `end`."""
 
     endpoint: Endpoint
     headers: list[tuple[str, str]]
+    fields: dict[str, str]
     length: int
     end: int
     keep_alive: bool
@@ -53,6 +56,7 @@ def read_plain_head(data: bytes, limits: Limits) -> PlainHead | None:
         names = [name for name, _ in headers]
         if any(names.count(name) > 1 for name in (*_ONCE, *limits.scheme_headers)):
             return None
+        fields = dict(reversed(headers))
     length, connection = fields.get("content-length", ""), fields.get("connection")
     if (
         "host" not in fields
@@ -64,4 +68,4 @@ def read_plain_head(data: bytes, limits: Limits) -> PlainHead | None:
     ):
         return None
     keep_alive = connection is None or connection.lower() != "close"
-    return PlainHead(endpoint, headers, int(length), end + 4, keep_alive)
+    return PlainHead(endpoint, headers, fields, int(length), end + 4, keep_alive)

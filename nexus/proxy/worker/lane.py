@@ -14,6 +14,8 @@ from collections.abc import Callable
 from email.utils import formatdate
 from http import HTTPStatus
 
+import msgspec
+
 from nexus.errors import RequestFailed
 from nexus.proxy.client import ClientGone, Request, Stopping
 from nexus.proxy.comments import CommentedBody
@@ -21,7 +23,7 @@ from nexus.proxy.connections import Connection
 from nexus.proxy.engine import Answer, Engine
 from nexus.proxy.exchange import Exchange, WholeBody
 from nexus.proxy.relay import StreamBody, chunk
-from nexus.proxy.worker.heads import Limits, PlainHead, read_plain_head
+from nexus.proxy.worker.heads import Limits, read_plain_head
 from nexus.proxy.worker.hub import HubRelay, HubWatch, Outlet, Waits
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
@@ -88,8 +90,9 @@ class Lane:
             raise NotPlain
         received = engine.clock()
         self._timeout_s = server.client_timeout_seconds
-        body = _Body(self._watch, data[head.end : head.end + head.length], head, self._timeout_s)
-        request = Request(method="POST", headers=head.headers, body=body.read, received=received, watch=self._watch)
+        begun = data[head.end : head.end + head.length]
+        body = _Body(self._watch, begun, head.length, self._timeout_s, len(begun) == head.length)
+        request = Request("POST", head.headers, head.fields, body.read, received, self._watch)
         answer = Exchange(engine, request, head.endpoint).answer()
         keep_alive = head.keep_alive and self._keep_alive()
         if not self._write(answer, keep_alive=keep_alive and body.complete):
@@ -188,46 +191,45 @@ class NotPlain(Exception):
     """The request is gunicorn's to read."""
 
 
-class _Body:
-    """The body of a request, whose beginning came with the head."""
+class _Body(msgspec.Struct):
+    """The body of a request, of `length` bytes, whose beginning came with the head. `ahead`: what came after it."""
 
-    def __init__(self, watch: HubWatch, begun: bytes, head: PlainHead, timeout_s: float) -> None:
-        self._watch = watch
-        self._begun = begun
-        self._length = head.length
-        self._timeout_s = timeout_s
-        self.complete = len(begun) == head.length
-        self.ahead = b""
+    watch: HubWatch
+    begun: bytes
+    length: int
+    timeout_s: float
+    complete: bool
+    ahead: bytes = b""
 
     def read(self, limit: int) -> bytes:
         """The whole body. Raises `RequestFailed` for one too large, too slow or cut short."""
-        if self._length > limit:
-            raise RequestFailed("body_too_large", f"The body is {self._length} bytes; at most {limit} are taken.")
+        if self.length > limit:
+            raise RequestFailed("body_too_large", f"The body is {self.length} bytes; at most {limit} are taken.")
         if self.complete:
-            return self._begun
-        pieces, missing = [self._begun], self._length - len(self._begun)
+            return self.begun
+        pieces, missing = [self.begun], self.length - len(self.begun)
         while missing > 0:
             try:
-                piece = self._watch.receive(self._timeout_s)
+                piece = self.watch.receive(self.timeout_s)
             except OSError as error:
                 raise ClientGone from error
             if not piece:
-                raise self._short(self._length - missing)
+                raise self._short(self.length - missing)
             pieces.append(piece)
             missing -= len(piece)
         body = b"".join(pieces)
-        self.ahead = body[self._length :]
+        self.ahead = body[self.length :]
         self.complete = True
-        return body[: self._length] if self.ahead else body
+        return body[: self.length] if self.ahead else body
 
     def drain(self) -> None:
         """Read what is left of it, within bounds, and forget it."""
-        missing = min(self._length - len(self._begun), _MOST_DRAINED)
+        missing = min(self.length - len(self.begun), _MOST_DRAINED)
         with contextlib.suppress(OSError):
-            while missing > 0 and (piece := self._watch.receive(_TO_SAY_GOODBYE_S)):
+            while missing > 0 and (piece := self.watch.receive(_TO_SAY_GOODBYE_S)):
                 missing -= len(piece)
 
     def _short(self, got: int) -> RequestFailed:
-        if self._watch.closed():
-            return RequestFailed("body_cut_short", f"The body ended after {got} of {self._length} bytes.")
+        if self.watch.closed():
+            return RequestFailed("body_cut_short", f"The body ended after {got} of {self.length} bytes.")
         return RequestFailed("body_too_slow", "The body did not arrive in time.")
