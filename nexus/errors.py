@@ -85,9 +85,7 @@ _BEFORE_THE_ANSWER = _rows(
     Fault(name="out_of_time", status=504, error_type="deadline_exceeded", blame=Blame.GATEWAY, meaning="The time for the whole request was over before this backend had its own: it was spent waiting for room or at other backends."),
     Fault(name="malformed_answer", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend's answer is not HTTP that can be trusted."),
     Fault(name="backend_5xx", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend answered 5xx."),
-    Fault(name="error_event", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend told of an error in an answer of 200, or in its stream before any content."),
-    Fault(name="error_event_4xx", status=400, error_type="invalid_request", meaning="The backend told in an answer of 200, or in its stream before any content, that it finds fault with the request."),
-    Fault(name="error_event_busy", status=429, error_type="rate_limited", retry=True, again=True, blame=Blame.BUSY, meaning="The backend told in an answer of 200, or in its stream before any content, that it takes no more for now."),
+    Fault(name="error_event", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend told of an error in an answer of 200, or in its stream before any content. One that says by its code that it stands for a 4xx is taken as that answer."),
     Fault(name="backend_busy", status=None, error_type="rate_limited", retry=True, again=True, blame=Blame.BUSY, meaning="The backend answered 408 or 429, or 503 with a Retry-After; the client gets that answer where no other backend can serve."),
     Fault(name="backend_limits_client", status=None, error_type="rate_limited", retry=True, meaning="The backend answered 429 to the client's own Authorization; the client gets that answer where no other backend can serve."),
     Fault(name="backend_refused_key", status=None, error_type="upstream_auth", retry=True, blame=Blame.GATEWAY, meaning="The backend answered 401 or 403 to the gateway's key; the client gets that answer where no other backend can serve."),
@@ -98,7 +96,8 @@ _WITHIN_A_STREAM = _rows(
     Fault(name="stream_reset", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="upstream_reset", meaning="The connection broke within the stream."),
     Fault(name="stream_truncated", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="upstream_truncated", meaning="The stream ended without its end: neither [DONE] nor a reason for finishing."),
     Fault(name="stream_error", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="in_band_error", meaning="The backend told of an error within the stream."),
-    Fault(name="stream_error_busy", status=429, error_type="rate_limited", blame=Blame.BUSY, stream_end="in_band_error", meaning="The backend told within the stream that it takes no more for now."),
+    Fault(name="stream_error_busy", status=502, error_type="rate_limited", blame=Blame.BUSY, stream_end="in_band_error", meaning="The backend told within the stream that it takes no more for now."),
+    Fault(name="stream_error_limits_client", status=502, error_type="rate_limited", stream_end="in_band_error", meaning="The backend told within the stream that the client's own key is at its limit."),
     Fault(name="stream_idle", status=504, error_type="idle_timeout", blame=Blame.BACKEND, stream_end="idle_timeout", meaning="The stream fell silent for longer than the limit."),
     Fault(name="stream_deadline", status=504, error_type="deadline_exceeded", blame=Blame.BACKEND, stream_end="deadline", meaning="The stream took longer than the limit for a whole one."),
     Fault(name="shutdown", status=502, error_type="stream_interrupted", blame=Blame.GATEWAY, stream_end="shutdown", meaning="The gateway was stopped and the grace was over."),
@@ -153,17 +152,17 @@ def fault_of_answer(status: int, *, retry_after: bool = False, own_key: bool = T
     return FAULTS["backend_5xx" if status >= 500 else "malformed_answer"]
 
 
-def fault_told(status: int, *, within: bool, own_key: bool = True) -> Fault:
-    """The fault of an error that an answer of 200 tells of, which stands for an answer with this status.
+def fault_within_stream(status: int, *, own_key: bool = True) -> Fault:
+    """The fault of an error that a stream tells of after its content has begun, and that stands for this status.
 
-    `within`: whether it is a stream that has come to its content. Then the request was good, whatever the error says: vLLM, for
-    one, gives every failure of its own there as a 400.
+    The request was good then, whatever the error says: vLLM, for one, gives every failure of its own there as a 400.
     """
     likened = fault_of_answer(status, own_key=own_key)
-    blame = likened.blame if likened is not None else Blame.BACKEND
-    if within:
-        return FAULTS["stream_error_busy" if blame is Blame.BUSY else "stream_error"]
-    return FAULTS[{Blame.CLIENT: "error_event_4xx", Blame.BUSY: "error_event_busy"}.get(blame, "error_event")]
+    if likened is FAULTS["backend_busy"]:
+        return FAULTS["stream_error_busy"]
+    if likened is FAULTS["backend_limits_client"]:
+        return FAULTS["stream_error_limits_client"]
+    return FAULTS["stream_error"]
 
 
 @dataclass(frozen=True, slots=True)

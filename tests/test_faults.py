@@ -72,11 +72,12 @@ CASES = [
     Case("backend_5xx", "status=503"),
     Case("backend_5xx", "status=599"),
     Case("error_event", "error_after=1", kind="stream"),
-    Case("error_event_4xx", "error_after=1,error_code=400", kind="stream"),
-    Case("error_event_busy", "error_after=1,error_code=429", kind="stream"),
     Case("error_event", "status=200"),
-    Case("error_event_4xx", "status=200,error_code=400", kind="whole"),
-    Case("error_event_busy", "status=200,error_code=429", kind="whole"),
+    Case("backend_4xx", "error_after=1,error_code=400", kind="stream", status=400),
+    Case("backend_4xx", "status=200,error_code=400", status=400),
+    Case("backend_busy", "error_after=1,error_code=429", kind="stream", status=429),
+    Case("backend_busy", "status=200,error_code=429", status=429),
+    Case("backend_refused_key", "error_after=1,error_code=401", kind="stream", status=401),
     Case("backend_busy", "status=429", status=429),
     Case("backend_busy", "status=408", status=408),
     Case("backend_busy", "status=503,retry_after=1", status=503),
@@ -97,7 +98,7 @@ ELSEWHERE = {
     "test_queue.py": {"queue_full", "queue_timeout", "at_capacity"},
     "test_policies.py": {"routing_rejected"},
     "routing/test_router.py": {"no_backend", "no_healthy_backend", "fallback_exhausted"},
-    "below": {"stream_reset", "stream_truncated", "stream_error", "stream_error_busy",
+    "below": {"stream_reset", "stream_truncated", "stream_error", "stream_error_busy", "stream_error_limits_client",
               "stream_idle", "stream_deadline",
               "backend_refused_client", "backend_limits_client", "out_of_time"},
     "test_lifecycle.py": {"shutdown", "stopping"},
@@ -210,7 +211,8 @@ def test_with_one_backend(fleet, case, stream):
         got, content = ask(workers, chat("x", "only", stream=stream))
         assert got == status
         error = json.loads(content)["error"]
-        assert error["code"] == ("demo_fault" if case.status else case.fault)
+        told = case.status if "error_code" in case.spec else "demo_fault"
+        assert error["code"] == (told if case.status else case.fault)
         label = str(status) if status != 418 else "4xx"
         expected = {
             f"nexus_requests_total{{first,only,{label}}}": 1,
@@ -337,15 +339,34 @@ def test_a_clients_own_key_that_is_refused_is_not_tried_elsewhere(fleet):
     first.fault("")
 
 
-def test_a_clients_own_limit_is_nobody_elses(fleet):
+@pytest.mark.parametrize("spec", ["status=429,retry_after=40", "status=200,error_code=429"])
+def test_a_clients_own_limit_is_nobody_elses(fleet, spec):
     """One client's key has spent its quota: the next client is served by the same backend at once."""
     workers, first, second = fleet
     workers.publish(CONFIG, fleet_of(first.url, second.url, forward_authorization=True))
-    first.fault("status=429,retry_after=40")
+    first.fault(spec)
     assert urllib_request(workers, "only", {"authorization": "Bearer poor"})[0] == 429
     assert workers.lines("request")[-1]["fault"] == "backend_limits_client"
     first.fault("")
     assert urllib_request(workers, "only", {"authorization": "Bearer rich"})[0] == 200
+
+
+def test_a_clients_own_limit_within_a_stream_speaks_against_no_backend(fleet):
+    workers, first, second = fleet
+    config = msgspec.structs.replace(CONFIG, circuit_breaker=CircuitBreaker(failures=1))
+    workers.publish(config, fleet_of(first.url, second.url, forward_authorization=True))
+    first.fault("error_after=5,error_code=429")
+    before = workers.settled()
+    for _ in range(2):
+        assert urllib_request(workers, "only", {"authorization": "Bearer poor"}, stream=True)[0] == 200
+    row = FAULTS["stream_error_limits_client"]
+    assert flat(moved(before, workers.settled(), (*COUNTED, "nexus_stream_ends_total"))) == {
+        f"nexus_requests_total{{first,only,{row.status}}}": 2,
+        f"nexus_errors_total{{{row.error_type},only}}": 2,
+        f"nexus_upstream_attempts_total{{first,{row.error_type}}}": 2,
+        f"nexus_stream_ends_total{{first,{row.stream_end}}}": 2,
+    }
+    first.fault("")
 
 
 def test_a_backend_is_not_blamed_for_time_that_another_took(fleet):
@@ -367,14 +388,16 @@ def test_a_backend_is_not_blamed_for_time_that_another_took(fleet):
     assert (stats["first"], stats["second"]) == ("open", "closed")
 
 
-def urllib_request(workers: Workers, model: str, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+def urllib_request(
+    workers: Workers, model: str, headers: dict[str, str], *, stream: bool = False
+) -> tuple[int, dict[str, str], bytes]:
     import http.client
 
     connection = http.client.HTTPConnection("127.0.0.1", workers.port, timeout=30)
     connection.request(
         "POST",
         "/v1/chat/completions",
-        json.dumps(chat("x", model).body),
+        json.dumps(chat("x", model, stream=stream).body),
         {"content-type": "application/json", **headers},
     )
     answer = connection.getresponse()

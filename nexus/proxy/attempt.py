@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nexus.backends.address import Address, forwards_authorization, own_key
-from nexus.errors import Fault, RequestFailed, fault_of_answer, fault_told
+from nexus.errors import Fault, PassedOn, RequestFailed, fault_of_answer, fault_within_stream
 from nexus.proxy.admission import Place
 from nexus.proxy.client import Request
 from nexus.proxy.connections import Connection
@@ -225,11 +225,19 @@ class Attempt:
 
     def check_whole(self) -> None:
         """Raise `RequestFailed` where a whole answer with the status of a success tells of an error."""
-        if (told := error_in(self.read_all())) is not None:
-            message, status = told
-            raise RequestFailed(
-                fault_told(status, within=False, own_key=self._own_key), f"Backend {self._backend.name}: {message}"
-            )
+        content = self.read_all()
+        if (told := error_in(content)) is not None:
+            raise self._told(*told, content)
+
+    def _told(self, message: str, status: int, content: bytes) -> RequestFailed:
+        """The failure that an error before any content means: that of an answer with its status."""
+        message = f"Backend {self._backend.name}: {message}"
+        fault = fault_of_answer(status, own_key=self._own_key)
+        if fault is None or fault.status is not None:
+            return RequestFailed("error_event", message)
+        return RequestFailed(
+            fault, message, passed_on=PassedOn(status, [("content-type", "application/json")], content)
+        )
 
     def await_content(self) -> Stream:
         """Read a stream up to its first content, so that until then another backend can still be tried."""
@@ -245,8 +253,7 @@ class Attempt:
                 if stream.error is None and not stream.content:
                     raise self._lost("before any content")
             if stream.error is not None:
-                fault = fault_told(stream.error_status, within=False, own_key=self._own_key)
-                raise RequestFailed(fault, f"Backend {self._backend.name}: {stream.error}")
+                raise self._told(stream.error, stream.error_status, stream.error_data)
         self.answered_at = self._engine.clock()
         if self._backend.config.total_timeout_seconds is None:
             self._deadline = None
@@ -288,7 +295,7 @@ class Attempt:
         stream, name = self.stream, self._backend.name
         rest = stream.end()
         if stream.error is not None:
-            return rest, StreamError(fault_told(stream.error_status, within=True, own_key=self._own_key), stream.error)
+            return rest, StreamError(fault_within_stream(stream.error_status, own_key=self._own_key), stream.error)
         if not stream.finished:
             # What came without its end would garble the error that follows, and clients are to discard it.
             return b"", RequestFailed("stream_truncated", f"The stream from backend {name} ended before its end.")

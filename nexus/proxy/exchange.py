@@ -331,9 +331,7 @@ class Exchange:
             failure.message, status=status, code=failure.fault.code, param=failure.param, context=failure.context
         )
         headers = [*self._headers(self.choice), ("content-type", "application/json"), *failure.headers.items()]
-        if failure.fault.blame is Blame.BUSY:
-            headers.append(("retry-after", "1"))  # for so long it counts as busy here
-        elif status >= 500 and "retry-after" not in failure.headers:
+        if status >= 500 and "retry-after" not in failure.headers:
             headers.append(("x-should-retry", "false"))  # OpenAI's clients would: what could be tried was tried here
         return self._whole(status, headers, content, failure.fault)
 

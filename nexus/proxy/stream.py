@@ -35,7 +35,12 @@ class _Fields(msgspec.Struct):
     choices: list[Any] | None = None
 
 
+class _Whole(_Fields):
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
 _decode = msgspec.json.Decoder(_Fields).decode
+_decode_whole = msgspec.json.Decoder(_Whole).decode
 
 
 class Stream:
@@ -43,7 +48,7 @@ class Stream:
 
     Times are on `clock`, in seconds. `content` is reached by whatever the client should see, `first_token_at` (0 until
     then) by the first piece of the answer: text, a tool call, reasoning. `events` counts those with data;
-    `error_status` is the status of an answer that would say what `error` does.
+    `error_status` is the status of an answer that would say what `error` does, `error_data` what it would say.
     """
 
     def __init__(self, *, clock: Callable[[], float], hide_usage: bool) -> None:
@@ -57,6 +62,7 @@ class Stream:
         self.usage: Usage | None = None
         self.error: str | None = None
         self.error_status = 0
+        self.error_data = b""
         self.content = False
         self.done = False
         self.events = 0
@@ -164,10 +170,10 @@ class Stream:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self._token()  # not of a form that we know: the client is the one to understand it
             if kind == b"error":
-                self.error = data.decode(errors="replace")[:500]
+                self.error, self.error_status = data.decode(errors="replace")[:500], 500
             return False
         if fields.error or fields.object == "error" or kind == b"error":
-            self.error, self.error_status = _error(fields)
+            self.error, self.error_status, self.error_data = *_error(fields), data
             return False
         usage = usage_in(fields.usage) if fields.usage != b"null" else None
         if usage is not None:
@@ -201,10 +207,10 @@ def error_in(answer: bytes) -> tuple[str, int] | None:
     if b'"error"' not in answer[:_ERROR_WITHIN]:
         return None
     try:
-        fields = _decode(answer)
+        fields = _decode_whole(answer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return _error(fields) if fields.error and not fields.choices else None
+    return _error(fields) if fields.error and not fields.choices and fields.data is msgspec.UNSET else None
 
 
 def _error(fields: _Fields) -> tuple[str, int]:
@@ -214,16 +220,20 @@ def _error(fields: _Fields) -> tuple[str, int]:
     return str(message or "no message")[:500], status
 
 
-_STATUS_OF_TYPE = {"invalid_request_error": 400, "rate_limit_error": 429, "overloaded_error": 429}
+_STATUS_OF = {
+    "invalid_request_error": 400, "rate_limit_error": 429, "overloaded_error": 429, "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+}  # fmt: skip
+"""Types and codes of errors, as OpenAI and Anthropic name them, with the status that goes with them."""
 
 
 def _status_of(error: dict[str, Any]) -> int:
     """The status of an answer that would say what an error within a stream says: its code where that is one, else by
-    its type, as OpenAI and Anthropic name them."""
+    its code's or its type's name."""
     code = str(error.get("code"))
     if code.isascii() and code.isdecimal() and len(code) == 3:
         return int(code)
-    return _STATUS_OF_TYPE.get(str(error.get("type")), 500)
+    return _STATUS_OF.get(code) or _STATUS_OF.get(str(error.get("type")), 500)
 
 
 def _has_token(choice: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.errors import Blame, fault_told
+from nexus.errors import Blame, fault_of_answer, fault_within_stream
 from nexus.proxy.stream import Stream
 from tests.corpus import RECORDINGS, Recording
 
@@ -151,7 +151,8 @@ def test_error_before_content(error):
         ('{"error":{"message":"no","code":500,"type":"invalid_request_error"}}', Blame.BACKEND),
         ('{"error":{"message":"no","code":429}}', Blame.BUSY),
         ('{"type":"error","error":{"message":"no","type":"overloaded_error"}}', Blame.BUSY),
-        ('{"error":{"message":"no","code":401}}', Blame.BACKEND),
+        ('{"error":{"message":"no","code":401}}', Blame.GATEWAY),
+        ('{"error":{"message":"no","code":"rate_limit_exceeded","type":"tokens"}}', Blame.BUSY),
         ('{"error":{"message":"no","code":{}}}', Blame.BACKEND),
         ('{"error":{"message":"no","code":"٤٠٠"}}', Blame.BACKEND),
         ('{"error":"no"}', Blame.BACKEND),
@@ -161,10 +162,10 @@ def test_whose_error_it_is(error, blame):
     stream = Stream(clock=lambda: 1.0, hide_usage=True)
     stream.take(f"data: {error}\n\n".encode())
     assert stream.error == "no"
-    assert fault_told(stream.error_status, within=False).blame is blame
-    after_content = fault_told(stream.error_status, within=True)
+    assert fault_of_answer(stream.error_status).blame is blame
+    after_content = fault_within_stream(stream.error_status)
     assert after_content.blame is (Blame.BUSY if blame is Blame.BUSY else Blame.BACKEND)
-    assert after_content.stream_end == "in_band_error"
+    assert fault_within_stream(429, own_key=False).blame is Blame.CLIENT
 
 
 def event(index: int, *, text: str | None = None, reason: str | None = None) -> bytes:

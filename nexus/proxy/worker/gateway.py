@@ -96,8 +96,10 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         gevent.spawn(self._watch_lag)
         if not self.cfg.is_ssl:
             self.server_class = self._listen
-        super().run()
-        self._engine.recents.flush()
+        try:
+            super().run()
+        finally:
+            self._engine.recents.flush()
 
     def _listen(self, listener: Any, *, spawn: Pool, **_: Any) -> StreamServer:
         """What gunicorn makes for each address that it listens at, with a better end."""

@@ -27,7 +27,7 @@ _NEVER = float("inf")
 
 
 class Waits:
-    """All the waits of a worker: ended when they take too long, woken in the order in which what they wait for came.
+    """All the waits of a worker: ended when they take too long, woken in the order in which they began.
 
     Their limits are looked at now and then, and so are clients that may have left after they sent bytes ahead: a wait
     costs no timer of its own, and may end late by as much as the tick. Of what is found ready in one turn of the loop,
@@ -120,6 +120,7 @@ class HubWatch(Watch):
         self.ends = _NEVER
         self.number = 0
         self.ahead = False
+        self._closed = False
         self._waits = waits
         self._hub = get_hub()
         self._watcher = self._hub.loop.io(client.fileno(), _READ)
@@ -174,6 +175,8 @@ class HubWatch(Watch):
 
     def _wait(self, switch: Callable[[int], Any], timeout_s: float) -> int:
         """Sleep until somebody calls `switch`; gives with what."""
+        if self._closed:
+            return _GONE
         hub, timer = self._hub, None
         if timeout_s > _LONG_S:
             self.ends = time.monotonic() + timeout_s
@@ -208,10 +211,10 @@ class HubWatch(Watch):
         self._stopped = True
         self._watcher.stop()
 
-    def wake(self, number: int) -> None:
+    def wake(self, number: int, ended: int = _READY) -> None:
         """End the wait of this number, if something else has not done so in the same turn."""
         if self._switch is not None and self.number == number:
-            self._switch(_READY)
+            self._switch(ended)
 
     def look(self, now: float) -> None:
         """End the present wait, where that is due."""
@@ -233,6 +236,10 @@ class HubWatch(Watch):
             return True
 
     def close(self) -> None:
+        """Look at the client no more. Who still waits, as a helper may, is told that it is gone."""
+        self._closed = True
+        if self._switch is not None:
+            self._hub.loop.run_callback(self.wake, self.number, _GONE)
         self._waits.remove(self)
         self._watcher.stop()
         self._watcher.close()
@@ -329,8 +336,8 @@ class HubRelay:
             for watcher in (backend, client, self._timer):
                 watcher.stop()
                 watcher.close()
-            if arrivals is not None:
-                arrivals.resume()
+            if self._backend.arrivals is not None:  # it is closed with its connection, as the stream's end may do
+                self._backend.arrivals.resume()
         if isinstance(outcome, BaseException):
             raise outcome
         return bytes(outcome)
