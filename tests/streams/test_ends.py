@@ -1,0 +1,253 @@
+"""How streams end that do not end by themselves: cut, silent, refused, left by their clients, stopped."""
+
+import json
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nexus.config import Config
+from nexus.config.records import CircuitBreaker
+from tests.streams.exact import CONFIG, flat, stream
+from tests.support.figures import moved
+from tests.support.load import chat, run
+from tests.support.polling import until
+from tests.support.processes import Demo, Gateway, backend, backend_toml
+from tests.support.replay import HEAD, in_packets
+
+pytestmark = pytest.mark.e2e
+
+
+def test_a_refusal_within_a_stream_is_the_clients(gateway, replay):
+    """It is tried nowhere else and speaks against no backend, however often; as a status of 400 would."""
+    error = {"message": "This model's maximum context length is 4096 tokens", "type": "BadRequestError", "code": 400}
+    event = b"data: " + json.dumps({"error": error}).encode() + b"\n\ndata: [DONE]\n\n"
+    replay.scripts["refuses"] = in_packets(event, 10_000)
+    replay.asked.clear()
+    names = ["a", "b"]
+    gateway.publish(
+        Config(circuit_breaker=CircuitBreaker(failures=2)), [backend(n, replay.url, "refuses") for n in names]
+    )
+    for _ in range(6):
+        status, content = stream(gateway, "refuses")
+        assert (status, json.loads(content)) == (400, {"error": error}), "the backend's own words"
+    assert len(replay.asked) == 6
+    circuits = {entry["name"]: entry["circuit"] for entry in gateway.stats()["backends"]}
+    assert [circuits[name] for name in names] == ["closed", "closed"]
+
+
+def test_the_limit_for_the_first_content_is_that_for_the_first_byte(gateway, replay):
+    """Not that for silences within the stream; and neither a head nor a role ends it."""
+    role, word = (
+        b'data: {"choices":[{"delta":%b}]}\n\n' % delta for delta in (b'{"role":"assistant"}', b'{"content":"x"}')
+    )
+
+    def prefill(_, sock: socket.socket) -> None:
+        sock.sendall(HEAD + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n%x\r\n%b\r\n" % (len(role), role))
+        time.sleep(0.8)
+        sock.sendall(b"%x\r\n%b\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n" % (len(word), word))
+
+    replay.scripts["prefill"] = prefill
+    patient = backend("up", replay.url, "prefill", first_byte_timeout_seconds=5, idle_timeout_seconds=0.3)
+    gateway.publish(CONFIG, [patient])
+    assert stream(gateway, "prefill") == (200, role + word + b"data: [DONE]\n\n")
+    gateway.publish(
+        CONFIG, [backend("up", replay.url, "prefill", first_byte_timeout_seconds=0.4, idle_timeout_seconds=5)]
+    )
+    began = time.monotonic()
+    status, content = stream(gateway, "prefill")
+    assert (status, json.loads(content)["error"]["code"]) == (504, "first_byte_timeout")
+    assert time.monotonic() - began < 0.75
+
+
+@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize(("end", "code"), [(b"", "stream_reset"), (b"0\r\n\r\n", "stream_truncated")])
+@pytest.mark.parametrize("length", [40, 100_000])
+def test_a_stream_that_breaks_off_within_an_event(gateway, replay, asks, end, code, length):
+    """The error is an event of its own, whatever of the broken one has gone on."""
+    event = b'data: {"choices":[{"delta":{"content":"' + b"x" * 200_000 + b'"}}]}\n\n'
+    said = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+
+    def send(_, sock: socket.socket) -> None:
+        sock.sendall(HEAD + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n")
+        for part in (said, event[:length]):
+            sock.sendall(b"%x\r\n%b\r\n" % (len(part), part))
+            time.sleep(0.05)
+        sock.sendall(end)
+
+    replay.scripts["broken"] = send
+    gateway.publish(CONFIG, [backend("up", replay.url, "broken")])
+    status, content = stream(gateway, "broken", **({"stream_options": {"include_usage": True}} if asks else {}))
+    assert status == 200
+    first, *broken, last = content.removesuffix(b"\n\n").split(b"\n\n")
+    assert first + b"\n\n" == said
+    assert broken == ([] if length < 1000 else [event[:length]])
+    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == code
+
+
+def test_the_silence_that_ends_a_stream_is_its_longest(gateway, replay):
+    said = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+    asked_on = threading.Event()
+
+    def send(_, sock: socket.socket) -> None:
+        sock.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(said), said))
+        asked_on.wait(10)
+
+    replay.scripts["silent"] = send
+    gateway.publish(CONFIG, [backend("up", replay.url, "silent", idle_timeout_seconds=0.4)])
+    gap = "nexus_stream_longest_gap_seconds"
+    before = gateway.settled()
+    assert b"stream_idle" in stream(gateway, "silent")[1]
+    asked_on.set()
+    changes = {
+        key[0]: change for key, change in moved(before, gateway.settled(), (f"{gap}_sum", f"{gap}_count")).items()
+    }
+    assert changes[f"{gap}_count"] == 1
+    assert 0.35 < changes[f"{gap}_sum"] < 2
+
+
+def test_a_client_that_closes_at_done_has_all_it_asked_for(gateway, replay):
+    """Many clients close at `[DONE]`, before the body's last chunk: that is no disconnect."""
+    asked_on = threading.Event()
+
+    def send(_, sock: socket.socket) -> None:
+        event = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\ndata: [DONE]\n\n'
+        sock.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"%x\r\n%b\r\n" % (len(event), event))
+        asked_on.wait(10)
+
+    replay.scripts["at-done"] = send
+    gateway.publish(CONFIG, [backend("up", replay.url, "at-done")])
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as sock:
+        body = json.dumps(chat("x", "at-done", stream=True).body).encode()
+        sock.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        received = b""
+        while b"[DONE]" not in received:
+            received += sock.recv(65536)
+    after = until(lambda: (s := gateway.settled()).total("nexus_requests_total", model="at_done") and s)
+    asked_on.set()
+    assert after.series("nexus_requests_total", "model", "status")["at_done", "200"] == 1
+    assert after.total("nexus_requests_total", model="at_done") == 1
+
+
+def test_tokens_of_a_client_that_leaves_are_counted(gateway, replay):
+    gateway.publish(Config(), [backend("up", replay.url, "slow")])
+    going = threading.Event()
+
+    def send(_, sock: socket.socket) -> None:
+        event = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+        sock.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"%x\r\n%s\r\n" % (3 * len(event), 3 * event))
+        going.wait(10)
+
+    replay.scripts["slow"] = send
+    before = gateway.settled()
+    sock = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+    body = json.dumps(chat("x", "slow", stream=True).body).encode()
+    sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+    read = b""
+    while read.count(b"data: {") < 3:
+        read += sock.recv(65536)
+    assert gateway.scrape().value("nexus_streams_active") == 1
+    assert gateway.scrape().value("nexus_time_to_first_token_seconds_count", model="slow", backend="up") == 1, "already"
+    sock.close()
+    after = until(lambda: (s := gateway.settled()).total("nexus_stream_ends_total", reason="client_disconnect") and s)
+    going.set()
+    assert flat(before, after) == {
+        "requests_total{up,slow,499}": 1,
+        "usage_total{counted}": 1,
+        "stream_ends_total{up,client_disconnect}": 1,
+        "stream_events_total{up,slow}": 3,
+        "tokens_total_sum{up,slow,completion}": 3,
+        "time_to_first_token_seconds_count{up,slow}": 1,
+        "time_per_output_token_seconds_count{up,events,slow}": 1,
+        "stream_longest_gap_seconds_count{up,slow}": 1,
+    }
+    assert after.value("nexus_streams_active") == 0
+
+
+def test_a_slow_client_slows_its_backend(gateway, replay):
+    """Nothing piles up in the gateway: what the backend could send is what fits into the sockets on the way."""
+    gateway.publish(Config(), [backend("up", replay.url, "large")])
+    sent, event = [0], b'data: {"choices":[{"delta":{"content":"' + b"x" * 60_000 + b'"}}]}\n\n'
+    total = 64 * 1024 * 1024
+
+    def send(_, sock: socket.socket) -> None:
+        sock.sendall(HEAD + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n")
+        while sent[0] < total:
+            sock.sendall(b"%x\r\n%s\r\n" % (len(event), event))
+            sent[0] += len(event)
+        sock.sendall(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+
+    replay.scripts["large"] = send
+    memory = lambda: max(  # noqa: E731
+        value for (name, labels), value in gateway.scrape().samples.items()
+        if name == "nexus_process_resident_memory_bytes" and ("role", "worker") in labels
+    )  # fmt: skip
+    before = memory()
+    sock = socket.create_connection(("127.0.0.1", gateway.port), timeout=30)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+    body = json.dumps(chat("x", "large", stream=True).body).encode()
+    sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+    assert sock.recv(1000)
+    last = -1
+    while last != sent[0]:
+        last = sent[0]
+        time.sleep(0.3)
+    assert sent[0] < 24 * 1024 * 1024, "the sockets' buffers, and no more"
+    assert memory() - before < 8 * 1024 * 1024
+    received = 0
+    while data := sock.recv(1 << 20):
+        received += len(data)
+        if data.endswith(b"0\r\n\r\n"):
+            break
+    sock.close()
+    assert received > total
+    assert gateway.settled().value("nexus_requests_total", model="large", backend="up", status="200") == 1
+
+
+def test_at_a_stop_streams_are_told(tmp_path: Path):
+    """They get their grace; what goes on for longer ends with an error event, what has no answer yet with a 503."""
+    with Demo(tmp_path, name="d", models=["m"], pace=20, length=100_000) as demo:
+        gateway = Gateway(tmp_path, backend_toml(demo), workers=2, environ={"NEXUS_GRACEFUL_TIMEOUT": "3"})
+        results: list[tuple[str, int, bytes]] = []
+        asks = [
+            *[chat("short", "m", stream=True, max_tokens=30)] * 3,
+            *[chat("long", "m", stream=True)] * 3,
+        ]
+        load = threading.Thread(
+            target=run, args=(gateway.port, asks),
+            kwargs={"concurrency": 6, "seen": lambda ask, status, content: results.append((ask.kind, status, content))},
+        )  # fmt: skip
+        load.start()
+        until(lambda: demo.tally()["open"] == 6)
+        demo.fault("hang")
+        waiting = threading.Thread(
+            target=run, args=(gateway.port, [chat("waiting", "m")]),
+            kwargs={"concurrency": 1, "seen": lambda ask, status, content: results.append((ask.kind, status, content))},
+        )  # fmt: skip
+        waiting.start()
+        until(lambda: demo.tally()["open"] == 7)
+        until(lambda: gateway.scrape().value("nexus_streams_active") == 6)
+        began = time.monotonic()
+        gateway.send(signal.SIGTERM)
+        load.join(20)
+        waiting.join(20)
+        assert gateway.child.wait(20) == 0
+        assert time.monotonic() - began < 8
+        assert sorted((kind, status) for kind, status, _ in results) == [
+            *[("long", 200)] * 3, *[("short", 200)] * 3, ("waiting", 503),
+        ]  # fmt: skip
+        for kind, _, content in results:
+            if kind == "short":
+                assert content.endswith(b"data: [DONE]\n\n")
+            elif kind == "long":
+                last = content.strip().split(b"\n\n")[-1].removeprefix(b"data: ")
+                assert json.loads(last)["error"]["code"] == "shutdown"
+        lines = [(line["status"], line.get("fault"), line.get("end")) for line in gateway.lines("request")]
+        assert sorted(lines, key=str) == [
+            *[(200, None, "complete")] * 3, *[(502, "shutdown", "shutdown")] * 3, (503, "stopping", None),
+        ]  # fmt: skip
