@@ -23,7 +23,7 @@ def ask(gateway: Gateway, count: int) -> list[int]:
 def test_dies_and_comes_back(tmp_path):
     with Demo(tmp_path, name="b", pace=0) as b:
         a = Demo(tmp_path, name="a", pace=0)
-        config = backend_toml(a, b) + '[routing]\nstrategy = "round_robin"\n'
+        config = backend_toml(a, b) + '[routing]\nstrategy = "round_robin"\n[circuit_breaker]\nslow_start_seconds = 2\n'
         with Gateway(tmp_path, config, interval_s=1.0) as gateway:
             assert ask(gateway, 20) == [200] * 20
             assert a.tally()["requests"]
