@@ -26,6 +26,7 @@ class Attempt:
     of a stream, was there; `refused_s` is how long the backend took before that to refuse to be asked for the usage.
     """
 
+    answer: AnswerReader
     stream: Stream | None = None
     usage_asked = False
     sent_at = answered_at = refused_s = 0.0
@@ -50,19 +51,15 @@ class Attempt:
 
     @property
     def status(self) -> int:
-        return self._open.answer.status
-
-    @property
-    def answer(self) -> AnswerReader:
-        return self._open.answer
+        return self.answer.status
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        return self._open.answer.headers
+        return self.answer.headers
 
     def fault(self) -> Fault | None:
         """The fault that the answer's status means; None for a success."""
-        status = self._open.answer.status
+        status = self.answer.status
         if 200 <= status < 300:
             return None
         return fault_of_answer(status, retry_after=self.retry_after_s() is not None, own_key=self._own_key)
@@ -80,8 +77,9 @@ class Attempt:
     def event_stream(self) -> bool:
         """Whether the answer is a stream that can be read. One that is encoded, though we asked for none, cannot: it
         goes on whole, for the client to decode."""
-        header = self._open.answer.header
-        if not (header("content-type") or "").lower().startswith("text/event-stream"):
+        header = self.answer.header
+        kind = header("content-type")
+        if kind is None or kind == "application/json" or not kind.lower().startswith("text/event-stream"):
             return False
         return (header("content-encoding") or "identity").lower() == "identity"
 
@@ -150,6 +148,7 @@ class Attempt:
         """Raises ConnectionError where the connection ends before the first byte of an answer."""
         try:
             deadline = self._request.received + self._timeout_s
+            self.answer = connection.answer = AnswerReader()
             connection.send(head, body, self._request.watch, idle_s=self._idle_s, deadline=deadline)
         except TimeoutError as error:
             raise RequestFailed("idle_timeout", f"Backend {self._backend.name} does not take the request.") from error
@@ -213,8 +212,8 @@ class Attempt:
     def read_all(self) -> bytes:
         """The whole body."""
         if self._content is None:
-            if self._open.answer.complete:
-                self._content = self._open.answer.body()
+            if self.answer.complete:
+                self._content = self.answer.body()
             else:
                 pieces = []
                 while data := self._more("idle_timeout", self._idle_s):
@@ -223,9 +222,8 @@ class Attempt:
             self.answered_at = self._engine.clock()
         return self._content
 
-    def check_whole(self) -> None:
+    def check_whole(self, content: bytes) -> None:
         """Raise `RequestFailed` where a whole answer with the status of a success tells of an error."""
-        content = self.read_all()
         if (told := error_in(content)) is not None:
             raise self._told(*told, content)
 
@@ -275,11 +273,11 @@ class Attempt:
     @property
     def complete(self) -> bool:
         """Whether the whole answer is there."""
-        return self._open.answer.complete
+        return self.answer.complete
 
     def take(self, data: bytes) -> bytes:
         """What the client gets of what the backend sent; empty says that it closed. Raises `RequestFailed`."""
-        answer = self._open.answer
+        answer = self.answer
         try:
             answer.feed(data)
         except MalformedAnswer as error:

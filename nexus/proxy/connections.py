@@ -35,11 +35,11 @@ class Connection:
         self.arrivals: Arrivals | None = None
 
     def send(self, head: bytes, body: bytes, watch: Watch, *, idle_s: float, deadline: float) -> None:
-        """Send a request; the backend may be slow to take it, for `idle_s` at a time and until `deadline` in all.
+        """Send a request, whose answer is for a new `answer` to read.
 
-        Raises `ClientGone`, `TimeoutError` or OSError.
+        The backend may be slow to take it, for `idle_s` at a time and until `deadline` in all. Raises `ClientGone`,
+        `TimeoutError` or OSError.
         """
-        self.answer = AnswerReader()
         for data in (head + body,) if len(body) < READ_SIZE else (head, body):
             sent = self._send_some(data, watch, idle_s)
             while sent < len(data):

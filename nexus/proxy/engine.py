@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -71,6 +72,7 @@ class Engine:
         self.clock = clock
         self.circuits = circuits
         self.recents = Recents(ring)
+        self._id_prefix, self._ids = f"req_{random.getrandbits(96):024x}", itertools.count(1)
         self.connections = Connections(clock)
         self.admission = Admission(
             load=load, row=row, circuits=circuits, recorder=recorder, view=self.view, chance=random.random
@@ -97,6 +99,6 @@ class Engine:
     def chance() -> float:
         return random.random()
 
-    @staticmethod
-    def new_request_id() -> str:
-        return f"req_{random.getrandbits(128):032x}"
+    def new_request_id(self) -> str:
+        """One that no other process gives: its first part is this one's own."""
+        return f"{self._id_prefix}{next(self._ids):08x}"

@@ -36,6 +36,8 @@ log = logging.getLogger("nexus.proxy")
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _SHOWN_NAME = 200
+_AT_ONCE_S = 0.001
+"""A body that took longer to come may find another fleet than its head did."""
 _JSON = "application/json"
 
 
@@ -134,14 +136,15 @@ class Exchange:
             )
         began = self.engine.clock()
         body = request.body(server.max_request_bytes)
-        self._waited_s += self.engine.clock() - began
+        self._waited_s = self.engine.clock() - began
         try:
             self.ask = requirements.read(body, self.endpoint.required)
         except requirements.InvalidBody as error:
             raise RequestFailed(
                 "invalid_request" if error.json else "invalid_json", str(error), param=error.param
             ) from error
-        self.view = self.engine.view()  # the body may have taken its time
+        if self._waited_s > _AT_ONCE_S:
+            self.view = self.engine.view()
         self.asked_model = self.model = self.view.table.resolve(self.ask.model)
         if self.view.model_label(self.model) == labels.UNKNOWN:
             self.engine.recorder.unknown_model()
@@ -206,13 +209,10 @@ class Exchange:
 
     def _applicant(self, view: View, ask: Ask) -> Applicant:
         """What the router is asked, from body and headers."""
-        request = self.request
-        asked = Asked(
-            self.asked_model,
-            ask.needs,
-            view.table.demands(ask.model, self.asked_model),
-            _is_on(request.header("x-nexus-flexible")) and not _is_on(request.header("x-nexus-strict")),
-        )
+        request, flexible = self.request, False
+        if "x-nexus-flexible" in request.fields:
+            flexible = _is_on(request.header("x-nexus-flexible")) and not _is_on(request.header("x-nexus-strict"))
+        asked = Asked(self.asked_model, ask.needs, view.table.demands(ask.model, self.asked_model), flexible)
         return Applicant(asked, request, request.received + view.snapshot.config.server.request_timeout_seconds)
 
     def _check_budget(self, failure: RequestFailed, choice: Choice, applicant: Applicant) -> None:
@@ -271,7 +271,7 @@ class Exchange:
                     passed_on=PassedOn(attempt.status, answer_headers(attempt.headers), content),
                     retry_after_s=retry_after_s,
                 )
-            attempt.check_whole()
+            attempt.check_whole(content)
         except RequestFailed as failure:
             attempt.end(failure.fault, retry_after_s=retry_after_s)
             raise
@@ -411,7 +411,7 @@ class Exchange:
         model = self.model[:_SHOWN_NAME]
         if choice is not None and len(attempts) < self.attempts:
             last = Try(choice.backend.name, model, fault.name if fault else "success", _ms(ended - self._attempt_began))
-            attempts = [*attempts, last]
+            attempts = [*attempts, last] if attempts else [last]
         self.engine.recents.add(
             Recent(
                 self.request_id,

@@ -65,7 +65,7 @@ def _detail(details: Any, name: str) -> int | None:
 
 def _count(value: Any) -> int | None:
     """A number of tokens; None for what no counter could take: below nothing, no whole number, or beyond a double."""
-    if type(value) is int and 0 <= value <= _MOST:
+    if value is None or (type(value) is int and 0 <= value <= _MOST):
         return value
     if type(value) not in (int, float) or not 0 <= value <= _MOST or value != int(value):
         return None

@@ -36,17 +36,18 @@ _LAST_CHUNK = b"0\r\n\r\n"
 
 
 class _Clock:
-    """The `Date` header, written once a second."""
+    """The lines that all answers of a second have, `Date` among them."""
 
     def __init__(self) -> None:
         self._second = 0
-        self._text = ""
+        self._lines = {True: "", False: ""}
 
-    def date(self) -> str:
+    def lines(self, *, keep_alive: bool) -> str:
         second = int(time.time())
         if second != self._second:
-            self._second, self._text = second, formatdate(second, usegmt=True)
-        return self._text
+            server = f"Server: gunicorn\r\nDate: {formatdate(second, usegmt=True)}\r\nConnection: "
+            self._second, self._lines = second, {True: f"{server}keep-alive\r\n", False: f"{server}close\r\n"}
+        return self._lines[keep_alive]
 
 
 class Lane:
@@ -177,11 +178,8 @@ class Lane:
     def _head(self, answer: Answer, *, keep_alive: bool, chunked: bool = False) -> bytes:
         status = _STATUS_LINES.get(answer.status) or f"HTTP/1.1 {answer.status} Status\r\n"
         lines = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
-        return (
-            f"{status}Server: gunicorn\r\nDate: {self._clock.date()}\r\n"
-            f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n"
-            f"{'Transfer-Encoding: chunked' + chr(13) + chr(10) if chunked else ''}{lines}\r\n"
-        ).encode("latin-1")
+        coding = "Transfer-Encoding: chunked\r\n" if chunked else ""
+        return f"{status}{self._clock.lines(keep_alive=keep_alive)}{coding}{lines}\r\n".encode("latin-1")
 
     def close(self) -> None:
         self._watch.close()
