@@ -210,6 +210,7 @@ def started(command: list[str], log: Path, environ: dict[str, str], base: str) -
 
 def test_run_directory_that_is_removed(gateway):
     """An error in the log, a metric, and the gateway goes on; what was counted is still shown."""
+    until(lambda: len(gateway.lines("worker ready")) == 2)  # one that starts later could not know the fleet
     ask(gateway, 10)
     for _ in range(8):
         before = gateway.settled()

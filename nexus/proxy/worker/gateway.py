@@ -91,6 +91,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._patience_s = self.cfg.keepalive or _PATIENCE_S
         self._engine = self.wsgi.extensions["nexus"].engine
         self._engine.recents.write_later(partial(gevent.spawn_later, _RECENTS_EVERY_S))
+        gevent.spawn(self._meet_the_fleet)
         gevent.spawn(self._end_idle_connections)
         gevent.spawn(self._end_requests_after_the_grace)
         gevent.spawn(self._watch_lag)
@@ -127,6 +128,12 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             line=cfg.limit_request_line,
             scheme_headers=frozenset(name.lower() for name in cfg.secure_scheme_headers),
         )
+
+    def _meet_the_fleet(self) -> None:
+        """Know the fleet as soon as there is one, not at the first request only: by then it may have to be the last
+        that was seen."""
+        while self._engine.fleet.current() is None and self.alive:
+            gevent.sleep(_LOOK_EVERY_S)
 
     def _watch_lag(self) -> None:
         """How late the loop wakes us, into the figures."""
