@@ -204,7 +204,8 @@ def check_the_end(gateway: Gateway, chaos: Chaos, tally: Counter[int]) -> None:
     assert quiet.value("nexus_requests_lost_total") + by_status.get(499, 0) <= tally[0] + chaos.kills
 
     files = list(gateway.run_dir.glob("generations/*/metrics/*.db"))
-    assert len(files) <= 2 * chaos.most_alive + 1, sorted(path.name for path in files)
+    # Sampled, so that one process may have passed unseen; were they not used again, there would be two for each kill.
+    assert len(files) <= 2 * (chaos.most_alive + 1) + 1, sorted(path.name for path in files)
     assert quiet.value("nexus_metrics_damaged_files_total") == 0
     assert "Traceback" not in gateway.output()
 
