@@ -40,6 +40,8 @@ class Running:
     started_s: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     """What requests to it need beside what all get."""
+    left: Path | None = None
+    """What it leaves when it ends, which is removed then."""
 
     def tree(self) -> list[int]:
         found, todo = [], [self.process.pid]
@@ -70,6 +72,11 @@ class Running:
         return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.tree()) * _PAGE
 
     def stop(self) -> None:
+        self._end()
+        if self.left is not None:
+            shutil.rmtree(self.left, ignore_errors=True)
+
+    def _end(self) -> None:
         self.process.terminate()
         try:
             self.process.wait(20)
@@ -129,15 +136,17 @@ def nexus(
     place = directory / name
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
-    file = place / "nexus.toml"
+    file, run_dir = place / "nexus.toml", Path(f"/dev/shm/nexus-bench-{port}")
     file.write_text(
-        f'[server]\nhost = "127.0.0.1"\nport = {port}\nworkers = {workers}\nrun_dir = "/dev/shm/nexus-bench-{port}"\n'
+        f'[server]\nhost = "127.0.0.1"\nport = {port}\nworkers = {workers}\nrun_dir = "{run_dir}"\n'
         "max_concurrent_requests = 100000\n"
         '[health_check]\nlisten = "off"\ninterval_seconds = 5\n[logging]\nlevel = "warn"\n'
         f'[[backends]]\nname = "up"\nurl = "http://127.0.0.1:{upstream}"\ntype = "vllm"\n'
     )
     command = [sys.executable, "-m", module, "serve", "-c", str(file)]
-    return start(name, command, port, directory, core=core, ready="/readyz", **environ)
+    running = start(name, command, port, directory, core=core, ready="/readyz", **environ)
+    running.left = run_dir
+    return running
 
 
 def vllm_router(directory: Path, upstream: int) -> Running:
