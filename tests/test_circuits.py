@@ -225,6 +225,7 @@ def test_retries_do_not_multiply_an_outage(tmp_path: Path):
             assert made == sum(a.tally()["requests"].values()) + sum(b.tally()["requests"].values())
             assert made == 600 + scrape.total("nexus_retries_total")
             # Ten a second and half of the requests, over however many windows the run took; two workers may overshoot.
+            until(lambda: len(gateway.lines("request")) == 600)
             took_s = max(line["duration_ms"] for line in gateway.lines("request")) / 1000 * 600 / 50
             assert scrape.total("nexus_retries_total") <= 100 + 300 + 10 * took_s + 50
             assert scrape.total("nexus_retries_denied_total") > 0

@@ -206,7 +206,7 @@ def test_with_one_backend(fleet, case, stream):
     row = FAULTS[case.fault]
     attempts = 1 + MAX_RETRIES if row.again else 1
     status = case.status or row.status
-    reached, before = asked(first), workers.settled()
+    reached, before, lines = asked(first), workers.settled(), len(workers.lines("request"))
     with struck(fleet, case):
         got, content = ask(workers, chat("x", "only", stream=stream))
         assert got == status
@@ -223,7 +223,7 @@ def test_with_one_backend(fleet, case, stream):
             expected[f"nexus_retries_total{{first,{row.error_type}}}"] = attempts - 1
         assert flat(moved(before, workers.settled(), COUNTED)) == expected
         assert asked(first, reached) == (0 if case.place and case.place != "patient" else attempts)
-    line = workers.lines("request")[-1]
+    line = workers.request_line(lines)
     assert (line["fault"], line["attempts"], line["status"]) == (case.fault, attempts, status)
 
 
@@ -306,7 +306,7 @@ def test_stream_that_breaks_after_its_first_content(fleet, fault, spec, model):
     """The client saw 200 and an error in the stream; it is counted by what became of it, and never tried again."""
     workers, _, _ = fleet
     row = FAULTS[fault]
-    before = workers.settled()
+    before, lines = workers.settled(), len(workers.lines("request"))
     with struck(fleet, Case(fault, spec, place="limited" if fault == "stream_deadline" else "")):
         got, content = ask(workers, chat("x", model, stream=True))
         assert got == 200
@@ -320,7 +320,7 @@ def test_stream_that_breaks_after_its_first_content(fleet, fault, spec, model):
             f"nexus_upstream_attempts_total{{first,{row.error_type}}}": 1,
             f"nexus_stream_ends_total{{first,{row.stream_end}}}": 1,
         }
-    line = workers.lines("request")[-1]
+    line = workers.request_line(lines)
     assert (line["fault"], line["end"]) == (fault, row.stream_end)
 
 
@@ -328,14 +328,14 @@ def test_a_clients_own_key_that_is_refused_is_not_tried_elsewhere(fleet):
     workers, first, second = fleet
     workers.publish(CONFIG, fleet_of(first.url, second.url, forward_authorization=True))
     first.fault("status=401")
-    before = workers.settled()
+    before, lines = workers.settled(), len(workers.lines("request"))
     assert urllib_request(workers, "shared", {"authorization": "Bearer wrong"})[0] == 401
     assert flat(moved(before, workers.settled(), COUNTED)) == {
         "nexus_requests_total{first,shared,401}": 1,
         "nexus_errors_total{upstream_auth,shared}": 1,
         "nexus_upstream_attempts_total{first,upstream_auth}": 1,
     }
-    assert workers.lines("request")[-1]["fault"] == "backend_refused_client"
+    assert workers.request_line(lines)["fault"] == "backend_refused_client"
     first.fault("")
 
 
@@ -345,8 +345,9 @@ def test_a_clients_own_limit_is_nobody_elses(fleet, spec):
     workers, first, second = fleet
     workers.publish(CONFIG, fleet_of(first.url, second.url, forward_authorization=True))
     first.fault(spec)
+    lines = len(workers.lines("request"))
     assert urllib_request(workers, "only", {"authorization": "Bearer poor"})[0] == 429
-    assert workers.lines("request")[-1]["fault"] == "backend_limits_client"
+    assert workers.request_line(lines)["fault"] == "backend_limits_client"
     first.fault("")
     assert urllib_request(workers, "only", {"authorization": "Bearer rich"})[0] == 200
 
@@ -380,8 +381,9 @@ def test_a_backend_is_not_blamed_for_time_that_another_took(fleet):
     second.fault("delay=0.39")
     backends = fleet_of(first.url, second.url, first_byte_timeout_seconds=0.6)
     workers.publish(config, backends)
+    lines = len(workers.lines("request"))
     assert urllib_request(workers, "shared", {})[0] == 504
-    assert workers.lines("request")[-1]["fault"] == "out_of_time"
+    assert workers.request_line(lines)["fault"] == "out_of_time"
     first.fault("")
     second.fault("")
     stats = {entry["id"]: entry["circuit"] for entry in workers.stats()["backends"]}

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -62,8 +63,13 @@ def test_times_at_two_hundred_streams(gateway, replay):
     for one in clients:
         one.join()
     after = gateway.settled()
-    lines = {line["id"]: line for line in gateway.lines("request") if line["id"].startswith("timed-")}
-    assert len(lines) == len(said) == count
+
+    def lines_of_all() -> dict[str, dict[str, Any]] | None:
+        found = {line["id"]: line for line in gateway.lines("request") if line["id"].startswith("timed-")}
+        return found if len(found) == count else None
+
+    lines = until(lines_of_all)
+    assert len(said) == count
 
     def off_by(measured: str, last: int) -> list[float]:
         """By how much each was measured wrong, in seconds; smallest first."""

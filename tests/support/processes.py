@@ -152,6 +152,11 @@ class Measured(Process):
         found = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in found if event is None or line["event"] == event]
 
+    def request_line(self, known: int) -> dict[str, Any]:
+        """The line of the one request that came after the `known` ones; it is written after figures and answer."""
+        [line] = until(lambda: self.lines("request")[known:])
+        return line
+
     def scrape(self) -> Scrape:
         return scrape(self.base)
 
