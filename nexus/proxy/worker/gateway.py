@@ -2,7 +2,8 @@
 
 The stock worker counts a kept-alive connection as work in progress: with a balancer in front, which keeps some open,
 every stop and every recycling would take the whole `graceful_timeout`. And it is killed when that is over, with
-whatever it still serves; this one ends that a moment before, so that clients are told, and all is counted.
+whatever it still serves; this one ends that a moment before, so that clients are told, and all is counted. It also
+hears of its end at once, where the stock one looks once a second.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from functools import partial
 from typing import Any
 
 import gevent
+import gevent.socket
+from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn import http, util
 from gunicorn.config import Config
+from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
 from nexus.proxy.client import Stopping
@@ -30,6 +34,8 @@ from nexus.proxy.worker.hub import Waits
 from nexus.proxy.worker.lane import Lane, NotPlain
 
 _LOOK_EVERY_S = 0.1
+_NOTIFY_EVERY_S = 1.0
+"""How often the master is shown that the worker lives."""
 _IDLE_S = 1.0
 """A connection that was quiet for so long is ended at a stop. A busier one gets a request soon, and `Connection: close`
 with its answer, which is the better end: a request that is on its way when a connection ends is lost on the client."""
@@ -80,6 +86,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._patience_s = _PATIENCE_S
         self._engine: Engine
         self._waits = Waits()
+        self._to_stop = Event()
 
     def run(self) -> None:
         # What is there now stays: the collector need not look at it again, nor stop every stream while it does.
@@ -95,19 +102,50 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         gevent.spawn(self._end_idle_connections)
         gevent.spawn(self._end_requests_after_the_grace)
         gevent.spawn(self._watch_lag)
-        if not self.cfg.is_ssl:
-            self.server_class = self._listen
+        gevent.spawn(self._hear_signals)
         try:
-            super().run()
+            self._accept_until_the_end()
         finally:
             self._engine.recents.flush()
 
-    def _listen(self, listener: Any, *, spawn: Pool, **_: Any) -> StreamServer:
-        """What gunicorn makes for each address that it listens at, with a better end."""
-        server = _Listener(listener, handle=partial(self.handle, listener), spawn=spawn)
+    def _accept_until_the_end(self) -> None:
+        """Serve until told to stop, then until what is in progress has ended, or its grace has."""
+        pools = [Pool(self.worker_connections) for _ in self.sockets]
+        servers = [self._listen(listener, pool) for listener, pool in zip(self.sockets, pools, strict=True)]
+        for server in servers:
+            server.start()
+        while self.alive:
+            self.notify()
+            self._to_stop.wait(_NOTIFY_EVERY_S)
+        self._to_stop.set()
+        for server in servers:
+            server.close()
+        deadline = time.monotonic() + self.cfg.graceful_timeout
+        for pool in pools:
+            while pool and (left_s := deadline - time.monotonic()) > 0:
+                self.notify()
+                pool.join(timeout=min(_NOTIFY_EVERY_S, left_s))
+        if any(pools):
+            self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
+            for server in servers:
+                server.stop(timeout=1)
+
+    def _listen(self, listener: Any, pool: Pool) -> StreamServer:
+        listener.setblocking(1)
+        tls = {"ssl_context": ssl_context(self.cfg)} if self.cfg.is_ssl else {}
+        kind = StreamServer if tls else _Listener
+        server = kind(listener, handle=partial(self.handle, listener), spawn=pool, **tls)
         if self.cfg.workers > 1:
             server.max_accept = 1  # so that they share what comes, as gunicorn has it
         return server
+
+    def _hear_signals(self) -> None:
+        """See at once that a signal has come; by itself the loop runs Python's handlers a few times a second only."""
+        while True:
+            gevent.socket.wait_read(self.PIPE[0])
+            os.read(self.PIPE[0], 4096)
+            if not self.alive:
+                self._to_stop.set()
 
     def _plain_limits(self) -> Limits | None:
         """The limits of the short way; None where every request must go through gunicorn: it is to log or to call a
@@ -145,8 +183,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             self._engine.fleet.current()  # also a worker that has served nothing yet knows the fleet it last saw
 
     def _end_requests_after_the_grace(self) -> None:
-        while self.alive:
-            gevent.sleep(_LOOK_EVERY_S)
+        self._to_stop.wait()
         grace_s = self.cfg.graceful_timeout
         gevent.sleep(max(grace_s - _TO_SAY_GOODBYE_S, grace_s / 2))
         for greenlet in list(self._serving):
@@ -242,6 +279,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         if self.nr >= self.max_requests and self.alive:
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
+            self._to_stop.set()
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
         if sock in self._ended:
@@ -259,10 +297,9 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             self._idle_since[sock] = time.monotonic()
 
     def _end_idle_connections(self) -> None:
+        self._to_stop.wait()
         while True:
             gevent.sleep(_LOOK_EVERY_S)
-            if self.alive:
-                continue
             # Nothing in this loop lets another greenlet run: a connection that is idle stays so until it is ended.
             long_ago = time.monotonic() - _IDLE_S
             for client in [client for client, since in self._idle_since.items() if since < long_ago]:
