@@ -24,13 +24,13 @@ from nexus.proxy.client import Watch
 from nexus.proxy.connections import Connection
 from nexus.proxy.engine import Engine
 from nexus.proxy.view import View
-from nexus.proxy.worker.heads import Limits
+from nexus.proxy.worker.heads import HeadReader, Limits
 from nexus.proxy.worker.hub import Outlet
 from nexus.proxy.worker.lane import Lane
 
 REQUESTS = 20_000
 PARTS = {
-    "the request's head": ("read_plain_head",),
+    "the request's head": ("heads.py:read",),
     "its body: model, stream, needs": ("requirements.py:read",),
     "choosing and taking a place": ("_admit",),
     "the backend's request head": ("request_head",),
@@ -97,7 +97,7 @@ def lane() -> Lane:
     engine.connections._connect = lambda *_: Connection(sock, reused=False)  # type: ignore[method-assign]
     made = object.__new__(Lane)
     made.__dict__.update(
-        _client=sock, _timeout_s=60.0, _engine=engine, _limits=Limits(100, 16380, 8190), _keep_alive=lambda: True,
+        _client=sock, _timeout_s=60.0, _engine=engine, _heads=HeadReader(Limits(100, 16380, 8190)), _keep_alive=lambda: True,
         _watch=_Watch(None), _outlet=Outlet(sock),
     )  # fmt: skip
     return made

@@ -17,6 +17,7 @@ WORKERS = 4
 CONNECTIONS = 64
 SHARE = 0.8
 SEGMENTS = 16
+"""So many looks are taken, a second apart at least."""
 GROWTH = 4 << 20
 """Bytes by which a process's memory may be larger in the last quarter than in the second."""
 MORE_DESCRIPTORS = 2 * CONNECTIONS
@@ -56,13 +57,14 @@ def soak(directory: Path, seconds: float) -> list[str]:
     upstream = rig.nginx_static(directory, throughput.ANSWER)
     gateway = rig.nexus(directory, upstream.port, workers=WORKERS, core=CORES)
     try:
-        most = wrk(gateway.port, directory, pause_ms=0, seconds=max(2, seconds / SEGMENTS))
+        segments = min(SEGMENTS, int(seconds))
+        most = wrk(gateway.port, directory, pause_ms=0, seconds=max(2, seconds / segments))
         wanted = SHARE * most
         print(f"{most:,.0f} requests/s at most, {wanted:,.0f} wanted", flush=True)
         pause_ms = 1000 * CONNECTIONS * (1 / wanted - 1 / most)
         seen = []
-        for _ in range(SEGMENTS):
-            rate = wrk(gateway.port, directory, pause_ms=pause_ms, seconds=seconds / SEGMENTS)
+        for _ in range(segments):
+            rate = wrk(gateway.port, directory, pause_ms=pause_ms, seconds=seconds / segments)
             seen.append(sizes(gateway))
             memory = sum(size for size, _ in seen[-1].values()) / 1e6
             print(f"{rate:,.0f} requests/s ({rate / most:.0%}), {memory:.1f} MB, ", end="")
@@ -72,7 +74,7 @@ def soak(directory: Path, seconds: float) -> list[str]:
         failed = figure(gateway.port, "nexus_errors_total")
         print(f"{failed:.0f} clients left at the ends of runs", flush=True)
         wrong = []
-        if failed > CONNECTIONS * (SEGMENTS + 1):
+        if failed > CONNECTIONS * (segments + 1):
             kinds = [line for line in metrics(gateway.port) if line.startswith("nexus_errors_total{")]
             wrong.append(f"{failed:.0f} requests failed: {', '.join(kinds)}")
         if imbalance := figure(gateway.port, "nexus_accounting_imbalance"):

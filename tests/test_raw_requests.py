@@ -226,5 +226,4 @@ def test_what_is_changed_is_refused_or_understood_alike(at, noise):
     lengths = re.findall(rb"(?im)^content-length:[ \t]*(.*?)[ \t]*\r$", block)
     assert [int(found) for found in lengths] == [head.length]
     assert b"transfer-encoding" not in block.lower()
-    assert dict(head.headers)["content-length"] == str(lengths[0], "ascii")
-    assert all(re.fullmatch(r"[a-z0-9-]+", name) and value == value.strip(" \t") for name, value in head.headers)
+    assert all(re.fullmatch(r"[a-z0-9-]+", name) and value == value.strip(" \t") for name, value in head.headers.pairs)

@@ -35,7 +35,7 @@ def sizes(pids: list[int]) -> dict[int, tuple[int, int]]:
 
 def test_a_short_soak():
     """Four workers at 80 % of what they can do: no error, no growth."""
-    soak = subprocess.run([sys.executable, "-m", "bench.soak", "5"], capture_output=True, text=True, timeout=120)
+    soak = subprocess.run([sys.executable, "-m", "bench.soak", "8"], capture_output=True, text=True, timeout=120)
     assert soak.stdout.splitlines()[-1:] == ["no error, no growth"], soak.stdout + soak.stderr
     assert soak.returncode == 0
 

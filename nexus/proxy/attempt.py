@@ -55,7 +55,8 @@ class Attempt:
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        return self.answer.headers
+        """The answer's headers that the client gets."""
+        return self.answer.end_to_end()
 
     def fault(self) -> Fault | None:
         """The fault that the answer's status means; None for a success."""
@@ -71,7 +72,7 @@ class Attempt:
 
     def retry_after_s(self) -> float | None:
         """When the backend asked to come back, in seconds from now."""
-        return retry_after_s(self.headers)
+        return retry_after_s(self.answer.headers)
 
     @property
     def event_stream(self) -> bool:
@@ -148,7 +149,7 @@ class Attempt:
         """Raises ConnectionError where the connection ends before the first byte of an answer."""
         try:
             deadline = self._request.received + self._timeout_s
-            self.answer = connection.answer = AnswerReader()
+            self.answer = connection.answer = AnswerReader(connection.answer.plain)
             connection.send(head, body, self._request.watch, idle_s=self._idle_s, deadline=deadline)
         except TimeoutError as error:
             raise RequestFailed("idle_timeout", f"Backend {self._backend.name} does not take the request.") from error

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from nexus.proxy.headers import RequestHeaders
+
 
 class ClientGone(Exception):
     """The client closed its connection before it had its answer."""
@@ -83,22 +85,21 @@ class Watch:
 
 
 class Request(msgspec.Struct):
-    """A request whose head was read. `headers` have lower-case names; `fields` are the same, of each name the first.
+    """A request whose head was read.
 
     `body` reads the body up to a limit in bytes, or raises `RequestFailed`. `watch` waits for what is needed to serve
     it. `received` is on the monotonic clock.
     """
 
     method: str
-    headers: list[tuple[str, str]]
-    fields: dict[str, str]
+    headers: RequestHeaders
     body: Callable[[int], bytes]
     received: float
     watch: Watch
 
     def header(self, name: str) -> str | None:
         """The value of a header by its name in lower case."""
-        return self.fields.get(name)
+        return self.headers.first.get(name)
 
 
 _ENDED = (7, 8)  # TCP_CLOSE, TCP_CLOSE_WAIT

@@ -22,7 +22,7 @@ from nexus.proxy.breakers import BUSY_S
 from nexus.proxy.client import ClientGone, Request, Stopping
 from nexus.proxy.comments import answer_with_comments
 from nexus.proxy.engine import Answer, Endpoint, Engine
-from nexus.proxy.headers import answer_headers, header_text
+from nexus.proxy.headers import header_text
 from nexus.proxy.relay import StreamBody, error_event
 from nexus.proxy.stream import Stream
 from nexus.proxy.usage import Usage, asks_for_usage, usage_of
@@ -210,7 +210,7 @@ class Exchange:
     def _applicant(self, view: View, ask: Ask) -> Applicant:
         """What the router is asked, from body and headers."""
         request, flexible = self.request, False
-        if "x-nexus-flexible" in request.fields:
+        if "x-nexus-flexible" in request.headers.first:
             flexible = _is_on(request.header("x-nexus-flexible")) and not _is_on(request.header("x-nexus-strict"))
         asked = Asked(self.asked_model, ask.needs, view.table.demands(ask.model, self.asked_model), flexible)
         return Applicant(asked, request, request.received + view.snapshot.config.server.request_timeout_seconds)
@@ -268,7 +268,7 @@ class Exchange:
                 raise RequestFailed(
                     fault,
                     f"Backend {choice.backend.name} answered {attempt.status}.",
-                    passed_on=PassedOn(attempt.status, answer_headers(attempt.headers), content),
+                    passed_on=PassedOn(attempt.status, attempt.headers, content),
                     retry_after_s=retry_after_s,
                 )
             attempt.check_whole(content)
@@ -286,7 +286,7 @@ class Exchange:
             raise
         attempt.end(None)
         self.usage, self.served = usage_of(content), True
-        headers = self._headers(choice) + answer_headers(attempt.headers)
+        headers = self._headers(choice) + attempt.headers
         self._time_overhead(attempt)
         return self._whole(attempt.status, headers, content, None)
 
@@ -304,7 +304,7 @@ class Exchange:
         """Relay a stream. Its head is out with its first byte, so a later failure is told within it."""
         self.stream, self.served, self.usage_asked = stream, True, attempt.usage_asked
         self.engine.recorder.stream_began()
-        headers = self._headers(choice) + answer_headers(attempt.headers)
+        headers = self._headers(choice) + attempt.headers
         self._time_overhead(attempt)
         return Answer(attempt.status, headers, StreamBody(self, attempt))
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 
+import msgspec
+
 from nexus.backends.address import Address, forwards_authorization
 from nexus.config import BackendConfig
 
@@ -51,8 +53,28 @@ def plain_field(line: str) -> tuple[str, str] | None:
     return (found[1].lower(), found[2]) if found is not None else None
 
 
+class RequestHeaders(msgspec.Struct):
+    """A request's headers but its Content-Length, in their order, with lower-case names. `first`: of each name the
+    first. They are shared by all requests of a connection that have the same ones."""
+
+    pairs: list[tuple[str, str]]
+    first: dict[str, str]
+    _sent_on: dict[bool, str]
+
+    @classmethod
+    def of(cls, pairs: list[tuple[str, str]]) -> RequestHeaders:
+        return cls(pairs, dict(reversed(pairs)), {})
+
+    def sent_on(self, *, authorization: bool) -> str:
+        """The lines of those that are for a backend; the client's Authorization is one only where that is wanted."""
+        lines = self._sent_on.get(authorization)
+        if lines is None:
+            lines = self._sent_on[authorization] = _sent_on(self.pairs, authorization=authorization)
+        return lines
+
+
 def request_head(
-    headers: Sequence[tuple[str, str]],
+    headers: RequestHeaders,
     *,
     path: str,
     address: Address,
@@ -63,18 +85,20 @@ def request_head(
 ) -> bytes:
     """The head of a request to a backend: the client's end-to-end headers, our own key, and no compression.
 
-    `headers` have lower-case names. The client's Authorization goes on only where the configuration lets it; a prefix
-    of ours (`x-nexus-`) never does.
+    The client's Authorization goes on only where the configuration lets it; a prefix of ours (`x-nexus-`) never does.
     """
-    ours = f"{_first_lines(address, path)}content-length: {length}\r\nx-request-id: {request_id}\r\n"
-    theirs = [_line_sent_on(entry) for entry in headers]
-    if key is not None:
-        ours += f"authorization: Bearer {key}\r\n"
-    elif forwards_authorization(config):
-        theirs += [_line(entry) for entry in headers if entry[0] == "authorization" and _is_safe(entry[1])]
-    if None in theirs:
-        theirs = _less_named(headers, theirs)
-    return f"{ours}{''.join(theirs)}{_END}".encode("latin-1")  # type: ignore[arg-type]
+    own_key = f"authorization: Bearer {key}\r\n" if key is not None else ""
+    theirs = headers.sent_on(authorization=key is None and forwards_authorization(config))
+    return (
+        f"{_first_lines(address, path)}content-length: {length}\r\nx-request-id: {request_id}\r\n{own_key}{theirs}\r\n"
+    ).encode("latin-1")
+
+
+def _sent_on(headers: Sequence[tuple[str, str]], *, authorization: bool) -> str:
+    lines = [_line_sent_on(entry) for entry in headers]
+    if authorization:
+        lines += [_line(entry) for entry in headers if entry[0] == "authorization" and _is_safe(entry[1])]
+    return "".join(_less_named(headers, lines) if None in lines else lines)  # type: ignore[arg-type]
 
 
 def _less_named(headers: Sequence[tuple[str, str]], lines: list[str | None]) -> list[str | None]:

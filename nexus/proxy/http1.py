@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+import msgspec
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from nexus.proxy.headers import plain_field
+from nexus.proxy.headers import answer_headers, plain_field
+from nexus.proxy.repeated import Repeated
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
@@ -46,8 +48,40 @@ def _chunk_size(digits: bytes) -> int:
         return 0
 
 
+class PlainHead(msgspec.Struct, frozen=True):
+    """The head of a plain answer, its length apart; `end_to_end`: those of its headers that the client gets."""
+
+    repeated: Repeated
+    status: int
+    headers: list[tuple[str, str]]
+    fields: dict[str, str]
+    end_to_end: list[tuple[str, str]]
+
+
+def _plain_head(data: bytes) -> PlainHead | None:
+    """The head that `data` begins with; None where it is not complete, or not plain."""
+    end = data.find(b"\r\n\r\n", 0, _PLAIN_HEAD_BYTES)
+    if end < 0:
+        return None
+    lines = data[:end].decode("latin-1").split("\r\n")
+    status = _plain_status(lines[0])
+    headers = [field for line in lines[1:] if (field := plain_field(line)) is not None]
+    fields = dict(headers)
+    if not status or len(fields) != len(lines) - 1 or not _NOT_PLAIN.isdisjoint(fields):
+        return None
+    length, connection = fields.get("content-length", ""), fields.get("connection")
+    if not length.isdigit() or len(length) > 15 or (connection is not None and connection.lower() != "keep-alive"):
+        return None
+    repeated = Repeated.of(data[: end + 4])
+    if repeated is None:
+        return None
+    headers.remove(("content-length", fields.pop("content-length")))
+    return PlainHead(repeated, status, headers, fields, answer_headers(headers))
+
+
 class AnswerReader:
-    """Takes the bytes of one answer in any pieces. `headers` have lower-case names; `body` yields what came so far."""
+    """Takes the bytes of one answer in any pieces. `headers` have lower-case names, and are without Content-Length;
+    `body` yields what came so far."""
 
     status = 0
     head_complete = False
@@ -60,7 +94,9 @@ class AnswerReader:
     _keep_alive = False
     _parser: HttpResponseParser | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, plain: PlainHead | None = None) -> None:
+        """`plain` is that of the answer before over the same connection: this one's may be like it."""
+        self.plain = plain
         self.headers: list[tuple[str, str]] = []
         self._fields: dict[str, str] = {}
         self._pieces: list[bytes] = []
@@ -94,27 +130,18 @@ class AnswerReader:
     def _read_plain(self, data: bytes) -> bool:
         """Read an answer that is here whole, with a plain head and its length given once; most are, and this is
         several times cheaper than the parser. Gives False, and has done nothing, for any other."""
-        end = data.find(b"\r\n\r\n", 0, _PLAIN_HEAD_BYTES)
-        if end < 0:
+        plain, found = self.plain, None
+        if plain is not None:
+            found = plain.repeated.length_in(data)
+        if found is None and (plain := _plain_head(data)) is not None:
+            found = plain.repeated.length_in(data)
+        if plain is None or found is None or found[0] != len(data) - found[1]:
             return False
-        lines = data[:end].decode("latin-1").split("\r\n")
-        status = _plain_status(lines[0])
-        headers = [field for line in lines[1:] if (field := plain_field(line)) is not None]
-        fields = dict(headers)
-        if not status or len(fields) != len(lines) - 1 or not _NOT_PLAIN.isdisjoint(fields):
-            return False
-        length, connection = fields.get("content-length", ""), fields.get("connection")
-        if (
-            not length.isdigit()
-            or len(length) > 15
-            or len(data) - end - 4 != int(length)
-            or (connection is not None and connection.lower() != "keep-alive")
-        ):
-            return False
-        self.status, self.headers, self._fields = status, headers, fields
+        self.plain = plain
+        self.status, self.headers, self._fields = plain.status, plain.headers, plain.fields
         self.head_complete = self.complete = self._keep_alive = True
-        if length != "0":
-            self._pieces.append(data[end + 4 :])
+        if found[0]:
+            self._pieces.append(data[found[1] :])
         return True
 
     def whole_chunk(self, data: bytes) -> bytes | None:
@@ -145,6 +172,11 @@ class AnswerReader:
     def reusable(self) -> bool:
         """Whether the connection can carry another request after this answer."""
         return self.complete and not self._until_close and self._fault is None and self._keep_alive
+
+    def end_to_end(self) -> list[tuple[str, str]]:
+        """The headers that the client gets."""
+        plain = self.plain
+        return plain.end_to_end if plain is not None and plain.headers is self.headers else answer_headers(self.headers)
 
     def header(self, name: str) -> str | None:
         """The value of a header by its name in lower case; of one that is given twice, the first."""
@@ -180,6 +212,7 @@ class AnswerReader:
             self._fault = f"its transfer coding {codings} is not understood"
         elif status == 101:
             self._fault = "it switches protocols"
+        self.headers = [entry for entry in self.headers if entry[0] != "content-length"]
         self._until_close = not lengths and not codings and status not in (204, 304)
         self.head_complete = True
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from nexus.errors import RequestFailed
 from nexus.proxy.client import ClientGone, Request, Watch, watchable
+from nexus.proxy.headers import RequestHeaders
 
 _PIECE = 64 * 1024
 
@@ -17,11 +18,9 @@ def request_from(environ: dict[str, Any], *, received: float, client_timeout_s: 
     sock = environ.get("gunicorn.socket")
     if isinstance(sock, socket.socket):
         sock.settimeout(client_timeout_s)
-    headers = list(_headers(environ))
     return Request(
         method=environ["REQUEST_METHOD"],
-        headers=headers,
-        fields=dict(reversed(headers)),
+        headers=RequestHeaders.of(list(_headers(environ))),
         body=lambda limit: read_body(environ, limit),
         received=received,
         watch=Watch(watchable(sock)),
@@ -39,9 +38,8 @@ def _headers(environ: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in environ.items():
         if key.startswith("HTTP_"):
             yield key[5:].replace("_", "-").lower(), value
-    for key, name in (("CONTENT_TYPE", "content-type"), ("CONTENT_LENGTH", "content-length")):
-        if environ.get(key):
-            yield name, environ[key]
+    if environ.get("CONTENT_TYPE"):
+        yield "content-type", environ["CONTENT_TYPE"]
 
 
 def read_body(environ: dict[str, Any], limit: int) -> bytes:

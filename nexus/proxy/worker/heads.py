@@ -10,7 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from nexus.proxy.engine import ENDPOINTS, Endpoint
-from nexus.proxy.headers import plain_field
+from nexus.proxy.headers import RequestHeaders, plain_field
+from nexus.proxy.repeated import Repeated
 
 _ENDPOINTS = {f"POST {endpoint.path} HTTP/1.1": endpoint for endpoint in ENDPOINTS}
 _ONCE = ("host", "content-length", "content-type", "authorization", "connection", "x-request-id")
@@ -18,11 +19,10 @@ _NOT_PLAIN = frozenset({"transfer-encoding", "expect", "upgrade", "te", "trailer
 
 
 class PlainHead(msgspec.Struct):
-    """`headers` have lower-case names, `fields` the first of each; the body, of `length` bytes, begins at `end`."""
+    """`headers` are without Content-Length; the body, of `length` bytes, begins at `end`."""
 
     endpoint: Endpoint
-    headers: list[tuple[str, str]]
-    fields: dict[str, str]
+    headers: RequestHeaders
     length: int
     end: int
     keep_alive: bool
@@ -56,7 +56,6 @@ def read_plain_head(data: bytes, limits: Limits) -> PlainHead | None:
         names = [name for name, _ in headers]
         if any(names.count(name) > 1 for name in (*_ONCE, *limits.scheme_headers)):
             return None
-        fields = dict(reversed(headers))
     length, connection = fields.get("content-length", ""), fields.get("connection")
     if (
         "host" not in fields
@@ -68,4 +67,25 @@ def read_plain_head(data: bytes, limits: Limits) -> PlainHead | None:
     ):
         return None
     keep_alive = connection is None or connection.lower() != "close"
-    return PlainHead(endpoint, headers, fields, int(length), end + 4, keep_alive)
+    others = RequestHeaders.of([field for field in headers if field[0] != "content-length"])
+    return PlainHead(endpoint, others, int(length), end + 4, keep_alive)
+
+
+class HeadReader:
+    """Reads the heads of one connection."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._last: PlainHead | None = None
+        self._repeated: Repeated | None = None
+
+    def read(self, data: bytes) -> PlainHead | None:
+        """As `read_plain_head`; a head like the last one costs little."""
+        if self._repeated is not None and (found := self._repeated.length_in(data)) is not None:
+            length, end = found
+            last = self._last
+            assert last is not None
+            return PlainHead(last.endpoint, last.headers, length, end, last.keep_alive)
+        head = self._last = read_plain_head(data, self._limits)
+        self._repeated = Repeated.of(data[: head.end]) if head is not None else None
+        return head

@@ -23,7 +23,7 @@ from nexus.proxy.connections import Connection
 from nexus.proxy.engine import Answer, Engine
 from nexus.proxy.exchange import Exchange, WholeBody
 from nexus.proxy.relay import StreamBody, chunk
-from nexus.proxy.worker.heads import Limits, read_plain_head
+from nexus.proxy.worker.heads import HeadReader, Limits
 from nexus.proxy.worker.hub import HubRelay, HubWatch, Outlet, Waits
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
@@ -68,7 +68,7 @@ class Lane:
         client.setblocking(False)
         self._engine = engine
         self._client = client
-        self._limits = limits
+        self._heads = HeadReader(limits)
         self._keep_alive = keep_alive
         self._timeout_s = 0.0
         self._watch = HubWatch(client, waits)
@@ -84,7 +84,7 @@ class Lane:
         Gives what the client sent after it, None where the connection is to be closed. Raises `NotPlain` where the
         request is not plain, before anything was done, and `ClientGone`.
         """
-        head = read_plain_head(data, self._limits)
+        head = self._heads.read(data)
         engine = self._engine
         server = engine.server()
         if head is None or head.length > server.max_request_bytes:
@@ -93,7 +93,7 @@ class Lane:
         self._timeout_s = server.client_timeout_seconds
         begun = data[head.end : head.end + head.length]
         body = _Body(self._watch, begun, head.length, self._timeout_s, len(begun) == head.length)
-        request = Request("POST", head.headers, head.fields, body.read, received, self._watch)
+        request = Request("POST", head.headers, body.read, received, self._watch)
         answer = Exchange(engine, request, head.endpoint).answer()
         keep_alive = head.keep_alive and self._keep_alive()
         if not self._write(answer, keep_alive=keep_alive and body.complete):
