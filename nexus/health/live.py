@@ -23,6 +23,7 @@ _RATE_OVER_S = 5.0
 _PERCENTILES_OVER_S = 60.0
 _MOST_TIMES = 5000
 _MOST_ROWS = 30
+"""Requests of one second that are shown; nobody could read more, and a row costs as much as serving a request."""
 _SHOWN = 100
 
 
@@ -48,7 +49,7 @@ class Dashboard:
         self._number += 1
         fresh = sorted(seat.recent.newer_than(self._seen, range(seat.table.rows)), key=lambda record: record.ended)
         self._times.extend(fresh)
-        new_rows = [rows([entry(record)]) for record in fresh[-_SHOWN:]]
+        new_rows = [rows([entry(record)]) for record in fresh[-_MOST_ROWS:]]
         self._rows.extend(new_rows)
         while self._times and self._times[0].ended < now - _PERCENTILES_OVER_S:
             self._times.popleft()
@@ -56,8 +57,12 @@ class Dashboard:
             for one in record.attempts:
                 if one.outcome not in ("success", "client_gone"):
                     self._last_faults[one.backend] = {"outcome": one.outcome, "at": record.ended}
-        totals = _totals(reading)
-        current = {**self._rates(totals, now), **self._gauges(reading, seat), **_percentiles(self._times)}
+        totals, times = _totals(reading), _by_backend(self._times)
+        current = {
+            **self._rates(totals, now),
+            **self._gauges(reading, seat),
+            **_Times.of_all(times.values()).percentiles(),
+        }
         for key, values in self._series.items():
             values.append(round(now, 3) if key == "time" else current[key])
         peaks = {
@@ -65,7 +70,7 @@ class Dashboard:
             for key, values in self._series.items()
             if key != "time"
         }
-        state = self._state(reading, snapshot, seat, totals, uptime_s=uptime_s, now=now)
+        state = self._state(reading, snapshot, seat, totals, times, uptime_s=uptime_s, now=now)
         state |= {"now": current, "peaks": peaks}
         tick = {
             "number": self._number,
@@ -73,7 +78,7 @@ class Dashboard:
             "now": current,
             "peaks": peaks,
             "parts": parts(state),
-            "rows": "".join(reversed(new_rows[-_MOST_ROWS:])),
+            "rows": "".join(reversed(new_rows)),
         }
         history = {
             "series": {key: list(values) for key, values in self._series.items()},
@@ -87,6 +92,7 @@ class Dashboard:
         snapshot: Snapshot,
         seat: Seat,
         totals: dict[str, float],
+        times: dict[str | None, _Times],
         *,
         uptime_s: float,
         now: float,
@@ -95,13 +101,12 @@ class Dashboard:
         served: dict[str, float] = {}
         for labels, value in reading.samples(families.REQUESTS.name):
             served[labels["backend"]] = served.get(labels["backend"], 0) + value
-        times = _by_backend(self._times)
         backends = [
             {
                 **backend,
                 "requests": served.get(backend["id"], 0),
                 "last_fault": self._last_faults.get(backend["name"]),
-                **_percentiles(times.get(backend["name"], ())),
+                **times.get(backend["name"], _Times()).percentiles(),
             }
             for backend in backend_states(snapshot, seat)
         ]
@@ -182,24 +187,49 @@ def _sum(reading: Reading, family: families.Family, name: str | None = None) -> 
     return sum(value for _, value in reading.samples(name or family.name, family=family.name))
 
 
-def _by_backend(times: Iterable[Recent]) -> dict[str, list[Recent]]:
-    found: dict[str, list[Recent]] = {}
-    for record in times:
-        if record.backend is not None:
-            found.setdefault(record.backend, []).append(record)
+class _Times:
+    """How long requests took, and their first tokens, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.durations: list[float] = []
+        self.firsts: list[float] = []
+
+    @classmethod
+    def of_all(cls, each: Iterable[_Times]) -> _Times:
+        found = cls()
+        for one in each:
+            found.durations += one.durations
+            found.firsts += one.firsts
+        found.sort()  # of runs that are in order, which costs little
+        return found
+
+    def sort(self) -> None:
+        self.durations.sort()
+        self.firsts.sort()
+
+    def percentiles(self) -> dict[str, float | None]:
+        return {
+            "duration_p50_ms": _quantile(self.durations, 0.5),
+            "duration_p95_ms": _quantile(self.durations, 0.95),
+            "ttft_p50_ms": _quantile(self.firsts, 0.5),
+            "ttft_p95_ms": _quantile(self.firsts, 0.95),
+        }
+
+
+def _by_backend(records: Iterable[Recent]) -> dict[str | None, _Times]:
+    """The last minute's requests by their own times: the histograms' buckets begin at a tenth of a second."""
+    found: dict[str | None, _Times] = {}
+    for record in records:
+        times = found.get(record.backend)
+        if times is None:
+            times = found[record.backend] = _Times()
+        if record.status < 400:
+            times.durations.append(record.duration_ms)
+        if record.ttft_ms is not None:
+            times.firsts.append(record.ttft_ms)
+    for times in found.values():
+        times.sort()
     return found
-
-
-def _percentiles(times: Iterable[Recent]) -> dict[str, float | None]:
-    """Of the last minute's requests, by their own times: the histograms' buckets begin at a tenth of a second."""
-    durations = sorted(record.duration_ms for record in times if record.status < 400)
-    firsts = sorted(record.ttft_ms for record in times if record.ttft_ms is not None)
-    return {
-        "duration_p50_ms": _quantile(durations, 0.5),
-        "duration_p95_ms": _quantile(durations, 0.95),
-        "ttft_p50_ms": _quantile(firsts, 0.5),
-        "ttft_p95_ms": _quantile(firsts, 0.95),
-    }
 
 
 def _quantile(ordered: list[float], share: float) -> float | None:
