@@ -76,7 +76,7 @@ class _Watch(Watch):
 
 
 def lane() -> Lane:
-    """A lane whose client and backend are always ready, and cost nothing."""
+    """A lane of a busy worker whose client and backend are always ready, and cost nothing."""
     logging.getLogger("nexus").setLevel(logging.WARNING)
     run_dir = RunDirectory(tempfile.mkdtemp())
     run_dir.prepare()
@@ -100,12 +100,16 @@ def lane() -> Lane:
         _client=sock, _timeout_s=60.0, _engine=engine, _heads=HeadReader(Limits(100, 16380, 8190)), _keep_alive=lambda: True,
         _watch=_Watch(None), _outlet=Outlet(sock),
     )  # fmt: skip
+    due: list[Any] = []
+    engine.recents.write_later(due.append)
+    for _ in range(800):  # as many requests as end in the time that they are shown after
+        assert made.serve(ASK) == b""
+    due.pop()()
     return made
 
 
 def main() -> None:
     serve = lane().serve
-    assert serve(ASK) == b""
     whole = min(timeit.repeat(lambda: serve(ASK), number=REQUESTS, repeat=5)) / REQUESTS * 1e6
     profile = cProfile.Profile()
     profile.enable()

@@ -26,6 +26,8 @@ _RING = CELLS * CELL
 _MOST_ATTEMPTS = 6
 AT_ONCE = 16
 """So many requests of a process are shown at once within the time that its server sets for the others."""
+LATER = 16
+"""About so many of the others are shown when that time is over."""
 
 
 class Try(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -143,8 +145,8 @@ class Ring:
 class Recents:
     """Writes the requests of one process that end. Safe from any greenlet or thread.
 
-    Each is written at once. With `write_later`, those of a busy process wait for the end of a short time, and only as
-    many of them are encoded as a ring can hold: at thousands in a second nobody could see the others anyway.
+    Each is written at once. With `write_later`, those of a busy process wait for the end of a short time, and are all
+    that failed and only some of the others: of thousands in a second nobody could see each anyway.
     """
 
     def __init__(self, ring: Ring) -> None:
@@ -152,11 +154,17 @@ class Recents:
         self._lock = RLock()
         self._later: Callable[[Callable[[], None]], object] | None = None
         self._at_once = AT_ONCE
+        self._ended, self._each = 0, 1
         self._held: deque[Recent] = deque(maxlen=CELLS)
 
     def write_later(self, later: Callable[[Callable[[], None]], object]) -> None:
         """`later` calls what it is given when the time is over, once."""
         self._later = later
+
+    def wants(self, *, failed: bool) -> bool:
+        """Whether the request that ends now is one to add; to be asked once for each."""
+        self._ended += 1
+        return failed or self._at_once > 0 or self._ended % self._each == 0
 
     def add(self, record: Recent) -> None:
         if not self._at_once:
@@ -176,6 +184,8 @@ class Recents:
                 self._ring.write(self._held.popleft())
 
     def _time_is_over(self) -> None:
+        # As many as ended in this time are likely to end in the next.
+        self._each, self._ended = max(1, self._ended // (AT_ONCE + LATER)), 0
         self._at_once = AT_ONCE
         self.flush()
 

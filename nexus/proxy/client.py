@@ -87,13 +87,14 @@ class Watch:
 class Request(msgspec.Struct):
     """A request whose head was read.
 
-    `body` reads the body up to a limit in bytes, or raises `RequestFailed`. `watch` waits for what is needed to serve
+    `body` is the whole body where it came with the head; else it reads it up to a limit in bytes, or raises
+    `RequestFailed`. `watch` waits for what is needed to serve
     it. `received` is on the monotonic clock.
     """
 
     method: str
     headers: RequestHeaders
-    body: Callable[[int], bytes]
+    body: bytes | Callable[[int], bytes]
     received: float
     watch: Watch
 

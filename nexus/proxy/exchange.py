@@ -134,9 +134,11 @@ class Exchange:
                 f"The gateway is serving {server.max_concurrent_requests} requests, its limit; try again shortly.",
                 headers={"retry-after": "1"},
             )
-        began = self.engine.clock()
-        body = request.body(server.max_request_bytes)
-        self._waited_s = self.engine.clock() - began
+        body = request.body
+        if not isinstance(body, bytes):
+            began = self.engine.clock()
+            body = body(server.max_request_bytes)
+            self._waited_s = self.engine.clock() - began
         try:
             self.ask = requirements.read(body, self.endpoint.required)
         except requirements.InvalidBody as error:
@@ -376,7 +378,8 @@ class Exchange:
                 after_s=self._after_s if self.served else None,
             )
         )
-        self._remember(fault, status, usage, ended)
+        if self.engine.recents.wants(failed=fault is not None):
+            self._remember(fault, status, usage, ended)
         if not log.isEnabledFor(logging.INFO):
             return
         log.info(

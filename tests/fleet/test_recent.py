@@ -2,7 +2,7 @@
 
 import pytest
 
-from nexus.fleet.recent import AT_ONCE, CELL, CELLS, Recent, Recents, RecentTable, Try
+from nexus.fleet.recent import AT_ONCE, CELL, CELLS, LATER, Recent, Recents, RecentTable, Try
 
 
 def record(n, **more):
@@ -85,19 +85,37 @@ def test_a_record_that_is_being_written_is_left_out(tmp_path):
 
 
 def test_a_busy_process_writes_most_of_it_later():
-    """A few at once, then only what a ring can hold, when its time is over; nothing waits where there is no timer."""
+    """A few at once, the others when their time is over; nothing waits where there is no timer."""
     table, due = RecentTable(None), []
     recents = Recents(table.ring(0))
     shown = lambda: {entry.ended for entry in table.latest([0], limit=1000)}  # noqa: E731
-    for number in range(2 * AT_ONCE):
-        recents.add(record(number))
+
+    def end(numbers, *, failed=()):
+        for number in numbers:
+            if recents.wants(failed=number in failed):
+                recents.add(record(number))
+
+    end(range(2 * AT_ONCE))
     assert len(shown()) == 2 * AT_ONCE
     recents.write_later(due.append)
-    for number in range(100, 1100):
-        recents.add(record(number))
+    end(range(100, 1100))
     assert len(due) == 1, "one timer for all of them"
     assert max(shown()) == 100 + AT_ONCE - 1
     due.pop()()
-    assert shown() == set(range(1100 - CELLS, 1100))
-    recents.add(record(2000))
-    assert 2000 in shown(), "at once again"
+    assert shown() == set(range(1100 - CELLS, 1100)), "as many as there is room for, while it was not known as busy"
+
+    end(range(2000, 3000), failed={2500, 2501})
+    assert max(shown()) == 2000 + AT_ONCE - 1
+    due.pop()()
+    later = {number for number in shown() if number >= 2000 + AT_ONCE}
+    assert {2500, 2501} < later, "those that failed are all there"
+    assert len(later) <= 2 * LATER + 2, "of the others some"
+    assert min(later) < 2100, "from all of the time"
+    assert max(later) > 2900
+
+    end([4000])
+    assert 4000 in shown(), "at once again"
+    due.pop()()
+    end(range(5000, 5000 + AT_ONCE + 5))
+    due.pop()()
+    assert set(range(5000, 5000 + AT_ONCE + 5)) < shown(), "all, now that it is not busy"

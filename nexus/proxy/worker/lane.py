@@ -91,16 +91,19 @@ class Lane:
             raise NotPlain
         received = engine.clock()
         self._timeout_s = server.client_timeout_seconds
-        begun = data[head.end : head.end + head.length]
-        body = _Body(self._watch, begun, head.length, self._timeout_s, len(begun) == head.length)
+        end = head.end + head.length
+        if len(data) >= end:
+            request = Request("POST", head.headers, data[head.end : end], received, self._watch)
+            answer = Exchange(engine, request, head.endpoint).answer()
+            return data[end:] if self._write(answer, keep_alive=head.keep_alive and self._keep_alive()) else None
+        body = _Body(self._watch, data[head.end :], head.length, self._timeout_s)
         request = Request("POST", head.headers, body.read, received, self._watch)
         answer = Exchange(engine, request, head.endpoint).answer()
-        keep_alive = head.keep_alive and self._keep_alive()
-        if not self._write(answer, keep_alive=keep_alive and body.complete):
-            if not body.complete and isinstance(answer.body, WholeBody):
-                body.drain()
-            return None
-        return data[head.end + head.length :] or body.ahead
+        if self._write(answer, keep_alive=head.keep_alive and self._keep_alive() and body.complete):
+            return body.ahead
+        if not body.complete and isinstance(answer.body, WholeBody):
+            body.drain()
+        return None
 
     def _write(self, answer: Answer, *, keep_alive: bool) -> bool:
         """Write the answer; gives whether the connection can carry another request."""
@@ -190,21 +193,20 @@ class NotPlain(Exception):
 
 
 class _Body(msgspec.Struct):
-    """The body of a request, of `length` bytes, whose beginning came with the head. `ahead`: what came after it."""
+    """The body of a request, of `length` bytes, of which only the beginning came with the head. `ahead`: what came
+    after it."""
 
     watch: HubWatch
     begun: bytes
     length: int
     timeout_s: float
-    complete: bool
+    complete: bool = False
     ahead: bytes = b""
 
     def read(self, limit: int) -> bytes:
         """The whole body. Raises `RequestFailed` for one too large, too slow or cut short."""
         if self.length > limit:
             raise RequestFailed("body_too_large", f"The body is {self.length} bytes; at most {limit} are taken.")
-        if self.complete:
-            return self.begun
         pieces, missing = [self.begun], self.length - len(self.begun)
         while missing > 0:
             try:
