@@ -44,18 +44,18 @@ class SharedCounter:
 class SharedHistogram:
     """A histogram in shared memory: its sum, and a count for each bucket alone, as the library stores it."""
 
-    __slots__ = ("_bounds", "_buckets", "_sum")
+    __slots__ = ("_bounds", "_buckets", "_cells", "_sum")
 
-    def __init__(self, bounds: Sequence[float], sum_: _Place, buckets: Sequence[_Place]) -> None:
+    def __init__(self, bounds: Sequence[float], cells: memoryview[float], sum_: int, buckets: Sequence[int]) -> None:
         self._bounds = bounds
+        self._cells = cells
         self._sum = sum_
         self._buckets = buckets
 
     def observe(self, amount: float) -> None:
-        cells, at = self._sum
-        cells[at] += amount
-        cells, at = self._buckets[bisect_left(self._bounds, amount)]
-        cells[at] += 1.0
+        cells = self._cells
+        cells[self._sum] += amount
+        cells[self._buckets[bisect_left(self._bounds, amount)]] += 1.0
 
 
 class Store:
@@ -89,21 +89,19 @@ class Store:
         if family.kind == "counter":
             return SharedCounter(file.cell(mmap_key(metric, family.name, names, list(labels), family.help)))
         # A histogram keeps its whole name; the library strips a suffix from counters only.
-        sum_ = file.cell(mmap_key(family.name, f"{family.name}_sum", names, list(labels), family.help))
         bounds = tuple(map(float, family.buckets))
-        buckets = [
-            file.cell(
-                mmap_key(
-                    family.name,
-                    f"{family.name}_bucket",
-                    [*names, "le"],
-                    [*labels, floatToGoString(bound)],
-                    family.help,
-                )
+        keys = [mmap_key(family.name, f"{family.name}_sum", names, list(labels), family.help)]
+        keys += [
+            mmap_key(
+                family.name, f"{family.name}_bucket", [*names, "le"], [*labels, floatToGoString(bound)], family.help
             )
             for bound in (*bounds, float("inf"))
-        ]
-        return SharedHistogram(bounds, sum_, buckets)
+        ]  # fmt: skip
+        for key in keys:
+            file.cell(key)
+        places = [file.cell(key) for key in keys]  # once more: now that all are made, they lie in one mapping
+        sum_, *buckets = (at for _, at in places)
+        return SharedHistogram(bounds, places[0][0], sum_, buckets)
 
     def _in_memory(self, family: Family, labels: tuple[str, ...]) -> Any:
         metric = self._alone.get(family.name)

@@ -10,11 +10,13 @@ _LENGTH = b"\r\ncontent-length:"
 
 
 class Repeated(msgspec.Struct, frozen=True, gc=False):
-    """A head that was read and found good, whose body had a length: the bytes around that length's digits."""
+    """A head that was read and found good, whose body had a length: the bytes around that length's digits. They `begin`
+    there, and with the end of their line they reach up to `most`."""
 
     before: bytes
     after: bytes
-    digits: int
+    begin: int
+    most: int
 
     @classmethod
     def of(cls, head: bytes) -> Repeated | None:
@@ -25,17 +27,16 @@ class Repeated(msgspec.Struct, frozen=True, gc=False):
         digits = given.lstrip(b" \t")
         if begin < len(_LENGTH) or not digits.isdigit():
             return None
-        return cls(head[: end - len(digits)], head[end:], len(digits))
+        begin = end - len(digits)
+        return cls(head[:begin], head[end:], begin, end + 2)
 
     def length_in(self, data: bytes) -> tuple[int, int] | None:
         """The body's length, and where the head ends, if `data` begins with this head but for the length, which has
         not more digits; None otherwise."""
-        before, after = self.before, self.after
-        if not data.startswith(before):
+        if not data.startswith(self.before):
             return None
-        begin = len(before)
-        end = data.find(b"\r\n", begin, begin + self.digits + 2)
-        length = data[begin:end]
-        if end < 0 or not length.isdigit() or not data.startswith(after, end):
+        end = data.find(b"\r\n", self.begin, self.most)
+        length = data[self.begin : end]
+        if end < 0 or not length.isdigit() or not data.startswith(self.after, end):
             return None
-        return int(length), end + len(after)
+        return int(length), end + len(self.after)
