@@ -104,6 +104,7 @@ class Connections:
         self._clock = clock
         self._names = names or Names()
         self._idle: dict[Address, deque[Connection]] = {}
+        self._took: dict[Address, object] = {}
         self._tls = ssl.create_default_context()
         self._sweep_at = 0.0
 
@@ -133,15 +134,15 @@ class Connections:
         except (socket.gaierror, UnicodeError) as error:
             raise RequestFailed("dns_failed", f"Backend {config.name}: its name is not known.") from error
         failure: Exception | None = None
-        for family, kind, protocol, _, place in found:
+        # The one that took a connection last is asked first; none may use up the time in which another could take one.
+        took = self._took.get(address)
+        places = sorted(found, key=lambda one: one[4] != took)
+        for left, (family, kind, protocol, _, place) in zip(range(len(places), 0, -1), places, strict=True):
             # But for TLS, which needs it, without what the standard library, or gevent, puts around each call.
             sock = (socket.socket if address.tls else _socket.socket)(family, kind, protocol)
             try:
-                _connect_watching(sock, place, watch, deadline - self._clock())
+                _connect_watching(sock, place, watch, (deadline - self._clock()) / left)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            except TimeoutError as error:
-                sock.close()
-                raise RequestFailed("connect_timeout", f"Backend {config.name} took no connection in time.") from error
             except OSError as error:
                 sock.close()
                 failure = error
@@ -149,7 +150,10 @@ class Connections:
                 sock.close()
                 raise
             else:
+                self._took[address] = place
                 return Connection(self._secured(sock, address, config, watch, deadline), reused=False)
+        if isinstance(failure, TimeoutError):
+            raise RequestFailed("connect_timeout", f"Backend {config.name} took no connection in time.") from failure
         raise RequestFailed("connect_failed", f"Backend {config.name} cannot be reached.") from failure
 
     def _secured(

@@ -15,6 +15,7 @@ from nexus.config import BackendConfig
 from nexus.errors import RequestFailed
 from nexus.proxy.client import ClientGone, Watch
 from nexus.proxy.connections import Connections
+from nexus.proxy.names import Names
 
 CONFIG = BackendConfig(name="b", url="http://x", connect_timeout_seconds=2)
 
@@ -137,3 +138,40 @@ def test_time_limits(listener):
             watch=Watch(None),
         )
     assert failed.value.fault.name == "connect_timeout"
+
+
+@pytest.fixture
+def deaf():
+    """The address of a listener that takes no connection and refuses none, as a network does that drops packets."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        yield listener.getsockname()
+
+
+def test_an_address_that_is_silent_keeps_nobody_from_the_next(listener, deaf):
+    known = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", at) for at in (deaf, listener.getsockname())]
+    pool = Connections(time.monotonic, Names(lambda *_: known))
+    took = []
+    for _ in range(2):
+        began = time.monotonic()
+        pool.open(Address.of("http://two.example"), CONFIG, watch=Watch(None)).close()
+        took.append(time.monotonic() - began)
+    assert 0.8 < took[0] < 1.8, "half of the time is left for the second"
+    assert took[1] < 0.5, "the one that answered is asked first"
+
+
+def test_all_addresses_are_silent(deaf):
+    pool = Connections(time.monotonic, Names(lambda *_: [(socket.AF_INET, socket.SOCK_STREAM, 0, "", deaf)] * 2))
+    began = time.monotonic()
+    with pytest.raises(RequestFailed) as failed:
+        pool.open(
+            Address.of("http://two.example"),
+            BackendConfig(name="b", url="http://x", connect_timeout_seconds=0.4),
+            watch=Watch(None),
+        )
+    assert failed.value.fault.name == "connect_timeout"
+    assert 0.3 < time.monotonic() - began < 1
