@@ -71,6 +71,20 @@ class _Listener(StreamServer):
         super().close()
 
 
+class _Client:
+    """A client's connection, and the greenlet that serves it.
+
+    `idle_since` is on the monotonic clock, None while a request is served; `ended`: it is being ended while idle.
+    """
+
+    __slots__ = ("ended", "greenlet", "idle_since")
+
+    def __init__(self) -> None:
+        self.greenlet = gevent.getcurrent()
+        self.idle_since: float | None = time.monotonic()
+        self.ended = False
+
+
 class GatewayWorker(GeventWorker):  # type: ignore[misc]
     """Ends idle client connections once it is told to stop; requests in progress keep their grace."""
 
@@ -78,9 +92,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._idle_since: dict[socket.socket, float] = {}
-        self._ended: set[socket.socket] = set()
-        self._serving: set[gevent.Greenlet[Any, Any]] = set()
+        self._clients: dict[socket.socket, _Client] = {}
         self._limits: Limits | None = None
         self._keepalive = True
         self._patience_s = _PATIENCE_S
@@ -186,32 +198,29 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._to_stop.wait()
         grace_s = self.cfg.graceful_timeout
         gevent.sleep(max(grace_s - _TO_SAY_GOODBYE_S, grace_s / 2))
-        for greenlet in list(self._serving):
-            greenlet.kill(Stopping, block=False)
+        for client in list(self._clients.values()):
+            if client.idle_since is None and isinstance(client.greenlet, gevent.Greenlet):
+                client.greenlet.kill(Stopping, block=False)
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """Serve one connection: its plain requests here, all others by gunicorn's own parser and the application."""
-        self._idle_since[client] = time.monotonic()
+        held = self._clients[client] = _Client()
         try:
             if self._limits is None:
                 super().handle(listener, client, addr)
             else:
-                self._serve(listener, client, addr)
+                self._serve(held, self._limits, listener, client, addr)
         except (OSError, StopIteration, Stopping):
             pass  # the client's connection broke, or is to be closed; what there was to count was counted
         except Exception as error:
             self.log.exception("connection failed")
             self.handle_error(None, client, addr, error)
         finally:
-            self._idle_since.pop(client, None)
-            self._ended.discard(client)
+            del self._clients[client]
             util.close(client)
 
-    def _serve(self, listener: Any, client: socket.socket, addr: Any) -> None:
-        assert self._limits is not None
-        lane = Lane(self._engine, client, self._limits, waits=self._waits, keep_alive=self._goes_on)
-        greenlet = gevent.getcurrent()
-        assert isinstance(greenlet, gevent.Greenlet)
+    def _serve(self, held: _Client, limits: Limits, listener: Any, client: socket.socket, addr: Any) -> None:
+        lane = Lane(self._engine, client, limits, waits=self._waits, keep_alive=self._goes_on)
         data: bytes | None = b""
         try:
             while data is not None:
@@ -219,19 +228,16 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
                     data = lane.receive(self._patience_s)
                     if not data:
                         return
-                if client in self._ended:
+                if held.ended:
                     return  # it came while the connection was being ended; its client sees that it was not served
-                self._idle_since.pop(client, None)
-                self._serving.add(greenlet)
+                held.idle_since = None
                 try:
                     rest = lane.serve(data)
                     self._count()
                 except NotPlain:
                     rest = self._serve_by_gunicorn(listener, client, addr, data)
-                finally:
-                    self._serving.discard(greenlet)
                 data = rest
-                self._idle_since[client] = time.monotonic()
+                held.idle_since = time.monotonic()
                 if data:
                     gevent.sleep(0)  # requests that were sent ahead must not starve other connections
         finally:
@@ -282,19 +288,16 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             self._to_stop.set()
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
-        if sock in self._ended:
+        held = self._clients[sock]
+        if held.ended:
             raise StopIteration  # it came while the connection was being ended; its client sees that it was not served
-        self._idle_since.pop(sock, None)
-        greenlet = gevent.getcurrent()
-        if isinstance(greenlet, gevent.Greenlet):
-            self._serving.add(greenlet)
+        held.idle_since = None
         try:
             super().handle_request(listener_name, req, sock, addr)
         except Stopping:
             raise StopIteration from None  # it came between two waits; what there was to count was counted
         finally:
-            self._serving.discard(greenlet)
-            self._idle_since[sock] = time.monotonic()
+            held.idle_since = time.monotonic()
 
     def _end_idle_connections(self) -> None:
         self._to_stop.wait()
@@ -302,18 +305,21 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             gevent.sleep(_LOOK_EVERY_S)
             # Nothing in this loop lets another greenlet run: a connection that is idle stays so until it is ended.
             long_ago = time.monotonic() - _IDLE_S
-            for client in [client for client, since in self._idle_since.items() if since < long_ago]:
-                self._idle_since.pop(client, None)
-                with contextlib.suppress(OSError):  # it may have closed by itself
-                    self._end(client)
+            for client, held in self._clients.items():
+                if held.idle_since is not None and held.idle_since < long_ago and not held.ended:
+                    with contextlib.suppress(OSError):  # it may have closed by itself
+                        held.ended = self._end(client)
 
-    def _end(self, client: socket.socket) -> None:
+    @staticmethod
+    def _end(client: socket.socket) -> bool:
+        """End it if nothing has come; gives whether that was so."""
         # The same socket without gevent, which fails whoever waits for one that is shut down; a mere end is meant.
         raw = _socket.socket(fileno=client.fileno())
         try:
             raw.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
-            self._ended.add(client)
             raw.shutdown(socket.SHUT_RD)
+            return True
         finally:
-            raw.detach()  # where there was something to read, a request has come after all
+            raw.detach()
+        return False  # a request has come after all
