@@ -168,7 +168,7 @@ class BackendConfig(Section, frozen=True):
         Annotated[bool, _doc("Pass the client's Authorization on; unset: only for kind openai without api_key_env.")]
         | None
     ) = None
-    connect_timeout_seconds: Annotated[Seconds, _doc("Limit for reaching the backend, over all of its addresses.")] = 5.0
+    connect_timeout_seconds: Annotated[Seconds, _doc("Limit for reaching the backend, over all its addresses.")] = 5.0
     first_byte_timeout_seconds: (
         Annotated[Seconds, _doc("Limit for the first byte of its answer; unset: [server] request_timeout_seconds.")]
         | None
