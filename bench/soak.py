@@ -57,7 +57,7 @@ def soak(directory: Path, seconds: float) -> list[str]:
     upstream = rig.nginx_static(directory, throughput.ANSWER)
     gateway = rig.nexus(directory, upstream.port, workers=WORKERS, core=CORES)
     try:
-        segments = min(SEGMENTS, int(seconds))
+        segments = max(1, min(SEGMENTS, int(seconds)))
         most = wrk(gateway.port, directory, pause_ms=0, seconds=max(2, seconds / segments))
         wanted = SHARE * most
         print(f"{most:,.0f} requests/s at most, {wanted:,.0f} wanted", flush=True)

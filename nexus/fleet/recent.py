@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import time
 from _thread import RLock
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -26,8 +27,11 @@ _RING = CELLS * CELL
 _MOST_ATTEMPTS = 6
 AT_ONCE = 16
 """So many requests of a process are shown at once within the time that its server sets for the others."""
-LATER = 16
-"""About so many of the others are shown when that time is over."""
+LATER = 8
+"""About so many of the others are shown when that time is over, where they are more than a ring has room for."""
+_AT_ALL = CELLS // 4
+"""So many in such a time, of which a second has four, are all shown: readers look once a second."""
+_QUIET_S = 1.0
 
 
 class Try(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -146,7 +150,8 @@ class Recents:
     """Writes the requests of one process that end. Safe from any greenlet or thread.
 
     Each is written at once. With `write_later`, those of a busy process wait for the end of a short time, and are all
-    that failed and only some of the others: of thousands in a second nobody could see each anyway.
+    that failed, as far as a ring has room for them, and some of the others: of thousands in a second nobody could see
+    each anyway.
     """
 
     def __init__(self, ring: Ring) -> None:
@@ -154,11 +159,12 @@ class Recents:
         self._lock = RLock()
         self._later: Callable[[Callable[[], None]], object] | None = None
         self._at_once = AT_ONCE
-        self._ended, self._each = 0, 1
+        self._ended, self._each, self._over_at = 0, 1, 0.0
         self._held: deque[Recent] = deque(maxlen=CELLS)
+        self._failed: deque[Recent] = deque(maxlen=CELLS)
 
     def write_later(self, later: Callable[[Callable[[], None]], object]) -> None:
-        """`later` calls what it is given when the time is over, once."""
+        """`later` calls what it is given when the time is over, once: a quarter of a second."""
         self._later = later
 
     def wants(self, *, failed: bool) -> bool:
@@ -168,24 +174,28 @@ class Recents:
 
     def add(self, record: Recent) -> None:
         if not self._at_once:
-            self._held.append(record)
+            (self._held if record.fault is None else self._failed).append(record)
             return
         with self._lock:
             self._ring.write(record)
         if self._later is not None:
             if self._at_once == AT_ONCE:
+                if record.ended - self._over_at > _QUIET_S:
+                    self._each = 1  # how busy it was says nothing any more
                 self._later(self._time_is_over)
             self._at_once -= 1
 
     def flush(self) -> None:
-        """Write what is held."""
+        """Write what is held, those that failed last: what is written last stays longest."""
         with self._lock:
-            while self._held:
-                self._ring.write(self._held.popleft())
+            for held in (self._held, self._failed):
+                while held:
+                    self._ring.write(held.popleft())
 
     def _time_is_over(self) -> None:
         # As many as ended in this time are likely to end in the next.
-        self._each, self._ended = max(1, self._ended // (AT_ONCE + LATER)), 0
+        self._each = 1 if self._ended <= _AT_ALL else self._ended // LATER
+        self._ended, self._over_at = 0, time.time()
         self._at_once = AT_ONCE
         self.flush()
 

@@ -49,7 +49,8 @@ class Dashboard:
         self._number += 1
         fresh = sorted(seat.recent.newer_than(self._seen, range(seat.table.rows)), key=lambda record: record.ended)
         self._times.extend(fresh)
-        new_rows = [rows([entry(record)]) for record in fresh[-_MOST_ROWS:]]
+        most = _SHOWN if self._number == 1 else _MOST_ROWS
+        new_rows = [rows([entry(record)]) for record in fresh[-most:]]
         self._rows.extend(new_rows)
         while self._times and self._times[0].ended < now - _PERCENTILES_OVER_S:
             self._times.popleft()
@@ -78,7 +79,7 @@ class Dashboard:
             "now": current,
             "peaks": peaks,
             "parts": parts(state),
-            "rows": "".join(reversed(new_rows)),
+            "rows": "".join(reversed(new_rows[-_MOST_ROWS:])),
         }
         history = {
             "series": {key: list(values) for key, values in self._series.items()},

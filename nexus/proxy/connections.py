@@ -21,6 +21,8 @@ from nexus.proxy.names import Names
 
 READ_SIZE = 64 * 1024
 _SWEEP_EVERY_S = 1.0
+_PREFERRED_S = 300.0
+"""For how long the address that answered when one before it did not is asked first."""
 
 
 class Connection:
@@ -104,7 +106,7 @@ class Connections:
         self._clock = clock
         self._names = names or Names()
         self._idle: dict[Address, deque[Connection]] = {}
-        self._took: dict[Address, object] = {}
+        self._preferred: dict[Address, tuple[object, float]] = {}
         self._tls = ssl.create_default_context()
         self._sweep_at = 0.0
 
@@ -134,9 +136,9 @@ class Connections:
         except (socket.gaierror, UnicodeError) as error:
             raise RequestFailed("dns_failed", f"Backend {config.name}: its name is not known.") from error
         failure: Exception | None = None
-        # The one that took a connection last is asked first; none may use up the time in which another could take one.
-        took = self._took.get(address)
-        places = sorted(found, key=lambda one: one[4] != took)
+        # In the resolver's order, unless one has let us down; none may use up the time in which another could answer.
+        preferred, until = self._preferred.get(address, (None, 0.0))
+        places = sorted(found, key=lambda one: one[4] != preferred) if self._clock() < until else found
         for left, (family, kind, protocol, _, place) in zip(range(len(places), 0, -1), places, strict=True):
             # But for TLS, which needs it, without what the standard library, or gevent, puts around each call.
             sock = (socket.socket if address.tls else _socket.socket)(family, kind, protocol)
@@ -146,12 +148,20 @@ class Connections:
             except OSError as error:
                 sock.close()
                 failure = error
+                if place == preferred:
+                    self._preferred.pop(address, None)
             except BaseException:
                 sock.close()
                 raise
             else:
-                self._took[address] = place
-                return Connection(self._secured(sock, address, config, watch, deadline), reused=False)
+                try:
+                    connection = Connection(self._secured(sock, address, config, watch, deadline), reused=False)
+                except RequestFailed:
+                    self._preferred.pop(address, None)
+                    raise
+                if failure is not None:
+                    self._preferred[address] = place, self._clock() + _PREFERRED_S
+                return connection
         if isinstance(failure, TimeoutError):
             raise RequestFailed("connect_timeout", f"Backend {config.name} took no connection in time.") from failure
         raise RequestFailed("connect_failed", f"Backend {config.name} cannot be reached.") from failure

@@ -199,7 +199,7 @@ class AnswerReader:
         assert self._parser is not None
         status = self._parser.get_status_code()
         if 100 <= status < 200 and status != 101:
-            self.headers.clear()
+            self.headers = []
             return
         self.status, self._fields = status, dict(reversed(self.headers))
         lengths = [value for key, value in self.headers if key == "content-length"]

@@ -164,6 +164,35 @@ def test_an_address_that_is_silent_keeps_nobody_from_the_next(listener, deaf):
     assert took[1] < 0.5, "the one that answered is asked first"
 
 
+def test_an_address_is_preferred_only_where_another_let_us_down(listener):
+    """The resolver's order spreads connections over addresses; one that fails later is preferred no more."""
+    with socket.create_server(("127.0.0.1", 0)) as other, socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # and does not listen: it refuses
+        refuses, first, second = (at.getsockname() for at in (bound, listener, other))
+        order: list[tuple[str, int]] = []
+        pool = Connections(
+            time.monotonic, Names(lambda *_: [(socket.AF_INET, socket.SOCK_STREAM, 0, "", at) for at in order])
+        )
+
+        def reached(*wanted: tuple[str, int]) -> tuple[str, int]:
+            order[:] = wanted
+            connection = pool.open(Address.of("http://two.example"), CONFIG, watch=Watch(None))
+            with contextlib.closing(connection):
+                found: tuple[str, int] = connection.sock.getpeername()
+                return found
+
+        assert [reached(first, second), reached(second, first)] == [first, second]
+        assert reached(refuses, second, first) == second
+        assert reached(first, second) == second
+        other.close()
+        assert reached(first, second) == first
+        with pytest.raises(RequestFailed):
+            reached(refuses)
+        with socket.create_server(second) as again:
+            assert reached(first, second) == first
+            assert again.getsockname() == second
+
+
 def test_all_addresses_are_silent(deaf):
     pool = Connections(time.monotonic, Names(lambda *_: [(socket.AF_INET, socket.SOCK_STREAM, 0, "", deaf)] * 2))
     began = time.monotonic()

@@ -42,7 +42,7 @@ with its answer, which is the better end: a request that is on its way when a co
 
 
 _LAG_EVERY_S = 0.5
-_RECENTS_EVERY_S = 0.05
+_RECENTS_EVERY_S = 0.25
 """How often a busy worker shows which requests have ended."""
 _TO_SAY_GOODBYE_S = 1.0
 """So long before the end of the grace, what is still served is ended."""
@@ -307,7 +307,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             long_ago = time.monotonic() - _IDLE_S
             for client, held in self._clients.items():
                 if held.idle_since is not None and held.idle_since < long_ago and not held.ended:
-                    with contextlib.suppress(OSError):  # it may have closed by itself
+                    with contextlib.suppress(OSError, ValueError):  # it may have closed by itself
                         held.ended = self._end(client)
 
     @staticmethod

@@ -15,6 +15,8 @@ from nexus.proxy.repeated import Repeated
 
 _ENDPOINTS = {f"POST {endpoint.path} HTTP/1.1": endpoint for endpoint in ENDPOINTS}
 _ONCE = ("host", "content-length", "content-type", "authorization", "connection", "x-request-id")
+_REMEMBERED_BYTES = 8 * 1024
+"""A longer head is not kept with its connection, of which there may be thousands that are idle."""
 _NOT_PLAIN = frozenset({"transfer-encoding", "expect", "upgrade", "te", "trailer", "proxy-connection", "keep-alive"})
 
 
@@ -86,6 +88,8 @@ class HeadReader:
             last = self._last
             assert last is not None
             return PlainHead(last.endpoint, last.headers, length, end, last.keep_alive)
-        head = self._last = read_plain_head(data, self._limits)
-        self._repeated = Repeated.of(data[: head.end]) if head is not None else None
+        head = read_plain_head(data, self._limits)
+        self._last = self._repeated = None
+        if head is not None and head.end <= _REMEMBERED_BYTES:
+            self._last, self._repeated = head, Repeated.of(data[: head.end])
         return head
