@@ -29,7 +29,7 @@ AT_ONCE = 16
 """So many requests of a process are shown at once within the time that its server sets for the others."""
 LATER = 8
 """About so many of the others are shown when that time is over, where they are more than a ring has room for."""
-_AT_ALL = CELLS // 4
+_MOST_WITH_ROOM = CELLS // 4
 """So many in such a time, of which a second has four, are all shown: readers look once a second."""
 _QUIET_S = 1.0
 
@@ -194,7 +194,7 @@ class Recents:
 
     def _time_is_over(self) -> None:
         # As many as ended in this time are likely to end in the next.
-        self._each = 1 if self._ended <= _AT_ALL else self._ended // LATER
+        self._each = 1 if self._ended <= _MOST_WITH_ROOM else self._ended // LATER
         self._ended, self._over_at = 0, time.time()
         self._at_once = AT_ONCE
         self.flush()

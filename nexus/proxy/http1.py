@@ -48,7 +48,7 @@ def _chunk_size(digits: bytes) -> int:
         return 0
 
 
-class PlainHead(msgspec.Struct, frozen=True):
+class PlainAnswerHead(msgspec.Struct, frozen=True):
     """The head of a plain answer, its length apart; `end_to_end`: those of its headers that the client gets."""
 
     repeated: Repeated
@@ -58,7 +58,7 @@ class PlainHead(msgspec.Struct, frozen=True):
     end_to_end: list[tuple[str, str]]
 
 
-def _plain_head(data: bytes) -> PlainHead | None:
+def _plain_head(data: bytes) -> PlainAnswerHead | None:
     """The head that `data` begins with; None where it is not complete, or not plain."""
     end = data.find(b"\r\n\r\n", 0, _PLAIN_HEAD_BYTES)
     if end < 0:
@@ -76,7 +76,7 @@ def _plain_head(data: bytes) -> PlainHead | None:
     if repeated is None:
         return None
     headers.remove(("content-length", fields.pop("content-length")))
-    return PlainHead(repeated, status, headers, fields, answer_headers(headers))
+    return PlainAnswerHead(repeated, status, headers, fields, answer_headers(headers))
 
 
 class AnswerReader:
@@ -94,7 +94,7 @@ class AnswerReader:
     _keep_alive = False
     _parser: HttpResponseParser | None = None
 
-    def __init__(self, plain: PlainHead | None = None) -> None:
+    def __init__(self, plain: PlainAnswerHead | None = None) -> None:
         """`plain` is that of the answer before over the same connection: this one's may be like it."""
         self.plain = plain
         self.headers: list[tuple[str, str]] = []

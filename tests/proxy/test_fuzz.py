@@ -19,7 +19,7 @@ from gunicorn.http import get_parser
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from nexus.proxy.http1 import AnswerReader, MalformedAnswer, PlainHead
+from nexus.proxy.http1 import AnswerReader, MalformedAnswer, PlainAnswerHead
 from nexus.proxy.sse import EventReader
 from nexus.proxy.worker.heads import HeadReader, Limits, read_plain_head
 from nexus.routing import requirements
@@ -180,7 +180,7 @@ def cut(data: bytes, at: list[int]) -> list[bytes]:
     return [data[begin:end] for begin, end in pairwise(places)]
 
 
-LAST: list[PlainHead] = []
+LAST: list[PlainAnswerHead] = []
 
 
 def same_in_pieces(example: tuple[bytes, list[int]]) -> bool:
