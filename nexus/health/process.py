@@ -14,7 +14,6 @@ from typing import Any
 import gevent
 import gevent.event
 from flask import Flask
-from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 from msgspec.structs import replace
 
@@ -35,7 +34,8 @@ from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
 from nexus.health.changes import ChangeFiles
 from nexus.health.fleet import Fleet
 from nexus.health.live import Dashboard
-from nexus.health.prober import Prober
+from nexus.health.prober import Result
+from nexus.health.rounds import Rounds
 from nexus.health.standing import backend_states, status_line
 from nexus.metrics.figures import Figures
 from nexus.metrics.gauges import write_fleet_gauges
@@ -56,7 +56,6 @@ log = logging.getLogger("nexus.health")
 _TICK_S = 0.25
 """How often the run directory is looked at: a killed worker's requests leave the gauges within a second."""
 _SHOW_EVERY_S = 1.0
-_MOST_PROBES_AT_ONCE = 64
 _LISTEN_RETRY_S = 5.0
 _FIRST_ROUND_S = 10.0
 """So long the service manager waits for the first round: a backend that hangs must not hold up the start."""
@@ -97,7 +96,7 @@ class HealthProcess:
     ) -> None:
         self._environ = environ
         self._notifier = notifier or Notifier(None)
-        self._first_round = gevent.event.Event()
+        self._rounds = Rounds(environ, on_result=self._probed, on_round=self._round_ended)
         self._run_dir = run_dir
         self._path = loaded.path
         # Who starts the processes tells them some settings in the environment; whether those changed, the file says.
@@ -105,7 +104,6 @@ class HealthProcess:
         self._writer = SnapshotWriter(run_dir.path)
         before = SnapshotReader(run_dir.path).read()
         self._snapshot: Snapshot | None = before
-        self._probers: dict[str, Prober] = {}
         self._updated_at = 0.0
         self._loaded_at = time.time()
         self._last_reload_good = True
@@ -131,7 +129,7 @@ class HealthProcess:
         gevent.signal_handler(signal.SIGTERM, self.stop)
         gevent.signal_handler(signal.SIGINT, self.stop)
         gevent.signal_handler(signal.SIGHUP, self.reload)
-        work = (self._rounds, self._ticks, self._serve, self._show, self._tell_when_ready)
+        work = (self._rounds.run, self._ticks, self._serve, self._show, self._tell_when_ready)
         helpers = [gevent.spawn(part) for part in work]
         helpers.append(gevent.spawn(lambda: self._notifier.feed_watchdog(gevent.sleep)))
         for helper in helpers:
@@ -149,7 +147,7 @@ class HealthProcess:
 
     def _tell_when_ready(self) -> None:
         """Once the backends have been looked at: a gateway that waits for this one starts with a fleet it can use."""
-        self._first_round.wait(_FIRST_ROUND_S)
+        self._rounds.first_done.wait(_FIRST_ROUND_S)
         self._notifier.ready(self._status_line())
 
     def _status_line(self) -> str:
@@ -197,7 +195,7 @@ class HealthProcess:
         self._leave_word(
             Reload(count=count, warnings=tuple(loaded.warnings), restart=tuple(restart), backends=backends)
         )
-        gevent.spawn(self._round)
+        gevent.spawn(self._rounds.round)
 
     def _leave_word(self, reload: Reload) -> None:
         try:
@@ -221,7 +219,7 @@ class HealthProcess:
         if backend.type in NOT_SPOKEN:
             raise ConfigError([f'[backends] type = "{backend.type}" cannot be served yet; its protocol is not spoken.'])
         self._change(self._fleet.layered.add(backend, save=save), f"backend {backend.name} added", saved=save)
-        gevent.spawn(self._probe, self._fleet, backend.name)
+        gevent.spawn(self._rounds.probe, backend.name)
         return self._shown(backend.name)
 
     def remove_backend(self, name: str, *, save: bool) -> None:
@@ -257,36 +255,18 @@ class HealthProcess:
     def _take_up(self, fleet: Fleet) -> bool:
         """Watch this fleet from now on; False where it could not be published."""
         self._fleet = fleet
-        for prober in self._probers.values():
-            prober.close()
-        self._probers = {name: Prober(watched.config, self._environ) for name, watched in fleet.backends.items()}
+        self._rounds.follow(fleet)
         for column in fleet.give_columns(self._place.seat.table.idle_columns):
             self._place.seat.circuits.reset(column, time.monotonic_ns())
         return self._publish()
 
-    def _rounds(self) -> None:
-        while True:
-            began = time.monotonic()
-            self._round()
-            interval_s = self._fleet.config.health_check.interval_seconds
-            gevent.sleep(max(0.0, began + interval_s - time.monotonic()))
+    def _round_ended(self) -> None:
+        self._updated_at = time.time()
+        self._publish()
 
-    def _round(self) -> None:
-        """Probe all backends at once; each result counts as soon as it is there."""
+    def _probed(self, name: str, result: Result) -> None:
+        """Take up one probe's result; the fleet is published at once if it changed."""
         fleet = self._fleet
-        pool = Pool(_MOST_PROBES_AT_ONCE)
-        for name in list(fleet.backends):
-            pool.spawn(self._probe, fleet, name)
-        pool.join()
-        if fleet is self._fleet:
-            self._updated_at = time.time()
-            self._publish()
-        self._first_round.set()
-
-    def _probe(self, fleet: Fleet, name: str) -> None:
-        result = self._probers[name].probe(fleet.config.health_check.timeout_seconds)
-        if fleet is not self._fleet:
-            return  # reloaded meanwhile; the new fleet is probed by a round of its own
         watched = fleet.backends[name]
         if result.latency_s is not None:
             label = self._snapshot_label(name)
