@@ -38,6 +38,11 @@ limit_request_line = 8190
 limit_request_fields = 100
 limit_request_field_size = 16380
 
+# Nothing here depends on the scheme or the path that a proxy in front tells of, so headers about them are not read:
+# gunicorn would refuse requests in which they contradict each other.
+secure_scheme_headers: dict[str, str] = {}
+forwarder_headers = ""
+
 # The heartbeat file must not be on a disk that can block; nor must a control thread run in the master.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
 control_socket_disable = True

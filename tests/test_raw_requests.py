@@ -15,7 +15,7 @@ from tests.support.processes import Demo, Gateway, backend_toml
 
 BODY = b'{"model":"demo-small","max_tokens":2,"messages":[{"role":"user","content":"hi"}]}'
 PATH = b"/v1/chat/completions"
-LIMITS = Limits(fields=100, field=16380, line=8190, scheme_headers=("x-forwarded-proto", "x-forwarded-ssl"))
+LIMITS = Limits(fields=100, field=16380, line=8190)
 
 
 def post(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ ALIAS_DEPTH = 3
 MOST_BACKENDS = 500
 """As many as the load table has columns for, with some left for those that have just gone."""
 DEFAULT_FILE = "nexus.toml"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~\[\]:-]+")
 
 
 class ConfigError(Exception):
@@ -279,6 +281,7 @@ def contradictions(config: Config) -> Iterator[str]:
             yield f"{where} name = {backend.name!r} is not allowed; it takes printable characters only."
         if problem := _url_problem(backend.url):
             yield f'{where} url = "{backend.url}" is not allowed; {problem}.'
+    yield from _of_clients(config)
     if config.health_check.listen != "off":
         try:
             listen_address(config.health_check.listen)
@@ -297,6 +300,21 @@ def contradictions(config: Config) -> Iterator[str]:
     for name, chain in config.routing.fallbacks.items():
         if name in chain:
             yield f'[routing.fallbacks] "{name}" falls back to itself; name other models.'
+
+
+def _of_clients(config: Config) -> Iterator[str]:
+    server = config.server
+    if server.max_buffered_bytes < server.max_request_bytes:
+        yield (
+            f"[server] max_buffered_bytes = {server.max_buffered_bytes} is not allowed; "
+            f"it takes at least max_request_bytes, which is {server.max_request_bytes}."
+        )
+    for origin in config.cors.origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            yield (
+                f'[cors] origins = "{origin}" is not allowed; it takes "*", or an origin as a browser sends it, '
+                'such as "https://chat.example.com": scheme, host in small letters and port, without a path.'
+            )
 
 
 def _url_problem(url: str) -> str | None:

@@ -51,6 +51,19 @@ class Server(Section, frozen=True):
     max_request_bytes: Annotated[
         int, Meta(ge=1024, le=1 << 30), _doc("Largest request body accepted; a larger one is answered 413.")
     ] = 32 * 1024 * 1024
+    max_buffered_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=1 << 40),
+        _doc("Bytes of bodies and answers in progress that one worker holds; more are answered 503."),
+    ] = 512 * 1024 * 1024
+    body_timeout_seconds: Annotated[
+        Seconds, _doc("How long a whole request body may take; a slower one is answered 408.")
+    ] = 300.0
+    min_body_bytes_per_second: Annotated[
+        int,
+        Meta(ge=0, le=1 << 30),
+        _doc("Least rate of a request body, after its first five seconds; a slower one is answered 408. 0: none."),
+    ] = 240
     client_timeout_seconds: Annotated[
         Seconds, _doc("How long a client may take between two packets of its request or of its reading the answer.")
     ] = 60.0
@@ -285,10 +298,24 @@ class Admin(Section, frozen=True):
     ] = msgspec.field(default_factory=lambda: ["dashboard"])
 
 
+class Cors(Section, frozen=True):
+    """Which web pages may use the gateway from a browser. Pages of other origins are refused with 403."""
+
+    origins: Annotated[
+        list[str],
+        _doc('Origins whose pages may send requests, such as "https://chat.example.com"; "*" for every page.'),
+    ] = msgspec.field(default_factory=list)
+    max_age_seconds: Annotated[
+        Annotated[int, Meta(ge=0, le=86400)],
+        _doc("How long a browser may remember that an origin is allowed."),
+    ] = 600
+
+
 class Config(Section, frozen=True):
     """The whole configuration."""
 
     server: Server = Server()
+    cors: Cors = Cors()
     discovery: Discovery = Discovery()
     health_check: HealthCheck = HealthCheck()
     routing: Routing = Routing()

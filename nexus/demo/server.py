@@ -56,7 +56,7 @@ class _Request:
 
 
 class DemoBackend:
-    """Serves until stopped; `tally` counts what it was asked and how it answered."""
+    """Serves until stopped; `tally` counts what it was asked and how it answered; `last` is the last request."""
 
     def __init__(self, manner: Manner, fault: FaultSpec) -> None:
         self.manner = manner
@@ -67,12 +67,14 @@ class DemoBackend:
         self.models: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
         self.open = 0
+        self.last: dict[str, Any] = {}
         self._routes: dict[tuple[str, str], Callable[[_Request], Any]] = {
             ("GET", "/v1/models"): lambda _: answers.model_list(list(manner.models), manner.name),
             ("GET", "/health"): lambda _: {"status": "ok"},
             ("GET", "/api/tags"): lambda _: answers.ollama_tags(list(manner.models)),
             ("POST", "/api/show"): lambda request: answers.ollama_show(str(_json(request).get("model"))),
             ("GET", "/demo/tally"): lambda _: self.tally(),
+            ("GET", "/demo/last"): lambda _: self.last,
             ("POST", "/demo/fault"): self._set_fault,
         }
 
@@ -133,6 +135,7 @@ class DemoBackend:
         return self._proxied(sock, request, path)
 
     def _proxied(self, sock: socket.socket, request: _Request, path: str) -> bool:
+        self.last = {"target": request.path, "headers": request.headers, "body": request.body.decode("latin-1")}
         given = request.headers.get("x-demo-fault")
         try:
             fault = FaultSpec.parse(given) if given is not None else self._faults.next()

@@ -68,7 +68,7 @@ class Attempt:
     @property
     def _own_key(self) -> bool:
         """Whether the request carries no key of the client's."""
-        return not forwards_authorization(self._backend.config) or self._request.header("authorization") is None
+        return not forwards_authorization(self._backend.config) or not self._request.headers.credentials
 
     def retry_after_s(self) -> float | None:
         """When the backend asked to come back, in seconds from now."""

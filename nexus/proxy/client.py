@@ -89,7 +89,7 @@ class Request(msgspec.Struct):
 
     `body` is the whole body where it came with the head; else it reads it up to a limit in bytes, or raises
     `RequestFailed`. `watch` waits for what is needed to serve
-    it. `received` is on the monotonic clock.
+    it. `received` is on the monotonic clock. `held`: bytes counted for it in the process's `Buffers`.
     """
 
     method: str
@@ -97,6 +97,7 @@ class Request(msgspec.Struct):
     body: bytes | Callable[[int], bytes]
     received: float
     watch: Watch
+    held: int = 0
 
     def header(self, name: str) -> str | None:
         """The value of a header by its name in lower case."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from nexus.fleet.load import WINDOW_S, LoadTable, Row
 from nexus.fleet.recent import Recents, Ring
 from nexus.metrics.recorder import Recorder
 from nexus.proxy.admission import Admission
+from nexus.proxy.buffers import Buffers
 from nexus.proxy.connections import Connections
 from nexus.proxy.view import FleetView, View
 from nexus.routing.retries import may_retry
@@ -72,8 +74,9 @@ class Engine:
         self.clock = clock
         self.circuits = circuits
         self.recents = Recents(ring)
-        self._id_prefix, self._ids = f"req_{random.getrandbits(96):024x}", itertools.count(1)
+        self._id_prefix, self._ids = _id_prefix(), itertools.count(1)
         self.connections = Connections(clock)
+        self.buffers = Buffers(lambda: self.server().max_buffered_bytes)
         self.admission = Admission(
             load=load, row=row, circuits=circuits, recorder=recorder, view=self.view, chance=random.random
         )
@@ -100,5 +103,10 @@ class Engine:
         return random.random()
 
     def new_request_id(self) -> str:
-        """One that no other process gives: its first part is this one's own."""
-        return f"{self._id_prefix}{next(self._ids):08x}"
+        """A UUID that no other process gives: its first part is random, its last part counts."""
+        return f"{self._id_prefix}{next(self._ids):012x}"
+
+
+def _id_prefix() -> str:
+    """The first four groups of a UUID of version 4 (RFC 9562); some servers refuse request ids of another form."""
+    return str(uuid.uuid4())[:24]

@@ -353,6 +353,8 @@ class Exchange:
         if self.finished:
             return
         self.finished = True
+        if self.request.held:
+            self.engine.buffers.release(self.request)
         status = status or (fault.status if fault else None) or 502
         ended = self.engine.clock()
         view, choice, stream = self.view, self.choice, self.stream

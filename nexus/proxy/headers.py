@@ -21,15 +21,35 @@ HOP_BY_HOP = frozenset(
 )  # fmt: skip
 """RFC 9110, section 7.6.1, and what older software sends."""
 
-_NOT_SENT_ON = HOP_BY_HOP | {
+CREDENTIALS = frozenset(
+    {
+        "authorization", "x-api-key", "api-key", "x-goog-api-key", "ocp-apim-subscription-key", "x-litellm-api-key",
+        "x-amz-security-token", "x-auth-token", "x-access-token", "x-functions-key",
+    }
+)  # fmt: skip
+"""Headers that carry a client's own key. They go together, and only to a backend that may have them."""
+BROWSER = frozenset({"origin", "sec-fetch-site"})
+"""Headers by which a browser says from which page a request comes."""
+_UNUSUAL = BROWSER | {"content-encoding"}
+_NOT_SENT_ON = HOP_BY_HOP | CREDENTIALS | {
     "host",
     "content-length",
+    "content-encoding",
     "accept-encoding",
-    "authorization",
     "expect",
     "cookie",
     "x-request-id",
-}
+    "origin",
+    "referer",
+    "forwarded",
+    "x-real-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+}  # fmt: skip
+_NEVER_SENT_ON = ("x-nexus-", "x-forwarded-", "sec-", "access-control-")
+"""Prefixes of headers that are not for a backend: our own, and those that tell who asks and from where."""
+_NEVER_GIVEN_BACK = ("x-nexus-", "access-control-")
+"""Prefixes of headers that are not for a client: our own, and permissions for browsers, which we give ourselves."""
 _NOT_GIVEN_BACK = HOP_BY_HOP | {
     "content-length",
     "server",
@@ -54,22 +74,28 @@ def plain_field(line: str) -> tuple[str, str] | None:
 
 
 class RequestHeaders(msgspec.Struct):
-    """A request's headers but its Content-Length, in their order, with lower-case names. `first`: of each name the
-    first. They are shared by all requests of a connection that have the same ones."""
+    """A request's headers without Content-Length, in their order, with lower-case names.
+
+    All requests of a connection that have the same headers share one. `first`: the first of each name; `credentials`:
+    whether one of them is a key of the client's; `unusual`: whether one asks for a check that most requests need not.
+    """
 
     pairs: list[tuple[str, str]]
     first: dict[str, str]
+    credentials: bool
+    unusual: bool
     _sent_on: dict[bool, str]
 
     @classmethod
     def of(cls, pairs: list[tuple[str, str]]) -> RequestHeaders:
-        return cls(pairs, dict(reversed(pairs)), {})
+        first = dict(reversed(pairs))
+        return cls(pairs, first, not CREDENTIALS.isdisjoint(first), not _UNUSUAL.isdisjoint(first), {})
 
-    def sent_on(self, *, authorization: bool) -> str:
-        """The lines of those that are for a backend; the client's Authorization is one only where that is wanted."""
-        lines = self._sent_on.get(authorization)
+    def sent_on(self, *, credentials: bool) -> str:
+        """The lines of those that are for a backend, with the client's own keys only if that is wanted."""
+        lines = self._sent_on.get(credentials)
         if lines is None:
-            lines = self._sent_on[authorization] = _sent_on(self.pairs, authorization=authorization)
+            lines = self._sent_on[credentials] = _sent_on(self.pairs, credentials=credentials)
         return lines
 
 
@@ -85,19 +111,19 @@ def request_head(
 ) -> bytes:
     """The head of a request to a backend: the client's end-to-end headers, our own key, and no compression.
 
-    The client's Authorization goes on only where the configuration lets it; a prefix of ours (`x-nexus-`) never does.
+    The client's own credentials go on only if the configuration lets them, and never beside our key.
     """
     own_key = f"authorization: Bearer {key}\r\n" if key is not None else ""
-    theirs = headers.sent_on(authorization=key is None and forwards_authorization(config))
+    theirs = headers.sent_on(credentials=key is None and forwards_authorization(config))
     return (
         f"{_first_lines(address, path)}content-length: {length}\r\nx-request-id: {request_id}\r\n{own_key}{theirs}\r\n"
     ).encode("latin-1")
 
 
-def _sent_on(headers: Sequence[tuple[str, str]], *, authorization: bool) -> str:
+def _sent_on(headers: Sequence[tuple[str, str]], *, credentials: bool) -> str:
     lines = [_line_sent_on(entry) for entry in headers]
-    if authorization:
-        lines += [_line(entry) for entry in headers if entry[0] == "authorization" and _is_safe(entry[1])]
+    if credentials:
+        lines += [_line(entry) for entry in headers if entry[0] in CREDENTIALS and _is_safe(entry[1])]
     return "".join(_less_named(headers, lines) if None in lines else lines)  # type: ignore[arg-type]
 
 
@@ -113,7 +139,7 @@ def _less_named(headers: Sequence[tuple[str, str]], lines: list[str | None]) -> 
 @lru_cache(maxsize=512)
 def _line_sent_on(entry: tuple[str, str]) -> str | None:
     """A client's header as a line for the backend, empty where it is not for it; None where it names others that are
-    not. An Authorization is looked at apart."""
+    not. Credentials are looked at apart."""
     name, value = entry
     if name == "connection" and value.lower() not in ("keep-alive", "close"):
         return None
@@ -131,7 +157,7 @@ def _first_lines(address: Address, path: str) -> str:
 
 def _goes_on(name: str) -> bool:
     """Whether a client's header (its name in lower case) is for the backend."""
-    return name not in _NOT_SENT_ON and not name.startswith("x-nexus-") and _SAFE_NAME.fullmatch(name) is not None
+    return name not in _NOT_SENT_ON and not name.startswith(_NEVER_SENT_ON) and _SAFE_NAME.fullmatch(name) is not None
 
 
 @lru_cache(maxsize=512)
@@ -140,7 +166,7 @@ def _comes_back(entry: tuple[str, str]) -> bool:
     name, value = entry
     return (
         name not in _NOT_GIVEN_BACK
-        and not name.startswith("x-nexus-")
+        and not name.startswith(_NEVER_GIVEN_BACK)
         and _SAFE_NAME.fullmatch(name) is not None
         and _is_safe(value)
     )

@@ -28,7 +28,7 @@ SECONDS = float(os.environ.get("NEXUS_FUZZ_SECONDS", "15"))
 SEED = int(os.environ.get("NEXUS_FUZZ_SEED", "1"))
 ROUND = 300
 """Examples between two looks at the clock."""
-LIMITS = Limits(fields=100, field=16380, line=8190, scheme_headers=("x-forwarded-proto", "x-forwarded-ssl"))
+LIMITS = Limits(fields=100, field=16380, line=8190)
 GUNICORN = Config()
 GUNICORN.set("limit_request_field_size", LIMITS.field)
 GUNICORN.set("limit_request_line", LIMITS.line)

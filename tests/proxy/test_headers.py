@@ -4,7 +4,7 @@ import pytest
 
 from nexus.backends.address import Address
 from nexus.config import BackendConfig
-from nexus.proxy.headers import RequestHeaders, answer_headers, request_head
+from nexus.proxy.headers import CREDENTIALS, RequestHeaders, answer_headers, request_head
 
 CLIENT = [
     ("host", "gateway"),
@@ -18,7 +18,17 @@ CLIENT = [
     ("openai-organization", "org"),
     ("x-nexus-priority", "high"),
     ("x-bad", "a\r\nb: c"),
+    ("forwarded", "for=10.0.0.1"),
+    ("x-forwarded-for", "10.0.0.1"),
+    ("x-real-ip", "10.0.0.1"),
+    ("origin", "https://page.example"),
+    ("referer", "https://page.example/"),
+    ("sec-fetch-site", "cross-site"),
+    ("sec-ch-ua", "x"),
+    ("cookie", "session=1"),
+    ("content-encoding", "gzip"),
 ]
+KEYS = sorted(CREDENTIALS)
 
 
 def test_a_client_cannot_take_our_key_out():
@@ -69,6 +79,21 @@ def test_whose_authorization(config, key, sent):
     assert [line for line in head(key, **config) if line.startswith("authorization")] == sent
 
 
+@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize(
+    ("config", "key", "sent"),
+    [({}, None, 0), ({"forward_authorization": True}, None, 1), ({"forward_authorization": True}, "own", 0)],
+)
+def test_a_key_under_any_name_goes_where_authorization_goes(name, config, key, sent):
+    backend = BackendConfig(name="b", url="http://h", **config)
+    headers = RequestHeaders.of([("content-type", "application/json"), (name, "client-key")])
+    assert headers.credentials
+    data = request_head(
+        headers, path="/v1/embeddings", address=Address.of("http://h"), config=backend, key=key, request_id="r", length=7
+    )  # fmt: skip
+    assert data.count(f"{name}: client-key\r\n".encode()) == sent
+
+
 @pytest.mark.parametrize(
     ("url", "host", "path"),
     [
@@ -86,5 +111,6 @@ def test_address(url, host, path):
 
 def test_what_is_given_back():
     given = [("content-type", "x"), ("x-ratelimit-remaining", "3"), ("transfer-encoding", "chunked"), ("set-cookie", "a"),
+             ("access-control-allow-origin", "*"), ("access-control-expose-headers", "*"),
              ("server", "s"), ("x-nexus-backend", "forged"), ("content-length", "3")]  # fmt: skip
     assert answer_headers(given) == [("content-type", "x"), ("x-ratelimit-remaining", "3")]

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,11 @@ class Demo(Process):
 
     def tally(self) -> dict[str, Any]:
         found: dict[str, Any] = get_json(f"{self.url}/demo/tally")
+        return found
+
+    def last(self) -> dict[str, Any]:
+        """The last proxied request: its `target`, `headers` and `body`."""
+        found: dict[str, Any] = get_json(f"{self.url}/demo/last")
         return found
 
     def fault(self, spec: str) -> None:
@@ -289,10 +295,15 @@ class Gateway(Measured):
     def wait_ready(self) -> None:
         def ready() -> bool:
             assert self.child.poll() is None, self.output()
-            return "is ready, in front of" in self.output()
+            try:
+                urllib.request.urlopen(f"{self.base}/readyz", timeout=10).close()
+            except urllib.error.HTTPError as not_yet:
+                not_yet.close()
+                return False
+            return ", in front of" in self.output()
 
         try:
-            until(ready, within_s=20)
+            until(ready, within_s=60)
             until(lambda: get_json(f"{self.operations}/health"))
         except AssertionError:
             self.child.terminate()

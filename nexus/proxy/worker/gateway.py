@@ -176,7 +176,6 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             fields=cfg.limit_request_fields,
             field=cfg.limit_request_field_size,
             line=cfg.limit_request_line,
-            scheme_headers=frozenset(name.lower() for name in cfg.secure_scheme_headers),
         )
 
     def _meet_the_fleet(self) -> None:

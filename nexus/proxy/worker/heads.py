@@ -36,7 +36,6 @@ class Limits(NamedTuple):
     fields: int
     field: int
     line: int
-    scheme_headers: frozenset[str] = frozenset()
 
 
 def read_plain_head(data: bytes, limits: Limits) -> PlainHead | None:
@@ -56,7 +55,7 @@ def read_plain_head(data: bytes, limits: Limits) -> PlainHead | None:
     fields = dict(headers)
     if len(fields) != len(headers):
         names = [name for name, _ in headers]
-        if any(names.count(name) > 1 for name in (*_ONCE, *limits.scheme_headers)):
+        if any(names.count(name) > 1 for name in _ONCE):
             return None
     length, connection = fields.get("content-length", ""), fields.get("connection")
     if (
@@ -65,7 +64,6 @@ def read_plain_head(data: bytes, limits: Limits) -> PlainHead | None:
         or len(length) > 12
         or (connection is not None and connection.lower() not in ("keep-alive", "close"))
         or not _NOT_PLAIN.isdisjoint(fields)
-        or len(limits.scheme_headers & fields.keys()) > 1
     ):
         return None
     keep_alive = connection is None or connection.lower() != "close"

@@ -1,0 +1,41 @@
+"""The bytes that one process holds in memory for bodies and answers in progress, and their limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Lock
+
+from nexus.errors import RequestFailed
+from nexus.proxy.client import Request
+
+
+class Buffers:
+    """Counts bytes for requests. `held` is their sum now.
+
+    Small bodies that come with their request headers are not counted: `max_concurrent_requests` bounds those.
+    """
+
+    def __init__(self, most: Callable[[], int]) -> None:
+        """`most` gives the limit that holds now."""
+        self._most = most
+        self._lock = Lock()
+        self.held = 0
+
+    def hold(self, request: Request, count: int) -> None:
+        """Count so many bytes more for a request, until `release`. Raises `RequestFailed` over the limit."""
+        with self._lock:
+            if self.held + count <= self._most():
+                self.held += count
+                request.held += count
+                return
+        raise RequestFailed(
+            "at_capacity",
+            "The gateway holds as many bytes of requests and answers as it may; try again shortly.",
+            headers={"retry-after": "1"},
+        )
+
+    def release(self, request: Request) -> None:
+        """Give back all that was counted for a request."""
+        with self._lock:
+            self.held -= request.held
+            request.held = 0
