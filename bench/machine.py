@@ -3,7 +3,8 @@
 import os
 import platform
 import statistics
-import sysconfig
+import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,12 +21,25 @@ def machine() -> str:
         platform.machine(),
     )
     cores = len(os.sched_getaffinity(0))
-    arguments = sysconfig.get_config_var("CONFIG_ARGS") or ""
-    optimized = "with" if "--enable-optimizations" in arguments else "without"
-    return (
-        f"{model}, {cores} cores, Linux {platform.release()}, "
-        f"Python {platform.python_version()} (built {optimized} profile-guided optimization)"
-    )
+    return f"{model}, {cores} cores, Linux {platform.release()}, {python_build(sys.executable)}"
+
+
+_BUILD = """
+import platform, sys, sysconfig
+of = lambda key: sysconfig.get_config_var(key) or ""
+optimized = "--enable-optimizations" in of("CONFIG_ARGS")
+package = sys.base_prefix == "/usr"
+print(platform.python_version(), "as the distribution packages it" if package else
+      f"built {'with' if optimized else 'without'} profile-guided optimization", sep="|")
+"""
+
+
+def python_build(python: Path | str) -> str:
+    """A Python's version and how it was built, asked of that Python."""
+    version, how = subprocess.run(
+        [str(python), "-c", _BUILD], capture_output=True, text=True, check=True
+    ).stdout.strip().split("|")  # fmt: skip
+    return f"Python {version} ({how})"
 
 
 def versions(*packages: str) -> str:

@@ -129,9 +129,10 @@ def nexus(
     module: str = "nexus",
     workers: int = 1,
     core: str = GATEWAY_CORE,
+    python: Path | str = sys.executable,
     **environ: str,
 ) -> Running:
-    """`nexus serve` in front of one backend, as it is configured by default but for its log level."""
+    """`nexus serve` in front of one backend, with the default configuration except for the log level."""
     port = free_port()
     place = directory / name
     shutil.rmtree(place, ignore_errors=True)
@@ -143,21 +144,34 @@ def nexus(
         '[health_check]\nlisten = "off"\ninterval_seconds = 5\n[logging]\nlevel = "warn"\n'
         f'[[backends]]\nname = "up"\nurl = "http://127.0.0.1:{upstream}"\ntype = "vllm"\n'
     )
-    command = [sys.executable, "-m", module, "serve", "-c", str(file)]
+    command = [str(python), "-m", module, "serve", "-c", str(file)]
     running = start(name, command, port, directory, core=core, ready="/readyz", **environ)
     running.left = run_dir
     return running
 
 
-def vllm_router(directory: Path, upstream: int) -> Running:
-    """The Rust router that vLLM publishes, with one worker."""
+def vllm_router(directory: Path, upstream: int, *, policy: str | None = None) -> Running:
+    """The Rust router that vLLM publishes, with one worker. `policy` None leaves it at its default, `cache_aware`."""
     program = peer("vllm-router", "vllm-router==0.1.17")
+    return _router("vllm-router", [str(program)], directory, upstream, policy, "--max-concurrent-requests", "100000")
+
+
+def sglang_router(directory: Path, upstream: int, *, policy: str | None = None) -> Running:
+    """The Rust router that SGLang publishes. `policy` None leaves it at its default, `cache_aware`."""
+    program = peer("sglang-router", "sglang-router==0.3.2")
+    launch = [str(program.parent / "python"), "-m", "sglang_router.launch_router"]
+    return _router("sglang-router", launch, directory, upstream, policy)
+
+
+def _router(name: str, launch: list[str], directory: Path, upstream: int, policy: str | None, *options: str) -> Running:
     port = free_port()
+    log_level = "warning" if name == "vllm-router" else "warn"
     command = [
-        str(program), "--host", "127.0.0.1", "--port", str(port), "--worker-urls", f"http://127.0.0.1:{upstream}",
-        "--log-level", "warning", "--max-concurrent-requests", "100000", "--prometheus-port", str(free_port()),
+        *launch, "--host", "127.0.0.1", "--port", str(port), "--worker-urls", f"http://127.0.0.1:{upstream}",
+        "--log-level", log_level, "--prometheus-port", str(free_port()), *options,
+        *(("--policy", policy) if policy else ()),
     ]  # fmt: skip
-    return start("vllm-router", command, port, directory, core=GATEWAY_CORE, ready="/health")
+    return start(f"{name}-{policy or 'default'}", command, port, directory, core=GATEWAY_CORE, ready="/health")
 
 
 def nginx_proxy(directory: Path, upstream: int) -> Running:
@@ -214,3 +228,21 @@ def npm_peer(name: str, requirement: str) -> Path:
         subprocess.run(["npm", "install", "--silent", "--prefix", str(place), requirement], check=True)
         (place / "installed").touch()
     return place / "node_modules" / ".bin"
+
+
+def distribution_python() -> Path:
+    """The distribution's Python in an environment of its own, with what `requirements.txt` pins.
+
+    Raises RuntimeError if there is none, or if it is the Python that runs the benchmark.
+    """
+    system = Path("/usr/bin/python3")
+    if not system.exists() or system.resolve() == Path(sys.executable).resolve():
+        raise RuntimeError("this machine has no other Python of the distribution's")
+    place = PEERS / "distribution-python"
+    python = place / "bin" / "python"
+    if not (place / "installed").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        subprocess.run([str(system), "-m", "venv", str(place)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(ROOT / "requirements.txt")], check=True)
+        (place / "installed").touch()
+    return python

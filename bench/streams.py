@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from bench import rig
@@ -127,6 +128,15 @@ def sink(port: int, count: int) -> dict[str, float]:
     return result
 
 
+CHEAPEST, DEFAULT = "vLLM router, round_robin", "vLLM router, cache_aware"
+GATEWAYS = {
+    "nginx": rig.nginx_proxy,
+    CHEAPEST: partial(rig.vllm_router, policy="round_robin"),
+    DEFAULT: rig.vllm_router,
+    "Nexus": rig.nexus,
+}
+
+
 def measure(gateway: rig.Running | None, port: int, count: int) -> dict[str, float]:
     """One run of a sink against a port; the gateway's processor time is that between its two marks."""
     import subprocess
@@ -157,7 +167,7 @@ def main() -> None:
     results: dict[tuple[str, int], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
-        makers = {"nginx": rig.nginx_proxy, "vLLM router": rig.vllm_router, "Nexus": rig.nexus}
+        makers = GATEWAYS
         for repeat in range(REPEATS):
             for count in COUNTS:
                 results.setdefault(("direct", count), []).append(measure(None, upstream, count))
@@ -168,7 +178,7 @@ def main() -> None:
                     finally:
                         gateway.stop()
                     results.setdefault((name, count), []).append(found)
-                    print(f"{repeat} {name:12} {count:5} streams: {found}", flush=True)
+                    print(f"{repeat} {name:24} {count:5} streams: {found}", flush=True)
     feeder.kill()
     RESULTS.write_text(report(results))
     print(RESULTS.read_text())
@@ -194,7 +204,7 @@ def report(results: dict[tuple[str, int], list[dict[str, float]]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for count in COUNTS:
-        for name in ("nginx", "vLLM router", "Nexus"):
+        for name in GATEWAYS:
             added = [
                 max(0.0, median(name, count, key) - median("direct", count, key)) for key in ("median_ms", "p99_ms")
             ]
@@ -204,10 +214,11 @@ def report(results: dict[tuple[str, int], list[dict[str, float]]]) -> str:
             )
     lines.append("")
     for count in COUNTS:
-        ratio = median("Nexus", count, "cpu_us") / median("vLLM router", count, "cpu_us")
-        verdict = "met" if ratio < 1 else "missed"
+        ratios = [median("Nexus", count, "cpu_us") / median(name, count, "cpu_us") for name in (CHEAPEST, DEFAULT)]
+        verdict = "met" if ratios[0] < 1 else "missed"
         lines.append(
-            f"- {count} streams: Nexus takes {ratio:.2f} × the vLLM router's processor time per event (goal: below 1; {verdict})."
+            f"- {count} streams: Nexus takes {ratios[0]:.2f} × the vLLM router's processor time per event at `round_robin`"
+            f" (goal: below 1; {verdict}), {ratios[1]:.2f} × at `cache_aware`, its default."
         )
     return "\n".join([*lines, ""])
 
