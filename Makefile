@@ -6,14 +6,14 @@ BIN    := $(VENV)/bin
 SECONDS ?= 600
 SEED    ?= 1
 
-.PHONY: run test check check-long lint types pages screenshot clean bench bench-streams bench-metrics bench-dashboard soak chaos fuzz
+.PHONY: run test check check-long check-real lint types pages screenshot clean bench bench-streams bench-metrics bench-dashboard soak chaos fuzz
 
 run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends where there is none
 	@exec $(BIN)/nexus serve
 
 test: $(VENV)/dev.stamp  ## run all tests, end-to-end ones included
 	@sh tests/install-packages.sh
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long and not real"
 
 check: lint types test  ## everything that must pass
 
@@ -21,6 +21,9 @@ check-long: $(VENV)/dev.stamp  ## chaos, soak and fuzz runs, beyond the ten minu
 	@sh tests/install-packages.sh
 	NEXUS_CHAOS_SECONDS=$(SECONDS) NEXUS_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/test_chaos.py tests/test_soak.py
 	$(BIN)/python -m pytest --hypothesis-profile=long tests/proxy tests/metrics tests/routing
+
+check-real: $(VENV)/dev.stamp  ## real model servers and client libraries, fetched into bench/.peers; takes a compiler, node and a JDK
+	$(BIN)/python -m pytest -s -m real tests/real
 
 bench: $(VENV)/dev.stamp  ## requests a second beside the peers, which are fetched into bench/.peers; needs wrk, nginx, haproxy
 	$(BIN)/python -m bench.throughput

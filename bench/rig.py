@@ -207,25 +207,25 @@ def _nginx(name: str, directory: Path, port: int, core: str, server: str) -> Run
     return start(name, ["nginx", "-c", str(file)], port, directory, core=core)
 
 
-def peer(name: str, requirement: str) -> Path:
+def peer(name: str, *requirements: str) -> Path:
     """The program of a peer from the Python package index, fetched into an environment of its own."""
     place = PEERS / name
     program = place / "bin" / name
     if not (place / "installed").exists():
         shutil.rmtree(place, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-        subprocess.run([str(place / "bin" / "pip"), "install", "--quiet", requirement], check=True)
+        subprocess.run([str(place / "bin" / "pip"), "install", "--quiet", *requirements], check=True)
         (place / "installed").touch()
     return program
 
 
-def npm_peer(name: str, requirement: str) -> Path:
+def npm_peer(name: str, *requirements: str) -> Path:
     """The folder of programs of a peer from npm, fetched into a folder of its own; needs node."""
     place = PEERS / name
     if not (place / "installed").exists():
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        subprocess.run(["npm", "install", "--silent", "--prefix", str(place), requirement], check=True)
+        subprocess.run(["npm", "install", "--silent", "--prefix", str(place), *requirements], check=True)
         (place / "installed").touch()
     return place / "node_modules" / ".bin"
 

