@@ -103,7 +103,10 @@ def test_the_openai_client_for_node(gateway: Gateway):
 
 
 def test_the_ai_sdk(gateway: Gateway):
-    assert node("ai-sdk", AI_SDK, gateway, "ai@7.0.173", "@ai-sdk/openai-compatible@3.0.92") == {"text": True, "streamed": True}
+    assert node("ai-sdk", AI_SDK, gateway, "ai@7.0.173", "@ai-sdk/openai-compatible@3.0.92") == {
+        "text": True,
+        "streamed": True,
+    }
 
 
 def test_langchain_with_two_hundred_documents(gateway: Gateway, tmp_path: Path):

@@ -57,7 +57,10 @@ def test_a_whole_response_is_counted_exactly(client: OpenAI, gateway: Gateway):
     completion = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=8)
     after = gateway.settled()
     assert completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens
-    for kind, tokens in (("prompt", completion.usage.prompt_tokens), ("completion", completion.usage.completion_tokens)):
+    for kind, tokens in (
+        ("prompt", completion.usage.prompt_tokens),
+        ("completion", completion.usage.completion_tokens),
+    ):
         name = "nexus_tokens_total_sum"
         assert after.total(name, type=kind) - before.total(name, type=kind) == tokens
 
@@ -90,13 +93,14 @@ def test_a_prompt_over_the_context_comes_back_in_the_server_words(client: OpenAI
 @pytest.mark.parametrize("kind", ["embeddings", "image"])
 def test_a_client_mistake_told_as_5xx_blames_nobody(client: OpenAI, gateway: Gateway, kind: str):
     image: Any = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    ask: Any = {
+        "embeddings": lambda: client.embeddings.create(model="tiny", input="hello"),
+        "image": lambda: client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": [image]}]),
+    }[kind]
     before = gateway.settled()
     for _ in range(6):
         with pytest.raises(APIStatusError) as refused:
-            if kind == "embeddings":
-                client.embeddings.create(model="tiny", input="hello")
-            else:
-                client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": [image]}])
+            ask()
         assert 400 <= refused.value.status_code < 500, refused.value
     after = gateway.settled()
     assert after.total("nexus_backend_circuit_opens_total") == before.total("nexus_backend_circuit_opens_total")
