@@ -41,6 +41,47 @@ def served(module_dir):
     assert "Traceback" not in process.output()
 
 
+def test_options_of_the_start_hold_for_every_process(module_dir, tmp_path):
+    """Of its health process too; and commands that know the configuration alone find the gateway where it listens."""
+    port, operations, other = free_port(), free_port(), free_port()
+    file = tmp_path / "nexus.toml"
+    with Demo(tmp_path, name="well", pace=0) as well:
+        file.write_text(
+            f'[server]\nport = {other}\nhost = "127.0.0.1"\n'
+            f'[health_check]\nlisten = "127.0.0.1:{operations}"\n[logging]\nformat = "json"\n'
+            f'{backend_toml(well)}\n[[backends]]\nname = "down"\nurl = "http://127.0.0.1:9"\n'
+            '[[backends]]\nname = "claude"\nurl = "http://127.0.0.1:9"\ntype = "anthropic"\n'
+        )
+        environ = clean_environ(XDG_RUNTIME_DIR=str(tmp_path), NEXUS_DISCOVERY="true")
+        options = ["-p", str(port), "-H", "127.0.0.1", "-l", "WARN,nexus::health=info", "--no-discovery"]
+        with Process(
+            [sys.executable, "-m", "nexus", "serve", "-c", str(file), *options, "--no-health-check"],
+            log=tmp_path / "serve.log", environ=environ,
+        ) as process:  # fmt: skip
+            until(lambda: "Ctrl-C stops it" in process.output(), within_s=20)
+            screen = process.output()
+            named = "in front of 2 backends"
+            assert f"{named} from {file}; claude (anthropic) left out, because" in screen
+            assert "discovery" not in screen
+            until(lambda: '"event": "health process ready"' in process.output())
+            assert '"event": "worker ready"' not in process.output(), "its level is warn"
+            base = f"http://127.0.0.1:{port}"
+            until(lambda: scrape(base).value("nexus_backend_up", backend="down") == 1)
+
+            def said(*words: str) -> str:
+                done = subprocess.run(
+                    [sys.executable, "-m", "nexus", *words, "-c", str(file)],
+                    capture_output=True, text=True, timeout=30, env=environ,
+                )  # fmt: skip
+                assert done.returncode == 0, done.stderr
+                return done.stdout
+
+            until(lambda: get_json(f"{base}/v1/models")["data"])
+            assert "demo-small" in said("models")
+            assert "well" in said("backends", "list")
+            assert said("chat", "demo-small", "Hello!", "--max-tokens", "3").strip()
+
+
 def test_first_screen_says_what_to_do(served):
     screen = served.output()
     assert "two demo backends that make up text" in screen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import time
 import tomllib
 from typing import Any, get_args
@@ -10,10 +11,12 @@ from typing import Any, get_args
 import click
 
 from nexus.cli.gateway import Command, Gateway, find_operations, operations_options, path_part
-from nexus.cli.output import NO, Failure, json_option, milliseconds, say_json, since, state, table
+from nexus.cli.output import MISUSED, NO, Failure, json_option, milliseconds, say_json, since, state, table
 from nexus.config.records import BackendType, Zone
+from nexus.fleet.records import Status
 
 _POLL_S = 0.1
+_HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/:]+):\d+(/\S*)?$")
 
 
 @click.group("backends")
@@ -33,18 +36,24 @@ def _save_option(command: Command) -> Command:
 
 
 @backends.command("list")
+@click.option(
+    "-s", "--status", type=click.Choice(get_args(Status), case_sensitive=False), help="Only those of this status."
+)
 @operations_options
 @json_option
-def list_(config: str | None, url: str | None, as_json: bool) -> None:
+def list_(status: str | None, config: str | None, url: str | None, as_json: bool) -> None:
     """Show every backend: how it is, what it serves, how busy it is.
 
-    It exits with 1 where there is none.
+    It exits with 1 if there is none.
     """
-    found = find_operations(config, url).backends()
+    everything = find_operations(config, url).backends()
+    found = [backend for backend in everything if status in (None, backend["status"])]
     if as_json:
         say_json({"backends": found})
     elif found:
         click.echo(backend_table(found))
+    if everything and not found:
+        raise Failure(f"No backend is {status}; there are {len(everything)} of another status.", status=NO)
     if not found:
         raise Failure("There is no backend; add one with `nexus backends add URL`.", status=NO)
 
@@ -91,9 +100,16 @@ def _setting(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
 
 @backends.command("add")
 @click.argument("address", metavar="URL")
-@click.option("--name", help="Its name [host and port of the URL].")
-@click.option("--type", "kind", type=click.Choice(get_args(BackendType)), help="What kind of server it is [generic].")
-@click.option("--priority", type=int, help="Lower is preferred [50].")
+@click.option("-n", "--name", help="Its name [host and port of the URL].")
+@click.option(
+    "-t",
+    "--type",
+    "--backend-type",
+    "kind",
+    type=click.Choice(get_args(BackendType), case_sensitive=False),
+    help="What kind of server it is [found out by asking it, else generic].",
+)
+@click.option("-p", "--priority", type=int, help="Lower is preferred [50].")
 @click.option("--zone", type=click.Choice(get_args(Zone)), help="Its privacy zone [by its kind].")
 @click.option("--tier", type=int, help="Its capability tier, 1 to 5 [1].")
 @click.option("--max-concurrent", type=int, help="Requests in flight that it takes [as many as it tells].")
@@ -118,6 +134,8 @@ def add(
 
     It gets requests as soon as a probe found it healthy, which is tried at once.
     """
+    if "://" not in address and not _HOST_AND_PORT.match(address):
+        raise Failure(f"{address} is not an address; it takes http://HOST:PORT.", status=MISUSED)
     address = address if "://" in address else f"http://{address}"
     settings = {"type": given.pop("kind"), **given, **more}
     body = {"name": name or address.partition("://")[2].split("/")[0], "url": address, "save": save}
@@ -126,7 +144,9 @@ def add(
     if as_json:
         say_json(added)
     else:
-        click.echo(f"Added {added['name']}{_kept(save)}; it gets requests once a probe found it healthy.")
+        click.echo(
+            f"Added {added['name']} ({added['type']}){_kept(save)}; it gets requests once a probe found it healthy."
+        )
 
 
 @backends.command("remove")

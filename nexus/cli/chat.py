@@ -89,11 +89,17 @@ def chat(
     body: dict[str, Any] = {"model": model, "messages": [*messages, {"role": "user", "content": content}]}
     body |= {"max_tokens": max_tokens} if max_tokens else {}
     body |= {"temperature": temperature} if temperature is not None else {}
-    target = f"{gateway.base}/v1/chat/completions"
+    base = gateway.base
     try:
-        heard, response = _ask(target, body, _headers(headers), quiet=as_json)
+        try:
+            heard, response = _ask(base, body, _headers(headers), quiet=as_json)
+        except NoAnswer:
+            if not gateway.follow():
+                raise
+            base = gateway.base
+            heard, response = _ask(base, body, _headers(headers), quiet=as_json)
     except NoAnswer as why:
-        raise gateway.unreached({gateway.base: str(why)}) from why
+        raise gateway.unreached({base: str(why)}) from why
     route = _route(response, heard, model)
     if as_json:
         say_json(route)
@@ -114,8 +120,9 @@ def _headers(given: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _ask(target: str, body: dict[str, Any], headers: Mapping[str, str], *, quiet: bool) -> tuple[Heard, HTTPResponse]:
+def _ask(base: str, body: dict[str, Any], headers: Mapping[str, str], *, quiet: bool) -> tuple[Heard, HTTPResponse]:
     """Send it, and print what comes. A backend that refuses to tell the usage is asked again without."""
+    target = f"{base}/v1/chat/completions"
     for options in ({"stream_options": {"include_usage": True}}, {}):
         heard = Heard(time.monotonic())
         content = json.dumps({**body, "stream": True, **options}).encode()

@@ -51,7 +51,7 @@ def check(file: str | None, config: str | None, as_json: bool) -> None:
 @click.option(
     "-o", "--output", default="nexus.toml", show_default=True, metavar="FILE", help="Where to write; - prints."
 )
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("-f", "--force", is_flag=True, help="Replace a file that is there.")
 @json_option
 def init(output: str, force: bool, as_json: bool) -> None:
     """Write a commented configuration with every key and its default."""

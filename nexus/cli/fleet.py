@@ -12,7 +12,7 @@ from nexus.cli.output import GOOD, NO, Failure, counted, duration, json_option, 
 
 
 @click.command("models", short_help="Show the models, and which backends have them.")
-@click.option("--backend", help="Only those of this backend.")
+@click.option("-b", "--backend", help="Only those of this backend.")
 @gateway_options
 @json_option
 def models(backend: str | None, config: str | None, url: str | None, as_json: bool) -> None:

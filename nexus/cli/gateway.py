@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import click
+from msgspec.structs import replace
 
 from nexus.cli.output import MISUSED, NO, UNREACHED, Failure
 from nexus.config import Config, ConfigError, load
@@ -138,11 +139,14 @@ class Gateway:
         """What the gateway, or where that is no help its health process, answers; 200. Raises `Failure`."""
         target = path + (f"?{urlencode(given)}" if (given := {k: v for k, v in query.items() if v is not None}) else "")
         failed, answered = {}, None
-        for base in filter(None, (self.base, self.operations)):
+        bases = [base for base in (self.base, self.operations) if base]
+        for base in bases:
             try:
                 answer = call("GET", base + target, headers=_bearer(self.secret()))
             except NoAnswer as why:
                 failed[base] = str(why)
+                if base == self.base and self.follow():
+                    bases.insert(1, self.base)
                 continue
             if answer.status == 200:
                 return answer
@@ -153,6 +157,24 @@ class Gateway:
         if answer.status == 401:
             raise self._unauthorized(base)
         raise Failure(f"{base}{path}: {answer.message()}", status=MISUSED if answer.status == 400 else NO)
+
+    def follow(self) -> bool:
+        """Go by what the health process says of the gateway's address; whether that is another one than before.
+
+        An option of `nexus serve` may have set it, of which the configuration knows nothing.
+        """
+        if self.operations is None or self.run_dir is None:
+            return False
+        try:
+            port, _, host = call("GET", f"{self.operations}/livez").headers.get("x-nexus-gateway", "").partition(" ")
+        except NoAnswer:
+            return False
+        if not port.isdecimal() or (base := _url(host, int(port))) == self.base:
+            return False
+        self.base = base
+        self.config = replace(self.config, server=replace(self.config.server, host=host, port=int(port)))
+        self.run_dir = RunDirectory.of(self.config)
+        return True
 
     def change(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """What the operators' endpoint answers, as JSON. Raises `Failure`."""
@@ -171,6 +193,8 @@ class Gateway:
         except NoAnswer as why:
             raise self.unreached({self.operations: str(why)}) from why
         if answer.status == 401:
+            if self.follow():
+                return self.change(method, path, body)
             raise self._unauthorized(self.operations)
         if answer.status == 404 and b"unknown_backend" not in answer.content:
             raise Failure(

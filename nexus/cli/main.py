@@ -65,7 +65,7 @@ class Lazy(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     epilog="Exit statuses: " + "; ".join(f"{status}: {meaning}" for status, meaning in EXIT_STATUSES.items()) + ".",
 )
-@click.version_option(__version__, prog_name="nexus")
+@click.version_option(__version__, "-V", "--version", prog_name="nexus")
 @click.pass_context
 def cli(context: click.Context, /, **_: Any) -> None:
     """One OpenAI-compatible endpoint in front of a fleet of LLM backends."""

@@ -12,14 +12,35 @@ from nexus.config import ConfigError
 
 @click.command("serve", short_help="Start the gateway and its health process.")
 @config_option
-@click.option("--host", help="Address to listen on.")
-@click.option("--port", type=int, help="Port to listen on.")
+@click.option("-H", "--host", help="Address to listen on.")
+@click.option("-p", "--port", type=int, help="Port to listen on.")
 @click.option("--workers", type=int, help="Worker processes; 0 for one per core.")
-def serve(config: str | None, host: str | None, port: int | None, workers: int | None) -> None:
+@click.option(
+    "-l", "--log-level", metavar="LEVEL", help="trace, debug, info, warn or error; also info,nexus::health=debug."
+)
+@click.option("--no-discovery", is_flag=True, help="Do not look for backends on the network.")
+@click.option("--no-health-check", is_flag=True, help="Count every backend as healthy, whatever its probes say.")
+def serve(
+    config: str | None,
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    log_level: str | None,
+    no_discovery: bool,
+    no_health_check: bool,
+) -> None:
     """Start the gateway and its health process, and keep both running."""
     from nexus.cli.serve import serve as run
 
-    sys.exit(run(config, {"server.host": host, "server.port": port, "server.workers": workers}))
+    overrides = {
+        "server.host": host,
+        "server.port": port,
+        "server.workers": workers,
+        "logging.level": log_level,
+        "discovery.enabled": False if no_discovery else None,
+        "health_check.enabled": False if no_health_check else None,
+    }
+    sys.exit(run(config, overrides))
 
 
 @click.command("demo-backend", short_help="Run a small backend that makes up text.")
@@ -38,6 +59,13 @@ def serve(config: str | None, host: str | None, port: int | None, workers: int |
     type=click.Choice(["asked", "always", "never"]),
     help="When streams tell how many tokens they had.",
 )
+@click.option(
+    "--kind",
+    default="any",
+    show_default=True,
+    type=click.Choice(["any", "ollama", "llamacpp", "vllm", "generic"]),
+    help="Whose management paths it has.",
+)
 @click.option("--seed", default=0, show_default=True, help="The same seed says and does the same.")
 @click.option("--fault", default="", metavar="SPEC", help="Such as status=503,rate=0.3; also the header x-demo-fault.")
 def demo_backend(
@@ -48,6 +76,7 @@ def demo_backend(
     pace: float,
     length: int,
     usage: str,
+    kind: str,
     seed: int,
     fault: str,
 ) -> None:
@@ -60,5 +89,5 @@ def demo_backend(
         spec = FaultSpec.parse(fault)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
-    manner = Manner(name=name, models=models, pace=pace, length=length, usage=usage, seed=seed)
+    manner = Manner(name=name, models=models, pace=pace, length=length, usage=usage, seed=seed, kind=kind)
     run_demo(manner, spec, host=host, port=port)

@@ -18,9 +18,10 @@ import click
 import nexus
 from nexus import log as logs
 from nexus.cli.children import Child
+from nexus.cli.output import counted
 from nexus.config import ConfigError, Loaded, load
-from nexus.config.loading import listen_address
-from nexus.config.records import Server
+from nexus.config.loading import COMMAND_LINE, listen_address
+from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, Server
 from nexus.fleet.rundir import RunDirectory, RunDirectoryError
 
 log = logging.getLogger("nexus.serve")
@@ -73,8 +74,14 @@ def _gunicorn() -> list[str]:
 def _environment(loaded: Loaded, run_dir: RunDirectory) -> dict[str, str]:
     """What the children are told: the settings as they were resolved here, so that all agree."""
     server, logging_ = loaded.config.server, loaded.config.logging
+    given = {
+        variable: str(getattr(getattr(loaded.config, table), key)).lower()
+        for variable, (table, key) in ENVIRONMENT.items()
+        if loaded.origins.get(f"{table}.{key}") == COMMAND_LINE
+    }
     environ = {
         **os.environ,
+        **given,
         "NEXUS_RUN_DIR": str(run_dir.path.absolute()),
         "NEXUS_HOST": server.host,
         "NEXUS_PORT": str(server.port),
@@ -83,6 +90,9 @@ def _environment(loaded: Loaded, run_dir: RunDirectory) -> dict[str, str]:
         "NEXUS_LOG_LEVEL": logging_.level,
         "NEXUS_LOG_FORMAT": logging_.format,
     }
+    if loaded.origins.get("logging.level", str(loaded.path)) != str(loaded.path):  # given by option or environment
+        parts = [f"nexus::{name}={level}" for name, level in logging_.component_levels.items()]
+        environ["NEXUS_LOG_LEVEL"] = ",".join([logging_.level, *parts])
     if loaded.path is not None:
         environ["NEXUS_CONFIG"] = str(loaded.path.absolute())
     return environ
@@ -222,8 +232,11 @@ def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool, ready: b
     server, listen = loaded.config.server, loaded.config.health_check.listen
     host = _reachable(server)
     base = f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
-    count = len(loaded.config.backends)
-    named = f"{count} backend{'' if count == 1 else 's'} from {loaded.path or 'the defaults'}"
+    served = [backend for backend in loaded.config.backends if backend.type not in NOT_SPOKEN]
+    left_out = [f"{backend.name} ({backend.type})" for backend in loaded.config.backends if backend not in served]
+    named = f"{counted(len(served), 'backend')} from {loaded.path or 'the defaults'}"
+    if left_out:
+        named += f"; {', '.join(left_out)} left out, because Nexus does not speak that protocol yet"
     backends = "two demo backends that make up text" if demo else named
     model = "demo-small" if demo else "YOUR-MODEL"
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'

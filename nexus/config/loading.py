@@ -19,12 +19,16 @@ import msgspec
 from msgspec import inspect as shapes
 
 from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, NOT_YET, RESTART_ONLY, Config
+from nexus.config.secrets import secret
 
 ALIAS_DEPTH = 3
 MOST_BACKENDS = 500
 """As many as the load table has columns for, with some left for those that have just gone."""
 DEFAULT_FILE = "nexus.toml"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~\[\]:-]+")
+COMMAND_LINE = "the command line"
+"""The origin of a value that an option gave."""
+_IGNORED = "The Rust gateway ignored this."
 
 
 class ConfigError(Exception):
@@ -67,7 +71,8 @@ def load(
         used = None
     source = str(used) if used else "defaults"
     origins = {key: source for key, _ in _leaves(data)}
-    in_file = frozenset(key for key in NOT_YET if _lookup(data, key))
+    ignored_targets = _split_log_directives(data)
+    in_file = frozenset(key for key in NOT_YET if _is_set(data, key.split(".")))
 
     for variable, (table, key) in ENVIRONMENT.items():
         if environ.get(variable):
@@ -76,8 +81,9 @@ def load(
     for dotted, value in (overrides or {}).items():
         if value is not None:
             _set(data, dotted, value)
-            origins[dotted] = "the command line"
+            origins[dotted] = COMMAND_LINE
 
+    ignored_targets |= _split_log_directives(data)
     checker = _Checker(source=source, origins=origins)
     checked = checker.section(data, Config, ())
     if checker.problems:
@@ -86,7 +92,11 @@ def load(
     problems = [f"{source}: {problem}" for problem in contradictions(config)]
     if problems:
         raise ConfigError(problems)
-    return Loaded(config=config, path=used, origins=origins, warnings=_warnings(config, source, in_file))
+    warnings = _warnings(config, source, in_file, environ)
+    if ignored_targets:
+        names = ", ".join(sorted(ignored_targets))
+        warnings.append(f"{source}: [logging] level has no effect for {names}; only parts of nexus have levels.")
+    return Loaded(config=config, path=used, origins=origins, warnings=warnings)
 
 
 def process_config(environ: Mapping[str, str] | None = None) -> Config:
@@ -184,6 +194,7 @@ class _Checker:
                     return {name: self.section(item, record, (*path, name)) for name, item in value.items()}
                 self._wrong(path, value, f"a list of tables, written [[{'.'.join(path)}]]")
                 return []
+        value = _in_known_case(value, options)
         try:
             text = self.origins.get(".".join(path), "").startswith("environment")
             return msgspec.convert(value, hint, strict=not text)
@@ -198,8 +209,20 @@ class _Checker:
 
     def _unknown(self, key: str, known: list[str], path: tuple[str, ...]) -> None:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}."
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}. {_IGNORED}"
         self.problems.append(f"{self.source}: {_table(path)} has no key {key}; {hint}")
+
+
+def _in_known_case(value: Any, options: list[Any]) -> Any:
+    """The value with each word of a fixed set in the case of that set: `Restricted` becomes `restricted`."""
+    for option in options:
+        if isinstance(option, shapes.LiteralType) and isinstance(value, str) and value.lower() in option.values:
+            return value.lower()
+        if isinstance(option, shapes.DictType) and isinstance(value, dict):
+            return {key: _in_known_case(item, [_bare(option.value_type)]) for key, item in value.items()}
+        if isinstance(option, shapes.ListType) and isinstance(value, list):
+            return [_in_known_case(item, [_bare(option.item_type)]) for item in value]
+    return value
 
 
 def describe(hint: Any) -> str:
@@ -267,6 +290,45 @@ def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
     data[key] = value
 
 
+def _is_set(data: Any, path: list[str]) -> bool:
+    """Whether a key is given, in the table itself or in any table of a list or of tables by name."""
+    if not path:
+        return data not in (None, {}, [])
+    if isinstance(data, list):
+        return any(_is_set(item, path) for item in data)
+    if not isinstance(data, dict):
+        return False
+    if path[0] in data:
+        return _is_set(data[path[0]], path[1:])
+    return len(path) == 1 and any(isinstance(item, dict) and path[0] in item for item in data.values())
+
+
+def _split_log_directives(data: dict[str, Any]) -> set[str]:
+    """Move the directives of a level such as `info,nexus::routing=debug` into `component_levels`.
+
+    Returns the targets of directives that no part of Nexus answers to, such as `hyper`.
+    """
+    logging = data.get("logging")
+    level = logging.get("level") if isinstance(logging, dict) else None
+    if not isinstance(logging, dict) or not isinstance(level, str) or not ("," in level or "=" in level):
+        return set()
+    plain, ignored, levels = [], set(), {}
+    for directive in filter(None, map(str.strip, level.split(","))):
+        target, is_pair, chosen = directive.partition("=")
+        crate, *parts = target.strip().split("::")
+        if not is_pair or (crate == "nexus" and not parts):
+            plain.append(chosen.strip() if is_pair else directive)
+        elif crate == "nexus":
+            levels[parts[0]] = chosen.strip()
+        else:
+            ignored.add(target.strip())
+    logging["level"] = plain[-1] if plain else "info"
+    given = logging.get("component_levels", {})
+    if levels and isinstance(given, dict):
+        logging["component_levels"] = given | levels
+    return ignored
+
+
 def contradictions(config: Config) -> Iterator[str]:
     """What no single key shows: names used twice, addresses that are none, aliases that never arrive."""
     if len(config.backends) > MOST_BACKENDS:
@@ -275,7 +337,10 @@ def contradictions(config: Config) -> Iterator[str]:
     for number, backend in enumerate(config.backends):
         where = f"[backends[{number}]]"
         if backend.name in seen:
-            yield f'{where} name = "{backend.name}" is used twice; each backend needs a name of its own.'
+            yield (
+                f'{where} name = "{backend.name}" is used twice; each backend needs a name of its own. '
+                "The Rust gateway accepted this and mixed up the two."
+            )
         seen.add(backend.name)
         if not backend.name.isprintable():
             yield f"{where} name = {backend.name!r} is not allowed; it takes printable characters only."
@@ -296,10 +361,13 @@ def contradictions(config: Config) -> Iterator[str]:
         while target in aliases and depth <= ALIAS_DEPTH:
             target, depth = aliases[target], depth + 1
         if depth > ALIAS_DEPTH:
-            yield f'[routing.aliases] "{name}" does not end within {ALIAS_DEPTH} steps; point it at a model.'
+            yield (
+                f'[routing.aliases] "{name}" does not end within {ALIAS_DEPTH} steps; point it at a model. '
+                f"The Rust gateway stopped after step {ALIAS_DEPTH} and ignored the rest."
+            )
     for name, chain in config.routing.fallbacks.items():
         if name in chain:
-            yield f'[routing.fallbacks] "{name}" falls back to itself; name other models.'
+            yield f'[routing.fallbacks] "{name}" falls back to itself; name other models. {_IGNORED}'
 
 
 def _of_clients(config: Config) -> Iterator[str]:
@@ -340,9 +408,13 @@ def listen_address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _warnings(config: Config, source: str, in_file: frozenset[str]) -> list[str]:
+def _warnings(config: Config, source: str, in_file: frozenset[str], environ: Mapping[str, str]) -> list[str]:
     warnings = []
-    missing = [f"[{key}] ({meaning})" for key, meaning in NOT_YET.items() if key in in_file]
+    fine = {
+        "discovery": not config.discovery.enabled,
+        "queue.priority_header": config.queue.priority_header.lower() == "x-nexus-priority",
+    }
+    missing = [f"[{key}] ({meaning})" for key, meaning in NOT_YET.items() if key in in_file and not fine.get(key)]
     if missing:
         warnings.append(f"{source}: accepted, but not built yet: {', '.join(missing)}.")
     left_out = [f"{backend.name} ({backend.type})" for backend in config.backends if backend.type in NOT_SPOKEN]
@@ -350,6 +422,12 @@ def _warnings(config: Config, source: str, in_file: frozenset[str]) -> list[str]
         warnings.append(
             f"{source}: these backends are left out, their protocol is not spoken yet: {', '.join(left_out)}."
         )
+    for backend in config.backends:
+        if backend.api_key_env and backend.type not in NOT_SPOKEN and secret(backend.api_key_env, environ) is None:
+            warnings.append(
+                f"{source}: backend {backend.name} gets no key: api_key_env names {backend.api_key_env}, which is "
+                "not set in this environment."
+            )
     if config.logging.enable_content_logging:
         warnings.append(
             f"{source}: [logging] enable_content_logging has no effect: prompts and answers are never logged."

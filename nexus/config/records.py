@@ -126,6 +126,10 @@ class Policy(Section, frozen=True):
         Annotated[int, Meta(ge=1, le=5), _doc("Lowest tier that may serve; X-Nexus-Flexible lets a client go below.")]
         | None
     ) = None
+    fallback_allowed: Annotated[
+        bool, _doc("Let another model of the fallback chain serve when no backend has this one.")
+    ] = True
+    max_cost_per_request: Annotated[float, Meta(ge=0), _doc("Limit for one request in US dollars.")] | None = None
 
 
 class Budget(Section, frozen=True):
@@ -163,7 +167,11 @@ class BackendConfig(Section, frozen=True):
     name: Annotated[str, Meta(min_length=1, max_length=128), _doc("Unique name, shown to clients and in metrics.")]
     url: Annotated[str, _doc("Base address, http:// or https://; a trailing /v1 is understood.")]
     type: Annotated[BackendType, _doc("What kind of server it is.")] = "generic"
-    priority: Annotated[int, Meta(ge=0, le=100), _doc("Lower is preferred.")] = 50
+    priority: Annotated[
+        int,
+        Meta(ge=-(1 << 31), le=(1 << 31) - 1),
+        _doc("Lower is preferred; the smart strategy takes what is outside 0 to 100 as the nearer of these."),
+    ] = 50
     api_key_env: (
         Annotated[
             str,
@@ -233,15 +241,31 @@ class Quality(Section, frozen=True):
     ttft_penalty_threshold_ms: Annotated[int, Meta(ge=0), _doc("First token later than this is slow.")] = 3000
     ttft_threshold_ms: Annotated[int, Meta(ge=0), _doc("Older name of ttft_penalty_threshold_ms.")] | None = None
     metrics_interval_seconds: Annotated[Seconds, _doc("Time between two judgements.")] = 30.0
+    enabled: Annotated[bool, _doc("Judge backends by their quality.")] = True
+    window_1h: Annotated[str | float, _doc("Length of the short window.")] | None = None
+    window_24h: Annotated[str | float, _doc("Length of the long window.")] | None = None
+    update_interval: Annotated[str | float, _doc("Time between two judgements.")] | None = None
 
 
 class Queue(Section, frozen=True):
     """Waiting when every backend that could serve is at its limit."""
 
     enabled: Annotated[bool, _doc("Let requests wait.")] = True
-    max_size: Annotated[Count, _doc("Requests that may wait, over all workers; more are answered 503.")] = 100
+    max_size: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000),
+        _doc("Requests that may wait, over all workers; more are answered 503. 0 lets none wait."),
+    ] = 100
     max_wait_seconds: Annotated[Seconds, _doc("Longest wait; then the answer is 503.")] = 30.0
     default_timeout_seconds: Annotated[Seconds, _doc("Older name of max_wait_seconds.")] | None = None
+    max_queue_size: Annotated[int, Meta(ge=0, le=1_000_000), _doc("Older name of max_size.")] | None = None
+    priority_header: Annotated[str, _doc("Request header that gives the priority.")] = "X-Nexus-Priority"
+
+    @property
+    def most_waiting(self) -> int:
+        """The requests that may wait; 0 where the queue is off."""
+        size = self.max_size if self.max_queue_size is None else self.max_queue_size
+        return size if self.enabled else 0
 
     @property
     def longest_wait_s(self) -> float:
@@ -251,7 +275,12 @@ class Queue(Section, frozen=True):
 class Logging(Section, frozen=True):
     """What is logged, to standard error."""
 
-    level: Annotated[LogLevel, _doc("Least severe level logged; request lines are info.")] = "info"
+    level: Annotated[
+        LogLevel,
+        _doc(
+            'Least severe level logged; request lines are info. "info,nexus::health=debug" sets component_levels too.'
+        ),
+    ] = "info"
     format: Annotated[LogFormat, _doc("pretty for people, json for machines.")] = "pretty"
     component_levels: Annotated[dict[str, LogLevel], _doc("Levels by component, such as health or proxy.")] = (
         msgspec.field(default_factory=dict)
@@ -350,6 +379,12 @@ NOT_YET: dict[str, str] = {
     "quality.ttft_penalty_threshold_ms": "a slow first token costs a backend nothing",
     "quality.ttft_threshold_ms": "a slow first token costs a backend nothing",
     "quality.metrics_interval_seconds": "failures count for ten seconds",
+    "quality.enabled": "[circuit_breaker] enabled says whether failing backends are taken out",
+    "quality.window_1h": "/v1/stats has the last hour, of a fixed length",
+    "quality.window_24h": "/v1/stats has the last day, of a fixed length",
+    "quality.update_interval": "failures count for ten seconds",
+    "queue.priority_header": "the header is X-Nexus-Priority",
+    "routing.policies.max_cost_per_request": "the cost of a request is not limited",
     "lifecycle": "models are neither loaded nor moved",
     "fleet": "no recommendations are made",
     "routing.budget": "spending is not limited",

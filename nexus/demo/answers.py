@@ -94,13 +94,12 @@ def embeddings(request: dict[str, Any], *, usage: bool) -> dict[str, Any]:
     return answer
 
 
-def model_list(models: list[str], owner: str) -> dict[str, Any]:
+def model_list(models: list[str], owner: str, *, context: bool = True) -> dict[str, Any]:
+    """With `context`, each model has its context length as vLLM tells it."""
+    more = {"max_model_len": 32768} if context else {}
     return {
         "object": "list",
-        "data": [
-            {"id": name, "object": "model", "created": 1700000000, "owned_by": owner, "max_model_len": 32768}
-            for name in models
-        ],
+        "data": [{"id": name, "object": "model", "created": 1700000000, "owned_by": owner, **more} for name in models],
     }
 
 

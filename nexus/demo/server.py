@@ -21,6 +21,15 @@ from nexus.demo.faults import FaultSource, FaultSpec
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed"}
 
 
+_NOT_THERE: dict[str, tuple[str, ...]] = {
+    "any": ("/props",),
+    "ollama": ("/health", "/props"),
+    "llamacpp": ("/api/tags", "/api/show"),
+    "vllm": ("/props", "/api/tags", "/api/show"),
+    "generic": ("/props", "/api/tags", "/api/show"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manner:
     """How a demo backend behaves when nothing is wrong."""
@@ -31,6 +40,7 @@ class Manner:
     length: int = 40  # words of an answer
     usage: str = "asked"  # in streams: "asked", "always" or "never"
     seed: int = 0
+    kind: str = "any"  # whose management paths it has: "ollama", "llamacpp", "vllm", "generic" or "any" for most
 
 
 class _Request:
@@ -69,14 +79,20 @@ class DemoBackend:
         self.open = 0
         self.last: dict[str, Any] = {}
         self._routes: dict[tuple[str, str], Callable[[_Request], Any]] = {
-            ("GET", "/v1/models"): lambda _: answers.model_list(list(manner.models), manner.name),
+            ("GET", "/v1/models"): lambda _: answers.model_list(
+                list(manner.models), manner.name, context=manner.kind in ("any", "vllm")
+            ),
             ("GET", "/health"): lambda _: {"status": "ok"},
+            ("GET", "/props"): lambda _: {"total_slots": 4},
             ("GET", "/api/tags"): lambda _: answers.ollama_tags(list(manner.models)),
             ("POST", "/api/show"): lambda request: answers.ollama_show(str(_json(request).get("model"))),
             ("GET", "/demo/tally"): lambda _: self.tally(),
             ("GET", "/demo/last"): lambda _: self.last,
             ("POST", "/demo/fault"): self._set_fault,
         }
+        for path in _NOT_THERE[manner.kind]:
+            for method in ("GET", "POST"):
+                self._routes.pop((method, path), None)
 
     def serve(self, host: str, port: int) -> StreamServer:
         """Listen; the caller keeps the server running. Port 0 takes a free one (`server.server_port`)."""

@@ -32,6 +32,7 @@ from nexus.fleet.rundir import RunDirectory, Started, write_private
 from nexus.fleet.seat import NoSeatError, Seat
 from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
 from nexus.health.changes import ChangeFiles
+from nexus.health.detection import detect
 from nexus.health.fleet import Fleet
 from nexus.health.live import Dashboard
 from nexus.health.prober import Result
@@ -214,6 +215,9 @@ class HealthProcess:
 
     def add_backend(self, data: dict[str, Any], *, save: bool) -> dict[str, Any]:
         backend = backend_of(data)
+        if data.get("type") is None and not self._fleet.layered.has(backend.name):
+            kind = detect(backend, self._environ, timeout_s=self._fleet.config.health_check.timeout_seconds)
+            backend = replace(backend, type=kind)
         if self._fleet.layered.has(backend.name):
             raise BackendExists(backend.name)
         if backend.type in NOT_SPOKEN:

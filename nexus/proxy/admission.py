@@ -135,7 +135,7 @@ class Admission:
             return self._admit(applicant, tried)
         except NoRoom as no_room:
             settings = self._view().snapshot.config.queue
-            if not settings.enabled:
+            if not settings.most_waiting:
                 raise
             began = time.monotonic()
             place = self._queue.wait(

@@ -75,7 +75,7 @@ class Queue:
         """
         if no_room.ready_in_s > settings.longest_wait_s:
             raise no_room
-        if self._load.waiting() >= settings.max_size:
+        if self._load.waiting() >= settings.most_waiting:
             self._recorder.queue_rejected("full")
             raise _refusal("queue_full", no_room, "As many requests wait for a backend as may; try again shortly.")
         began_ns = self._clock_ns()

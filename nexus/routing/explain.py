@@ -57,7 +57,7 @@ def explain(table: RouteTable, asked: Asked, now: Conditions, *, name: str) -> E
     return Explanation(
         asked=name,
         resolved=asked.model,
-        chain=table.chain(asked.model),
+        chain=table.chain(asked.model, asked.demands),
         restricted=asked.demands.restricted,
         min_tier=asked.demands.min_tier,
         strategy=table.routing.strategy,
@@ -68,7 +68,7 @@ def explain(table: RouteTable, asked: Asked, now: Conditions, *, name: str) -> E
 
 def _verdicts(table: RouteTable, asked: Asked, now: Conditions, order: dict[tuple[str, str], int]) -> Iterator[Verdict]:
     circumstances = Circumstances(load=now.load, weights=table.routing.weights, turn=now.turn, chance=now.chance)
-    for name in table.chain(asked.model):
+    for name in table.chain(asked.model, asked.demands):
         for backend in table.backends:
             offer = next((Offer(backend, model) for model in backend.models if model.name == name), None)
             out = rejection(table, asked, backend, now, model=name)

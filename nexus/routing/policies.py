@@ -14,12 +14,13 @@ from nexus.fleet.records import Backend
 class Demands(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     """`restricted`: only backends in a restricted zone; `min_tier`: only those of that tier or a higher one.
 
-    `any_tier` lets a tier below pass, for a client that is content with it.
+    `any_tier` lets a tier below pass, for a client that is content with it. `own_model`: no other model may serve.
     """
 
     restricted: bool = False
     min_tier: int = 0
     any_tier: bool = False
+    own_model: bool = False
 
     def rejects(self, backend: Backend) -> str | None:
         """The reason why a backend may not serve, as the rejection headers name it."""
@@ -35,6 +36,7 @@ class Demands(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
             self.restricted or other.restricted,
             max(self.min_tier, other.min_tier),
             self.any_tier or other.any_tier,
+            self.own_model or other.own_model,
         )
 
 
@@ -64,4 +66,7 @@ def _rules(policies: Sequence[Policy] | dict[str, Policy]) -> Iterator[tuple[str
     named = policies.items() if isinstance(policies, dict) else (("default", policy) for policy in policies)
     for key, policy in named:
         pattern = policy.model_pattern or ("*" if key == "default" else key)
-        yield pattern, Demands(policy.privacy == "restricted", policy.min_tier or 0)
+        yield (
+            pattern,
+            Demands(policy.privacy == "restricted", policy.min_tier or 0, own_model=not policy.fallback_allowed),
+        )

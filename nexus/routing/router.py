@@ -116,7 +116,7 @@ def choose(table: RouteTable, asked: Asked, *, tried: Tried, now: Conditions) ->
     blocked: list[tuple[Offer, Standing]] = []
     for demands in _in_order(asked):
         for again in (False, True) if tried else (False,):
-            for name in table.chain(asked.model):
+            for name in table.chain(asked.model, asked.demands):
                 candidates = table.candidates(name, asked.needs, demands)
                 offers = candidates.good_for(asked.needs)
                 if tried:
@@ -209,7 +209,7 @@ def _reason(offer: Offer, candidates: Candidates, asked: Asked, served: str, *, 
 
 def no_route(table: RouteTable, asked: Asked, now: Conditions) -> RequestFailed:
     """Why no backend can serve: the fault that says most about what the client or the operator could change."""
-    model, chain = asked.model, table.chain(asked.model)
+    model, chain = asked.model, table.chain(asked.model, asked.demands)
     told = _Told(table, asked, now)
     if not table.backends:
         return told.unavailable("no_backend", "No backend is registered with this gateway.")
@@ -298,7 +298,7 @@ def rejection(table: RouteTable, asked: Asked, backend: Backend, now: Conditions
         return backend.status
     if backend.draining:
         return "draining"
-    chain = (model,) if model is not None else table.chain(asked.model)
+    chain = (model,) if model is not None else table.chain(asked.model, asked.demands)
     offers = [Offer(backend, found) for found in backend.models if found.name in chain]
     if not offers:
         return "model_not_found"

@@ -41,8 +41,11 @@ def smart(offers: Sequence[Offer], now: Circumstances) -> Offer:
 def score(offer: Offer, now: Circumstances) -> float:
     """The original's score: each part from 0 to 100, times its weight."""
     backend, weights = offer.backend, now.weights
+    priority = backend.config.priority
+    if not 0 <= priority <= 100:
+        priority = 0 if priority < 0 else 100
     return (
-        (100 - backend.config.priority) * weights.priority
+        (100 - priority) * weights.priority
         + (100 - min(now.load(backend.column), 100)) * weights.load
         + (100 - min((backend.latency_ms or 0.0) / 10, 100)) * weights.latency
     )

@@ -79,9 +79,9 @@ class RouteTable:
             name = aliases[name]
         return name
 
-    def chain(self, model: str) -> tuple[str, ...]:
+    def chain(self, model: str, demands: Demands = NOTHING) -> tuple[str, ...]:
         """The model, then those that may stand in for it."""
-        fallbacks = self.routing.fallbacks.get(model)
+        fallbacks = None if demands.own_model else self.routing.fallbacks.get(model)
         return (model, *fallbacks) if fallbacks else (model,)
 
     def demands(self, *names: str) -> Demands:

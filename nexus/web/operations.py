@@ -19,6 +19,8 @@ from nexus.web.access import refusal
 
 _STALE_ROUNDS = 3
 _FIGURES = ("/metrics", "/v1/stats")
+GATEWAY_HEADER = "x-nexus-gateway"
+"""Of the health process's `/livez`: port and host of the gateway it belongs to, which options may have set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,11 @@ def operations_endpoints(operations: Operations) -> Blueprint:
 
     @blueprint.get("/livez")
     def live() -> Response:
-        return _probe({operations.role: (True, "it answers")})
+        response = _probe({operations.role: (True, "it answers")})
+        if operations.role == "health_process" and (snapshot := operations.snapshot()):
+            server = snapshot.config.server
+            response.headers[GATEWAY_HEADER] = f"{server.port} {server.host}"
+        return response
 
     @blueprint.get("/readyz")
     def ready() -> Response:

@@ -134,6 +134,38 @@ def test_backends_come_drain_and_go(fleet):
     assert "token" in other.stderr
 
 
+def test_the_short_options_and_older_names_of_options(fleet, tmp_path):
+    assert nexus("-V").stdout == nexus("--version").stdout
+    target = str(tmp_path / "n.toml")
+    assert nexus("config", "init", "-o", target).returncode == 0
+    assert nexus("config", "init", "-o", target, "-f").returncode == 0
+    assert [one["name"] for one in asked(fleet, "models", "-b", "one")["models"]] == ["m", "only-one"]
+    assert [one["name"] for one in asked(fleet, "backends list", "-s", "Healthy")["backends"]] == ["one"]
+    done = nexus("backends", "list", "--status", "unhealthy", "-c", fleet.configured)
+    assert (done.returncode, done.stderr) == (1, "No backend is unhealthy; there are 1 of another status.\n")
+    added = asked(fleet, "backends add", fleet.two.url, "-n", "short", "-t", "VLLM", "-p", "3")
+    assert (added["name"], added["type"], added["priority"]) == ("short", "vllm", 3)
+    asked(fleet, "backends remove", "short")
+    added = asked(fleet, "backends add", fleet.two.url, "-n", "older", "--backend-type", "generic")
+    assert added["type"] == "generic"
+    asked(fleet, "backends remove", "older")
+
+
+@pytest.mark.parametrize("kind", ["ollama", "llamacpp", "vllm", "generic"])
+def test_the_kind_of_a_backend_is_found_out_when_none_is_given(fleet, tmp_path, kind):
+    with Demo(tmp_path, name=kind, kind=kind, pace=0) as backend:
+        assert asked(fleet, "backends add", backend.url, "-n", kind)["type"] == kind
+        asked(fleet, "backends remove", kind)
+
+
+@pytest.mark.parametrize("address", ["not-a-url", "example.com", "host:port", "ftp://h:1"])
+def test_an_address_that_is_none_is_refused(fleet, address):
+    done = nexus("backends", "add", address, "-c", fleet.configured)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert address in done.stderr
+    assert "it takes" in done.stderr
+
+
 def test_route_and_reload(fleet):
     assert [one["backend"] for one in asked(fleet, "route explain", "m")["verdicts"]] == ["one"]
     assert asked(fleet, "reload")["reloaded"]
@@ -207,6 +239,23 @@ def test_completions_work_in_bash():
     assert done.stdout.strip() == "backends", done.stderr
     assert "#compdef nexus" in nexus("completions", "zsh").stdout
     assert "complete --no-files --command nexus" in nexus("completions", "fish").stdout
+
+
+@pytest.mark.parametrize("shell", ["elvish", "powershell"])
+def test_completions_of_other_shells_ask_as_the_one_of_bash(shell):
+    script = nexus("completions", shell).stdout
+    for variable in ("_NEXUS_COMPLETE", "bash_complete", "COMP_WORDS", "COMP_CWORD"):
+        assert variable in script
+
+    def offered(words: str, at: int) -> list[str]:
+        done = subprocess.run(
+            [f"{sys.prefix}/bin/nexus"], capture_output=True, text=True, timeout=20,
+            env=clean_environ(_NEXUS_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(at)),
+        )  # fmt: skip
+        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+    assert offered("nexus ", 1) == list(COMMANDS)
+    assert offered("nexus backends dr", 2) == ["drain"]
 
 
 SIMPLE = [["--version"], ["-h"], ["health"], ["metrics", "list"], ["config", "check"]]

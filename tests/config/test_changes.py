@@ -77,9 +77,9 @@ def test_what_cannot_be_added():
     with pytest.raises(ConfigError, match="not allowed; it takes an address"):
         FILE.add(BackendConfig(name="c", url="ftp://x"), save=False)
     with pytest.raises(ConfigError) as found:
-        backend_of({"name": "c", "uri": "http://x", "priority": 1000})
+        backend_of({"name": "c", "uri": "http://x", "tier": 6})
     assert found.value.problems == [
         "the request: [backends] has no key uri; did you mean url?",
-        "the request: [backends] priority = 1000 is not allowed; it takes a whole number from 0 to 100.",
+        "the request: [backends] tier = 6 is not allowed; it takes a whole number from 1 to 5.",
         "the request: [backends] lacks url, which has no default.",
     ]

@@ -93,7 +93,7 @@ def problems(file: Path, text: str, **environ: str) -> list[str]:
 
 def test_an_unmodified_configuration_of_the_original(file):
     file.write_text(ORIGINAL)
-    loaded = load(file, environ={})
+    loaded = load(file, environ={"OPENAI_API_KEY": "sk-1"})
     assert [backend.name for backend in loaded.config.backends] == ["local", "cloud", "claude"]
     assert loaded.config.routing.aliases == {"gpt-4": "llama3:70b"}
     not_built, left_out = loaded.warnings

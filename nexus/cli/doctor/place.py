@@ -30,7 +30,8 @@ def configuration(given: str | None) -> tuple[Loaded | None, list[Finding]]:
         mend = "mend it, and `nexus config check` looks again"
         return None, [fail("configuration", problem, mend) for problem in error.problems]
     found = [
-        warn("configuration", warning, "take it out, or leave it: it has no effect") for warning in loaded.warnings
+        warn("configuration", warning, "change the configuration, or leave it: the gateway starts")
+        for warning in loaded.warnings
     ]
     name = str(loaded.path) if loaded.path else "no file; the demo fleet is what `nexus serve` starts"
     return loaded, [*found, ok("configuration", f"{name}, {counted(len(loaded.config.backends), 'backend')}")]

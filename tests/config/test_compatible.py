@@ -1,0 +1,138 @@
+"""Configurations that were written for the Rust gateway: what each key comes to here."""
+
+import pytest
+
+from nexus.config import ConfigError, load
+from nexus.config.records import Weights
+from nexus.fleet.records import Backend, Model
+from nexus.routing.policies import Policies
+from nexus.routing.strategies import Circumstances, score
+from nexus.routing.table import Offer
+
+BACKEND = '[[backends]]\nname = "b"\nurl = "http://h:1"\n'
+
+ACCEPTED = [
+    (BACKEND + 'zone = "Restricted"', lambda c: c.backends[0].zone, "restricted"),
+    (BACKEND + 'zone = "Open"', lambda c: c.backends[0].zone, "open"),
+    (BACKEND + 'type = "Ollama"', lambda c: c.backends[0].type, "ollama"),
+    (BACKEND + "priority = 101", lambda c: c.backends[0].priority, 101),
+    (BACKEND + "priority = -1", lambda c: c.backends[0].priority, -1),
+    (BACKEND + "priority = 1000", lambda c: c.backends[0].priority, 1000),
+    ('[routing]\nstrategy = "Smart"', lambda c: c.routing.strategy, "smart"),
+    ('[[routing.policies]]\nprivacy = "Restricted"', lambda c: c.routing.policies[0].privacy, "restricted"),
+    ("[[routing.policies]]\nfallback_allowed = false", lambda c: c.routing.policies[0].fallback_allowed, False),
+    ("[queue]\nmax_size = 0", lambda c: c.queue.most_waiting, 0),
+    ("[queue]\nmax_queue_size = 7", lambda c: c.queue.most_waiting, 7),
+    ("[queue]\nmax_queue_size = 7\nenabled = false", lambda c: c.queue.most_waiting, 0),
+    ('[queue]\npriority_header = "x-nexus-priority"', lambda c: c.queue.most_waiting, 100),
+    ('[logging]\nlevel = "INFO"', lambda c: c.logging.level, "info"),
+    ('[logging]\nlevel = "Warn"\nformat = "JSON"', lambda c: (c.logging.level, c.logging.format), ("warn", "json")),
+    (
+        '[logging]\nlevel = "info,nexus::routing=DEBUG"',
+        lambda c: (c.logging.level, c.logging.component_levels),
+        ("info", {"routing": "debug"}),
+    ),
+    ('[logging]\nlevel = "nexus=debug"', lambda c: c.logging.level, "debug"),
+    (
+        '[logging]\nlevel = "warn,nexus::health::checker=trace"\n[logging.component_levels]\nproxy = "Debug"',
+        lambda c: (c.logging.level, c.logging.component_levels),
+        ("warn", {"health": "trace", "proxy": "debug"}),
+    ),
+    ("[discovery]\nenabled = false", lambda c: c.discovery.enabled, False),
+]
+
+
+def taken(tmp_path, text, **environ):
+    file = tmp_path / "nexus.toml"
+    file.write_text(text)
+    return load(file, environ=environ)
+
+
+@pytest.mark.parametrize(("text", "setting", "value"), ACCEPTED)
+def test_it_is_accepted_without_a_warning(tmp_path, text, setting, value):
+    loaded = taken(tmp_path, text)
+    assert setting(loaded.config) == value
+    assert loaded.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[quality]\nenabled = true", "quality.enabled"),
+        ('[quality]\nwindow_1h = "1h"', "quality.window_1h"),
+        ("[quality]\nwindow_24h = 86400", "quality.window_24h"),
+        ("[quality]\nupdate_interval = 30", "quality.update_interval"),
+        ('[queue]\npriority_header = "X-Priority"', "queue.priority_header"),
+        ("[[routing.policies]]\nmax_cost_per_request = 0.5", "routing.policies.max_cost_per_request"),
+        ("[routing.policies.default]\nmax_cost_per_request = 0.5", "routing.policies.max_cost_per_request"),
+        ("[discovery]\nenabled = true", "discovery"),
+    ],
+)
+def test_what_has_no_effect_is_accepted_with_one_warning(tmp_path, text, key):
+    [warning] = taken(tmp_path, text).warnings
+    assert f"[{key}]" in warning
+
+
+def test_a_level_for_what_is_no_part_of_nexus_is_a_warning(tmp_path):
+    loaded = taken(tmp_path, '[logging]\nlevel = "debug,hyper=warn,tower::buffer=error"')
+    assert (loaded.config.logging.level, loaded.config.logging.component_levels) == ("debug", {})
+    [warning] = loaded.warnings
+    assert "hyper, tower::buffer" in warning
+
+
+def test_directives_of_the_environment_go_before_the_file(tmp_path):
+    text = '[logging]\nlevel = "error,nexus::proxy=error,nexus::health=warn"'
+    settings = taken(tmp_path, text, NEXUS_LOG_LEVEL="info,nexus::proxy=debug").config.logging
+    assert (settings.level, settings.component_levels) == ("info", {"proxy": "debug", "health": "warn"})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "[routing.aliases]\na = 'b'\nb = 'c'\nc = 'd'\nd = 'e'",
+            '[routing.aliases] "a" does not end within 3 steps; point it at a model. '
+            "The Rust gateway stopped after step 3 and ignored the rest.",
+        ),
+        (
+            "[routing.fallbacks]\nm = ['m', 'n']",
+            '[routing.fallbacks] "m" falls back to itself; name other models. The Rust gateway ignored this.',
+        ),
+        (
+            BACKEND + BACKEND,
+            '[backends[1]] name = "b" is used twice; each backend needs a name of its own. '
+            "The Rust gateway accepted this and mixed up the two.",
+        ),
+        ("[[traffic_policies]]\nprivacy = 'restricted'", "The Rust gateway ignored this."),
+        ("[logging]\nlevel = 'info,nexus::proxy=loud'", "component_levels"),
+    ],
+)
+def test_what_would_not_hold_is_refused_and_the_difference_told(tmp_path, text, sentence):
+    with pytest.raises(ConfigError) as refused:
+        taken(tmp_path, text)
+    assert sentence in refused.value.problems[0]
+    assert len(refused.value.problems) == 1
+
+
+def test_a_key_that_is_not_set_is_a_warning_until_it_is(tmp_path):
+    text = BACKEND + 'api_key_env = "SOME_KEY"'
+    [warning] = taken(tmp_path, text).warnings
+    assert "backend b gets no key: api_key_env names SOME_KEY" in warning
+    assert taken(tmp_path, text, SOME_KEY="sk-1").warnings == []
+
+
+@pytest.mark.parametrize(("priority", "counts_as"), [(-7, 0), (0, 0), (50, 50), (100, 100), (102, 100)])
+def test_the_score_takes_a_priority_outside_its_range_as_the_nearer_end(tmp_path, priority, counts_as):
+    def of(number):
+        config = taken(tmp_path, BACKEND + f"priority = {number}").config.backends[0]
+        offer = Offer(Backend(config=config, label="b", column=0), Model(name="m"))
+        return score(offer, Circumstances(load=lambda _: 0, weights=Weights(), turn=0, chance=0.0))
+
+    assert of(priority) == of(counts_as)
+
+
+def test_a_policy_without_fallback_holds_for_its_models_alone(tmp_path):
+    text = '[[routing.policies]]\nmodel_pattern = "big-*"\nfallback_allowed = false'
+    policies = Policies(taken(tmp_path, text).config.routing.policies)
+    assert policies.demands("alias", "big-1").own_model
+    assert not policies.demands("small").own_model
