@@ -6,7 +6,9 @@ Each value can be overridden on gunicorn's command line.
 import os
 from pathlib import Path
 
-from nexus import hooks
+from nexus import hooks, stderr
+
+stderr.guard()  # before gunicorn's own log takes hold of it
 
 bind = f"{os.environ.get('NEXUS_HOST', '0.0.0.0')}:{os.environ.get('NEXUS_PORT', '8000')}"
 workers = int(os.environ.get("NEXUS_WORKERS") or 0) or len(os.sched_getaffinity(0))

@@ -77,13 +77,17 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
         ring=_ring(seat),
         environ=environ,
     )
+
+    def health_process_alive() -> bool:
+        return run_dir.health_process_alive() and not seat.health_process_silent()
+
     started = seat.started() or Started.now(workers=1)
     figures = Figures(
         seat,
         store.registry,
         started=started,
         snapshot=fleet.snapshot,
-        health_process_alive=run_dir.health_process_alive,
+        health_process_alive=health_process_alive,
     )
 
     app = Flask("nexus", static_folder=None)
@@ -94,7 +98,8 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
                 figures=lambda: figures,
                 snapshot=fleet.snapshot,
                 started=lambda: started,
-                health_process_alive=run_dir.health_process_alive,
+                health_process_alive=health_process_alive,
+                workers=seat.workers,
                 fleet_age_s=lambda: file_age_s(seat.metrics / GAUGE_FILE) if seat.metrics else None,
                 role="worker",
                 token=lambda: token_for("metrics", fleet.snapshot(), environ),

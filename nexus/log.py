@@ -12,7 +12,10 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+
+from nexus.stderr import NonBlockingText
 
 TRACE = 5
 LEVELS: dict[str, int] = {
@@ -105,6 +108,15 @@ def complain(text: str) -> None:
     sys.stderr.write((_with_priority(text, logging.ERROR) if goes_to_journal() else text) + "\n")
 
 
+def _dropped_notice(handler: logging.Handler, lines: int) -> str:
+    """The line that tells how many lines were lost while nobody read standard error."""
+    record = logging.LogRecord(
+        "nexus.log", logging.WARNING, __file__, 0, "log lines were dropped, nobody read them", None, None
+    )
+    vars(record).update(lines=lines, pid=os.getpid())
+    return handler.format(record)
+
+
 def configure(*, level: str, kind: str, component_levels: Mapping[str, str] | None = None) -> None:
     """Send the logs of this process to standard error. May be called again when the settings change."""
     root = logging.getLogger("nexus")
@@ -113,5 +125,7 @@ def configure(*, level: str, kind: str, component_levels: Mapping[str, str] | No
     root.handlers[:] = [handler]
     root.propagate = False
     root.setLevel(LEVELS[level])
+    if isinstance(sys.stderr, NonBlockingText):
+        sys.stderr.notice = partial(_dropped_notice, handler)
     for name, chosen in (component_levels or {}).items():
         logging.getLogger(f"nexus.{name}").setLevel(LEVELS[chosen])

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "nexus"
-BASE = {"errors", "config", "log", "notify", "supervised"}
+BASE = {"errors", "config", "log", "notify", "stderr", "supervised"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": set(),
-    "log": set(),
+    "log": {"stderr"},
     "notify": set(),
+    "stderr": set(),
     "supervised": set(),
     "fleet": BASE,
     "backends": BASE | {"fleet"},

@@ -45,6 +45,10 @@ class Child:
         """Whether it has ended and its new start is due later."""
         return self._due > 0
 
+    def age_s(self) -> float:
+        """Seconds since its last start."""
+        return time.monotonic() - self._began
+
     def pin(self, host: str, port: int) -> None:
         """Have later starts use the address that the first one was given."""
         self._command += ["--host", host, "--port", str(port)]

@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
 import nexus
 from nexus import log as logs
+from nexus import stderr
 from nexus.cli.children import Child
 from nexus.cli.output import counted
 from nexus.config import ConfigError, Loaded, load
@@ -29,12 +28,15 @@ log = logging.getLogger("nexus.serve")
 _DEMO_FLEET = {"demo-1": ("demo-small", "demo-large"), "demo-2": ("demo-small",)}
 _PATIENCE_S = 5.0
 """When no backend can be used by then, the first screen says that instead."""
+_WATCH_EVERY_S = 1.0
+_FROZEN_S = 5.0
 _BEYOND_GRACE_S = 10.0
 """gunicorn ends its workers within the grace; this is for gunicorn itself."""
 
 
 def serve(config: str | None, overrides: Mapping[str, Any]) -> int:
     """Run until TERM or INT. Returns the exit status; 2 where the configuration or a port cannot be used."""
+    stderr.guard()
     loaded = load(config, overrides=overrides)
     settings = loaded.config
     logs.configure(level=settings.logging.level, kind=settings.logging.format)
@@ -56,7 +58,14 @@ def serve(config: str | None, overrides: Mapping[str, Any]) -> int:
             demos = _start_demo_fleet(run_dir, environ)
         health = Child("health process", ["-m", "nexus.health"], environ)
         gateway = Child("gateway", _gunicorn(), environ)
-        supervisor = _Supervisor(signals, gateway, [health, *demos], grace_s=settings.server.graceful_timeout_seconds)
+        supervisor = _Supervisor(
+            signals,
+            gateway,
+            [health, *demos],
+            run_dir=run_dir,
+            grace_s=settings.server.graceful_timeout_seconds,
+            watchdog_s=settings.health_check.watchdog_seconds,
+        )
         return supervisor.run(
             lambda ready: _first_screen(loaded, run_dir, demo=bool(demos), ready=ready), settings.server
         )
@@ -147,12 +156,23 @@ class _Supervisor:
     """Keeps the helpers running for as long as the gateway runs, and ends all in order."""
 
     def __init__(
-        self, signals: queue.SimpleQueue[int], gateway: Child, helpers: list[Child], *, grace_s: float
+        self,
+        signals: queue.SimpleQueue[int],
+        gateway: Child,
+        helpers: list[Child],
+        *,
+        run_dir: RunDirectory,
+        grace_s: float,
+        watchdog_s: float,
     ) -> None:
+        """The first of `helpers` is the health process."""
         self._signals = signals
         self._gateway = gateway
         self._helpers = helpers
+        self._run_dir = run_dir
         self._grace_s = grace_s
+        self._watchdog_s = watchdog_s
+        self._watched_at = self._awake_since = time.monotonic()
 
     def run(self, announce: Callable[[bool], None], server: Server) -> int:
         """`announce` is called once: when the gateway is ready, or when it serves and has had time to be."""
@@ -170,6 +190,7 @@ class _Supervisor:
                 return status or 1
             for helper in self._helpers:
                 self._keep_running(helper)
+            self._watch_health_process()
             if not announced:
                 ready = _answers(server, "/readyz")
                 if ready or (time.monotonic() > patience_ends and _answers(server, "/livez")):
@@ -177,6 +198,7 @@ class _Supervisor:
                     announced = True
 
     def _next_signal(self, wait_s: float) -> int | None:
+        stderr.tend()
         try:
             return self._signals.get(timeout=wait_s)
         except queue.Empty:
@@ -196,6 +218,22 @@ class _Supervisor:
             helper.restart()
         elif first:
             log.error(f"the {helper.name} ended, starting it again", extra={"status": status})
+
+    def _watch_health_process(self) -> None:
+        """Kill one that hangs, which no TERM would end; it is then started again as any that has ended."""
+        now = time.monotonic()
+        if now - self._watched_at < _WATCH_EVERY_S:
+            return
+        if now - self._watched_at > _FROZEN_S:
+            self._awake_since = now  # we stood still ourselves, and with us most likely the whole host
+        self._watched_at = now
+        health, heartbeat_ns = self._helpers[0], self._run_dir.health_heartbeat_ns()
+        if heartbeat_ns is None or health.ended() is not None:
+            return
+        silent_s = min(now - self._awake_since, health.age_s(), now - heartbeat_ns / 1e9)
+        if silent_s > self._watchdog_s:
+            log.error("the health process hangs, killing it", extra={"silent_s": round(silent_s, 1)})
+            health.process.kill()
 
     def _stop(self) -> int:
         """The gateway first, with its grace; then the rest. A second signal ends the grace."""
@@ -263,4 +301,4 @@ def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool, ready: b
         "  Ctrl-C stops it.",
         "",
     ]
-    click.echo("\n".join(lines))
+    stderr.NonBlockingText(1).write("\n".join([*lines, ""]))

@@ -99,6 +99,11 @@ class HealthCheck(Section, frozen=True):
     timeout_seconds: Annotated[Seconds, _doc("Limit for one probe.")] = 5.0
     failure_threshold: Annotated[Count, _doc("Failed probes in a row that make a backend unhealthy.")] = 3
     recovery_threshold: Annotated[Count, _doc("Good probes in a row that make it healthy again.")] = 2
+    watchdog_seconds: Annotated[
+        float,
+        Meta(ge=2, le=3600),
+        _doc("`nexus serve` replaces a health process whose event loop has not moved for so long."),
+    ] = 20.0
     listen: Annotated[
         str,
         _doc('Address of the health process\'s own /metrics and /v1/stats, as host:port; "off" for none.'),

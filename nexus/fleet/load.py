@@ -20,12 +20,16 @@ COLUMNS = 512
 HEAD = 16
 FORMAT = 2
 _SEQUENCE, _IN_FLIGHT, _PID, _ROLE, _STARTS, _STREAMS, _WAITING, _QUEUE_SEEN, _TRIES = range(9)
+_HEARTBEAT, _DRAINING = 10, 11  # tries count in two cells
 _PENDING, _QUEUED, _TICKET, _OUTCOMES = range(4)
 _PLANES = 6  # the two above that count within a window have two cells each, for the current and the last half of it
 _STRIDE = HEAD + _PLANES * COLUMNS
 _CELLS = HEAD + SLOTS * _STRIDE
 WORKER, HEALTH = 1, 2
 """Roles of a process."""
+
+SILENT_NS = 10_000_000_000
+"""A process counts as silent when its event loop has shown no sign of life for so long."""
 
 HALF_WINDOW_NS = 5_000_000_000
 WINDOW_S = 2 * HALF_WINDOW_NS / 1e9
@@ -148,6 +152,11 @@ class LoadTable:
                     second += packed >> _SECOND_SHIFT & _COUNT
         return first, second
 
+    def last_heartbeat(self, role: int) -> int | None:
+        """The latest heartbeat of a process of this role; None where none has a row."""
+        rows = map(self.row, range(self.rows))
+        return max((row.heartbeat for row in rows if row.role == role), default=None)
+
     def idle_columns(self, columns: Sequence[int]) -> list[int]:
         """Those of `columns` that no row counts anything in, and that may go to another backend."""
         return [column for column in columns if self.pending(column) == 0]
@@ -223,6 +232,25 @@ class Row:
         self._cells[self._base + _plane(_TICKET, column)] = ticket
 
     @property
+    def heartbeat(self) -> int:
+        """When its event loop last moved; 0 for a process that does not tell."""
+        return self._cells[self._base + _HEARTBEAT]
+
+    def beat(self, now_ns: int) -> None:
+        self._cells[self._base + _HEARTBEAT] = now_ns
+
+    def is_silent(self, now_ns: int) -> bool:
+        return 0 < self.heartbeat < now_ns - SILENT_NS
+
+    @property
+    def draining(self) -> bool:
+        """Whether it has been replaced, and only ends what it serves."""
+        return bool(self._cells[self._base + _DRAINING])
+
+    def drain(self) -> None:
+        self._cells[self._base + _DRAINING] = 1
+
+    @property
     def pid(self) -> int:
         """Its process; 0 where none took it since it was cleared."""
         return self._cells[self._base + _PID]
@@ -248,7 +276,7 @@ class Row:
         """Zero the counts of a process that is gone; readers that look meanwhile look again."""
         cells, base = self._cells, self._base
         cells[base + _SEQUENCE] |= 1
-        for cell in (_IN_FLIGHT, _PID, _ROLE, _STREAMS, _WAITING):
+        for cell in (_IN_FLIGHT, _PID, _ROLE, _STREAMS, _WAITING, _HEARTBEAT, _DRAINING):
             cells[base + cell] = 0
         blank = _OUTCOMES * COLUMNS  # outcomes hold for their window, whoever saw them
         cells[base + HEAD : base + HEAD + blank] = memoryview(bytes(blank * 8)).cast("q")

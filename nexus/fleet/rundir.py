@@ -31,7 +31,7 @@ from pathlib import Path
 import msgspec
 
 from nexus.config import Config
-from nexus.fleet.load import SLOTS
+from nexus.fleet.load import HEALTH, SLOTS, LoadTable
 from nexus.fleet.locks import LockFile
 
 FORMAT = "2"
@@ -162,6 +162,19 @@ class RunDirectory:
             return int(note) if note.isdigit() else None
         finally:
             lock.close()
+
+    def health_heartbeat_ns(self) -> int | None:
+        """When the health process's event loop last moved, on the monotonic clock; None where that is not known."""
+        try:
+            table = LoadTable(generation.load) if (generation := self.current()) else None
+        except OSError:
+            return None
+        if table is None:
+            return None
+        try:
+            return table.last_heartbeat(HEALTH)
+        finally:
+            table.close()
 
     def new_generation(self, *, workers: int = 0) -> Generation:
         """Start a generation, make it the current one, and delete those that nobody holds any more."""

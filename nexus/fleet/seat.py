@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
 from nexus.fleet.circuits import CircuitTable
-from nexus.fleet.load import SLOTS, WORKER, LoadTable, Row
+from nexus.fleet.load import HEALTH, SILENT_NS, SLOTS, WORKER, LoadTable, Row
 from nexus.fleet.locks import LockFile
 from nexus.fleet.recent import RecentTable
 from nexus.fleet.rundir import Generation, Started
@@ -122,6 +123,16 @@ class Seat:
             return [self.slot]
         slots = range(self.table.rows)
         return [slot for slot in slots if slot == self.slot or self._locks.held_elsewhere(slot)]
+
+    def workers(self) -> list[Row]:
+        """The rows of the worker processes that live."""
+        rows = map(self.table.row, self.held_slots())
+        return [row for row in rows if row.role == WORKER]
+
+    def health_process_silent(self) -> bool:
+        """Whether the event loop of the health process stands still; False where that is not known."""
+        last = self.table.last_heartbeat(HEALTH)
+        return last is not None and 0 < last < time.monotonic_ns() - SILENT_NS
 
     def sweep(self, book: Callable[[int], object]) -> list[int]:
         """Clear the rows of processes that are gone, and give their slots; `book` is told each before that.

@@ -11,6 +11,7 @@ import signal  # noqa: E402
 import sys  # noqa: E402
 
 from nexus import log as logs  # noqa: E402
+from nexus import stderr  # noqa: E402
 from nexus.config import ConfigError, load  # noqa: E402
 from nexus.fleet.locks import LockFile  # noqa: E402
 from nexus.fleet.rundir import RunDirectory, RunDirectoryError  # noqa: E402
@@ -28,6 +29,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     end_with_parent()
+    stderr.guard()
     notifier = Notifier.taken_from(os.environ)
     try:
         loaded = load(arguments.config)

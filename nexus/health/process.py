@@ -18,13 +18,14 @@ from gevent.pywsgi import WSGIServer
 from msgspec.structs import replace
 
 from nexus import log as logs
+from nexus import stderr
 from nexus.config import Config, ConfigError, Loaded, load
 from nexus.config.changes import Changes, Layered, backend_of
 from nexus.config.loading import listen_address, restart_needed
 from nexus.config.records import NOT_SPOKEN
 from nexus.config.secrets import secret
 from nexus.fleet.live import write_live
-from nexus.fleet.load import HEALTH
+from nexus.fleet.load import HEALTH, Row
 from nexus.fleet.recent import Recent
 from nexus.fleet.records import Snapshot
 from nexus.fleet.reloads import Reload, last_reload, write_reload
@@ -330,6 +331,9 @@ class HealthProcess:
     def _ticks(self) -> None:
         while True:
             gevent.sleep(_TICK_S)
+            self._place.seat.row.beat(time.monotonic_ns())
+            stderr.tend()
+            self._place.recorder.log_lines_dropped()
             try:
                 self._follow()
                 sweep(self._place.seat)
@@ -375,6 +379,9 @@ class HealthProcess:
         seat = self._place.seat
         return seat.recent.latest(range(seat.table.rows), limit=limit)
 
+    def _workers(self) -> list[Row]:
+        return self._place.seat.workers()
+
     def _token_for(self, what: Protected) -> str | None:
         return token_for(what, self._snapshot, self._environ)
 
@@ -403,6 +410,7 @@ class HealthProcess:
             started=lambda: self._place.started,
             health_process_alive=lambda: True,
             fleet_age_s=lambda: time.time() - self._updated_at if self._updated_at else None,
+            workers=self._workers,
             role="health_process",
             token=lambda: self._token_for("metrics"),
         )

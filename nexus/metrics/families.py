@@ -322,7 +322,10 @@ LABELS_OVERFLOWED = Family(
     help="Names beyond the cap of their kind (model, backend), which are counted as other.",
 )
 HEALTH_PROCESS_UP = Family(
-    name="nexus_health_process_up", kind="gauge", source="scrape", help="1 while the health process runs, else 0."
+    name="nexus_health_process_up",
+    kind="gauge",
+    source="scrape",
+    help="1 while the health process runs and its event loop moves.",
 )
 BUILD_INFO = Family(
     name="nexus_build_info", kind="gauge", labels=("version",), source="scrape", help="The version; always 1."
@@ -333,7 +336,19 @@ IMBALANCE = Family(
     source="scrape",
     help="Requests started, less those finished, in flight and lost, each counted on its own. It must be 0.",
 )
-WORKERS = Family(name="nexus_workers", kind="gauge", source="scrape", help="Worker processes that hold a slot.")
+WORKERS = Family(name="nexus_workers", kind="gauge", source="scrape", help="Worker processes that take connections.")
+WORKERS_DRAINING = Family(
+    name="nexus_workers_draining",
+    kind="gauge",
+    source="scrape",
+    help="Worker processes that were replaced and only end the requests they have.",
+)
+WORKERS_SILENT = Family(
+    name="nexus_workers_silent",
+    kind="gauge",
+    source="scrape",
+    help="Worker processes whose event loop has not moved for more than ten seconds.",
+)
 WORKER_RESTARTS = Family(
     name="nexus_worker_restarts_total",
     kind="counter",
@@ -353,6 +368,11 @@ PROCESS_CPU = Family(
     labels=("slot", "role", "pid"),
     source="scrape",
     help="Processor time of each process, user and system.",
+)
+LOG_LINES_DROPPED = Family(
+    name="nexus_log_lines_dropped_total",
+    kind="counter",
+    help="Lines of workers and health process that were lost because nobody read standard error.",
 )
 DAMAGED_FILES = Family(
     name="nexus_metrics_damaged_files_total",
@@ -421,11 +441,14 @@ FAMILIES: tuple[Family, ...] = (
     HEALTH_PROCESS_UP,
     IMBALANCE,
     WORKERS,
+    WORKERS_DRAINING,
+    WORKERS_SILENT,
     WORKER_RESTARTS,
     PROCESS_MEMORY,
     PROCESS_CPU,
     RUN_DIRECTORY,
     WRITE_ERRORS,
+    LOG_LINES_DROPPED,
     DAMAGED_FILES,
     SCRAPE_DURATION,
     BUILD_INFO,

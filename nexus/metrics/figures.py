@@ -156,7 +156,11 @@ class Figures:
         yield of_family(families.HEALTH_PROCESS_UP, [((), self._health_process_alive())])
         yield of_family(families.BUILD_INFO, [((__version__,), 1)])
         rows = [table.row(slot) for slot in range(table.rows)]
-        yield of_family(families.WORKERS, [((), sum(rows[slot].role == WORKER for slot in held))])
+        workers = [rows[slot] for slot in held if rows[slot].role == WORKER]
+        draining = sum(row.draining for row in workers)
+        yield of_family(families.WORKERS, [((), len(workers) - draining)])
+        yield of_family(families.WORKERS_DRAINING, [((), draining)])
+        yield of_family(families.WORKERS_SILENT, [((), sum(row.is_silent(now_ns) for row in workers))])
         starts = sum(row.worker_starts for row in rows)
         yield of_family(families.WORKER_RESTARTS, [((), max(0, starts - self._started.workers))])
         yield of_family(families.RUN_DIRECTORY, [((), self._run_directory_usable())])

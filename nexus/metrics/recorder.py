@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from nexus import stderr
 from nexus.fleet.load import Row
 from nexus.fleet.seat import Seat
 from nexus.metrics import families
@@ -90,6 +91,8 @@ class Recorder:
         self._queue_wait = store.child(families.QUEUE_WAIT)
         self._before = store.child(families.OVERHEAD, ("before",))
         self._after = store.child(families.OVERHEAD, ("after",))
+        self._dropped_lines = store.child(families.LOG_LINES_DROPPED)
+        self._dropped_before = stderr.dropped_lines()  # those before are in another file
         self._started: dict[str, Any] = {}
         self._attempts: dict[tuple[str, str], Any] = {}
         self._bundles: dict[tuple[str | bool | None, ...], _Bundle] = {}
@@ -142,6 +145,13 @@ class Recorder:
     def first_token(self, model: str, backend: str, seconds: float) -> None:
         with self._lock:
             self.child(families.TTFT, model, backend).observe(seconds)
+
+    def log_lines_dropped(self) -> None:
+        """Count the lines of this process's log that were lost since the last call."""
+        if (total := stderr.dropped_lines()) != self._dropped_before:
+            with self._lock:
+                self._dropped_lines.inc(total - self._dropped_before)
+                self._dropped_before = total
 
     def loop_lag(self, seconds: float) -> None:
         with self._lock:

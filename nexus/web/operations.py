@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
 from nexus import __version__
+from nexus.fleet.load import Row
 from nexus.fleet.records import Snapshot
 from nexus.fleet.rundir import Started
 from nexus.metrics.exposition import CONTENT_TYPE
@@ -36,6 +37,7 @@ class Operations:
     health_process_alive: Callable[[], bool]
     fleet_age_s: Callable[[], float | None]
     role: str
+    workers: Callable[[], Sequence[Row]] = tuple
     token: Callable[[], str | None] = lambda: None
 
     def uptime_s(self) -> float:
@@ -72,7 +74,12 @@ def operations_endpoints(operations: Operations) -> Blueprint:
 
     @blueprint.get("/readyz")
     def ready() -> Response:
-        return _probe(readiness(operations), advisory=("health_process", "fleet_fresh"))
+        workers = operations.workers()
+        checks = readiness(operations) | _answering(workers)
+        advisory = {"health_process", "fleet_fresh"}
+        if not workers or any(not row.is_silent(time.monotonic_ns()) for row in workers):
+            advisory.add("workers")
+        return _probe(checks, advisory=advisory)
 
     return blueprint
 
@@ -103,12 +110,21 @@ def readiness(operations: Operations) -> Checks:
     return {
         "fleet_seen": (snapshot is not None, f"number {snapshot.number}" if snapshot else "no fleet was published yet"),
         "backend_usable": (bool(usable), ", ".join(usable) or "no backend that is healthy and takes requests"),
-        "health_process": (operations.health_process_alive(), "whether it runs"),
+        "health_process": (operations.health_process_alive(), "whether it runs and its event loop moves"),
         "fleet_fresh": (fresh, "never updated" if age_s is None else f"updated {age_s:.0f} s ago"),
     }
 
 
-def _probe(checks: Checks, *, advisory: tuple[str, ...] = ()) -> Response:
+def _answering(workers: Sequence[Row]) -> Checks:
+    """Whether the event loops of the workers move."""
+    silent = [row.pid for row in workers if row.is_silent(time.monotonic_ns())]
+    detail = f"{len(workers) - len(silent)} of {len(workers)} answer"
+    if silent:
+        detail += f", silent: {', '.join(map(str, silent))}"
+    return {"workers": (bool(workers) and not silent, detail)}
+
+
+def _probe(checks: Checks, *, advisory: Set[str] = frozenset()) -> Response:
     ok = all(good for name, (good, _) in checks.items() if name not in advisory)
     lines = ["ok" if ok else "not ready"]
     if "verbose" in request.args:

@@ -61,7 +61,9 @@ class Process:
         environ: dict[str, str] | None = None,
         cwd: Path = ROOT,
         pass_fds: tuple[int, ...] = (),
+        stderr: int | None = None,
     ) -> None:
+        """`stderr`: a descriptor for it; by default it goes to `log`, as standard output does."""
         self.log = log
 
         def spawn() -> subprocess.Popen[bytes]:
@@ -71,7 +73,7 @@ class Process:
                     cwd=cwd,
                     env=environ or clean_environ(),
                     stdout=output,
-                    stderr=output,
+                    stderr=output if stderr is None else stderr,
                     process_group=0,
                     pass_fds=pass_fds,
                 )
@@ -247,10 +249,12 @@ class Gateway(Measured):
         workers: int = 2,
         interval_s: float = 0.3,
         server: str = "",
+        health_check: str = "",
         environ: dict[str, str] | None = None,
         ready: bool = True,
+        stderr: int | None = None,
     ) -> None:
-        """`server`: further lines of that section."""
+        """`server` and `health_check`: further lines of those sections."""
         self.directory = directory
         self.port, self.operations_port = free_port(), free_port()
         self.run_dir = directory / "run"
@@ -267,6 +271,7 @@ class Gateway(Measured):
             interval_seconds = {interval_s}
             timeout_seconds = 2
             listen = "127.0.0.1:{self.operations_port}"
+            {health_check}
             [logging]
             format = "json"
             """
@@ -276,6 +281,7 @@ class Gateway(Measured):
             [sys.executable, "-m", "nexus", "serve", "-c", str(self.file)],
             log=directory / "gateway.log",
             environ=clean_environ(**(environ or {})),
+            stderr=stderr,
         )
         self.base = f"http://127.0.0.1:{self.port}"
         self.operations = f"http://127.0.0.1:{self.operations_port}"

@@ -14,7 +14,7 @@ PROCESSES = Dashboard(
         "Now": [
             Panel(
                 title="Workers", kind="stat", runbook="processes.md#nexusnoworkers",
-                description="Worker processes that hold a slot, over all hosts.",
+                description="Worker processes that take connections, over all hosts.",
                 queries=[(f"sum(nexus_workers{{{HOST}}})", "")],
                 limits=((None, "red"), (1, "green")),
             ),
@@ -82,8 +82,17 @@ PROCESSES = Dashboard(
         "What happened to them": [
             Panel(
                 title="Workers by host", runbook="processes.md#nexusnoworkers",
-                description="Worker processes that hold a slot.",
-                queries=[(f"nexus_workers{{{HOST}}}", "{{instance}}")],
+                description="Worker processes that take connections, that were replaced and end their requests, and that hang.",
+                queries=[
+                    (f"nexus_workers{{{HOST}}}", "{{instance}}"),
+                    (f"nexus_workers_draining{{{HOST}}}", "{{instance}} draining"),
+                    (f"nexus_workers_silent{{{HOST}}}", "{{instance}} silent"),
+                ],
+            ),
+            Panel(
+                title="Log lines dropped", runbook="processes.md#nexusloglinesdropped",
+                description="Lines that nobody read from standard error, within the step.",
+                queries=[(f"increase(nexus_log_lines_dropped_total{{{HOST}}}[{EVERY}])", "{{instance}}")],
             ),
             Panel(
                 title="Workers started anew", runbook="processes.md#nexusworkersrestart",

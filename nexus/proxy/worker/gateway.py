@@ -27,6 +27,7 @@ from gunicorn.config import Config
 from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
+from nexus import stderr
 from nexus.proxy.client import Stopping
 from nexus.proxy.engine import Engine
 from nexus.proxy.worker.heads import Limits
@@ -185,12 +186,16 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             gevent.sleep(_LOOK_EVERY_S)
 
     def _watch_lag(self) -> None:
-        """How late the loop wakes us, into the figures."""
-        recorder = self.wsgi.extensions["nexus"].recorder
+        """Show that the loop moves, and record how late it does."""
+        gateway = self.wsgi.extensions["nexus"]
+        recorder, row = gateway.recorder, gateway.seat.row
         while True:
+            row.beat(time.monotonic_ns())
             due = time.monotonic() + _LAG_EVERY_S
             gevent.sleep(_LAG_EVERY_S)
             recorder.loop_lag(max(0.0, time.monotonic() - due))
+            stderr.tend()
+            recorder.log_lines_dropped()
             self._engine.fleet.current()  # also a worker that has served nothing yet knows the fleet it last saw
 
     def _end_requests_after_the_grace(self) -> None:
