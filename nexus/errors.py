@@ -28,7 +28,8 @@ class Fault:
     """One row. `status` is what the client gets and what is counted; None passes the backend's own answer on.
 
     `retry`: whether another backend is tried; `again`: whether the same one may be, after a pause, where no other is
-    left. `stream_end`: how a stream ended that came to this, in `nexus_stream_ends_total`.
+    left. `stream_end`: how a stream ended that came to this, in `nexus_stream_ends_total`. `per_model`: of a busy
+    backend, whether only the model that was asked for is.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Fault:
     again: bool = False
     stream_end: str | None = None
     blame: Blame = Blame.CLIENT
+    per_model: bool = False
     meaning: str
 
     @property
@@ -83,20 +85,25 @@ _BEFORE_THE_ANSWER = _rows(
     Fault(name="idle_timeout", status=504, error_type="idle_timeout", retry=True, blame=Blame.BACKEND, meaning="The backend fell silent within its answer."),
     Fault(name="deadline", status=504, error_type="deadline_exceeded", blame=Blame.BACKEND, meaning="The whole request took longer than the limit."),
     Fault(name="out_of_time", status=504, error_type="deadline_exceeded", blame=Blame.GATEWAY, meaning="The time for the whole request was over before this backend had its own: it was spent waiting for room or at other backends."),
-    Fault(name="malformed_answer", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend's answer is not HTTP that can be trusted."),
-    Fault(name="backend_5xx", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend answered 5xx."),
-    Fault(name="error_event", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend told of an error in an answer of 200, or in its stream before any content. One that says by its code that it stands for a 4xx is taken as that answer."),
-    Fault(name="backend_busy", status=None, error_type="rate_limited", retry=True, again=True, blame=Blame.BUSY, meaning="The backend answered 408 or 429, or 503 with a Retry-After; the client gets that answer where no other backend can serve."),
+    Fault(name="malformed_answer", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend's answer is not HTTP that can be trusted, or what came with the status of a success cannot be an answer: an HTML page, no body, JSON that is cut short."),
+    Fault(name="answer_too_large", status=502, error_type="backend_error", meaning="The backend's answer is over [server] max_answer_bytes."),
+    Fault(name="backend_redirects", status=502, error_type="backend_error", retry=True, blame=Blame.GATEWAY, meaning="The backend answered 3xx, so that its url in the configuration is not the right one; the message says where it points to."),
+    Fault(name="backend_5xx", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend failed and said so with a 5xx; its own words are in the message."),
+    Fault(name="error_event", status=502, error_type="backend_error", retry=True, again=True, blame=Blame.BACKEND, meaning="The backend reported an error in an answer of 200, or in its stream before any content. One that says by its code that it stands for a 4xx is taken as that answer."),
+    Fault(name="backend_busy", status=None, error_type="rate_limited", retry=True, again=True, blame=Blame.BUSY, meaning="The backend is loading, overloaded or has a full queue: 503, 529, or 500 in such words; the client gets that answer where no other backend can serve."),
+    Fault(name="backend_rate_limited", status=None, error_type="rate_limited", retry=True, again=True, blame=Blame.BUSY, per_model=True, meaning="The backend answered 408 or 429; the client gets that answer where no other backend can serve."),
     Fault(name="backend_limits_client", status=None, error_type="rate_limited", retry=True, meaning="The backend answered 429 to the client's own Authorization; the client gets that answer where no other backend can serve."),
-    Fault(name="backend_refused_key", status=None, error_type="upstream_auth", retry=True, blame=Blame.GATEWAY, meaning="The backend answered 401 or 403 to the gateway's key; the client gets that answer where no other backend can serve."),
-    Fault(name="backend_refused_client", status=None, error_type="upstream_auth", meaning="The backend answered 401 or 403 to the client's own Authorization; the client gets that answer."),
-    Fault(name="backend_4xx", status=None, error_type="invalid_request", meaning="The backend found fault with the request; the client gets that answer."),
+    Fault(name="backend_refused_key", status=None, error_type="upstream_auth", retry=True, blame=Blame.GATEWAY, meaning="The backend answered 401, 402 or 403 to the gateway's key; the client gets that answer where no other backend can serve."),
+    Fault(name="backend_refused_client", status=None, error_type="upstream_auth", meaning="The backend answered 401, 402 or 403 to the client's own Authorization; the client gets that answer."),
+    Fault(name="backend_lacks_model", status=None, error_type="model_not_found", retry=True, blame=Blame.GATEWAY, meaning="The backend does not have what it was chosen for: 404, or 400 in such words. It is probed at once; the client gets that answer where no other backend can serve."),
+    Fault(name="context_exceeded", status=None, error_type="invalid_request", meaning="The request is longer than the model's context, in the backend's words; the client gets that answer, as 400 if the backend gave a 5xx."),
+    Fault(name="backend_4xx", status=None, error_type="invalid_request", meaning="The backend found fault with the request; the client gets that answer, as 400 if the backend gave a 5xx."),
 )
 _WITHIN_A_STREAM = _rows(
     Fault(name="stream_reset", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="upstream_reset", meaning="The connection broke within the stream."),
     Fault(name="stream_truncated", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="upstream_truncated", meaning="The stream ended without its end: neither [DONE] nor a reason for finishing."),
     Fault(name="stream_error", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="in_band_error", meaning="The backend told of an error within the stream."),
-    Fault(name="stream_error_busy", status=502, error_type="rate_limited", blame=Blame.BUSY, stream_end="in_band_error", meaning="The backend told within the stream that it takes no more for now."),
+    Fault(name="stream_error_busy", status=502, error_type="rate_limited", blame=Blame.BUSY, per_model=True, stream_end="in_band_error", meaning="The backend told within the stream that it takes no more for now."),
     Fault(name="stream_error_limits_client", status=502, error_type="rate_limited", stream_end="in_band_error", meaning="The backend told within the stream that the client's own key is at its limit."),
     Fault(name="stream_idle", status=504, error_type="idle_timeout", blame=Blame.BACKEND, stream_end="idle_timeout", meaning="The stream fell silent for longer than the limit."),
     Fault(name="stream_deadline", status=504, error_type="deadline_exceeded", blame=Blame.BACKEND, stream_end="deadline", meaning="The stream took longer than the limit for a whole one."),
@@ -117,7 +124,7 @@ STREAM_ENDS: tuple[str, ...] = (
 
 ERROR_TYPES: frozenset[str] = frozenset(fault.error_type for fault in FAULTS.values())
 
-_PASSED_ON = (200, 201, 202, 400, 401, 403, 404, 408, 409, 413, 415, 422, 429)
+_PASSED_ON = (200, 201, 202, 400, 401, 402, 403, 404, 408, 409, 413, 415, 422, 429, 503, 529)
 _STATUSES = frozenset(fault.status for fault in FAULTS.values()) | frozenset(_PASSED_ON)
 
 
@@ -132,37 +139,6 @@ def status_label(status: int) -> str:
 def status_labels() -> frozenset[str]:
     """Every value that the status label can have."""
     return frozenset(map(str, _STATUSES - {None})) | {f"{group}xx" for group in range(1, 10)}
-
-
-def fault_of_answer(status: int, *, retry_after: bool = False, own_key: bool = True) -> Fault | None:
-    """The fault that a backend's status means; None where it is a success.
-
-    `retry_after`: whether it said when to come back; `own_key`: whether the request carried no key of the client's.
-    """
-    if 200 <= status < 300:
-        return None
-    if status == 429 and not own_key:
-        return FAULTS["backend_limits_client"]
-    if status in (408, 429) or (status == 503 and retry_after):
-        return FAULTS["backend_busy"]
-    if status in (401, 403):
-        return FAULTS["backend_refused_key" if own_key else "backend_refused_client"]
-    if 400 <= status < 500:
-        return FAULTS["backend_4xx"]
-    return FAULTS["backend_5xx" if status >= 500 else "malformed_answer"]
-
-
-def fault_within_stream(status: int, *, own_key: bool = True) -> Fault:
-    """The fault of an error that a stream tells of after its content has begun, and that stands for this status.
-
-    The request was good then, whatever the error says: vLLM, for one, gives every failure of its own there as a 400.
-    """
-    likened = fault_of_answer(status, own_key=own_key)
-    if likened is FAULTS["backend_busy"]:
-        return FAULTS["stream_error_busy"]
-    if likened is FAULTS["backend_limits_client"]:
-        return FAULTS["stream_error_limits_client"]
-    return FAULTS["stream_error"]
 
 
 @dataclass(frozen=True, slots=True)

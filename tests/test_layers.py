@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "nexus"
-BASE = {"errors", "config", "log", "notify", "stderr", "supervised"}
+BASE = {"errors", "backend_errors", "config", "log", "notify", "stderr", "supervised"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "backend_errors": {"errors"},
     "config": set(),
     "log": {"stderr"},
     "notify": set(),

@@ -64,6 +64,9 @@ class Server(Section, frozen=True):
         Meta(ge=0, le=1 << 30),
         _doc("Least rate of a request body, after its first five seconds; a slower one is answered 408. 0: none."),
     ] = 240
+    max_answer_bytes: Annotated[
+        int, Meta(ge=1024, le=1 << 32), _doc("Largest whole answer of a backend; a larger one is answered 502.")
+    ] = 64 * 1024 * 1024
     client_timeout_seconds: Annotated[
         Seconds, _doc("How long a client may take between two packets of its request or of its reading the answer.")
     ] = 60.0

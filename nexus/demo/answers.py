@@ -119,5 +119,5 @@ def ollama_show(_name: str) -> dict[str, Any]:
     }
 
 
-def error(message: str, *, code: str | int) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
+def error(message: str, *, code: str | int, kind: str = "") -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind or "server_error", "param": None, "code": code}}

@@ -6,6 +6,11 @@ import random
 from dataclasses import dataclass, fields
 from typing import Any
 
+BODIES = ("html", "empty", "cut", "stalled", "dripped", "large", "nan", "echo", "unclosed")
+"""`cut` and `unclosed` end with the connection, in the middle of a JSON text or after its end; `stalled` and `dripped`
+stop after their first bytes, or send one each half second; `nan` is a good answer with NaN in it; `echo` repeats the
+request's Authorization."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FaultSpec:
@@ -13,6 +18,11 @@ class FaultSpec:
 
     status: int = 0  # answer with this status and an error body
     retry_after: int = 0  # with status: a Retry-After header
+    message: str = ""  # with status: the error's message, without a comma
+    kind: str = ""  # with status: the error's type
+    location: str = ""  # with status: a Location header
+    body: str = ""  # with status: another body: one of BODIES
+    size: int = 0  # with body=large: its bytes
     delay: float = 0.0  # wait before the answer
     hang: bool = False  # never answer
     close: bool = False  # close the connection without an answer
@@ -38,6 +48,8 @@ class FaultSpec:
             if name not in kinds:
                 raise ValueError(f"There is no fault {name!r}; known are {', '.join(kinds)}.")
             try:
+                if name == "body" and value not in BODIES:
+                    raise ValueError(f"There is no body {value!r}; known are {', '.join(BODIES)}.")
                 values[name] = value.lower() not in ("0", "false") if kinds[name] is bool else kinds[name](value)
             except ValueError:
                 raise ValueError(f"The fault {name} takes a number, not {value!r}.") from None

@@ -139,7 +139,7 @@ class DemoBackend:
         route = self._routes.get((method, path))
         if route is not None:
             if path in ("/v1/models", "/api/tags", "/health") and self._faults.spec.models:
-                return self._strike(sock, self._faults.next(), path)
+                return self._strike(sock, self._faults.next(), path, request.headers)
             try:
                 _respond(sock, 200, route(request))
             except ValueError as error:
@@ -163,19 +163,21 @@ class DemoBackend:
         self.models[str(body.get("model"))] += 1
         self.open += 1
         try:
-            return self._answer(sock, body, path, fault)
+            return self._answer(sock, request, body, path, fault)
         except OSError:
             self.statuses["gone"] += 1
             raise
         finally:
             self.open -= 1
 
-    def _answer(self, sock: socket.socket, body: dict[str, Any], path: str, fault: FaultSpec) -> bool:
+    def _answer(
+        self, sock: socket.socket, request: _Request, body: dict[str, Any], path: str, fault: FaultSpec
+    ) -> bool:
         if fault.delay and not _wait(sock, fault.delay):
             self.statuses["gone"] += 1
             return False
         if fault.status or fault.hang or fault.close or fault.reset or fault.malformed:
-            return self._strike(sock, fault, path)
+            return self._strike(sock, fault, path, request.headers)
         usage = not fault.no_usage
         if path == "/v1/embeddings":
             return self._whole(sock, answers.embeddings(body, usage=usage), fault)
@@ -185,17 +187,19 @@ class DemoBackend:
             return self._stream(sock, reply, fault, usage=usage)
         return self._whole(sock, reply.whole(usage=usage), fault)
 
-    def _strike(self, sock: socket.socket, fault: FaultSpec, path: str) -> bool:
+    def _strike(self, sock: socket.socket, fault: FaultSpec, path: str, headers: dict[str, str]) -> bool:
         if fault.status:
-            headers = [f"retry-after: {fault.retry_after}"] if fault.retry_after else []
             self.statuses[str(fault.status)] += 1
-            _respond(
-                sock,
-                fault.status,
-                answers.error(f"{path} fails as asked", code=fault.error_code or "demo_fault"),
-                headers,
-            )
-            return True
+            extra = [f"retry-after: {fault.retry_after}"] if fault.retry_after else []
+            extra += [f"location: {fault.location}"] if fault.location else []
+            message = fault.message or f"{path} fails as asked"
+            if fault.body == "echo":
+                message = f"wrong key: {headers.get('authorization')}"
+            error = answers.error(message, code=fault.error_code or "demo_fault", kind=fault.kind)
+            if fault.body in ("", "echo"):
+                _respond(sock, fault.status, error, extra)
+                return True
+            return self._other_body(sock, fault, json.dumps(error).encode(), extra)
         self.statuses["cut"] += 1
         if fault.hang:
             _wait(sock, 3600)
@@ -204,6 +208,31 @@ class DemoBackend:
         elif fault.reset:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         return False
+
+    def _other_body(self, sock: socket.socket, fault: FaultSpec, error: bytes, extra: list[str]) -> bool:
+        """Answer with one of `BODIES`; False where the connection ends with it."""
+        kind, content = "application/json", error
+        if fault.body == "html":
+            kind, content = "text/html", b"<!DOCTYPE html><html><head><title>Tunnel offline</title></head></html>"
+        elif fault.body == "empty":
+            content = b""
+        elif fault.body == "nan":
+            content = b'{"id":"x","object":"chat.completion","choices":[{"index":0,"logprob":NaN}]}'
+        elif fault.body == "large":
+            content = b'{"object":"list","data":"' + b"x" * fault.size + b'"}'
+        if fault.body in ("cut", "unclosed"):
+            content = b'{"id":"x","choices":[{"index":0,"message":{"role":"assistant","content":"hal"}}'
+            content += b"]}" if fault.body == "unclosed" else b""
+            sock.sendall(_head(fault.status, kind, "connection: close", *extra) + content)
+            return False
+        sent = content if fault.body not in ("stalled", "dripped") else content[:8]
+        sock.sendall(_head(fault.status, kind, f"content-length: {len(content)}", *extra) + sent)
+        while fault.body == "dripped" and len(sent) < len(content) and _wait(sock, 0.5):
+            sock.sendall(content[len(sent) : len(sent) + 1])
+            sent = content[: len(sent) + 1]
+        if fault.body == "stalled":
+            _wait(sock, 3600)
+        return len(sent) == len(content)
 
     def _whole(self, sock: socket.socket, answer: dict[str, Any], fault: FaultSpec) -> bool:
         if fault.break_after >= 0 or fault.stall_after >= 0:

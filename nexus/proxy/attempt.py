@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
+import msgspec
+
+from nexus.backend_errors import (
+    classify,
+    fault_within_stream,
+    is_page,
+    masked,
+    message_of,
+    printable,
+    status_for_client,
+)
 from nexus.backends.address import Address, forwards_authorization, own_key
-from nexus.errors import Fault, PassedOn, RequestFailed, fault_of_answer, fault_within_stream
+from nexus.errors import Fault, PassedOn, RequestFailed, error_body
 from nexus.proxy.admission import Place
 from nexus.proxy.client import Request
 from nexus.proxy.connections import Connection
@@ -11,10 +24,15 @@ from nexus.proxy.engine import Engine
 from nexus.proxy.headers import request_head, retry_after_s
 from nexus.proxy.http1 import AnswerReader, MalformedAnswer
 from nexus.proxy.stream import Stream, error_in
-from nexus.proxy.usage import with_usage_asked
+from nexus.proxy.usage import Usage, usage_of, with_usage_asked
 
 _MOST_HELD_BACK = 256 * 1024
 """Bytes of a stream held back while no content has come; beyond that they go on as they are."""
+_ERROR_BODY_BYTES = 1024 * 1024
+_ERROR_BODY_S, _SERVER_ERROR_BODY_S = 1.0, 0.25
+"""How long the body of a failed answer may take to come. That of a 5xx only tells whether the client is at fault, and
+another backend can serve meanwhile."""
+_JSON_HEADERS = [("content-type", "application/json")]
 _ITS_OWN_TIME = 0.1
 """A backend that was asked after more than this share of the request's time had too little of it to be blamed."""
 
@@ -32,6 +50,7 @@ class Attempt:
     sent_at = answered_at = refused_s = 0.0
     _connection: Connection | None = None
     _content: bytes | None = None
+    _whole = True
     _ended = False
 
     def __init__(self, engine: Engine, request: Request, place: Place, *, timeout_s: float, request_id: str) -> None:
@@ -57,13 +76,6 @@ class Attempt:
     def headers(self) -> list[tuple[str, str]]:
         """The answer's headers that the client gets."""
         return self.answer.end_to_end()
-
-    def fault(self) -> Fault | None:
-        """The fault that the answer's status means; None for a success."""
-        status = self.answer.status
-        if 200 <= status < 300:
-            return None
-        return fault_of_answer(status, retry_after=self.retry_after_s() is not None, own_key=self._own_key)
 
     @property
     def _own_key(self) -> bool:
@@ -103,8 +115,8 @@ class Attempt:
             return
         self.usage_asked = True
         self._send(path, with_usage_asked(body))
-        if self.status in (400, 422) and (known is None or _speaks_of_it(self.read_all())):
-            self.read_all()
+        if self.status in (400, 422) and (known is None or _speaks_of_it(self._failed_body()[0])):
+            self._failed_body()
             self.refused_s = self._engine.clock() - self.sent_at
             self._engine.connections.give_back(self._address, self._open, self._backend.config.keepalive_seconds)
             self._connection = self._content = None
@@ -211,31 +223,107 @@ class Attempt:
                 raise self._lost("within its answer")
 
     def read_all(self) -> bytes:
-        """The whole body."""
+        """The whole body. Raises `RequestFailed` if it breaks off, is silent or over the limit."""
         if self._content is None:
             if self.answer.complete:
                 self._content = self.answer.body()
             else:
-                pieces = []
+                pieces, size = [], 0
+                limit = self._place.view.snapshot.config.server.max_answer_bytes
                 while data := self._more("idle_timeout", self._idle_s):
                     pieces.append(data)
+                    size += len(data)
+                    if size > limit:
+                        raise RequestFailed(
+                            "answer_too_large", f"The answer of backend {self._backend.name} is over {limit} bytes."
+                        )
                 self._content = b"".join(pieces)
             self.answered_at = self._engine.clock()
         return self._content
 
-    def check_whole(self, content: bytes) -> None:
-        """Raise `RequestFailed` where a whole answer with the status of a success tells of an error."""
+    def usage_of_whole(self, content: bytes) -> Usage | None:
+        """The usage that a whole answer with the status of a success reports. Raises `RequestFailed` if it reports an
+        error, or cannot be an answer."""
         if (told := error_in(content)) is not None:
             raise self._told(*told, content)
+        usage = usage_of(content)  # which reads all of it, if there is one
+        if usage is None and (why := self._flaw(content)):
+            raise RequestFailed(
+                "malformed_answer", f"Backend {self._backend.name} answered {self.status} with {why}, not an answer."
+            )
+        return usage
+
+    def _flaw(self, content: bytes) -> str | None:
+        """Why this cannot be an answer; None if it can. JSON as lenient as servers write it (NaN) is taken."""
+        if (self.answer.header("content-encoding") or "identity").lower() != "identity":
+            return None if content else "no body"
+        if not content or content.isspace():
+            return "no body"
+        try:
+            msgspec.json.decode(content, type=msgspec.Raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            try:
+                json.loads(content.decode("utf-8-sig", errors="replace"), strict=False)
+            except (ValueError, RecursionError):
+                return message_of(content) if is_page(content) else "what is not JSON, or only its beginning"
+        return None
+
+    # Failed answers
+
+    def refused(self) -> RequestFailed:
+        """The failure that an answer without the status of a success comes to."""
+        answer, name, status = self.answer, self._backend.name, self.status
+        key = own_key(self._backend.config, self._engine.environ)
+        content, whole = self._failed_body()
+        content = masked(content, key)
+        readable = content if (answer.header("content-encoding") or "identity").lower() == "identity" else b""
+        retry_after_s = self.retry_after_s()
+        fault = classify(status, readable, retry_after=retry_after_s is not None, own_key=self._own_key)
+        message = f"Backend {name} answered {status}"
+        if fault.name == "backend_redirects":
+            location = printable(masked((answer.header("location") or "").encode(), key).decode())
+            message += f" and points to {location or 'nothing'}; its url in the configuration is not the right one."
+        else:
+            said = message_of(readable)
+            message += f": {said}" if said else "."
+        if fault.status is not None:
+            return RequestFailed(fault, message, retry_after_s=retry_after_s)
+        headers = [(field, masked(value.encode("latin-1"), key).decode("latin-1")) for field, value in self.headers]
+        status = status_for_client(fault, status)
+        if not whole or not content:
+            content = error_body(message, status=status, code=fault.code)
+            headers = [entry for entry in headers if not entry[0].startswith("content-")] + _JSON_HEADERS
+        return RequestFailed(fault, message, passed_on=PassedOn(status, headers, content), retry_after_s=retry_after_s)
+
+    def _failed_body(self) -> tuple[bytes, bool]:
+        """What soon comes of a failed answer's body, and whether it is the whole; nothing more is waited for."""
+        if self._content is None:
+            pieces, size, whole = [], 0, False
+            if not 300 <= self.status < 400:
+                until = self._engine.clock() + (_ERROR_BODY_S if self.status < 500 else _SERVER_ERROR_BODY_S)
+                try:
+                    while size <= _ERROR_BODY_BYTES and (
+                        data := self._more("idle_timeout", max(0.0, until - self._engine.clock()))
+                    ):
+                        pieces.append(data)
+                        size += len(data)
+                    whole = size <= _ERROR_BODY_BYTES
+                except RequestFailed:
+                    pass  # its head has said enough
+            self._content, self._whole = b"".join(pieces), whole
+            self.answered_at = self._engine.clock()
+        return self._content, self._whole
 
     def _told(self, message: str, status: int, content: bytes) -> RequestFailed:
         """The failure that an error before any content means: that of an answer with its status."""
-        message = f"Backend {self._backend.name}: {message}"
-        fault = fault_of_answer(status, own_key=self._own_key)
-        if fault is None or fault.status is not None:
+        key = own_key(self._backend.config, self._engine.environ)
+        content = masked(content, key)
+        message = f"Backend {self._backend.name}: {printable(masked(message.encode(), key).decode())}"
+        fault = classify(status, content, own_key=self._own_key)
+        if fault.status is not None:
             return RequestFailed("error_event", message)
         return RequestFailed(
-            fault, message, passed_on=PassedOn(status, [("content-type", "application/json")], content)
+            fault, message, passed_on=PassedOn(status_for_client(fault, status), list(_JSON_HEADERS), content)
         )
 
     def await_content(self) -> Stream:
@@ -294,7 +382,9 @@ class Attempt:
         stream, name = self.stream, self._backend.name
         rest = stream.end()
         if stream.error is not None:
-            return rest, StreamError(fault_within_stream(stream.error_status, own_key=self._own_key), stream.error)
+            return rest, StreamError(
+                fault_within_stream(stream.error_status, stream.error_data, own_key=self._own_key), stream.error
+            )
         if not stream.finished:
             # What came without its end would garble the error that follows, and clients are to discard it.
             return b"", RequestFailed("stream_truncated", f"The stream from backend {name} ended before its end.")

@@ -12,7 +12,7 @@ import time
 
 import msgspec
 
-from nexus.errors import FAULTS, Blame, Fault, PassedOn, RequestFailed, error_body, status_label
+from nexus.errors import FAULTS, Blame, Fault, RequestFailed, error_body, status_label
 from nexus.fleet.recent import Recent, Try
 from nexus.metrics import labels
 from nexus.metrics.recorder import Finished, StreamFacts
@@ -25,7 +25,7 @@ from nexus.proxy.engine import Answer, Endpoint, Engine
 from nexus.proxy.headers import header_text
 from nexus.proxy.relay import StreamBody, error_event
 from nexus.proxy.stream import Stream
-from nexus.proxy.usage import Usage, asks_for_usage, usage_of
+from nexus.proxy.usage import Usage, asks_for_usage
 from nexus.proxy.view import View
 from nexus.routing import requirements
 from nexus.routing.requirements import Ask
@@ -243,7 +243,6 @@ class Exchange:
     def _attempt(self, place: Place, ask: Ask, body: bytes) -> Answer:
         """One backend: its whole answer, or a stream that has reached its first content; else the fault."""
         choice = place.choice
-        retry_after_s: float | None = None
         try:
             view = self.view = place.view
             if choice.model != ask.model:
@@ -261,21 +260,14 @@ class Exchange:
         try:
             wants_usage = ask.stream and self.endpoint.streams and choice.backend.config.stream_usage
             attempt.send(self.endpoint.path, body, ask_usage=wants_usage and not asks_for_usage(body))
-            fault = attempt.fault()
-            if fault is None and attempt.event_stream:
+            if not 200 <= attempt.status < 300:
+                raise attempt.refused()
+            if attempt.event_stream:
                 return self._stream(attempt, attempt.await_content(), choice)
             content = attempt.read_all()
-            if fault is not None:
-                retry_after_s = attempt.retry_after_s()
-                raise RequestFailed(
-                    fault,
-                    f"Backend {choice.backend.name} answered {attempt.status}.",
-                    passed_on=PassedOn(attempt.status, attempt.headers, content),
-                    retry_after_s=retry_after_s,
-                )
-            attempt.check_whole(content)
+            usage = attempt.usage_of_whole(content)
         except RequestFailed as failure:
-            attempt.end(failure.fault, retry_after_s=retry_after_s)
+            attempt.end(failure.fault, retry_after_s=failure.retry_after_s)
             raise
         except ClientGone:
             attempt.end(FAULTS["client_gone"])
@@ -287,7 +279,7 @@ class Exchange:
             attempt.end(FAULTS["internal"])
             raise
         attempt.end(None)
-        self.usage, self.served = usage_of(content), True
+        self.usage, self.served = usage, True
         headers = self._headers(choice) + attempt.headers
         self._time_overhead(attempt)
         return self._whole(attempt.status, headers, content, None)

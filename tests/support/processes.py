@@ -18,6 +18,8 @@ import msgspec
 
 from nexus.config import BackendConfig, Config
 from nexus.config.records import Logging
+from nexus.fleet.circuits import CircuitTable
+from nexus.fleet.load import COLUMNS
 from nexus.fleet.records import Backend, Labels, Model, Snapshot
 from nexus.fleet.rundir import RunDirectory
 from nexus.fleet.snapshot import SnapshotWriter
@@ -207,8 +209,17 @@ class Workers(Measured):
     def publish(self, config: Config, backends: list[Backend]) -> None:
         """Give the backends columns and labels as the health process would, and show them to the workers.
 
-        The columns are new ones each time: nothing is known of the backends that lie in them.
+        The columns are new ones each time: nothing is known of the backends that lie in them. After the last column
+        come the first ones again, as they do in a gateway, and what is known there is forgotten.
         """
+        if self._columns + len(backends) > COLUMNS:
+            self._columns = 0
+            generation = self.run_dir.current()
+            assert generation is not None
+            circuits = CircuitTable(generation.circuits)
+            for column in range(COLUMNS):
+                circuits.reset(column, time.monotonic_ns())
+            circuits.leave()
         first, self._columns = self._columns, self._columns + len(backends)
         writer = SnapshotWriter(self.run_dir.path)
         placed = [
