@@ -212,6 +212,13 @@ CIRCUIT_OPENED = Family(
     labels=("backend",),
     help="Times that a backend was taken out of the choice because requests to it failed.",
 )
+UNSOLICITED = Family(
+    name="nexus_backend_unsolicited_responses_total",
+    kind="counter",
+    labels=("backend",),
+    help="Connections closed because the backend sent bytes to which no request was open. For five minutes after each, "
+    "its worker keeps no connections to the backend.",
+)
 QUEUE_WAIT = Family(
     name="nexus_queue_wait_seconds",
     kind="histogram",
@@ -423,6 +430,7 @@ FAMILIES: tuple[Family, ...] = (
     DECISION,
     CIRCUIT_STATE,
     CIRCUIT_OPENED,
+    UNSOLICITED,
     QUEUE_DEPTH,
     QUEUE_WAIT,
     QUEUE_REJECTIONS,

@@ -225,6 +225,10 @@ class Recorder:
         with self._lock:
             self.child(families.CIRCUIT_OPENED, backend).inc()
 
+    def unsolicited_response(self, backend: str) -> None:
+        with self._lock:
+            self.child(families.UNSOLICITED, backend).inc()
+
     def queued(self, column: int) -> None:
         """A request began to wait; it is shown at the backend in `column` until `unqueued`."""
         with self._lock:

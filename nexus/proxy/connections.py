@@ -16,11 +16,15 @@ from nexus.backends.address import Address
 from nexus.config import BackendConfig
 from nexus.errors import RequestFailed
 from nexus.proxy.client import Arrivals, ClientGone, Watch
-from nexus.proxy.http1 import AnswerReader
+from nexus.proxy.http1 import AnswerReader, MalformedAnswer
 from nexus.proxy.names import Names
 
 READ_SIZE = 64 * 1024
 _SWEEP_EVERY_S = 1.0
+_IDLE_TOO_LONG = b"HTTP/1.1 408 "
+"""What some servers say before they close a connection that was idle."""
+_DISTRUST_S = 300.0
+"""For how long no connections are kept to a backend that sent bytes to which no request was open."""
 _PREFERRED_S = 300.0
 """For how long the address that answered when one before it did not is asked first."""
 
@@ -32,6 +36,7 @@ class Connection:
         self.sock = sock
         self.tls = isinstance(sock, ssl.SSLSocket)
         self.reused = reused
+        self.unsolicited = False
         self.good_until = 0.0
         self.answer = AnswerReader()
         self.arrivals: Arrivals | None = None
@@ -70,18 +75,28 @@ class Connection:
                 continue  # a piece of a TLS record
 
     def is_quiet(self) -> bool:
-        """Whether nothing has come while it was idle: bytes that nobody asked for would be the next one's answer."""
-        arrivals = self.arrivals
-        if arrivals is not None and (arrivals.early or not self.tls):
-            return not arrivals.early
-        if self.tls:
-            return not self._pending()
-        try:
-            self.sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+        """Whether the connection can carry another request: its last response has ended, and nothing came after it.
+
+        A stream is over with `[DONE]`, so the end of its response may come only while the connection is idle. All other
+        bytes that come then are `unsolicited`: they would be taken for the response to the next request.
+        """
+        answer = self.answer
+        for _ in range(2):
+            try:
+                data = self.sock.recv(READ_SIZE)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                return answer.reusable
+            except OSError:
+                return False
+            if not data or answer.complete:
+                self.unsolicited = bool(data) and not data.startswith(_IDLE_TOO_LONG)
+                return False
+            try:
+                answer.feed(data)
+            except MalformedAnswer:
+                self.unsolicited = answer.overrun
+                return False
+            answer.body()
         return False
 
     def _pending(self) -> int:
@@ -102,8 +117,17 @@ class Connection:
 class Connections:
     """Idle connections by address. Safe from any greenlet or thread: a deque's pop and append are atomic."""
 
-    def __init__(self, clock: Callable[[], float], names: Names | None = None) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        names: Names | None = None,
+        *,
+        on_unsolicited: Callable[[Address], None] = lambda _: None,
+    ) -> None:
+        """`on_unsolicited` is told of each connection that was closed because of unsolicited bytes."""
         self._clock = clock
+        self._on_unsolicited = on_unsolicited
+        self._distrusted: dict[Address, float] = {}
         self._names = names or Names()
         self._idle: dict[Address, deque[Connection]] = {}
         self._preferred: dict[Address, tuple[object, float]] = {}
@@ -121,11 +145,26 @@ class Connections:
                 connection = idle.pop()
             except IndexError:
                 break
-            if self._clock() < connection.good_until and connection.is_quiet():
+            if self._is_good(address, connection):
                 connection.reused = True
                 return connection
-            connection.close()
         return self._connect(address, config, watch)
+
+    def _is_good(self, address: Address, connection: Connection) -> bool:
+        """Whether an idle connection can be reused; if not, it is closed."""
+        quiet = connection.is_quiet()
+        if quiet and self._clock() < connection.good_until:
+            return True
+        connection.close()
+        if connection.unsolicited:
+            self._distrust(address)
+        return False
+
+    def _distrust(self, address: Address) -> None:
+        """Keep no connections to a backend whose responses may be taken for those to other requests."""
+        self._distrusted[address] = self._clock() + _DISTRUST_S
+        self._close_idle(self._idle.pop(address, deque()))
+        self._on_unsolicited(address)
 
     def _connect(self, address: Address, config: BackendConfig, watch: Watch) -> Connection:
         deadline = self._clock() + config.connect_timeout_seconds
@@ -197,12 +236,19 @@ class Connections:
             sock.close()
             raise RequestFailed("tls_failed", f"Backend {config.name}: TLS failed.") from error
 
-    def give_back(self, address: Address, connection: Connection, keepalive_s: float) -> None:
-        """Keep the connection for another request where its answer allows that; else close it."""
-        if not connection.answer.reusable:
+    def give_back(self, address: Address, connection: Connection, keepalive_s: float, *, ending: bool = False) -> None:
+        """Keep the connection for another request if its response allows that; else close it.
+
+        `ending`: of the response only its end may be missing, which is waited for while the connection is idle.
+        """
+        answer = connection.answer
+        now = self._clock()
+        if answer.overrun:
+            self._distrust(address)
+        keep = answer.reusable or (ending and not answer.complete)
+        if not keep or (self._distrusted and now < self._distrusted.get(address, 0.0)):
             connection.close()
             return
-        now = self._clock()
         connection.good_until = now + keepalive_s
         self._idle.setdefault(address, deque()).append(connection)
         if now >= self._sweep_at:
@@ -211,17 +257,21 @@ class Connections:
 
     def _sweep(self, now: float) -> None:
         """Close those that have been idle for too long, also to backends that are gone."""
-        for idle in list(self._idle.values()):
+        for address, idle in list(self._idle.items()):
             while idle and idle[0].good_until <= now:
                 try:
-                    idle.popleft().close()
+                    self._is_good(address, idle.popleft())
                 except IndexError:
                     break  # another thread has taken it
 
     def close(self) -> None:
         for idle in self._idle.values():
-            while idle:
-                idle.pop().close()
+            self._close_idle(idle)
+
+    @staticmethod
+    def _close_idle(idle: deque[Connection]) -> None:
+        while idle:
+            idle.pop().close()
 
 
 def _connect_watching(sock: _socket.socket, place: object, watch: Watch, timeout_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 import time
 import uuid
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from nexus.backends.address import Address
 from nexus.config.records import Server
 from nexus.errors import RequestFailed
 from nexus.fleet.circuits import CircuitTable
@@ -22,6 +24,8 @@ from nexus.proxy.buffers import Buffers
 from nexus.proxy.connections import Connections
 from nexus.proxy.view import FleetView, View
 from nexus.routing.retries import may_retry
+
+log = logging.getLogger("nexus.proxy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class Engine:
         self.circuits = circuits
         self.recents = Recents(ring)
         self._id_prefix, self._ids = _id_prefix(), itertools.count(1)
-        self.connections = Connections(clock)
+        self.connections = Connections(clock, on_unsolicited=self._unsolicited)
         self.buffers = Buffers(lambda: self.server().max_buffered_bytes)
         self.admission = Admission(
             load=load, row=row, circuits=circuits, recorder=recorder, view=self.view, chance=random.random
@@ -88,6 +92,14 @@ class Engine:
                 "no_backend", "The fleet is not known yet; is the health process running?", headers={"retry-after": "1"}
             )
         return view
+
+    def _unsolicited(self, address: Address) -> None:
+        """The backends at this address sent bytes to which no request was open."""
+        view = self.fleet.current()
+        for backend in view.snapshot.backends if view is not None else ():
+            if Address.of(backend.config.url) == address:
+                self.recorder.unsolicited_response(backend.label)
+                log.warning("backend sent bytes that no request asked for", extra={"backend": backend.name})
 
     def server(self) -> Server:
         """What holds for all requests now, before any fleet is known too."""

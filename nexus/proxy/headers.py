@@ -129,10 +129,7 @@ def _sent_on(headers: Sequence[tuple[str, str]], *, credentials: bool) -> str:
 
 def _less_named(headers: Sequence[tuple[str, str]], lines: list[str | None]) -> list[str | None]:
     """The lines without those that the client's Connection header names, which are meant for us alone."""
-    alone = {"connection"}
-    for name, value in headers:
-        if name == "connection":
-            alone.update(token.strip() for token in value.lower().split(","))
+    alone = {"connection"} | _named_by_connection(headers)
     return [line for line in lines if line is not None and line.partition(":")[0] not in alone]
 
 
@@ -177,9 +174,17 @@ def _is_safe(value: str) -> bool:
     return (value.isascii() and value.isprintable()) or _SAFE_VALUE.fullmatch(value) is not None
 
 
-def answer_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """A backend's end-to-end headers, as the client gets them."""
-    return [entry for entry in headers if _comes_back(entry)]
+def answer_headers(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """A backend's end-to-end headers, as the client gets them: without those that its Connection header names."""
+    found = [entry for entry in headers if _comes_back(entry)]
+    if named := _named_by_connection(headers):
+        return [entry for entry in found if entry[0] not in named]
+    return found
+
+
+def _named_by_connection(headers: Iterable[tuple[str, str]]) -> set[str]:
+    """The names in the Connection headers: those fields are for the next hop alone (RFC 9110, section 7.6.1)."""
+    return {token.strip() for name, value in headers if name == "connection" for token in value.lower().split(",")}
 
 
 def retry_after_s(headers: Iterable[tuple[str, str]], *, now: Callable[[], float] = time.time) -> float | None:

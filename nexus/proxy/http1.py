@@ -67,7 +67,7 @@ def _plain_head(data: bytes) -> PlainAnswerHead | None:
     status = _plain_status(lines[0])
     headers = [field for line in lines[1:] if (field := plain_field(line)) is not None]
     fields = dict(headers)
-    if not status or len(fields) != len(lines) - 1 or not _NOT_PLAIN.isdisjoint(fields):
+    if not status or len(fields) != len(lines) - 1 or not _NOT_PLAIN.isdisjoint(fields) or len(fields) > MAX_HEADERS:
         return None
     length, connection = fields.get("content-length", ""), fields.get("connection")
     if not length.isdigit() or len(length) > 15 or (connection is not None and connection.lower() != "keep-alive"):
@@ -119,7 +119,8 @@ class AnswerReader:
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
-            raise MalformedAnswer(self._fault or str(error)) from error
+            self._fault = self._fault or str(error)
+            raise MalformedAnswer(self._fault) from error
         if self._fault:
             raise MalformedAnswer(self._fault)
         # The parser tells when a chunk has ended, but not of the next one's size as long as that is not complete.
@@ -173,6 +174,11 @@ class AnswerReader:
         """Whether the connection can carry another request after this answer."""
         return self.complete and not self._until_close and self._fault is None and self._keep_alive
 
+    @property
+    def overrun(self) -> bool:
+        """Whether bytes came after the end of the response."""
+        return self.complete and self._fault is not None
+
     def end_to_end(self) -> list[tuple[str, str]]:
         """The headers that the client gets."""
         plain = self.plain
@@ -191,7 +197,7 @@ class AnswerReader:
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.head_complete:
             return  # trailers; nothing of ours depends on them
-        self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1").strip()))
+        self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1").rstrip(" ")))
         if len(self.headers) > MAX_HEADERS:
             self._fault = f"it has over {MAX_HEADERS} headers"
 
@@ -201,18 +207,19 @@ class AnswerReader:
         if 100 <= status < 200 and status != 101:
             self.headers = []
             return
-        self.status, self._fields = status, dict(reversed(self.headers))
         lengths = [value for key, value in self.headers if key == "content-length"]
         codings = [value.lower() for key, value in self.headers if key == "transfer-encoding"]
         if len(lengths) > 1:
             self._fault = "it gives its length more than once"
         elif lengths and codings:
             self._fault = "it gives a length beside a transfer coding"
-        elif codings and codings != ["chunked"]:
+        elif codings and codings != ["chunked"]:  # nor is one with a tab at its end to the parser
             self._fault = f"its transfer coding {codings} is not understood"
         elif status == 101:
             self._fault = "it switches protocols"
-        self.headers = [entry for entry in self.headers if entry[0] != "content-length"]
+        headers = [(name, value.strip()) for name, value in self.headers]
+        self.status, self._fields = status, dict(reversed(headers))
+        self.headers = [entry for entry in headers if entry[0] != "content-length"]
         self._until_close = not lengths and not codings and status not in (204, 304)
         self.head_complete = True
 

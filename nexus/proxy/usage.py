@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -35,10 +36,19 @@ class _Asking(msgspec.Struct):
     stream_options: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_MOST = 1 << 53
-"""The figures are doubles: up to here they count exactly."""
+class _Timings(msgspec.Struct):
+    cache_n: Any = None
+    prompt_n: Any = None
+    predicted_n: Any = None
+
+
+_MOST = 10**8
+"""A larger number of tokens is not believed: one such answer would spoil a sum for as long as the gateway runs."""
+_LONGEST_USAGE = 4 * 1024
+"""Bytes of an answer after the key `usage` that are looked at where the answer is not strict JSON."""
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_timings = msgspec.json.Decoder(_Timings).decode
 _decode_told = msgspec.json.Decoder(_Told).decode
 _decode_asking = msgspec.json.Decoder(_Asking).decode
 _decode_options = msgspec.json.Decoder(_Options).decode
@@ -64,7 +74,7 @@ def _detail(details: Any, name: str) -> int | None:
 
 
 def _count(value: Any) -> int | None:
-    """A number of tokens; None for what no counter could take: below nothing, no whole number, or beyond a double."""
+    """A number of tokens; None for what is none: below nothing, no whole number, or too large to be believed."""
     if value is None or (type(value) is int and 0 <= value <= _MOST):
         return value
     if type(value) not in (int, float) or not 0 <= value <= _MOST or value != int(value):
@@ -78,9 +88,22 @@ def usage_of(answer: bytes) -> Usage | None:
         return None
     try:
         told = _decode_answer(answer).usage
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.ValidationError, RecursionError):
         return None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _usage_beside_what_is_not_strict(answer)
     return _usage(told) if told is not None else None
+
+
+def _usage_beside_what_is_not_strict(answer: bytes) -> Usage | None:
+    """The usage of an answer that has a NaN or a lone surrogate somewhere: only the object itself is read."""
+    at = answer.rfind(b'"usage"') + len(b'"usage"')
+    text = answer[at : at + _LONGEST_USAGE].decode("utf-8", "replace").lstrip(" \t\r\n:")
+    try:
+        told, _ = json.JSONDecoder().raw_decode(text)
+        return _usage(msgspec.convert(told, _Told))
+    except (ValueError, RecursionError, msgspec.ValidationError):
+        return None
 
 
 def usage_in(raw: bytes) -> Usage | None:
@@ -89,6 +112,19 @@ def usage_in(raw: bytes) -> Usage | None:
         return _usage(_decode_told(raw))
     except (msgspec.DecodeError, RecursionError):
         return None
+
+
+def timings_usage(raw: bytes) -> Usage | None:
+    """The usage in llama.cpp's `timings`, where the prompt's cached tokens are apart; None where it is not there."""
+    try:
+        told = _decode_timings(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    cached, read, completion = map(_count, (told.cache_n, told.prompt_n, told.predicted_n))
+    if completion is None:
+        return None
+    prompt = cached + read if cached is not None and read is not None else None
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
 
 
 def asks_for_usage(body: bytes) -> bool:

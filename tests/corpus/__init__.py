@@ -1,15 +1,20 @@
-"""Streams as backends send them, written by hand after their documentation, each with what it says of itself."""
+"""Streams as backends send them, each with what it says of itself: by hand after documentation, or as real servers sent
+them (`recorded/`: head and body, without the framing in chunks)."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Recording:
-    """`usage_event`: the bytes that a client which did not ask for the usage must not see."""
+    """`usage_event`: the bytes that a client which did not ask for the usage must not see; it sees `usage_shown` instead.
+
+    `head`: that of the response, its coding apart.
+    """
 
     name: str
     data: bytes
@@ -20,13 +25,15 @@ class Recording:
     finished: bool = True
     error: str | None = None
     details: tuple[int | None, int | None] = (None, None)
+    usage_shown: bytes = b""
+    head: bytes = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
     pause_at: int = 0
     """Where a backend pauses: what comes after is no longer together with the first content."""
 
     @property
     def shown(self) -> bytes:
         """What a client gets that did not ask for the usage."""
-        return self.data.replace(self.usage_event, b"", 1) if self.usage_event else self.data
+        return self.data.replace(self.usage_event, self.usage_shown, 1) if self.usage_event else self.data
 
 
 def _event(data: Any, end: str = "\n\n", **more: str) -> bytes:
@@ -137,12 +144,16 @@ def _ollama() -> Recording:
 
 def _llamacpp() -> Recording:
     """The usage comes with timings; a comment while it works on the prompt."""
-    usage = _event(_chunk(None, usage=USAGE, timings={"prompt_n": 9, "predicted_per_second": 48.1}))
+    timings = {"prompt_n": 9, "predicted_per_second": 48.1}
+    usage = _event(_chunk(None, usage=USAGE, timings=timings))
+    shown = _event(_chunk({}, timings=timings))
     body = b": loading\n\n" + b"".join(
         _event(_chunk(delta, finish))
         for delta, finish in (({"role": "assistant", "content": None}, None), ({"content": "Hi"}, None), ({}, "stop"))
     )
-    return Recording("llama.cpp", body + usage + DONE, usage=(9, 4), usage_event=usage, counted=1, events=4)
+    return Recording(
+        "llama.cpp", body + usage + DONE, usage=(9, 4), usage_event=usage, usage_shown=shown, counted=1, events=4
+    )
 
 
 def _lmstudio() -> Recording:
@@ -224,8 +235,99 @@ def _no_done() -> Recording:
     return Recording("a reason but no [DONE]", body, counted=1, events=2)
 
 
+def _litellm() -> Recording:
+    """No `finish_reason` key in between, and the usage beside one empty choice."""
+    usage = _event(
+        {"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {}}], "usage": USAGE}
+    )
+    body = b"".join(
+        _event({"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, **more}]})
+        for delta, more in (
+            ({"role": "assistant", "content": "Hi"}, {}),
+            ({"content": "!"}, {}),
+            ({}, {"finish_reason": "stop"}),
+        )
+    )
+    return Recording("litellm", body + usage + DONE, usage=(9, 4), usage_event=usage, counted=2, events=4)
+
+
+def _llamacpp_progress() -> Recording:
+    """With `return_progress`; no event with the role, where the first token is half a character; its `sse_ping`."""
+    progress = {"total": 9, "cache": 0, "processed": 4, "time_ms": 12}
+    body = b":\n\n" + b"".join(
+        (
+            _event(_chunk({"role": "assistant", "content": None}, prompt_progress=progress)),
+            _event(_chunk({"content": "é"})),
+            _event(_chunk({}, "stop", timings={"cache_n": 5, "prompt_n": 4, "predicted_n": 2})),
+        )
+    )
+    return Recording("llama.cpp's progress", body + DONE, usage=(9, 2), counted=1, events=3, details=(5, None))
+
+
+def _not_strict() -> Recording:
+    """What Python's and Go's encoders write, and strict readers refuse."""
+    body = (
+        b"\xef\xbb\xbf"
+        b'data: {"choices":[{"index":0,"delta":{"content":"\\ud83d"},"logprobs":{"content":[{"logprob":-Infinity}]}}]}\n\n'
+        b'data: {"choices":[{"index":0,"delta":{"content":"\\ude00"},"logprobs":{"content":[{"logprob":NaN}]}}]}\n\n'
+        b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop","stop_reason":"\\ud83d"}],"score":NaN}\n\n'
+    )
+    usage = _event('{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4},"mean_logprob":NaN}')
+    return Recording(
+        "json that is not strict", body + usage + DONE, usage=(9, 4), usage_event=usage, usage_shown=usage, counted=2, events=4
+    )  # fmt: skip
+
+
+def _loose() -> Recording:
+    """No space after the colon, other fields, and lines that end with CR and CRLF."""
+    end = b'data:{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\r\n\r\n'
+    body = b'event:message\rid:1\rdata:{"choices":[{"index":0,"delta":{"content":"x"}}]}\r\r' + end
+    return Recording("no space after the colon", body + b"data:[DONE]\n\n", counted=1, events=2)
+
+
+def _recorded(name: str, **told: Any) -> Recording:
+    head, _, data = (Path(__file__).parent / "recorded" / f"{name}.http").read_bytes().partition(b"\n\n")
+    lines = [line for line in head.split(b"\n") if not line.lower().startswith((b"transfer-encoding", b"connection"))]
+    pause_at = data.index(b'data: {"error"') if "error" in told else 0
+    return Recording(name, data, head=b"\r\n".join(lines) + b"\r\n", pause_at=pause_at, **told)
+
+
+def _hidden(recording: Recording, shown: str = "") -> Recording:
+    """Its client did not ask for the usage; `shown` is what it gets instead, less the event's beginning."""
+    [event] = [event + b"\n\n" for event in recording.data.split(b"\n\n") if b'"choices":[]' in event]
+    usage_shown = b""
+    if shown:
+        choice = b'"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":null}]'
+        usage_shown = event.replace(b'"choices":[]', choice)
+        at = usage_shown.index(b',"usage":')
+        usage_shown = usage_shown[:at] + usage_shown[usage_shown.index(shown.encode(), at) :]
+    return replace(recording, usage_event=event, usage_shown=usage_shown)
+
+
+def _of_real_servers() -> list[Recording]:
+    return [
+        _hidden(_recorded("llamacpp-b11549-usage-asked", usage=(14, 4), counted=4, events=7, details=(13, None)), ',"timings"'),
+        _recorded("llamacpp-b11549-usage-not-asked", usage=(14, 4), counted=4, events=6, details=(13, None)),
+        _recorded("llamacpp-b11549-completions", usage=(2, 4), counted=4, events=5, details=(0, None)),
+        _recorded("llama-cpp-python-0.3.36-usage-asked", counted=3, events=5),
+        _hidden(_recorded("ollama-2026-08-21-usage-asked", usage=(14, 3), counted=3, events=5)),
+        _recorded("transformers-serve-5.19", usage=(14, 3), counted=2, events=4),
+        _hidden(_recorded("vllm-0.32-usage-asked", usage=(14, 3), counted=3, events=5), ',"system_fingerprint"'),
+        _recorded(
+            "vllm-0.32-engine-killed", counted=9, events=11,
+            error="EngineCore encountered an issue. See stack trace (above) for the root cause.",
+        ),
+        _recorded(
+            "litellm-1.105-upstream-killed", counted=3, events=5, finished=False,
+            error="litellm.APIConnectionError: APIConnectionError: OpenAIException - Response payload is not completed: "
+            "<TransferEncodingError: 400, message='Not enough data to satisfy transfer length header.'>",
+        ),
+    ]  # fmt: skip
+
+
 RECORDINGS = [
     _openai(), _openai_without_usage(), _tool_calls(), _refusal(), _vllm_reasoning(), _ollama(), _llamacpp(), _lmstudio(),
     _crlf(), _cr_and_no_end(), _several_data_lines(), _large(), _legacy(),
     _no_end(), _no_done(), *_errors(),
+    _litellm(), _llamacpp_progress(), _not_strict(), _loose(), *_of_real_servers(),
 ]  # fmt: skip

@@ -1,8 +1,10 @@
 """Connections to backends: TLS, large requests, and a client that leaves while one is made."""
 
 import contextlib
+import select
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -14,7 +16,8 @@ from nexus.backends.address import Address
 from nexus.config import BackendConfig
 from nexus.errors import RequestFailed
 from nexus.proxy.client import ClientGone, Watch
-from nexus.proxy.connections import Connections
+from nexus.proxy.connections import Connection, Connections
+from nexus.proxy.http1 import AnswerReader, MalformedAnswer
 from nexus.proxy.names import Names
 
 CONFIG = BackendConfig(name="b", url="http://x", connect_timeout_seconds=2)
@@ -204,3 +207,138 @@ def test_all_addresses_are_silent(deaf):
         )
     assert failed.value.fault.name == "connect_timeout"
     assert 0.3 < time.monotonic() - began < 1
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+class Pair:
+    """A pool whose only connection has been used once: `far` is the backend's end."""
+
+    def __init__(self, listener: socket.socket, response: bytes, *, ending: bool = False) -> None:
+        self.now = 100.0
+        self.told: list[Address] = []
+        self.opened: list[Connection] = []
+        self.pool = Connections(lambda: self.now, on_unsolicited=self.told.append)
+        self.address = address(listener)
+        self.listener = listener
+        connection = self.open()
+        self.far, _ = listener.accept()
+        self.far.sendall(response)
+        while True:
+            connection.answer.feed(connection.receive(Watch(None), 5))
+            if connection.answer.complete or (ending and b"DONE" in connection.answer.body()):
+                break
+        self.give_back(connection, ending=ending)
+
+    def open(self):
+        connection = self.pool.open(self.address, CONFIG, watch=Watch(None))
+        self.opened.append(connection)
+        return connection
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.far.close()
+        for connection in self.opened:
+            connection.close()
+
+    def give_back(self, connection, *, ending: bool = False) -> None:
+        self.pool.give_back(self.address, connection, 30, ending=ending)
+
+    def send(self, data: bytes) -> None:
+        """Send from the backend's end, and wait until it is here."""
+        self.far.sendall(data)
+        [connection] = self.pool._idle[self.address]
+        readable, _, _ = select.select([connection.sock], [], [], 5)
+        assert readable
+
+    def reused(self) -> bool:
+        connection = self.open()
+        connection.close()
+        return connection.reused
+
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+DONE = HEAD + b"e\r\ndata: [DONE]\n\n\r\n"
+
+
+@pytest.mark.parametrize("stray", [OK, b"x", b"\r\n"])
+def test_a_connection_with_unsolicited_bytes_is_closed(listener, stray):
+    """And no connections are kept to that backend for some minutes: the next ones might come later than is seen."""
+    with Pair(listener, OK) as pair:
+        pair.send(stray)
+        connection = pair.open()
+        assert not connection.reused
+        assert pair.told == [pair.address]
+        connection.answer.feed(OK)
+        pair.give_back(connection)
+        assert not pair.reused()
+        pair.now += 301
+        fresh = pair.open()
+        fresh.answer.feed(OK)
+        pair.give_back(fresh)
+        assert pair.reused()
+        assert pair.told == [pair.address]
+
+
+def test_bytes_after_a_response_are_unsolicited(listener):
+    with Pair(listener, OK) as pair:
+        connection = pair.open()
+        assert connection.reused
+        connection.answer = AnswerReader()
+        with pytest.raises(MalformedAnswer):
+            connection.answer.feed(OK + OK)
+        pair.give_back(connection)
+        assert pair.told == [pair.address]
+        assert not pair.reused()
+
+
+@pytest.mark.parametrize("farewell", [b"", b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n"])
+def test_a_backend_may_close_an_idle_connection(listener, farewell):
+    with Pair(listener, OK) as pair:
+        pair.far.sendall(farewell)
+        pair.far.close()
+        select.select([pair.pool._idle[pair.address][0].sock], [], [], 5)
+        assert not pair.reused()
+        assert pair.told == []
+
+
+def test_unsolicited_bytes_are_seen_when_an_old_connection_is_closed(listener):
+    with Pair(listener, OK) as pair:
+        pair.send(OK)
+        other = pair.pool.open(pair.address, CONFIG, watch=Watch(None), fresh=True)
+        pair.opened.append(other)
+        other.answer.feed(OK)
+        pair.now += 40
+        pair.give_back(other)
+        assert pair.told == [pair.address]
+
+
+@pytest.mark.parametrize(
+    ("late", "reused", "told"),
+    [
+        (b"0\r\n\r\n", True, 0),
+        (b"6\r\ndata: \r\n0\r\n\r\n", True, 0),
+        (b"", False, 0),
+        (b"0\r\n", False, 0),
+        (b"zz\r\n", False, 0),
+        (b"0\r\n\r\n" + OK, False, 1),
+    ],
+)
+def test_the_end_of_a_stream_may_come_after_done(listener, late, reused, told):
+    """The request is over with `[DONE]`; the connection can carry another one only if the response ends cleanly."""
+    with Pair(listener, DONE, ending=True) as pair:
+        if late:
+            pair.send(late)
+        assert pair.reused() is reused
+        assert len(pair.told) == told
+
+
+def test_the_end_of_a_stream_and_the_connection(listener):
+    with Pair(listener, DONE, ending=True) as pair:
+        pair.far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        pair.far.close()
+        assert not pair.reused()
+        assert pair.told == []

@@ -61,6 +61,21 @@ def test_connection_close_is_not_reused():
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\t\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked \t \r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length : 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n",
+        b"HTTP/2 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 2000 OK\r\nContent-Length: 5\r\n\r\nhello",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 0x5\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello",
@@ -68,6 +83,7 @@ def test_connection_close_is_not_reused():
         b"HTTP/1.1 banana\r\n\r\n",
         b"SSH-2.0-OpenSSH\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 201 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(200)) + b"\r\nok",
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000,
         PLAIN + PLAIN,
     ],
@@ -86,3 +102,29 @@ def test_any_bytes_are_read_or_refused(data):
     except MalformedAnswer:
         return
     assert reader.head_complete or not reader.complete
+
+
+@pytest.mark.parametrize("after", [PLAIN, b"{}", b"\0"])
+def test_bytes_after_the_end_spoil_the_connection(after):
+    reader = AnswerReader()
+    with pytest.raises(MalformedAnswer):
+        reader.feed(PLAIN + after)
+    assert (reader.complete, reader.overrun, reader.reusable) == (True, True, False)
+
+
+def test_as_many_headers_as_may_be():
+    fields = b"".join(b"X-%d: y\r\n" % n for n in range(199))
+    data = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n" + fields + b"\r\nok"
+    for cuts in ([], [100]):
+        reader, body = read(data, cuts)
+        assert (len(reader.headers), body, reader.complete) == (199, b"ok", True)
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 2\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_headers_that_connection_names_are_not_the_clients(length):
+    """They are meant for the gateway alone; what else a Connection header says changes nothing."""
+    body = b"ok" if b"Length" in length else b"2\r\nok\r\n0\r\n\r\n"
+    named = b"Connection: X-Hop, keep-alive\r\nConnection: x-other\r\nX-Hop: 1\r\nX-Other: 2\r\nX-End: 3\r\n"
+    reader, _ = read(b"HTTP/1.1 200 OK\r\n" + named + length + b"\r\n" + body, [])
+    assert reader.complete
+    assert reader.end_to_end() == [("x-end", "3")]

@@ -124,10 +124,24 @@ def test_times():
         (" ", False, False),
         ('{"choices":[{"delta":{"reasoning":"hm"}}]}', True, True),
         ('{"choices":[{"delta":{"audio":{"id":"a"}}}]}', True, True),
+        *[
+            (json.dumps({"choices": [{"delta": {"role": "assistant", "content": "", key: value}}]}), True, True)
+            for key, value in [
+                ("reasoning_content", "h"), ("reasoning_text", "h"), ("thinking", "h"), ("thought", "h"), ("thoughts", ["h"]),
+                ("reasoning_details", [{"type": "reasoning.text", "text": "h"}]), ("thinking_blocks", [{"thinking": "h"}]),
+                ("tool_calls", [{"index": 0}]), ("function_call", {"name": "f"}), ("refusal", "no"),
+                ("images", [{"type": "image_url"}]), ("annotations", [{"type": "url_citation"}]),
+            ]
+        ],
+        ('{"choices":[{"delta":{"role":"assistant","content":"","reasoning_content":"","tool_calls":[]}}]}', False, False),
+        ('{"choices":[{"delta":{"role":"assistant","provider_specific_fields":{"a":1}}}]}', False, False),
+        ('{"choices":[{"message":{"role":"assistant","content":"x"}}]}', True, True),
+        ('{"choices":[{"delta":{"role":"assistant"}}],"prompt_progress":{"total":9,"processed":4}}', True, False),
+        ('{"type":"ping"}', False, False),
         ('{"type":"response.created"}', True, True),
         ("not json", True, True),
     ],
-)
+)  # fmt: skip
 def test_what_is_worth_showing(text, content, token):
     stream = Stream(clock=lambda: 1.0, hide_usage=True)
     stream.take(f"data: {text}\n\n".encode())
@@ -186,3 +200,61 @@ def test_several_choices_have_each_its_end(ended, finished):
     stream.end()
     assert stream.finished is finished
     assert stream.counted_tokens() == 5
+
+
+@pytest.mark.parametrize(
+    ("event", "alive"),
+    [
+        (b":\n\n", True),
+        (b": OPENROUTER PROCESSING\n\n", True),
+        (b"\n\n", True),
+        (b'event: ping\ndata: {"type": "ping"}\n\n', True),
+        (b"event: keepalive\ndata: {}\n\n", True),
+        (b'data: {"type":"ping"}\n\n', True),
+        (b'data: {"choices":[],"prompt_filter_results":[]}\n\n', True),
+        (b"data:\n\n", True),
+        (b'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\n', False),
+        (b": half of one", False),
+    ],
+)
+def test_signs_of_life(event, alive):
+    """They are no content: until that comes, another backend can be tried."""
+    stream = Stream(clock=lambda: 3.0, hide_usage=True)
+    stream.take(event)
+    assert stream.alive_at == (3.0 if alive else 0)
+    assert (stream.content, stream.first_token_at) == (False, 0)
+
+
+def test_what_is_kept_of_long_events_is_short():
+    """Sixteen events of some megabytes each would be the memory of a small host."""
+    stream = Stream(clock=lambda: 1.0, hide_usage=True)
+    for number in range(20):
+        long = b'data: {"choices":[{"index":%d,"delta":{"content":"%b"},"finish_reason":null}]}\n\n'
+        data = long % (number % 2, b"x" * 300_000)
+        assert stream.take(data[:100]) + stream.take(data[100:]) == data
+    stream.take(event(0, text="y" * 5000, reason="stop"))
+    assert not stream.finished
+    assert sum(len(repr(kept)) for kept in stream._last) < 10_000
+    stream.take(event(1, reason="stop"))
+    assert stream.finished
+    assert (stream.events, stream.counted_tokens()) == (22, 21)
+
+
+@pytest.mark.parametrize(
+    ("usage_event", "shown"),
+    [
+        ('{"object":"text_completion","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2},"citations":["a"]}',
+         '{"object":"text_completion","choices":[{"index":0,"text":"","logprobs":null,"finish_reason":null}],"citations":["a"]}'),
+        ('{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2},"system_fingerprint":"f","x":null,"y":[],"z":{}}', None),
+        ('{"choices":[{"index":0,"delta":{},"finish_reason":null}],"usage":{"prompt_tokens":1,"completion_tokens":2}}', None),
+        ('{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}', ...),
+        ('{"choices":[{"index":0,"delta":{"role":"assistant"}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}', ...),
+    ],
+)  # fmt: skip
+def test_what_stands_beside_the_usage(usage_event, shown):
+    """It is not lost for a client that did not ask for the usage; what the event before had, too, is not sent again."""
+    stream = Stream(clock=lambda: 1.0, hide_usage=True)
+    stream.take(b'data: {"system_fingerprint":"f","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n')
+    got = stream.take(f"data: {usage_event}\n\n".encode())
+    assert got == (b"" if shown is None else f"data: {usage_event if shown is ... else shown}\n\n".encode())
+    assert (stream.usage.prompt_tokens, stream.usage.completion_tokens) == (1, 2)

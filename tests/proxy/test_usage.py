@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.proxy.usage import Usage, asks_for_usage, usage_in, usage_of, with_usage_asked
+from nexus.proxy.usage import Usage, asks_for_usage, timings_usage, usage_in, usage_of, with_usage_asked
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=20),
@@ -65,6 +65,8 @@ def test_usage_of_a_whole_answer():
         ({"prompt_tokens": 3, "prompt_tokens_details": [], "completion_tokens_details": "x"}, Usage(3)),
         ({"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": -1}}, Usage(3)),
         ({"total_tokens": 8}, None),
+        ({"prompt_tokens": 100_000_000, "completion_tokens": 100_000_001}, Usage(100_000_000, None)),
+        ({"prompt_tokens": 2**53, "completion_tokens": 2.0**53}, None),
         ({}, None),
     ],
 )
@@ -72,3 +74,41 @@ def test_a_figure_that_is_no_count_is_not_told(told, usage):
     """A counter that went down, or a sum that overflowed, would be wrong for as long as the gateway runs."""
     assert usage_of(json.dumps({"usage": told}).encode()) == usage
     assert usage_in(json.dumps(told).encode()) == usage
+
+
+@pytest.mark.parametrize(
+    "usage", ['{"prompt_tokens":3,"completion_tokens":5}', '{"prompt_tokens": 3, "completion_tokens": 5, "x": NaN}']
+)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('{"data":[{"embedding":[0.1,NaN,-Infinity]}],"usage": ', "}"),
+        ('{"usage" : ', ',"data":[{"embedding":[NaN]}]}'),
+        ('\ufeff{"choices":[],"usage":', "}"),
+        ('{"choices":[{"message":{"content":"\\ud83d"},"finish_reason":"\\ud83d"}],"usage":', ',"x":Infinity}'),
+    ],
+)
+def test_usage_beside_json_that_is_not_strict(before, after, usage):
+    assert usage_of(f"{before}{usage}{after}".encode()) == Usage(3, 5)
+
+
+@pytest.mark.parametrize(
+    "answer", [b'{"x":NaN,"usage":[]}', b'NaN "usage"', b'NaN "usage":{"prompt_tokens":', b'NaN "usage":[1]']
+)
+def test_what_is_no_usage_beside_json_that_is_not_strict(answer):
+    assert usage_of(answer) is None
+
+
+@pytest.mark.parametrize(
+    ("timings", "usage"),
+    [
+        ({"cache_n": 13, "prompt_n": 1, "predicted_n": 4, "predicted_ms": 0.8}, Usage(14, 4, cached_tokens=13)),
+        ({"prompt_n": 1, "predicted_n": 4}, Usage(None, 4)),
+        ({"cache_n": 13, "prompt_n": 1}, None),
+        ({"predicted_n": -1}, None),
+        ([], None),
+    ],
+)
+def test_timings(timings, usage):
+    """llama.cpp counts the prompt's cached tokens apart; its older versions do not tell them."""
+    assert timings_usage(json.dumps(timings).encode()) == usage

@@ -22,7 +22,7 @@ def test_recordings(gateway, replay, number, size):
     recording, model = RECORDINGS[number], NAMES[number]
     if len(recording.data) > 10_000 and size < 64:
         size *= 64
-    replay.scripts[model] = in_packets(recording.data, size, pause_at=recording.pause_at)
+    replay.scripts[model] = in_packets(recording.data, size, pause_at=recording.pause_at, head=recording.head)
     before = gateway.settled()
     status, content = stream(gateway, model)
     assert status == 200

@@ -57,14 +57,14 @@ class Replay:
         self.close()
 
 
-def in_packets(data: bytes, size: int, *, pause_at: int = 0) -> Script:
+def in_packets(data: bytes, size: int, *, pause_at: int = 0, head: bytes = HEAD) -> Script:
     """The stream in a chunked body, its bytes with the chunks' framing cut into packets of `size`.
 
     With `pause_at` it pauses after so many bytes of the stream.
     """
     middle = pause_at or len(data) // 2
     first, second = (b"%x\r\n%s\r\n" % (len(part), part) for part in (data[:middle], data[middle:]))
-    first = HEAD + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n" + first
+    first = head + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n" + first
 
     def send(_: dict[str, Any], sock: socket.socket) -> None:
         for part in (first, second + b"0\r\n\r\n"):
