@@ -23,7 +23,7 @@ def demos(tmp_path_factory):
 
 def call(base, method, path, body=None, *, token):
     """(status, answer) of a call to the operators' endpoints."""
-    headers = {"authorization": f"Bearer {token}"} if token else {}
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{base}/admin/{path}", data=data, method=method, headers=headers)
     try:

@@ -333,6 +333,20 @@ class Admin(Section, frozen=True):
             "/v1/stats. Changes always do."
         ),
     ] = msgspec.field(default_factory=lambda: ["dashboard"])
+    hosts: Annotated[
+        list[str],
+        _doc(
+            "Further names by which the operations port is reached, such as that of a proxy in front of it. IP "
+            "addresses, localhost and the machine's own names are always accepted."
+        ),
+    ] = msgspec.field(default_factory=list)
+    api_key_envs: Annotated[
+        list[str],
+        _doc(
+            "Names that api_key_env may have in a backend that is added to the running gateway, besides those "
+            "that the file uses."
+        ),
+    ] = msgspec.field(default_factory=list)
 
 
 class Cors(Section, frozen=True):

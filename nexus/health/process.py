@@ -14,7 +14,6 @@ from typing import Any
 import gevent
 import gevent.event
 from flask import Flask
-from gevent.pywsgi import WSGIServer
 from msgspec.structs import replace
 
 from nexus import log as logs
@@ -38,6 +37,7 @@ from nexus.health.fleet import Fleet
 from nexus.health.live import Dashboard
 from nexus.health.prober import Result
 from nexus.health.rounds import Rounds
+from nexus.health.server import OperationsServer, operations_app
 from nexus.health.standing import backend_states, status_line
 from nexus.metrics.figures import Figures
 from nexus.metrics.gauges import write_fleet_gauges
@@ -46,12 +46,10 @@ from nexus.metrics.settlement import settle, sweep
 from nexus.metrics.store import Store
 from nexus.notify import Notifier
 from nexus.web.access import Protected, token_for
-from nexus.web.admin import BackendExists, UnknownBackend, admin_endpoints
-from nexus.web.dashboard import Viewed, dashboard_endpoints
-from nexus.web.errors import register_errors
+from nexus.web.admin import BackendExists, UnknownBackend
+from nexus.web.dashboard import Viewed
 from nexus.web.live import Live
-from nexus.web.openapi import openapi_endpoint
-from nexus.web.operations import Operations, operations_endpoints
+from nexus.web.operations import Operations
 
 log = logging.getLogger("nexus.health")
 
@@ -207,6 +205,12 @@ class HealthProcess:
 
     # What operators change at the running gateway
 
+    def hosts(self) -> list[str]:
+        """The names by which the operations port is reached."""
+        config = self._fleet.config
+        listen = config.health_check.listen
+        return [*config.admin.hosts, *([] if listen == "off" else [listen_address(listen)[0]])]
+
     def admin_token(self) -> str:
         """The operators' own token, else the one that only who may read the run directory knows."""
         return secret(self._fleet.config.admin.token_env, self._environ) or self._own_token
@@ -216,6 +220,7 @@ class HealthProcess:
 
     def add_backend(self, data: dict[str, Any], *, save: bool) -> dict[str, Any]:
         backend = backend_of(data)
+        self._check_key_name(backend.api_key_env)
         if data.get("type") is None and not self._fleet.layered.has(backend.name):
             kind = detect(backend, self._environ, timeout_s=self._fleet.config.health_check.timeout_seconds)
             backend = replace(backend, type=kind)
@@ -226,6 +231,18 @@ class HealthProcess:
         self._change(self._fleet.layered.add(backend, save=save), f"backend {backend.name} added", saved=save)
         gevent.spawn(self._rounds.probe, backend.name)
         return self._shown(backend.name)
+
+    def _check_key_name(self, name: str | None) -> None:
+        """Raises `ConfigError` for a secret that the file lets no backend have."""
+        layered = self._fleet.layered
+        used = {backend.api_key_env for backend in layered.file.backends}
+        if name is not None and name not in used and name not in layered.file.admin.api_key_envs:
+            raise ConfigError(
+                [
+                    f"[backends] api_key_env = {name!r} is not allowed here: a backend that is added to the running "
+                    "gateway takes a name that the file uses already, or that [admin] api_key_envs lists."
+                ]
+            )
 
     def remove_backend(self, name: str, *, save: bool) -> None:
         self._change(self._known(name).remove(name, save=save), f"backend {name} removed", saved=save)
@@ -366,10 +383,9 @@ class HealthProcess:
                 continue
             place = self._place
             uptime_s = max(0.0, time.monotonic() - place.started.monotonic)
-            lines = self._dashboard.sample(
-                place.figures.read(), self._snapshot, place.seat, uptime_s=uptime_s, now=time.time()
-            )
             try:
+                reading = place.figures.read()
+                lines = self._dashboard.sample(reading, self._snapshot, place.seat, uptime_s=uptime_s, now=time.time())
                 write_live(self._run_dir.path, *lines)
             except OSError as error:
                 log.error("the dashboard's state cannot be written", extra={"why": error})
@@ -392,7 +408,7 @@ class HealthProcess:
         if listen == "off":
             return
         while True:
-            server = WSGIServer(listen_address(listen), self.operations_app(), log=None, error_log=None)
+            server = OperationsServer(listen_address(listen), self.operations_app())
             try:
                 server.start()
             except OSError as error:
@@ -402,8 +418,7 @@ class HealthProcess:
             server.serve_forever()
 
     def operations_app(self) -> Flask:
-        """The same figures as from any worker, also when every worker is busy or dead."""
-        app = Flask("nexus.health", static_folder=None)
+        """The same metrics as from any worker, also when every worker is busy or dead."""
         operations = Operations(
             figures=lambda: self._place.figures,
             snapshot=self.current_snapshot,
@@ -421,12 +436,7 @@ class HealthProcess:
             token=lambda: self._token_for("dashboard"),
             for_clients=False,
         )
-        app.register_blueprint(dashboard_endpoints(viewed))
-        app.register_blueprint(operations_endpoints(operations))
-        app.register_blueprint(admin_endpoints(self, token=self.admin_token))
-        app.register_blueprint(openapi_endpoint(operations=True))
-        register_errors(app, rejected=lambda _: None)
-        return app
+        return operations_app(operations, viewed, self)
 
 
 def _alone(path: Path | None) -> Config | None:

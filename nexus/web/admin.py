@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import msgspec
 from flask import Blueprint, Response, jsonify, request
 
 from nexus.config import ConfigError
-from nexus.errors import error_body
-from nexus.web.access import guard
-
-_MOST_BYTES = 64 * 1024
+from nexus.web.access import refusal, refuse, same_site
 
 
 class UnknownBackend(Exception):
@@ -24,17 +21,23 @@ class BackendExists(Exception):
 
 
 class Administration(Protocol):
-    """What the health process lets operators do. Each raises `ConfigError` where it cannot be, and changes nothing."""
+    """What the health process lets operators do. Changes raise `ConfigError` if they are refused."""
 
+    def hosts(self) -> list[str]: ...
+    def admin_token(self) -> str: ...
     def backends(self) -> list[dict[str, Any]]: ...
     def add_backend(self, data: dict[str, Any], *, save: bool) -> dict[str, Any]: ...
     def remove_backend(self, name: str, *, save: bool) -> None: ...
     def drain_backend(self, name: str, *, on: bool, save: bool) -> dict[str, Any]: ...
 
 
-def admin_endpoints(administration: Administration, *, token: Callable[[], str]) -> Blueprint:
+def admin_endpoints(administration: Administration) -> Blueprint:
     blueprint = Blueprint("admin", __name__, url_prefix="/admin")
-    blueprint.before_request(guard(token))
+    blueprint.before_request(same_site)
+
+    @blueprint.before_request
+    def has_token() -> Response | None:
+        return refusal(administration.admin_token(), changes=request.method != "GET")
 
     @blueprint.get("/backends")
     def backends() -> Response:
@@ -48,46 +51,57 @@ def admin_endpoints(administration: Administration, *, token: Callable[[], str])
 
     @blueprint.delete("/backends/<path:name>")
     def remove(name: str) -> Response:
-        administration.remove_backend(name, save=_flag(request.args.get("save", "0") not in ("0", "false", "")))
+        _only(request.args, "save")
+        save = _SAVE.get(request.args.get("save", "false"))
+        administration.remove_backend(name, save=_flag(save))
         return jsonify(removed=name)
 
     @blueprint.post("/backends/<path:name>/drain")
     def drain(name: str) -> Response:
-        return jsonify(administration.drain_backend(name, on=True, save=_flag(_body().get("save", False))))
+        return jsonify(administration.drain_backend(name, on=True, save=_save_alone()))
 
     @blueprint.post("/backends/<path:name>/undrain")
     def undrain(name: str) -> Response:
-        return jsonify(administration.drain_backend(name, on=False, save=_flag(_body().get("save", False))))
+        return jsonify(administration.drain_backend(name, on=False, save=_save_alone()))
 
     @blueprint.errorhandler(ConfigError)
     def invalid(error: ConfigError) -> Response:
-        return _refuse(400, "invalid_request", " ".join(error.problems))
+        return refuse(400, "invalid_request", " ".join(error.problems))
 
     @blueprint.errorhandler(UnknownBackend)
     def unknown(error: UnknownBackend) -> Response:
-        return _refuse(404, "unknown_backend", f"There is no backend {str(error)[:200]!r}.")
+        return refuse(404, "unknown_backend", f"There is no backend {str(error)[:200]!r}.")
 
     @blueprint.errorhandler(BackendExists)
     def exists(error: BackendExists) -> Response:
         message = f"There is a backend {str(error)[:200]!r} already; remove that one first, or give this another name."
-        return _refuse(409, "backend_exists", message)
+        return refuse(409, "backend_exists", message)
 
     return blueprint
 
 
-def _refuse(status: int, code: str, message: str) -> Response:
-    return Response(error_body(message, status=status, code=code), status, mimetype="application/json")
+_SAVE = {"0": False, "1": True, "false": False, "true": True}
 
 
 def _body() -> dict[str, Any]:
-    """The body's table; an empty body is an empty one. Raises `ConfigError`."""
-    if (request.content_length or 0) > _MOST_BYTES:
-        raise ConfigError([f"The body is over {_MOST_BYTES} bytes."])
+    """The body's object; an empty body is an empty one. Raises `ConfigError`."""
     content = request.get_data()
     try:
         return msgspec.json.decode(content, type=dict[str, Any]) if content else {}
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise ConfigError([f"The body is not a JSON object ({error})."]) from error
+
+
+def _save_alone() -> bool:
+    """The flag of a body that takes nothing else. Raises `ConfigError`."""
+    data = _body()
+    _only(data, "save")
+    return _flag(data.get("save", False))
+
+
+def _only(given: Iterable[str], known: str) -> None:
+    if unknown := [key for key in given if key != known]:
+        raise ConfigError([f"There is no {unknown[0][:100]!r} here; this takes {known}."])
 
 
 def _flag(value: Any) -> bool:
