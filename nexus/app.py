@@ -28,6 +28,7 @@ from nexus.proxy.view import FleetView
 from nexus.web.access import token_for
 from nexus.web.dashboard import Viewed, dashboard_endpoints
 from nexus.web.errors import register_errors
+from nexus.web.ingress import Ingress
 from nexus.web.live import Live
 from nexus.web.openai import openai_endpoints
 from nexus.web.openapi import openapi_endpoint
@@ -125,6 +126,9 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
     )
     app.register_blueprint(openapi_endpoint(operations=False))
     register_errors(app, rejected=recorder.rejected)
+    app.wsgi_app = Ingress(  # type: ignore[assignment,method-assign]
+        app.wsgi_app, cors=engine.cors, rejected=recorder.rejected, preflight=recorder.preflight
+    )
     app.extensions["nexus"] = Gateway(seat=seat, store=store, recorder=recorder, engine=engine, live=live)
     log.info("worker ready", extra={"pid": os.getpid(), "slot": seat.slot, "generation": _name(seat)})
     return app

@@ -61,6 +61,7 @@ _CLIENT = _rows(
     Fault(name="body_too_slow", status=408, error_type="invalid_request", meaning="The body did not arrive in time."),
     Fault(name="body_too_large", status=413, error_type="invalid_request", meaning="The body is over the limit."),
     Fault(name="method_not_allowed", status=405, error_type="invalid_request", meaning="The endpoint takes POST only."),
+    Fault(name="origin_refused", status=403, error_type="invalid_request", meaning="A browser sent the request for a page whose origin [cors] origins does not name."),
     Fault(name="unsupported_media_type", status=415, error_type="invalid_request", meaning="The body is not application/json."),
     Fault(name="client_gone", status=499, error_type="client_disconnect", stream_end="client_disconnect", meaning="The client went away before the end."),
 )

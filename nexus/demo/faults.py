@@ -35,6 +35,7 @@ class FaultSpec:
     no_done: bool = False  # end a stream without its last events
     no_usage: bool = False  # report no token usage
     models: bool = False  # strike the model list too, and with it the health probes
+    header: str = ""  # a further header of good answers, as "name: value"
     rate: float = 1.0  # share of requests that are struck
     seed: int = 0  # makes the share the same at every run
 

@@ -244,7 +244,7 @@ class DemoBackend:
             if fault.stall_after >= 0:
                 _wait(sock, 3600)
             return False
-        _respond(sock, 200, answer)
+        _respond(sock, 200, answer, [fault.header] if fault.header else [])
         self.statuses["200"] += 1
         return True
 

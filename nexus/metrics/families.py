@@ -180,7 +180,12 @@ REJECTED = Family(
     name="nexus_http_rejected_total",
     kind="counter",
     labels=("reason",),
-    help="Requests outside the proxied endpoints that were refused: not_found, method_not_allowed, bad_request.",
+    help="Requests that reached no endpoint: not_found, method_not_allowed, bad_request, origin_refused.",
+)
+PREFLIGHTS = Family(
+    name="nexus_http_preflights_total",
+    kind="counter",
+    help="Preflights (OPTIONS with Origin and Access-Control-Request-Method), which are not counted as requests.",
 )
 ATTEMPTS = Family(
     name="nexus_upstream_attempts_total",
@@ -424,6 +429,7 @@ FAMILIES: tuple[Family, ...] = (
     STARTED,
     LOST,
     REJECTED,
+    PREFLIGHTS,
     ATTEMPTS,
     RETRIES,
     RETRIES_DENIED,

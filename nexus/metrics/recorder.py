@@ -251,6 +251,11 @@ class Recorder:
         with self._lock:
             self.child(families.REJECTED, reason).inc()
 
+    def preflight(self) -> None:
+        """A browser asked whether it may send a request."""
+        with self._lock:
+            self.child(families.PREFLIGHTS).inc()
+
     def probed(self, backend: str, latency_s: float) -> None:
         with self._lock:
             self.child(families.PROBE_LATENCY, backend).observe(latency_s)

@@ -140,6 +140,7 @@ class Attempt:
             key=own_key(config, self._engine.environ),
             request_id=self._request_id,
             length=len(body),
+            query=self._request.target.query,
         )
         self.sent_at = self._engine.clock()
         connections, watch = self._engine.connections, self._request.watch

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from nexus.proxy.endpoints import Target
 from nexus.proxy.headers import RequestHeaders
 
 
@@ -93,6 +94,7 @@ class Request(msgspec.Struct):
     """
 
     method: str
+    target: Target
     headers: RequestHeaders
     body: bytes | Callable[[int], bytes]
     received: float

@@ -20,12 +20,12 @@ _MOST_TOLD = 1000
 
 
 def answer_with_comments(
-    serve: Callable[[], Answer], *, every_s: float, request_id: str, stopped: Callable[[], bytes]
+    serve: Callable[[], Answer], *, every_s: float, headers: list[tuple[str, str]], stopped: Callable[[], bytes]
 ) -> Answer:
     """What `serve` gives, if it is there within `every_s`; else a stream of comments that goes over into it.
 
-    `serve` runs in a thread (under gevent, a greenlet), and never raises. `stopped` records the request as one that the
-    gateway ended, and gives the event that says so.
+    `serve` runs in a thread (under gevent, a greenlet), and never raises. `headers` are those of every answer.
+    `stopped` records the request as one that the gateway ended, and gives the event that says so.
     """
     waited = _Waited(serve)
     try:
@@ -35,7 +35,7 @@ def answer_with_comments(
         waited.abandon()
         raise
     headers = [
-        ("x-request-id", request_id),
+        *headers,
         ("content-type", "text/event-stream; charset=utf-8"),
         ("cache-control", "no-cache"),
     ]

@@ -8,12 +8,11 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import msgspec
 
 from nexus.backends.address import Address
-from nexus.config.records import Server
+from nexus.config.records import Cors, Server
 from nexus.errors import RequestFailed
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load import WINDOW_S, LoadTable, Row
@@ -28,23 +27,6 @@ from nexus.routing.retries import may_retry
 log = logging.getLogger("nexus.proxy")
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A proxied path, and the field of the body that it cannot do without. `streams`: whether its answer may be one."""
-
-    name: str
-    path: str
-    required: str
-    streams: bool = True
-
-
-ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint("chat_completions", "/v1/chat/completions", "messages"),
-    Endpoint("completions", "/v1/completions", "prompt"),
-    Endpoint("embeddings", "/v1/embeddings", "input", streams=False),
-)
-
-
 class Answer(msgspec.Struct):
     """What the client gets. `body` must be iterated or closed; the request is recorded when it ends."""
 
@@ -54,6 +36,7 @@ class Answer(msgspec.Struct):
 
 
 _UNTIL_KNOWN = Server()
+_NO_PAGES = Cors()
 
 
 class Engine:
@@ -105,6 +88,11 @@ class Engine:
         """What holds for all requests now, before any fleet is known too."""
         view = self.fleet.current()
         return view.snapshot.config.server if view is not None else _UNTIL_KNOWN
+
+    def cors(self) -> Cors:
+        """Which web pages may use the gateway now; none before a fleet is known."""
+        view = self.fleet.current()
+        return view.snapshot.config.cors if view is not None else _NO_PAGES
 
     def may_retry(self) -> bool:
         """Whether the host's budget for retries allows one more."""

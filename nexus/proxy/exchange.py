@@ -16,12 +16,14 @@ from nexus.errors import FAULTS, Blame, Fault, RequestFailed, error_body, status
 from nexus.fleet.recent import Recent, Try
 from nexus.metrics import labels
 from nexus.metrics.recorder import Finished, StreamFacts
+from nexus.proxy import origins
 from nexus.proxy.admission import Applicant, Place
 from nexus.proxy.attempt import Attempt
 from nexus.proxy.breakers import BUSY_S
 from nexus.proxy.client import ClientGone, Request, Stopping
 from nexus.proxy.comments import answer_with_comments
-from nexus.proxy.engine import Answer, Endpoint, Engine
+from nexus.proxy.endpoints import Endpoint
+from nexus.proxy.engine import Answer, Engine
 from nexus.proxy.headers import header_text
 from nexus.proxy.relay import StreamBody, error_event
 from nexus.proxy.stream import Stream
@@ -55,6 +57,7 @@ class Exchange:
     stream: Stream | None = None
     served = False
     finished = False
+    cors: origins.Headers = []
     _waited_s = 0.0
     _attempt_began = 0.0
     _before_s: float | None = None
@@ -79,7 +82,7 @@ class Exchange:
             every_s = self.view.snapshot.config.server.stream_keepalive_seconds
             if every_s and self.ask.stream and self.endpoint.streams:
                 return answer_with_comments(
-                    lambda: self._serve(body), every_s=every_s, request_id=self.request_id, stopped=self._stopped
+                    lambda: self._serve(body), every_s=every_s, headers=self._headers(None), stopped=self._stopped
                 )
             return self._try_backends(body)
         except BaseException as error:  # noqa: BLE001 - it becomes an answer, or is raised again
@@ -117,6 +120,8 @@ class Exchange:
 
     def _read_body(self) -> bytes:
         request = self.request
+        if request.headers.unusual:
+            self._check_origin()
         if request.method != "POST":
             raise RequestFailed(
                 "method_not_allowed",
@@ -139,6 +144,8 @@ class Exchange:
             began = self.engine.clock()
             body = body(server.max_request_bytes)
             self._waited_s = self.engine.clock() - began
+        if request.target.deployment is not None:
+            body = requirements.with_model_if_object(body, request.target.deployment)
         try:
             self.ask = requirements.read(body, self.endpoint.required)
         except requirements.InvalidBody as error:
@@ -151,6 +158,17 @@ class Exchange:
         if self.view.model_label(self.model) == labels.UNKNOWN:
             self.engine.recorder.unknown_model()
         return body
+
+    def _check_origin(self) -> None:
+        """Refuse what a browser sends for a page that may not use the gateway."""
+        given, allowed = self.request.headers.first, self.engine.cors().origins
+        if not origins.admits(given, allowed):
+            raise RequestFailed("origin_refused", origins.REFUSAL)
+        self.cors = origins.answer_headers(given.get("origin"), allowed)
+        if "origin" in given and "content-type" not in given and self.request.method == "POST":
+            raise RequestFailed(
+                "unsupported_media_type", "A browser must name the content type, which is application/json."
+            )
 
     # Attempts
 
@@ -330,7 +348,7 @@ class Exchange:
         return self._whole(status, headers, content, failure.fault)
 
     def _headers(self, choice: Choice | None) -> list[tuple[str, str]]:
-        headers = [("x-request-id", self.request_id)]
+        headers = [("x-request-id", self.request_id), *self.cors]
         if choice is not None:
             assert self.view is not None
             headers += self.view.route_headers(choice.backend, choice.reason)

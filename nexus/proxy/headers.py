@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from urllib.parse import quote, unquote_plus
 
 import msgspec
 
@@ -28,6 +29,11 @@ CREDENTIALS = frozenset(
     }
 )  # fmt: skip
 """Headers that carry a client's own key. They go together, and only to a backend that may have them."""
+_KEYS_IN_QUERIES = frozenset(
+    {"key", "api_key", "api-key", "apikey", "access_token", "token", "auth", "subscription-key"}
+)
+_SAFE_IN_QUERIES = "!$&'()*+,-./:;=?@_~%[]"
+"""RFC 3986, section 3.4, and the brackets that many clients leave as they are."""
 BROWSER = frozenset({"origin", "sec-fetch-site"})
 """Headers by which a browser says from which page a request comes."""
 _UNUSUAL = BROWSER | {"content-encoding"}
@@ -108,16 +114,19 @@ def request_head(
     key: str | None,
     request_id: str,
     length: int,
+    query: str = "",
 ) -> bytes:
     """The head of a request to a backend: the client's end-to-end headers, our own key, and no compression.
 
     The client's own credentials go on only if the configuration lets them, and never beside our key.
     """
     own_key = f"authorization: Bearer {key}\r\n" if key is not None else ""
-    theirs = headers.sent_on(credentials=key is None and forwards_authorization(config))
-    return (
-        f"{_first_lines(address, path)}content-length: {length}\r\nx-request-id: {request_id}\r\n{own_key}{theirs}\r\n"
-    ).encode("latin-1")
+    credentials = key is None and forwards_authorization(config)
+    theirs = headers.sent_on(credentials=credentials)
+    first = _first_lines(address, path)
+    if query:
+        first = _with_query(first, query_sent_on(query, credentials=credentials))
+    return (f"{first}content-length: {length}\r\nx-request-id: {request_id}\r\n{own_key}{theirs}\r\n").encode("latin-1")
 
 
 def _sent_on(headers: Sequence[tuple[str, str]], *, credentials: bool) -> str:
@@ -150,6 +159,23 @@ def _line(entry: tuple[str, str]) -> str:
 @lru_cache(maxsize=1024)
 def _first_lines(address: Address, path: str) -> str:
     return f"POST {address.prefix}{path} HTTP/1.1\r\nhost: {address.host_header}\r\naccept-encoding: identity\r\n"
+
+
+def _with_query(first_lines: str, query: str) -> str:
+    target, version, rest = first_lines.partition(" HTTP/1.1")
+    joined = f"{target}{'&' if '?' in target else '?'}{query}" if query else target
+    return joined + version + rest
+
+
+@lru_cache(maxsize=256)
+def query_sent_on(query: str, *, credentials: bool) -> str:
+    """A client's query as a backend gets it: in printable characters, and without keys unless it may have them."""
+    kept = [
+        field
+        for field in query.split("&")
+        if credentials or unquote_plus(field.partition("=")[0]).lower() not in _KEYS_IN_QUERIES
+    ]
+    return quote("&".join(kept), safe=_SAFE_IN_QUERIES, encoding="latin-1", errors="replace")
 
 
 def _goes_on(name: str) -> bool:

@@ -143,6 +143,14 @@ def _wants_json(raw: bytes) -> bool:
         return False
 
 
+def with_model_if_object(body: bytes, model: str) -> bytes:
+    """As `with_model`; what is no JSON object stays as it is, for `read` to refuse."""
+    try:
+        return with_model(body, model)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return body
+
+
 def with_model(body: bytes, model: str) -> bytes:
     """The body with `model` replaced; every other field keeps its bytes and its place."""
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])

@@ -11,7 +11,8 @@ from nexus.errors import error_body
 
 
 def register_errors(app: Flask, *, rejected: Callable[[str], None]) -> None:
-    """Answer what no view took. `rejected` counts it by reason."""
+    """Answer what no view took, never by a redirect to a like path. `rejected` counts it by reason."""
+    app.url_map.merge_slashes = app.url_map.strict_slashes = False
 
     def refuse(error: HTTPException) -> Response:
         status = error.code or 500

@@ -8,7 +8,8 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 from nexus.errors import error_body
-from nexus.proxy.engine import ENDPOINTS, Endpoint, Engine
+from nexus.proxy.endpoints import ENDPOINTS, Endpoint
+from nexus.proxy.engine import Engine
 from nexus.proxy.exchange import Exchange
 from nexus.proxy.view import View
 from nexus.web.wsgi import release, request_from
@@ -47,8 +48,8 @@ def _proxied(engine: Engine, endpoint: Endpoint) -> Callable[[], Response]:
         environ = request.environ
         received = engine.clock()
         timeout_s = engine.server().client_timeout_seconds
-        exchange = Exchange(engine, request_from(environ, received=received, client_timeout_s=timeout_s), endpoint)
-        answer = exchange.answer()
+        given = request_from(environ, endpoint, received=received, client_timeout_s=timeout_s)
+        answer = Exchange(engine, given, endpoint).answer()
         response = Response(answer.body, answer.status, answer.headers)
         response.call_on_close(lambda: release(environ))
         return response

@@ -8,18 +8,21 @@ from typing import Any
 
 from nexus.errors import RequestFailed
 from nexus.proxy.client import ClientGone, Request, Watch, watchable
+from nexus.proxy.endpoints import Endpoint, Target
 from nexus.proxy.headers import RequestHeaders
+from nexus.web.ingress import DEPLOYMENT
 
 _PIECE = 64 * 1024
 
 
-def request_from(environ: dict[str, Any], *, received: float, client_timeout_s: float) -> Request:
+def request_from(environ: dict[str, Any], endpoint: Endpoint, *, received: float, client_timeout_s: float) -> Request:
     """The request of a WSGI call. A client's socket that the server shows us gets a time limit and is watched."""
     sock = environ.get("gunicorn.socket")
     if isinstance(sock, socket.socket):
         sock.settimeout(client_timeout_s)
     return Request(
         method=environ["REQUEST_METHOD"],
+        target=Target(endpoint, environ.get("QUERY_STRING", ""), environ.get(DEPLOYMENT)),
         headers=RequestHeaders.of(list(_headers(environ))),
         body=lambda limit: read_body(environ, limit),
         received=received,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from nexus.proxy.engine import ENDPOINTS
+from nexus.proxy.endpoints import ENDPOINTS
 from tests.support.balancers import PUBLIC, Balancer, Haproxy, Nginx
 from tests.support.clients import CHAT, JSON, Asking, Load, answers, ask_once, body, new_id, stream
 from tests.support.figures import Scrape

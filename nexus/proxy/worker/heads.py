@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from nexus.proxy.engine import ENDPOINTS, Endpoint
+from nexus.proxy.endpoints import Target, target_of
 from nexus.proxy.headers import RequestHeaders, plain_field
 from nexus.proxy.repeated import Repeated
 
-_ENDPOINTS = {f"POST {endpoint.path} HTTP/1.1": endpoint for endpoint in ENDPOINTS}
 _ONCE = ("host", "content-length", "content-type", "authorization", "connection", "x-request-id")
 _REMEMBERED_BYTES = 8 * 1024
 """A longer head is not kept with its connection, of which there may be thousands that are idle."""
@@ -23,7 +22,7 @@ _NOT_PLAIN = frozenset({"transfer-encoding", "expect", "upgrade", "te", "trailer
 class PlainHead(msgspec.Struct):
     """`headers` are without Content-Length; the body, of `length` bytes, begins at `end`."""
 
-    endpoint: Endpoint
+    target: Target
     headers: RequestHeaders
     length: int
     end: int
@@ -44,8 +43,8 @@ def read_plain_head(data: bytes, limits: Limits) -> PlainHead | None:
     if end < 0:
         return None
     lines = data[:end].decode("latin-1").split("\r\n")
-    endpoint = _ENDPOINTS.get(lines[0])
-    if endpoint is None or len(lines[0]) > limits.line or len(lines) - 1 > limits.fields:
+    target = target_of(lines[0])
+    if target is None or len(lines[0]) > limits.line or len(lines) - 1 > limits.fields:
         return None
     if end > limits.field and any(len(line) + 2 > limits.field for line in lines):
         return None
@@ -68,7 +67,7 @@ def read_plain_head(data: bytes, limits: Limits) -> PlainHead | None:
         return None
     keep_alive = connection is None or connection.lower() != "close"
     others = RequestHeaders.of([field for field in headers if field[0] != "content-length"])
-    return PlainHead(endpoint, others, int(length), end + 4, keep_alive)
+    return PlainHead(target, others, int(length), end + 4, keep_alive)
 
 
 class HeadReader:
@@ -85,7 +84,7 @@ class HeadReader:
             length, end = found
             last = self._last
             assert last is not None
-            return PlainHead(last.endpoint, last.headers, length, end, last.keep_alive)
+            return PlainHead(last.target, last.headers, length, end, last.keep_alive)
         head = read_plain_head(data, self._limits)
         self._last = self._repeated = None
         if head is not None and head.end <= _REMEMBERED_BYTES:

@@ -93,12 +93,12 @@ class Lane:
         self._timeout_s = server.client_timeout_seconds
         end = head.end + head.length
         if len(data) >= end:
-            request = Request("POST", head.headers, data[head.end : end], received, self._watch)
-            answer = Exchange(engine, request, head.endpoint).answer()
+            request = Request("POST", head.target, head.headers, data[head.end : end], received, self._watch)
+            answer = Exchange(engine, request, head.target.endpoint).answer()
             return data[end:] if self._write(answer, keep_alive=head.keep_alive and self._keep_alive()) else None
         body = _Body(self._watch, data[head.end :], head.length, self._timeout_s)
-        request = Request("POST", head.headers, body.read, received, self._watch)
-        answer = Exchange(engine, request, head.endpoint).answer()
+        request = Request("POST", head.target, head.headers, body.read, received, self._watch)
+        answer = Exchange(engine, request, head.target.endpoint).answer()
         if self._write(answer, keep_alive=head.keep_alive and self._keep_alive() and body.complete):
             return body.ahead
         if not body.complete and isinstance(answer.body, WholeBody):
