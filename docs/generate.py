@@ -28,7 +28,9 @@ def metrics() -> str:
         "",
         "A label value is the real name with every character outside `[A-Za-z0-9_]` written as `_`; `nexus_model_info`",
         "and `nexus_backend_info` map it back. `unknown` stands for a model that nobody knows, `none`",
-        "for no backend, `other` for names beyond `[metrics] max_models` and `max_backends`.",
+        "for no backend, `other` for names beyond `[metrics] max_models` and `max_backends`, `retired` for those that",
+        "have been gone for `retire_after_hours`: their series end, their counts are added up there, so the sum",
+        "of a family never falls. A gauge of `other` is the worst of its members.",
         "",
     ]
     for family in FAMILIES:

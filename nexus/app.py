@@ -18,6 +18,7 @@ from nexus.fleet.records import Snapshot
 from nexus.fleet.rundir import RunDirectory, RunDirectoryError, Started
 from nexus.fleet.seat import NoSeatError, Seat
 from nexus.fleet.snapshot import SnapshotReader
+from nexus.fleet.wanted import WantedLabels
 from nexus.metrics.figures import Figures
 from nexus.metrics.gauges import FILE as GAUGE_FILE
 from nexus.metrics.recorder import Recorder
@@ -68,7 +69,11 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
     seat, store = _open_store(_take_seat(run_dir, environ))
     recorder = Recorder(store, seat)
 
-    fleet = FleetView(_snapshot_reader(run_dir.path), on_change=_follow_settings)
+    fleet = FleetView(
+        _snapshot_reader(run_dir.path),
+        on_change=_follow_settings,
+        want_label=WantedLabels(run_dir.path).ask,
+    )
     engine = Engine(
         fleet=fleet,
         recorder=recorder,

@@ -301,10 +301,25 @@ class Logging(Section, frozen=True):
 class Metrics(Section, frozen=True):
     """Bounds on the number of series."""
 
-    max_models: Annotated[Count, _doc("Model names that get a label value; the rest become `other`.")] = 500
+    max_models: Annotated[
+        Count,
+        _doc(
+            "Model names that have a label value at once; the rest become `other`. The first half goes to models as "
+            "they are discovered, the second half to those that are asked for."
+        ),
+    ] = 500
     max_backends: Annotated[
-        Annotated[int, Meta(ge=1, le=500)], _doc("Backend names that get a label value; the rest become `other`.")
+        Annotated[int, Meta(ge=1, le=500)],
+        _doc("Backend names that have a label value at once; the rest become `other`."),
     ] = 200
+    retire_after_hours: Annotated[
+        float,
+        Meta(gt=0, le=8760),
+        _doc(
+            "How long a model or backend must be gone until its label value is free for others; what it counted is "
+            "then shown as `retired`."
+        ),
+    ] = 24.0
 
 
 class Dashboard(Section, frozen=True):

@@ -68,11 +68,20 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         return not self.cloud if self.config.zone is None else self.config.zone != "open"
 
 
-class Labels(msgspec.Struct, frozen=True, kw_only=True):
-    """Real name → label value, for all names that ever got one (see `metrics/labels.py`)."""
+class Labels(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Real name → label value (see `metrics/labels.py`).
+
+    `retired_*`: label values that their names gave back. `*_gone_since`: absent names that still have a label, and
+    since when they are gone, by the monotonic clock. `models_over`: models that were asked for and got no label.
+    """
 
     models: dict[str, str] = {}
     backends: dict[str, str] = {}
+    retired_models: tuple[str, ...] = ()
+    retired_backends: tuple[str, ...] = ()
+    models_gone_since: dict[str, float] = {}
+    backends_gone_since: dict[str, float] = {}
+    models_over: tuple[str, ...] = ()
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from nexus.config import BackendConfig
 from nexus.config.changes import Layered
 from nexus.config.records import NOT_SPOKEN
@@ -12,7 +14,7 @@ from nexus.fleet.load import COLUMNS
 from nexus.fleet.records import Backend, Labels, Model, Snapshot
 from nexus.health.prober import Result
 from nexus.health.thresholds import Standing
-from nexus.metrics.labels import OTHER, assign
+from nexus.metrics.labels import OTHER, assign, retire
 from nexus.proxy.view import configured_models
 
 
@@ -98,22 +100,45 @@ class Fleet:
 
     def forget_absent_labels(self) -> None:
         """Keep the labels of present names only; for the start of a gateway, when all counters begin at zero."""
-        models = {*self._configured_models(), *self._discovered_models()}
+        models = self._models()
         self.labels = Labels(
             models={name: label for name, label in self.labels.models.items() if name in models},
             backends={name: label for name, label in self.labels.backends.items() if name in self.backends},
         )
 
-    def snapshot(self, *, number: int, now: float) -> Snapshot:
-        limits = self.config.metrics
-        self.labels = Labels(
-            models=assign(
-                self.labels.models,
-                [*sorted(self._configured_models()), *self._discovered_models()],
-                limit=limits.max_models,
-            ),
-            backends=assign(self.labels.backends, sorted(self.backends), limit=limits.max_backends),
+    def retire_labels(self, *, monotonic: float) -> None:
+        """Take back the labels of names that have been gone for `[metrics] retire_after_hours`."""
+        labels, after_s = self.labels, self.config.metrics.retire_after_hours * 3600
+        models, retired_models, models_gone = retire(
+            labels.models, self._models(), labels.models_gone_since, now=monotonic, after_s=after_s
         )
+        backends, retired_backends, backends_gone = retire(
+            labels.backends, self.backends.keys(), labels.backends_gone_since, now=monotonic, after_s=after_s
+        )
+        self.labels = replace(
+            labels,
+            models=models,
+            retired_models=(*labels.retired_models, *retired_models),
+            models_gone_since=models_gone,
+            backends=backends,
+            retired_backends=(*labels.retired_backends, *retired_backends),
+            backends_gone_since=backends_gone,
+        )
+
+    def label_models(self, names: Iterable[str]) -> bool:
+        """Give these models, which were asked for, a label; returns whether that changed anything."""
+        known = self._models()
+        wanted = [name for name in dict.fromkeys(names) if name in known and name not in self.labels.models]
+        models = assign(
+            self.labels.models, wanted, limit=self.config.metrics.max_models, retired=self.labels.retired_models
+        )
+        over = tuple(dict.fromkeys((*self.labels.models_over, *(name for name in wanted if name not in models))))
+        changed = len(models) > len(self.labels.models) or over != self.labels.models_over
+        self.labels = replace(self.labels, models=models, models_over=over)
+        return changed
+
+    def snapshot(self, *, number: int, now: float) -> Snapshot:
+        self.labels = self._labels()
         return Snapshot(
             number=number,
             published_at=now,
@@ -136,6 +161,27 @@ class Fleet:
                 for name, watched in self.backends.items()
             ),
         )
+
+    def _labels(self) -> Labels:
+        """The labels, with those added that configured and discovered names, and models asked for earlier, may have."""
+        labels, limits = self.labels, self.config.metrics
+        early = [*sorted(self._configured_models()), *labels.models_over]
+        models = assign(labels.models, early, limit=limits.max_models, retired=labels.retired_models)
+        at_discovery = max(1, limits.max_models // 2)
+        models = assign(models, self._discovered_models(), limit=at_discovery, retired=labels.retired_models)
+        offered = self._models() if labels.models_over else set()
+        return replace(
+            labels,
+            models=models,
+            models_over=tuple(name for name in labels.models_over if name in offered and name not in models),
+            backends=assign(
+                labels.backends, sorted(self.backends), limit=limits.max_backends, retired=labels.retired_backends
+            ),
+        )
+
+    def _models(self) -> set[str]:
+        """All model names that the configuration or a backend has."""
+        return {*self._configured_models(), *self._discovered_models()}
 
     def _configured_models(self) -> set[str]:
         return configured_models(self.config.routing)

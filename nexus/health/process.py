@@ -31,6 +31,7 @@ from nexus.fleet.reloads import Reload, last_reload, write_reload
 from nexus.fleet.rundir import RunDirectory, Started, write_private
 from nexus.fleet.seat import NoSeatError, Seat
 from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
+from nexus.fleet.wanted import WantedLabels
 from nexus.health.changes import ChangeFiles
 from nexus.health.detection import detect
 from nexus.health.fleet import Fleet
@@ -102,6 +103,7 @@ class HealthProcess:
         # Who starts the processes tells them some settings in the environment; whether those changed, the file says.
         self._in_file = _alone(loaded.path)
         self._writer = SnapshotWriter(run_dir.path)
+        self._wanted = WantedLabels(run_dir.path)
         before = SnapshotReader(run_dir.path).read()
         self._snapshot: Snapshot | None = before
         self._updated_at = 0.0
@@ -284,6 +286,7 @@ class HealthProcess:
 
     def _round_ended(self) -> None:
         self._updated_at = time.time()
+        self._fleet.retire_labels(monotonic=time.monotonic())
         self._publish()
 
     def _probed(self, name: str, result: Result) -> None:
@@ -354,6 +357,8 @@ class HealthProcess:
             try:
                 self._follow()
                 sweep(self._place.seat)
+                if (wanted := self._wanted.take()) and self._fleet.label_models(wanted):
+                    self._publish()
             except (OSError, NoSeatError) as error:
                 log.error("the run directory cannot be followed", extra={"why": error})
                 gevent.sleep(_LISTEN_RETRY_S)

@@ -15,12 +15,12 @@ def bound(config: Config) -> dict[str, int]:
     """Family → the most series that it can have with this configuration, whatever clients and backends do."""
     backends = sum(backend.type not in NOT_SPOKEN for backend in config.backends)
     named = min(backends, config.metrics.max_backends)
-    models = config.metrics.max_models + 2  # unknown, other
+    models = config.metrics.max_models + 3  # unknown, other, retired
     values = {
         "model": models,
         "from_model": models,
         "to_model": models,
-        "backend": named + 2,  # none, other
+        "backend": named + 3,  # none, other, retired
         "status": len(status_labels()),
         "error_type": len(ERROR_TYPES),
         "outcome": len(ERROR_TYPES) + 1,
@@ -40,7 +40,7 @@ def _of_family(family: Family, values: dict[str, int], backends: int, models: in
     if "slot" in family.labels:
         return SLOTS
     if "name" in family.labels:  # one for each name, the other labels follow from it
-        return models if "model" in family.labels else backends
+        return models if "model" in family.labels else backends + 1  # one for all that share `other`
     series = 1
     for label in family.labels:
         series *= values[label]

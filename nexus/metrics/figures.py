@@ -23,9 +23,8 @@ from nexus.fleet.rundir import Started
 from nexus.fleet.seat import Seat
 from nexus.metrics import families
 from nexus.metrics.exposition import FamilyReading, Labels, of_family, of_metric
-from nexus.metrics.labels import OTHER
 from nexus.metrics.processes import memory_and_cpu
-from nexus.metrics.reader import FileReader
+from nexus.metrics.reader import FileReader, Retired
 
 log = logging.getLogger("nexus.metrics")
 
@@ -116,7 +115,7 @@ class Figures:
             in_flight = self._seat.table.in_flight()
             damaged = 0
         else:
-            stored = self._reader.read() + [of_metric(metric) for metric in self._reader.gauges()]
+            stored = self._reader.read(self._retired()) + [of_metric(metric) for metric in self._reader.gauges()]
             in_flight = self._reader.in_flight
             damaged = self._reader.damaged()
         found = {reading.text.name: reading for reading in stored}
@@ -130,6 +129,10 @@ class Figures:
         found[families.SCRAPE_DURATION.name] = of_family(families.SCRAPE_DURATION, [((), took)])
         return Reading(found, pending)
 
+    def _retired(self) -> Retired:
+        snapshot = self._snapshot()
+        return (snapshot.labels.retired_models, snapshot.labels.retired_backends) if snapshot else ((), ())
+
     def _pending(self, held: list[int]) -> dict[str, int]:
         """Backend label → requests queued for it or in flight to it, over the processes that live."""
         snapshot, table = self._snapshot(), self._seat.table
@@ -142,12 +145,11 @@ class Figures:
         table = self._seat.table
         yield of_family(families.PENDING, [((label,), count) for label, count in pending.items()])
         snapshot, now_ns = self._snapshot(), time.monotonic_ns()
-        states = [
-            ((backend.label,), STATES.index(self._seat.circuits.state(backend.column, now_ns)))
-            for backend in (snapshot.backends if snapshot and snapshot.config.circuit_breaker.enabled else ())
-            if backend.label != OTHER
-        ]
-        yield of_family(families.CIRCUIT_STATE, states)
+        states: dict[str, int] = {}  # of backends that share a label, the worst
+        for backend in snapshot.backends if snapshot and snapshot.config.circuit_breaker.enabled else ():
+            state = STATES.index(self._seat.circuits.state(backend.column, now_ns))
+            states[backend.label] = max(state, states.get(backend.label, 0))
+        yield of_family(families.CIRCUIT_STATE, [((label,), state) for label, state in states.items()])
         yield of_family(families.STREAMS_ACTIVE, [((), table.streams_in(held))])
         yield of_family(families.QUEUE_DEPTH, [((), table.waiting_in(held))])
         # Always there, also before the health process has written its file.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prometheus_client.mmap_dict import mmap_key
 
-from nexus.fleet.records import Snapshot
+from nexus.fleet.records import Backend, Snapshot
 from nexus.metrics import families, labels
 from nexus.metrics.files import ReservedFile
 
@@ -52,13 +52,13 @@ def _samples(snapshot: Snapshot, updated_at: float) -> list[tuple[families.Famil
         (families.MODELS_AVAILABLE, [], len({model.name for backend in healthy for model in backend.models})),
         (families.FLEET_UPDATED, [], updated_at),
     ]
+    by_label: dict[str, list[Backend]] = {}
     for backend in backends:
-        config = backend.config
-        samples.append((families.BACKEND_UP, [backend.label], backend.status == "healthy"))
-        samples.append((families.BACKEND_DRAINING, [backend.label], backend.draining))
-        zone = config.zone or ("restricted" if backend.restricted else "open")
-        info = [backend.label, backend.name, config.type, config.url, zone, str(config.tier)]
-        samples.append((families.BACKEND_INFO, info, 1))
+        by_label.setdefault(backend.label, []).append(backend)
+    for label, members in by_label.items():  # several share `other`: of a gauge the worst, of their facts none
+        samples.append((families.BACKEND_UP, [label], all(backend.status == "healthy" for backend in members)))
+        samples.append((families.BACKEND_DRAINING, [label], all(backend.draining for backend in members)))
+        samples.append((families.BACKEND_INFO, _info(label, members), 1))
     # A model keeps its series while a backend has it, also one that is down: 0 is what an alert waits for.
     offered = Counter({model.name: 0 for backend in backends for model in backend.models})
     for backend in backends:
@@ -71,17 +71,23 @@ def _samples(snapshot: Snapshot, updated_at: float) -> list[tuple[families.Famil
         (families.LABELS, ["backend"], len(named.backends)),
         (families.LABELS_LIMIT, ["model"], limits.max_models),
         (families.LABELS_LIMIT, ["backend"], limits.max_backends),
-        (families.LABELS_OVERFLOWED, ["model"], len(offered.keys() - named.models.keys())),
+        (families.LABELS_OVERFLOWED, ["model"], len(named.models_over)),
         (families.LABELS_OVERFLOWED, ["backend"], overflowed),
     ]
-    samples += [
-        (families.MODEL_BACKENDS, [named.models[name]], count)
-        for name, count in offered.items()
-        if name in named.models
-    ]
-    samples += [
-        (families.MODEL_INFO, [label, name], 1)
-        for name, label in snapshot.labels.models.items()
-        if label not in labels.RESERVED
-    ]
+    counts: dict[str, int] = {}
+    for name, count in offered.items():
+        label = named.models.get(name, labels.OTHER)
+        counts[label] = min(count, counts.get(label, count))
+    samples += [(families.MODEL_BACKENDS, [label], count) for label, count in counts.items()]
+    samples += [(families.MODEL_INFO, [label, name], 1) for name, label in named.models.items()]
     return samples
+
+
+def _info(label: str, members: list[Backend]) -> list[str]:
+    """The label values of `nexus_backend_info` for the backends that share a label."""
+    if len(members) > 1 or label == labels.OTHER:
+        return [label, label, "", "", "", ""]
+    [backend] = members
+    config = backend.config
+    zone = config.zone or ("restricted" if backend.restricted else "open")
+    return [label, backend.name, config.type, config.url, zone, str(config.tier)]

@@ -12,12 +12,31 @@ from prometheus_client.utils import floatToGoString
 
 from nexus.metrics.countfile import CountFile, Key, Series
 from nexus.metrics.exposition import FamilyReading, FamilyText, head, numbers
+from nexus.metrics.labels import RETIRED
 
 _GROUPS_BETWEEN_PAUSES = 25
 _SUMS_BETWEEN_PAUSES = 500
 
+_MODEL_LABELS = frozenset({"model", "from_model", "to_model"})
 _Labels = tuple[tuple[str, str], ...]
 _Members = list[tuple[int, Key]]
+
+
+class Shown:
+    """How a series' labels are shown: values that were given back become `retired`."""
+
+    def __init__(self, models: Iterable[str] = (), backends: Iterable[str] = ()) -> None:
+        self._models = frozenset(models)
+        self._backends = frozenset(backends)
+
+    def labels(self, key: Key) -> _Labels:
+        if not self._models and not self._backends:
+            return tuple(sorted(key.labels.items()))
+        return tuple(sorted((name, self._value(name, value)) for name, value in key.labels.items()))
+
+    def _value(self, name: str, value: str) -> str:
+        retired = self._models if name in _MODEL_LABELS else self._backends if name == "backend" else ()
+        return RETIRED if value in retired else value
 
 
 class _Family:
@@ -46,18 +65,21 @@ class _Group:
 
     __slots__ = ("_alone", "_at", "_buckets", "_family")
 
-    def __init__(self, family: _Family, alone: list[int], buckets: list[list[int]]) -> None:
+    def __init__(self, family: _Family, alone: list[list[int]], buckets: list[list[int]]) -> None:
         self._family = family
         self._at = len(family.values)
         self._alone = alone
         self._buckets = buckets
 
     def write(self, totals: Sequence[float]) -> None:
-        values = [totals[position] for position in self._alone]
+        # Several positions are one sample: retired labels, or a bound that is written in two ways (`1`, `1.0`).
+        values = [
+            totals[positions[0]] if len(positions) == 1 else sum([totals[position] for position in positions])
+            for positions in self._alone
+        ]
         if self._buckets:
-            # A bound that is written in two ways (`1`, `1.0`) is one bucket.
             values += accumulate(
-                totals[positions[0]] if len(positions) == 1 else sum(totals[position] for position in positions)
+                totals[positions[0]] if len(positions) == 1 else sum([totals[position] for position in positions])
                 for positions in self._buckets
             )
             values.append(values[-1])
@@ -67,8 +89,17 @@ class _Group:
 class Plan:
     """The files of one kind: the order of their series, their sums, and the families that these become."""
 
-    def __init__(self, kind: str, series: Series, files: Sequence[CountFile], *, pause: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        series: Series,
+        files: Sequence[CountFile],
+        *,
+        shown: Shown,
+        pause: Callable[[], None],
+    ) -> None:
         """`pause` is called now and then, here and in `add_up`, for an event loop to go on."""
+        self._shown = shown
         self._pause = pause
         order = dict.fromkeys(chain.from_iterable(file.numbers for file in files))
         positions = {number: position for position, number in enumerate(order)}
@@ -91,26 +122,27 @@ class Plan:
 
     def _group(self, metric: str, members: _Members, family: _Family, *, cumulate: bool) -> None:
         """Put samples with the same labels side by side, in the order in which the library does."""
-        alone: dict[_Labels, _Members] = {}
+        alone: dict[_Labels, dict[str, list[int]]] = {}
         buckets: dict[_Labels, dict[float, list[int]]] = {}
         for number, (position, key) in enumerate(members):
             if number % _SUMS_BETWEEN_PAUSES == 0:
                 self._pause()
+            labels = self._shown.labels(key)
             if cumulate and "le" in key.labels:
-                without = tuple(sorted(item for item in key.labels.items() if item[0] != "le"))
+                without = tuple(item for item in labels if item[0] != "le")
                 buckets.setdefault(without, {}).setdefault(float(key.labels["le"]), []).append(position)
             else:
-                alone.setdefault(tuple(sorted(key.labels.items())), []).append((position, key))
+                alone.setdefault(labels, {}).setdefault(key.name, []).append(position)
         for number, labels in enumerate(dict.fromkeys([*alone, *buckets])):
             if number % _GROUPS_BETWEEN_PAUSES == 0:
                 self._pause()
             bounds = sorted(buckets.get(labels, {}).items())
-            singles = [position for position, _ in alone.get(labels, [])]
-            group = _Group(family, singles, [places for _, places in bounds])
-            for position in chain(singles, *(places for _, places in bounds)):
+            singles = alone.get(labels, {})
+            group = _Group(family, list(singles.values()), [places for _, places in bounds])
+            for position in chain(*singles.values(), *(places for _, places in bounds)):
                 self._groups[position] = group
-            for _, key in alone.get(labels, []):
-                family.add(key.name, labels)
+            for name in singles:
+                family.add(name, labels)
             for bound, _ in bounds:
                 family.add(f"{metric}_bucket", (*labels, ("le", floatToGoString(bound))))
             if bounds:

@@ -22,12 +22,15 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from nexus.metrics.countfile import CountFile, Series
 from nexus.metrics.exposition import FamilyReading
 from nexus.metrics.files import DamagedFile, bytes_in_use, entries
-from nexus.metrics.plan import Plan
+from nexus.metrics.plan import Plan, Shown
 
 log = logging.getLogger("nexus.metrics")
 
 DAMAGED = ".damaged"
 """What is put behind the name of a file that was set aside, before the time at which that was."""
+
+Retired = tuple[tuple[str, ...], tuple[str, ...]]
+"""Label values of models and of backends that were given back."""
 
 _TICK_NS = 50_000_000
 _TRIES = 5
@@ -91,14 +94,16 @@ class FileReader:
         self._plans: dict[str, Plan] = {}
         self._listing = _Listing()
         self._gauges: tuple[object, list[Metric]] = (None, [])
+        self._retired: Retired = ((), ())
 
-    def read(self) -> list[FamilyReading]:
+    def read(self, retired: Retired = ((), ())) -> list[FamilyReading]:
         """The figures of all files as they stand now, in the order in which the library gives them.
 
+        Series with a label value in `retired` are added up under the value `retired`.
         A file that is damaged is set aside; a directory that is gone leaves the files that were known.
         `in_flight` is then the number of requests in flight that belongs to these figures.
         """
-        self._follow_directory()
+        self._follow_directory(retired)
         self.in_flight = 0
         changed: dict[str, set[int]] = {kind: set() for kind in self._plans}
         for slot, files in self._slots.items():
@@ -145,12 +150,15 @@ class FileReader:
         """How many files have been set aside, by whichever process."""
         return self._listing.damaged
 
-    def _follow_directory(self) -> None:
+    def _follow_directory(self, retired: Retired) -> None:
         listing = self._listing.again(self.directory)
         changed = listing is not self._listing
         self._listing = listing
         if changed:
             self._open_files()
+        if retired != self._retired:
+            self._retired = retired
+            changed = True
         for name, file in list(self._files.items()):
             try:
                 changed = file.refresh() or changed
@@ -183,7 +191,10 @@ class FileReader:
                 by_kind.setdefault(file.kind, []).append(file)
                 self._slots.setdefault(file.slot, []).append(file)
         self._slots = {slot: self._slots[slot] for slot in sorted(self._slots, key="{}.db".format)}
-        self._plans = {kind: Plan(kind, self._series, files, pause=self._pause) for kind, files in by_kind.items()}
+        shown = Shown(*self._retired)
+        self._plans = {
+            kind: Plan(kind, self._series, files, shown=shown, pause=self._pause) for kind, files in by_kind.items()
+        }
 
     def _set_aside(self, name: str, why: str) -> None:
         log.error("metrics file is damaged and set aside", extra={"file": name, "why": why})

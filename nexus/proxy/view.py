@@ -23,14 +23,18 @@ class View:
     snapshot: Snapshot
     table: RouteTable
     known_models: frozenset[str]
+    want_label: Callable[[str], None]
     _told: dict[tuple[int, str], list[tuple[str, str]]] = field(default_factory=dict)
+    _wanted: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, snapshot: Snapshot) -> View:
+    def of(cls, snapshot: Snapshot, want_label: Callable[[str], None] = lambda _: None) -> View:
+        """`want_label` is called once for each model that is used and has no label value."""
         table = RouteTable(snapshot)
         return cls(
             snapshot=snapshot,
             table=table,
+            want_label=want_label,
             known_models=frozenset(configured_models(snapshot.config.routing)) | frozenset(table.offers),
         )
 
@@ -52,7 +56,13 @@ class View:
         label = self.snapshot.labels.models.get(name)
         if label is not None:
             return label
-        return labels.OTHER if name in self.known_models else labels.UNKNOWN
+        if name not in self.known_models:
+            return labels.UNKNOWN
+        if name not in self._wanted:
+            self._wanted.add(name)
+            if name not in self.snapshot.labels.models_over:
+                self.want_label(name)
+        return labels.OTHER
 
 
 def configured_models(routing: Routing) -> set[str]:
@@ -64,10 +74,17 @@ def configured_models(routing: Routing) -> set[str]:
 class FleetView:
     """Follows the snapshot file."""
 
-    def __init__(self, reader: SnapshotReader | None, *, on_change: Callable[[Snapshot], None]) -> None:
+    def __init__(
+        self,
+        reader: SnapshotReader | None,
+        *,
+        on_change: Callable[[Snapshot], None],
+        want_label: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """`on_change` is told of every new snapshot; before the first one there is no view."""
         self._reader = reader
         self._on_change = on_change
+        self._want_label = want_label
         self._view: View | None = None
         self._seen = 0
 
@@ -78,7 +95,7 @@ class FleetView:
         if self._reader is not None and (number := self._reader.number) != self._seen:
             snapshot = self._reader.read()
             if snapshot is not None:
-                self._view = View.of(snapshot)
+                self._view = View.of(snapshot, self._want_label)
                 self._on_change(snapshot)
                 self._seen = number
         return self._view

@@ -92,9 +92,9 @@ def test_metrics_bound(tmp_path):
     )
     shown = json.loads(nexus("metrics", "bound", "-c", str(tmp_path / "n.toml"), "--json").stdout)
     families = shown["families"]
-    assert families["nexus_request_duration_seconds"] == (3 + 2) * (2 + 2) * (11 + 3)
-    assert families["nexus_fallbacks_total"] == 25
-    assert families["nexus_backend_info"] == 2
+    assert families["nexus_request_duration_seconds"] == (3 + 3) * (2 + 3) * (11 + 3)
+    assert families["nexus_fallbacks_total"] == 36
+    assert families["nexus_backend_info"] == 3
     assert families["nexus_workers"] == 1
     assert shown["total"] == sum(families.values())
 

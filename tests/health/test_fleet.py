@@ -65,12 +65,61 @@ def test_columns_in_use_are_not_given_away():
 
 
 def test_labels():
-    watched = fleet("x-1", "x_1", routing=Routing(aliases={"gpt-4": "m"}), metrics=Metrics(max_models=3))
+    watched = fleet("x-1", "x_1", routing=Routing(aliases={"gpt-4": "m"}), metrics=Metrics(max_models=6))
     watched.take("x-1", GOOD, now=2.0)
     labels = watched.snapshot(number=1, now=3.0).labels
     assert labels.models == {"gpt-4": "gpt_4", "m": "m", "n": "n"}
     assert labels.backends["x-1"] == "x_1"
     assert labels.backends["x_1"].startswith("x_1_")
+
+
+def test_models_get_half_of_the_labels_when_discovered_and_the_rest_when_asked_for():
+    watched = fleet("a", routing=Routing(aliases={"alias": "m1"}), metrics=Metrics(max_models=6))
+    watched.take("a", Result(tuple(Model(name=f"m{n}") for n in range(1, 10)), 0.01), now=2.0)
+    assert set(watched.snapshot(number=1, now=3.0).labels.models) == {"alias", "m1", "m2"}
+    assert watched.label_models(["m9", "m9", "made-up", "m1"])
+    assert not watched.label_models(["m9"])
+    assert watched.label_models(["m8", "m7", "m6"])
+    labels = watched.snapshot(number=2, now=3.0).labels
+    assert set(labels.models) == {"alias", "m1", "m2", "m9", "m8", "m7"}
+    assert labels.models_over == ("m6",)
+    watched.take("a", Result((Model(name="m6"), Model(name="m9")), 0.01), now=4.0)
+    watched.retire_labels(monotonic=0.0)
+    watched.retire_labels(monotonic=24 * 3600.0)
+    labels = watched.snapshot(number=3, now=5.0).labels
+    assert set(labels.models) == {"alias", "m1", "m9", "m6"}, "a free label goes to whoever was asked for earlier"
+    assert (labels.retired_models, labels.models_over) == (("m2", "m8", "m7"), ())
+
+
+def test_a_name_that_returns_gets_a_label_never_used_before():
+    watched = fleet("a")
+    one, none = Result((Model(name="m"),), 0.01), Result((), 0.01)
+    seen = []
+    for day in range(4):
+        watched.take("a", one, now=2.0)
+        watched.retire_labels(monotonic=day * 90_000.0)
+        seen.append(watched.snapshot(number=1, now=3.0).labels.models["m"])
+        watched.take("a", none, now=2.0)
+        watched.retire_labels(monotonic=day * 90_000.0 + 1)
+        watched.retire_labels(monotonic=day * 90_000.0 + 86_401)
+    assert len(set(seen)) == 4
+    assert seen[0] == "m"
+    assert watched.snapshot(number=1, now=3.0).labels.retired_models == tuple(seen)
+
+
+def test_a_name_that_returns_in_time_keeps_its_label():
+    watched = fleet("a")
+    watched.take("a", GOOD, now=2.0)
+    watched.snapshot(number=1, now=3.0)
+    for monotonic, result in (
+        (0.0, Result((), 0.01)),
+        (80_000.0, GOOD),
+        (90_000.0, Result((), 0.01)),
+        (99_000.0, GOOD),
+    ):
+        watched.take("a", result, now=2.0)
+        watched.retire_labels(monotonic=monotonic)
+    assert watched.snapshot(number=2, now=3.0).labels.models == {"m": "m", "n": "n"}
 
 
 def test_labels_of_the_absent_are_forgotten_at_a_new_start_only():

@@ -50,12 +50,32 @@ def test_what_is_written(tmp_path, value):
     assert value("nexus_backend_info", backend="a_1", name="a/1", zone="restricted", tier="1", **info) == 1
     assert value("nexus_backend_info", backend="b", name="b", zone="open", tier="3", **info) == 1
     assert value("nexus_model_info", model="m", name="m") == 1
-    assert value("nexus_labels_overflowed", kind="model") == 2
+    assert value("nexus_labels_overflowed", kind="model") == 0, "nobody asked for p or y"
     assert value("nexus_labels_overflowed", kind="backend") == 1
     assert value("nexus_labels", kind="model") == 3
     assert value("nexus_labels", kind="backend") == 2
     assert value("nexus_labels_limit", kind="model") == 500
     assert value("nexus_labels_limit", kind="backend") == 200
+
+
+def test_what_shares_a_label_shows_its_worst(tmp_path, value):
+    fleet = snapshot(
+        backend("a", "a", "m"),
+        backend("b", "other", "m", "x"),
+        msgspec.structs.replace(backend("c", "other", "y", status="unhealthy"), draining=True),
+        backend("d", "other", "x", "z"),
+        models={"m": "m"},
+    )
+    fleet = msgspec.structs.replace(fleet, labels=msgspec.structs.replace(fleet.labels, models_over=("x",)))
+    write_fleet_gauges(tmp_path, fleet, updated_at=1.0, loaded_at=1.0, last_reload_good=True)
+    assert [value("nexus_backend_up", backend=label) for label in ("a", "other")] == [1, 0]
+    assert value("nexus_backend_draining", backend="other") == 0, "one that is down and not drained is an alert"
+    nothing = {"type": "", "url": "", "zone": "", "tier": ""}
+    assert value("nexus_backend_info", backend="other", name="other", **nothing) == 1
+    assert [value("nexus_model_backends", model=label) for label in ("m", "other")] == [2, 0]
+    assert value("nexus_model_info", model="other", name="other") is None
+    assert value("nexus_labels_overflowed", kind="model") == 1
+    assert value("nexus_labels_overflowed", kind="backend") == 3
 
 
 def test_backends_of_a_model(tmp_path, value):
