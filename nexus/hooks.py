@@ -17,6 +17,7 @@ from nexus.config import ConfigError, process_config
 from nexus.fleet.locks import LockFile
 from nexus.fleet.rundir import Generation, RunDirectory, RunDirectoryError
 from nexus.fleet.seat import NoSeatError, Seat
+from nexus.master import Master
 from nexus.notify import Notifier
 from nexus.supervised import end_with_parent
 
@@ -28,6 +29,7 @@ _LOOK_EVERY_S = 0.05
 def on_starting(server: Any) -> None:
     """Claim the run directory and start a generation, once for the master's life; a reload is no new generation."""
     end_with_parent()
+    Master.take_over(server)
     # gunicorn itself says it is ready before it has a worker, where it finds whom to say it to.
     server.nexus_notifier = Notifier.taken_from(os.environ)
     try:
@@ -49,6 +51,8 @@ def on_starting(server: Any) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """Take a slot for the new worker. Without one it still serves, and counts in its own memory."""
     try:
+        for sibling in getattr(server, "leaving", {}).values():
+            sibling.tmp.close()  # as gunicorn does with those that it knows of
         claim: LockFile = server.nexus_claim
         # The lock is shared with the master over the fork; a worker that outlives its master must not keep it.
         claim.close()

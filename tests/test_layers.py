@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "nexus"
-BASE = {"errors", "backend_errors", "config", "log", "notify", "stderr", "supervised"}
+BASE = {"errors", "backend_errors", "config", "log", "notify", "stage", "stderr", "supervised"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "backend_errors": {"errors"},
     "config": set(),
     "log": {"stderr"},
     "notify": set(),
+    "stage": set(),
     "stderr": set(),
     "supervised": set(),
     "fleet": BASE,
@@ -24,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "web": BASE | {"fleet", "backends", "routing", "metrics", "proxy"},
     "health": BASE | {"fleet", "backends", "routing", "metrics", "proxy", "web"},
     "app": BASE | {"fleet", "backends", "routing", "metrics", "proxy", "web"},
-    "hooks": BASE | {"fleet"},
+    "master": BASE | {"fleet"},
+    "hooks": BASE | {"fleet", "master"},
     "cli": BASE | {"fleet", "metrics", "routing", "proxy", "demo", "health"},
     "__main__": {"cli"},
     "__init__": set(),

@@ -25,6 +25,8 @@ from nexus.fleet.rundir import RunDirectory, RunDirectoryError
 
 log = logging.getLogger("nexus.serve")
 
+_PASSED_ON = (signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2)
+"""What gunicorn's master makes of them is what is meant."""
 _DEMO_FLEET = {"demo-1": ("demo-small", "demo-large"), "demo-2": ("demo-small",)}
 _PATIENCE_S = 5.0
 """When no backend can be used by then, the first screen says that instead."""
@@ -48,7 +50,7 @@ def serve(config: str | None, overrides: Mapping[str, Any]) -> int:
     _refuse_what_is_taken(loaded, run_dir)
 
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (*_PASSED_ON, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, lambda received, _: signals.put(received))
 
     environ = _environment(loaded, run_dir)
@@ -180,9 +182,11 @@ class _Supervisor:
         while True:
             received = self._next_signal(0.1)
             if received == signal.SIGHUP:
-                self._pass_on(signal.SIGHUP)
+                self._pass_on(received, self._gateway, self._helpers[0])
+            elif received in _PASSED_ON:
+                self._pass_on(received, self._gateway)
             elif received is not None:
-                return self._stop()
+                return self._stop(at_once=received == signal.SIGQUIT)
             status = self._gateway.ended()
             if status is not None:
                 log.error("the gateway ended by itself", extra={"status": status})
@@ -204,8 +208,9 @@ class _Supervisor:
         except queue.Empty:
             return None
 
-    def _pass_on(self, number: int) -> None:
-        for child in (self._gateway, self._helpers[0]):
+    @staticmethod
+    def _pass_on(number: int, *children: Child) -> None:
+        for child in children:
             if child.ended() is None:
                 child.process.send_signal(number)
 
@@ -235,11 +240,11 @@ class _Supervisor:
             log.error("the health process hangs, killing it", extra={"silent_s": round(silent_s, 1)})
             health.process.kill()
 
-    def _stop(self) -> int:
-        """The gateway first, with its grace; then the rest. A second signal ends the grace."""
+    def _stop(self, *, at_once: bool = False) -> int:
+        """The gateway first, with its grace unless `at_once`; then the rest. A second signal ends the grace."""
         gateway = self._gateway.process
         if gateway.poll() is None:
-            gateway.terminate()
+            gateway.send_signal(signal.SIGQUIT if at_once else signal.SIGTERM)
             deadline = time.monotonic() + self._grace_s + _BEYOND_GRACE_S
             while gateway.poll() is None and time.monotonic() < deadline:
                 if self._next_signal(0.05) is not None:

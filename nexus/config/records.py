@@ -82,6 +82,10 @@ class Server(Section, frozen=True):
         Annotated[int, Meta(ge=1, le=86400)],
         _doc("How long requests in progress may go on when the gateway is stopped."),
     ] = 30
+    drain_timeout_seconds: Annotated[
+        Annotated[int, Meta(ge=1, le=86400)],
+        _doc("How long requests of a replaced worker (HUP, TTOU, recycling) may go on while others serve."),
+    ] = 3600
 
 
 class Discovery(Section, frozen=True):

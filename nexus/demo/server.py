@@ -77,6 +77,7 @@ class DemoBackend:
         self.models: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
         self.open = 0
+        self._hurried = 0
         self.last: dict[str, Any] = {}
         self._routes: dict[tuple[str, str], Callable[[_Request], Any]] = {
             ("GET", "/v1/models"): lambda _: answers.model_list(
@@ -89,6 +90,7 @@ class DemoBackend:
             ("GET", "/demo/tally"): lambda _: self.tally(),
             ("GET", "/demo/last"): lambda _: self.last,
             ("POST", "/demo/fault"): self._set_fault,
+            ("POST", "/demo/hurry"): self._hurry,
         }
         for path in _NOT_THERE[manner.kind]:
             for method in ("GET", "POST"):
@@ -114,6 +116,11 @@ class DemoBackend:
         spec = FaultSpec.parse(request.body.decode())
         self._faults = FaultSource(spec)
         return asdict(spec)
+
+    def _hurry(self, _: _Request) -> Any:
+        """Streams that go on send what is left of them at once."""
+        self._hurried += 1
+        return self.tally()
 
     def _handle(self, sock: socket.socket, _address: object) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -253,6 +260,7 @@ class DemoBackend:
             _head(200, "text/event-stream; charset=utf-8", "transfer-encoding: chunked", "cache-control: no-cache")
         )
         pause = 1 / self.manner.pace if self.manner.pace > 0 else 0
+        hurried = self._hurried
         for sent, event in enumerate(reply.events(usage=usage)):
             if sent == fault.break_after:
                 self.statuses["cut"] += 1
@@ -267,7 +275,7 @@ class DemoBackend:
                 sock.sendall(b"0\r\n\r\n")
                 self.statuses["cut"] += 1
                 return True
-            if pause and sent and not _wait(sock, pause):
+            if pause and sent and self._hurried == hurried and not _wait(sock, pause):
                 self.statuses["gone"] += 1
                 return False
             if fault.no_done and not (event["choices"] and event["choices"][0]["finish_reason"] is None):

@@ -41,6 +41,8 @@ def main() -> None:
         if not lock.take(0):
             logs.complain(f"Another health process serves {run_dir.path} ({lock.read_note()}); stop that one first.")
             sys.exit(1)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)  # no logs to reopen; the default would end the process
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is handled: the note tells others where to send it
         lock.write_note(f"pid {os.getpid()}")
     except (ConfigError, RunDirectoryError) as error:

@@ -146,6 +146,10 @@ class Demo(Process):
         found: dict[str, Any] = get_json(f"{self.url}/demo/last")
         return found
 
+    def hurry(self) -> None:
+        """Have the streams that go on end soon, whole."""
+        get_json(f"{self.url}/demo/hurry", body=b"")
+
     def fault(self, spec: str) -> None:
         """Misbehave from now on; an empty text is well again."""
         get_json(f"{self.url}/demo/fault", body=spec.encode())
@@ -276,7 +280,7 @@ class Gateway(Measured):
             port = {self.port}
             workers = {workers}
             run_dir = "{self.run_dir}"
-            graceful_timeout_seconds = 5
+            {"" if "graceful_timeout" in server else "graceful_timeout_seconds = 5"}
             {server}
             [health_check]
             interval_seconds = {interval_s}

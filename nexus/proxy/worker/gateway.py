@@ -3,7 +3,7 @@
 The stock worker counts a kept-alive connection as work in progress: with a balancer in front, which keeps some open,
 every stop and every recycling would take the whole `graceful_timeout`. And it is killed when that is over, with
 whatever it still serves; this one ends that a moment before, so that clients are told, and all is counted. It also
-hears of its end at once, where the stock one looks once a second.
+hears of its end at once, where the stock one looks once a second. One that is replaced drains (see `nexus/master.py`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from __future__ import annotations
 import _socket
 import contextlib
 import gc
+import math
 import os
+import signal
 import socket
+import sys
 import time
 from functools import partial
 from typing import Any
@@ -28,11 +31,13 @@ from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
 from nexus import stderr
+from nexus.config.records import Server
 from nexus.proxy.client import Stopping
 from nexus.proxy.engine import Engine
 from nexus.proxy.worker.heads import Limits
 from nexus.proxy.worker.hub import Waits
 from nexus.proxy.worker.lane import Lane, NotPlain
+from nexus.stage import DRAINING, SERVING, WORN, Stage
 
 _LOOK_EVERY_S = 0.1
 _NOTIFY_EVERY_S = 1.0
@@ -90,9 +95,18 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
     """Ends idle client connections once it is told to stop; requests in progress keep their grace."""
 
     alive: bool
+    max_requests: int
+    drains = True
+    """It can be told to drain by its `stage`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.stage = Stage()
+        self.told_to_end = False
+        # Another worker is to serve before this one stops: gunicorn must not end it at its last request.
+        self._worn_at, self.max_requests = self.max_requests, sys.maxsize
+        self._deadline = math.inf
+        self._goodbye_at = math.inf
         self._clients: dict[socket.socket, _Client] = {}
         self._limits: Limits | None = None
         self._keepalive = True
@@ -127,15 +141,17 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         servers = [self._listen(listener, pool) for listener, pool in zip(self.sockets, pools, strict=True)]
         for server in servers:
             server.start()
+        self.stage.set(SERVING)
         while self.alive:
             self.notify()
             self._to_stop.wait(_NOTIFY_EVERY_S)
+            if self.stage.now == DRAINING:
+                self._drain()
         self._to_stop.set()
         for server in servers:
             server.close()
-        deadline = time.monotonic() + self.cfg.graceful_timeout
         for pool in pools:
-            while pool and (left_s := deadline - time.monotonic()) > 0:
+            while pool and (left_s := self._deadline - time.monotonic()) > 0:
                 self.notify()
                 pool.join(timeout=min(_NOTIFY_EVERY_S, left_s))
         if any(pools):
@@ -198,10 +214,38 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             recorder.log_lines_dropped()
             self._engine.fleet.current()  # also a worker that has served nothing yet knows the fleet it last saw
 
+    def _drain(self) -> None:
+        """Another worker serves now: take no more connections, and end with the last request."""
+        self.wsgi.extensions["nexus"].seat.row.drain()
+        snapshot = self._engine.fleet.snapshot()
+        server = snapshot.config.server if snapshot else Server()
+        self._end_within(server.drain_timeout_seconds)
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)  # meant for the master; the default would end the worker
+
+    def handle_exit(self, *_: Any) -> None:
+        """TERM: the whole gateway ends."""
+        self._end_within(self.cfg.graceful_timeout)
+
+    def handle_abort(self, *_: Any) -> None:
+        """The master has missed us for its `timeout`. This runs, so the loop goes on, or KILL follows in a second."""
+        self.log.warning("Worker was silent for longer than the timeout (pid:%s)", self.pid)
+        self.cfg.worker_abort(self)
+
+    def _end_within(self, grace_s: float) -> None:
+        """Stop serving; what is in progress has so long. A shorter grace than that of an earlier call holds."""
+        self.alive = False
+        now = time.monotonic()
+        self._deadline = min(self._deadline, now + grace_s)
+        self._goodbye_at = min(self._goodbye_at, now + max(grace_s - _TO_SAY_GOODBYE_S, grace_s / 2))
+
     def _end_requests_after_the_grace(self) -> None:
         self._to_stop.wait()
-        grace_s = self.cfg.graceful_timeout
-        gevent.sleep(max(grace_s - _TO_SAY_GOODBYE_S, grace_s / 2))
+        while time.monotonic() < self._goodbye_at:
+            gevent.sleep(_LOOK_EVERY_S)
         for client in list(self._clients.values()):
             if client.idle_since is None and isinstance(client.greenlet, gevent.Greenlet):
                 client.greenlet.kill(Stopping, block=False)
@@ -286,10 +330,13 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
     def _count(self) -> None:
         """A request was served: one nearer to the worker's recycling, if that is wanted."""
         self.nr += 1
-        if self.nr >= self.max_requests and self.alive:
-            self.log.info("Autorestarting worker after current request.")
-            self.alive = False
-            self._to_stop.set()
+        if self.nr >= self._worn_at:
+            self._ask_to_be_replaced()
+
+    def _ask_to_be_replaced(self) -> None:
+        if self.stage.now == SERVING:
+            self.log.info("Worker asks to be replaced (pid:%s)", self.pid)
+            self.stage.set(WORN)
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
         held = self._clients[sock]
@@ -301,6 +348,8 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         except Stopping:
             raise StopIteration from None  # it came between two waits; what there was to count was counted
         finally:
+            if self.nr >= self._worn_at:
+                self._ask_to_be_replaced()
             held.idle_since = time.monotonic()
 
     def _end_idle_connections(self) -> None:
