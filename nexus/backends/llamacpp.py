@@ -18,7 +18,7 @@ def probe(fetch: Fetch) -> list[Model]:
 def capacity(fetch: Fetch) -> int | None:
     """As many requests as it has slots; more would wait inside it. None where `/props` is switched off."""
     try:
-        answer = fetch("/props")
+        answer = fetch("/props", version="")
     except BadAnswer:
         return None
     slots = answer.get("total_slots") if isinstance(answer, dict) else None

@@ -14,14 +14,14 @@ def probe(fetch: Fetch) -> list[Model]:
     for item in items(fetch("/api/tags"), "models"):
         name = text(item, "name") or text(item, "model")
         if name:
-            models.append(guess(name, **_known(fetch, name)))
+            models.append(guess(name, **_known(fetch, name, text(item, "digest") or text(item, "modified_at") or "")))
     return models
 
 
-def _known(fetch: Fetch, name: str) -> dict[str, Any]:
+def _known(fetch: Fetch, name: str, version: str) -> dict[str, Any]:
     """What `/api/show` says; nothing where it does not answer, since the list alone proves the backend alive."""
     try:
-        shown = fetch("/api/show", {"model": name})
+        shown = fetch("/api/show", {"model": name}, version=version)
     except BadAnswer:
         return {}
     known: dict[str, Any] = {}

@@ -9,6 +9,7 @@ import gevent
 import gevent.event
 
 from nexus.config import ConfigError
+from nexus.config.addresses import bracketed
 from nexus.demo.faults import FaultSpec
 from nexus.demo.server import DemoBackend, Manner
 from nexus.supervised import end_with_parent
@@ -24,6 +25,6 @@ def run_demo(manner: Manner, fault: FaultSpec, *, host: str, port: int) -> None:
     stop = gevent.event.Event()
     gevent.signal_handler(signal.SIGTERM, stop.set)
     gevent.signal_handler(signal.SIGINT, stop.set)
-    click.echo(f"http://{host}:{server.server_port}")
+    click.echo(f"http://{bracketed(host)}:{server.server_port}")
     stop.wait()
     server.stop(timeout=0)

@@ -20,7 +20,8 @@ from msgspec.structs import replace
 
 from nexus.cli.output import MISUSED, NO, UNREACHED, Failure
 from nexus.config import Config, ConfigError, load
-from nexus.config.loading import DEFAULT_FILE, listen_address, run_dir_of_broken
+from nexus.config.addresses import listen_address, url_to
+from nexus.config.loading import DEFAULT_FILE, run_dir_of_broken
 from nexus.config.secrets import secret
 from nexus.fleet.rundir import RunDirectory
 
@@ -249,9 +250,9 @@ def find(config: str | None, url: str | None) -> Gateway:
     if url is not None:
         return Gateway(_base_of(url), None, "--url or $NEXUS_URL", settings, None)
     server, listen = settings.server, settings.health_check.listen
-    operations = _url(*listen_address(listen)) if listen != "off" else None
+    operations = url_to(*listen_address(listen)) if listen != "off" else None
     run_dir = RunDirectory.of(settings)
-    return Gateway(_url(server.host, server.port), operations, origin, settings, run_dir, problems)
+    return Gateway(url_to(server.host, server.port), operations, origin, settings, run_dir, problems)
 
 
 def find_operations(config: str | None, url: str | None) -> Gateway:
@@ -299,12 +300,6 @@ def _base_of(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Failure(f"{url} is not an address; it takes http://HOST:PORT.", status=MISUSED)
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
-
-
-def _url(host: str, port: int) -> str:
-    """An address by which a server that listens there can be reached from this host."""
-    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _bearer(token: str | None) -> dict[str, str]:

@@ -19,7 +19,8 @@ from nexus import stderr
 from nexus.cli.children import Child
 from nexus.cli.output import counted
 from nexus.config import ConfigError, Loaded, load
-from nexus.config.loading import COMMAND_LINE, listen_address
+from nexus.config.addresses import bracketed, listen_address, url_to
+from nexus.config.loading import COMMAND_LINE
 from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, Server
 from nexus.fleet.rundir import RunDirectory, RunDirectoryError
 
@@ -131,7 +132,7 @@ def _try_port(host: str, port: int, key: str) -> None:
             probe.bind(address)
     except OSError as error:
         raise ConfigError(
-            [f"{host}:{port} cannot be listened on ({error.strerror}); name another with {key}."]
+            [f"{bracketed(host)}:{port} cannot be listened on ({error.strerror}); name another with {key}."]
         ) from error
 
 
@@ -273,8 +274,7 @@ def _answers(server: Server, path: str) -> bool:
 def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool, ready: bool) -> None:
     """What a person wants to know first: what runs, where, how to try it, where the figures are."""
     server, listen = loaded.config.server, loaded.config.health_check.listen
-    host = _reachable(server)
-    base = f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
+    base = url_to(server.host, server.port)
     served = [backend for backend in loaded.config.backends if backend.type not in NOT_SPOKEN]
     left_out = [f"{backend.name} ({backend.type})" for backend in loaded.config.backends if backend not in served]
     named = f"{counted(len(served), 'backend')} from {loaded.path or 'the defaults'}"
@@ -291,10 +291,10 @@ def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool, ready: b
         f"  Nexus {nexus.__version__} is {'ready' if ready else 'running'}, in front of {backends}.",
         *([f"  ({hint})"] if hint else []),
         "",
-        f"    endpoint   {base}/v1        (listens on {server.host}, without authentication)",
+        f"    endpoint   {base}/v1        (listens on {bracketed(server.host)}, without authentication)",
         f"    dashboard  {base}/",
         f"    figures    {base}/metrics   {base}/v1/stats",
-        f"    operations http://{listen}/metrics, also when every worker is busy"
+        f"    operations {url_to(*listen_address(listen))}/metrics, also when every worker is busy"
         if listen != "off"
         else "    operations port off",
         f"    state      {run_dir.path}",

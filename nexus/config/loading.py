@@ -13,11 +13,12 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import inspect as shapes
+from msgspec.structs import replace
 
+from nexus.config.addresses import backend_problems, listen_address, proxies_ignored
 from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, NOT_YET, RESTART_ONLY, Config
 from nexus.config.secrets import secret
 
@@ -89,6 +90,8 @@ def load(
     if checker.problems:
         raise ConfigError(checker.problems)
     config = msgspec.convert(checked, Config)
+    if config.server.host.startswith("["):  # IPv6 as a url has it
+        config = replace(config, server=replace(config.server, host=config.server.host.strip("[]")))
     problems = [f"{source}: {problem}" for problem in contradictions(config)]
     if problems:
         raise ConfigError(problems)
@@ -344,8 +347,7 @@ def contradictions(config: Config) -> Iterator[str]:
         seen.add(backend.name)
         if not backend.name.isprintable():
             yield f"{where} name = {backend.name!r} is not allowed; it takes printable characters only."
-        if problem := _url_problem(backend.url):
-            yield f'{where} url = "{backend.url}" is not allowed; {problem}.'
+        yield from (f"{where} {problem}" for problem in backend_problems(backend))
     yield from _of_clients(config)
     if config.health_check.listen != "off":
         try:
@@ -385,29 +387,6 @@ def _of_clients(config: Config) -> Iterator[str]:
             )
 
 
-def _url_problem(url: str) -> str | None:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        return f"it is no address ({error})"
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return "it takes an address that starts with http:// or https:// and names a host"
-    if parts.username or parts.password:
-        return "a key does not belong into it; name the variable that holds it in api_key_env"
-    if parts.query or parts.fragment or not url.isprintable() or " " in url:
-        return "it takes scheme, host, port and path only"
-    return None
-
-
-def listen_address(text: str) -> tuple[str, int]:
-    """`host:port` (IPv6 in brackets) in its two parts; ValueError where it is neither."""
-    host, _, port = text.rpartition(":")
-    if not host or not 0 <= int(port) <= 65535:
-        raise ValueError(text)
-    return host.strip("[]"), int(port)
-
-
 def _warnings(config: Config, source: str, in_file: frozenset[str], environ: Mapping[str, str]) -> list[str]:
     warnings = []
     fine = {
@@ -432,4 +411,6 @@ def _warnings(config: Config, source: str, in_file: frozenset[str], environ: Map
         warnings.append(
             f"{source}: [logging] enable_content_logging has no effect: prompts and answers are never logged."
         )
+    if config.backends and (warning := proxies_ignored(environ)):
+        warnings.append(warning)
     return warnings

@@ -177,7 +177,9 @@ class BackendConfig(Section, frozen=True):
     """One backend of the fleet."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128), _doc("Unique name, shown to clients and in metrics.")]
-    url: Annotated[str, _doc("Base address, http:// or https://; a trailing /v1 is understood.")]
+    url: Annotated[
+        str, _doc("Base address, http:// or https://. A path is used as written; without one, /v1 is appended.")
+    ]
     type: Annotated[BackendType, _doc("What kind of server it is.")] = "generic"
     priority: Annotated[
         int,
@@ -226,6 +228,26 @@ class BackendConfig(Section, frozen=True):
         ),
     ] = True
     keepalive_seconds: Annotated[Seconds, _doc("How long an idle connection to it is kept for reuse.")] = 3.5
+    max_connection_age_seconds: Annotated[
+        Seconds,
+        _doc("How old a connection to it may get before it is replaced; a changed DNS record is then followed."),
+    ] = 30.0
+    base_path: Annotated[str, _doc('Path of its OpenAI endpoints, in place of the one in url; "" for none.')] | None = (
+        None
+    )
+    query: Annotated[dict[str, str], _doc("Added to the query of every request to it.")] = msgspec.field(
+        default_factory=dict
+    )
+    ca_file: (
+        Annotated[str, Meta(min_length=1), _doc("File with the CAs to trust for it; unset: those of the system.")]
+        | None
+    ) = None
+    client_cert_file: (
+        Annotated[str, Meta(min_length=1), _doc("File with the certificate, and its chain, that we show it.")] | None
+    ) = None
+    client_key_file: (
+        Annotated[str, Meta(min_length=1), _doc("File with that certificate's key; unset: in client_cert_file.")] | None
+    ) = None
 
 
 class CircuitBreaker(Section, frozen=True):

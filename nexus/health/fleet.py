@@ -79,8 +79,7 @@ class Fleet:
         watched = self.backends[name]
         health = self.config.health_check
         if result.models is not None:
-            watched.models = result.models
-            watched.capacity = result.capacity or watched.capacity
+            self.know(name, result)
             watched.latency_ms = round((result.latency_s or 0.0) * 1000, 3)
             watched.last_error = None
         else:
@@ -97,6 +96,16 @@ class Fleet:
             return None
         watched.since = now
         return old, watched.standing.status
+
+    def know(self, name: str, result: Result) -> bool:
+        """Take up what is known of a backend's models; gives whether that is new. Equal models stay the same object,
+        so that nothing is encoded or decoded anew for them."""
+        watched = self.backends[name]
+        before = watched.models, watched.capacity
+        if result.models is not None and result.models != watched.models:
+            watched.models = result.models
+        watched.capacity = result.capacity or watched.capacity
+        return before != (watched.models, watched.capacity)
 
     def forget_absent_labels(self) -> None:
         """Keep the labels of present names only; for the start of a gateway, when all counters begin at zero."""

@@ -1,29 +1,38 @@
-"""Probing one backend over HTTP, with requests."""
+"""Probing one backend over the connections that the proxy uses, so that both see the same names, TLS and answers."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
-import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import gevent
-import requests
-from requests.adapters import HTTPAdapter
+from msgspec.structs import replace
 
+from nexus import __version__
 from nexus.backends import BadAnswer, capacity_of, probe_of
 from nexus.backends.address import Address, own_key
+from nexus.backends.probing import NotYet
 from nexus.config import BackendConfig
+from nexus.errors import RequestFailed
 from nexus.fleet.records import Model
+from nexus.proxy.client import Watch
+from nexus.proxy.connections import Connection, Connections
+from nexus.proxy.http1 import AnswerReader, MalformedAnswer
+from nexus.proxy.reasons import reason
 
 log = logging.getLogger("nexus.health")
 
-_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 _MOST_BYTES = 16 * 1024 * 1024
+_KEPT_S = 3600.0
+"""How long a detail without a version is kept."""
+_FAILED_KEPT_S = 300.0
+"""How long a detail that could not be had is not asked for again."""
+_AT_ONCE = 64
+"""Details that are fetched before the models are published again."""
+_NOBODY = Watch(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,85 +49,205 @@ class Result:
         return self.models is not None
 
 
-class _SystemTrust(HTTPAdapter):
-    """Trusts the certificates that the proxy trusts: the system's, not the library's own."""
+_Question = tuple[str, str]
+"""A path and the JSON that is posted there, empty for a GET."""
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, ssl_context=ssl.create_default_context(), **kwargs)
+
+@dataclass(frozen=True, slots=True)
+class _Detail:
+    """What a backend said to one question; an error where it said nothing that can be used."""
+
+    version: str
+    until: float
+    answer: Any = None
+    error: str | None = None
 
 
 class Prober:
-    """Probes one backend, over a connection that it keeps."""
+    """Probes one backend, and keeps what it said of its models until that changes."""
 
-    def __init__(self, config: BackendConfig, environ: Mapping[str, str]) -> None:
-        self._config = config
-        self._address = Address.of(config.url)
-        self._session = requests.Session()
-        self._session.trust_env = False  # the proxy goes straight to the backend; so does its probe
-        self._session.mount("https://", _SystemTrust())
-        if key := own_key(config, environ):
-            self._session.headers["authorization"] = f"Bearer {key}"
+    def __init__(
+        self, config: BackendConfig, environ: Mapping[str, str], connections: Connections | None = None
+    ) -> None:
+        self.config = config
+        self._environ = environ
+        self._address = Address.of_backend(config)
+        self._connections = connections or Connections(time.monotonic)
+        self._answers: dict[_Question, Any] = {}
+        self._details: dict[_Question, _Detail] = {}
+        self._wanted: dict[_Question, str] = {}
 
     def probe(self, timeout_s: float) -> Result:
-        """Ask the backend how it is and what it has. Never raises; takes at most `timeout_s`."""
+        """Ask the backend how it is and what it has. Never raises; takes at most `timeout_s`.
+
+        Only what is asked without a version counts here; details follow with `more_details`.
+        """
+        deadline = time.monotonic() + timeout_s
         latency_s: float | None = None
+        answers: dict[_Question, Any] = {}
 
-        def fetch(path: str, body: dict[str, Any] | None = None) -> Any:
+        def ask(question: _Question) -> Any:
             nonlocal latency_s
-            began = time.monotonic()
-            method = "GET" if body is None else "POST"
-            with self._session.request(
-                method, self._address.url(path), json=body, timeout=timeout_s, allow_redirects=False, stream=True
-            ) as answer:
-                content = _limited(answer)
-            if latency_s is None:
-                latency_s = time.monotonic() - began
-            if answer.status_code != 200:
-                raise BadAnswer(f"{path} answered {answer.status_code}")
-            try:
-                return json.loads(content)
-            except ValueError as error:
-                raise BadAnswer(f"{path} answered what is not JSON") from error
+            answer, content, took_s = self._ask(question, deadline)
+            latency_s = took_s if latency_s is None else latency_s
+            answers[question] = found = self._decoded(question[0], answer, content)
+            return found
 
-        timeout = gevent.Timeout(timeout_s)  # the library bounds single reads, this the whole probe
         try:
-            with timeout:
-                models = tuple({model.name: model for model in probe_of(self._config.type)(fetch)}.values())
-                capacity = capacity_of(self._config.type)(fetch)
-        except gevent.Timeout as expired:
-            if expired is not timeout:
-                raise
-            return Result(None, None, f"no answer within {timeout_s:g} s")
-        except BadAnswer as error:
-            return Result(None, latency_s, str(error))
-        except requests.RequestException as error:
-            return Result(None, latency_s, _plain(error))
-        except Exception as error:
-            log.exception("probe failed inside the health process", extra={"backend": self._config.name})
-            return Result(None, latency_s, f"the probe failed: {error}")
-        return Result(models, latency_s, capacity=capacity)
+            models, capacity, wanted = self._read(ask)
+        except TimeoutError:
+            error = f"no answer within {timeout_s:g} s"
+        except (BadAnswer, OSError, RequestFailed) as failure:
+            error = self._plain(failure, timeout_s)
+        except Exception as failure:
+            log.exception("probe failed inside the health process", extra={"backend": self.config.name})
+            error = f"the probe failed: {failure}"
+        else:
+            self._answers, self._wanted = answers, wanted
+            return Result(models, latency_s, capacity=capacity)
+        # Another server may listen there when it comes back.
+        self._details = {question: detail for question, detail in self._details.items() if detail.version}
+        self._wanted = {}
+        return Result(None, latency_s, error)
+
+    def more_details(self, timeout_s: float) -> Result | None:
+        """Fetch some of the details that the last probe lacked, and read its models again; None if there are none.
+
+        Each question may take `timeout_s`. A backend that cannot be reached is not asked on.
+        """
+        if not self._wanted:
+            return None
+        reached = True
+        for question, version in list(self._wanted.items())[:_AT_ONCE]:
+            now = time.monotonic()
+            try:
+                answer, content, _ = self._ask(question, now + timeout_s)
+                found = self._decoded(question[0], answer, content)
+                self._details[question] = _Detail(version, float("inf") if version else now + _KEPT_S, found)
+            except BadAnswer as error:
+                self._details[question] = _Detail(version, now + _FAILED_KEPT_S, error=str(error))
+            except (OSError, RequestFailed):
+                reached = False
+                break
+        models, capacity, wanted = self._read(self._answers.__getitem__)
+        self._wanted = wanted if reached else {}
+        return Result(models, None, capacity=capacity)
 
     def close(self) -> None:
-        self._session.close()
+        """Close the connections that are kept; others who share them open new ones."""
+        self._connections.close()
 
+    def _read(self, ask: Callable[[_Question], Any]) -> tuple[tuple[Model, ...], int | None, dict[_Question, str]]:
+        """The models and the capacity, and the details that are lacking, each with its version."""
+        wanted: dict[_Question, str] = {}
 
-def _limited(answer: requests.Response) -> bytes:
-    pieces, size = [], 0
-    for piece in answer.iter_content(64 * 1024):
-        pieces.append(piece)
-        size += len(piece)
-        if size > _MOST_BYTES:
-            raise BadAnswer(f"the answer is over {_MOST_BYTES} bytes")
-    return b"".join(pieces)
+        def fetch(path: str, body: dict[str, Any] | None = None, *, version: str | None = None) -> Any:
+            question = path, "" if body is None else json.dumps(body)
+            if version is None:
+                return ask(question)
+            kept = self._details.get(question)
+            if kept is None or kept.version != version or kept.until <= time.monotonic():
+                wanted[question] = version
+                raise NotYet(f"{path} was not asked yet")
+            if kept.error is not None:
+                raise BadAnswer(kept.error)
+            return kept.answer
 
+        models = tuple({model.name: model for model in probe_of(self.config.type)(fetch)}.values())
+        return models, capacity_of(self.config.type)(fetch), wanted
 
-def _plain(error: requests.RequestException) -> str:
-    """A failure in words for a log line, without the library's nesting."""
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
-    if isinstance(error, requests.exceptions.SSLError):
-        return f"TLS failed: {error}"
-    if isinstance(error, requests.ConnectionError):
-        reason = getattr(error.args[0], "reason", error.args[0]) if error.args else error
-        return _ERRNO.sub("", str(reason).rpartition(": ")[2]) or "it cannot be reached"
-    return str(error)
+    def _decoded(self, path: str, answer: AnswerReader, content: bytes) -> Any:
+        status = answer.status
+        if 300 <= status < 400:
+            place = ascii(answer.header("location") or "nowhere")
+            raise BadAnswer(f"{path} answered {status}, a redirect to {place}; put the new address into url")
+        if status == 404 and path.startswith("/v1/"):
+            target = self._address.target(path)
+            raise BadAnswer(f"{target} answered 404; a path in url is used as written (base_path replaces it)")
+        if status != 200:
+            raise BadAnswer(f"{path} answered {status}")
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise BadAnswer(f"{path} answered what is not JSON") from error
+        except RecursionError as error:
+            raise BadAnswer(f"{path} answered JSON that is nested too deeply") from error
+
+    def _ask(self, question: _Question, deadline: float) -> tuple[AnswerReader, bytes, float]:
+        """The answer, its body, and how long it took in seconds.
+
+        Asks over a kept connection; if that one has died meanwhile, once more over a new one.
+        """
+        path, body = question[0], question[1].encode()
+        for fresh in (False, True):
+            within = replace(self.config, connect_timeout_seconds=max(0.001, deadline - time.monotonic()))
+            connection = self._connections.open(self._address, within, watch=_NOBODY, fresh=fresh)
+            started = time.monotonic()
+            try:
+                content = self._exchange(connection, self._head(path, body), body, deadline)
+            except (ConnectionError, MalformedAnswer) as error:
+                answered = connection.answer.head_complete
+                connection.close()
+                if connection.reused and not answered and not fresh:
+                    continue
+                raise BadAnswer(self._broken(path, error)) from error
+            except BaseException:
+                connection.close()
+                raise
+            self._connections.give_back(self._address, connection, self.config.keepalive_seconds)
+            return connection.answer, content, time.monotonic() - started
+        raise AssertionError("the second connection is a new one")
+
+    def _head(self, path: str, body: bytes) -> bytes:
+        lines = [
+            f"{'POST' if body else 'GET'} {self._address.target(path)} HTTP/1.1",
+            f"host: {self._address.host_header}",
+            f"user-agent: nexus/{__version__}",
+            "accept: application/json",
+            "accept-encoding: identity",
+        ]
+        if body:
+            lines += ["content-type: application/json", f"content-length: {len(body)}"]
+        if key := own_key(self.config, self._environ):
+            lines.append(f"authorization: Bearer {key}")
+        try:
+            return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        except UnicodeEncodeError:
+            raise BadAnswer(
+                f"the key in ${self.config.api_key_env} has characters that no header may have; correct it"
+            ) from None
+
+    def _exchange(self, connection: Connection, head: bytes, body: bytes, deadline: float) -> bytes:
+        answer = connection.answer = AnswerReader()
+        try:
+            connection.send(head, body, _NOBODY, idle_s=max(0.0, deadline - time.monotonic()), deadline=deadline)
+        except TimeoutError:
+            raise
+        except OSError:
+            pass  # it closed; what it said before, such as a TLS alert, is still to be read
+        pieces, size = [], 0
+        while not answer.complete:
+            data = connection.receive(_NOBODY, max(0.0, deadline - time.monotonic()))
+            answer.feed(data)
+            if not data and not answer.complete:
+                raise ConnectionResetError("it closed the connection before its answer was complete")
+            pieces.append(answer.body())
+            size += len(pieces[-1])
+            if size > _MOST_BYTES:
+                raise BadAnswer(f"the answer is over {_MOST_BYTES} bytes")
+        return b"".join(pieces)
+
+    def _plain(self, failure: Exception, timeout_s: float) -> str:
+        """A failure in words for a log line, without a library's nesting."""
+        if isinstance(failure, BadAnswer):
+            return str(failure)
+        cause = failure.__cause__ if isinstance(failure, RequestFailed) else failure
+        if isinstance(cause, TimeoutError):
+            return f"{reason(cause, self._address)} (no answer within {timeout_s:g} s)"
+        return reason(cause, self._address)
+
+    def _broken(self, path: str, error: Exception) -> str:
+        if isinstance(error, MalformedAnswer):
+            return f"{path} answered what is not HTTP that can be trusted: {error}"
+        hint = "; does it ask for a client certificate (client_cert_file)?" if self._address.tls else ""
+        return f"{path}: it closed the connection before its answer was complete{hint}"

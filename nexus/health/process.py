@@ -19,8 +19,9 @@ from msgspec.structs import replace
 from nexus import log as logs
 from nexus import stderr
 from nexus.config import Config, ConfigError, Loaded, load
+from nexus.config.addresses import listen_address
 from nexus.config.changes import Changes, Layered, backend_of
-from nexus.config.loading import listen_address, restart_needed
+from nexus.config.loading import restart_needed
 from nexus.config.records import NOT_SPOKEN
 from nexus.config.secrets import secret
 from nexus.fleet.live import write_live
@@ -97,7 +98,7 @@ class HealthProcess:
     ) -> None:
         self._environ = environ
         self._notifier = notifier or Notifier(None)
-        self._rounds = Rounds(environ, on_result=self._probed, on_round=self._round_ended)
+        self._rounds = Rounds(environ, on_result=self._probed, on_details=self._detailed, on_round=self._round_ended)
         self._run_dir = run_dir
         self._path = loaded.path
         # Who starts the processes tells them some settings in the environment; whether those changed, the file says.
@@ -303,7 +304,12 @@ class HealthProcess:
             say("backend is now " + changed[1], extra={"backend": name, "was": changed[0], "why": result.error})
             if changed[1] == "healthy":
                 self._place.seat.circuits.allow_trial(watched.column, time.monotonic_ns())
-        if changed or watched.models != before:
+        if changed or watched.models is not before:
+            self._publish()
+
+    def _detailed(self, name: str, result: Result) -> None:
+        """More is known of a backend's models than when it was probed."""
+        if self._fleet.know(name, result):
             self._publish()
 
     def _snapshot_label(self, name: str) -> str:

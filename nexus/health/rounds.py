@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 
@@ -11,6 +12,9 @@ from gevent.pool import Pool
 
 from nexus.health.fleet import Fleet
 from nexus.health.prober import Prober, Result
+from nexus.proxy.connections import Connections
+
+log = logging.getLogger("nexus.health")
 
 _MOST_PROBES_AT_ONCE = 64
 
@@ -27,25 +31,33 @@ class Rounds:
         environ: Mapping[str, str],
         *,
         on_result: Callable[[str, Result], None],
+        on_details: Callable[[str, Result], None],
         on_round: Callable[[], None],
     ) -> None:
-        """`on_result` gets each backend's name and result at once; `on_round` is called at the end of a round.
+        """`on_result` gets each backend's name and result at once, `on_details` its models when more is known of them.
 
-        Neither is called for a fleet that was replaced meanwhile.
+        `on_round` is called at the end of a round. Nothing is told of a backend that was removed or changed meanwhile.
         """
         self._environ = environ
         self._on_result = on_result
+        self._on_details = on_details
         self._on_round = on_round
         self._fleet: Fleet | None = None
+        self._connections = Connections(time.monotonic)
         self._probers: dict[str, Prober] = {}
+        self._probing: set[Prober] = set()
+        self._asking: set[Prober] = set()
         self.first_done = gevent.event.Event()
 
     def follow(self, fleet: Fleet) -> None:
         """Probe this fleet from now on."""
-        for prober in self._probers.values():
-            prober.close()
-        self._fleet = fleet
-        self._probers = {name: Prober(watched.config, self._environ) for name, watched in fleet.backends.items()}
+        self._fleet, before = fleet, self._probers
+        self._probers = {}
+        for name, watched in fleet.backends.items():
+            old = before.get(name)
+            if old is None or old.config != watched.config:
+                old = Prober(watched.config, self._environ, self._connections)
+            self._probers[name] = old
 
     def run(self) -> None:
         """Probe round after round, without end."""
@@ -72,6 +84,27 @@ class Rounds:
         fleet, prober = self._fleet, self._probers.get(name)
         if fleet is None or prober is None:
             return  # removed while it waited for its turn
-        result = prober.probe(fleet.config.health_check.timeout_seconds)
-        if fleet is self._fleet:
+        timeout_s = fleet.config.health_check.timeout_seconds
+        if prober in self._probing:
+            return  # a probe of the fleet before, whose result is as good
+        self._probing.add(prober)
+        try:
+            result = prober.probe(timeout_s)
+        finally:
+            self._probing.discard(prober)
+        if prober is self._probers.get(name):
             self._on_result(name, result)
+            if prober not in self._asking:
+                gevent.spawn(self._ask_details, name, prober, timeout_s)
+
+    def _ask_details(self, name: str, prober: Prober, timeout_s: float) -> None:
+        """Fetch what a probe did not wait for; one at a time, so that a backend has little work with it."""
+        self._asking.add(prober)
+        try:
+            while prober is self._probers.get(name) and (result := prober.more_details(timeout_s)):
+                if prober is self._probers.get(name):
+                    self._on_details(name, result)
+        except Exception:
+            log.exception("details of a backend's models cannot be read", extra={"backend": name})
+        finally:
+            self._asking.discard(prober)

@@ -15,7 +15,7 @@ from nexus.backend_errors import (
     printable,
     status_for_client,
 )
-from nexus.backends.address import Address, forwards_authorization, own_key
+from nexus.backends.address import forwards_authorization, own_key
 from nexus.errors import Fault, PassedOn, RequestFailed, error_body
 from nexus.proxy.admission import Place
 from nexus.proxy.client import Request
@@ -61,7 +61,7 @@ class Attempt:
         self._backend = place.choice.backend
         self._request_id = request_id
         config = self._backend.config
-        self._address = Address.of(config.url)
+        self._address = place.view.address(self._backend)
         self._first_byte_s = config.first_byte_timeout_seconds or timeout_s
         self._idle_s = config.idle_timeout_seconds or timeout_s
         self._timeout_s = config.total_timeout_seconds or timeout_s

@@ -18,6 +18,7 @@ from nexus.errors import RequestFailed
 from nexus.proxy.client import Arrivals, ClientGone, Watch
 from nexus.proxy.http1 import AnswerReader, MalformedAnswer
 from nexus.proxy.names import Names
+from nexus.proxy.tls import Contexts
 
 READ_SIZE = 64 * 1024
 _SWEEP_EVERY_S = 1.0
@@ -30,7 +31,13 @@ _PREFERRED_S = 300.0
 
 
 class Connection:
-    """One connection to a backend, used by one request at a time."""
+    """One connection to a backend, used by one request at a time.
+
+    Attributes:
+        reused: It has carried a request before.
+        good_until: Until when it may be taken for another request; it was idle for too long then.
+        ends: From then on it is not kept: a new connection looks the backend's name up again.
+    """
 
     def __init__(self, sock: _socket.socket, *, reused: bool) -> None:
         self.sock = sock
@@ -38,6 +45,7 @@ class Connection:
         self.reused = reused
         self.unsolicited = False
         self.good_until = 0.0
+        self.ends = float("inf")
         self.answer = AnswerReader()
         self.arrivals: Arrivals | None = None
 
@@ -131,13 +139,14 @@ class Connections:
         self._names = names or Names()
         self._idle: dict[Address, deque[Connection]] = {}
         self._preferred: dict[Address, tuple[object, float]] = {}
-        self._tls = ssl.create_default_context()
+        self._tls = Contexts()
         self._sweep_at = 0.0
 
     def open(self, address: Address, config: BackendConfig, *, watch: Watch, fresh: bool = False) -> Connection:
         """A connection to the backend: the one used last, if it is still young, or a new one.
 
-        Raises `RequestFailed` where the backend cannot be reached, `ClientGone` where the client leaves meanwhile.
+        Raises `RequestFailed` where the backend cannot be reached, `ClientGone` where the client leaves meanwhile. The
+        cause of a `RequestFailed` is the error that `reason` puts in words.
         """
         idle = self._idle.get(address)
         while idle and not fresh:
@@ -172,7 +181,7 @@ class Connections:
             found = self._names.find(address.host, address.port, watch, deadline - self._clock())
         except TimeoutError as error:
             raise RequestFailed("connect_timeout", f"Backend {config.name}: its name was not found in time.") from error
-        except (socket.gaierror, UnicodeError) as error:
+        except (OSError, UnicodeError) as error:
             raise RequestFailed("dns_failed", f"Backend {config.name}: its name is not known.") from error
         failure: Exception | None = None
         # In the resolver's order, unless one has let us down; none may use up the time in which another could answer.
@@ -198,6 +207,7 @@ class Connections:
                 except RequestFailed:
                     self._preferred.pop(address, None)
                     raise
+                connection.ends = self._clock() + config.max_connection_age_seconds
                 if failure is not None:
                     self._preferred[address] = place, self._clock() + _PREFERRED_S
                 return connection
@@ -216,7 +226,8 @@ class Connections:
         if not isinstance(sock, socket.socket):
             return sock
         try:
-            sock = secured = self._tls.wrap_socket(sock, server_hostname=address.host, do_handshake_on_connect=False)
+            context = self._tls.of(address.files)
+            sock = secured = context.wrap_socket(sock, server_hostname=address.host, do_handshake_on_connect=False)
             while True:
                 try:
                     secured.do_handshake()
@@ -249,7 +260,7 @@ class Connections:
         if not keep or (self._distrusted and now < self._distrusted.get(address, 0.0)):
             connection.close()
             return
-        connection.good_until = now + keepalive_s
+        connection.good_until = min(now + keepalive_s, connection.ends)
         self._idle.setdefault(address, deque()).append(connection)
         if now >= self._sweep_at:
             self._sweep_at = now + _SWEEP_EVERY_S

@@ -123,9 +123,10 @@ def request_head(
     own_key = f"authorization: Bearer {key}\r\n" if key is not None else ""
     credentials = key is None and forwards_authorization(config)
     theirs = headers.sent_on(credentials=credentials)
-    first = _first_lines(address, path)
-    if query:
-        first = _with_query(first, query_sent_on(query, credentials=credentials))
+    if query and (query := query_sent_on(query, credentials=credentials)):
+        first = _first_lines.__wrapped__(address, f"{path}?{query}")  # clients' queries are not cached
+    else:
+        first = _first_lines(address, path)
     return (f"{first}content-length: {length}\r\nx-request-id: {request_id}\r\n{own_key}{theirs}\r\n").encode("latin-1")
 
 
@@ -158,13 +159,7 @@ def _line(entry: tuple[str, str]) -> str:
 
 @lru_cache(maxsize=1024)
 def _first_lines(address: Address, path: str) -> str:
-    return f"POST {address.prefix}{path} HTTP/1.1\r\nhost: {address.host_header}\r\naccept-encoding: identity\r\n"
-
-
-def _with_query(first_lines: str, query: str) -> str:
-    target, version, rest = first_lines.partition(" HTTP/1.1")
-    joined = f"{target}{'&' if '?' in target else '?'}{query}" if query else target
-    return joined + version + rest
+    return f"POST {address.target(path)} HTTP/1.1\r\nhost: {address.host_header}\r\naccept-encoding: identity\r\n"
 
 
 @lru_cache(maxsize=256)

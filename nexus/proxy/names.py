@@ -1,89 +1,103 @@
 """Looking up backends' names, within a limit and watching the client.
 
-The system's resolver can be neither interrupted nor given a limit, and gevent asks it from a few threads only. So it is
-asked once for each name at a time, however many requests wait for the answer, and none waits for longer than it may.
+The system's resolver can neither be interrupted nor be given a limit. Each name that is being looked up therefore has
+a thread of its own, shared by all who wait for that name. A name server that is silent holds up its own names only.
 """
 
 from __future__ import annotations
 
+import _socket
+import _thread
 import contextlib
 import os
 import select
 import socket
-import threading
+import sys
 from collections.abc import Callable, Sequence
 
 from nexus.proxy.client import Watch
 
-Place = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[object, ...]]
+Place = tuple[int, int, int, str, tuple[object, ...]]
 """As `socket.getaddrinfo` gives it."""
-_Key = tuple[str, int]
+_Key = tuple[bytes, int]
+
+
+class NameTimeout(TimeoutError):
+    """The resolver did not answer in time."""
 
 
 class _Lookup:
-    """One question that is being asked, and the bells of those who wait for its answer."""
+    """A question that is being asked. Its eventfd becomes readable, for good, when the answer is there."""
 
     def __init__(self) -> None:
-        self.bells: set[int] = set()
+        self.done = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.found: Sequence[Place] = []
         self.error: Exception | None = None
 
+    def __del__(self) -> None:
+        os.close(self.done)  # the thread and all who wait hold a reference, so nobody uses the number any more
+
 
 class Names:
-    """Safe from any greenlet or thread."""
+    """Safe from any greenlet or thread. It takes no lock: under gevent a lock would not work across threads."""
 
-    def __init__(self, ask: Callable[[str, int], Sequence[Place]] | None = None) -> None:
+    def __init__(self, ask: Callable[[bytes, int], Sequence[Place]] | None = None) -> None:
         """`ask` stands in for the system's resolver."""
         self._ask = ask or _ask_the_system
-        self._lock = threading.Lock()
         self._going: dict[_Key, _Lookup] = {}
 
     def find(self, host: str, port: int, watch: Watch, timeout_s: float) -> Sequence[Place]:
-        """Where the host can be reached. Raises `ClientGone`, `TimeoutError`, or the resolver's error."""
+        """The addresses of a host. Raises `ClientGone`, `NameTimeout`, or the resolver's error."""
         if known := _of_literal(host, port):
-            return [known]
-        bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        lookup = self._join((host, port), bell)
+            return known
+        lookup = self._join((host.encode("idna"), port))
         try:
-            watch.wait(bell, select.POLLIN, timeout_s)
-        finally:
-            with self._lock:
-                lookup.bells.discard(bell)
-            os.close(bell)
+            watch.wait(lookup.done, select.POLLIN, timeout_s)
+        except TimeoutError:
+            raise NameTimeout from None
         if lookup.error is not None:
             raise lookup.error
         return lookup.found
 
-    def _join(self, key: _Key, bell: int) -> _Lookup:
+    def _join(self, key: _Key) -> _Lookup:
         """The question that is being asked already, or a new one."""
-        with self._lock:
-            lookup = self._going.get(key)
-            if lookup is None:
-                lookup = self._going[key] = _Lookup()
-                threading.Thread(target=self._look_up, args=(key, lookup), daemon=True).start()
-            lookup.bells.add(bell)
-            return lookup
+        lookup = self._going.get(key)
+        if lookup is None:
+            mine = _Lookup()
+            lookup = self._going.setdefault(key, mine)
+            if lookup is mine:
+                try:
+                    _start_thread(self._look_up, (key, mine))
+                except RuntimeError as error:
+                    del self._going[key]
+                    raise OSError(str(error)) from error
+        return lookup
 
     def _look_up(self, key: _Key, lookup: _Lookup) -> None:
         try:
             lookup.found = self._ask(*key)
         except Exception as error:  # noqa: BLE001 - it belongs to those who wait
             lookup.error = error
-        with self._lock:
-            del self._going[key]
-            for bell in lookup.bells:
-                os.eventfd_write(bell, 1)
+        del self._going[key]
+        os.eventfd_write(lookup.done, 1)
 
 
-def _ask_the_system(host: str, port: int) -> Sequence[Place]:
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+def _start_thread(function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    """Start a thread of the operating system. Where gevent has patched Python, its threads are greenlets: they would
+    ask through the few threads that gevent's hub has for all that blocks."""
+    patch = sys.modules.get("gevent.monkey")
+    start = patch.get_original("_thread", "start_new_thread") if patch else _thread.start_new_thread
+    start(function, arguments)
 
 
-def _of_literal(host: str, port: int) -> Place | None:
-    """An address that is written as such, for which nobody need be asked."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError, ValueError):
-            socket.inet_pton(family, host)
-            place = (host, port) if family == socket.AF_INET else (host, port, 0, 0)
-            return family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", place
-    return None
+def _ask_the_system(host: bytes, port: int) -> Sequence[Place]:
+    return _socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+
+
+def _of_literal(host: str, port: int) -> Sequence[Place]:
+    """An address that is written as such, for which nobody need be asked; empty for a name."""
+    if not (":" in host or host[-1:].isdigit()):
+        return []
+    with contextlib.suppress(OSError, UnicodeError):
+        return _socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
+    return []

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from nexus.backends.address import Address
 from nexus.config.records import Routing
 from nexus.fleet.records import Backend, Snapshot
 from nexus.fleet.snapshot import SnapshotReader
@@ -26,6 +27,7 @@ class View:
     want_label: Callable[[str], None]
     _told: dict[tuple[int, str], list[tuple[str, str]]] = field(default_factory=dict)
     _wanted: set[str] = field(default_factory=set)
+    _addresses: dict[int, Address] = field(default_factory=dict)
 
     @classmethod
     def of(cls, snapshot: Snapshot, want_label: Callable[[str], None] = lambda _: None) -> View:
@@ -37,6 +39,13 @@ class View:
             want_label=want_label,
             known_models=frozenset(configured_models(snapshot.config.routing)) | frozenset(table.offers),
         )
+
+    def address(self, backend: Backend) -> Address:
+        """Where requests to the backend go."""
+        address = self._addresses.get(backend.column)
+        if address is None:
+            address = self._addresses[backend.column] = Address.of_backend(backend.config)
+        return address
 
     def route_headers(self, backend: Backend, reason: str) -> list[tuple[str, str]]:
         """What a client is told of where its request went, as the original tells it."""

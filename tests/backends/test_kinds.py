@@ -17,7 +17,7 @@ SHOW = {
 
 
 def fetch(answers):
-    def get(path, body=None):
+    def get(path, body=None, *, version=None):
         found = answers.get(path if body is None else (path, body["model"]))
         if found is None:
             raise BadAnswer(f"{path} answered 404")

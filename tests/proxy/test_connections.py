@@ -42,15 +42,13 @@ def listener():
         yield listener
 
 
-def connections(trusted: Path | None = None) -> Connections:
-    made = Connections(time.monotonic)
-    if trusted is not None:
-        made._tls.load_verify_locations(trusted)
-    return made
+def connections() -> Connections:
+    return Connections(time.monotonic)
 
 
-def address(listener: socket.socket, *, tls: bool = False) -> Address:
-    return Address.of(f"http{'s' if tls else ''}://localhost:{listener.getsockname()[1]}")
+def address(listener: socket.socket, *, tls: bool = False, trusted: Path | None = None) -> Address:
+    url = f"http{'s' if tls else ''}://localhost:{listener.getsockname()[1]}"
+    return Address.of(url, files=(str(trusted) if trusted else None, None, None))
 
 
 def serve_tls(listener: socket.socket, certificate: Path) -> list[bytes]:
@@ -79,7 +77,7 @@ def serve_tls(listener: socket.socket, certificate: Path) -> list[bytes]:
 
 def test_tls_with_a_certificate_that_is_trusted(listener, certificate):
     got = serve_tls(listener, certificate)
-    connection = connections(certificate).open(address(listener, tls=True), CONFIG, watch=Watch(None))
+    connection = connections().open(address(listener, tls=True, trusted=certificate), CONFIG, watch=Watch(None))
     connection.send(b"POST / HTTP/1.1\r\n\r\n", b"x" * 3_000_000, Watch(None), idle_s=5, deadline=time.monotonic() + 5)
     while not connection.answer.complete:
         connection.answer.feed(connection.receive(Watch(None), 5))

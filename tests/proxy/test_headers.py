@@ -94,21 +94,6 @@ def test_a_key_under_any_name_goes_where_authorization_goes(name, config, key, s
     assert data.count(f"{name}: client-key\r\n".encode()) == sent
 
 
-@pytest.mark.parametrize(
-    ("url", "host", "path"),
-    [
-        ("http://h", ("h", 80, False), "/v1/models"),
-        ("https://h/", ("h", 443, True), "/v1/models"),
-        ("http://[::1]:8080/v1/", ("::1", 8080, False), "/v1/models"),
-        ("https://h/api/v1", ("h", 443, True), "/api/v1/models"),
-    ],
-)
-def test_address(url, host, path):
-    address = Address.of(url)
-    assert (address.host, address.port, address.tls) == host
-    assert address.url("/v1/models").endswith(path)
-
-
 def test_what_is_given_back():
     given = [("content-type", "x"), ("x-ratelimit-remaining", "3"), ("transfer-encoding", "chunked"), ("set-cookie", "a"),
              ("access-control-allow-origin", "*"), ("access-control-expose-headers", "*"),

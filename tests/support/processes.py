@@ -268,8 +268,13 @@ class Gateway(Measured):
         environ: dict[str, str] | None = None,
         ready: bool = True,
         stderr: int | None = None,
+        prefix: list[str] | None = None,
+        timeout_s: float = 2,
     ) -> None:
-        """`server` and `health_check`: further lines of those sections."""
+        """`server` and `health_check`: further lines of those sections; `prefix`: what the command is run by.
+
+        `timeout_s`: the limit for a probe.
+        """
         self.directory = directory
         self.port, self.operations_port = free_port(), free_port()
         self.run_dir = directory / "run"
@@ -284,7 +289,7 @@ class Gateway(Measured):
             {server}
             [health_check]
             interval_seconds = {interval_s}
-            timeout_seconds = 2
+            timeout_seconds = {timeout_s}
             listen = "127.0.0.1:{self.operations_port}"
             {health_check}
             [logging]
@@ -293,7 +298,7 @@ class Gateway(Measured):
         self.write(config)
         (directory / "gateway.log").unlink(missing_ok=True)
         super().__init__(
-            [sys.executable, "-m", "nexus", "serve", "-c", str(self.file)],
+            [*(prefix or []), sys.executable, "-m", "nexus", "serve", "-c", str(self.file)],
             log=directory / "gateway.log",
             environ=clean_environ(**(environ or {})),
             stderr=stderr,

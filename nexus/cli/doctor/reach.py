@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from urllib.parse import urlsplit
 
 from nexus.cli.doctor.findings import Finding, fail, ok, warn
@@ -40,7 +41,8 @@ def _backend(backend: BackendConfig, environ: Mapping[str, str]) -> Finding:
     except OSError as error:
         why = error.strerror or "no answer in time"
         return fail(area, f"Nobody listens at {host}:{port} ({why}).", "start it, open the way to it, or mend its url")
-    result = Prober(backend, environ).probe(_TIMEOUT_S)
+    with closing(Prober(backend, environ)) as prober:
+        result = prober.probe(_TIMEOUT_S)
     if not result.success:
         refused = any(status in (result.error or "") for status in ("401", "403"))
         key = f"${backend.api_key_env}" if backend.api_key_env else "its key (it has no api_key_env)"
