@@ -170,7 +170,7 @@ class Gateway:
             port, _, host = call("GET", f"{self.operations}/livez").headers.get("x-nexus-gateway", "").partition(" ")
         except NoAnswer:
             return False
-        if not port.isdecimal() or (base := _url(host, int(port))) == self.base:
+        if not port.isdecimal() or (base := url_to(host, int(port))) == self.base:
             return False
         self.base = base
         self.config = replace(self.config, server=replace(self.config.server, host=host, port=int(port)))
