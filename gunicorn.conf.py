@@ -6,13 +6,13 @@ Each value can be overridden on gunicorn's command line.
 import os
 from pathlib import Path
 
-from nexus import hooks, stderr
+from nexus import hooks, host, stderr
 
 stderr.guard()  # before gunicorn's own log takes hold of it
 
 _host = os.environ.get("NEXUS_HOST", "0.0.0.0").strip("[]")
 bind = f"{f'[{_host}]' if ':' in _host else _host}:{os.environ.get('NEXUS_PORT', '8000')}"
-workers = int(os.environ.get("NEXUS_WORKERS") or 0) or len(os.sched_getaffinity(0))
+workers = int(os.environ.get("NEXUS_WORKERS") or 0) or host.usable_cores()
 # Requests mostly wait for backends: one process serves thousands of them on greenlets. This is gunicorn's gevent worker
 # but for its end; the stock one ("gevent") gives the same answers and figures.
 worker_class = "nexus.proxy.worker.GatewayWorker"

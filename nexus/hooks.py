@@ -17,6 +17,7 @@ from nexus.config import ConfigError, process_config
 from nexus.fleet.locks import LockFile
 from nexus.fleet.rundir import Generation, RunDirectory, RunDirectoryError
 from nexus.fleet.seat import NoSeatError, Seat
+from nexus.host import raise_descriptor_limit
 from nexus.master import Master
 from nexus.notify import Notifier
 from nexus.supervised import end_with_parent
@@ -29,6 +30,7 @@ _LOOK_EVERY_S = 0.05
 def on_starting(server: Any) -> None:
     """Claim the run directory and start a generation, once for the master's life; a reload is no new generation."""
     end_with_parent()
+    raise_descriptor_limit()
     Master.take_over(server)
     # gunicorn itself says it is ready before it has a worker, where it finds whom to say it to.
     server.nexus_notifier = Notifier.taken_from(os.environ)

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "nexus"
-BASE = {"errors", "backend_errors", "config", "log", "notify", "stage", "stderr", "supervised"}
+BASE = {"errors", "backend_errors", "config", "host", "log", "notify", "stage", "stderr", "supervised"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "backend_errors": {"errors"},
     "config": set(),
+    "host": set(),
     "log": {"stderr"},
     "notify": set(),
     "stage": set(),

@@ -23,6 +23,7 @@ from nexus.config.addresses import bracketed, listen_address, url_to
 from nexus.config.loading import COMMAND_LINE
 from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, Server
 from nexus.fleet.rundir import RunDirectory, RunDirectoryError
+from nexus.host import raise_descriptor_limit
 
 log = logging.getLogger("nexus.serve")
 
@@ -40,6 +41,7 @@ _BEYOND_GRACE_S = 10.0
 def serve(config: str | None, overrides: Mapping[str, Any]) -> int:
     """Run until TERM or INT. Returns the exit status; 2 where the configuration or a port cannot be used."""
     stderr.guard()
+    raise_descriptor_limit()
     loaded = load(config, overrides=overrides)
     settings = loaded.config
     logs.configure(level=settings.logging.level, kind=settings.logging.format)

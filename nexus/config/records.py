@@ -33,7 +33,9 @@ class Server(Section, frozen=True):
 
     host: Annotated[str, Meta(min_length=1), _doc("Address to listen on.")] = "0.0.0.0"
     port: Annotated[int, Meta(ge=1, le=65535), _doc("Port to listen on.")] = 8000
-    workers: Annotated[int, Meta(ge=0, le=250), _doc("Worker processes; 0 takes one per usable core.")] = 0
+    workers: Annotated[
+        int, Meta(ge=0, le=250), _doc("Worker processes; 0 takes one per usable core, as affinity and CPU quota allow.")
+    ] = 0
     run_dir: Annotated[
         str,
         _doc(

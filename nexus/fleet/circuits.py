@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _NOTED, _OPEN_UNTIL, _TRIPS, _BUSY_UNTIL, _RECOVERED, _FAILED, _STREAM_USAGE, _S
 _RECORD = 8
 _TURNS = COLUMNS * _RECORD
 _TURN_CELLS = 4096  # models that share one would take turns with each other
+_PATIENCE_S, _IMPATIENT_S = 0.2, 5.0
 _SIZE = (_TURNS + _TURN_CELLS) * 8
 _CHANGING, _TURNING = COLUMNS, 2 * COLUMNS  # lock bytes; those below are for trials
 
@@ -69,6 +71,7 @@ class CircuitTable:
         # The locks are between processes; within one, its threads and greenlets need these.
         self._mine = threading.Lock()
         self._trials: set[int] = set()
+        self._impatient_until = 0.0
 
     def read(self, column: int) -> Circuit:
         base = column * _RECORD
@@ -174,15 +177,31 @@ class CircuitTable:
                     self._locks.release(byte)
 
     def next_turn(self, key: int) -> int:
-        """A number that goes up by one at each call with the same `key`, whichever process calls."""
+        """A number that goes up by one at each call with the same `key`, whichever process calls.
+
+        Two may get the same number where a process is stopped just while it counts: nobody waits for it.
+        """
         at = key % _TURN_CELLS
         with self._mine:
-            if self._locks is not None:
-                self._locks.take(_TURNING + at, wait=True)
+            locks = self._locks
+            held = locks is not None and self._take_soon(locks, _TURNING + at)
             turn = self._cells[_TURNS + at] = self._cells[_TURNS + at] + 1
-            if self._locks is not None:
-                self._locks.release(_TURNING + at)
+            if locks is not None and held:
+                locks.release(_TURNING + at)
         return turn
+
+    def _take_soon(self, locks: LockFile, byte: int) -> bool:
+        """Take a lock that others hold for microseconds. This blocks the thread, so not for long: its holder may have
+        been stopped, and then nobody waits for it again for a while."""
+        if locks.take(byte):
+            return True
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline and time.monotonic() > self._impatient_until:
+            if locks.take(byte):
+                return True
+            os.sched_yield()
+        self._impatient_until = deadline + _IMPATIENT_S
+        return False
 
     def leave(self) -> None:
         """Give back what this process holds of it. It can still be read."""

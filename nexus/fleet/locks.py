@@ -9,8 +9,10 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import time
 from pathlib import Path
 
+_RETRY_S = 0.005
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, len, pid
 
 
@@ -22,14 +24,21 @@ class LockFile:
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if fd is None else fd
 
-    def take(self, byte: int, *, wait: bool = False) -> bool:
-        """Lock one byte; False where another open file holds it (with `wait`, block until it does not)."""
+    def take(self, byte: int) -> bool:
+        """Lock one byte; False where another open file holds it."""
         request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
         try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, request)
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as POSIX leaves it open
             return False
         return True
+
+    def take_within(self, byte: int, seconds: float) -> bool:
+        """The same, but wait so long for it: a holder that was stopped must not stop whoever waits."""
+        deadline = time.monotonic() + seconds
+        while not (taken := self.take(byte)) and time.monotonic() < deadline:
+            time.sleep(_RETRY_S)
+        return taken
 
     def release(self, byte: int) -> None:
         fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))

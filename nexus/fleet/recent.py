@@ -15,6 +15,7 @@ import time
 from _thread import RLock
 from collections import deque
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -44,7 +45,10 @@ class Try(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Recent(msgspec.Struct, array_like=True, gc=False):
-    """A request that has ended; `ended` in Unix seconds. Names as people know them, not label values."""
+    """A request that has ended; `ended` in Unix seconds. Names as people know them, not label values.
+
+    `order` is its end on the host's monotonic clock: no step of the wall clock changes what came first.
+    """
 
     id: str
     ended: float
@@ -62,6 +66,7 @@ class Recent(msgspec.Struct, array_like=True, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     attempts: tuple[Try, ...] = ()
+    order: float = 0.0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -109,7 +114,7 @@ class RecentTable:
     def latest(self, slots: Iterable[int], *, limit: int) -> list[Recent]:
         """The requests that ended last, newest first."""
         found = self.newer_than({}, slots)
-        found.sort(key=lambda record: record.ended, reverse=True)
+        found.sort(key=attrgetter("order"), reverse=True)
         return found[:limit]
 
     def _read(self, slot: int) -> bytes:
@@ -180,7 +185,7 @@ class Recents:
             self._ring.write(record)
         if self._later is not None:
             if self._at_once == AT_ONCE:
-                if record.ended - self._over_at > _QUIET_S:
+                if record.order - self._over_at > _QUIET_S:
                     self._each = 1  # how busy it was says nothing any more
                 self._later(self._time_is_over)
             self._at_once -= 1
@@ -195,7 +200,7 @@ class Recents:
     def _time_is_over(self) -> None:
         # As many as ended in this time are likely to end in the next.
         self._each = 1 if self._ended <= _MOST_WITH_ROOM else self._ended // LATER
-        self._ended, self._over_at = 0, time.time()
+        self._ended, self._over_at = 0, time.monotonic()
         self._at_once = AT_ONCE
         self.flush()
 

@@ -15,6 +15,7 @@ from nexus.fleet.rundir import Generation, Started
 
 _ROWS_LOCK = SLOTS  # a byte behind the slots' own, held for the moment in which a row is put into use
 
+_PATIENCE_S = 5.0
 _HANDED_OVER = "NEXUS_SEAT"
 
 
@@ -61,7 +62,9 @@ class Seat:
             raise NoSeatError(f"{generation.path}: {error.strerror}") from error
         for slot in range(SLOTS):
             if locks.take(slot):
-                locks.take(_ROWS_LOCK, wait=True)
+                if not locks.take_within(_ROWS_LOCK, _PATIENCE_S):
+                    locks.close()
+                    raise NoSeatError(f"{generation.path}: another process holds the lock on its rows")
                 try:
                     table.use_row(slot)
                 except OSError as error:

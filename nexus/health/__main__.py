@@ -17,6 +17,7 @@ from nexus.fleet.locks import LockFile  # noqa: E402
 from nexus.fleet.rundir import RunDirectory, RunDirectoryError  # noqa: E402
 from nexus.fleet.seat import NoSeatError  # noqa: E402
 from nexus.health.process import HealthProcess  # noqa: E402
+from nexus.host import raise_descriptor_limit  # noqa: E402
 from nexus.notify import Notifier  # noqa: E402
 from nexus.supervised import end_with_parent  # noqa: E402
 
@@ -30,6 +31,7 @@ def main() -> None:
     arguments = parser.parse_args()
     end_with_parent()
     stderr.guard()
+    raise_descriptor_limit()
     notifier = Notifier.taken_from(os.environ)
     try:
         loaded = load(arguments.config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -43,16 +44,16 @@ class Dashboard:
         self._last_faults: dict[str, dict[str, Any]] = {}
 
     def sample(
-        self, reading: Reading, snapshot: Snapshot, seat: Seat, *, uptime_s: float, now: float
+        self, reading: Reading, snapshot: Snapshot, seat: Seat, *, uptime_s: float, now: float, at: float
     ) -> tuple[bytes, bytes]:
-        """`now` in Unix seconds."""
+        """`now` in Unix seconds, for people; `at` on the monotonic clock, for what is measured."""
         self._number += 1
-        fresh = sorted(seat.recent.newer_than(self._seen, range(seat.table.rows)), key=lambda record: record.ended)
+        fresh = sorted(seat.recent.newer_than(self._seen, range(seat.table.rows)), key=attrgetter("order"))
         self._times.extend(fresh)
         most = _SHOWN if self._number == 1 else _MOST_ROWS
         new_rows = [rows([entry(record)]) for record in fresh[-most:]]
         self._rows.extend(new_rows)
-        while self._times and self._times[0].ended < now - _PERCENTILES_OVER_S:
+        while self._times and self._times[0].order < at - _PERCENTILES_OVER_S:
             self._times.popleft()
         for record in fresh:
             for one in record.attempts:
@@ -60,7 +61,7 @@ class Dashboard:
                     self._last_faults[one.backend] = {"outcome": one.outcome, "at": record.ended}
         totals, times = _totals(reading), _by_backend(self._times)
         current = {
-            **self._rates(totals, now),
+            **self._rates(totals, at),
             **self._gauges(reading, seat),
             **_Times.of_all(times.values()).percentiles(),
         }
@@ -71,7 +72,7 @@ class Dashboard:
             for key, values in self._series.items()
             if key != "time"
         }
-        state = self._state(reading, snapshot, seat, totals, times, uptime_s=uptime_s, now=now)
+        state = self._state(reading, snapshot, seat, totals, times, uptime_s=uptime_s, now=now, at=at)
         state |= {"now": current, "peaks": peaks}
         tick = {
             "number": self._number,
@@ -97,6 +98,7 @@ class Dashboard:
         *,
         uptime_s: float,
         now: float,
+        at: float,
     ) -> dict[str, Any]:
         health = fleet_health(snapshot, uptime_s)
         served: dict[str, float] = {}
@@ -120,7 +122,7 @@ class Dashboard:
             "totals": totals,
             "backends": backends,
             "models": _matrix(snapshot),
-            "processes": self._processes(reading, now),
+            "processes": self._processes(reading, at),
             "workers": int(_sum(reading, families.WORKERS)),
             "worker_restarts": int(_sum(reading, families.WORKER_RESTARTS)),
             "figures": {
@@ -132,15 +134,15 @@ class Dashboard:
             },
         }
 
-    def _rates(self, totals: dict[str, float], now: float) -> dict[str, float | None]:
+    def _rates(self, totals: dict[str, float], at: float) -> dict[str, float | None]:
         """Over the last seconds; from zero again where the gateway was started anew."""
         if self._totals and totals["requests"] < self._totals[-1][1]["requests"]:
             self._totals.clear()
-        self._totals.append((now, totals))
-        while len(self._totals) > 1 and self._totals[1][0] <= now - _RATE_OVER_S:
+        self._totals.append((at, totals))
+        while len(self._totals) > 1 and self._totals[1][0] <= at - _RATE_OVER_S:
             self._totals.popleft()
         then, before = self._totals[0]
-        elapsed_s = now - then
+        elapsed_s = at - then
         if elapsed_s <= 0:
             return {"requests_per_s": 0.0, "error_share": 0.0, "tokens_per_s": 0.0}
         requests = totals["requests"] - before["requests"]
@@ -156,14 +158,14 @@ class Dashboard:
         in_flight = sum(seat.table.row(slot).in_flight for slot in seat.held_slots())
         return {"in_flight": in_flight, "queued": int(_sum(reading, families.QUEUE_DEPTH))}
 
-    def _processes(self, reading: Reading, now: float) -> list[dict[str, Any]]:
+    def _processes(self, reading: Reading, at: float) -> list[dict[str, Any]]:
         memory = {labels["pid"]: value for labels, value in reading.samples(families.PROCESS_MEMORY.name)}
         found, cpu = [], {}
         for labels, seconds in reading.samples(families.PROCESS_CPU.name):
             pid = labels["pid"]
-            then, before = self._cpu.get(pid, (now, seconds))
-            share = (seconds - before) / (now - then) if now > then else 0.0
-            cpu[pid] = (now, seconds)
+            then, before = self._cpu.get(pid, (at, seconds))
+            share = (seconds - before) / (at - then) if at > then else 0.0
+            cpu[pid] = (at, seconds)
             found.append(
                 {
                     "slot": labels["slot"], "role": labels["role"], "pid": pid, "memory_bytes": memory.get(pid, 0),

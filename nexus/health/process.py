@@ -396,7 +396,9 @@ class HealthProcess:
             uptime_s = max(0.0, time.monotonic() - place.started.monotonic)
             try:
                 reading = place.figures.read()
-                lines = self._dashboard.sample(reading, self._snapshot, place.seat, uptime_s=uptime_s, now=time.time())
+                lines = self._dashboard.sample(
+                    reading, self._snapshot, place.seat, uptime_s=uptime_s, now=time.time(), at=time.monotonic()
+                )
                 write_live(self._run_dir.path, *lines)
             except OSError as error:
                 log.error("the dashboard's state cannot be written", extra={"why": error})

@@ -445,6 +445,7 @@ class Exchange:
                 usage.prompt_tokens,
                 usage.completion_tokens,
                 tuple(attempts),
+                ended,
             )
         )
 

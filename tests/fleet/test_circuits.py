@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 
 from nexus.fleet.circuits import Circuit, CircuitTable
+from nexus.fleet.load import COLUMNS
+from nexus.fleet.locks import LockFile
 
 SECOND = 1_000_000_000
 
@@ -110,3 +113,16 @@ def test_turns_go_up_over_all_processes(path):
     assert sorted(turns) == list(range(1, 6001))
     assert table.next_turn(7) == 6001
     assert table.next_turn(8) == 1
+
+
+def test_a_holder_that_was_stopped_stops_nobody(path):
+    """The lock is held by another open file, as by a process that gets SIGSTOP between taking it and giving it back."""
+    table, stopped = CircuitTable(path), LockFile(path)
+    assert table.next_turn(7) == 1
+    for byte in range(COLUMNS, 3 * COLUMNS):
+        stopped.take(byte)
+    began = time.monotonic()
+    assert [table.next_turn(7) for _ in range(100)] == list(range(2, 102))
+    assert time.monotonic() - began < 5, "one short wait, not one for each"
+    stopped.close()
+    assert table.next_turn(7) == 102

@@ -7,7 +7,7 @@ from nexus.fleet.recent import AT_ONCE, CELL, CELLS, LATER, Recent, Recents, Rec
 
 def record(n, **more):
     fields = {
-        "id": f"req_{n}", "ended": float(n), "endpoint": "chat_completions", "asked_model": "m", "model": "m",
+        "id": f"req_{n}", "ended": float(n), "order": float(n), "endpoint": "chat_completions", "asked_model": "m", "model": "m",
         "backend": "b", "status": 200, "duration_ms": 1.5,
     }  # fmt: skip
     return Recent(**{**fields, **more})
@@ -120,3 +120,10 @@ def test_a_busy_process_writes_most_of_it_later():
     end(range(5000, 5000 + AT_ONCE + 5))
     due.pop()()
     assert set(range(5000, 5000 + AT_ONCE + 5)) < shown(), "all, now that it is not busy"
+
+
+def test_a_clock_that_is_set_back_changes_no_order(table):
+    ring = table.ring(0)
+    for n, ended in enumerate([1000.0, 2000.0, 500.0, 600.0, 5.0]):
+        ring.write(record(n, ended=ended))
+    assert ids(table.latest([0], limit=3)) == ["req_4", "req_3", "req_2"]

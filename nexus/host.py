@@ -1,0 +1,72 @@
+"""What the host lets this process have: cores and descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+from pathlib import Path
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use, by its affinity and by the CPU quota of its control groups; at least 1.
+
+    `root` is where /proc and /sys are.
+    """
+    quota = cpu_quota(root)
+    cores = len(os.sched_getaffinity(0))
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """The least quota of the process's control group and those above it, in cores; None without one.
+
+    Both versions of control groups are read (`cgroups(7)`). In a container the group's path may be
+    that of the host, which does not exist there: then the top of the mount is the container's own.
+    """
+    found: list[float] = []
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        group = top / path.lstrip("/")
+        for directory in (group, *group.parents):
+            quota = _quota_v1(directory) if controllers else _quota_v2(directory)
+            if quota is not None:
+                found.append(quota)
+            if directory == top:
+                break
+    return min(found, default=None)
+
+
+def _quota_v2(directory: Path) -> float | None:
+    for line in _lines(directory / "cpu.max"):
+        quota, period = line.split()
+        return None if quota == "max" else int(quota) / int(period)
+    return None
+
+
+def _quota_v1(directory: Path) -> float | None:
+    quota, period = (_lines(directory / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    return int(quota[0]) / int(period[0]) if quota and period and int(quota[0]) > 0 else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def raise_descriptor_limit() -> None:
+    """Take all the descriptors that the hard limit allows; the soft one is low for the sake of old programs."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def descriptor_limit() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 30 if soft == resource.RLIM_INFINITY else soft
