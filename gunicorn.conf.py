@@ -60,4 +60,5 @@ proc_name = "nexus"
 on_starting = hooks.on_starting
 post_fork = hooks.post_fork
 post_worker_init = hooks.post_worker_init
+worker_exit = hooks.worker_exit
 on_reload = hooks.on_reload

@@ -5,6 +5,7 @@ The master never imports prometheus_client: a process must have its seat before 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -72,6 +73,14 @@ def post_worker_init(worker: Any) -> None:
     if worker.nexus_notifier:
         # Under gevent's patch this is a greenlet, which first runs when the worker's loop does.
         threading.Thread(target=_tell_when_ready, args=(worker,), name="ready", daemon=True).start()
+
+
+def worker_exit(_server: Any, worker: Any) -> None:
+    """In the worker, as the last thing: a worker that ends as it was told to is not counted as one that died."""
+    ended = sys.exc_info()[1]
+    if isinstance(ended, SystemExit) and not ended.code:
+        with contextlib.suppress(AttributeError, KeyError, TypeError):  # it never had an application
+            worker.wsgi.extensions["nexus"].seat.row.depart()
 
 
 def on_reload(server: Any) -> None:

@@ -103,7 +103,13 @@ class Discovery(Section, frozen=True):
 class HealthCheck(Section, frozen=True):
     """How the health process probes the backends."""
 
-    enabled: Annotated[bool, _doc("Probe the backends; without it every backend counts as healthy.")] = True
+    enabled: Annotated[
+        bool,
+        _doc(
+            "Let probes decide which backends are healthy. Without it every backend counts as healthy, and probes only "
+            "find its models."
+        ),
+    ] = True
     interval_seconds: Annotated[Seconds, _doc("Time between two probes of a backend.")] = 30.0
     timeout_seconds: Annotated[Seconds, _doc("Limit for one probe.")] = 5.0
     failure_threshold: Annotated[Count, _doc("Failed probes in a row that make a backend unhealthy.")] = 3

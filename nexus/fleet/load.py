@@ -20,7 +20,7 @@ COLUMNS = 512
 HEAD = 16
 FORMAT = 2
 _SEQUENCE, _IN_FLIGHT, _PID, _ROLE, _STARTS, _STREAMS, _WAITING, _QUEUE_SEEN, _TRIES = range(9)
-_HEARTBEAT, _DRAINING = 10, 11  # tries count in two cells
+_HEARTBEAT, _DRAINING, _DEPARTED, _DEATHS = 10, 11, 12, 13  # tries count in two cells
 _PENDING, _QUEUED, _TICKET, _OUTCOMES = range(4)
 _PLANES = 6  # the two above that count within a window have two cells each, for the current and the last half of it
 _STRIDE = HEAD + _PLANES * COLUMNS
@@ -267,6 +267,15 @@ class Row:
     def count_worker_start(self) -> None:
         self._cells[self._base + _STARTS] += 1
 
+    @property
+    def worker_deaths(self) -> int:
+        """How many workers that had it were killed or crashed."""
+        return self._cells[self._base + _DEATHS]
+
+    def depart(self) -> None:
+        """Say that the process ends as it was told to."""
+        self._cells[self._base + _DEPARTED] = 1
+
     def take(self, pid: int, role: int) -> None:
         """Say whose it is now."""
         self._cells[self._base + _PID] = pid
@@ -276,7 +285,9 @@ class Row:
         """Zero the counts of a process that is gone; readers that look meanwhile look again."""
         cells, base = self._cells, self._base
         cells[base + _SEQUENCE] |= 1
-        for cell in (_IN_FLIGHT, _PID, _ROLE, _STREAMS, _WAITING, _HEARTBEAT, _DRAINING):
+        if self.pid and self.role == WORKER and not cells[base + _DEPARTED]:
+            cells[base + _DEATHS] += 1
+        for cell in (_IN_FLIGHT, _PID, _ROLE, _STREAMS, _WAITING, _HEARTBEAT, _DRAINING, _DEPARTED):
             cells[base + cell] = 0
         blank = _OUTCOMES * COLUMNS  # outcomes hold for their window, whoever saw them
         cells[base + HEAD : base + HEAD + blank] = memoryview(bytes(blank * 8)).cast("q")

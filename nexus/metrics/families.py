@@ -367,6 +367,12 @@ WORKER_RESTARTS = Family(
     source="scrape",
     help="Workers started beyond the number that the gateway was started with.",
 )
+WORKER_DEATHS = Family(
+    name="nexus_worker_deaths_total",
+    kind="counter",
+    source="scrape",
+    help="Workers that were killed or crashed. Reloads, recycling and changes of their number end workers as told.",
+)
 PROCESS_MEMORY = Family(
     name="nexus_process_resident_memory_bytes",
     kind="gauge",
@@ -458,6 +464,7 @@ FAMILIES: tuple[Family, ...] = (
     WORKERS_DRAINING,
     WORKERS_SILENT,
     WORKER_RESTARTS,
+    WORKER_DEATHS,
     PROCESS_MEMORY,
     PROCESS_CPU,
     RUN_DIRECTORY,

@@ -165,6 +165,7 @@ class Figures:
         yield of_family(families.WORKERS_SILENT, [((), sum(row.is_silent(now_ns) for row in workers))])
         starts = sum(row.worker_starts for row in rows)
         yield of_family(families.WORKER_RESTARTS, [((), max(0, starts - self._started.workers))])
+        yield of_family(families.WORKER_DEATHS, [((), sum(row.worker_deaths for row in rows))])
         yield of_family(families.RUN_DIRECTORY, [((), self._run_directory_usable())])
 
     def _of_processes(self, held: list[int]) -> list[FamilyReading]:

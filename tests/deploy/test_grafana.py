@@ -7,6 +7,8 @@ import os
 import re
 import runpy
 import signal
+import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -200,12 +202,26 @@ def scraped(module_dir: Path) -> Iterator[Prometheus]:
                 with pytest.raises(urllib.error.HTTPError) as refused:
                     urllib.request.urlopen(f"{gateway.base}/nowhere", timeout=10)
                 refused.value.close()
+                bad = Ask("bad", "/v1/chat/completions", chat("bad", "shared").body, {"x-demo-fault": "status=400"})
+                run(gateway.port, [bad] * 3, concurrency=1, seen=lambda *_: None)
+                leave(gateway.port)
                 gone.stop(number=signal.SIGKILL)
                 until(lambda: prometheus.query("changes(nexus_fleet_last_update_timestamp_seconds[2s]) > 0"))
                 os.kill(gateway.health_pid(), signal.SIGHUP)  # reads the configuration again, which is annotated
                 yield prometheus
             finally:
                 load.stop()
+
+
+def leave(port: int) -> None:
+    """Be a client that goes away while its backend is silent."""
+    body = json.dumps(chat("left", "shared").body).encode()
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"x-demo-fault: hang=1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        time.sleep(0.2)  # for the request to reach its backend; one that never did would make the test fail, not pass
 
 
 def substituted(expression: str) -> str:

@@ -97,7 +97,10 @@ PROCESSES = Dashboard(
             Panel(
                 title="Workers started anew", runbook="processes.md#nexusworkersrestart",
                 description="Beyond the number that the gateway was started with, within the step.",
-                queries=[(f"increase(nexus_worker_restarts_total{{{HOST}}}[{EVERY}])", "{{instance}}")],
+                queries=[
+                    (f"increase(nexus_worker_restarts_total{{{HOST}}}[{EVERY}])", "started on {{instance}}"),
+                    (f"increase(nexus_worker_deaths_total{{{HOST}}}[{EVERY}])", "died on {{instance}}"),
+                ],
             ),
             Panel(
                 title="Requests lost", runbook="processes.md#nexusrequestslost",
