@@ -85,7 +85,8 @@ class Recorder:
         self._row: Row = seat.row
         self._lock = RLock()
         self._children: dict[tuple[str, ...], Any] = {}
-        store.child(families.LOST)  # there from the start, so that a rate of it is
+        store.child(families.LOST)  # from the start, so that rates of these exist
+        store.child(families.PREFLIGHTS)
         self._unknown_models = store.child(families.UNKNOWN_MODELS)
         self._decision = store.child(families.DECISION)
         self._queue_wait = store.child(families.QUEUE_WAIT)

@@ -89,6 +89,11 @@ FLEET = Dashboard(
                 queries=[(rate("nexus_circuit_opened_total", BACKEND, "backend"), "{{backend}}")],
             ),
             Panel(
+                title="Unsolicited responses", unit="cps",
+                description="Connections closed because a backend sent bytes to which no request was open, a second.",
+                queries=[(f"{rate('nexus_backend_unsolicited_responses_total', BACKEND)} or vector(0)", "all backends")],
+            ),
+            Panel(
                 title="Choosing a backend", unit="s",
                 description="Time that it takes, or finding that there is none.",
                 queries=percentiles("nexus_routing_decision_seconds", HOST),

@@ -139,7 +139,10 @@ OVERVIEW = Dashboard(
             Panel(
                 title="Refused beside the endpoints", unit="reqps",
                 description="Requests outside the proxied endpoints: a wrong path or method, a head that is no HTTP.",
-                queries=[(rate("nexus_http_rejected_total", HOST, "reason"), "{{reason}}")],
+                queries=[
+                    (rate("nexus_http_rejected_total", HOST, "reason"), "{{reason}}"),
+                    (rate("nexus_http_preflights_total", HOST), "preflights"),
+                ],
             ),
         ],
     },
