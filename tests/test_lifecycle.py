@@ -96,6 +96,7 @@ def test_killed_worker(gateway, slow):
     assert after.total("nexus_requests_total") == 20
     until(lambda: gateway.scrape().value("nexus_workers") == 2)
     until(lambda: gateway.scrape().value("nexus_worker_restarts_total") == 2)
+    assert gateway.scrape().value("nexus_worker_deaths_total") == 2
     assert ask(gateway, 4) == [200] * 4
 
 
@@ -132,6 +133,7 @@ def test_hup_replaces_the_workers_without_a_failed_request(gateway, slow):
     assert after.value("nexus_requests_lost_total") == 0
     assert after.value("nexus_accounting_imbalance") == 0
     assert after.value("nexus_worker_restarts_total") == 2
+    assert after.value("nexus_worker_deaths_total") == 0, "they ended as they were told to"
     assert "configuration reloaded" in gateway.output()
 
 
@@ -152,6 +154,7 @@ def test_growing_and_shrinking(gateway):
         assert_none_fell(before, after)
         before = after
     assert after.total("nexus_requests_total") == 28
+    assert after.value("nexus_worker_deaths_total") == 0
     files = list(gateway.run_dir.glob("generations/*/metrics/*.db"))
     assert len(files) <= 2 * 5 + 1, "4 workers and the health process, two files each, and the fleet's gauges"
 
@@ -165,6 +168,7 @@ def test_recycling_with_streams_in_flight(tmp_path, slow):
         assert after.value("nexus_requests_lost_total") == 0
         assert after.value("nexus_accounting_imbalance") == 0
         until(lambda: gateway.scrape().value("nexus_worker_restarts_total") >= 2)
+        assert gateway.scrape().value("nexus_worker_deaths_total") == 0
 
 
 def test_restart_begins_at_zero_and_orphans_keep_to_their_generation(tmp_path, slow):

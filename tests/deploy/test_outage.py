@@ -73,12 +73,10 @@ def test_outage(watched):
     everything = {
         "NexusAvailabilityBurnsFast",
         "NexusBackendDown",
-        "NexusModelWithoutBackend",
         "NexusNoHealthyBackend",
     }
     fires(prometheus, everything)
     until(lambda: labels(prometheus, "NexusBackendDown", "backend") == {"rack_1", "rack_2"})
-    assert labels(prometheus, "NexusModelWithoutBackend", "model") == {"shared", "solo"}
     assert {status for _, status, _ in load.results} <= {200, 502, 503}
 
     # A reload that is refused.
