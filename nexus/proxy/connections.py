@@ -18,6 +18,7 @@ from nexus.errors import RequestFailed
 from nexus.proxy.client import Arrivals, ClientGone, Watch
 from nexus.proxy.http1 import AnswerReader, MalformedAnswer
 from nexus.proxy.names import Names
+from nexus.proxy.shortage import Shortage
 from nexus.proxy.tls import Contexts
 
 READ_SIZE = 64 * 1024
@@ -137,6 +138,7 @@ class Connections:
         self._on_unsolicited = on_unsolicited
         self._distrusted: dict[Address, float] = {}
         self._names = names or Names()
+        self._shortage = Shortage()
         self._idle: dict[Address, deque[Connection]] = {}
         self._preferred: dict[Address, tuple[object, float]] = {}
         self._tls = Contexts()
@@ -182,14 +184,15 @@ class Connections:
         except TimeoutError as error:
             raise RequestFailed("connect_timeout", f"Backend {config.name}: its name was not found in time.") from error
         except (OSError, UnicodeError) as error:
+            if self._shortage.caused(error):
+                raise self._shortage.failure() from error
             raise RequestFailed("dns_failed", f"Backend {config.name}: its name is not known.") from error
         failure: Exception | None = None
         # In the resolver's order, unless one has let us down; none may use up the time in which another could answer.
         preferred, until = self._preferred.get(address, (None, 0.0))
         places = sorted(found, key=lambda one: one[4] != preferred) if self._clock() < until else found
         for left, (family, kind, protocol, _, place) in zip(range(len(places), 0, -1), places, strict=True):
-            # But for TLS, which needs it, without what the standard library, or gevent, puts around each call.
-            sock = (socket.socket if address.tls else _socket.socket)(family, kind, protocol)
+            sock = self._new_socket(address, family, kind, protocol)
             try:
                 _connect_watching(sock, place, watch, (deadline - self._clock()) / left)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -214,6 +217,18 @@ class Connections:
         if isinstance(failure, TimeoutError):
             raise RequestFailed("connect_timeout", f"Backend {config.name} took no connection in time.") from failure
         raise RequestFailed("connect_failed", f"Backend {config.name} cannot be reached.") from failure
+
+    def _new_socket(self, address: Address, *kind: int) -> _socket.socket:
+        """A socket; but for TLS, which needs it, without what the standard library, or gevent, puts around each call.
+
+        Raises `RequestFailed` if none can be had, which says nothing about the backend.
+        """
+        try:
+            return (socket.socket if address.tls else _socket.socket)(*kind)
+        except OSError as error:
+            if self._shortage.caused(error):
+                raise self._shortage.failure() from error
+            raise RequestFailed("connect_failed", f"No connection can be made to {address.host}.") from error
 
     def _secured(
         self,
@@ -245,6 +260,8 @@ class Connections:
             raise RequestFailed("connect_timeout", f"Backend {config.name} took no TLS connection in time.") from error
         except OSError as error:  # ssl.SSLError is one
             sock.close()
+            if self._shortage.caused(error):  # files of certificates are read here
+                raise self._shortage.failure() from error
             raise RequestFailed("tls_failed", f"Backend {config.name}: TLS failed.") from error
 
     def give_back(self, address: Address, connection: Connection, keepalive_s: float, *, ending: bool = False) -> None:

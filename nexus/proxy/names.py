@@ -29,13 +29,16 @@ class NameTimeout(TimeoutError):
 class _Lookup:
     """A question that is being asked. Its eventfd becomes readable, for good, when the answer is there."""
 
+    done = -1
+
     def __init__(self) -> None:
         self.done = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.found: Sequence[Place] = []
         self.error: Exception | None = None
 
     def __del__(self) -> None:
-        os.close(self.done)  # the thread and all who wait hold a reference, so nobody uses the number any more
+        if self.done >= 0:
+            os.close(self.done)  # the thread and all who wait hold a reference, so nobody uses the number any more
 
 
 class Names:

@@ -32,8 +32,10 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from nexus import stderr
 from nexus.config.records import Server
+from nexus.host import descriptor_limit
 from nexus.proxy.client import Stopping
 from nexus.proxy.engine import Engine
+from nexus.proxy.shortage import Shortage
 from nexus.proxy.worker.heads import Limits
 from nexus.proxy.worker.hub import Waits
 from nexus.proxy.worker.lane import Lane, NotPlain
@@ -56,12 +58,31 @@ _PATIENCE_S = 60.0
 """How long a connection may take to bring a request's head, where it is not kept for another one anyway."""
 _COLLECT_AFTER = 20_000
 """Objects made, less those freed, before the collector looks for cycles; requests leave none."""
+_RESERVED = 64
+"""Descriptors that are for no connection: listeners, files of metrics, the log. Of the others, a client takes one and
+the backend that serves it another."""
 _WITHOUT = "NEXUS_WITHOUT_SHORT_WAY"
 """Set, every request goes through gunicorn's parser and Flask; for comparison."""
 
 
 class _Listener(StreamServer):
-    """Leaves nobody waiting when it closes."""
+    """Leaves nobody waiting when it closes, and waits for descriptors where there are none."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._shortage = Shortage()
+
+    def do_read(self) -> Any:
+        """Accept a connection; without a descriptor for it, it stays in the backlog for a moment."""
+        try:
+            return super().do_read()
+        except OSError as error:
+            if not self._shortage.caused(error):
+                raise
+            self.stop_accepting()
+            self._timer = self.loop.timer(_LOOK_EVERY_S)
+            self._timer.start(self._start_accepting_if_started)  # type: ignore[attr-defined,call-arg]
+            return None
 
     def close(self) -> None:
         """Take the connections that the kernel has accepted for us, then stop listening.
@@ -113,6 +134,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._patience_s = _PATIENCE_S
         self._engine: Engine
         self._waits = Waits()
+        self._pools: list[Pool] = []
         self._to_stop = Event()
 
     def run(self) -> None:
@@ -137,7 +159,8 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
 
     def _accept_until_the_end(self) -> None:
         """Serve until told to stop, then until what is in progress has ended, or its grace has."""
-        pools = [Pool(self.worker_connections) for _ in self.sockets]
+        most = min(self.worker_connections, max(1, (descriptor_limit() - _RESERVED) // 2))
+        self._pools = pools = [Pool(most) for _ in self.sockets]
         servers = [self._listen(listener, pool) for listener, pool in zip(self.sockets, pools, strict=True)]
         for server in servers:
             server.start()
@@ -210,6 +233,8 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             due = time.monotonic() + _LAG_EVERY_S
             gevent.sleep(_LAG_EVERY_S)
             recorder.loop_lag(max(0.0, time.monotonic() - due))
+            if any(pool.full() for pool in self._pools):
+                self._end_idle()  # others wait in the backlog for their places
             stderr.tend()
             recorder.log_lines_dropped()
             self._engine.fleet.current()  # also a worker that has served nothing yet knows the fleet it last saw
@@ -356,12 +381,15 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._to_stop.wait()
         while True:
             gevent.sleep(_LOOK_EVERY_S)
-            # Nothing in this loop lets another greenlet run: a connection that is idle stays so until it is ended.
-            long_ago = time.monotonic() - _IDLE_S
-            for client, held in self._clients.items():
-                if held.idle_since is not None and held.idle_since < long_ago and not held.ended:
-                    with contextlib.suppress(OSError, ValueError):  # it may have closed by itself
-                        held.ended = self._end(client)
+            self._end_idle()
+
+    def _end_idle(self) -> None:
+        # Nothing in this loop lets another greenlet run: a connection that is idle stays so until it is ended.
+        long_ago = time.monotonic() - _IDLE_S
+        for client, held in self._clients.items():
+            if held.idle_since is not None and held.idle_since < long_ago and not held.ended:
+                with contextlib.suppress(OSError, ValueError):  # it may have closed by itself
+                    held.ended = self._end(client)
 
     @staticmethod
     def _end(client: socket.socket) -> bool:
