@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SECONDS ?= 600
 SEED    ?= 1
 
-.PHONY: run test check check-long check-real lint types pages screenshot clean bench bench-streams bench-metrics bench-dashboard soak chaos fuzz
+.PHONY: run test check check-long check-real lint types pages screenshot clean bench bench-streams bench-metrics bench-dashboard bench-models soak chaos fuzz
 
 run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends where there is none
 	@exec $(BIN)/nexus serve
@@ -39,6 +39,9 @@ bench-metrics: $(VENV)/dev.stamp  ## what reading and recording figures costs, b
 
 bench-dashboard: $(VENV)/dev.stamp  ## what fifty open dashboards cost
 	$(BIN)/python -m bench.dashboard
+
+bench-models: $(VENV)/dev.stamp  ## what thousands of models cost a worker's loop and the health process
+	$(BIN)/python -m bench.models
 
 chaos: $(VENV)/dev.stamp  ## ten minutes of load and kills: make chaos SECONDS=600 SEED=7
 	NEXUS_CHAOS_SECONDS=$(SECONDS) NEXUS_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/test_chaos.py

@@ -15,7 +15,7 @@ CLOUD: frozenset[str] = frozenset({"openai", "anthropic", "google"})
 """Kinds of backend that run at a provider; the others are local."""
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A model as one backend offers it. `context_length` in tokens; `context_known` where the backend told it."""
 
     name: str

@@ -34,7 +34,7 @@ from nexus.config import Config
 from nexus.fleet.load import HEALTH, SLOTS, LoadTable
 from nexus.fleet.locks import LockFile
 
-FORMAT = "2"
+FORMAT = "3"
 
 
 class RunDirectoryError(Exception):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -80,6 +82,14 @@ def configured_models(routing: Routing) -> set[str]:
     return {*routing.aliases, *routing.aliases.values(), *routing.fallbacks, *stand_ins}
 
 
+def _let_others_run() -> None:
+    time.sleep(0)
+
+
+def _no_pause() -> None:
+    pass
+
+
 class FleetView:
     """Follows the snapshot file."""
 
@@ -95,6 +105,7 @@ class FleetView:
         self._on_change = on_change
         self._want_label = want_label
         self._view: View | None = None
+        self._renewing = threading.Lock()
         self._seen = 0
 
     def current(self) -> View | None:
@@ -102,12 +113,23 @@ class FleetView:
         # The number is taken before the file is read: where that turns out newer, the next call reads once more. It is
         # kept after the view: another thread never takes the number as seen while the view is still the old one.
         if self._reader is not None and (number := self._reader.number) != self._seen:
-            snapshot = self._reader.read()
+            self._renew(self._reader, number)
+        return self._view
+
+    def _renew(self, reader: SnapshotReader, number: int) -> None:
+        """Take up a new snapshot. Others run meanwhile, and go on with the view that there is."""
+        if self._view is not None and not self._renewing.acquire(blocking=False):
+            return
+        pause = _let_others_run if self._view is not None else _no_pause
+        try:
+            snapshot = reader.read(pause)
             if snapshot is not None:
                 self._view = View.of(snapshot, self._want_label)
                 self._on_change(snapshot)
                 self._seen = number
-        return self._view
+        finally:
+            if pause is _let_others_run:
+                self._renewing.release()
 
     def snapshot(self) -> Snapshot | None:
         view = self.current()
