@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from nexus.stderr import NonBlockingText
+from nexus.text import printable, redact
 
 TRACE = 5
 LEVELS: dict[str, int] = {
@@ -55,7 +56,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
-        text = json.dumps(line, default=str, ensure_ascii=False)
+        text = redact(printable(json.dumps(line, default=str, ensure_ascii=False)))
         return _with_priority(text, record.levelno) if self._journal else text
 
 
@@ -71,9 +72,10 @@ class PrettyFormatter(logging.Formatter):
         component = record.name.removeprefix("nexus.")
         fields = " ".join(f"{key}={_shown(value)}" for key, value in _fields(record).items())
         start = "" if self._journal else f"{_timestamp(record)} {level:<5} "
-        line = f"{start}{component}: {record.getMessage()}" + (f" {fields}" if fields else "")
+        line = printable(f"{start}{component}: {record.getMessage()}" + (f" {fields}" if fields else ""))
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + printable(self.formatException(record.exc_info), keep="\n")
+        line = redact(line)
         return _with_priority(line, record.levelno) if self._journal else line
 
 
@@ -105,6 +107,7 @@ def make_formatter(kind: str) -> logging.Formatter:
 
 def complain(text: str) -> None:
     """Say why the process cannot start, to whoever started it."""
+    text = redact(printable(text, keep="\n"))
     sys.stderr.write((_with_priority(text, logging.ERROR) if goes_to_journal() else text) + "\n")
 
 

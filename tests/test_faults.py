@@ -68,6 +68,7 @@ CASES = [
     Case("first_byte_timeout", "stall_after=1", kind="stream"),
     Case("idle_timeout", "stall_after=1", kind="whole"),
     Case("deadline", "hang", place="patient"),
+    Case("backend_key_unusable", place="key"),
     Case("malformed_answer", "malformed"),
     Case("malformed_answer", "status=200,body=html"),
     Case("malformed_answer", "status=200,body=empty"),
@@ -141,7 +142,7 @@ def fleet(module_dir) -> Iterator[tuple[Workers, Demo, Demo]]:
     with (
         Demo(module_dir, name="first", models=["only", "shared", "main"], pace=300) as first,
         Demo(module_dir, name="second", models=["shared", "standby"], pace=0) as second,
-        Workers(module_dir, CONFIG, fleet_of(first.url, second.url)) as workers,
+        Workers(module_dir, CONFIG, fleet_of(first.url, second.url), environ={"BAD_KEY": "sk-two\nlines"}) as workers,
     ):
         yield workers, first, second
 
@@ -172,6 +173,10 @@ def struck(fleet: tuple[Workers, Demo, Demo], case: Case) -> Iterator[None]:
     elif case.place == "patient":
         config = msgspec.structs.replace(CONFIG, server=Server(request_timeout_seconds=0.4))
         backends = fleet_of(first.url, second.url, first_byte_timeout_seconds=60.0)
+    elif case.place == "key":
+        backends = fleet_of(first.url, second.url)
+        config_of_first = msgspec.structs.replace(backends[0].config, api_key_env="BAD_KEY")
+        backends[0] = msgspec.structs.replace(backends[0], config=config_of_first)
     elif case.place == "limited":
         backends = fleet_of(first.url, second.url, total_timeout_seconds=0.3)
     workers.publish(config, backends)

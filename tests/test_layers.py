@@ -6,17 +6,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "nexus"
-BASE = {"errors", "backend_errors", "config", "host", "log", "notify", "stage", "stderr", "supervised"}
+BASE = {"errors", "backend_errors", "config", "host", "log", "notify", "stage", "stderr", "supervised", "text"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "backend_errors": {"errors"},
-    "config": set(),
+    "config": {"text"},
     "host": set(),
-    "log": {"stderr"},
+    "log": {"stderr", "text"},
     "notify": set(),
     "stage": set(),
     "stderr": set(),
     "supervised": set(),
+    "text": set(),
     "fleet": BASE,
     "backends": BASE | {"fleet"},
     "routing": BASE | {"fleet"},

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from nexus.config.addresses import backend_problems, listen_address, proxies_ignored
 from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, NOT_YET, RESTART_ONLY, Config
-from nexus.config.secrets import secret
+from nexus.config.secrets import SecretError, secret, shown_name
 
 ALIAS_DEPTH = 3
 MOST_BACKENDS = 500
@@ -93,6 +93,7 @@ def load(
     if config.server.host.startswith("["):  # IPv6 as a url has it
         config = replace(config, server=replace(config.server, host=config.server.host.strip("[]")))
     problems = [f"{source}: {problem}" for problem in contradictions(config)]
+    problems += [f"{source}: {problem}" for problem in secret_problems(config, environ)]
     if problems:
         raise ConfigError(problems)
     warnings = _warnings(config, source, in_file, environ)
@@ -387,6 +388,16 @@ def _of_clients(config: Config) -> Iterator[str]:
             )
 
 
+def secret_problems(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each secret of this configuration that no header can carry."""
+    named = [(f"backend {backend.name}", backend.api_key_env) for backend in config.backends]
+    for where, name in [*named, ("[admin] token_env", config.admin.token_env)]:
+        try:
+            secret(name, environ)
+        except SecretError as error:
+            yield f"{where}: {error}"
+
+
 def _warnings(config: Config, source: str, in_file: frozenset[str], environ: Mapping[str, str]) -> list[str]:
     warnings = []
     fine = {
@@ -404,8 +415,8 @@ def _warnings(config: Config, source: str, in_file: frozenset[str], environ: Map
     for backend in config.backends:
         if backend.api_key_env and backend.type not in NOT_SPOKEN and secret(backend.api_key_env, environ) is None:
             warnings.append(
-                f"{source}: backend {backend.name} gets no key: api_key_env names {backend.api_key_env}, which is "
-                "not set in this environment."
+                f"{source}: backend {backend.name} gets no key: api_key_env names "
+                f"{shown_name(backend.api_key_env)}, which is not set in this environment."
             )
     if config.logging.enable_content_logging:
         warnings.append(

@@ -4,24 +4,50 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+
+from nexus.text import remember_secret
 
 _CREDENTIALS = "CREDENTIALS_DIRECTORY"
 
 
-def secret(name: str | None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The secret of this name: the environment variable, else systemd's credential (`LoadCredential=NAME:…`).
+class SecretError(Exception):
+    """A secret cannot be sent in a header; the message names its variable and does not show it."""
 
-    None where neither has it, or it is empty. Line ends around a credential are not part of it.
+
+def secret(name: str | None, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The secret of this name: the environment variable, else systemd's credential.
+
+    A credential is what `LoadCredential=NAME:…` provides. Spaces and line ends around the value are not part of
+    it. None if neither exists or the value is empty. Raises `SecretError`.
     """
     if not name:
         return None
     if value := environ.get(name):
-        return value
+        return _checked(name, value)
     directory = environ.get(_CREDENTIALS)
     if not directory or "/" in name:
         return None
     try:
-        return Path(directory, name).read_text(encoding="utf-8").strip() or None
+        return _checked(name, Path(directory, name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         return None
+
+
+@lru_cache(maxsize=1024)
+def _checked(name: str, value: str) -> str | None:
+    """The value without the white space around it."""
+    value = value.strip()
+    remember_secret(value)
+    if not (value.isascii() and value.isprintable()):
+        raise SecretError(
+            f"The value of ${shown_name(name)} has a character that no header can carry, such as a line end or a "
+            "typographic quote; set it again without that character."
+        )
+    return value or None
+
+
+def shown_name(name: str) -> str:
+    """The name of a secret for a message; what is no name may be the secret itself and is not shown."""
+    return name if name.replace("-", "_").replace(".", "_").isidentifier() and len(name) <= 64 else "***"

@@ -16,12 +16,14 @@ from nexus.backends import BadAnswer, capacity_of, probe_of
 from nexus.backends.address import Address, own_key
 from nexus.backends.probing import NotYet
 from nexus.config import BackendConfig
+from nexus.config.secrets import SecretError
 from nexus.errors import RequestFailed
 from nexus.fleet.records import Model
 from nexus.proxy.client import Watch
 from nexus.proxy.connections import Connection, Connections
 from nexus.proxy.http1 import AnswerReader, MalformedAnswer
 from nexus.proxy.reasons import reason
+from nexus.text import redact
 
 log = logging.getLogger("nexus.health")
 
@@ -101,14 +103,14 @@ class Prober:
             error = self._plain(failure, timeout_s)
         except Exception as failure:
             log.exception("probe failed inside the health process", extra={"backend": self.config.name})
-            error = f"the probe failed: {failure}"
+            error = f"the probe failed ({type(failure).__name__}); the log has the trace"
         else:
             self._answers, self._wanted = answers, wanted
             return Result(models, latency_s, capacity=capacity)
         # Another server may listen there when it comes back.
         self._details = {question: detail for question, detail in self._details.items() if detail.version}
         self._wanted = {}
-        return Result(None, latency_s, error)
+        return Result(None, latency_s, redact(error))
 
     def more_details(self, timeout_s: float) -> Result | None:
         """Fetch some of the details that the last probe lacked, and read its models again; None if there are none.
@@ -208,14 +210,12 @@ class Prober:
         ]
         if body:
             lines += ["content-type: application/json", f"content-length: {len(body)}"]
-        if key := own_key(self.config, self._environ):
-            lines.append(f"authorization: Bearer {key}")
         try:
-            return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-        except UnicodeEncodeError:
-            raise BadAnswer(
-                f"the key in ${self.config.api_key_env} has characters that no header may have; correct it"
-            ) from None
+            if key := own_key(self.config, self._environ):
+                lines.append(f"authorization: Bearer {key}")
+        except SecretError as error:
+            raise BadAnswer(str(error)) from None
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
     def _exchange(self, connection: Connection, head: bytes, body: bytes, deadline: float) -> bytes:
         answer = connection.answer = AnswerReader()

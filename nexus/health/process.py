@@ -23,7 +23,6 @@ from nexus.config.addresses import listen_address
 from nexus.config.changes import Changes, Layered, backend_of
 from nexus.config.loading import restart_needed
 from nexus.config.records import NOT_SPOKEN
-from nexus.config.secrets import secret
 from nexus.fleet.live import write_live
 from nexus.fleet.load import HEALTH, Row
 from nexus.fleet.recent import Recent
@@ -47,7 +46,8 @@ from nexus.metrics.recorder import Recorder
 from nexus.metrics.settlement import settle, sweep
 from nexus.metrics.store import Store
 from nexus.notify import Notifier
-from nexus.web.access import Protected, token_for
+from nexus.text import redact, remember_secret
+from nexus.web.access import Protected, own_token, token_for
 from nexus.web.admin import BackendExists, UnknownBackend
 from nexus.web.dashboard import Viewed
 from nexus.web.live import Live
@@ -117,6 +117,7 @@ class HealthProcess:
         self._changes.follow(self._generation())
         self._token_file = run_dir.path / "admin.token"
         self._own_token = secrets.token_urlsafe(32)
+        remember_secret(self._own_token)
         write_private(self._token_file, self._own_token.encode())
         self._dashboard = Dashboard()
         self._live = Live(run_dir.path)
@@ -179,7 +180,7 @@ class HealthProcess:
             log.error("configuration not reloaded, the old one stays", extra={"why": "; ".join(error.problems)})
             self._last_reload_good = False
             self._write_gauges()
-            self._leave_word(Reload(count=count, problems=tuple(error.problems)))
+            self._leave_word(Reload(count=count, problems=tuple(map(redact, error.problems))))
             return
         in_file = _alone(self._path)
         restart = restart_needed(self._in_file, in_file) if self._in_file and in_file else []
@@ -216,7 +217,7 @@ class HealthProcess:
 
     def admin_token(self) -> str:
         """The operators' own token, else the one that only who may read the run directory knows."""
-        return secret(self._fleet.config.admin.token_env, self._environ) or self._own_token
+        return own_token(self._fleet.config.admin, self._environ) or self._own_token
 
     def backends(self) -> list[dict[str, Any]]:
         return backend_states(self._snapshot, self._place.seat) if self._snapshot else []

@@ -16,6 +16,7 @@ from nexus.backend_errors import (
     status_for_client,
 )
 from nexus.backends.address import forwards_authorization, own_key
+from nexus.config.secrets import SecretError
 from nexus.errors import Fault, PassedOn, RequestFailed, error_body
 from nexus.proxy.admission import Place
 from nexus.proxy.client import Request
@@ -137,7 +138,7 @@ class Attempt:
             path=path,
             address=self._address,
             config=config,
-            key=own_key(config, self._engine.environ),
+            key=self._key(),
             request_id=self._request_id,
             length=len(body),
             query=self._request.target.query,
@@ -157,6 +158,13 @@ class Attempt:
             self._send_over(connection, head, body)
         except ConnectionError as error:
             raise self._lost("before it answered") from error
+
+    def _key(self) -> str | None:
+        try:
+            return own_key(self._backend.config, self._engine.environ)
+        except SecretError as error:
+            message = f"Backend {self._backend.name} cannot be asked: no header can carry its key."
+            raise RequestFailed("backend_key_unusable", message) from error
 
     def _send_over(self, connection: Connection, head: bytes, body: bytes) -> None:
         """Raises ConnectionError where the connection ends before the first byte of an answer."""

@@ -7,13 +7,14 @@ import ipaddress
 import socket
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
+from secrets import token_urlsafe
 from typing import Literal
 from urllib.parse import urlsplit
 
 from flask import Response, request
 
 from nexus.config.records import Admin
-from nexus.config.secrets import secret
+from nexus.config.secrets import SecretError, secret
 from nexus.errors import error_body
 from nexus.fleet.records import Snapshot
 
@@ -65,9 +66,17 @@ def token_for(what: Protected, snapshot: Snapshot | None, environ: Mapping[str, 
     While no snapshot has been read, the configuration is unknown and everything counts as listed.
     """
     if snapshot is None:
-        return secret(Admin().token_env, environ)
+        return own_token(Admin(), environ)
     admin = snapshot.config.admin
-    return secret(admin.token_env, environ) if what in admin.protect else None
+    return own_token(admin, environ) if what in admin.protect else None
+
+
+def own_token(admin: Admin, environ: Mapping[str, str]) -> str | None:
+    """The token that the operators have set; one that nobody knows if theirs cannot be used."""
+    try:
+        return secret(admin.token_env, environ)
+    except SecretError:
+        return token_urlsafe()
 
 
 def own_hosts(named: Callable[[], Collection[str]]) -> Guard:

@@ -9,6 +9,7 @@ import msgspec
 from flask import Blueprint, Response, jsonify, request
 
 from nexus.config import ConfigError
+from nexus.text import redact
 from nexus.web.access import refusal, refuse, same_site
 
 
@@ -66,7 +67,7 @@ def admin_endpoints(administration: Administration) -> Blueprint:
 
     @blueprint.errorhandler(ConfigError)
     def invalid(error: ConfigError) -> Response:
-        return refuse(400, "invalid_request", " ".join(error.problems))
+        return refuse(400, "invalid_request", redact(" ".join(error.problems)))
 
     @blueprint.errorhandler(UnknownBackend)
     def unknown(error: UnknownBackend) -> Response:

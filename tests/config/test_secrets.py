@@ -2,7 +2,9 @@
 
 import pytest
 
-from nexus.config.secrets import secret
+from nexus.config import ConfigError, load
+from nexus.config.secrets import SecretError, secret, shown_name
+from nexus.text import redact
 
 
 @pytest.fixture
@@ -33,3 +35,41 @@ def test_environment_first_then_credentials(credentials, name, value):
 
 def test_without_credentials():
     assert secret("FROM_FILE", {}) is None
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", " ", "\t\n"])
+def test_white_space_around_a_secret_is_not_part_of_it(ending):
+    assert secret("KEY", {"KEY": f"sk-strip-me{ending}"}) == "sk-strip-me"
+
+
+@pytest.mark.parametrize(
+    "value", ["sk-two\nlines-of-it", "sk-with-\u201cquotes\u201d", "sk-\x00zero-byte", "sk-k\u00e9y-latin"]
+)
+def test_what_no_header_can_carry_is_refused_unshown(tmp_path, value):
+    with pytest.raises(SecretError, match=r"^The value of \$KEY has a character that no header can carry") as refused:
+        secret("KEY", {"KEY": value})
+    assert "sk-" not in str(refused.value)
+    assert "lines-of-it" not in redact(f"Invalid header value {value!r}")
+    file = tmp_path / "nexus.toml"
+    file.write_text('[[backends]]\nname = "b"\nurl = "http://h"\napi_key_env = "KEY"\n')
+    with pytest.raises(ConfigError, match=r"backend b: The value of \$KEY has a character") as refused:
+        load(file, environ={"KEY": value})
+    assert "sk-" not in str(refused.value)
+    with pytest.raises(ConfigError, match=r"\[admin\] token_env: The value of \$NEXUS_ADMIN_TOKEN has"):
+        load(file, environ={"NEXUS_ADMIN_TOKEN": value})
+
+
+def test_a_secret_is_masked_however_it_is_quoted():
+    value = secret("KEY", {"KEY": """sk-'quote"back\\slash"""})
+    for text in (value, repr(value), f"b{value!r}", '{"k": "sk-\'quote\\"back\\\\slash"}'):
+        assert "slash" not in redact(text)
+    assert redact("nothing of it") == "nothing of it"
+
+
+def test_a_key_in_the_place_of_its_name_is_not_shown(tmp_path):
+    assert shown_name("RACK_1_KEY") == "RACK_1_KEY"
+    file = tmp_path / "nexus.toml"
+    key = "sk-" + "abcdef0123456789" * 6
+    file.write_text(f'[[backends]]\nname = "b"\nurl = "http://h"\napi_key_env = "{key}"\n')
+    [warning] = load(file, environ={}).warnings
+    assert "abcdef" not in warning

@@ -192,21 +192,29 @@ class Measured(Process):
 class Workers(Measured):
     """gunicorn alone: the fleet is what `publish` says, so that no probe changes it."""
 
-    def __init__(self, directory: Path, config: Config, backends: list[Backend], *, workers: int = 1) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: Config,
+        backends: list[Backend],
+        *,
+        workers: int = 1,
+        environ: dict[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
         self.run_dir = RunDirectory(directory / "run")
         self.run_dir.prepare()
         self._columns = 0
         self.publish(config, backends)
-        environ = clean_environ(
+        settings = clean_environ(
             NEXUS_RUN_DIR=str(self.run_dir.path), NEXUS_PORT=str(self.port), NEXUS_HOST="127.0.0.1",
-            NEXUS_WORKERS=str(workers), NEXUS_LOG_FORMAT="json", NEXUS_GRACEFUL_TIMEOUT="5",
+            NEXUS_WORKERS=str(workers), NEXUS_LOG_FORMAT="json", NEXUS_GRACEFUL_TIMEOUT="5", **(environ or {}),
         )  # fmt: skip
         super().__init__(
             [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"],
             log=directory / "workers.log",
-            environ=environ,
+            environ=settings,
         )
         until(lambda: self.scrape().value("nexus_workers") == workers, within_s=20)
 

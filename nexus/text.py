@@ -1,0 +1,43 @@
+"""Text that others will read: what is not printable is escaped, and secrets are masked."""
+
+from __future__ import annotations
+
+import json
+import re
+
+MASK = "***"
+_SHORTEST_SECRET = 8
+"""Shorter values are not masked: they would hide ordinary words."""
+_secrets: list[str] = []
+"""The forms of every secret that this process has read, longest first."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""`text` with everything that is not printable, and not in `keep`, written as `\uXXXX`.
+
+    This covers control characters (C0, DEL, C1), line separators and bidirectional overrides.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    units = character.encode("utf-16-be", errors="surrogatepass").hex()
+    return "".join(rf"\u{units[n : n + 4]}" for n in range(0, len(units), 4))
+
+
+def remember_secret(value: str) -> None:
+    """Have `redact` mask this value, also where it is quoted, and the parts of one that is split."""
+    forms = {value, repr(value)[1:-1], json.dumps(value)[1:-1], *re.findall(r"[!-~]+", value)}
+    new = {form for form in forms if len(form) >= _SHORTEST_SECRET}.difference(_secrets)
+    if new:
+        _secrets[:] = sorted({*_secrets, *new}, key=len, reverse=True)
+
+
+def redact(text: str) -> str:
+    """`text` with every secret that this process has read masked."""
+    for secret in _secrets:
+        if secret in text:
+            text = text.replace(secret, MASK)
+    return text
