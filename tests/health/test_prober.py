@@ -195,7 +195,8 @@ def test_a_key_that_no_header_may_have(caplog):
     with Server(always(200, LIST)) as server:
         result = made(config_of(server, api_key_env="KEY"), "sk-\u201cquoted\u201d").probe(10)
         assert not server.seen
-    assert result.error == "the key in $KEY has characters that no header may have; correct it"
+    assert result.error is not None
+    assert result.error.startswith("The value of $KEY has a character that no header can carry")
     assert not caplog.records
 
 
