@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -11,7 +13,7 @@ import msgspec
 
 from nexus import __version__
 from nexus.fleet.recent import Recent
-from nexus.fleet.records import Snapshot
+from nexus.fleet.records import Model, Snapshot
 from nexus.fleet.seat import Seat
 from nexus.health.standing import backend_states
 from nexus.metrics import families
@@ -26,6 +28,8 @@ _MOST_TIMES = 5000
 _MOST_ROWS = 30
 """Requests of one second that are shown; nobody could read more, and a row costs as much as serving a request."""
 _SHOWN = 100
+_MOST_MODELS = 100
+"""Models that are shown; a page of thousands would be rendered and sent each second."""
 
 
 class Dashboard:
@@ -41,6 +45,7 @@ class Dashboard:
             key: deque(maxlen=KEPT_S) for key in ("time", *(tile[0] for tile in TILES))
         }
         self._cpu: dict[str, tuple[float, float]] = {}
+        self._matrix = Matrix.of(())
         self._last_faults: dict[str, dict[str, Any]] = {}
 
     def sample(
@@ -101,6 +106,7 @@ class Dashboard:
         at: float,
     ) -> dict[str, Any]:
         health = fleet_health(snapshot, uptime_s)
+        shown = self._matrix = self._matrix.renewed(snapshot)
         served: dict[str, float] = {}
         for labels, value in reading.samples(families.REQUESTS.name):
             served[labels["backend"]] = served.get(labels["backend"], 0) + value
@@ -121,7 +127,8 @@ class Dashboard:
             "healthy": health["backends"]["healthy"],
             "totals": totals,
             "backends": backends,
-            "models": _matrix(snapshot),
+            "models": shown.rows,
+            "models_not_shown": shown.not_shown,
             "processes": self._processes(reading, at),
             "workers": int(_sum(reading, families.WORKERS)),
             "worker_restarts": int(_sum(reading, families.WORKER_RESTARTS)),
@@ -239,14 +246,41 @@ def _quantile(ordered: list[float], share: float) -> float | None:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
-def _matrix(snapshot: Snapshot) -> Iterable[dict[str, Any]]:
-    """Every model with the backends that offer it, and what it can do there."""
-    offers: dict[str, dict[str, Any]] = {}
-    for backend in snapshot.backends:
-        for model in backend.models:
-            can = [word for word, on in (("vision", model.vision), ("tools", model.tools)) if on]
-            if not model.json_mode:
-                can.append("no JSON mode")  # nearly all can
-            context = model.context_length if model.context_known else None
-            offers.setdefault(model.name, {})[backend.name] = {"can": can, "context": context}
-    return [{"name": name, "offers": offers[name]} for name in sorted(offers)]
+@dataclass(frozen=True)
+class Matrix:
+    """The first models by name, each with the backends that offer it and what it can do there.
+
+    `lists`: what it was made from, the models of each backend by name.
+    """
+
+    lists: tuple[tuple[str, tuple[Model, ...]], ...]
+    rows: list[dict[str, Any]]
+    not_shown: int
+
+    def renewed(self, snapshot: Snapshot) -> Matrix:
+        """This one if no backend's models have changed, else a new one."""
+        lists = tuple((backend.name, backend.models) for backend in snapshot.backends)
+        same = len(lists) == len(self.lists) and all(
+            name == before and models is known
+            for (name, models), (before, known) in zip(lists, self.lists, strict=True)
+        )
+        return self if same else Matrix.of(lists)
+
+    @classmethod
+    def of(cls, lists: tuple[tuple[str, tuple[Model, ...]], ...]) -> Matrix:
+        names = {model.name for _, models in lists for model in models}
+        shown = heapq.nsmallest(_MOST_MODELS, names)
+        offers: dict[str, dict[str, Any]] = {name: {} for name in shown}
+        for backend, models in lists:
+            for model in models:
+                if model.name in offers:
+                    offers[model.name][backend] = _offer(model)
+        rows = [{"name": name, "offers": offers[name]} for name in shown]
+        return cls(lists, rows, len(names) - len(rows))
+
+
+def _offer(model: Model) -> dict[str, Any]:
+    can = [word for word, on in (("vision", model.vision), ("tools", model.tools)) if on]
+    if not model.json_mode:
+        can.append("no JSON mode")  # nearly all can
+    return {"can": can, "context": model.context_length if model.context_known else None}
