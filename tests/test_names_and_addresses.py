@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import socket
+import ssl
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.certificates import Authority
 from tests.support.names import NameServer
 from tests.support.polling import until
 from tests.support.processes import Gateway, free_port
@@ -48,10 +51,17 @@ class Backend(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, context: ssl.SSLContext | None = None) -> None:
         self.seen: list[tuple[str, str]] = []
+        if ":" in host:
+            self.address_family = socket.AF_INET6
         super().__init__((host, port), _Backend)
+        if context is not None:
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, *_: object) -> None:
+        pass  # a client that does not trust us, or left
 
     def __exit__(self, *_: object) -> None:
         self.shutdown()
@@ -65,11 +75,14 @@ def backends(urls: dict[str, str], **settings: object) -> str:
     )
 
 
-def chat(gateway: Gateway) -> int:
+def chat(gateway: Gateway, *, chunked: bool = False) -> int:
+    """`chunked`: with a body that does not take the fast path."""
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]}).encode()
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    connection = http.client.HTTPConnection(gateway.host, gateway.port, timeout=30)
+    headers = {"content-type": "application/json"}
     try:
-        connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+        sent = iter([body]) if chunked else body
+        connection.request("POST", "/v1/chat/completions", sent, headers, encode_chunked=chunked)
         return connection.getresponse().status
     finally:
         connection.close()
@@ -170,3 +183,52 @@ def test_a_name_that_moves_is_followed_by_requests_and_probes(tmp_path: Path, na
         assert errors(gateway)["b"] == (
             f"moving.test:{port} cannot be reached: nothing listens there; start the server, or correct the url"
         )
+
+
+@pytest.fixture
+def authorities(tmp_path: Path) -> list[Authority]:
+    return [Authority(tmp_path, name) for name in ("ca-one", "ca-two")]
+
+
+def test_tls_paths_queries_and_ipv6_together(tmp_path: Path, authorities: list[Authority]):
+    """By requests, over the fast path and through Flask, and by probes; a new CA bundle is taken up by both."""
+    one, two = authorities
+    bundle, client = tmp_path / "bundle.pem", one.issue("client")
+    bundle.write_bytes(one.ca.read_bytes())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(one.ca)
+    server_certificate = one.issue("server", "IP:::1")
+    context.load_cert_chain(server_certificate.cert, server_certificate.key)
+    files = {"ca_file": str(bundle), "client_cert_file": str(client.cert), "client_key_file": str(client.key)}
+    with Backend("::1", free_port(), context) as backend:
+        url = f"https://[::1]:{backend.server_address[1]}"
+        config = (
+            backends({"beta": f"{url}/v1beta/openai"}, **files)
+            + backends({"second": f"{url}/v2"}, base_path="/openai", max_connection_age_seconds=0.2, **files)
+            + '[backends.query]\napi-version = "1"\n[routing]\nstrategy = "round_robin"\n'
+        )
+        with Gateway(tmp_path, config, host="::1", workers=1) as gateway:
+            assert f"http://[::1]:{gateway.port}/v1" in gateway.output()
+            assert gateway.operations == f"http://[::1]:{gateway.operations_port}"
+            assert f"operations http://[::1]:{gateway.operations_port}/metrics" in gateway.output()
+            until(lambda: statuses(gateway) == {"beta": 1, "second": 1})
+            assert [chat(gateway, chunked=chunked) for chunked in (False, False, True, True)] == [200] * 4
+            asked = [path for method, path in backend.seen if method == "POST"]
+            assert sorted(asked) == [
+                "/openai/chat/completions?api-version=1",
+                "/openai/chat/completions?api-version=1",
+                "/v1beta/openai/chat/completions",
+                "/v1beta/openai/chat/completions",
+            ]
+            probed = {path for method, path in backend.seen if method == "GET"}
+            assert probed == {"/openai/models?api-version=1", "/v1beta/openai/models"}
+
+            # The server goes over to another CA, and the bundle is exchanged: no reload, no restart.
+            new = two.issue("server", "IP:::1")
+            context.load_cert_chain(new.cert, new.key)
+            until(lambda: statuses(gateway)["second"] == 0)
+            assert errors(gateway)["second"].endswith("name that CA in ca_file")
+            bundle.write_bytes(two.ca.read_bytes())
+            until(lambda: statuses(gateway)["second"] == 1)
+            until(lambda: [chat(gateway) for _ in range(4)] == [200] * 4, within_s=20)

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from nexus.config import BackendConfig, Config
+from nexus.config.addresses import bracketed
 from nexus.config.records import Logging
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load import COLUMNS
@@ -278,18 +279,20 @@ class Gateway(Measured):
         stderr: int | None = None,
         prefix: list[str] | None = None,
         timeout_s: float = 2,
+        host: str = "127.0.0.1",
     ) -> None:
         """`server` and `health_check`: further lines of those sections; `prefix`: what the command is run by.
 
         `timeout_s`: the limit for a probe.
         """
         self.directory = directory
+        self.host = host
         self.port, self.operations_port = free_port(), free_port()
         self.run_dir = directory / "run"
         self.file = directory / "nexus.toml"
         self.settings = f"""
             [server]
-            host = "127.0.0.1"
+            host = "{host}"
             port = {self.port}
             workers = {workers}
             run_dir = "{self.run_dir}"
@@ -298,7 +301,7 @@ class Gateway(Measured):
             [health_check]
             interval_seconds = {interval_s}
             timeout_seconds = {timeout_s}
-            listen = "127.0.0.1:{self.operations_port}"
+            listen = "{bracketed(host)}:{self.operations_port}"
             {health_check}
             [logging]
             format = "json"
@@ -311,8 +314,8 @@ class Gateway(Measured):
             environ=clean_environ(**(environ or {})),
             stderr=stderr,
         )
-        self.base = f"http://127.0.0.1:{self.port}"
-        self.operations = f"http://127.0.0.1:{self.operations_port}"
+        self.base = f"http://{bracketed(host)}:{self.port}"
+        self.operations = f"http://{bracketed(host)}:{self.operations_port}"
         if ready:
             self.wait_ready()
 
