@@ -6,19 +6,23 @@ BIN    := $(VENV)/bin
 SECONDS ?= 600
 SEED    ?= 1
 
-.PHONY: run test check check-long check-real lint types pages screenshot clean bench bench-streams bench-metrics bench-dashboard bench-models soak chaos fuzz
+.PHONY: help run test test-deps check check-long check-real lint types pages screenshot clean bench bench-streams bench-metrics bench-dashboard bench-models soak chaos hostile fuzz
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends where there is none
 	@exec $(BIN)/nexus serve
 
-test: $(VENV)/dev.stamp  ## run all tests, end-to-end ones included
-	@sh tests/install-packages.sh
+test: $(VENV)/dev.stamp  ## run all tests, end-to-end ones included; their programs come with test-deps
 	$(BIN)/python -m pytest -m "not long and not real"
 
-check: lint types test  ## everything that must pass
-
-check-long: $(VENV)/dev.stamp  ## chaos, soak and fuzz runs, beyond the ten minutes of `make check`
+test-deps:  ## install the programs that the tests start (Debian packages; needs root)
 	@sh tests/install-packages.sh
+
+check: test-deps lint types test  ## everything that must pass
+
+check-long: $(VENV)/dev.stamp test-deps  ## chaos, soak and fuzz runs, beyond the ten minutes of `make check`
 	NEXUS_CHAOS_SECONDS=$(SECONDS) NEXUS_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/test_chaos.py tests/test_soak.py
 	$(BIN)/python -m pytest --hypothesis-profile=long tests/proxy tests/metrics tests/routing
 
@@ -46,14 +50,17 @@ bench-models: $(VENV)/dev.stamp  ## what thousands of models cost a worker's loo
 chaos: $(VENV)/dev.stamp  ## ten minutes of load and kills: make chaos SECONDS=600 SEED=7
 	NEXUS_CHAOS_SECONDS=$(SECONDS) NEXUS_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/test_chaos.py
 
+hostile: $(VENV)/dev.stamp  ## a good client beside hostile ones: make hostile SECONDS=600 SEED=7
+	NEXUS_HOSTILE_SECONDS=$(SECONDS) NEXUS_HOSTILE_SEED=$(SEED) $(BIN)/python -m pytest -s tests/test_hostile.py
+
 fuzz: $(VENV)/dev.stamp  ## the parsers under damaged bytes, each of the four for so long: make fuzz SECONDS=600 SEED=7
 	NEXUS_FUZZ_SECONDS=$(SECONDS) NEXUS_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -s tests/proxy/test_fuzz.py
 
-lint: $(VENV)/dev.stamp
+lint: $(VENV)/dev.stamp  ## ruff: style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/dev.stamp
+types: $(VENV)/dev.stamp  ## mypy, strict
 	$(BIN)/mypy
 
 pages: $(VENV)/run.stamp  ## write the pages anew that come from tables of the program
@@ -62,7 +69,7 @@ pages: $(VENV)/run.stamp  ## write the pages anew that come from tables of the p
 screenshot: $(VENV)/dev.stamp  ## docs/dashboard.png; needs chromium
 	$(BIN)/python docs/screenshot.py
 
-clean:
+clean:  ## remove the virtual environment
 	rm -rf $(VENV)
 
 $(VENV)/run.stamp: requirements.txt pyproject.toml
