@@ -4,7 +4,6 @@ Each value can be overridden on gunicorn's command line.
 """
 
 import os
-from pathlib import Path
 
 from nexus import hooks, host, stderr
 
@@ -47,7 +46,7 @@ secure_scheme_headers: dict[str, str] = {}
 forwarder_headers = ""
 
 # The heartbeat file must not be on a disk that can block; nor must a control thread run in the master.
-worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
+worker_tmp_dir = host.scratch_directory("/dev/shm", os.environ.get("NEXUS_RUN_DIR", ""))
 control_socket_disable = True
 
 # Nexus writes one line per request itself, with what gunicorn cannot know.

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 import threading
 import time
 from typing import Any
@@ -42,6 +43,7 @@ def on_starting(server: Any) -> None:
         where = f"{config.server.host}:{config.server.port}"
         server.nexus_claim = run_dir.claim(f"the gateway at {where} (pid {os.getpid()})")
         server.nexus_generation = run_dir.new_generation(workers=server.cfg.workers)
+        _check_scratch(server.cfg.worker_tmp_dir)
     except (ConfigError, RunDirectoryError) as error:
         logs.complain(str(error))
         sys.exit(2)
@@ -49,6 +51,18 @@ def on_starting(server: Any) -> None:
         logs.complain(f"The run directory cannot be used ({error}); name another in $NEXUS_RUN_DIR.")
         sys.exit(2)
     log.info("gateway starting", extra={"pid": os.getpid(), "run_dir": run_dir.path})
+
+
+def _check_scratch(directory: str | None) -> None:
+    """gunicorn makes a file for each worker, which shows that it lives."""
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        where = directory or "any temporary directory"
+        raise RunDirectoryError(
+            f"No file can be made in {where} ({error.strerror}); name a directory with --worker-tmp-dir or $TMPDIR."
+        ) from error
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -60,7 +74,7 @@ def post_fork(server: Any, worker: Any) -> None:
         # The lock is shared with the master over the fork; a worker that outlives its master must not keep it.
         claim.close()
         generation: Generation = server.nexus_generation
-        Seat.lease(generation).hand_over(os.environ)
+        Seat.lease(generation, nth=worker.age).hand_over(os.environ)
     except (NoSeatError, OSError, AttributeError) as error:
         log.error("worker has no slot", extra={"pid": worker.pid, "why": error})
     worker.nexus_notifier = getattr(server, "nexus_notifier", None)

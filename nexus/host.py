@@ -1,4 +1,4 @@
-"""What the host lets this process have: cores and descriptors."""
+"""What the host lets this process have: cores, descriptors, a place for small files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import resource
+import tempfile
 from pathlib import Path
 
 
@@ -58,6 +59,14 @@ def _lines(path: Path) -> list[str]:
         return path.read_text().splitlines()
     except OSError:
         return []
+
+
+def scratch_directory(*candidates: str) -> str | None:
+    """The first of these directories in which a file can be made; None for the system's default."""
+    for directory in filter(None, candidates):
+        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=directory):
+            return directory
+    return None
 
 
 def raise_descriptor_limit() -> None:

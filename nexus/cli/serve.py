@@ -152,7 +152,10 @@ def _start_demo_fleet(run_dir: RunDirectory, environ: dict[str, str]) -> list[Ch
         child.pin(*listen_address(address.removeprefix("http://")))
         lines.append(f'[[backends]]\nname = "{child.name}"\nurl = "{address}"\ntype = "vllm"\n')
     file = run_dir.path / "demo.toml"
-    file.write_text("\n".join(lines))
+    try:
+        file.write_text("\n".join(lines))
+    except OSError as error:
+        raise ConfigError([f"{file} cannot be written ({error.strerror})."]) from error
     environ["NEXUS_CONFIG"] = str(file.absolute())
     return demos
 

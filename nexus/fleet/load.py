@@ -54,7 +54,7 @@ class LoadTable:
     def __init__(self, path: Path | None) -> None:
         """Open or create the table at `path`; None gives one that no other process sees."""
         size = _CELLS * 8
-        self._path = path
+        self.path = path
         if path is None:
             self._map = mmap.mmap(-1, size)
         else:
@@ -79,13 +79,27 @@ class LoadTable:
 
         Its space is reserved now: a full file system then fails here, and not as a SIGBUS at a later store.
         """
-        if self._path is not None and slot >= self.rows:
-            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        if self.path is not None and slot >= self.rows:
+            fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
             try:
                 os.posix_fallocate(fd, (HEAD + self.rows * _STRIDE) * 8, (slot + 1 - self.rows) * _STRIDE * 8)
             finally:
                 os.close(fd)
         self._cells[1] = max(self._cells[1], slot + 1)
+
+    def restore_size(self) -> bool:
+        """Give the file its size back if somebody truncated it; gives whether that was so.
+
+        Whoever touches a page that is missing is killed (SIGBUS), so this must come before.
+        """
+        try:
+            if self.path is None or self.path.stat().st_size >= _CELLS * 8:
+                return False
+            os.truncate(self.path, _CELLS * 8)
+        except OSError:
+            return False  # it is gone, and what is mapped stays
+        self._cells[0] = FORMAT
+        return True
 
     def row(self, slot: int) -> Row:
         """The row of `slot`, to be written by its one lessee."""
@@ -151,6 +165,10 @@ class LoadTable:
                     first += packed & _COUNT
                     second += packed >> _SECOND_SHIFT & _COUNT
         return first, second
+
+    def worker_starts(self) -> int:
+        """How many workers the gateway has started."""
+        return max((self.row(slot).worker_starts for slot in range(self.rows)), default=0)
 
     def last_heartbeat(self, role: int) -> int | None:
         """The latest heartbeat of a process of this role; None where none has a row."""
@@ -261,11 +279,11 @@ class Row:
 
     @property
     def worker_starts(self) -> int:
-        """How many workers have had it, those included that ended before they served."""
+        """How many workers the gateway had started when the last one of this row was, itself included."""
         return self._cells[self._base + _STARTS]
 
-    def count_worker_start(self) -> None:
-        self._cells[self._base + _STARTS] += 1
+    def set_worker_starts(self, count: int) -> None:
+        self._cells[self._base + _STARTS] = count
 
     @property
     def worker_deaths(self) -> int:

@@ -21,6 +21,9 @@
 
 from __future__ import annotations
 
+import calendar
+import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -34,7 +37,11 @@ from nexus.config import Config
 from nexus.fleet.load import HEALTH, SLOTS, LoadTable
 from nexus.fleet.locks import LockFile
 
+log = logging.getLogger("nexus.fleet")
+
 FORMAT = "3"
+_NAMED_BY = "%Y%m%dT%H%M%S"
+_PROBE_BYTES = 4096
 
 
 class RunDirectoryError(Exception):
@@ -67,7 +74,28 @@ class Generation:
         self.metrics = path / "metrics"
 
     def started(self) -> Started:
-        return msgspec.json.decode((self.path / "started.json").read_bytes(), type=Started)
+        """When it began; a file that is damaged is written anew, from what the generation's name and table say."""
+        file = self.path / "started.json"
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=Started)
+        except (OSError, msgspec.MsgspecError) as error:
+            started = self._started_by_name()
+            log.error("the start of the gateway cannot be read, writing it anew", extra={"path": file, "why": error})
+        with contextlib.suppress(OSError):
+            _replace(file, msgspec.json.encode(started))
+        return started
+
+    def _started_by_name(self) -> Started:
+        try:
+            at = float(calendar.timegm(time.strptime(self.name.partition("-")[0], _NAMED_BY)))
+        except ValueError:
+            at = time.time()
+        workers = 0
+        with contextlib.suppress(OSError):
+            table = LoadTable(self.load)
+            workers = sum(table.row(slot).worker_starts > 0 for slot in range(table.rows))
+            table.close()
+        return Started(at=at, monotonic=time.monotonic() - (time.time() - at), workers=workers)
 
     def held(self) -> bool:
         """Whether any process still has a slot in it."""
@@ -90,18 +118,23 @@ class RunDirectory:
         return cls(config.server.run_dir or default_run_dir(config.server.port))
 
     def prepare(self) -> None:
-        """Make the directory where it is missing, and refuse one that is not ours to use."""
+        """Make the directory where it is missing, and refuse one that is not ours to use, or that is full."""
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self.path / "generations").mkdir(mode=0o700, exist_ok=True)
-            probe = self.path / f".probe-{os.getpid()}"
-            probe.write_text("")
-            probe.unlink()
+            self._prepare()
         except OSError as error:
             raise RunDirectoryError(
                 f"The run directory {self.path} cannot be used ({error.strerror}); "
-                "name one that this user may write in [server] run_dir or $NEXUS_RUN_DIR."
+                "name one that this user may write, with space, in [server] run_dir or $NEXUS_RUN_DIR."
             ) from error
+
+    def _prepare(self) -> None:
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.path / "generations").mkdir(mode=0o700, exist_ok=True)
+        probe = self.path / f".probe-{os.getpid()}"
+        try:
+            probe.write_bytes(bytes(_PROBE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
         owner = self.path.stat().st_uid
         if owner != os.geteuid():
             raise RunDirectoryError(
@@ -178,7 +211,7 @@ class RunDirectory:
 
     def new_generation(self, *, workers: int = 0) -> Generation:
         """Start a generation, make it the current one, and delete those that nobody holds any more."""
-        name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
+        name = f"{time.strftime(_NAMED_BY, time.gmtime())}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
         generation = Generation(self.path / "generations" / name)
         generation.path.mkdir(mode=0o700)
         generation.metrics.mkdir(mode=0o700)

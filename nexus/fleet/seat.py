@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, MutableMapping
@@ -12,6 +13,8 @@ from nexus.fleet.load import HEALTH, SILENT_NS, SLOTS, WORKER, LoadTable, Row
 from nexus.fleet.locks import LockFile
 from nexus.fleet.recent import RecentTable
 from nexus.fleet.rundir import Generation, Started
+
+log = logging.getLogger("nexus.fleet")
 
 _ROWS_LOCK = SLOTS  # a byte behind the slots' own, held for the moment in which a row is put into use
 
@@ -39,6 +42,7 @@ class Seat:
         circuits: CircuitTable,
         recent: RecentTable,
         role: int = WORKER,
+        nth: int = 0,
     ) -> None:
         self.generation = generation
         self.slot = slot
@@ -48,11 +52,15 @@ class Seat:
         self.row: Row = table.row(slot)
         self._locks = locks
         self._role = role
+        self._nth = nth
         self._claim: LockFile | None = None
 
     @classmethod
-    def lease(cls, generation: Generation, *, role: int = WORKER) -> Seat:
-        """Take the lowest free slot. Raises `NoSeatError`."""
+    def lease(cls, generation: Generation, *, role: int = WORKER, nth: int | None = None) -> Seat:
+        """Take the lowest free slot. Raises `NoSeatError`.
+
+        `nth`: how many workers the gateway has started with this one; by default, one more than its rows tell.
+        """
         try:
             locks = LockFile(generation.slots)
             table = LoadTable(generation.load)
@@ -70,18 +78,21 @@ class Seat:
                 except OSError as error:
                     locks.close()
                     raise NoSeatError(f"{generation.path}: {error.strerror}") from error
+                if role == WORKER:  # now: a worker that is killed while it boots is replaced as well
+                    nth = table.worker_starts() + 1 if nth is None else nth
+                    table.row(slot).set_worker_starts(nth)
                 locks.release(_ROWS_LOCK)
-                seat = cls(generation, slot=slot, locks=locks, table=table, circuits=circuits, recent=recent, role=role)
-                if role == WORKER:
-                    seat.row.count_worker_start()  # now: a worker that is killed while it boots is replaced as well
-                return seat
+                return cls(
+                    generation, slot=slot, locks=locks, table=table, circuits=circuits, recent=recent, role=role,
+                    nth=nth or 0,
+                )  # fmt: skip
         locks.close()
         raise NoSeatError(f"{generation.path}: all {SLOTS} slots are taken")
 
     def hand_over(self, environ: MutableMapping[str, str]) -> None:
         """Leave a note in the environment by which the application, loaded later in this process, finds its seat."""
         if self.generation is not None and self._locks is not None:
-            environ[_HANDED_OVER] = f"{self.slot}:{self._locks.fileno()}:{self.generation.path}"
+            environ[_HANDED_OVER] = f"{self.slot}:{self._locks.fileno()}:{self._nth}:{self.generation.path}"
 
     @classmethod
     def handed_over(cls, environ: MutableMapping[str, str]) -> Seat | None:
@@ -89,7 +100,7 @@ class Seat:
         note = environ.pop(_HANDED_OVER, None)
         if note is None:
             return None
-        slot, fd, path = note.split(":", 2)
+        slot, fd, nth, path = note.split(":", 3)
         generation = Generation(Path(path))
         locks = LockFile(generation.slots, fd=int(fd))
         return cls(
@@ -99,6 +110,7 @@ class Seat:
             table=LoadTable(generation.load),
             circuits=CircuitTable(generation.circuits),
             recent=RecentTable(generation.recent),
+            nth=int(nth),
         )
 
     @classmethod
@@ -111,6 +123,20 @@ class Seat:
         """Zero what the slot's last holder left in its row; its lost requests must have been booked before."""
         self.row.clear()
         self.row.take(os.getpid(), self._role)
+
+    def hold(self) -> None:
+        """Restore what others see of this process, if the table was damaged. To be called a few times a second."""
+        if self.table.restore_size():
+            log.error("the load table was truncated and is restored", extra={"path": self.table.path})
+        if self.table.rows <= self.slot or self.row.pid != os.getpid():
+            try:
+                self.table.use_row(self.slot)
+            except OSError as error:
+                log.error("the row of this process cannot be restored", extra={"slot": self.slot, "why": error})
+                return
+            self.row.take(os.getpid(), self._role)
+            if self._role == WORKER:
+                self.row.set_worker_starts(self._nth)
 
     @property
     def metrics(self) -> Path | None:

@@ -50,6 +50,9 @@ def main() -> None:
     except (ConfigError, RunDirectoryError) as error:
         logs.complain(str(error))
         sys.exit(2)
+    except OSError as error:
+        logs.complain(f"The run directory {run_dir.path} cannot be used ({error.strerror}).")
+        sys.exit(2)
     for warning in loaded.warnings:
         logging.getLogger("nexus.config").warning(warning)
     try:

@@ -358,6 +358,7 @@ class HealthProcess:
     def _ticks(self) -> None:
         while True:
             gevent.sleep(_TICK_S)
+            self._place.seat.hold()
             self._place.seat.row.beat(time.monotonic_ns())
             stderr.tend()
             self._place.recorder.log_lines_dropped()

@@ -163,8 +163,8 @@ class Figures:
         yield of_family(families.WORKERS, [((), len(workers) - draining)])
         yield of_family(families.WORKERS_DRAINING, [((), draining)])
         yield of_family(families.WORKERS_SILENT, [((), sum(row.is_silent(now_ns) for row in workers))])
-        starts = sum(row.worker_starts for row in rows)
-        yield of_family(families.WORKER_RESTARTS, [((), max(0, starts - self._started.workers))])
+        restarts = max(0, table.worker_starts() - self._started.workers)
+        yield of_family(families.WORKER_RESTARTS, [((), restarts)])
         yield of_family(families.WORKER_DEATHS, [((), sum(row.worker_deaths for row in rows))])
         yield of_family(families.RUN_DIRECTORY, [((), self._run_directory_usable())])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from nexus.web.access import refusal
 from nexus.web.history import MOST, Filter, entry
 from nexus.web.live import Live
 from nexus.web.pages import page
+
+log = logging.getLogger("nexus.web")
 
 _ASSETS = Path(__file__).parent / "assets"
 _SHOWN = 100
@@ -64,7 +67,11 @@ def dashboard_endpoints(viewed: Viewed) -> Blueprint:
     def dashboard() -> Response:
         wanted = Filter(request.args, by_part=True)
         state = viewed.live.state()
-        tick, past = (msgspec.json.decode(line) for line in (state.tick, state.history)) if state else ({}, {})
+        try:
+            tick, past = (msgspec.json.decode(line) for line in (state.tick, state.history)) if state else ({}, {})
+        except msgspec.DecodeError as error:
+            log.error("the dashboard's state cannot be read; the health process writes it anew", extra={"why": error})
+            tick, past = {}, {}
         found = _matching(wanted, _SHOWN)
         age_s = max(0.0, time.time() - tick["time"]) if tick else None
         content = page(tick, past, [entry(record) for record in found], wanted, age_s=age_s)

@@ -227,9 +227,10 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
     def _watch_lag(self) -> None:
         """Show that the loop moves, and record how late it does."""
         gateway = self.wsgi.extensions["nexus"]
-        recorder, row = gateway.recorder, gateway.seat.row
+        recorder, seat = gateway.recorder, gateway.seat
         while True:
-            row.beat(time.monotonic_ns())
+            seat.hold()
+            seat.row.beat(time.monotonic_ns())
             due = time.monotonic() + _LAG_EVERY_S
             gevent.sleep(_LAG_EVERY_S)
             recorder.loop_lag(max(0.0, time.monotonic() - due))
