@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import time
@@ -82,6 +83,7 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
         circuits=seat.circuits,
         ring=_ring(seat),
         environ=environ,
+        name=_gateway_name(seat),
     )
 
     def health_process_alive() -> bool:
@@ -137,6 +139,13 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
     app.extensions["nexus"] = Gateway(seat=seat, store=store, recorder=recorder, engine=engine, live=live)
     log.info("worker ready", extra={"pid": os.getpid(), "slot": seat.slot, "generation": _name(seat)})
     return app
+
+
+def _gateway_name(seat: Seat) -> str | None:
+    """What this start of the gateway is called in Via headers; it shows nothing of the host."""
+    if seat.generation is None:
+        return None
+    return f"nexus-{hashlib.sha256(seat.generation.name.encode()).hexdigest()[:16]}"
 
 
 def _take_seat(run_dir: RunDirectory, environ: MutableMapping[str, str]) -> Seat:

@@ -73,6 +73,7 @@ class Rule:
 # fmt: off
 RULES: tuple[Rule, ...] = (
     Rule(fault="context_exceeded", statuses=(400, 413, 422, 500), words=_CONTEXT_EXCEEDED),
+    Rule(fault="loop_detected", statuses=(508,)),
     Rule(fault="backend_redirects", statuses=range(300, 400)),
     Rule(fault="backend_refused_client", statuses=(401, 402, 403), clients_key=True),
     Rule(fault="backend_refused_key", statuses=(401, 402, 403)),
@@ -127,14 +128,17 @@ def status_for_client(fault: Fault, status: int) -> int:
     return 503 if fault.blame is Blame.BUSY and status == 500 else status
 
 
-def fault_within_stream(status: int, content: bytes = b"", *, own_key: bool = True) -> Fault:
-    """The fault of an error that a stream reports after its content has begun, and that stands for this status.
+def fault_within_stream(status: int, error: bytes = b"", *, own_key: bool = True, content: bool = True) -> Fault:
+    """The fault of an error that a stream reports after it has reached the client, and that stands for this status.
 
-    The request was good then, whatever the error says: vLLM, for one, gives every failure of its own there as a 400.
+    After the first content the request was good, whatever the error says: vLLM, for one, gives every failure of its own
+    there as a 400. A client may have seen only pings, though: then the error is what it says.
     """
-    likened = classify(status, content, own_key=own_key)
+    likened = classify(status, error, own_key=own_key)
     if likened.blame is Blame.BUSY:
         return FAULTS["stream_error_busy"]
+    if not content and likened.name == "backend_4xx":
+        return FAULTS["stream_refused"]
     return FAULTS["stream_error_limits_client" if likened.name == "backend_limits_client" else "stream_error"]
 
 

@@ -63,6 +63,7 @@ _CLIENT = _rows(
     Fault(name="method_not_allowed", status=405, error_type="invalid_request", meaning="The endpoint takes POST only."),
     Fault(name="origin_refused", status=403, error_type="invalid_request", meaning="A browser sent the request for a page whose origin [cors] origins does not name."),
     Fault(name="unsupported_media_type", status=415, error_type="invalid_request", meaning="The body is not application/json."),
+    Fault(name="loop_detected", status=508, error_type="loop_detected", retry=True, blame=Blame.GATEWAY, meaning="The request has passed this gateway before, as its Via header shows: a backend's url leads back to the gateway. Correct that url."),
     Fault(name="client_gone", status=499, error_type="client_disconnect", stream_end="client_disconnect", meaning="The client went away before the end."),
 )
 _ROUTING = _rows(
@@ -105,6 +106,7 @@ _WITHIN_A_STREAM = _rows(
     Fault(name="stream_reset", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="upstream_reset", meaning="The connection broke within the stream."),
     Fault(name="stream_truncated", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="upstream_truncated", meaning="The stream ended without its end: neither [DONE] nor a reason for finishing."),
     Fault(name="stream_error", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="in_band_error", meaning="The backend told of an error within the stream."),
+    Fault(name="stream_refused", status=502, error_type="invalid_request", stream_end="in_band_error", meaning="The backend found fault with the request when its pings had reached the client already; the error is in the stream."),
     Fault(name="stream_error_busy", status=502, error_type="rate_limited", blame=Blame.BUSY, per_model=True, stream_end="in_band_error", meaning="The backend told within the stream that it takes no more for now."),
     Fault(name="stream_error_limits_client", status=502, error_type="rate_limited", stream_end="in_band_error", meaning="The backend told within the stream that the client's own key is at its limit."),
     Fault(name="stream_idle", status=504, error_type="idle_timeout", blame=Blame.BACKEND, stream_end="idle_timeout", meaning="The stream fell silent for longer than the limit."),

@@ -77,7 +77,7 @@ class Server(Section, frozen=True):
         Meta(ge=0, le=3600),
         _doc(
             "Send a comment to a client that waits so long for a stream to begin, and again each time; 0 sends none. "
-            "Its head is then out, and a failure is told within the stream."
+            "Its head is then out, and a failure is told within the stream. A backend's own pings do not go on then."
         ),
     ] = 0.0
     graceful_timeout_seconds: Annotated[
@@ -213,7 +213,13 @@ class BackendConfig(Section, frozen=True):
     ) = None
     connect_timeout_seconds: Annotated[Seconds, _doc("Limit for reaching the backend, over all its addresses.")] = 5.0
     first_byte_timeout_seconds: (
-        Annotated[Seconds, _doc("Limit for the first byte of its answer; unset: [server] request_timeout_seconds.")]
+        Annotated[
+            Seconds,
+            _doc(
+                "Limit for the first byte of its answer, or the first content of a stream; a ping of the stream starts "
+                "it anew. Unset: [server] request_timeout_seconds."
+            ),
+        ]
         | None
     ) = None
     idle_timeout_seconds: (

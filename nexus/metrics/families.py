@@ -128,8 +128,8 @@ STREAM_ENDS = Family(
     name="nexus_stream_ends_total",
     kind="counter",
     labels=("backend", "reason"),
-    help="How streams ended whose content had begun: complete, client_disconnect, upstream_reset, upstream_truncated "
-    "(neither [DONE] nor a reason for finishing), idle_timeout, deadline, in_band_error, shutdown.",
+    help="How streams ended that had begun to reach the client: complete, client_disconnect, upstream_reset, "
+    "upstream_truncated (neither [DONE] nor a reason for finishing), idle_timeout, deadline, in_band_error, shutdown.",
 )
 STREAMS_ACTIVE = Family(
     name="nexus_streams_active",

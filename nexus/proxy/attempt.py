@@ -24,16 +24,20 @@ from nexus.proxy.connections import Connection
 from nexus.proxy.engine import Engine
 from nexus.proxy.headers import request_head, retry_after_s
 from nexus.proxy.http1 import AnswerReader, MalformedAnswer
+from nexus.proxy.sse import begins_events
 from nexus.proxy.stream import Stream, error_in
 from nexus.proxy.usage import Usage, usage_of, with_usage_asked
 
 _MOST_HELD_BACK = 256 * 1024
 """Bytes of a stream held back while no content has come; beyond that they go on as they are."""
+_FIRST_MOMENTS_S = 1.0
+"""Until then a stream's signs of life are held back: a failure so early is another backend's chance."""
 _ERROR_BODY_BYTES = 1024 * 1024
 _ERROR_BODY_S, _SERVER_ERROR_BODY_S = 1.0, 0.25
 """How long the body of a failed answer may take to come. That of a 5xx only tells whether the client is at fault, and
 another backend can serve meanwhile."""
 _JSON_HEADERS = [("content-type", "application/json")]
+_STREAM_HEADERS = [("content-type", "text/event-stream; charset=utf-8")]
 _ITS_OWN_TIME = 0.1
 """A backend that was asked after more than this share of the request's time had too little of it to be blamed."""
 
@@ -52,6 +56,7 @@ class Attempt:
     _connection: Connection | None = None
     _content: bytes | None = None
     _whole = True
+    _mislabelled = False
     _ended = False
 
     def __init__(self, engine: Engine, request: Request, place: Place, *, timeout_s: float, request_id: str) -> None:
@@ -64,7 +69,7 @@ class Attempt:
         config = self._backend.config
         self._address = place.view.address(self._backend)
         self._first_byte_s = config.first_byte_timeout_seconds or timeout_s
-        self._idle_s = config.idle_timeout_seconds or timeout_s
+        self.idle_s = config.idle_timeout_seconds or timeout_s
         self._timeout_s = config.total_timeout_seconds or timeout_s
         self._deadline: float | None = request.received + self._timeout_s
         self._held: list[bytes] = []
@@ -76,7 +81,10 @@ class Attempt:
     @property
     def headers(self) -> list[tuple[str, str]]:
         """The answer's headers that the client gets."""
-        return self.answer.end_to_end()
+        headers = self.answer.end_to_end()
+        if self._mislabelled:
+            return [entry for entry in headers if entry[0] != "content-type"] + _STREAM_HEADERS
+        return headers
 
     @property
     def _own_key(self) -> bool:
@@ -87,15 +95,27 @@ class Attempt:
         """When the backend asked to come back, in seconds from now."""
         return retry_after_s(self.answer.headers)
 
-    @property
-    def event_stream(self) -> bool:
+    def is_stream(self, *, asked: bool) -> bool:
         """Whether the answer is a stream that can be read. One that is encoded, though we asked for none, cannot: it
-        goes on whole, for the client to decode."""
+        goes on whole, for the client to decode. If the client asked for a stream, its first bytes tell one that has
+        another content type."""
         header = self.answer.header
         kind = header("content-type")
-        if kind is None or kind == "application/json" or not kind.lower().startswith("text/event-stream"):
+        if kind == "application/json" and not asked:
             return False
-        return (header("content-encoding") or "identity").lower() == "identity"
+        if (header("content-encoding") or "identity").lower() != "identity":
+            return False
+        if kind is not None and kind.lower().startswith("text/event-stream"):
+            return True
+        self._mislabelled = asked and self._begins_events()
+        return self._mislabelled
+
+    def _begins_events(self) -> bool:
+        begin = b""
+        while (found := begins_events(begin)) is None and (data := self._more_soon()):
+            begin += data
+        self.answer.unread(begin)
+        return bool(found)
 
     @property
     def _open(self) -> Connection:
@@ -140,6 +160,7 @@ class Attempt:
             config=config,
             key=self._key(),
             request_id=self._request_id,
+            via=self._engine.name,
             length=len(body),
             query=self._request.target.query,
         )
@@ -171,7 +192,7 @@ class Attempt:
         try:
             deadline = self._request.received + self._timeout_s
             self.answer = connection.answer = AnswerReader(connection.answer.plain)
-            connection.send(head, body, self._request.watch, idle_s=self._idle_s, deadline=deadline)
+            connection.send(head, body, self._request.watch, idle_s=self.idle_s, deadline=deadline)
         except TimeoutError as error:
             raise RequestFailed("idle_timeout", f"Backend {self._backend.name} does not take the request.") from error
         except ConnectionError:
@@ -231,6 +252,12 @@ class Attempt:
             if not more and not connection.answer.complete:
                 raise self._lost("within its answer")
 
+    def _more_soon(self) -> bytes:
+        """As `_more`, before any content: each sign of life begins the limit anew."""
+        alive_at = self.stream.alive_at if self.stream is not None else 0.0
+        since = max(self.sent_at, alive_at)
+        return self._more("first_byte_timeout", since + self._first_byte_s - self._engine.clock())
+
     def read_all(self) -> bytes:
         """The whole body. Raises `RequestFailed` if it breaks off, is silent or over the limit."""
         if self._content is None:
@@ -239,7 +266,7 @@ class Attempt:
             else:
                 pieces, size = [], 0
                 limit = self._place.view.snapshot.config.server.max_answer_bytes
-                while data := self._more("idle_timeout", self._idle_s):
+                while data := self._more("idle_timeout", self.idle_s):
                     pieces.append(data)
                     size += len(data)
                     if size > limit:
@@ -256,11 +283,13 @@ class Attempt:
         if (told := error_in(content)) is not None:
             raise self._told(*told, content)
         usage = usage_of(content)  # which reads all of it, if there is one
-        if usage is None and (why := self._flaw(content)):
+        if usage is not None:
+            return usage
+        if why := self._flaw(content):
             raise RequestFailed(
                 "malformed_answer", f"Backend {self._backend.name} answered {self.status} with {why}, not an answer."
             )
-        return usage
+        return usage_of(content, lenient=True)
 
     def _flaw(self, content: bytes) -> str | None:
         """Why this cannot be an answer; None if it can. JSON as lenient as servers write it (NaN) is taken."""
@@ -335,12 +364,15 @@ class Attempt:
             fault, message, passed_on=PassedOn(status_for_client(fault, status), list(_JSON_HEADERS), content)
         )
 
-    def await_content(self) -> Stream:
-        """Read a stream up to its first content, so that until then another backend can still be tried."""
+    def await_content(self, *, show_life: bool) -> Stream:
+        """Read a stream up to its first content, so that until then another backend can still be tried.
+
+        With `show_life` a sign of life ends the wait, too, once the first moments are over: the client is to see it.
+        """
         stream = self.stream = Stream(clock=self._engine.clock, hide_usage=self.usage_asked)
         held = 0
         while not stream.content and held < _MOST_HELD_BACK:
-            data = self._more("first_byte_timeout", self.sent_at + self._first_byte_s - self._engine.clock())
+            data = self._more_soon()
             if data:
                 self._held.append(stream.take(data))
                 held += len(data)
@@ -350,10 +382,18 @@ class Attempt:
                     raise self._lost("before any content")
             if stream.error is not None:
                 raise self._told(stream.error, stream.error_status, stream.error_data)
+            if stream.alive_at >= self.sent_at + _FIRST_MOMENTS_S:
+                self._limit_only_silences()
+                if show_life:
+                    break
         self.answered_at = self._engine.clock()
+        self._limit_only_silences()
+        return stream
+
+    def _limit_only_silences(self) -> None:
+        """A stream that goes on has no deadline, unless its backend has one for all of it."""
         if self._backend.config.total_timeout_seconds is None:
             self._deadline = None
-        return stream
 
     # A stream whose content has begun: taken piece by piece by a `StreamBody`.
 
@@ -370,8 +410,8 @@ class Attempt:
 
     @property
     def complete(self) -> bool:
-        """Whether the whole answer is there."""
-        return self.answer.complete
+        """Whether the whole stream is there: `[DONE]` is its end, whatever the connection does then."""
+        return self.answer.complete or (self.stream is not None and self.stream.done)
 
     def take(self, data: bytes) -> bytes:
         """What the client gets of what the backend sent; empty says that it closed. Raises `RequestFailed`."""
@@ -391,9 +431,10 @@ class Attempt:
         stream, name = self.stream, self._backend.name
         rest = stream.end()
         if stream.error is not None:
-            return rest, StreamError(
-                fault_within_stream(stream.error_status, stream.error_data, own_key=self._own_key), stream.error
+            fault = fault_within_stream(
+                stream.error_status, stream.error_data, own_key=self._own_key, content=bool(stream.first_token_at)
             )
+            return rest, StreamError(fault, stream.error)
         if not stream.finished:
             # What came without its end would garble the error that follows, and clients are to discard it.
             return b"", RequestFailed("stream_truncated", f"The stream from backend {name} ended before its end.")
@@ -404,7 +445,9 @@ class Attempt:
 
     def silence(self, quiet_s: float = 0.0) -> tuple[float, RequestFailed]:
         """For how much longer a backend may be silent that was so for `quiet_s`, and what it is when that is over."""
-        limit_s, fault = self._idle_s - quiet_s, "stream_idle"
+        limit_s, fault = self.idle_s - quiet_s, "stream_idle"
+        if self.stream is not None and not self.stream.first_token_at:
+            limit_s = max(self.idle_s, self._first_byte_s) - quiet_s
         if self._deadline is not None and (left_s := self._deadline - self._engine.clock()) < limit_s:
             limit_s, fault = left_s, "stream_deadline"
         return limit_s, RequestFailed(fault, f"Backend {self._backend.name} did not answer in time.")
@@ -438,7 +481,10 @@ class Attempt:
             return
         self._ended = True
         if self._connection is not None:
-            self._engine.connections.give_back(self._address, self._connection, self._backend.config.keepalive_seconds)
+            done = self.stream is not None and self.stream.done
+            self._engine.connections.give_back(
+                self._address, self._connection, self._backend.config.keepalive_seconds, ending=done
+            )
         self._place.leave(fault, retry_after_s=retry_after_s)
 
 

@@ -13,6 +13,7 @@ import msgspec
 from nexus.errors import error_body
 from nexus.proxy.client import Stopping
 from nexus.proxy.engine import Answer
+from nexus.proxy.relay import StreamBody
 
 _COMMENT = b": waiting\n\n"
 _MOST_TOLD = 1000
@@ -87,7 +88,7 @@ class CommentedBody:
         while not self._waited.ready(every_s):
             yield _COMMENT
         answer = self._waited.answer
-        if dict(answer.headers).get("content-type", "").startswith("text/event-stream"):
+        if isinstance(answer.body, StreamBody):
             yield from answer.body
             return
         content = b"".join(answer.body)

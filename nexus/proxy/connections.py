@@ -23,6 +23,7 @@ from nexus.proxy.tls import Contexts
 
 READ_SIZE = 64 * 1024
 _SWEEP_EVERY_S = 1.0
+_GLANCE = 16
 _IDLE_TOO_LONG = b"HTTP/1.1 408 "
 """What some servers say before they close a connection that was idle."""
 _DISTRUST_S = 300.0
@@ -91,8 +92,9 @@ class Connection:
         """
         answer = self.answer
         for _ in range(2):
+            size = _GLANCE if answer.complete else READ_SIZE
             try:
-                data = self.sock.recv(READ_SIZE)
+                data = self.sock.recv(size) if self.tls else self.sock.recv(size, socket.MSG_DONTWAIT)
             except (BlockingIOError, ssl.SSLWantReadError):
                 return answer.reusable
             except OSError:

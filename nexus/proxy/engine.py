@@ -52,8 +52,11 @@ class Engine:
         circuits: CircuitTable,
         ring: Ring,
         environ: Mapping[str, str],
+        name: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`name` tells this gateway from all others in Via headers; all its processes share it."""
+        self.name = name or f"nexus-{uuid.uuid4().hex[:16]}"
         self.fleet = fleet
         self.recorder = recorder
         self.load = load

@@ -24,7 +24,7 @@ from nexus.proxy.client import ClientGone, Request, Stopping
 from nexus.proxy.comments import answer_with_comments
 from nexus.proxy.endpoints import Endpoint
 from nexus.proxy.engine import Answer, Engine
-from nexus.proxy.headers import header_text
+from nexus.proxy.headers import has_come_through, header_text
 from nexus.proxy.relay import StreamBody, error_event
 from nexus.proxy.stream import Stream
 from nexus.proxy.usage import Usage, asks_for_usage
@@ -128,6 +128,8 @@ class Exchange:
                 f"{self.endpoint.path} takes POST, not {request.method}.",
                 headers={"allow": "POST"},
             )
+        if has_come_through(request.headers, self.engine.name):
+            raise RequestFailed("loop_detected")
         given = request.header("content-type") or _JSON
         if given != _JSON and (media_type := given.partition(";")[0].strip().lower()) != _JSON:
             raise RequestFailed("unsupported_media_type", f"The body must be application/json, not {media_type}.")
@@ -276,12 +278,14 @@ class Exchange:
             place.leave(FAULTS["internal"])
             raise
         try:
-            wants_usage = ask.stream and self.endpoint.streams and choice.backend.config.stream_usage
+            streams = ask.stream and self.endpoint.streams
+            wants_usage = streams and choice.backend.config.stream_usage
             attempt.send(self.endpoint.path, body, ask_usage=wants_usage and not asks_for_usage(body))
             if not 200 <= attempt.status < 300:
                 raise attempt.refused()
-            if attempt.event_stream:
-                return self._stream(attempt, attempt.await_content(), choice)
+            if attempt.is_stream(asked=streams):
+                every_s = view.snapshot.config.server.stream_keepalive_seconds
+                return self._stream(attempt, attempt.await_content(show_life=not every_s), choice)
             content = attempt.read_all()
             usage = attempt.usage_of_whole(content)
         except RequestFailed as failure:

@@ -113,10 +113,13 @@ def request_head(
     config: BackendConfig,
     key: str | None,
     request_id: str,
+    via: str,
     length: int,
     query: str = "",
 ) -> bytes:
     """The head of a request to a backend: the client's end-to-end headers, our own key, and no compression.
+
+    `via` is the name that this gateway has in Via headers (RFC 9110, section 7.6.3).
 
     The client's own credentials go on only if the configuration lets them, and never beside our key.
     """
@@ -124,9 +127,9 @@ def request_head(
     credentials = key is None and forwards_authorization(config)
     theirs = headers.sent_on(credentials=credentials)
     if query and (query := query_sent_on(query, credentials=credentials)):
-        first = _first_lines.__wrapped__(address, f"{path}?{query}")  # clients' queries are not cached
+        first = _first_lines.__wrapped__(address, f"{path}?{query}", via)  # clients' queries are not cached
     else:
-        first = _first_lines(address, path)
+        first = _first_lines(address, path, via)
     return (f"{first}content-length: {length}\r\nx-request-id: {request_id}\r\n{own_key}{theirs}\r\n").encode("latin-1")
 
 
@@ -158,8 +161,11 @@ def _line(entry: tuple[str, str]) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _first_lines(address: Address, path: str) -> str:
-    return f"POST {address.target(path)} HTTP/1.1\r\nhost: {address.host_header}\r\naccept-encoding: identity\r\n"
+def _first_lines(address: Address, path: str, via: str) -> str:
+    return (
+        f"POST {address.target(path)} HTTP/1.1\r\nhost: {address.host_header}\r\n"
+        f"accept-encoding: identity\r\nvia: 1.1 {via}\r\n"
+    )
 
 
 @lru_cache(maxsize=256)
@@ -171,6 +177,13 @@ def query_sent_on(query: str, *, credentials: bool) -> str:
         if credentials or unquote_plus(field.partition("=")[0]).lower() not in _KEYS_IN_QUERIES
     ]
     return quote("&".join(kept), safe=_SAFE_IN_QUERIES, encoding="latin-1", errors="replace")
+
+
+def has_come_through(headers: RequestHeaders, via: str) -> bool:
+    """Whether the request has passed the gateway of this name before."""
+    return "via" in headers.first and any(
+        element.split()[1:2] == [via] for name, value in headers.pairs if name == "via" for element in value.split(",")
+    )
 
 
 def _goes_on(name: str) -> bool:

@@ -169,6 +169,11 @@ class AnswerReader:
         self._pieces.clear()
         return data
 
+    def unread(self, data: bytes) -> None:
+        """Give bytes back that `body` gave."""
+        if data:
+            self._pieces.insert(0, data)
+
     @property
     def reusable(self) -> bool:
         """Whether the connection can carry another request after this answer."""

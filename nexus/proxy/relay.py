@@ -17,8 +17,15 @@ if TYPE_CHECKING:
     from nexus.proxy.exchange import Exchange
 
 
+_CONNECTION_ENDS = frozenset({"stream_reset", "stream_idle", "stream_deadline"})
+"""What a backend's connection may come to after the end of its stream, without harm."""
+
+
 class StreamBody:
-    """One stream that has come to its content. `over`: what was given last is the end, once it is written."""
+    """One stream that has come to its content, or shown that it is alive.
+
+    `over`: what was given last is the end, once it is written.
+    """
 
     def __init__(self, exchange: Exchange, attempt: Attempt) -> None:
         self._exchange = exchange
@@ -60,6 +67,8 @@ class StreamBody:
         """As `take`, for a client that gets the stream in chunks; a chunk that is to go on as it came does so."""
         if self._settled and (piece := self._answer.whole_chunk(data)) is not None:
             shown = self._stream.take(piece)
+            if self._stream.done:
+                return chunk(shown + self._conclude())
             return data if shown is piece else chunk(shown)
         return chunk(self.take(data))
 
@@ -71,13 +80,21 @@ class StreamBody:
         """For how much longer the backend may be silent, in seconds, and with what to `fail` when that is over."""
         return self._attempt.silence(quiet_s)
 
+    @property
+    def look_every_s(self) -> float:
+        """How often `silence` is to be asked at least: its limit becomes shorter with the first token."""
+        return self._attempt.idle_s
+
     def broken(self) -> RequestFailed:
         """With what to `fail` where the backend's connection breaks."""
         return self._attempt.broken()
 
     def fail(self, failure: RequestFailed) -> bytes:
         """The stream ends here; gives the event that tells the client."""
-        self._stream.failed()
+        stream = self._stream
+        if failure.fault.name in _CONNECTION_ENDS and (stream.error is not None or stream.finished):
+            return self._conclude()  # all was said before
+        stream.failed()
         self._end(failure.fault)
         if isinstance(failure, StreamError):
             return b""  # the client has seen it

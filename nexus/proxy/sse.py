@@ -13,8 +13,19 @@ _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LONGEST_END = 4
 _LONGEST_EVENT = 16 * 1024 * 1024
 """Bytes of an event that are kept to understand it; what is longer goes on in pieces that are not."""
+_FIRST_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _LF, _CR = b"\n\r"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def begins_events(data: bytes) -> bool | None:
+    """Whether a body that begins so is a stream of events, whatever its content type; None if that is not clear yet."""
+    if len(data) < len(_BYTE_ORDER_MARK) and _BYTE_ORDER_MARK.startswith(data):
+        return None
+    text = data.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n")
+    if text.startswith(_FIRST_FIELDS):
+        return True
+    return None if any(field.startswith(text) for field in _FIRST_FIELDS) else False
 
 
 class Event(NamedTuple):

@@ -82,8 +82,11 @@ def _count(value: Any) -> int | None:
     return int(value)
 
 
-def usage_of(answer: bytes) -> Usage | None:
-    """The usage that a whole answer reports; None where it reports none, or not in OpenAI's form."""
+def usage_of(answer: bytes, *, lenient: bool = False) -> Usage | None:
+    """The usage that a whole answer reports; None where it reports none, or not in OpenAI's form.
+
+    `lenient`: the answer is JSON, but may hold what strict JSON cannot, such as NaN.
+    """
     if b'"usage"' not in answer:
         return None
     try:
@@ -91,7 +94,7 @@ def usage_of(answer: bytes) -> Usage | None:
     except (msgspec.ValidationError, RecursionError):
         return None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _usage_beside_what_is_not_strict(answer)
+        return _usage_beside_what_is_not_strict(answer) if lenient else None
     return _usage(told) if told is not None else None
 
 

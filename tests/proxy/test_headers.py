@@ -4,7 +4,7 @@ import pytest
 
 from nexus.backends.address import Address
 from nexus.config import BackendConfig
-from nexus.proxy.headers import CREDENTIALS, RequestHeaders, answer_headers, request_head
+from nexus.proxy.headers import CREDENTIALS, RequestHeaders, answer_headers, has_come_through, request_head
 
 CLIENT = [
     ("host", "gateway"),
@@ -34,7 +34,7 @@ KEYS = sorted(CREDENTIALS)
 def test_a_client_cannot_take_our_key_out():
     data = request_head(
         RequestHeaders.of([("connection", "authorization, content-length")]), path="/v1/embeddings", address=Address.of("http://h"),
-        config=BackendConfig(name="b", url="http://h"), key="own", request_id="r", length=7,
+        config=BackendConfig(name="b", url="http://h"), key="own", request_id="r", via="gateway", length=7,
     )  # fmt: skip
     assert b"authorization: Bearer own\r\n" in data
     assert b"content-length: 7\r\n" in data
@@ -45,7 +45,15 @@ def head(key: str | None = None, url: str = "http://h:81/base/v1", **config) -> 
     headers = RequestHeaders.of(CLIENT)
     for _ in range(2):  # what was found out is kept for the next request
         data = request_head(
-            headers, path="/v1/embeddings", address=Address.of(url), config=backend, key=key, request_id="r", length=7
+            headers,
+            path="/v1/embeddings",
+            address=Address.of(url),
+            config=backend,
+            key=key,
+            request_id="r",
+            via="gateway",
+            via="gateway",
+            length=7,
         )
     assert data.endswith(b"\r\n\r\n")
     return data.decode().split("\r\n")[:-2]
@@ -56,6 +64,7 @@ def test_what_is_sent():
         "POST /base/v1/embeddings HTTP/1.1",
         "host: h:81",
         "accept-encoding: identity",
+        "via: 1.1 gateway",
         "content-length: 7",
         "x-request-id: r",
         "content-type: application/json",
@@ -89,7 +98,7 @@ def test_a_key_under_any_name_goes_where_authorization_goes(name, config, key, s
     headers = RequestHeaders.of([("content-type", "application/json"), (name, "client-key")])
     assert headers.credentials
     data = request_head(
-        headers, path="/v1/embeddings", address=Address.of("http://h"), config=backend, key=key, request_id="r", length=7
+        headers, path="/v1/embeddings", address=Address.of("http://h"), config=backend, key=key, request_id="r", via="gateway", length=7
     )  # fmt: skip
     assert data.count(f"{name}: client-key\r\n".encode()) == sent
 
@@ -99,3 +108,18 @@ def test_what_is_given_back():
              ("access-control-allow-origin", "*"), ("access-control-expose-headers", "*"),
              ("server", "s"), ("x-nexus-backend", "forged"), ("content-length", "3")]  # fmt: skip
     assert answer_headers(given) == [("content-type", "x"), ("x-ratelimit-remaining", "3")]
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ([], False),
+        ([("via", "1.1 gateway")], True),
+        ([("via", "1.1 other"), ("via", "1.0 gateway (Nexus)")], True),
+        ([("via", "1.1 other,HTTP/1.1 gateway")], True),
+        ([("via", "1.1 gateway-2, 1.1 a (gateway), gateway")], False),
+        ([("x-via", "1.1 gateway")], False),
+    ],
+)
+def test_a_request_that_has_come_through_before_is_known(headers, found):
+    assert has_come_through(RequestHeaders.of(headers), "gateway") is found

@@ -18,6 +18,6 @@ def replay():
 @pytest.fixture(scope="module")
 def gateway(module_dir: Path, replay: Replay):
     config = CONFIG
-    others = ["learn", "refuses", "broken", "slow", "large", "whole", "timed"]
+    others = ["learn", "refuses", "broken", "slow", "large", "whole", "timed", "done"]
     with Workers(module_dir, config, [backend("up", replay.url, *NAMES, *others)], workers=1) as workers:
         yield workers

@@ -1,5 +1,9 @@
 """One stream through the gateway, and the series that it moves."""
 
+import http.client
+import json
+from typing import Any
+
 from nexus.config import Config
 from nexus.config.records import CircuitBreaker, Routing
 from tests.corpus import RECORDINGS
@@ -32,3 +36,39 @@ def flat(before, after) -> dict[str, float]:
         f"{name.removeprefix('nexus_')}{{{','.join(v for _, v in sorted(labels))}}}": change
         for (name, labels), change in moved(before, after, MOVED).items()
     }
+
+
+class Client:
+    """A client of one stream, over the fast path or through Flask, which gets requests with a chunked body."""
+
+    def __init__(self, port: int, model: str, *, flask: bool = False, **more: Any) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        body = json.dumps(chat("x", model, stream=True, **more).body).encode()
+        headers = {"content-type": "application/json"}
+        content: Any = iter([body]) if flask else body
+        self._connection.request("POST", "/v1/chat/completions", content, headers, encode_chunked=flask)
+        self._response: http.client.HTTPResponse | None = None
+        self.content = b""
+
+    @property
+    def response(self) -> http.client.HTTPResponse:
+        if self._response is None:
+            self._response = self._connection.getresponse()
+        return self._response
+
+    def read_until(self, expected: bytes) -> bytes:
+        while expected not in self.content:
+            piece = self.response.read1(65536)
+            assert piece, self.content
+            self.content += piece
+        return self.content
+
+    def read(self) -> bytes:
+        self.content += self.response.read()
+        return self.content
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()

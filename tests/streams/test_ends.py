@@ -1,8 +1,11 @@
 """How streams end that do not end by themselves: cut, silent, refused, left by their clients, stopped."""
 
+import contextlib
 import json
+import os
 import signal
 import socket
+import struct
 import threading
 import time
 from pathlib import Path
@@ -11,12 +14,12 @@ import pytest
 
 from nexus.config import Config
 from nexus.config.records import CircuitBreaker
-from tests.streams.exact import CONFIG, flat, stream
+from tests.streams.exact import CONFIG, Client, flat, stream
 from tests.support.figures import moved
 from tests.support.load import chat, run
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend, backend_toml
-from tests.support.replay import HEAD, in_packets
+from tests.support.replay import HEAD, Replay, in_packets
 
 pytestmark = pytest.mark.e2e
 
@@ -251,3 +254,107 @@ def test_at_a_stop_streams_are_told(tmp_path: Path):
         assert sorted(lines, key=str) == [
             *[(200, None, "complete")] * 3, *[(502, "shutdown", "shutdown")] * 3, (503, "stopping", None),
         ]  # fmt: skip
+
+
+FLASK = pytest.mark.parametrize("flask", [False, True], ids=["fast path", "flask"])
+SAID = b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}]}\n\n'
+REASON = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+class Ending:
+    """A backend that sends these parts, and then does with its connection what it is told."""
+
+    def __init__(self, end: str, *parts: bytes) -> None:
+        self.seen = threading.Event()
+        self._end, self._parts = end, parts
+
+    def __call__(self, _: object, sock: socket.socket) -> None:
+        sock.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+        for part in (*self._parts, *([SAID] if self._end == "sends on" else [])):
+            sock.sendall(b"%x\r\n%b\r\n" % (len(part), part))
+            time.sleep(0.03)
+        if self._end == "resets":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(sock.detach())
+        elif self._end == "closes":
+            sock.shutdown(socket.SHUT_RDWR)
+        else:
+            self.seen.wait(15)
+
+
+@FLASK
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("end", ["hangs", "resets", "closes", "sends on"])
+def test_done_is_the_end(gateway, replay, end, together, flask):
+    """Whatever the connection does then: the client gets its end at once, and the stream is complete."""
+    replay.scripts["done"] = ending = Ending(end, *([SAID + DONE] if together else [SAID, SAID, DONE]))
+    gateway.publish(CONFIG, [backend("up", replay.url, "done", idle_timeout_seconds=60)])
+    before = gateway.settled()
+    for _ in range(2):
+        with Client(gateway.port, "done", flask=flask) as client:
+            assert client.read() == (SAID + DONE if together else SAID + SAID + DONE)
+    ending.seen.set()
+    changes = flat(before, gateway.settled())
+    assert changes["stream_ends_total{up,complete}"] == 2
+    assert {name: change for name, change in changes.items() if name.startswith("requests_total")} == {
+        "requests_total{up,done,200}": 2
+    }
+
+
+def test_the_connection_of_a_stream_is_kept_if_its_response_ends(gateway):
+    """The last chunk nearly always comes in a packet of its own, after `[DONE]`."""
+    served: list[int] = []
+
+    class Kept(Replay):
+        def _serve(self, sock: socket.socket) -> None:
+            with contextlib.suppress(OSError), sock, sock.makefile("rb") as lines:
+                served.append(0)
+                while lines.readline():
+                    length = 0
+                    while (line := lines.readline()) not in (b"\r\n", b""):
+                        name, _, value = line.partition(b":")
+                        length = int(value) if name.lower() == b"content-length" else length
+                    lines.read(length)
+                    sock.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+                    for part in (SAID, DONE, b""):
+                        time.sleep(0.02)
+                        sock.sendall(b"%x\r\n%b\r\n" % (len(part), part))
+                    served[-1] += 1
+
+    with Kept() as kept:
+        gateway.publish(CONFIG, [backend("up", kept.url, "done", keepalive_seconds=60)])
+        for count in range(1, 5):
+            assert stream(gateway, "done") == (200, SAID + DONE)
+            until(lambda count=count: served == [count])
+
+
+@FLASK
+@pytest.mark.parametrize("end", ["resets", "closes", "hangs"])
+def test_a_stream_that_has_finished_is_not_broken(gateway, replay, end, flask):
+    """A backend without `[DONE]` that gave its reason for finishing has said all."""
+    replay.scripts["done"] = ending = Ending(end, SAID, REASON)
+    gateway.publish(CONFIG, [backend("up", replay.url, "done", idle_timeout_seconds=1)])
+    before = gateway.settled()
+    with Client(gateway.port, "done", flask=flask) as client:
+        assert client.read() == SAID + REASON
+    ending.seen.set()
+    changes = flat(before, gateway.settled())
+    assert changes["requests_total{up,done,200}"] == 1
+    assert changes["stream_ends_total{up,complete}"] == 1
+
+
+@FLASK
+@pytest.mark.parametrize("end", ["resets", "closes", "hangs"])
+def test_an_error_within_a_stream_is_told_once(gateway, replay, end, flask):
+    """What the connection does after it adds nothing."""
+    error = b'data: {"error":{"message":"out of memory","code":500}}\n\n'
+    replay.scripts["done"] = ending = Ending(end, SAID, error)
+    gateway.publish(CONFIG, [backend("up", replay.url, "done", idle_timeout_seconds=1)])
+    before = gateway.settled()
+    with Client(gateway.port, "done", flask=flask) as client:
+        assert client.read() == SAID + error
+    ending.seen.set()
+    changes = flat(before, gateway.settled())
+    assert changes["requests_total{up,done,502}"] == 1
+    assert changes["stream_ends_total{up,in_band_error}"] == 1

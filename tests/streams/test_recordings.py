@@ -3,11 +3,12 @@
 import gzip
 import json
 import socket
+import time
 
 import pytest
 
 from tests.corpus import RECORDINGS
-from tests.streams.exact import CONFIG, NAMES, flat, stream
+from tests.streams.exact import CONFIG, NAMES, Client, flat, stream
 from tests.support.load import chat, run
 from tests.support.processes import backend
 from tests.support.replay import HEAD, in_packets, whole
@@ -125,3 +126,64 @@ def test_an_encoded_stream_goes_on_whole(gateway, replay):
     before = gateway.settled()
     assert stream(gateway, "whole") == (200, content)
     assert flat(before, gateway.settled()) == {"requests_total{up,whole,200}": 1, "usage_total{none}": 1}
+
+
+@pytest.mark.parametrize("flask", [False, True], ids=["fast path", "flask"])
+@pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf", b": hello\n\n", b"event: message\r\n", b"\n\n"])
+@pytest.mark.parametrize("kind", [b"text/plain", b"application/json", b"application/octet-stream", b""])
+def test_a_stream_under_another_content_type(gateway, replay, kind, begin, flask):
+    """If a stream was asked for, its first bytes tell it, and the client gets it under the content type of streams."""
+    body = begin + RECORDINGS[0].data
+    head = b"HTTP/1.1 200 OK\r\n" + (b"content-type: %b\r\n" % kind if kind else b"")
+
+    def send(_, sock: socket.socket) -> None:
+        sock.sendall(head + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n")
+        for part in (body[:1], body[1:7], body[7:], b""):
+            sock.sendall(b"%x\r\n%b\r\n" % (len(part), part))
+            time.sleep(0.01)
+
+    replay.scripts["whole"] = send
+    gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
+    before = gateway.settled()
+    with Client(gateway.port, "whole", flask=flask) as client:
+        assert client.read() == begin + RECORDINGS[0].shown
+        assert client.response.getheader("content-type") == "text/event-stream; charset=utf-8"
+    changes = flat(before, gateway.settled())
+    assert changes["stream_ends_total{up,complete}"] == 1
+    assert changes["tokens_total_sum{up,whole,completion}"] == 4
+
+
+@pytest.mark.parametrize("flask", [False, True], ids=["fast path", "flask"])
+@pytest.mark.parametrize("kind", [b"application/json", b"text/plain"])
+@pytest.mark.parametrize("content", [b'{"choices":[],"usage":{"prompt_tokens":1}}', b'{"choices":[{"score":NaN}]}'])
+def test_a_whole_answer_where_a_stream_was_asked_for(gateway, replay, content, kind, flask):
+    """Some backends do not stream; nothing of what was looked at is lost."""
+
+    def send(_, sock: socket.socket) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        sock.sendall(head % (kind, len(content)))
+        for at in range(len(content)):
+            sock.sendall(content[at : at + 1])
+
+    replay.scripts["whole"] = send
+    gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
+    with Client(gateway.port, "whole", flask=flask) as client:
+        assert client.read() == content
+        assert client.response.getheader("content-type").startswith(kind.decode())
+
+
+def test_whole_answers_that_are_not_strict_json(gateway, replay):
+    """They pass as they came, and their usage is counted."""
+    gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
+    content = b'\xef\xbb\xbf{"data":[{"embedding":[NaN,-Infinity]}],"x":"\\ud83d","usage":{"prompt_tokens":7}}'
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    replay.scripts["whole"] = lambda _, sock: sock.sendall(head % len(content) + content)
+    before = gateway.settled()
+    got: list[tuple[int, bytes]] = []
+    run(gateway.port, [chat("x", "whole")], concurrency=1, seen=lambda _, s, c: got.append((s, c)))
+    assert got == [(200, content)]
+    assert flat(before, gateway.settled()) == {
+        "requests_total{up,whole,200}": 1,
+        "usage_total{reported}": 1,
+        "tokens_total_sum{up,whole,prompt}": 7,
+    }

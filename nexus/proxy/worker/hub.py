@@ -326,7 +326,7 @@ class HubRelay:
         backend = hub.loop.io(self._backend.fileno(), _READ)
         client = hub.loop.io(self._client.fileno(), _READ)
         self._receive, self._put = self._backend.sock.recv, self._client.send
-        self._timer = hub.loop.timer(max(limit_s, 0))
+        self._timer = hub.loop.timer(max(min(limit_s, self._body.look_every_s), 0))
         backend.start(self._readable)
         client.start(self._client_readable, client)
         self._timer.start(self._look)
@@ -390,5 +390,5 @@ class HubRelay:
             return
         self._timer.stop()
         self._timer.close()
-        self._timer = get_hub().loop.timer(left_s)
+        self._timer = get_hub().loop.timer(min(left_s, self._body.look_every_s))
         self._timer.start(self._look)
