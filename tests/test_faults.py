@@ -129,6 +129,8 @@ ELSEWHERE = {
               "backend_refused_client", "backend_limits_client", "out_of_time"},
     "test_lifecycle.py": {"shutdown", "stopping"},
     "web/test_views.py": {"internal"},
+    "streams/test_life.py": {"stream_refused"},
+    "test_wire.py": {"loop_detected"},
 }  # fmt: skip
 
 

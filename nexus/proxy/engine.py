@@ -82,8 +82,10 @@ class Engine:
     def _unsolicited(self, address: Address) -> None:
         """The backends at this address sent bytes to which no request was open."""
         view = self.fleet.current()
-        for backend in view.snapshot.backends if view is not None else ():
-            if Address.of(backend.config.url) == address:
+        if view is None:
+            return
+        for backend in view.snapshot.backends:
+            if view.address(backend) == address:
                 self.recorder.unsolicited_response(backend.label)
                 log.warning("backend sent bytes that no request asked for", extra={"backend": backend.name})
 

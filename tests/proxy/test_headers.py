@@ -52,7 +52,6 @@ def head(key: str | None = None, url: str = "http://h:81/base/v1", **config) -> 
             key=key,
             request_id="r",
             via="gateway",
-            via="gateway",
             length=7,
         )
     assert data.endswith(b"\r\n\r\n")

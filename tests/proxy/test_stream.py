@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.errors import Blame, fault_of_answer, fault_within_stream
+from nexus.backend_errors import classify, fault_within_stream
+from nexus.errors import Blame
 from nexus.proxy.stream import Stream
 from tests.corpus import RECORDINGS, Recording
 
@@ -162,7 +163,7 @@ def test_error_before_content(error):
         ('{"object":"error","message":"no","code":422}', Blame.CLIENT),
         ('{"error":{"message":"no","code":"context_length_exceeded","type":"invalid_request_error"}}', Blame.CLIENT),
         ('{"error":{"message":"no","code":"400"}}', Blame.CLIENT),
-        ('{"error":{"message":"no","code":500,"type":"invalid_request_error"}}', Blame.BACKEND),
+        ('{"error":{"message":"no","code":500,"type":"invalid_request_error"}}', Blame.CLIENT),
         ('{"error":{"message":"no","code":429}}', Blame.BUSY),
         ('{"type":"error","error":{"message":"no","type":"overloaded_error"}}', Blame.BUSY),
         ('{"error":{"message":"no","code":401}}', Blame.GATEWAY),
@@ -176,10 +177,14 @@ def test_whose_error_it_is(error, blame):
     stream = Stream(clock=lambda: 1.0, hide_usage=True)
     stream.take(f"data: {error}\n\n".encode())
     assert stream.error == "no"
-    assert fault_of_answer(stream.error_status).blame is blame
+    assert classify(stream.error_status, stream.error_data).blame is blame
     after_content = fault_within_stream(stream.error_status)
     assert after_content.blame is (Blame.BUSY if blame is Blame.BUSY else Blame.BACKEND)
     assert fault_within_stream(429, own_key=False).blame is Blame.CLIENT
+    if blame is Blame.CLIENT:
+        assert fault_within_stream(stream.error_status, stream.error_data, content=False).name == "stream_refused", (
+            "only pings went before"
+        )
 
 
 def event(index: int, *, text: str | None = None, reason: str | None = None) -> bytes:
