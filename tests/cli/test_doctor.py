@@ -141,7 +141,7 @@ def test_backends_each_in_its_own_way(place):
     assert "500" in found["backend broken"][0]
     assert "is it really of type 'vllm'?" in found["backend broken"][1]
     assert "check its key" in found["backend closed"][1]
-    assert "Nobody listens" in found["backend away"][0]
+    assert "nothing listens there" in found["backend away"][0]
     assert "the DNS" in found["backend nowhere"][1]
 
 
