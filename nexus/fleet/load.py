@@ -20,7 +20,7 @@ COLUMNS = 512
 HEAD = 16
 FORMAT = 2
 _SEQUENCE, _IN_FLIGHT, _PID, _ROLE, _STARTS, _STREAMS, _WAITING, _QUEUE_SEEN, _TRIES = range(9)
-_HEARTBEAT, _DRAINING, _DEPARTED, _DEATHS = 10, 11, 12, 13  # tries count in two cells
+_HEARTBEAT, _DRAINING, _DEPARTED, _DEATHS, _READING = 10, 11, 12, 13, 14  # tries count in two cells
 _PENDING, _QUEUED, _TICKET, _OUTCOMES = range(4)
 _PLANES = 6  # the two above that count within a window have two cells each, for the current and the last half of it
 _STRIDE = HEAD + _PLANES * COLUMNS
@@ -118,6 +118,10 @@ class LoadTable:
         """Requests in the gateway over all processes, at a backend or not."""
         cells = self._cells
         return sum(cells[HEAD + _IN_FLIGHT : HEAD + _IN_FLIGHT + cells[1] * _STRIDE : _STRIDE])
+
+    def reading(self) -> int:
+        """Those of `in_flight` whose body is still being read."""
+        return sum(self._over_rows(_READING))
 
     def waiting(self) -> int:
         """Requests that wait for room at a backend, over all processes."""
@@ -236,6 +240,10 @@ class Row:
         """One stream more (1) or fewer (-1) is going on."""
         self._cells[self._base + _STREAMS] += change
 
+    def read_body(self, change: int) -> None:
+        """One body more (1) or fewer (-1) is being read."""
+        self._cells[self._base + _READING] += change
+
     def queue(self, column: int, change: int) -> None:
         """One request more (1) or fewer (-1) waits for room; it is shown at the backend in `column`."""
         self._cells[self._base + _WAITING] += change
@@ -305,7 +313,7 @@ class Row:
         cells[base + _SEQUENCE] |= 1
         if self.pid and self.role == WORKER and not cells[base + _DEPARTED]:
             cells[base + _DEATHS] += 1
-        for cell in (_IN_FLIGHT, _PID, _ROLE, _STREAMS, _WAITING, _HEARTBEAT, _DRAINING, _DEPARTED):
+        for cell in (_IN_FLIGHT, _PID, _ROLE, _STREAMS, _WAITING, _HEARTBEAT, _DRAINING, _DEPARTED, _READING):
             cells[base + cell] = 0
         blank = _OUTCOMES * COLUMNS  # outcomes hold for their window, whoever saw them
         cells[base + HEAD : base + HEAD + blank] = memoryview(bytes(blank * 8)).cast("q")

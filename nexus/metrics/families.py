@@ -180,7 +180,8 @@ REJECTED = Family(
     name="nexus_http_rejected_total",
     kind="counter",
     labels=("reason",),
-    help="Requests that reached no endpoint: not_found, method_not_allowed, bad_request, origin_refused.",
+    help="Requests that reached no endpoint: not_found, method_not_allowed, bad_request, origin_refused, "
+    "head_too_slow, head_too_large.",
 )
 PREFLIGHTS = Family(
     name="nexus_http_preflights_total",

@@ -230,6 +230,11 @@ class Recorder:
         with self._lock:
             self.child(families.UNSOLICITED, backend).inc()
 
+    def reading_body(self, change: int) -> None:
+        """One body more (1) or fewer (-1) is being read."""
+        with self._lock:
+            self._row.read_body(change)
+
     def queued(self, column: int) -> None:
         """A request began to wait; it is shown at the backend in `column` until `unqueued`."""
         with self._lock:

@@ -88,15 +88,15 @@ class Watch:
 class Request(msgspec.Struct):
     """A request whose head was read.
 
-    `body` is the whole body where it came with the head; else it reads it up to a limit in bytes, or raises
-    `RequestFailed`. `watch` waits for what is needed to serve
+    `body` is the whole body if it came with the head; else it reads the body, up to a limit in bytes, tells its second
+    argument the number of bytes of each piece, and raises `RequestFailed`. `watch` waits for what is needed to serve
     it. `received` is on the monotonic clock. `held`: bytes counted for it in the process's `Buffers`.
     """
 
     method: str
     target: Target
     headers: RequestHeaders
-    body: bytes | Callable[[int], bytes]
+    body: bytes | Callable[[int, Callable[[int], None]], bytes]
     received: float
     watch: Watch
     held: int = 0

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import re
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -16,7 +17,7 @@ from nexus.errors import FAULTS, Blame, Fault, RequestFailed, error_body, status
 from nexus.fleet.recent import Recent, Try
 from nexus.metrics import labels
 from nexus.metrics.recorder import Finished, StreamFacts
-from nexus.proxy import origins
+from nexus.proxy import codings, origins
 from nexus.proxy.admission import Applicant, Place
 from nexus.proxy.attempt import Attempt
 from nexus.proxy.breakers import BUSY_S
@@ -58,6 +59,7 @@ class Exchange:
     served = False
     finished = False
     cors: origins.Headers = []
+    _coding: str | None = None
     _waited_s = 0.0
     _attempt_began = 0.0
     _before_s: float | None = None
@@ -121,7 +123,7 @@ class Exchange:
     def _read_body(self) -> bytes:
         request = self.request
         if request.headers.unusual:
-            self._check_origin()
+            self._check_unusual()
         if request.method != "POST":
             raise RequestFailed(
                 "method_not_allowed",
@@ -135,17 +137,20 @@ class Exchange:
             raise RequestFailed("unsupported_media_type", f"The body must be application/json, not {media_type}.")
         self.view = self.engine.view()
         server = self.view.snapshot.config.server
-        if self.engine.load.in_flight() > server.max_concurrent_requests:
-            raise RequestFailed(
-                "at_capacity",
-                f"The gateway is serving {server.max_concurrent_requests} requests, its limit; try again shortly.",
-                headers={"retry-after": "1"},
-            )
         body = request.body
         if not isinstance(body, bytes):
-            began = self.engine.clock()
-            body = body(server.max_request_bytes)
-            self._waited_s = self.engine.clock() - began
+            body = self._wait_for_body(body, server.max_request_bytes)
+        load, most = self.engine.load, server.max_concurrent_requests
+        if load.in_flight() > most and load.in_flight() - load.reading() > most:
+            raise RequestFailed(
+                "at_capacity",
+                f"The gateway is serving {most} requests, its limit; try again shortly.",
+                headers={"retry-after": "1"},
+            )
+        if self._coding is not None:
+            body = codings.decode(
+                body, self._coding, limit=server.max_request_bytes, hold=self._hold, pause=self._let_others_run
+            )
         if request.target.deployment is not None:
             body = requirements.with_model_if_object(body, request.target.deployment)
         try:
@@ -161,8 +166,26 @@ class Exchange:
             self.engine.recorder.unknown_model()
         return body
 
-    def _check_origin(self) -> None:
-        """Refuse what a browser sends for a page that may not use the gateway."""
+    def _wait_for_body(self, read: Callable[[int, Callable[[int], None]], bytes], limit: int) -> bytes:
+        """A body that is still to come; the request does not count as one in progress meanwhile."""
+        engine = self.engine
+        began = engine.clock()
+        engine.recorder.reading_body(1)
+        try:
+            return read(limit, self._hold)
+        finally:
+            engine.recorder.reading_body(-1)
+            self._waited_s = engine.clock() - began
+
+    def _hold(self, count: int) -> None:
+        self.engine.buffers.hold(self.request, count)
+
+    def _let_others_run(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            self.request.watch.wait(None, 0, 0.0)
+
+    def _check_unusual(self) -> None:
+        """Check who sent it, if a browser did, and how its body is encoded."""
         given, allowed = self.request.headers.first, self.engine.cors().origins
         if not origins.admits(given, allowed):
             raise RequestFailed("origin_refused", origins.REFUSAL)
@@ -171,6 +194,7 @@ class Exchange:
             raise RequestFailed(
                 "unsupported_media_type", "A browser must name the content type, which is application/json."
             )
+        self._coding = codings.coding_of(given.get("content-encoding"))
 
     # Attempts
 

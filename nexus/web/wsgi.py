@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from nexus.errors import RequestFailed
@@ -24,7 +24,7 @@ def request_from(environ: dict[str, Any], endpoint: Endpoint, *, received: float
         method=environ["REQUEST_METHOD"],
         target=Target(endpoint, environ.get("QUERY_STRING", ""), environ.get(DEPLOYMENT)),
         headers=RequestHeaders.of(list(_headers(environ))),
-        body=lambda limit: read_body(environ, limit),
+        body=lambda limit, hold: read_body(environ, limit, hold),
         received=received,
         watch=Watch(watchable(sock)),
     )
@@ -45,8 +45,11 @@ def _headers(environ: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "content-type", environ["CONTENT_TYPE"]
 
 
-def read_body(environ: dict[str, Any], limit: int) -> bytes:
-    """The whole body, at most `limit` bytes. Raises `RequestFailed` for one too large, too slow or cut short."""
+def read_body(environ: dict[str, Any], limit: int, hold: Callable[[int], None]) -> bytes:
+    """The whole body, at most `limit` bytes; `hold` counts those of each piece.
+
+    Raises `RequestFailed` for one too large, too slow or cut short.
+    """
     stream = environ["wsgi.input"]
     given = environ.get("CONTENT_LENGTH") or ""
     expected = int(given) if given.isdigit() else None
@@ -55,10 +58,7 @@ def read_body(environ: dict[str, Any], limit: int) -> bytes:
     if expected is None and not environ.get("wsgi.input_terminated"):
         return b""  # without a length and without a server that marks the end, there is no body (PEP 3333)
     try:
-        if expected is not None:
-            body = stream.read(expected) if expected else b""
-        else:
-            body = _read_to_end(stream, limit)
+        body = _read(stream, limit, expected, hold)
     except TimeoutError as error:
         raise RequestFailed("body_too_slow", "The body did not arrive in time.") from error
     except ConnectionError as error:
@@ -71,14 +71,19 @@ def read_body(environ: dict[str, Any], limit: int) -> bytes:
         raise RequestFailed("body_malformed", f"The body cannot be read: {error}.") from error
     if expected is not None and len(body) < expected:
         raise RequestFailed("body_cut_short", f"The body ended after {len(body)} of {expected} bytes.")
-    return bytes(body)
+    return body
 
 
-def _read_to_end(stream: Any, limit: int) -> bytes:
+def _read(stream: Any, limit: int, expected: int | None, hold: Callable[[int], None]) -> bytes:
+    """All of the stream, or so many bytes of it as are expected."""
     pieces, size = [], 0
-    while piece := stream.read(_PIECE):
-        pieces.append(piece)
+    while size != expected:
+        piece = stream.read(_PIECE if expected is None else min(_PIECE, expected - size))
+        if not piece:
+            break
         size += len(piece)
         if size > limit:
             raise RequestFailed("body_too_large", f"The body is over {limit} bytes.")
+        hold(len(piece))
+        pieces.append(piece)
     return b"".join(pieces)

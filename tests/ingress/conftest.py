@@ -11,8 +11,8 @@ SERVER = """
 max_request_bytes = 200_000
 max_buffered_bytes = 400_000
 max_concurrent_requests = 4
-body_timeout_seconds = 4
-client_timeout_seconds = 3
+body_timeout_seconds = 6
+client_timeout_seconds = 5
 """
 WAYS = {"fast path": {}, "Flask": {"NEXUS_WITHOUT_SHORT_WAY": "1"}}
 

@@ -121,7 +121,7 @@ def same_as_gunicorn(data: bytes) -> bool:
         return False
     parser = get_parser(GUNICORN, iter([data]), ("127.0.0.1", 1))
     request = next(parser)
-    assert (request.method, request.path, request.query) == ("POST", plain.endpoint.path, "")
+    assert (request.method, request.path, request.query) == ("POST", plain.target.endpoint.path, "")
     assert request.version == (1, 1)
     headers = [(name.lower(), value) for name, value in request.headers if name.lower() != "content-length"]
     assert headers == plain.headers.pairs

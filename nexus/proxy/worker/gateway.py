@@ -34,11 +34,14 @@ from nexus import stderr
 from nexus.config.records import Server
 from nexus.host import descriptor_limit
 from nexus.proxy.client import Stopping
+from nexus.proxy.endpoints import BY_PATH, canonical
 from nexus.proxy.engine import Engine
+from nexus.proxy.pace import Pace
 from nexus.proxy.shortage import Shortage
 from nexus.proxy.worker.heads import Limits
 from nexus.proxy.worker.hub import Waits
-from nexus.proxy.worker.lane import Lane, NotPlain
+from nexus.proxy.worker.lane import LINGER_S, Lane, NotPlain
+from nexus.proxy.worker.paced import PacedSocket
 from nexus.stage import DRAINING, SERVING, WORN, Stage
 
 _LOOK_EVERY_S = 0.1
@@ -49,6 +52,8 @@ _IDLE_S = 1.0
 with its answer, which is the better end: a request that is on its way when a connection ends is lost on the client."""
 
 
+_VIEWERS_S = 1.0
+"""So long after a stop, responses that are no proxied ones are cut."""
 _LAG_EVERY_S = 0.5
 _RECENTS_EVERY_S = 0.25
 """How often a busy worker shows which requests have ended."""
@@ -101,15 +106,17 @@ class _Listener(StreamServer):
 class _Client:
     """A client's connection, and the greenlet that serves it.
 
-    `idle_since` is on the monotonic clock, None while a request is served; `ended`: it is being ended while idle.
+    `idle_since` is on the monotonic clock, None while a request is served; `proxied`: that request is one to a proxied
+    endpoint; `ended`: the connection is being ended while idle.
     """
 
-    __slots__ = ("ended", "greenlet", "idle_since")
+    __slots__ = ("ended", "greenlet", "idle_since", "proxied")
 
     def __init__(self) -> None:
         self.greenlet = gevent.getcurrent()
         self.idle_since: float | None = time.monotonic()
         self.ended = False
+        self.proxied = True
 
 
 class GatewayWorker(GeventWorker):  # type: ignore[misc]
@@ -149,6 +156,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._engine.recents.write_later(partial(gevent.spawn_later, _RECENTS_EVERY_S))
         gevent.spawn(self._meet_the_fleet)
         gevent.spawn(self._end_idle_connections)
+        gevent.spawn(self._end_viewers)
         gevent.spawn(self._end_requests_after_the_grace)
         gevent.spawn(self._watch_lag)
         gevent.spawn(self._hear_signals)
@@ -280,10 +288,10 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         """Serve one connection: its plain requests here, all others by gunicorn's own parser and the application."""
         held = self._clients[client] = _Client()
         try:
-            if self._limits is None:
+            if self.cfg.is_ssl or self.cfg.proxy_protocol != "off":
                 super().handle(listener, client, addr)
             else:
-                self._serve(held, self._limits, listener, client, addr)
+                self._serve(held, listener, client, addr)
         except (OSError, StopIteration, Stopping):
             pass  # the client's connection broke, or is to be closed; what there was to count was counted
         except Exception as error:
@@ -293,8 +301,8 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             del self._clients[client]
             util.close(client)
 
-    def _serve(self, held: _Client, limits: Limits, listener: Any, client: socket.socket, addr: Any) -> None:
-        lane = Lane(self._engine, client, limits, waits=self._waits, keep_alive=self._goes_on)
+    def _serve(self, held: _Client, listener: Any, client: socket.socket, addr: Any) -> None:
+        lane = Lane(self._engine, client, self._limits, waits=self._waits, keep_alive=self._goes_on)
         data: bytes | None = b""
         try:
             while data is not None:
@@ -309,7 +317,16 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
                     rest = lane.serve(data)
                     self._count()
                 except NotPlain:
+                    held.idle_since = time.monotonic()
+                    whole = lane.complete_head(data, self._patience_s)
+                    if len(whole) != len(data):
+                        data = whole or None
+                        continue
+                    held.idle_since = None
                     rest = self._serve_by_gunicorn(listener, client, addr, data)
+                    if rest is None and client.fileno() >= 0:
+                        client.setblocking(False)
+                        lane.linger()
                 data = rest
                 held.idle_since = time.monotonic()
                 if data:
@@ -320,7 +337,8 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
     def _serve_by_gunicorn(self, listener: Any, client: socket.socket, addr: Any, data: bytes) -> bytes | None:
         """One request as gunicorn serves it, from the bytes that were read; gives what came after it."""
         client.setblocking(True)
-        parser = http.get_parser(self.cfg, client, addr)
+        source = PacedSocket(client)
+        parser = http.get_parser(self.cfg, source, addr)
         parser.unreader.unread(data)
         req = None
         try:
@@ -329,9 +347,10 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             if req is None:
                 return None
             req.proxy_protocol_info = req.proxy_protocol_info or {}
-            super().handle_request(listener.getsockname(), req, client, addr)
+            source.begin_body(Pace(time.monotonic(), self._engine.server()))
+            self.handle_request(listener.getsockname(), req, client, addr)
             drained = False
-            with self._patience():
+            with gevent.Timeout(min(LINGER_S, self._patience_s), False):  # type: ignore[arg-type]  # what gevent calls silent
                 drained = parser.finish_body()
             if not drained:
                 return None
@@ -369,6 +388,14 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         if held.ended:
             raise StopIteration  # it came while the connection was being ended; its client sees that it was not served
         held.idle_since = None
+        held.proxied = canonical(req.path)[0] in BY_PATH
+        server = self._engine.server()
+        sock.settimeout(server.client_timeout_seconds)
+        length = dict(req.headers).get("CONTENT-LENGTH", "")
+        if req._expected_100_continue and length.isdigit() and int(length) > server.max_request_bytes:
+            # It is told 413 instead of 100, and does not send the body: the connection cannot be used again.
+            req._expected_100_continue = False
+            req.force_close()
         try:
             super().handle_request(listener_name, req, sock, addr)
         except Stopping:
@@ -391,6 +418,15 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             if held.idle_since is not None and held.idle_since < long_ago and not held.ended:
                 with contextlib.suppress(OSError, ValueError):  # it may have closed by itself
                     held.ended = self._end(client)
+
+    def _end_viewers(self) -> None:
+        """Clients that do not read a page, or watch the dashboard, hold up no stop."""
+        self._to_stop.wait()
+        gevent.sleep(_VIEWERS_S)
+        for client, held in list(self._clients.items()):
+            if held.idle_since is None and not held.proxied:
+                with contextlib.suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)
 
     @staticmethod
     def _end(client: socket.socket) -> bool:

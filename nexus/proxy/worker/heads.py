@@ -13,20 +13,26 @@ from nexus.proxy.endpoints import Target, target_of
 from nexus.proxy.headers import RequestHeaders, plain_field
 from nexus.proxy.repeated import Repeated
 
-_ONCE = ("host", "content-length", "content-type", "authorization", "connection", "x-request-id")
+_ONCE = (
+    "host", "content-length", "content-type", "content-encoding", "authorization", "connection", "x-request-id",
+    "origin", "sec-fetch-site", "expect",
+)  # fmt: skip
+_CONTINUE = "100-continue"
 _REMEMBERED_BYTES = 8 * 1024
 """A longer head is not kept with its connection, of which there may be thousands that are idle."""
-_NOT_PLAIN = frozenset({"transfer-encoding", "expect", "upgrade", "te", "trailer", "proxy-connection", "keep-alive"})
+_NOT_PLAIN = frozenset({"transfer-encoding", "upgrade", "te", "trailer", "proxy-connection", "keep-alive"})
 
 
 class PlainHead(msgspec.Struct):
-    """`headers` are without Content-Length; the body, of `length` bytes, begins at `end`."""
+    """`headers` are without Content-Length; the body, of `length` bytes, begins at `end`. `expects`: the client waits
+    for 100 before it sends the body."""
 
     target: Target
     headers: RequestHeaders
     length: int
     end: int
     keep_alive: bool
+    expects: bool
 
 
 class Limits(NamedTuple):
@@ -63,17 +69,19 @@ def read_plain_head(data: bytes, limits: Limits) -> PlainHead | None:
         or len(length) > 12
         or (connection is not None and connection.lower() not in ("keep-alive", "close"))
         or not _NOT_PLAIN.isdisjoint(fields)
+        or fields.get("expect", _CONTINUE).lower() != _CONTINUE
     ):
         return None
     keep_alive = connection is None or connection.lower() != "close"
     others = RequestHeaders.of([field for field in headers if field[0] != "content-length"])
-    return PlainHead(target, others, int(length), end + 4, keep_alive)
+    return PlainHead(target, others, int(length), end + 4, keep_alive, "expect" in fields)
 
 
 class HeadReader:
     """Reads the heads of one connection."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits | None) -> None:
+        """Without limits, no head is plain."""
         self._limits = limits
         self._last: PlainHead | None = None
         self._repeated: Repeated | None = None
@@ -84,8 +92,8 @@ class HeadReader:
             length, end = found
             last = self._last
             assert last is not None
-            return PlainHead(last.target, last.headers, length, end, last.keep_alive)
-        head = read_plain_head(data, self._limits)
+            return PlainHead(last.target, last.headers, length, end, last.keep_alive, last.expects)
+        head = read_plain_head(data, self._limits) if self._limits is not None else None
         self._last = self._repeated = None
         if head is not None and head.end <= _REMEMBERED_BYTES:
             self._last, self._repeated = head, Repeated.of(data[: head.end])

@@ -16,12 +16,14 @@ from http import HTTPStatus
 
 import msgspec
 
-from nexus.errors import RequestFailed
+from nexus.config.records import Server
+from nexus.errors import RequestFailed, error_body
 from nexus.proxy.client import ClientGone, Request, Stopping
 from nexus.proxy.comments import CommentedBody
 from nexus.proxy.connections import Connection
 from nexus.proxy.engine import Answer, Engine
 from nexus.proxy.exchange import Exchange, WholeBody
+from nexus.proxy.pace import Pace
 from nexus.proxy.relay import StreamBody, chunk
 from nexus.proxy.worker.heads import HeadReader, Limits
 from nexus.proxy.worker.hub import HubRelay, HubWatch, Outlet, Waits
@@ -30,8 +32,18 @@ _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" fo
 log = logging.getLogger("nexus.proxy")
 
 _TO_SAY_GOODBYE_S = 0.5
-_MOST_DRAINED = 1024 * 1024
-"""Bytes of a body that are read though it was refused: where they are not, the client may never see why it was."""
+HEAD_S = 30.0
+"""How long a request's head may take from its first byte to its last."""
+_MOST_HEAD = 64 * 1024
+LINGER_S = 30.0
+"""How long the rest of a refused body is read and dropped: if the connection were closed at once, the client could
+lose the response (RFC 9112, section 9.6)."""
+_LINGER_SILENCE_S = 2.0
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_HEADS_REFUSED = {
+    "head_too_large": f"The head of a request may have {_MOST_HEAD} bytes.",
+    "head_too_slow": "The head of the request did not arrive in time.",
+}
 _LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -59,7 +71,7 @@ class Lane:
         self,
         engine: Engine,
         client: socket.socket,
-        limits: Limits,
+        limits: Limits | None,
         *,
         waits: Waits,
         keep_alive: Callable[[], bool],
@@ -78,6 +90,38 @@ class Lane:
         """What the client sends next; empty where it closes, or sends nothing for so long."""
         return self._watch.receive(timeout_s)
 
+    def complete_head(self, data: bytes, timeout_s: float) -> bytes:
+        """`data` and what the client sends next, up to a whole head; empty if the connection is to be closed.
+
+        A head that breaks HTTP's form is given as far as it came: gunicorn's parser says what is wrong with it.
+        """
+        deadline = time.monotonic() + min(timeout_s, HEAD_S)
+        while b"\r\n\r\n" not in data and data.count(b"\n") == data.count(b"\r\n"):
+            if len(data) > _MOST_HEAD:
+                return self._refuse_head("431 Request Header Fields Too Large", "head_too_large")
+            piece = self._watch.receive(max(0.0, deadline - time.monotonic()))
+            if not piece:
+                return b"" if self._watch.closed() else self._refuse_head("408 Request Timeout", "head_too_slow")
+            data += piece
+        return data
+
+    def _refuse_head(self, status: str, reason: str) -> bytes:
+        self._engine.recorder.rejected(reason)
+        content = error_body(_HEADS_REFUSED[reason], status=int(status[:3]), code=reason)
+        head = f"HTTP/1.1 {status}\r\n{self._clock.lines(keep_alive=False)}Content-Type: application/json\r\n"
+        with contextlib.suppress(OSError):
+            self._outlet.send(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content, _TO_SAY_GOODBYE_S)
+        self.linger()
+        return b""
+
+    def linger(self) -> None:
+        """End our side, and drop what the client still sends until it ends its side, within bounds."""
+        deadline = time.monotonic() + LINGER_S
+        with contextlib.suppress(OSError):
+            self._watch.sock.shutdown(socket.SHUT_WR)
+            while self._keep_alive() and time.monotonic() < deadline and self._watch.receive(_LINGER_SILENCE_S):
+                pass
+
     def serve(self, data: bytes) -> bytes | None:
         """Serve the request that `data` begins with.
 
@@ -87,7 +131,7 @@ class Lane:
         head = self._heads.read(data)
         engine = self._engine
         server = engine.server()
-        if head is None or head.length > server.max_request_bytes:
+        if head is None:
             raise NotPlain
         received = engine.clock()
         self._timeout_s = server.client_timeout_seconds
@@ -96,13 +140,13 @@ class Lane:
             request = Request("POST", head.target, head.headers, data[head.end : end], received, self._watch)
             answer = Exchange(engine, request, head.target.endpoint).answer()
             return data[end:] if self._write(answer, keep_alive=head.keep_alive and self._keep_alive()) else None
-        body = _Body(self._watch, data[head.end :], head.length, self._timeout_s)
+        body = _Body(self._watch, self._outlet, server, data[head.end :], head.length, head.expects)
         request = Request("POST", head.target, head.headers, body.read, received, self._watch)
         answer = Exchange(engine, request, head.target.endpoint).answer()
         if self._write(answer, keep_alive=head.keep_alive and self._keep_alive() and body.complete):
             return body.ahead
         if not body.complete and isinstance(answer.body, WholeBody):
-            body.drain()
+            self.linger()
         return None
 
     def _write(self, answer: Answer, *, keep_alive: bool) -> bool:
@@ -193,41 +237,43 @@ class NotPlain(Exception):
 
 
 class _Body(msgspec.Struct):
-    """The body of a request, of `length` bytes, of which only the beginning came with the head. `ahead`: what came
-    after it."""
+    """The body of a request, of `length` bytes, of which only the beginning came with the head.
+
+    `expects`: the client waits for 100 before it sends the body; `ahead`: what came after the body.
+    """
 
     watch: HubWatch
+    outlet: Outlet
+    server: Server
     begun: bytes
     length: int
-    timeout_s: float
+    expects: bool
     complete: bool = False
     ahead: bytes = b""
 
-    def read(self, limit: int) -> bytes:
+    def read(self, limit: int, hold: Callable[[int], None]) -> bytes:
         """The whole body. Raises `RequestFailed` for one too large, too slow or cut short."""
         if self.length > limit:
             raise RequestFailed("body_too_large", f"The body is {self.length} bytes; at most {limit} are taken.")
-        pieces, missing = [self.begun], self.length - len(self.begun)
-        while missing > 0:
-            try:
-                piece = self.watch.receive(self.timeout_s)
-            except OSError as error:
-                raise ClientGone from error
-            if not piece:
-                raise self._short(self.length - missing)
-            pieces.append(piece)
-            missing -= len(piece)
+        pieces, received = [self.begun], len(self.begun)
+        hold(received)
+        pace = Pace(time.monotonic(), self.server)
+        try:
+            if self.expects and not self.begun:
+                self.outlet.send(_CONTINUE, self.server.client_timeout_seconds)
+            while received < self.length:
+                piece = self.watch.receive(max(0.0, pace.left_s(time.monotonic(), received)))
+                if not piece:
+                    raise self._short(received)
+                hold(len(piece))
+                pieces.append(piece)
+                received += len(piece)
+        except OSError as error:
+            raise ClientGone from error
         body = b"".join(pieces)
         self.ahead = body[self.length :]
         self.complete = True
         return body[: self.length] if self.ahead else body
-
-    def drain(self) -> None:
-        """Read what is left of it, within bounds, and forget it."""
-        missing = min(self.length - len(self.begun), _MOST_DRAINED)
-        with contextlib.suppress(OSError):
-            while missing > 0 and (piece := self.watch.receive(_TO_SAY_GOODBYE_S)):
-                missing -= len(piece)
 
     def _short(self, got: int) -> RequestFailed:
         if self.watch.closed():
