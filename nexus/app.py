@@ -20,6 +20,7 @@ from nexus.fleet.rundir import RunDirectory, RunDirectoryError, Started
 from nexus.fleet.seat import NoSeatError, Seat
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.fleet.wanted import WantedLabels
+from nexus.fleet.windows import read_windows
 from nexus.metrics.figures import Figures
 from nexus.metrics.gauges import FILE as GAUGE_FILE
 from nexus.metrics.recorder import Recorder
@@ -111,6 +112,7 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
                 fleet_age_s=lambda: file_age_s(seat.metrics / GAUGE_FILE) if seat.metrics else None,
                 role="worker",
                 token=lambda: token_for("metrics", fleet.snapshot(), environ),
+                lately=lambda: read_windows(run_dir.path),
             )
         )
     )

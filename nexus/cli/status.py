@@ -25,6 +25,11 @@ from nexus.cli.output import (
 )
 from nexus.cli.samples import Sample, parse, total
 
+TROUBLES = {
+    "hangs": "is healthy by its probes, but served nothing in ten minutes: clients left, or time limits ended",
+    "refuses_all": "is healthy by its probes, but refused every request in ten minutes with a 4xx",
+}
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -62,6 +67,7 @@ def look(gateway: Gateway) -> dict[str, Any]:
     for backend in backends:
         figures = names.get(backend["id"])
         backend["requests"] = figures["requests"] if figures else 0
+        backend["trouble"] = figures.get("trouble") if figures else None
         backend["average_latency_ms"] = figures["average_latency_ms"] if backend["requests"] and figures else None
     problems = [*_unanswered(gateway), *_in_figures(gateway, samples), *_in_backends(backends)]
     return {
@@ -195,6 +201,8 @@ def _in_backends(backends: list[dict[str, Any]]) -> list[Problem]:
             problems.append(
                 Problem(f"The circuit of {name} is {word}: requests to it fail.", f"`nexus history --backend {name}`")
             )
+        elif backend["trouble"]:
+            problems.append(Problem(f"{name} {TROUBLES[backend['trouble']]}.", f"`nexus history --backend {name}`"))
     if all(backend["draining"] or backend["status"] != "healthy" for backend in backends):
         problems.append(Problem("No backend takes requests.", "`nexus backends list` shows which are drained"))
     return problems

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -15,6 +15,7 @@ from nexus import __version__
 from nexus.fleet.recent import Recent
 from nexus.fleet.records import Model, Snapshot
 from nexus.fleet.seat import Seat
+from nexus.fleet.windows import Lately
 from nexus.health.standing import backend_states
 from nexus.metrics import families
 from nexus.metrics.figures import Reading
@@ -28,8 +29,8 @@ _MOST_TIMES = 5000
 _MOST_ROWS = 30
 """Requests of one second that are shown; nobody could read more, and a row costs as much as serving a request."""
 _SHOWN = 100
-_MOST_MODELS = 100
-"""Models that are shown; a page of thousands would be rendered and sent each second."""
+_LEAST_MODELS, _MOST_MODELS, _MOST_CELLS = 5, 100, 1000
+"""Models that are shown, fewer for many backends; a page of thousands would be rendered and sent each second."""
 
 
 class Dashboard:
@@ -45,13 +46,26 @@ class Dashboard:
             key: deque(maxlen=KEPT_S) for key in ("time", *(tile[0] for tile in TILES))
         }
         self._cpu: dict[str, tuple[float, float]] = {}
+        self._lately: Mapping[str, Lately] = {}
         self._matrix = Matrix.of(())
         self._last_faults: dict[str, dict[str, Any]] = {}
 
     def sample(
-        self, reading: Reading, snapshot: Snapshot, seat: Seat, *, uptime_s: float, now: float, at: float
+        self,
+        reading: Reading,
+        snapshot: Snapshot,
+        seat: Seat,
+        *,
+        uptime_s: float,
+        now: float,
+        at: float,
+        lately: Mapping[str, Lately],
     ) -> tuple[bytes, bytes]:
-        """`now` in Unix seconds, for people; `at` on the monotonic clock, for what is measured."""
+        """`now` in Unix seconds, for people; `at` on the monotonic clock, for what is measured.
+
+        `lately`: how each backend did in the last hour and day, by its label value.
+        """
+        self._lately = lately
         self._number += 1
         fresh = sorted(seat.recent.newer_than(self._seen, range(seat.table.rows)), key=attrgetter("order"))
         self._times.extend(fresh)
@@ -115,6 +129,7 @@ class Dashboard:
                 **backend,
                 "requests": served.get(backend["id"], 0),
                 "last_fault": self._last_faults.get(backend["name"]),
+                "trouble": lately.trouble if (lately := self._lately.get(backend["id"])) else None,
                 **times.get(backend["name"], _Times()).percentiles(),
             }
             for backend in backend_states(snapshot, seat)
@@ -269,7 +284,8 @@ class Matrix:
     @classmethod
     def of(cls, lists: tuple[tuple[str, tuple[Model, ...]], ...]) -> Matrix:
         names = {model.name for _, models in lists for model in models}
-        shown = heapq.nsmallest(_MOST_MODELS, names)
+        most = max(_LEAST_MODELS, min(_MOST_MODELS, _MOST_CELLS // max(1, len(lists))))
+        shown = heapq.nsmallest(most, names)
         offers: dict[str, dict[str, Any]] = {name: {} for name in shown}
         for backend, models in lists:
             for model in models:

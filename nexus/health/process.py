@@ -32,6 +32,7 @@ from nexus.fleet.rundir import RunDirectory, Started, write_private
 from nexus.fleet.seat import NoSeatError, Seat
 from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
 from nexus.fleet.wanted import WantedLabels
+from nexus.fleet.windows import Lately, write_windows
 from nexus.health.changes import ChangeFiles
 from nexus.health.detection import detect
 from nexus.health.fleet import Fleet
@@ -40,6 +41,7 @@ from nexus.health.prober import Result
 from nexus.health.rounds import Rounds
 from nexus.health.server import OperationsServer, operations_app
 from nexus.health.standing import backend_states, status_line
+from nexus.health.windows import Windows
 from nexus.metrics.figures import Figures
 from nexus.metrics.gauges import write_fleet_gauges
 from nexus.metrics.recorder import Recorder
@@ -58,6 +60,7 @@ log = logging.getLogger("nexus.health")
 _TICK_S = 0.25
 """How often the run directory is looked at: a killed worker's requests leave the gauges within a second."""
 _SHOW_EVERY_S = 1.0
+_LOOK_BACK_EVERY_S = 5.0
 _LISTEN_RETRY_S = 5.0
 _FIRST_ROUND_S = 10.0
 """So long the service manager waits for the first round: a backend that hangs must not hold up the start."""
@@ -120,6 +123,7 @@ class HealthProcess:
         remember_secret(self._own_token)
         write_private(self._token_file, self._own_token.encode())
         self._dashboard = Dashboard()
+        self._lately: dict[str, Lately] = {}
         self._live = Live(run_dir.path)
         self._live.stopping = self._stopping.is_set
         self._fleet: Fleet
@@ -133,7 +137,7 @@ class HealthProcess:
         gevent.signal_handler(signal.SIGTERM, self.stop)
         gevent.signal_handler(signal.SIGINT, self.stop)
         gevent.signal_handler(signal.SIGHUP, self.reload)
-        work = (self._rounds.run, self._ticks, self._serve, self._show, self._tell_when_ready)
+        work = (self._rounds.run, self._ticks, self._serve, self._show, self._look_back, self._tell_when_ready)
         helpers = [gevent.spawn(part) for part in work]
         helpers.append(gevent.spawn(lambda: self._notifier.feed_watchdog(gevent.sleep)))
         for helper in helpers:
@@ -399,12 +403,31 @@ class HealthProcess:
             try:
                 reading = place.figures.read()
                 lines = self._dashboard.sample(
-                    reading, self._snapshot, place.seat, uptime_s=uptime_s, now=time.time(), at=time.monotonic()
+                    reading,
+                    self._snapshot,
+                    place.seat,
+                    uptime_s=uptime_s,
+                    now=time.time(),
+                    at=time.monotonic(),
+                    lately=self._lately,
                 )
                 write_live(self._run_dir.path, *lines)
             except OSError as error:
                 log.error("the dashboard's state cannot be written", extra={"why": error})
                 gevent.sleep(_LISTEN_RETRY_S)
+
+    def _look_back(self) -> None:
+        """Sample the counters, for what is told of each backend's last hour and day."""
+        place, windows = self._place, Windows(started=self._place.started.monotonic)
+        while True:
+            if place is not self._place:
+                place, windows = self._place, Windows(started=self._place.started.monotonic)
+            try:
+                self._lately = windows.sample(place.figures.read(), now=time.monotonic())
+                write_windows(self._run_dir.path, self._lately)
+            except OSError as error:
+                log.error("the last hour and day cannot be written", extra={"why": error})
+            gevent.sleep(_LOOK_BACK_EVERY_S)
 
     def _latest(self, limit: int) -> list[Recent]:
         seat = self._place.seat
@@ -443,6 +466,7 @@ class HealthProcess:
             workers=self._workers,
             role="health_process",
             token=lambda: self._token_for("metrics"),
+            lately=lambda: self._lately,
         )
         viewed = Viewed(
             snapshot=self.current_snapshot,

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import msgspec
 
 from nexus.fleet.circuits import STATES
 from nexus.fleet.records import Snapshot
+from nexus.fleet.windows import Lately, Window
 from nexus.metrics import families
 from nexus.metrics.exposition import Labels
 from nexus.metrics.figures import Reading
 
 
-def stats(reading: Reading, snapshot: Snapshot | None, *, uptime_s: float) -> dict[str, Any]:
-    """Totals, then the same requests by backend and by model; each sum is the total."""
+def stats(
+    reading: Reading, snapshot: Snapshot | None, *, uptime_s: float, lately: Mapping[str, Lately]
+) -> dict[str, Any]:
+    """Totals, then the same requests by backend and by model; each sum is the total.
+
+    `lately`: how each backend did in the last hour and day, by its label value.
+    """
     requests = reading.samples(families.REQUESTS.name)
     success = sum(int(value) for labels, value in requests if int(labels["status"][0]) < 4)
     total = sum(int(value) for _, value in requests)
@@ -44,6 +52,7 @@ def stats(reading: Reading, snapshot: Snapshot | None, *, uptime_s: float) -> di
                 "probe_latency_ms": _average_ms(probe_time[label], probe_count[label]),
                 "pending": reading.pending.get(label, 0),
                 "circuit": STATES[int(circuits[label])],
+                **msgspec.to_builtins(lately.get(label, _NOTHING)),
             }
             for label in sorted({*backends, *count_of})
         ],
@@ -57,6 +66,10 @@ def stats(reading: Reading, snapshot: Snapshot | None, *, uptime_s: float) -> di
             for label in sorted(model_count)
         ],
     }
+
+
+_NO_WINDOW = Window(seconds=0, attempts=0, error_rate=None, success_rate=None, average_ttft_ms=None)
+_NOTHING = Lately(last_hour=_NO_WINDOW, last_day=_NO_WINDOW)
 
 
 def _streams(reading: Reading) -> dict[str, Any]:

@@ -41,6 +41,13 @@ def _component(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+_WINDOW: Schema = _object(
+    seconds=_COUNT,
+    attempts=_COUNT,
+    error_rate=_AMOUNT_OR_NONE,
+    success_rate=_AMOUNT_OR_NONE,
+    average_ttft_ms=_AMOUNT_OR_NONE,
+)
 _SCHEMAS: dict[str, Schema] = {
     "Error": {
         "type": "object",
@@ -87,6 +94,9 @@ _SCHEMAS: dict[str, Schema] = {
                 probe_latency_ms=_AMOUNT,
                 pending=_COUNT,
                 circuit=_CIRCUIT,
+                last_hour=_WINDOW,
+                last_day=_WINDOW,
+                trouble={"enum": ["hangs", "refuses_all", None]},
             )
         ),
         models=_list(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from nexus import __version__
 from nexus.fleet.load import Row
 from nexus.fleet.records import Snapshot
 from nexus.fleet.rundir import Started
+from nexus.fleet.windows import Lately
 from nexus.metrics.exposition import CONTENT_TYPE
 from nexus.metrics.figures import Figures
 from nexus.metrics.stats import stats
@@ -39,6 +40,7 @@ class Operations:
     role: str
     workers: Callable[[], Sequence[Row]] = tuple
     token: Callable[[], str | None] = lambda: None
+    lately: Callable[[], Mapping[str, Lately]] = dict
 
     def uptime_s(self) -> float:
         return max(0.0, time.monotonic() - self.started().monotonic)
@@ -58,7 +60,9 @@ def operations_endpoints(operations: Operations) -> Blueprint:
     @blueprint.get("/v1/stats")
     def statistics() -> Response:
         reading = operations.figures().read()
-        return jsonify(stats(reading, operations.snapshot(), uptime_s=operations.uptime_s()))
+        return jsonify(
+            stats(reading, operations.snapshot(), uptime_s=operations.uptime_s(), lately=operations.lately())
+        )
 
     @blueprint.get("/health")
     def health() -> Response:

@@ -32,7 +32,11 @@ def component(name: str) -> Schema:
 
 
 BACKEND = component("Backend")
-SEEN = BACKEND["properties"] | {"requests": COUNT, "average_latency_ms": maybe(NUMBER)}
+SEEN = BACKEND["properties"] | {
+    "requests": COUNT,
+    "average_latency_ms": maybe(NUMBER),
+    "trouble": component("Stats")["properties"]["backends"]["items"]["properties"]["trouble"],
+}
 VERDICT = record(
     backend=TEXT, model=TEXT, out=TEXT, turn=maybe(COUNT), score=maybe(NUMBER), pending=COUNT, limit=maybe(COUNT),
     circuit=TEXT,

@@ -1,0 +1,107 @@
+"""The last hour and day of each backend, from samples of the counters: one a minute, and one a quarter of an hour."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, fields
+
+from nexus.fleet.windows import Lately, Trouble, Window
+from nexus.metrics import families
+from nexus.metrics.figures import Reading
+
+_MINUTE_S, _QUARTER_S, _HOUR_S, _DAY_S = 60.0, 900.0, 3600.0, 86400.0
+_TROUBLE_S = 600.0
+_LEAST_UNANSWERED, _LEAST_REFUSED = 3, 5
+
+_REFUSED = frozenset({"invalid_request", "model_not_found"})
+_UNANSWERED = frozenset({"client_disconnect", "timeout", "idle_timeout", "deadline_exceeded"})
+_SAYS_NOTHING = frozenset({"invalid_request", "client_disconnect", "rate_limited", "other", "shutdown"})
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What was counted of a backend since the gateway's start, or within a window."""
+
+    ok: float = 0.0
+    failed: float = 0.0
+    refused: float = 0.0
+    unanswered: float = 0.0
+    first_tokens: float = 0.0
+    first_tokens_s: float = 0.0
+
+    def since(self, before: _Counts) -> _Counts:
+        return _Counts(*(getattr(self, field.name) - getattr(before, field.name) for field in fields(self)))
+
+
+_Sample = tuple[float, dict[str, _Counts]]
+
+
+class Windows:
+    """Keeps the samples of one gateway's run. Times are monotonic seconds."""
+
+    def __init__(self, *, started: float) -> None:
+        """The gateway was `started` at that moment, with counters at zero."""
+        self._minutes: deque[_Sample] = deque([(started, {})], maxlen=int(_HOUR_S / _MINUTE_S) + 2)
+        self._quarters: deque[_Sample] = deque([(started, {})], maxlen=int(_DAY_S / _QUARTER_S) + 2)
+
+    def sample(self, reading: Reading, *, now: float) -> dict[str, Lately]:
+        """Take the counters as they are, and return how each backend, by its label value, did lately."""
+        counts = _counts(reading)
+        for samples, apart_s in ((self._minutes, _MINUTE_S), (self._quarters, _QUARTER_S)):
+            if now - samples[-1][0] >= apart_s:
+                samples.append((now, counts))
+        hour, day = _before(self._minutes, now - _HOUR_S), _before(self._quarters, now - _DAY_S)
+        recent = _before(self._minutes, now - _TROUBLE_S)
+        return {
+            label: Lately(
+                last_hour=_window(label, found, hour, now),
+                last_day=_window(label, found, day, now),
+                trouble=trouble_of(found.since(recent[1].get(label, _Counts()))),
+            )
+            for label, found in counts.items()
+        }
+
+
+def trouble_of(counts: _Counts) -> Trouble | None:
+    """What is wrong with a backend of which nothing was served, if it was asked often enough to tell."""
+    if counts.ok:
+        return None
+    if counts.unanswered >= _LEAST_UNANSWERED and not counts.first_tokens:
+        return "hangs"
+    return "refuses_all" if counts.refused >= _LEAST_REFUSED else None
+
+
+def _counts(reading: Reading) -> dict[str, _Counts]:
+    found: dict[str, _Counts] = {}
+    for labels, value in reading.samples(families.ATTEMPTS.name):
+        counts, outcome = found.setdefault(labels["backend"], _Counts()), labels["outcome"]
+        if outcome == "ok":
+            counts.ok += value
+        elif outcome not in _SAYS_NOTHING:
+            counts.failed += value
+        if outcome in _REFUSED:
+            counts.refused += value
+        elif outcome in _UNANSWERED:
+            counts.unanswered += value
+    for labels, value in reading.samples(f"{families.TTFT.name}_count", family=families.TTFT.name):
+        found.setdefault(labels["backend"], _Counts()).first_tokens += value
+    for labels, value in reading.samples(f"{families.TTFT.name}_sum", family=families.TTFT.name):
+        found.setdefault(labels["backend"], _Counts()).first_tokens_s += value
+    return found
+
+
+def _before(samples: deque[_Sample], moment: float) -> _Sample:
+    """The latest sample that is not after `moment`; the oldest if all are."""
+    return next((sample for sample in reversed(samples) if sample[0] <= moment), samples[0])
+
+
+def _window(label: str, now_counts: _Counts, before: _Sample, now: float) -> Window:
+    counts = now_counts.since(before[1].get(label, _Counts()))
+    attempts = counts.ok + counts.failed
+    return Window(
+        seconds=int(now - before[0]),
+        attempts=int(attempts),
+        error_rate=round(counts.failed / attempts, 4) if attempts else None,
+        success_rate=round(counts.ok / attempts, 4) if attempts else None,
+        average_ttft_ms=round(counts.first_tokens_s / counts.first_tokens * 1000, 3) if counts.first_tokens else None,
+    )
