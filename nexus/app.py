@@ -113,6 +113,7 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
                 role="worker",
                 token=lambda: token_for("metrics", fleet.snapshot(), environ),
                 lately=lambda: read_windows(run_dir.path),
+                own_token=run_dir.own_token,
             )
         )
     )

@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from hmac import compare_digest
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -22,8 +25,9 @@ from nexus.cli.output import MISUSED, NO, UNREACHED, Failure
 from nexus.config import Config, ConfigError, load
 from nexus.config.addresses import listen_address, url_to
 from nexus.config.loading import DEFAULT_FILE, run_dir_of_broken
-from nexus.config.secrets import secret
-from nexus.fleet.rundir import RunDirectory
+from nexus.config.secrets import SecretError, secret
+from nexus.fleet.proof import CHALLENGE, PROOF, proof
+from nexus.fleet.rundir import RunDirectory, RunDirectoryError
 
 TIMEOUT_S = 5.0
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -130,11 +134,20 @@ class Gateway:
     config: Config
     run_dir: RunDirectory | None
     problems: list[str] = field(default_factory=list)
+    local: bool = False
+    """Whether the configuration leads to it, so that its run directory may be at hand."""
+    distrust: str | None = None
+    """Why the run directory is not used."""
+    _proved: dict[str, bool] = field(default_factory=dict)
 
-    @property
-    def local(self) -> bool:
-        """Whether the configuration leads to it, so that its run directory is at hand."""
-        return self.run_dir is not None
+    def use_run_directory(self) -> None:
+        """Take the run directory of the configuration, if it is safe."""
+        self.local, self.run_dir, self.distrust = True, RunDirectory.of(self.config), None
+        self._proved.clear()
+        try:
+            self.run_dir.check()
+        except RunDirectoryError as error:
+            self.run_dir, self.distrust = None, str(error)
 
     def read(self, path: str, **query: Any) -> Answer:
         """What the gateway, or where that is no help its health process, answers; 200. Raises `Failure`."""
@@ -143,7 +156,7 @@ class Gateway:
         bases = [base for base in (self.base, self.operations) if base]
         for base in bases:
             try:
-                answer = call("GET", base + target, headers=_bearer(self.secret()))
+                answer = call("GET", base + target, headers=self._credentials(base, self.secret()))
             except NoAnswer as why:
                 failed[base] = str(why)
                 if base == self.base and self.follow():
@@ -164,7 +177,7 @@ class Gateway:
 
         An option of `nexus serve` may have set it, of which the configuration knows nothing.
         """
-        if self.operations is None or self.run_dir is None:
+        if self.operations is None or not self.local:
             return False
         try:
             port, _, host = call("GET", f"{self.operations}/livez").headers.get("x-nexus-gateway", "").partition(" ")
@@ -174,7 +187,7 @@ class Gateway:
             return False
         self.base = base
         self.config = replace(self.config, server=replace(self.config.server, host=host, port=int(port)))
-        self.run_dir = RunDirectory.of(self.config)
+        self.use_run_directory()
         return True
 
     def change(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
@@ -186,7 +199,7 @@ class Gateway:
                 status=MISUSED,
             )
         url = f"{self.operations}/admin/{path}"
-        headers = {"content-type": "application/json", **_bearer(self.token())}
+        headers = {"content-type": "application/json", **self._credentials(self.operations, self.token())}
         try:
             answer = call(
                 method, url, body=None if body is None else json.dumps(body).encode(), headers=headers, timeout_s=15
@@ -211,18 +224,35 @@ class Gateway:
         found: list[dict[str, Any]] = self.change("GET", "backends")["backends"]
         return found
 
+    def _credentials(self, base: str, token: str | None) -> dict[str, str]:
+        """The header with the token; none for an address of this host that does not prove to be the gateway."""
+        if token is None or (self.local and not self._proves(base)):
+            return {}
+        return {"authorization": f"Bearer {token}"}
+
+    def _proves(self, base: str) -> bool:
+        """Whether who listens there knows the token of the run directory, which is not sent for that."""
+        if base not in self._proved:
+            self._proved[base] = False
+            key, challenge = self.run_dir.own_token() if self.run_dir else None, token_urlsafe()
+            with suppress(NoAnswer):
+                shown = call("GET", f"{base}/livez", headers={CHALLENGE: challenge}).headers.get(PROOF, "")
+                expected = proof(key, challenge, urlsplit(base).port or 0) if key else None
+                self._proved[base] = expected is not None and compare_digest(shown, expected)
+        return self._proved[base]
+
     def secret(self) -> str | None:
         """The operators' own token, from the environment or systemd's credentials."""
-        return secret(self.config.admin.token_env)
+        try:
+            return secret(self.config.admin.token_env)
+        except SecretError as error:
+            raise Failure(str(error), status=MISUSED) from error
 
     def token(self) -> str | None:
         """The operators' own, else that of the run directory; which never goes to an address that somebody named."""
         if (own := self.secret()) or self.run_dir is None:
             return own
-        try:
-            return (self.run_dir.path / "admin.token").read_text().strip()
-        except OSError:
-            return None
+        return self.run_dir.own_token()
 
     def unreached(self, failed: Mapping[str, str]) -> Failure:
         places = " nor at ".join(f"{base} ({why})" for base, why in failed.items())
@@ -234,6 +264,9 @@ class Gateway:
         return Failure(f"No gateway answers at {places}, where {self.origin} has it; {mend}.", status=UNREACHED)
 
     def _unauthorized(self, base: str) -> Failure:
+        if self.local and not self._proved.get(base, True):
+            why = self.distrust or "start the gateway, or name its address with --url"
+            raise Failure(f"{base} does not prove to be this gateway and was sent no token: {why}", status=MISUSED)
         name = self.config.admin.token_env
         mend = f"set ${name}" if self.secret() is None else f"${name} holds another one"
         if self.run_dir is not None and self.secret() is None:
@@ -251,8 +284,9 @@ def find(config: str | None, url: str | None) -> Gateway:
         return Gateway(_base_of(url), None, "--url or $NEXUS_URL", settings, None)
     server, listen = settings.server, settings.health_check.listen
     operations = url_to(*listen_address(listen)) if listen != "off" else None
-    run_dir = RunDirectory.of(settings)
-    return Gateway(url_to(server.host, server.port), operations, origin, settings, run_dir, problems)
+    gateway = Gateway(url_to(server.host, server.port), operations, origin, settings, None, problems)
+    gateway.use_run_directory()
+    return gateway
 
 
 def find_operations(config: str | None, url: str | None) -> Gateway:
@@ -271,12 +305,15 @@ def find_operations(config: str | None, url: str | None) -> Gateway:
 
 def run_directory(config: str | None, given: str | None = None) -> RunDirectory:
     """The directory of the gateway that a configuration describes, also where that cannot be used just now."""
-    if given:
-        return RunDirectory(given)
     try:
-        return RunDirectory.of(load(config).config)
+        found = RunDirectory(given) if given else RunDirectory.of(load(config).config)
     except ConfigError:
-        return RunDirectory.of(run_dir_of_broken(config, os.environ))
+        found = RunDirectory.of(run_dir_of_broken(config, os.environ))
+    try:
+        found.check()
+    except RunDirectoryError as error:
+        raise Failure(str(error), status=MISUSED) from error
+    return found
 
 
 def path_part(name: str) -> str:
@@ -300,7 +337,3 @@ def _base_of(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Failure(f"{url} is not an address; it takes http://HOST:PORT.", status=MISUSED)
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
-
-
-def _bearer(token: str | None) -> dict[str, str]:
-    return {"authorization": f"Bearer {token}"} if token else {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 
 import click
@@ -26,8 +24,7 @@ def reload_command(config: str | None, run_dir: str | None, as_json: bool) -> No
     from nexus.fleet.reloads import last_reload
 
     directory = run_directory(config, run_dir)
-    pid = directory.health_process_pid()
-    if pid is None:
+    if not directory.health_process_alive():
         load(config)  # says what is wrong with the file, where that is why nothing was found
         raise Failure(
             f"No health process runs for {directory.path}; name the gateway's configuration with -c, "
@@ -35,12 +32,12 @@ def reload_command(config: str | None, run_dir: str | None, as_json: bool) -> No
             status=UNREACHED,
         )
     before = last_reload(directory.path).count
-    os.kill(pid, signal.SIGHUP)
+    directory.request_reload()
     deadline = time.monotonic() + _PATIENCE_S
     while (outcome := last_reload(directory.path)).count == before:
         if time.monotonic() > deadline:
             raise Failure(
-                f"The health process (pid {pid}) did not say within {_PATIENCE_S:.0f} s how it went; its log does.",
+                f"The health process did not say within {_PATIENCE_S:.0f} s how it went; its log does.",
                 status=NO,
             )
         time.sleep(0.02)

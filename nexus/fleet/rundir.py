@@ -6,6 +6,7 @@
   health.lock          held by the health process
   fleet.json           the fleet snapshot, replaced whole     (see snapshot.py)
   fleet.number         8 shared bytes that tell of a new one
+  reload.wanted        there while somebody waits for a reload
   reload.json          how the last reload went              (see reloads.py)
   admin.token          what operators' requests must carry where they have no token of their own
   current              → generations/<id>, moved atomically
@@ -26,6 +27,7 @@ import contextlib
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Mapping
@@ -42,6 +44,7 @@ log = logging.getLogger("nexus.fleet")
 FORMAT = "3"
 _NAMED_BY = "%Y%m%dT%H%M%S"
 _PROBE_BYTES = 4096
+_RELOAD_REQUEST = "reload.wanted"
 
 
 class RunDirectoryError(Exception):
@@ -117,30 +120,61 @@ class RunDirectory:
         """The directory that the configuration names, or the default one for its port."""
         return cls(config.server.run_dir or default_run_dir(config.server.port))
 
+    def check(self) -> bool:
+        """Whether the directory exists. Raises `RunDirectoryError` if anybody else could have put files into it.
+
+        Every process and command calls this before it opens, writes or believes anything in the directory. What
+        is below a directory that passes was made by this user, so links there need no further check.
+        """
+        try:
+            about = self.path.lstat()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._unusable(error) from error
+        if not stat.S_ISDIR(about.st_mode):
+            raise RunDirectoryError(
+                f"The run directory {self.path} is a link or a file, not a directory; "
+                "name a directory in [server] run_dir or $NEXUS_RUN_DIR."
+            )
+        if about.st_uid != os.geteuid():
+            raise RunDirectoryError(
+                f"The run directory {self.path} belongs to another user (uid {about.st_uid}); run this as that user, "
+                "or name one of your own in [server] run_dir or $NEXUS_RUN_DIR."
+            )
+        if stat.S_IMODE(about.st_mode) & 0o022:
+            raise RunDirectoryError(
+                f"Other users may write in the run directory {self.path}; "
+                "stop the gateway, delete the directory, and give the new one mode 0700."
+            )
+        return True
+
+    def _unusable(self, error: OSError) -> RunDirectoryError:
+        return RunDirectoryError(
+            f"The run directory {self.path} cannot be used ({error.strerror}); "
+            "name one that this user may write, with space, in [server] run_dir or $NEXUS_RUN_DIR."
+        )
+
     def prepare(self) -> None:
-        """Make the directory where it is missing, and refuse one that is not ours to use, or that is full."""
+        """Make the directory if it is missing, and refuse one that is not ours to use, or that is full."""
         try:
             self._prepare()
         except OSError as error:
-            raise RunDirectoryError(
-                f"The run directory {self.path} cannot be used ({error.strerror}); "
-                "name one that this user may write, with space, in [server] run_dir or $NEXUS_RUN_DIR."
-            ) from error
+            raise self._unusable(error) from error
 
     def _prepare(self) -> None:
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.check():
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.check()  # somebody else may have been quicker
         (self.path / "generations").mkdir(mode=0o700, exist_ok=True)
         probe = self.path / f".probe-{os.getpid()}"
+        probe.unlink(missing_ok=True)
+        fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            probe.write_bytes(bytes(_PROBE_BYTES))
+            os.write(fd, bytes(_PROBE_BYTES))
         finally:
+            os.close(fd)
             probe.unlink(missing_ok=True)
-        owner = self.path.stat().st_uid
-        if owner != os.geteuid():
-            raise RunDirectoryError(
-                f"The run directory {self.path} belongs to another user (uid {owner}); "
-                "name one of your own in [server] run_dir or $NEXUS_RUN_DIR."
-            )
         version = self.path / "format"
         found = version.read_text().strip() if version.exists() else ""
         if found != FORMAT:
@@ -184,6 +218,25 @@ class RunDirectory:
             return lock.held_elsewhere(0)
         finally:
             lock.close()
+
+    def request_reload(self) -> None:
+        """Have the health process read the configuration again, soon. Raises OSError."""
+        _replace(self.path / _RELOAD_REQUEST, b"")
+
+    def take_reload_request(self) -> bool:
+        """Whether a reload was requested since the last call. Raises OSError."""
+        try:
+            (self.path / _RELOAD_REQUEST).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def own_token(self) -> str | None:
+        """The token that only who may read the directory knows; None if there is none."""
+        try:
+            return (self.path / "admin.token").read_text(encoding="ascii").strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
 
     def health_process_pid(self) -> int | None:
         """The health process; None where none runs."""

@@ -368,6 +368,8 @@ class HealthProcess:
             self._place.recorder.log_lines_dropped()
             try:
                 self._follow()
+                if self._run_dir.take_reload_request():
+                    gevent.spawn(self.reload)
                 sweep(self._place.seat)
                 if (wanted := self._wanted.take()) and self._fleet.label_models(wanted):
                     self._publish()
@@ -467,6 +469,7 @@ class HealthProcess:
             role="health_process",
             token=lambda: self._token_for("metrics"),
             lately=lambda: self._lately,
+            own_token=lambda: self._own_token,
         )
         viewed = Viewed(
             snapshot=self.current_snapshot,

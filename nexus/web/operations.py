@@ -11,6 +11,7 @@ from flask import Blueprint, Response, jsonify, request
 
 from nexus import __version__
 from nexus.fleet.load import Row
+from nexus.fleet.proof import CHALLENGE, PROOF, proof
 from nexus.fleet.records import Snapshot
 from nexus.fleet.rundir import Started
 from nexus.fleet.windows import Lately
@@ -29,7 +30,7 @@ GATEWAY_HEADER = "x-nexus-gateway"
 class Operations:
     """What the operations paths look at; each is asked anew, since generation and fleet change under a process.
 
-    `token` is what the figures ask for, None where they are open.
+    `token` is what the metrics ask for, None if they are open; `own_token` that of the run directory.
     """
 
     figures: Callable[[], Figures]
@@ -41,6 +42,7 @@ class Operations:
     workers: Callable[[], Sequence[Row]] = tuple
     token: Callable[[], str | None] = lambda: None
     lately: Callable[[], Mapping[str, Lately]] = dict
+    own_token: Callable[[], str | None] = lambda: None
 
     def uptime_s(self) -> float:
         return max(0.0, time.monotonic() - self.started().monotonic)
@@ -74,6 +76,9 @@ def operations_endpoints(operations: Operations) -> Blueprint:
         if operations.role == "health_process" and (snapshot := operations.snapshot()):
             server = snapshot.config.server
             response.headers[GATEWAY_HEADER] = f"{server.port} {server.host}"
+        challenge, key = request.headers.get(CHALLENGE), operations.own_token()
+        if challenge is not None and key is not None:
+            response.headers[PROOF] = proof(key, challenge, int(request.environ["SERVER_PORT"]))
         return response
 
     @blueprint.get("/readyz")

@@ -42,6 +42,7 @@ def examine(config: str | None, *, request: bool) -> Iterator[Finding]:
     """Every finding, as soon as it is there."""
     from nexus.cli.doctor import host, place, reach, trial
     from nexus.cli.gateway import find
+    from nexus.fleet.rundir import RunDirectory
 
     yield from host.libraries()
     yield from host.variables(os.environ)
@@ -51,10 +52,9 @@ def examine(config: str | None, *, request: bool) -> Iterator[Finding]:
     yield from host.descriptors(gateway.config)
     if loaded is not None:
         yield from place.secrets(loaded, os.environ)
+    yield from place.run_directory(RunDirectory.of(gateway.config))
     if gateway.run_dir is not None:
-        yield from place.run_directory(gateway.run_dir)
-        if gateway.run_dir.path.is_dir():
-            yield from place.processes(gateway.run_dir)
+        yield from place.processes(gateway.run_dir)
     yield from place.addresses(gateway)
     if loaded is not None:
         yield from reach.backends(loaded.config.backends, os.environ)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +15,7 @@ from nexus.cli.output import counted
 from nexus.config import ConfigError, Loaded, load
 from nexus.config.secrets import secret
 from nexus.fleet.reloads import last_reload
-from nexus.fleet.rundir import RunDirectory
+from nexus.fleet.rundir import RunDirectory, RunDirectoryError
 
 _LEAST_FREE = 16 * 1024 * 1024
 _IN_MEMORY = ("tmpfs", "ramfs")
@@ -54,23 +53,19 @@ def secrets(loaded: Loaded, environ: Mapping[str, str]) -> Iterator[Finding]:
 def run_directory(run_dir: RunDirectory) -> Iterator[Finding]:
     path = run_dir.path
     elsewhere = "name another in [server] run_dir or $NEXUS_RUN_DIR"
-    if path.exists() and not path.is_dir():
-        yield fail("run directory", f"{path} is no directory.", f"take it away, or {elsewhere}")
+    try:
+        found = run_dir.check()
+    except RunDirectoryError as error:
+        what, _, mend = str(error).partition("; ")
+        yield fail("run directory", f"{what}.", mend.rstrip("."))
         return
-    if not path.exists():
+    if not found:
         parent = next(one for one in path.parents if one.exists())
         if os.access(parent, os.W_OK):
             yield ok("run directory", f"{path} is made at the start")
         else:
             yield fail("run directory", f"{path} cannot be made: {parent} is not ours to write.", elsewhere)
         return
-    about = path.stat()
-    if about.st_uid != os.geteuid():
-        mend = f"run this as its owner, or {elsewhere}"
-        yield fail("run directory", f"{path} belongs to another user (uid {about.st_uid}).", mend)
-        return
-    if stat.S_IMODE(about.st_mode) & 0o022:
-        yield fail("run directory", f"Others may write in {path}.", f"chmod 700 {path}")
     if (free := shutil.disk_usage(path).free) < _LEAST_FREE:
         mend = f"make space: {counted(_LEAST_FREE // 1024 // 1024, 'MiB')} at least, or {elsewhere}"
         yield fail("run directory", f"Only {free // 1024:,} KiB are free in {path}.", mend)
