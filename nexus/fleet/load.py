@@ -13,6 +13,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 SLOTS = 256
@@ -20,7 +21,7 @@ COLUMNS = 512
 HEAD = 16
 FORMAT = 2
 _SEQUENCE, _IN_FLIGHT, _PID, _ROLE, _STARTS, _STREAMS, _WAITING, _QUEUE_SEEN, _TRIES = range(9)
-_HEARTBEAT, _DRAINING, _DEPARTED, _DEATHS, _READING = 10, 11, 12, 13, 14  # tries count in two cells
+_HEARTBEAT, _DRAINING, _DEPARTED, _DEATHS, _READING, _NAMESPACE = 10, 11, 12, 13, 14, 15  # tries count in two cells
 _PENDING, _QUEUED, _TICKET, _OUTCOMES = range(4)
 _PLANES = 6  # the two above that count within a window have two cells each, for the current and the last half of it
 _STRIDE = HEAD + _PLANES * COLUMNS
@@ -46,6 +47,15 @@ def _plane(plane: int, column: int) -> int:
 
 
 _FIRST_PENDING = _plane(_PENDING, 0)
+
+
+@cache
+def _pid_namespace() -> int:
+    """Which process ids this process sees; 0 if the kernel does not say."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
 
 
 class LoadTable:
@@ -282,6 +292,11 @@ class Row:
         return self._cells[self._base + _PID]
 
     @property
+    def in_our_namespace(self) -> bool:
+        """Whether its process id means the same process to us; in another container it would be a stranger's."""
+        return self._cells[self._base + _NAMESPACE] == _pid_namespace()
+
+    @property
     def role(self) -> int:
         return self._cells[self._base + _ROLE]
 
@@ -304,6 +319,7 @@ class Row:
 
     def take(self, pid: int, role: int) -> None:
         """Say whose it is now."""
+        self._cells[self._base + _NAMESPACE] = _pid_namespace()
         self._cells[self._base + _PID] = pid
         self._cells[self._base + _ROLE] = role
 

@@ -175,7 +175,7 @@ class Figures:
             memory, cpu = [], []
             for slot in held:
                 row = self._seat.table.row(slot)
-                if row.pid and (found := memory_and_cpu(row.pid)):
+                if row.pid and row.in_our_namespace and (found := memory_and_cpu(row.pid)):
                     labels = (str(slot), _ROLES.get(row.role, "unknown"), str(row.pid))
                     memory.append((labels, found[0]))
                     cpu.append((labels, found[1]))
