@@ -21,6 +21,7 @@ import time
 from _thread import RLock  # greenlets need no lock here: nothing below switches them
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from select import select
 
 _ROOM = 64 * 1024
@@ -66,15 +67,21 @@ class NonBlockingText(io.TextIOBase):
     def writable(self) -> bool:
         return True
 
+    def flush(self) -> None:
+        """Nothing to do: what could be written was written at once."""
+
     def write(self, text: str) -> int:
         data = text.encode("utf-8", "backslashreplace")
         with self._lock:
             if self._waiting:
                 self._drain()
-            if self._waiting or (sent := self._try(data)) == 0:
-                self._keep(data)
-            elif 0 < sent < len(data):
+            sent = 0 if self._waiting else self._try(data)
+            if sent == len(data):
+                pass
+            elif sent > 0:
                 self._wait_first(data[sent:])  # a line that was begun is written whole
+            elif sent == 0:
+                self._keep(data)
         return len(text)
 
     def tend(self) -> None:
@@ -108,7 +115,7 @@ class NonBlockingText(io.TextIOBase):
     def _try(self, data: bytes) -> int:
         """Bytes written, 0 where there is no room; -1 where they are lost, and counted as such."""
         try:
-            return self._send(data) if data else 0
+            return self._send(data)
         except BlockingIOError:
             return 0
         except OSError:  # the reader has gone, the disk is full: waiting would not help
@@ -145,11 +152,11 @@ class NonBlockingText(io.TextIOBase):
                 sock = _socket.socket(fileno=os.dup(self._fd))
                 self._send = lambda data: sock.send(data, socket.MSG_DONTWAIT)
             elif stat.S_ISREG(mode):
-                self._send = lambda data: os.write(self._fd, data)
+                self._send = partial(os.write, self._fd)
             else:
                 flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-                own = self._own = os.open(f"/proc/self/fd/{self._fd}", flags)
-                self._send = lambda data: os.write(own, data)
+                self._own = os.open(f"/proc/self/fd/{self._fd}", flags)
+                self._send = partial(os.write, self._own)
         except OSError:
             self._send = self._send_when_writable
 
