@@ -6,7 +6,7 @@ from nexus.config import Config
 from nexus.config.records import NOT_SPOKEN
 from nexus.errors import ERROR_TYPES, STREAM_ENDS, status_labels
 from nexus.fleet.load import SLOTS
-from nexus.metrics.families import FAMILIES, Family
+from nexus.metrics.families import EXCLUSION_REASONS, FAMILIES, Family
 
 _ENDPOINTS, _TOKEN_TYPES, _KINDS, _SOURCES, _PHASES, _BY = 3, 2, 2, 4, 2, 2
 
@@ -25,7 +25,7 @@ def bound(config: Config) -> dict[str, int]:
         "error_type": len(ERROR_TYPES),
         "outcome": len(ERROR_TYPES) + 1,
         "endpoint": _ENDPOINTS,
-        "reason": len(STREAM_ENDS),  # of the families that have it, the one with most
+        "reason": max(len(STREAM_ENDS), len(EXCLUSION_REASONS)),  # of the families that have it, the one with most
         "source": _SOURCES,
         "phase": _PHASES,
         "by": _BY,

@@ -26,6 +26,12 @@ DECISION_SECONDS = (0.000005, 0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.000
 PROBE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, *SECONDS)
 TOKENS = (10, 50, 100, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 128000)
 
+EXCLUSION_REASONS = (
+    "unknown", "unhealthy", "draining", "capability_mismatch", "privacy_restricted", "tier_below_minimum",
+    "circuit_open", "busy", "at_capacity",
+)  # fmt: skip
+"""Why a backend that has the model of a request is not considered for it."""
+
 Kind = Literal["counter", "gauge", "histogram"]
 Source = Literal["workers", "health", "scrape"]
 
@@ -205,6 +211,13 @@ RETRIES_DENIED = Family(
     kind="counter",
     labels=("backend",),
     help="Attempts that failed and would have been followed by another, had the host's budget for retries allowed it.",
+)
+EXCLUSIONS = Family(
+    name="nexus_routing_exclusions_total",
+    kind="counter",
+    labels=("reason",),
+    help="Backends that have the model of a request and were not considered for its first attempt, by the reason: "
+    f"{', '.join(EXCLUSION_REASONS)}.",
 )
 DECISION = Family(
     name="nexus_routing_decision_seconds",
@@ -440,6 +453,7 @@ FAMILIES: tuple[Family, ...] = (
     ATTEMPTS,
     RETRIES,
     RETRIES_DENIED,
+    EXCLUSIONS,
     DECISION,
     CIRCUIT_STATE,
     CIRCUIT_OPENED,

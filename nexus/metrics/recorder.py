@@ -213,6 +213,11 @@ class Recorder:
             self.child(families.RETRIES, backend, error_type).inc()
             self._row.count_retry(time.monotonic_ns())
 
+    def excluded(self, reason: str) -> None:
+        """A backend that has the model of a request was not considered for it."""
+        with self._lock:
+            self.child(families.EXCLUSIONS, reason).inc()
+
     def retry_denied(self, backend: str) -> None:
         with self._lock:
             self.child(families.RETRIES_DENIED, backend).inc()

@@ -10,7 +10,7 @@ from zlib import crc32
 import msgspec
 
 from nexus.config import Config
-from nexus.errors import Fault
+from nexus.errors import Fault, RequestFailed
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load import NORMAL_TICKET, LoadTable, Row
 from nexus.metrics.recorder import Recorder
@@ -18,7 +18,7 @@ from nexus.proxy.breakers import Breakers, success_of
 from nexus.proxy.client import Request
 from nexus.proxy.queue import Queue
 from nexus.proxy.view import View
-from nexus.routing.router import CLEAR, Asked, Choice, NoRoom, Standing, Tried, choose
+from nexus.routing.router import CLEAR, Asked, Choice, NoRoom, Standing, Tried, choose, exclusions
 
 _STANDS_STILL_NS = 250_000_000
 """Those that wait in a process which has not looked for so long keep nobody from the room there is."""
@@ -132,22 +132,38 @@ class Admission:
         Raises `RequestFailed` where none can be had, `ClientGone` where the client left while it waited.
         """
         try:
-            return self._admit(applicant, tried)
-        except NoRoom as no_room:
-            settings = self._view().snapshot.config.queue
-            if not settings.most_waiting:
+            place = self._admit(applicant, tried)
+        except RequestFailed as failure:
+            if not tried:
+                self._count_exclusions(applicant, None)
+            if not isinstance(failure, NoRoom):
                 raise
-            began = time.monotonic()
-            place = self._queue.wait(
-                lambda: self._admit(applicant, tried),
-                no_room,
-                ticket=applicant.ticket,
-                request=applicant.request,
-                settings=settings,
-                most_s=applicant.deadline - time.monotonic(),
-            )
-            place.waited_s = time.monotonic() - began
+            no_room = failure
+        else:
+            if place.choice.passed_over and not tried:
+                self._count_exclusions(applicant, place.choice)
             return place
+        settings = self._view().snapshot.config.queue
+        if not settings.most_waiting:
+            raise no_room
+        began = time.monotonic()
+        place = self._queue.wait(
+            lambda: self._admit(applicant, tried),
+            no_room,
+            ticket=applicant.ticket,
+            request=applicant.request,
+            settings=settings,
+            most_s=applicant.deadline - time.monotonic(),
+        )
+        place.waited_s = time.monotonic() - began
+        return place
+
+    def _count_exclusions(self, applicant: Applicant, chosen: Choice | None) -> None:
+        """Count, once for each request, why backends that have the model were not considered."""
+        view = self._view()
+        now = _Now(self, applicant, view.snapshot.config, self.load.pending, 0.0)
+        for reason in exclusions(view.table, applicant.asked, now, chosen=chosen):
+            self._recorder.excluded(reason)
 
     def _admit(self, applicant: Applicant, tried: Tried) -> Place:
         view = self._view()

@@ -87,12 +87,16 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
-    """The backend to try, the model to ask it for, and why. `trial`: its circuit is half open, one request may try."""
+    """The backend to try, the model to ask it for, and why.
+
+    `trial`: its circuit is half open, one request may try. `passed_over`: others that have the model were excluded.
+    """
 
     backend: Backend
     model: str
     reason: Reason
     trial: bool = False
+    passed_over: bool = False
 
 
 class NoRoom(RequestFailed):
@@ -125,7 +129,8 @@ def choose(table: RouteTable, asked: Asked, *, tried: Tried, now: Conditions) ->
                 if usable:
                     offer, standing = _pick(table, usable, now, first=not tried)
                     reason = _reason(offer, candidates, asked, name, tried=tried)
-                    return Choice(offer.backend, name, reason, standing.state == "half_open")
+                    passed_over = len(usable) < len(table.offers[name]) or name != asked.model
+                    return Choice(offer.backend, name, reason, standing.state == "half_open", passed_over)
     failure = no_route(table, asked, now)
     if blocked:
         backends = tuple({offer.backend.name: offer.backend for offer, _ in blocked}.values())
@@ -290,6 +295,23 @@ class _Told:
             "privacy_zone_required": "restricted" if demands.restricted else None,
         }
         return RequestFailed(fault, message, headers=headers, context=context)
+
+
+def exclusions(table: RouteTable, asked: Asked, now: Conditions, *, chosen: Choice | None) -> list[str]:
+    """Why backends that have the model were excluded, one of `EXCLUSION_REASONS` for each.
+
+    It goes down the fallback chain to the chosen model, and to its end if none was chosen.
+    """
+    chain = table.chain(asked.model, asked.demands)
+    if chosen is not None:
+        chain = chain[: chain.index(chosen.model) + 1]
+    reasons = [
+        rejection(table, asked, offer.backend, now, model=model)
+        for model in chain
+        for offer in table.offers.get(model, ())
+        if chosen is None or offer.backend is not chosen.backend
+    ]
+    return [reason for reason in reasons if reason]
 
 
 def rejection(table: RouteTable, asked: Asked, backend: Backend, now: Conditions, *, model: str | None = None) -> str:

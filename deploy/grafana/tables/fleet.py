@@ -94,6 +94,11 @@ FLEET = Dashboard(
                 queries=[(f"{rate('nexus_backend_unsolicited_responses_total', BACKEND)} or vector(0)", "all backends")],
             ),
             Panel(
+                title="Backends passed over", unit="cps",
+                description="Backends that have the model of a request and were not considered for it, by the reason.",
+                queries=[(rate("nexus_routing_exclusions_total", HOST, "reason"), "{{reason}}")],
+            ),
+            Panel(
                 title="Choosing a backend", unit="s",
                 description="Time that it takes, or finding that there is none.",
                 queries=percentiles("nexus_routing_decision_seconds", HOST),
