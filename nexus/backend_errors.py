@@ -137,9 +137,9 @@ def fault_within_stream(status: int, error: bytes = b"", *, own_key: bool = True
     likened = classify(status, error, own_key=own_key)
     if likened.blame is Blame.BUSY:
         return FAULTS["stream_error_busy"]
-    if not content and likened.name == "backend_4xx":
-        return FAULTS["stream_refused"]
-    return FAULTS["stream_error_limits_client" if likened.name == "backend_limits_client" else "stream_error"]
+    if likened.name == "backend_limits_client":
+        return FAULTS["stream_error_limits_client"]
+    return FAULTS["stream_error" if content or likened.blame is not Blame.CLIENT else "stream_refused"]
 
 
 def is_page(content: bytes) -> bool:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from nexus.proxy.http1 import AnswerReader, MalformedAnswer, PlainAnswerHead
 from nexus.proxy.sse import EventReader
+from nexus.proxy.stream import Stream
 from nexus.proxy.worker.heads import HeadReader, Limits, read_plain_head
 from nexus.routing import requirements
 
@@ -137,6 +138,7 @@ ANSWERS = lines_of(
     [
         b"Content-Length: 5\r\n", b"Content-Length: 5\r\n", b"Content-Length:5 \r\n", b"Content-Length: 0\r\n",
         b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: Chunked\r\n", b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Transfer-Encoding: chunked\t\r\n", b"Transfer-Encoding: chunked \r\n", b"Connection: X, Keep-Alive\r\n",
         b"Connection: close\r\n", b"Connection: keep-alive\r\n", b"Connection: Keep-Alive, x\r\n", b"Content-Type: a/b\r\n",
         b"Proxy-Connection: close\r\n",
         b"X: \t y \r\n", b"Set-Cookie: a\r\n", b"Upgrade: h2c\r\n", b"Trailer: T\r\n", b"X:\r\n",
@@ -239,6 +241,44 @@ def same_events(example: tuple[bytes, list[int]]) -> bool:
     return any(found is not None for found, _ in whole)
 
 
+CHUNKS = st.lists(
+    st.sampled_from(
+        [
+            b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}]}\n\n',
+            b'data:{"choices":[{"index":1,"delta":{"thinking":"x"}}]}\r\n\r\n',
+            b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"timings":{"predicted_n":3}}\r\r',
+            b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n',
+            b'data: {"choices":[{"index":0,"delta":{}}],"usage":{"completion_tokens":2},"x":NaN}\n\n',
+            b'data: {"choices":[],"usage":{"completion_tokens":2},"timings":{"cache_n":1}}\n\n',
+            b'data: {"error":{"message":"no","code":"500"}}\n\n', b'event: error\ndata: {"message":"\\ud83d"}\n\n',
+            b":\n\n", b"event: ping\ndata: {}\n\n", b"\xef\xbb\xbf", b"data: [DONE]\n\n",
+        ]
+    ),
+    min_size=1, max_size=8,
+)  # fmt: skip
+
+
+def facts_of(pieces: list[bytes], *, hide_usage: bool) -> tuple[Any, ...]:
+    """What a client gets of a stream, and what the metrics say of it."""
+    stream = Stream(clock=lambda: 1.0, hide_usage=hide_usage)
+    shown = b"".join([*map(stream.take, pieces), stream.end()])
+    return (
+        shown, stream.usage, stream.error, stream.error_status, stream.content, stream.done, stream.finished, stream.events,
+        stream.counted_tokens(), stream.first_token_at,
+    )  # fmt: skip
+
+
+def same_stream(example: tuple[bytes, list[int]]) -> bool:
+    """A stream comes to the same in whatever pieces it comes, and goes on to the byte if nothing is hidden."""
+    data, at = example
+    for hide_usage in (False, True):
+        whole = facts_of([data], hide_usage=hide_usage)
+        assert hide_usage or whole[0] == data
+        for pieces in (cut(data, at), [data[n : n + 1] for n in range(len(data))]):
+            assert facts_of(pieces, hide_usage=hide_usage) == whole
+    return bool(whole[-1])
+
+
 BODIES = st.lists(
     st.sampled_from(
         [
@@ -288,6 +328,7 @@ PARSERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], bool]]] = {
     "request heads": (damaged(REQUESTS, TOKENS), same_as_gunicorn),
     "answers": (st.tuples(damaged(ANSWERS, TOKENS), st.lists(st.integers(0, 500), max_size=5)), same_in_pieces),
     "events": (st.tuples(damaged(EVENTS, TOKENS), st.lists(st.integers(0, 200), max_size=5)), same_events),
+    "streams": (st.tuples(damaged(CHUNKS, TOKENS + JSON), st.lists(st.integers(0, 900), max_size=6)), same_stream),
     "bodies": (damaged(BODIES, JSON), same_as_json),
 }
 
