@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import _socket
 import errno
+import fcntl
 import os
 import select
 import socket
 import ssl
+import termios
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
 
@@ -24,6 +27,7 @@ from nexus.proxy.tls import Contexts
 READ_SIZE = 64 * 1024
 _SWEEP_EVERY_S = 1.0
 _GLANCE = 16
+_count = array("i", [0])
 _IDLE_TOO_LONG = b"HTTP/1.1 408 "
 """What some servers say before they close a connection that was idle."""
 _DISTRUST_S = 300.0
@@ -90,7 +94,9 @@ class Connection:
         A stream is over with `[DONE]`, so the end of its response may come only while the connection is idle. All other
         bytes that come then are `unsolicited`: they would be taken for the response to the next request.
         """
-        answer = self.answer
+        answer, arrivals = self.answer, self.arrivals
+        if arrivals is not None and not arrivals.early and not self._waiting():
+            return answer.reusable  # found out without an exception, as nearly always
         for _ in range(2):
             size = _GLANCE if answer.complete else READ_SIZE
             try:
@@ -109,6 +115,11 @@ class Connection:
                 return False
             answer.body()
         return False
+
+    def _waiting(self) -> int:
+        """Bytes that can be read at once; an end is not told by it."""
+        fcntl.ioctl(self.sock, termios.FIONREAD, _count)
+        return _count[0] + (self._pending() if self.tls else 0)
 
     def _pending(self) -> int:
         """Bytes that TLS has read already, which the socket does not show."""
