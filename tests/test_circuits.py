@@ -100,8 +100,10 @@ def test_state_is_shown(tmp_path: Path):
             statuses: list[int] = []
             asks = [chat("x", "shared")] * 20
             run(gateway.port, asks, concurrency=1, seen=lambda _, status, __: statuses.append(status))
-            assert statuses == [502] * 5 + [503] * 15, "five failures open it, and then nothing reaches the backend"
-            assert sick.tally()["requests"]["/v1/chat/completions"] == 5
+            assert statuses == [502] * 20, (
+                "five failures open it; where all circuits are open, one is tried all the same"
+            )
+            assert sick.tally()["requests"]["/v1/chat/completions"] == 20
             scrape = gateway.settled()
             assert scrape.value("nexus_backend_circuit_state", backend="sick") == 2
             assert scrape.value("nexus_circuit_opened_total", backend="sick") == 1
@@ -116,50 +118,148 @@ def test_state_is_shown(tmp_path: Path):
             assert gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 0
 
 
-def test_a_stream_on_trial_is_judged_at_its_end(tmp_path: Path):
-    """Content alone closes nothing: meanwhile nobody else is sent there, and a stream that breaks keeps it open."""
+def test_stream_closes_a_half_open_circuit_with_its_first_content(tmp_path: Path):
+    """What comes after that counts as with any other stream."""
     with (
         Demo(tmp_path, name="sick", models=["shared"], pace=50) as sick,
         Gateway(tmp_path, backend_toml(sick) + tripping(open_seconds=1.0)) as gateway,
     ):
         trip(gateway, sick)
-        for fault, then in (("break_after=20", 2), ("error_after=20,error_code=429", 0)):
-            sick.fault(fault)
-            until(lambda: gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 1)
-            with streamed(gateway, tokens=60) as answer:
-                assert b"content" in answer.readline()
-                assert gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 1
-                statuses: list[int] = []
-                seen = lambda _, status, __, to=statuses: to.append(status)  # noqa: E731
-                run(gateway.port, [chat("x", "shared")], concurrency=1, seen=seen)
-                assert statuses == [503], "one request at a time tries"
-                assert b'"error"' in answer.read()
-            assert gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == then, fault
-        assert len(gateway.lines("circuit stays open")) == 1
-        assert gateway.settled().value("nexus_circuit_opened_total", backend="sick") == 1
-
-
-def test_a_long_stream_on_trial_keeps_no_backend_out(tmp_path: Path):
-    with (
-        Demo(tmp_path, name="sick", models=["shared"], pace=50) as sick,
-        Gateway(tmp_path, backend_toml(sick) + tripping(open_seconds=0.5)) as gateway,
-    ):
-        trip(gateway, sick)
         sick.fault("")
         until(lambda: gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 1)
         with streamed(gateway, tokens=400) as answer:
-            began = time.monotonic()
             assert b"content" in answer.readline()
-            until(lambda: gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 0, within_s=5)
-            assert 0.4 < time.monotonic() - began < 5, "after it has gone on for open_seconds"
-            assert b"[DONE]" not in answer.readline(), "it goes on"
-            assert gateway.scrape().total("nexus_streams_active") == 1
+            assert gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 0
+            assert gateway.scrape().total("nexus_streams_active") == 1, "it goes on"
+        assert len(gateway.lines("circuit closed")) == 1
 
 
-def tripping(*, open_seconds: float) -> str:
+def test_slow_half_open_probe_keeps_nobody_out(tmp_path: Path):
+    """A whole answer that takes long has the backend for as long as a circuit stays open, then another one may try."""
+    with (
+        Demo(tmp_path, name="sick", models=["shared"], pace=0) as sick,
+        Demo(tmp_path, name="well", models=["shared"], pace=0) as well,
+        Gateway(tmp_path, backend_toml(sick, well) + tripping(open_seconds=1.0, strategy="round_robin")) as gateway,
+    ):
+        trip(gateway, sick)
+        sick.fault("delay=30")
+        until(lambda: gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 1)
+        slow = HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+        slow.request("POST", "/v1/chat/completions", json.dumps(chat("x", "shared").body), JSON)
+        until(lambda: sick.tally()["open"] == 1)
+        sick.fault("")
+        statuses: list[int] = []
+
+        def closed() -> bool:
+            seen = lambda _, status, __: statuses.append(status)  # noqa: E731
+            run(gateway.port, [chat("x", "shared")], concurrency=1, seen=seen)
+            return gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 0
+
+        until(closed, within_s=20)
+        assert sick.tally()["open"] == 1, "the slow one still waits for its answer"
+        assert set(statuses) == {200}
+        slow.close()
+
+
+def test_good_health_probe_closes_a_circuit_that_nobody_tries(tmp_path: Path):
+    with (
+        Demo(tmp_path, name="sick", models=["shared"], pace=0) as sick,
+        Gateway(tmp_path, backend_toml(sick) + tripping(open_seconds=0.5)) as gateway,
+    ):
+        trip(gateway, sick)
+        until(lambda: gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 0, within_s=10)
+
+
+JSON = {"content-type": "application/json"}
+POISON = "status=500"
+CONFIG_OF_TWO = '[routing]\nstrategy = "round_robin"\n[circuit_breaker]\nopen_seconds = 60\nslow_start_seconds = 0.1\n'
+
+
+def send(gateway: Gateway, model: str, fault: str = "") -> tuple[int, dict[str, str]]:
+    """A request, with what it makes the backends do, whichever they are."""
+    connection = HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    headers = {**JSON, **({"x-demo-fault": fault} if fault else {})}
+    connection.request("POST", "/v1/chat/completions", json.dumps(chat("x", model).body), headers)
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status, {name.lower(): value for name, value in answer.getheaders()}
+
+
+def test_poisoned_requests_take_the_only_backend_from_nobody(tmp_path: Path):
+    """One client's requests fail, one after the other: its circuit opens, and yet everybody else is served."""
+    with (
+        Demo(tmp_path, name="d", models=["shared"], pace=0) as demo,
+        Gateway(tmp_path, backend_toml(demo) + "[circuit_breaker]\nopen_seconds = 60\n") as gateway,
+    ):
+        assert [send(gateway, "shared", POISON)[0] for _ in range(5)] == [502] * 5
+        assert gateway.scrape().value("nexus_circuit_opened_total", backend="d") == 1, (
+            "five requests, each counted once"
+        )
+        for _ in range(10):
+            assert send(gateway, "shared", POISON)[0] == 502
+            assert send(gateway, "shared")[0] == 200
+        scrape = gateway.settled()
+        assert scrape.value("nexus_requests_total", backend="d", model="shared", status="200") == 10
+        assert scrape.value("nexus_requests_total", backend="d", model="shared", status="502") == 15
+        assert scrape.value("nexus_upstream_attempts_total", backend="d", outcome="backend_error") == 45
+
+
+def test_poisoned_requests_count_against_no_backend_where_several_fail(tmp_path: Path):
+    with (
+        Demo(tmp_path, name="a", models=["shared"], pace=0) as a,
+        Demo(tmp_path, name="b", models=["shared"], pace=0) as b,
+        Gateway(tmp_path, backend_toml(a, b)) as gateway,
+    ):
+        assert [send(gateway, "shared", POISON)[0] for _ in range(20)] == [502] * 20
+        assert [send(gateway, "shared")[0] for _ in range(10)] == [200] * 10
+        scrape = gateway.settled()
+        assert circuits(gateway, ["a", "b"]) == {"a": "closed", "b": "closed"}
+        assert scrape.total("nexus_circuit_opened_total") == 0
+        assert scrape.total("nexus_upstream_attempts_total", outcome="backend_error") == 60
+
+
+def test_one_failing_backend_of_two_is_found_out(tmp_path: Path):
+    """The same requests are served by the other one, so that it is not they who fail."""
+    with (
+        Demo(tmp_path, name="a", models=["shared"], pace=0, fault="status=500") as a,
+        Demo(tmp_path, name="b", models=["shared"], pace=0) as b,
+        Gateway(tmp_path, backend_toml(a, b) + CONFIG_OF_TWO) as gateway,
+    ):
+        assert {send(gateway, "shared")[0] for _ in range(40)} == {200}
+        assert circuits(gateway, ["a", "b"]) == {"a": "open", "b": "closed"}
+        assert a.tally()["requests"]["/v1/chat/completions"] == 5
+
+
+def test_rate_limit_of_one_model_holds_no_other(tmp_path: Path):
+    with (
+        Demo(tmp_path, name="d", models=["limited", "other"], pace=0) as demo,
+        Gateway(tmp_path, backend_toml(demo) + "[queue]\nenabled = false\n[routing]\nmax_retries = 0\n") as gateway,
+    ):
+        assert send(gateway, "limited", "status=429,retry_after=30")[0] == 429
+        assert send(gateway, "other")[0] == 200
+        status, headers = send(gateway, "limited")
+        assert (status, int(headers["retry-after"]) > 20) == (503, True)
+        assert send(gateway, "other", "status=503,retry_after=30")[0] == 503
+        assert send(gateway, "other")[0] == 503, "a 503 holds for the whole backend"
+        assert gateway.scrape().value("nexus_backend_circuit_state", backend="d") == 0
+
+
+def test_backend_that_lacks_a_listed_model_is_probed_at_once(tmp_path: Path):
+    with (
+        Demo(tmp_path, name="d", models=["shared"], pace=0) as demo,
+        Gateway(tmp_path, backend_toml(demo), interval_s=3600) as gateway,
+    ):
+        assert send(gateway, "shared", "status=404")[0] == 404
+        until(lambda: gateway.scrape().value("nexus_backend_latency_seconds_count", backend="d") == 2, within_s=10)
+        assert gateway.scrape().value("nexus_backend_circuit_state", backend="d") == 0
+
+
+def tripping(*, open_seconds: float, strategy: str = "smart") -> str:
     return (
-        "[queue]\nenabled = false\n[routing]\nmax_retries = 0\n"
+        f'[queue]\nenabled = false\n[routing]\nmax_retries = 0\nstrategy = "{strategy}"\n'
         f"[circuit_breaker]\nopen_seconds = {open_seconds}\nmax_open_seconds = {open_seconds}\n"
+        "slow_start_seconds = 0.1\n"
     )
 
 
@@ -167,6 +267,7 @@ def trip(gateway: Gateway, demo: Demo) -> None:
     """Open the backend's circuit."""
     demo.fault("status=500")
     run(gateway.port, [chat("x", "shared")] * 10, concurrency=1, seen=lambda *_: None)
+    demo.fault("")
     assert gateway.scrape().value("nexus_circuit_opened_total", backend="sick") == 1
 
 

@@ -42,7 +42,9 @@ def route_explain(config: str | None, model: str, *, body: str | None, flexible:
         asked,
         Supposed(
             load=load_table.pending,
-            standing=lambda column: standing_of(column, circuits, load_table, config=snapshot.config, now_ns=now_ns),
+            standing=lambda column, model: standing_of(
+                column, model, circuits, load_table, config=snapshot.config, now_ns=now_ns
+            ),
         ),
         name=model,
     )

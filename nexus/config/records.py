@@ -269,7 +269,7 @@ class CircuitBreaker(Section, frozen=True):
 
     enabled: Annotated[bool, _doc("Take failing backends out of the choice.")] = True
     failures: Annotated[
-        Count, _doc("Failed attempts within ten seconds before it opens, if they also are error_rate_threshold of all.")
+        Count, _doc("Failed requests within ten seconds before it opens, if they also are error_rate_threshold of all.")
     ] = 5
     open_seconds: Annotated[
         Seconds, _doc("How long it stays open before one request may try; doubled each time that one fails.")

@@ -1,8 +1,8 @@
 """What the workers of a host have learnt of each backend from its answers: one record for each, which any may write.
 
 A record that says nothing special costs its reader one look at one cell. Changes of a circuit's state are made under a
-lock on a byte of the same file, so that each is made, and counted, once; the one request that tries a backend again is
-a lock too, which the kernel gives back should its process die.
+lock on a byte of the same file, so that each is made, and counted, once. The right to be the half-open probe is a
+lease: it ends by itself, should its holder die or take long.
 
 Times are nanoseconds on the host's monotonic clock.
 """
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from zlib import crc32
 
 from nexus.fleet.load import COLUMNS
 from nexus.fleet.locks import LockFile
@@ -26,24 +27,29 @@ State = Literal["closed", "half_open", "open"]
 STATES: tuple[State, ...] = ("closed", "half_open", "open")
 """In the order of their numbers in `nexus_backend_circuit_state`."""
 
-_NOTED, _OPEN_UNTIL, _TRIPS, _BUSY_UNTIL, _RECOVERED, _FAILED, _STREAM_USAGE, _STREAK = range(8)
-_RECORD = 8
+_NOTED, _OPEN_UNTIL, _TRIPS, _BUSY_UNTIL, _RECOVERED, _FAILED, _MODELS_UNTIL, _STREAM_USAGE, _STREAK = range(9)
+_LEASE, _PROBE_WANTED = range(9, 11)
+_RECORD = 16
 _TURNS = COLUMNS * _RECORD
 _TURN_CELLS = 4096  # models that share one would take turns with each other
 _PATIENCE_S, _IMPATIENT_S = 0.2, 5.0
-_SIZE = (_TURNS + _TURN_CELLS) * 8
-_CHANGING, _TURNING = COLUMNS, 2 * COLUMNS  # lock bytes; those below are for trials
+_MODELS = _TURNS + _TURN_CELLS
+_MODEL_CELLS = 4096  # pairs: whose it is, and until when that model is busy; a later one takes the pair over
+_SIZE = (_MODELS + 2 * _MODEL_CELLS) * 8
+_CHANGING, _TURNING = COLUMNS, 2 * COLUMNS  # lock bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Circuit:
-    """A record as it stands. `open_until` is 0 while the circuit is closed, `trips` how often it opened in a row."""
+    """A record as it stands. `open_until` is 0 while the circuit is closed, `trips` how often it opened in a row;
+    `models_until` is the latest time until which any of the backend's models is busy."""
 
     open_until: int = 0
     trips: int = 0
     busy_until: int = 0
     recovered: int = 0
     failed: int = 0
+    models_until: int = 0
 
     def state(self, now_ns: int) -> State:
         if not self.open_until:
@@ -70,12 +76,11 @@ class CircuitTable:
         """By column, whether there is anything to know of a backend; nearly always there is not."""
         # The locks are between processes; within one, its threads and greenlets need these.
         self._mine = threading.Lock()
-        self._trials: set[int] = set()
         self._impatient_until = 0.0
 
     def read(self, column: int) -> Circuit:
         base = column * _RECORD
-        return Circuit(*self._cells[base + 1 : base + 6])
+        return Circuit(*self._cells[base + 1 : base + 7])
 
     def state(self, column: int, now_ns: int) -> State:
         return self.read(column).state(now_ns) if self.noted[column] else "closed"
@@ -95,7 +100,8 @@ class CircuitTable:
 
     def _over(self, column: int, before_ns: int) -> bool:
         found = self.read(column)
-        return not found.open_until and max(found.busy_until, found.recovered, found.failed) < before_ns
+        last = max(found.busy_until, found.models_until, found.recovered, found.failed)
+        return not found.open_until and last < before_ns
 
     def note_failure(self, column: int, now_ns: int) -> int:
         """Gives how many failures there were in a row; one may be missed where two processes see one at once."""
@@ -111,6 +117,28 @@ class CircuitTable:
         if until_ns > self._cells[column * _RECORD + _BUSY_UNTIL]:
             self._write(column, _BUSY_UNTIL, until_ns)
 
+    def note_model_busy(self, column: int, model: str, until_ns: int) -> None:
+        """As `note_busy`, for one model of the backend."""
+        at, whose = _model_pair(column, model)
+        if self._cells[at] != whose or self._cells[at + 1] < until_ns:
+            self._cells[at + 1], self._cells[at] = until_ns, whose
+            if until_ns > self._cells[column * _RECORD + _MODELS_UNTIL]:
+                self._write(column, _MODELS_UNTIL, until_ns)
+
+    def model_busy_until(self, column: int, model: str) -> int:
+        at, whose = _model_pair(column, model)
+        return self._cells[at + 1] if self._cells[at] == whose else 0
+
+    def want_probe(self, column: int) -> None:
+        """Have the health process probe the backend at once: what it answered does not fit what it told."""
+        self._cells[column * _RECORD + _PROBE_WANTED] = 1
+
+    def probe_wanted(self, column: int) -> bool:
+        """Whether a probe was wanted since this was last asked."""
+        cell = column * _RECORD + _PROBE_WANTED
+        wanted, self._cells[cell] = self._cells[cell], 0
+        return bool(wanted)
+
     def open(self, column: int, *, until_ns: int, trips: int) -> bool:
         """Open a circuit that is closed; False where another process has done so, or is about to."""
         with self._changing(column) as free:
@@ -121,7 +149,7 @@ class CircuitTable:
             return True
 
     def keep_open(self, column: int, *, until_ns: int, trips: int) -> None:
-        """Keep it open after a trial that failed; for the holder of the trial."""
+        """Keep it open after a half-open probe that failed."""
         self._write(column, _TRIPS, trips)
         self._write(column, _OPEN_UNTIL, until_ns)
 
@@ -130,9 +158,17 @@ class CircuitTable:
         if self._cells[column * _RECORD + _OPEN_UNTIL] > now_ns:
             self._write(column, _OPEN_UNTIL, now_ns)
 
+    def close_untried(self, column: int, now_ns: int, *, after_ns: int) -> None:
+        """Close it, after a good health probe, if it has been half open for so long and no request tries the backend:
+        one that does says more, since a backend whose requests hang may have good health probes."""
+        base = column * _RECORD
+        open_until, tried = self._cells[base + _OPEN_UNTIL], self._cells[base + _LEASE]
+        if open_until and not tried and now_ns >= open_until + after_ns:
+            self.close_circuit(column, now_ns)
+
     def close_circuit(self, column: int, now_ns: int) -> None:
-        """Close it after a trial that went well; for the holder of the trial."""
-        self._cells[column * _RECORD + _STREAK] = 0
+        """Close it: the backend is well again."""
+        self._cells[column * _RECORD + _STREAK] = self._cells[column * _RECORD + _LEASE] = 0
         self._write(column, _RECOVERED, now_ns)
         self._write(column, _OPEN_UNTIL, 0)
 
@@ -150,19 +186,21 @@ class CircuitTable:
         self._cells[base : base + _RECORD] = memoryview(bytes(_RECORD * 8)).cast("q")
         self._cells[base + _RECOVERED] = now_ns
 
-    def begin_trial(self, column: int) -> bool:
-        """Take the right to be the one request that tries the backend; False where another has it."""
-        with self._mine:
-            if column in self._trials or (self._locks is not None and not self._locks.take(column)):
+    def lease_probe(self, column: int, now_ns: int, until_ns: int) -> bool:
+        """Take the right to be the half-open probe until then. False if another request has it, or the circuit is not
+        half open (any more)."""
+        with self._changing(column) as free:
+            cell = column * _RECORD + _LEASE
+            if not free or self._cells[cell] > now_ns or self.state(column, now_ns) != "half_open":
                 return False
-            self._trials.add(column)
+            self._cells[cell] = until_ns
             return True
 
-    def end_trial(self, column: int) -> None:
-        with self._mine:
-            self._trials.discard(column)
-            if self._locks is not None:
-                self._locks.release(column)
+    def end_lease(self, column: int, until_ns: int) -> None:
+        """Give the right back; one that has passed to another meanwhile stays there."""
+        cell = column * _RECORD + _LEASE
+        if self._cells[cell] == until_ns:
+            self._cells[cell] = 0
 
     @contextmanager
     def _changing(self, column: int) -> Iterator[bool]:
@@ -207,3 +245,9 @@ class CircuitTable:
         """Give back what this process holds of it. It can still be read."""
         if self._locks is not None:
             self._locks.close()
+
+
+def _model_pair(column: int, model: str) -> tuple[int, int]:
+    """Where the pair of cells of a backend's model is, and what says that it is this one's."""
+    digest = crc32(model.encode(errors="replace"))
+    return _MODELS + 2 * ((digest ^ column * 0x9E37) % _MODEL_CELLS), 1 << 62 | column << 32 | digest

@@ -62,6 +62,7 @@ _TICK_S = 0.25
 _SHOW_EVERY_S = 1.0
 _LOOK_BACK_EVERY_S = 5.0
 _LISTEN_RETRY_S = 5.0
+_WANTED_EVERY_S = 5.0
 _FIRST_ROUND_S = 10.0
 """So long the service manager waits for the first round: a backend that hangs must not hold up the start."""
 
@@ -122,6 +123,7 @@ class HealthProcess:
         self._own_token = secrets.token_urlsafe(32)
         remember_secret(self._own_token)
         write_private(self._token_file, self._own_token.encode())
+        self._probed_for: dict[str, float] = {}
         self._dashboard = Dashboard()
         self._lately: dict[str, Lately] = {}
         self._live = Live(run_dir.path)
@@ -309,6 +311,9 @@ class HealthProcess:
             say("backend is now " + changed[1], extra={"backend": name, "was": changed[0], "why": result.error})
             if changed[1] == "healthy":
                 self._place.seat.circuits.allow_trial(watched.column, time.monotonic_ns())
+        elif result.success:
+            untried_ns = int(fleet.config.circuit_breaker.open_seconds * 1e9)
+            self._place.seat.circuits.close_untried(watched.column, time.monotonic_ns(), after_ns=untried_ns)
         if changed or watched.models is not before:
             self._publish()
 
@@ -373,9 +378,20 @@ class HealthProcess:
                 sweep(self._place.seat)
                 if (wanted := self._wanted.take()) and self._fleet.label_models(wanted):
                     self._publish()
+                self._probe_wanted()
             except (OSError, NoSeatError) as error:
                 log.error("the run directory cannot be followed", extra={"why": error})
                 gevent.sleep(_LISTEN_RETRY_S)
+
+    def _probe_wanted(self) -> None:
+        """Probe at once what requests found to be other than its last probe said, each once in a few seconds."""
+        now, circuits = time.monotonic(), self._place.seat.circuits
+        for name, watched in self._fleet.backends.items():
+            if now - self._probed_for.get(name, -_WANTED_EVERY_S) >= _WANTED_EVERY_S and circuits.probe_wanted(
+                watched.column
+            ):
+                self._probed_for[name] = now
+                gevent.spawn(self._rounds.probe, name)
 
     def _follow(self) -> None:
         """Move to the generation of a gateway that was started anew: all its figures begin at zero, ours too."""

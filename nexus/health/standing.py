@@ -16,7 +16,7 @@ def backend_states(snapshot: Snapshot, seat: Seat) -> list[dict[str, Any]]:
     held, now_ns = seat.held_slots(), time.monotonic_ns()
 
     def state(backend: Backend) -> dict[str, Any]:
-        standing = standing_of(backend.column, seat.circuits, seat.table, config=snapshot.config, now_ns=now_ns)
+        standing = standing_of(backend.column, "", seat.circuits, seat.table, config=snapshot.config, now_ns=now_ns)
         return {
             "id": backend.label,
             "name": backend.name,

@@ -122,16 +122,21 @@ class Recorder:
             self._decision.observe(decision_s)
             self._row.begin(column)
 
-    def attempt_ended(self, column: int, backend: str, outcome: str, *, success: bool | None) -> None:
-        """Count an attempt's end; `success` as it speaks for or against the backend, None where it says nothing."""
+    def attempt_ended(self, column: int, backend: str, outcome: str, *, success: bool) -> None:
+        """Count an attempt's end; a failure may count against the backend later (`backend_failed`)."""
         with self._lock:
             counter = self._attempts.get((backend, outcome))
             if counter is None:
                 counter = self._attempts[backend, outcome] = self.child(families.ATTEMPTS, backend, outcome)
             counter.inc()
             self._row.end(column)
-            if success is not None:
-                self._row.count_outcome(column, time.monotonic_ns(), success=success)
+            if success:
+                self._row.count_outcome(column, time.monotonic_ns(), success=True)
+
+    def backend_failed(self, column: int) -> None:
+        """A failure counts against the backend."""
+        with self._lock:
+            self._row.count_outcome(column, time.monotonic_ns(), success=False)
 
     def attempt_repeated(self, backend: str, error_type: str) -> None:
         """An attempt was made once more at the same place, in another form."""

@@ -10,11 +10,11 @@ from zlib import crc32
 import msgspec
 
 from nexus.config import Config
-from nexus.errors import Fault, RequestFailed
+from nexus.errors import Blame, Fault, RequestFailed
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load import NORMAL_TICKET, LoadTable, Row
 from nexus.metrics.recorder import Recorder
-from nexus.proxy.breakers import Breakers, success_of
+from nexus.proxy.breakers import Breakers, Evidence
 from nexus.proxy.client import Request
 from nexus.proxy.queue import Queue
 from nexus.proxy.view import View
@@ -27,37 +27,49 @@ _STANDS_STILL_NS = 250_000_000
 class Place(msgspec.Struct):
     """A request's place at a backend, counted from its admission until `leave()`.
 
-    `view`: the fleet as it was when the choice was made. `on_trial`: the backend's circuit is half open, and this is
-    the request that tries it. `waited_s` in the queue for it.
+    `view`: the fleet as it was when the choice was made. `lease_ns`: the backend's circuit is half open, and this is
+    the request that tries it, with a right that ends then; else 0. `waited_s` in the queue for it.
     """
 
     admission: Admission
+    applicant: Applicant
     choice: Choice
     view: View
-    on_trial: bool
+    lease_ns: int
     waited_s: float = 0.0
+    is_served: bool = False
     has_left: bool = False
 
-    def proved(self) -> None:
-        """The backend has shown that it is well, though the attempt goes on."""
-        if self.on_trial:
-            self.on_trial = False
-            self.admission.proved(self.choice)
+    @property
+    def config(self) -> Config:
+        return self.view.snapshot.config
+
+    def served(self) -> None:
+        """The backend has answered, or a stream of it has come to its first content."""
+        self.is_served = True
+        self.admission.served(self)
 
     def leave(self, fault: Fault | None, *, retry_after_s: float | None = None) -> None:
         """Give the place back and tell how the attempt ended. Only the first call counts."""
         if not self.has_left:
             self.has_left = True
-            self.admission.left(self, self.view.snapshot.config, fault, retry_after_s)
+            self.admission.left(self, fault, retry_after_s)
 
 
 class Applicant(msgspec.Struct):
-    """A request that wants a place; `deadline` is on the monotonic clock. `turn_taken`: see `turn`."""
+    """A request that wants a place; `deadline` is on the monotonic clock. `turn_taken`: see `turn`. `evidence`: what it
+    saw of backends that failed, if any did."""
 
     asked: Asked
     request: Request
     deadline: float
     turn_taken: int = 0
+    evidence: Evidence | None = None
+
+    def close(self) -> None:
+        """The request needs no further place."""
+        if self.evidence is not None:
+            self.evidence.close()
 
     @property
     def ticket(self) -> int:
@@ -82,12 +94,11 @@ class _Now(msgspec.Struct):
     chance: float
     on_trial: tuple[int, ...] = ()
 
-    def standing(self, column: int) -> Standing:
+    def standing(self, column: int, model: str) -> Standing:
         if not self.admission.circuits.noted[column]:
             return CLEAR
-        if column in self.on_trial:
-            return Standing(state="open")
-        return self.admission.breakers.standing(column, self.config)
+        found = self.admission.breakers.standing(column, model, self.config)
+        return msgspec.structs.replace(found, state="open") if column in self.on_trial else found
 
     def waited_for(self, column: int) -> bool:
         since_ns = self.admission.clock_ns() - _STANDS_STILL_NS
@@ -170,30 +181,43 @@ class Admission:
         with self._lock:
             began = time.perf_counter()
             try:
-                choice = self._choose(view, applicant, tried)
+                choice, lease_ns = self._choose(view, applicant, tried)
             except BaseException:
                 self._recorder.refused(time.perf_counter() - began)
                 raise
             self._recorder.attempt_began(choice.backend.column, time.perf_counter() - began)
-            return Place(self, choice, view, choice.trial)
+            return Place(self, applicant, choice, view, lease_ns)
 
-    def _choose(self, view: View, applicant: Applicant, tried: Tried) -> Choice:
+    def _choose(self, view: View, applicant: Applicant, tried: Tried) -> tuple[Choice, int]:
+        """A choice, with the end of its lease if it is the half-open probe of its backend."""
         now = _Now(self, applicant, view.snapshot.config, self.load.pending, self.chance())
         while True:
             choice = choose(view.table, applicant.asked, tried=tried, now=now)
-            if not choice.trial or self.breakers.begin_trial(choice.backend):
-                return choice
+            if not choice.trial:
+                return choice, 0
+            if lease_ns := self.breakers.lease_probe(choice.backend, now.config):
+                return choice, lease_ns
             now.on_trial += (choice.backend.column,)
 
-    def proved(self, choice: Choice) -> None:
-        """A place on trial has turned out well."""
-        self.breakers.proved(choice.backend)
+    def served(self, place: Place) -> None:
+        """A place has served its request."""
+        if place.applicant.evidence is not None:
+            place.applicant.evidence.served()
+        self.breakers.served(place)
 
-    def left(self, place: Place, config: Config, fault: Fault | None, retry_after_s: float | None) -> None:
+    def left(self, place: Place, fault: Fault | None, retry_after_s: float | None) -> None:
         """A place was given back."""
-        backend = place.choice.backend
+        backend, applicant = place.choice.backend, place.applicant
         self._recorder.attempt_ended(
-            backend.column, backend.label, fault.error_type if fault else "ok", success=success_of(fault)
+            backend.column, backend.label, fault.error_type if fault else "ok", success=fault is None
         )
-        self.breakers.judge(backend, fault, config=config, trial=place.on_trial, retry_after_s=retry_after_s)
+        if fault is None:
+            if not place.is_served:
+                self.served(place)
+        elif fault.blame is Blame.BACKEND:
+            if applicant.evidence is None:
+                applicant.evidence = Evidence(self.breakers)
+            applicant.evidence.failed(place, fault, served=place.is_served)
+        else:
+            self.breakers.blameless(place, fault, retry_after_s)
         self._queue.freed(backend.column)

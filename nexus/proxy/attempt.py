@@ -462,16 +462,6 @@ class Attempt:
         except OSError as error:
             raise self.broken() from error
 
-    def on_trial(self) -> bool:
-        """Whether the backend is still on trial by this stream: until its end, or until it has gone on for as long as
-        a circuit stays open at first, so that a long one does not keep a backend out that is well."""
-        place = self._place
-        if place.on_trial:
-            enough_s = place.view.snapshot.config.circuit_breaker.open_seconds
-            if self._engine.clock() - self.answered_at >= enough_s:
-                place.proved()
-        return place.on_trial
-
     def _lost(self, when: str) -> RequestFailed:
         return RequestFailed("connection_lost", f"Backend {self._backend.name} closed the connection {when}.")
 

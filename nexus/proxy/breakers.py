@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Protocol
 
 from nexus.config import Config
 from nexus.errors import Blame, Fault
@@ -12,7 +13,7 @@ from nexus.fleet.load import WINDOW_S, LoadTable
 from nexus.fleet.records import Backend
 from nexus.metrics.recorder import Recorder
 from nexus.routing.circuit import open_for_s, share_after, should_open
-from nexus.routing.router import CLEAR, Standing
+from nexus.routing.router import CLEAR, Choice, Standing
 
 log = logging.getLogger("nexus.proxy")
 
@@ -21,20 +22,73 @@ BUSY_S = 1.0
 _LONGEST_BUSY_S = 60.0
 _TELLS_NOTHING = frozenset({"client_gone", "shutdown", "stopping", "out_of_time", "internal"})
 """Ends of an attempt that say nothing of the backend."""
+_BEFORE_THE_REQUEST = frozenset({"connect_failed", "dns_failed", "connect_timeout", "tls_failed"})
+"""Failures that no request can bring about by what it asks."""
 
 
-def success_of(fault: Fault | None) -> bool | None:
-    """Whether an attempt speaks for the backend or against it; None where it does neither."""
-    if fault is None:
-        return True
-    return False if fault.blame is Blame.BACKEND else None
+class Attempted(Protocol):
+    """An attempt at a backend that has ended, or has come to its first content. `lease_ns`: until when it had the
+    right to be the half-open probe; 0 if it had not."""
+
+    @property
+    def choice(self) -> Choice: ...
+    @property
+    def config(self) -> Config: ...
+    @property
+    def lease_ns(self) -> int: ...
 
 
-def standing_of(column: int, circuits: CircuitTable, load: LoadTable, *, config: Config, now_ns: int) -> Standing:
-    """How a backend stands at this moment, by the shared tables."""
+class Evidence:
+    """What one request has seen of the backends that it tried, and which of them that counts against.
+
+    A failure that the request itself may have caused waits for the request's end. It counts against its backend when
+    another attempt is served, or when no other backend has seen the request fail. It counts against none when the
+    request has failed at several. Each backend has at most one failure counted for each request.
+    """
+
+    def __init__(self, breakers: Breakers) -> None:
+        self._breakers = breakers
+        self._waiting: list[Attempted] = []
+        self._counted: set[int] = set()
+
+    def failed(self, attempt: Attempted, fault: Fault, *, served: bool) -> None:
+        """An attempt has failed; `served` says that it had come to its first content."""
+        if served or fault.name in _BEFORE_THE_REQUEST:
+            self._count(attempt)
+        else:
+            self._waiting.append(attempt)
+
+    def served(self) -> None:
+        """The request is served, so that what failed before was not its fault."""
+        for attempt in self._waiting:
+            self._count(attempt)
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """The request has come to its end."""
+        if len({attempt.choice.backend.column for attempt in self._waiting}) == 1:
+            self.served()
+        for attempt in self._waiting:
+            self._breakers.end_lease(attempt)
+        self._waiting.clear()
+
+    def _count(self, attempt: Attempted) -> None:
+        column = attempt.choice.backend.column
+        if column not in self._counted:
+            self._counted.add(column)
+            self._breakers.failed(attempt)
+
+
+def standing_of(
+    column: int, model: str, circuits: CircuitTable, load: LoadTable, *, config: Config, now_ns: int
+) -> Standing:
+    """How a backend stands at this moment for requests for a model, by the shared tables."""
     if not circuits.noted[column]:
         return CLEAR
     circuit = circuits.read(column)
+    busy_until = circuit.busy_until
+    if circuit.models_until > now_ns:
+        busy_until = max(busy_until, circuits.model_busy_until(column, model))
     failures = 0
     if circuit.failed > circuit.recovered and now_ns - circuit.failed < WINDOW_S * 1e9:
         failures = load.outcomes(column, now_ns, since_ns=circuit.recovered)[1]
@@ -42,7 +96,7 @@ def standing_of(column: int, circuits: CircuitTable, load: LoadTable, *, config:
     return Standing(
         state=circuit.state(now_ns) if config.circuit_breaker.enabled else "closed",
         ready_in_s=max(0.0, (circuit.open_until - now_ns) / 1e9),
-        busy_s=max(0.0, (circuit.busy_until - now_ns) / 1e9),
+        busy_s=max(0.0, (busy_until - now_ns) / 1e9),
         share=share_after((now_ns - circuit.recovered) / 1e9, slow_start_s) if circuit.recovered else 1.0,
         failures=failures,
     )
@@ -66,53 +120,65 @@ class Breakers:
         self._clock_ns = clock_ns
         self._chance = chance
 
-    def standing(self, column: int, config: Config) -> Standing:
+    def standing(self, column: int, model: str, config: Config) -> Standing:
         """How the backend stands now. Costs one look into shared memory where there is nothing to tell."""
         if not self._circuits.noted[column]:
             return CLEAR
         now_ns = self._clock_ns()
         self._circuits.forget_if(column, now_ns - int(max(WINDOW_S, config.circuit_breaker.slow_start_seconds) * 1e9))
-        return standing_of(column, self._circuits, self._load, config=config, now_ns=now_ns)
+        return standing_of(column, model, self._circuits, self._load, config=config, now_ns=now_ns)
 
-    def begin_trial(self, backend: Backend) -> bool:
-        """Take the right to be the one request that tries a backend whose circuit is half open."""
-        if not self._circuits.begin_trial(backend.column):
-            return False
-        if self._circuits.state(backend.column, self._clock_ns()) == "half_open":
-            return True
-        self._circuits.end_trial(backend.column)  # another trial has ended meanwhile
-        return False
-
-    def judge(
-        self, backend: Backend, fault: Fault | None, *, config: Config, trial: bool, retry_after_s: float | None
-    ) -> None:
-        """Draw the conclusions from an attempt that has ended and was counted."""
-        column = backend.column
-        if fault is None and not trial:
-            self._circuits.note_success(column)
-            return
+    def lease_probe(self, backend: Backend, config: Config) -> int:
+        """Take the right to be the request that tries a backend whose circuit is half open, for `open_seconds`; gives
+        the end of the lease, 0 if another request has it."""
         now_ns = self._clock_ns()
-        if fault is not None and fault.blame is Blame.BUSY:
-            busy_s = min(retry_after_s if retry_after_s is not None else BUSY_S, _LONGEST_BUSY_S)
-            self._circuits.note_busy(column, now_ns + int(busy_s * 1e9))
-        success = success_of(fault)
-        if success:
-            self._circuits.note_success(column)
-        elif success is False:
-            in_a_row = self._circuits.note_failure(column, now_ns)
-            if config.circuit_breaker.enabled and not trial:
-                self._open_if_due(backend, config, now_ns, in_a_row)
-        if trial:
-            try:
-                self._after_trial(backend, fault, config, now_ns)
-            finally:
-                self._circuits.end_trial(column)
+        until_ns = now_ns + int(config.circuit_breaker.open_seconds * 1e9)
+        return until_ns if self._circuits.lease_probe(backend.column, now_ns, until_ns) else 0
 
-    def proved(self, backend: Backend) -> None:
-        """A trial has shown that the backend is well, though the attempt goes on: a stream that has come far."""
-        self._circuits.close_circuit(backend.column, self._clock_ns())
-        self._circuits.end_trial(backend.column)
-        log.info("circuit closed", extra={"backend": backend.name})
+    def end_lease(self, attempt: Attempted) -> None:
+        if attempt.lease_ns:
+            self._circuits.end_lease(attempt.choice.backend.column, attempt.lease_ns)
+
+    def served(self, attempt: Attempted) -> None:
+        """The backend has answered, or has come to the first content of a stream."""
+        self._circuits.note_success(attempt.choice.backend.column)
+        if attempt.lease_ns:
+            self._close(attempt.choice.backend)
+
+    def blameless(self, attempt: Attempted, fault: Fault, retry_after_s: float | None) -> None:
+        """An attempt has ended with a fault that does not count against the backend."""
+        column, model = attempt.choice.backend.column, attempt.choice.model
+        if fault.blame is Blame.BUSY:
+            busy_s = min(retry_after_s if retry_after_s is not None else BUSY_S, _LONGEST_BUSY_S)
+            until_ns = self._clock_ns() + int(busy_s * 1e9)
+            if fault.per_model:
+                self._circuits.note_model_busy(column, model, until_ns)
+            else:
+                self._circuits.note_busy(column, until_ns)
+        if fault.name == "backend_lacks_model":
+            self._circuits.want_probe(column)
+        if fault.name in _TELLS_NOTHING:
+            self.end_lease(attempt)  # the next request tries
+        elif attempt.lease_ns:
+            self._close(attempt.choice.backend)
+
+    def failed(self, attempt: Attempted) -> None:
+        """A failure counts against the backend."""
+        backend, config, now_ns = attempt.choice.backend, attempt.config, self._clock_ns()
+        self._recorder.backend_failed(backend.column)
+        in_a_row = self._circuits.note_failure(backend.column, now_ns)
+        if attempt.lease_ns:
+            self._keep_open(backend, config, now_ns)
+            self.end_lease(attempt)
+        elif config.circuit_breaker.enabled:
+            self._open_if_due(backend, config, now_ns, in_a_row)
+
+    def _close(self, backend: Backend) -> None:
+        """Close the circuit after a half-open probe; one whose lease has ended meanwhile counts as well."""
+        now_ns = self._clock_ns()
+        if self._circuits.state(backend.column, now_ns) != "closed":
+            self._circuits.close_circuit(backend.column, now_ns)
+            log.info("circuit closed", extra={"backend": backend.name})
 
     def _open_if_due(self, backend: Backend, config: Config, now_ns: int, in_a_row: int) -> None:
         settings, circuit = config.circuit_breaker, self._circuits.read(backend.column)
@@ -133,15 +199,10 @@ class Breakers:
                 },
             )  # fmt: skip
 
-    def _after_trial(self, backend: Backend, fault: Fault | None, config: Config, now_ns: int) -> None:
-        if fault is not None and fault.name in _TELLS_NOTHING:
-            return  # the next request tries
-        column = backend.column
-        if fault is None or fault.blame is not Blame.BACKEND:
-            self._circuits.close_circuit(column, now_ns)
-            log.info("circuit closed", extra={"backend": backend.name})
-            return
-        trips = self._circuits.read(column).trips + 1
-        seconds = open_for_s(trips, config.circuit_breaker, chance=self._chance())
-        self._circuits.keep_open(column, until_ns=now_ns + int(seconds * 1e9), trips=trips)
+    def _keep_open(self, backend: Backend, config: Config, now_ns: int) -> None:
+        circuit = self._circuits.read(backend.column)
+        if not circuit.open_until:
+            return  # closed meanwhile, by another request or a good probe
+        seconds = open_for_s(circuit.trips + 1, config.circuit_breaker, chance=self._chance())
+        self._circuits.keep_open(backend.column, until_ns=now_ns + int(seconds * 1e9), trips=circuit.trips + 1)
         log.info("circuit stays open", extra={"backend": backend.name, "for_s": round(seconds, 1)})

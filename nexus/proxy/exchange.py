@@ -200,10 +200,17 @@ class Exchange:
 
     def _try_backends(self, body: bytes) -> Answer:
         """Try one backend after another until one answers; raises the last failure when none does."""
-        engine, view, ask = self.engine, self.view, self.ask
+        view, ask = self.view, self.ask
         assert view is not None
         assert ask is not None
         applicant = self._applicant(view, ask)
+        try:
+            return self._try_in_turn(applicant, ask, body)
+        finally:
+            applicant.close()
+
+    def _try_in_turn(self, applicant: Applicant, ask: Ask, body: bytes) -> Answer:
+        engine = self.engine
         tried: set[tuple[str, str]] = set()
         failure: RequestFailed | None = None
         pauses = 0
@@ -309,7 +316,9 @@ class Exchange:
                 raise attempt.refused()
             if attempt.is_stream(asked=streams):
                 every_s = view.snapshot.config.server.stream_keepalive_seconds
-                return self._stream(attempt, attempt.await_content(show_life=not every_s), choice)
+                stream = attempt.await_content(show_life=not every_s)
+                place.served()
+                return self._stream(attempt, stream, choice)
             content = attempt.read_all()
             usage = attempt.usage_of_whole(content)
         except RequestFailed as failure:

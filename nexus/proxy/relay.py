@@ -120,11 +120,11 @@ class StreamBody:
         self._attempt.end(fault)  # before the client takes its time over the last bytes
 
     def _tell(self) -> None:
-        """What is told while it goes on: its first token, and that a backend on trial does well."""
+        """What is told while it goes on: its first token."""
         if not self._told and self._stream.first_token_at:
             self._told = True
             self._exchange.tell_first_token(self._stream.first_token_at)
-        self._settled = self._told and not self._attempt.on_trial()
+        self._settled = self._told
 
     def written(self) -> None:
         """All that was given was written."""

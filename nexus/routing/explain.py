@@ -71,14 +71,15 @@ def _verdicts(table: RouteTable, asked: Asked, now: Conditions, order: dict[tupl
     for name in table.chain(asked.model, asked.demands):
         for backend in table.backends:
             offer = next((Offer(backend, model) for model in backend.models if model.name == name), None)
-            out = rejection(table, asked, backend, now, model=name)
+            turn = order.get((backend.name, name))
+            out = "" if turn is not None else rejection(table, asked, backend, now, model=name)
             yield Verdict(
                 backend=backend.name,
                 model=name,
                 out=out,
-                turn=order.get((backend.name, name)),
+                turn=turn,
                 score=round(score(offer, circumstances), 1) if offer and not out else None,
                 pending=now.load(backend.column),
                 limit=backend.limit,
-                circuit=now.standing(backend.column).state,
+                circuit=now.standing(backend.column, name).state,
             )

@@ -48,14 +48,14 @@ CLEAR = Standing()
 class Conditions(Protocol):
     """What holds at this moment, asked by a backend's column of the shared tables.
 
-    `load`: requests in flight over all workers. `waited_for`: whether a request that came earlier waits for room there.
-    `turn` and `chance`: see `Circumstances`.
+    `load`: requests in flight over all workers. `standing` is also asked by the model. `waited_for`: whether a request
+    that came earlier waits for room there. `turn` and `chance`: see `Circumstances`.
     """
 
     @property
     def load(self) -> Callable[[int], int]: ...
     @property
-    def standing(self) -> Callable[[int], Standing]: ...
+    def standing(self) -> Callable[[int, str], Standing]: ...
     @property
     def waited_for(self) -> Callable[[int], bool]: ...
     @property
@@ -68,10 +68,36 @@ class Supposed(msgspec.Struct, frozen=True, kw_only=True):
     """Conditions that somebody wants to see a choice under."""
 
     load: Callable[[int], int]
-    standing: Callable[[int], Standing] = lambda _: CLEAR
+    standing: Callable[[int, str], Standing] = lambda *_: CLEAR
     waited_for: Callable[[int], bool] = lambda _: False
     turn: int = 0
     chance: float = 0.0
+
+
+class _DespiteCircuits(msgspec.Struct, frozen=True):
+    """The conditions as they are, but no circuit keeps a request from a backend."""
+
+    now: Conditions
+
+    def standing(self, column: int, model: str) -> Standing:
+        found = self.now.standing(column, model)
+        return msgspec.structs.replace(found, state="closed") if found.state == "open" else found
+
+    @property
+    def load(self) -> Callable[[int], int]:
+        return self.now.load
+
+    @property
+    def waited_for(self) -> Callable[[int], bool]:
+        return self.now.waited_for
+
+    @property
+    def turn(self) -> int:
+        return self.now.turn
+
+    @property
+    def chance(self) -> float:
+        return self.now.chance
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -115,9 +141,26 @@ def choose(table: RouteTable, asked: Asked, *, tried: Tried, now: Conditions) ->
     """Pick the next backend.
 
     Backends that were not tried come first, over the whole fallback chain; a backend that failed with one model is only
-    then asked for another. Raises `NoRoom`, or `RequestFailed` with a fault of routing where waiting does not help.
+    then asked for another. Where the circuits of all that could serve are open, though their probes are good, the best
+    of them is tried all the same. Raises `NoRoom`, or `RequestFailed` with a fault of routing where waiting does not
+    help.
     """
     blocked: list[tuple[Offer, Standing]] = []
+    choice = _choose(table, asked, tried, now, blocked)
+    if choice is None and not blocked and not tried:
+        choice = _choose(table, asked, tried, _DespiteCircuits(now), blocked)
+    if choice is not None:
+        return choice
+    failure = no_route(table, asked, now)
+    if blocked:
+        backends = tuple({offer.backend.name: offer.backend for offer, _ in blocked}.values())
+        raise NoRoom(failure, backends, min(standing.busy_s for _, standing in blocked))
+    raise failure
+
+
+def _choose(
+    table: RouteTable, asked: Asked, tried: Tried, now: Conditions, blocked: list[tuple[Offer, Standing]]
+) -> Choice | None:
     for demands in _in_order(asked):
         for again in (False, True) if tried else (False,):
             for name in table.chain(asked.model, asked.demands):
@@ -131,11 +174,7 @@ def choose(table: RouteTable, asked: Asked, *, tried: Tried, now: Conditions) ->
                     reason = _reason(offer, candidates, asked, name, tried=tried)
                     passed_over = len(usable) < len(table.offers[name]) or name != asked.model
                     return Choice(offer.backend, name, reason, standing.state == "half_open", passed_over)
-    failure = no_route(table, asked, now)
-    if blocked:
-        backends = tuple({offer.backend.name: offer.backend for offer, _ in blocked}.values())
-        raise NoRoom(failure, backends, min(standing.busy_s for _, standing in blocked))
-    raise failure
+    return None
 
 
 def _in_order(asked: Asked) -> tuple[Demands, ...]:
@@ -159,7 +198,7 @@ def _usable(
     usable = []
     for offer in offers:
         backend = offer.backend
-        standing = now.standing(backend.column)
+        standing = now.standing(backend.column, offer.model.name)
         hindrance = None if standing is CLEAR and backend.limit is None else hindrance_of(backend, standing, now)
         if hindrance is None:
             usable.append((offer, standing))
@@ -222,7 +261,7 @@ def no_route(table: RouteTable, asked: Asked, now: Conditions) -> RequestFailed:
     allowed = [offer for offer in healthy if told.demands(offer).rejects(offer.backend) is None]
     able = [offer for offer in allowed if offer.can(asked.needs)]
     if able:
-        standings = [now.standing(offer.backend.column) for offer in able]
+        standings = [now.standing(offer.backend.column, offer.model.name) for offer in able]
         if all(standing.state == "open" for standing in standings):
             ready_in_s = min(standing.ready_in_s for standing in standings)
             message = f"Every backend that serves {model!r} has been failing; it is tried again shortly."
@@ -331,4 +370,4 @@ def rejection(table: RouteTable, asked: Asked, backend: Backend, now: Conditions
     refusals = [(least | table.demands(offer.model.name)).rejects(backend) for offer in able]
     if all(refusals):
         return str(refusals[0])
-    return hindrance_of(backend, now.standing(backend.column), now) or ""
+    return hindrance_of(backend, now.standing(backend.column, able[0].model.name), now) or ""

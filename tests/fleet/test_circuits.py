@@ -53,14 +53,61 @@ def test_what_one_process_learns_the_others_know(path):
     assert table.state(2, 8 * SECOND) == "closed"
 
 
-def test_one_trial_over_all_processes(path):
+def test_one_half_open_probe_over_all_processes(path):
     table = CircuitTable(path)
-    assert table.begin_trial(3)
-    assert not table.begin_trial(3), "nor another greenlet of the same process"
-    assert elsewhere(path, "print(t.begin_trial(3), t.begin_trial(4))") == "False True"
-    assert table.begin_trial(4), "the process that had it has ended"
-    table.end_trial(3)
-    assert elsewhere(path, "print(t.begin_trial(3))") == "True"
+    table.open(3, until_ns=10 * SECOND, trips=1)
+    lease = "print(t.lease_probe(3, {} * 10**9, {} * 10**9))"
+    assert elsewhere(path, lease.format(9, 14)) == "False", "it is not half open yet"
+    assert elsewhere(path, lease.format(10, 15)) == "True"
+    assert not table.lease_probe(3, 14 * SECOND, 19 * SECOND), "another process has it"
+    assert table.lease_probe(3, 15 * SECOND, 20 * SECOND), "its lease has ended, as it does if its process dies"
+    table.end_lease(3, 15 * SECOND)
+    assert elsewhere(path, lease.format(16, 21)) == "False", "who comes late gives nothing back that is not his"
+    table.end_lease(3, 20 * SECOND)
+    assert elsewhere(path, lease.format(16, 21)) == "True"
+
+
+def test_good_health_probe_closes_what_no_request_tries(path):
+    table = CircuitTable(path)
+    table.close_untried(3, 90 * SECOND, after_ns=5 * SECOND)
+    assert not table.noted[3]
+    table.open(3, until_ns=10 * SECOND, trips=1)
+    table.close_untried(3, 14 * SECOND, after_ns=5 * SECOND)
+    assert table.state(3, 14 * SECOND) == "half_open"
+    assert table.lease_probe(3, 14 * SECOND, 16 * SECOND)
+    table.close_untried(3, 17 * SECOND, after_ns=5 * SECOND)
+    assert table.state(3, 17 * SECOND) == "half_open", "a request has been trying it since then"
+    table.end_lease(3, 16 * SECOND)
+    table.close_untried(3, 17 * SECOND, after_ns=5 * SECOND)
+    assert table.state(3, 17 * SECOND) == "closed"
+
+
+def test_busy_models(path):
+    table = CircuitTable(path)
+    elsewhere(path, "t.note_model_busy(1, 'm', 8 * 10**9); t.note_model_busy(1, 'm', 6 * 10**9)")
+    assert table.noted[1]
+    assert table.read(1) == Circuit(models_until=8 * SECOND)
+    assert [table.model_busy_until(1, "m"), table.model_busy_until(1, "n"), table.model_busy_until(2, "m")] == [
+        8 * SECOND, 0, 0,
+    ]  # fmt: skip
+    table.forget_if(1, 7 * SECOND)
+    assert table.noted[1]
+    table.forget_if(1, 9 * SECOND)
+    assert not table.noted[1]
+
+
+def test_models_that_share_a_pair_of_cells_are_told_apart():
+    table = CircuitTable(None)
+    for n in range(20_000):
+        table.note_model_busy(1, f"m{n}", SECOND)
+    known = [n for n in range(20_000) if table.model_busy_until(1, f"m{n}")]
+    assert 3000 < len(known) <= 4096, "the later one holds, and none is taken for another"
+
+
+def test_probe_that_is_wanted(path):
+    table = CircuitTable(path)
+    elsewhere(path, "t.want_probe(3)")
+    assert [table.probe_wanted(2), table.probe_wanted(3), table.probe_wanted(3)] == [False, True, False]
 
 
 def test_what_is_over_is_forgotten(path):

@@ -1,29 +1,159 @@
-"""What the end of a trial says of its backend, for every row of the table of faults."""
+"""What the ends of attempts say of their backends: for every row of the table of faults, and for whole requests."""
 
+import time
+
+import msgspec
 import pytest
 
 from nexus.config import BackendConfig, Config
+from nexus.config.records import CircuitBreaker
 from nexus.errors import FAULTS, Blame
 from nexus.fleet.records import Backend
 from nexus.fleet.seat import Seat
 from nexus.metrics.recorder import Recorder
 from nexus.metrics.store import Store
-from nexus.proxy.breakers import Breakers
+from nexus.proxy.breakers import Breakers, Evidence
+from nexus.routing.router import Choice
 
 SECOND = 1_000_000_000
+CONFIG = Config(circuit_breaker=CircuitBreaker(failures=3))
 SAYS_NOTHING = {"client_gone", "shutdown", "stopping", "out_of_time", "internal"}
 
 
+class Attempt(msgspec.Struct):
+    choice: Choice
+    config: Config = CONFIG
+    lease_ns: int = 0
+
+
+class Host:
+    """The shared tables of a host, at a time that the test sets."""
+
+    def __init__(self) -> None:
+        self.seat, self.now_ns = Seat.alone(), 100 * SECOND
+        recorder = Recorder(Store(self.seat), self.seat)
+        self.breakers = Breakers(
+            self.seat.circuits, self.seat.table, recorder, clock_ns=lambda: self.now_ns, chance=lambda: 0.5
+        )
+
+    def attempt(self, column: int, *, lease: bool = False, model: str = "m") -> Attempt:
+        backend = Backend(config=BackendConfig(name=f"b{column}", url="http://b"), label=f"b{column}", column=column)
+        attempt = Attempt(Choice(backend, model, "capability-match"))
+        if lease:
+            attempt.lease_ns = self.breakers.lease_probe(backend, CONFIG)
+        return attempt
+
+    def end(self, attempt: Attempt, name: str | None, *, retry_after_s: float | None = None) -> None:
+        """An attempt that was the only one of its request."""
+        evidence = Evidence(self.breakers)
+        fault = FAULTS[name] if name else None
+        if fault is None:
+            self.breakers.served(attempt)
+        elif fault.blame is Blame.BACKEND:
+            evidence.failed(attempt, fault, served=False)
+        else:
+            self.breakers.blameless(attempt, fault, retry_after_s)
+        evidence.close()
+
+    def state(self, column: int) -> str:
+        return self.seat.circuits.state(column, self.now_ns)
+
+    def standing(self, column: int, model: str = "m"):
+        return self.breakers.standing(column, model, CONFIG)
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
 @pytest.mark.parametrize("name", [None, *FAULTS])
-def test_trial(name):
-    seat, now_ns = Seat.alone(), 100 * SECOND
-    recorder = Recorder(Store(seat), seat)
-    breakers = Breakers(seat.circuits, seat.table, recorder, clock_ns=lambda: now_ns, chance=lambda: 0.5)
-    backend = Backend(config=BackendConfig(name="b", url="http://b"), label="b", column=3)
-    seat.circuits.open(3, until_ns=99 * SECOND, trips=1)
-    assert breakers.begin_trial(backend)
+def test_half_open_probe(host, name):
+    host.seat.circuits.open(3, until_ns=99 * SECOND, trips=1)
+    attempt = host.attempt(3, lease=True)
+    assert attempt.lease_ns == host.now_ns + 5 * SECOND
+    assert not host.attempt(3, lease=True).lease_ns, "another has the right"
+    host.end(attempt, name)
     fault = FAULTS[name] if name else None
-    breakers.judge(backend, fault, config=Config(), trial=True, retry_after_s=None)
     expected = "half_open" if name in SAYS_NOTHING else "open" if fault and fault.blame is Blame.BACKEND else "closed"
-    assert seat.circuits.state(3, now_ns) == expected
-    assert seat.circuits.begin_trial(3), "the right to try was given back"
+    assert host.state(3) == expected
+    assert bool(host.attempt(3, lease=True).lease_ns) is (expected == "half_open"), "the right to try was given back"
+
+
+def test_half_open_probe_that_takes_long_keeps_nobody_out(host):
+    host.seat.circuits.open(3, until_ns=99 * SECOND, trips=1)
+    slow = host.attempt(3, lease=True)
+    host.now_ns += 5 * SECOND
+    quick = host.attempt(3, lease=True)
+    assert quick.lease_ns
+    host.end(quick, None)
+    assert host.state(3) == "closed"
+    host.end(slow, "backend_5xx")
+    assert host.state(3) == "closed", "it is one failure like any other by then"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_who_is_counted(host, name):
+    """Three requests fail, each once: circuits open for what is the backend's fault, and for nothing else."""
+    for _ in range(3):
+        host.end(host.attempt(3), name)
+    assert host.state(3) == ("open" if FAULTS[name].blame is Blame.BACKEND else "closed")
+
+
+def of_request(host: Host, *attempts: tuple[int, str | None]) -> None:
+    """A request that tried these backends, with what came of it at each."""
+    evidence = Evidence(host.breakers)
+    for column, name in attempts:
+        if name is None:
+            evidence.served()
+            host.breakers.served(host.attempt(column))
+        else:
+            evidence.failed(host.attempt(column), FAULTS[name], served=name.startswith("stream"))
+    evidence.close()
+
+
+@pytest.mark.parametrize(
+    ("attempts", "counted"),
+    [
+        ([(1, "backend_5xx")], {1}),
+        ([(1, "backend_5xx")] * 3, {1}),  # its retries at the same backend
+        ([(1, "backend_5xx"), (1, None)], {1}),
+        ([(1, "backend_5xx"), (2, "backend_5xx")], set()),  # it is the request that fails
+        ([(1, "backend_5xx"), (2, "connection_lost"), (1, "backend_5xx")], set()),
+        ([(1, "first_byte_timeout"), (2, "first_byte_timeout")], set()),
+        ([(1, "backend_5xx"), (2, "error_event"), (3, None)], {1, 2}),  # it was good after all
+        ([(1, "connect_failed"), (2, "connect_failed")], {1, 2}),  # no request can cause that
+        ([(1, "connect_failed"), (2, "backend_5xx")], {1, 2}),
+        ([(1, "backend_5xx"), (2, "stream_reset")], {1, 2}),  # a stream had come to its content
+    ],
+)
+def test_one_request_counts_once_for_a_backend(host, attempts, counted):
+    for _ in range(2):
+        of_request(host, *attempts)
+    found = {column: host.seat.table.outcomes(column, time.monotonic_ns())[1] for column in (1, 2, 3)}
+    assert found == {column: 2 if column in counted else 0 for column in (1, 2, 3)}
+    assert {host.state(column) for column in (1, 2, 3)} == {"closed"}
+
+
+def test_poisoned_requests_open_no_circuit(host):
+    for _ in range(50):
+        of_request(host, (1, "backend_5xx"), (2, "backend_5xx"))
+    assert (host.state(1), host.state(2)) == ("closed", "closed")
+
+
+def test_busy_holds_for_a_model_or_for_the_whole_backend(host):
+    host.end(host.attempt(1, model="m"), "backend_rate_limited", retry_after_s=30)
+    assert (host.standing(1, "m").busy_s, host.standing(1, "n").busy_s) == (30, 0)
+    host.end(host.attempt(1, model="m"), "backend_busy")
+    assert (host.standing(1, "m").busy_s, host.standing(1, "n").busy_s) == (30, 1)
+    host.end(host.attempt(2), "backend_busy", retry_after_s=10**9)
+    assert host.standing(2).busy_s == 60, "a minute at most"
+    host.end(host.attempt(4), "backend_limits_client", retry_after_s=30)
+    assert host.standing(4).busy_s == 0, "that is between the client and the backend"
+
+
+def test_missing_model_has_the_backend_probed(host):
+    host.end(host.attempt(1), "backend_lacks_model")
+    assert host.seat.circuits.probe_wanted(1)
+    host.end(host.attempt(1), "backend_4xx")
+    assert not host.seat.circuits.probe_wanted(1)

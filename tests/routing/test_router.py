@@ -157,19 +157,64 @@ def test_near_equals_are_spread_and_better_ones_win():
 )
 def test_taken_out_by_what_requests_saw(standing, fault, retry_after):
     routes = table(backend("a", "m", column=0), backend("b", "m", column=1))
-    assert pick(routes, "m", standing=lambda c: (standing, CLEAR)[c]).backend.name == "b"
+    assert pick(routes, "m", standing=lambda c, _: (standing, CLEAR)[c]).backend.name == "b"
     with pytest.raises(RequestFailed) as failed:
-        pick(routes, "m", standing=lambda _: standing)
+        pick(routes, "m", standing=lambda *_: standing, tried={("x", "m")})
     assert failed.value.fault.name == fault
     assert failed.value.headers["retry-after"] == retry_after
     assert isinstance(failed.value, NoRoom) is (fault == "at_capacity")
+
+
+OPEN = Standing(state="open", ready_in_s=3.2)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "picked"),
+    [
+        (OPEN, OPEN, "a"),  # the best one is tried all the same
+        (OPEN, Standing(state="open", failures=9), "a"),
+        (Standing(state="open", busy_s=2.0), OPEN, "b"),
+        (OPEN, Standing(busy_s=2.0), None),  # one that only is busy is waited for
+        (Standing(state="open", busy_s=2.0), Standing(state="open", busy_s=1.0), None),
+    ],
+)
+def test_open_circuits_never_keep_all_backends_out(a, b, picked):
+    routes = table(backend("a", "m", column=0, priority=1), backend("b", "m", column=1))
+    standing = lambda c, _: (a, b)[c]  # noqa: E731
+    if picked is not None:
+        choice = pick(routes, "m", standing=standing)
+        assert (choice.backend.name, choice.trial) == (picked, False)
+    else:
+        with pytest.raises(NoRoom):
+            pick(routes, "m", standing=standing)
+    with pytest.raises(RequestFailed):
+        pick(routes, "m", standing=standing, tried={("x", "m")})
+
+
+def test_open_circuits_give_way_to_a_fallback_first():
+    routes = table(backend("a", "m", column=0), backend("b", "n", column=1), fallbacks={"m": ["n"]})
+    assert pick(routes, "m", standing=lambda c, _: (OPEN, CLEAR)[c]).backend.name == "b"
+
+
+def test_open_circuits_let_nobody_past_a_limit():
+    routes = table(backend("a", "m", column=0, max_concurrent=2))
+    with pytest.raises(NoRoom):
+        pick(routes, "m", standing=lambda *_: OPEN, load=lambda _: 2)
+
+
+def test_busy_holds_for_the_model_that_it_was_said_of():
+    routes = table(backend("a", "m", "n", column=0))
+    standing = lambda _, model: Standing(busy_s=9.0) if model == "m" else CLEAR  # noqa: E731
+    assert pick(routes, "n", standing=standing).model == "n"
+    with pytest.raises(NoRoom):
+        pick(routes, "m", standing=standing)
 
 
 def test_half_open_is_tried_first_but_not_by_a_retry():
     routes = table(
         backend("a", "m", column=0, priority=1), backend("b", "m", column=1), backend("c", "x", "m", column=2)
     )
-    standing = lambda c: (CLEAR, Standing(state="half_open"), CLEAR)[c]  # noqa: E731
+    standing = lambda c, _: (CLEAR, Standing(state="half_open"), CLEAR)[c]  # noqa: E731
     choice = pick(routes, "m", standing=standing)
     assert (choice.backend.name, choice.trial) == ("b", True)
     assert pick(routes, "m", standing=standing, tried={("c", "m")}).backend.name == "a"
@@ -177,7 +222,7 @@ def test_half_open_is_tried_first_but_not_by_a_retry():
 
 def test_slow_start_gives_a_share():
     routes = table(backend("a", "m", column=0), backend("b", "m", column=1, priority=99), strategy="priority_only")
-    standing = lambda c: (Standing(share=0.25), CLEAR)[c]  # noqa: E731
+    standing = lambda c, _: (Standing(share=0.25), CLEAR)[c]  # noqa: E731
     picks = Counter(pick(routes, "m", standing=standing, chance=n / 4000).backend.name for n in range(4000))
     assert 900 < picks["a"] < 1100
     assert pick(table(backend("a", "m", column=0)), "m", standing=standing, chance=0.99).backend.name == "a", (
@@ -187,7 +232,7 @@ def test_slow_start_gives_a_share():
 
 def test_failing_fast_is_no_attraction():
     routes = table(backend("a", "m", column=0), backend("b", "m", column=1))
-    standing = lambda c: (Standing(failures=4), CLEAR)[c]  # noqa: E731
+    standing = lambda c, _: (Standing(failures=4), CLEAR)[c]  # noqa: E731
     assert pick(routes, "m", standing=standing, load=lambda c: (0, 3)[c], chance=0.5).backend.name == "b"
 
 
@@ -250,7 +295,7 @@ def test_never_one_that_is_excluded(fleet, strategy, loads, turn, chance, restri
     for _ in range(13):
         given_ = {
             "tried": frozenset(tried), "load": lambda c: loads[c], "turn": turn, "chance": chance,
-            "standing": lambda c: standings[c], "demands": Demands(restricted, min_tier), "flexible": flexible,
+            "standing": lambda c, _: standings[c], "demands": Demands(restricted, min_tier), "flexible": flexible,
         }  # fmt: skip
         try:
             choice = pick(routes, "m", **given_)
@@ -261,7 +306,7 @@ def test_never_one_that_is_excluded(fleet, strategy, loads, turn, chance, restri
         assert found.status == "healthy"
         assert choice.model in {model.name for model in found.models} & {"m", "f"}
         assert found.limit is None or loads[found.column] < found.limit
-        assert standing.state != "open"
+        assert standing.state != "open" or not tried, "open circuits yield to a first attempt only"
         assert not standing.busy_s
         assert found.restricted or not restricted
         assert found.config.tier >= min_tier or flexible
