@@ -172,7 +172,7 @@ def test_good_health_probe_closes_a_circuit_that_nobody_tries(tmp_path: Path):
 
 JSON = {"content-type": "application/json"}
 POISON = "status=500"
-CONFIG_OF_TWO = '[routing]\nstrategy = "round_robin"\n[circuit_breaker]\nopen_seconds = 60\nslow_start_seconds = 0.1\n'
+CONFIG_OF_TWO = '[routing]\nstrategy = "round_robin"\n[circuit_breaker]\nopen_seconds = 60\n'
 
 
 def send(gateway: Gateway, model: str, fault: str = "") -> tuple[int, dict[str, str]]:
@@ -259,7 +259,6 @@ def tripping(*, open_seconds: float, strategy: str = "smart") -> str:
     return (
         f'[queue]\nenabled = false\n[routing]\nmax_retries = 0\nstrategy = "{strategy}"\n'
         f"[circuit_breaker]\nopen_seconds = {open_seconds}\nmax_open_seconds = {open_seconds}\n"
-        "slow_start_seconds = 0.1\n"
     )
 
 

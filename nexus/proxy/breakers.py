@@ -97,7 +97,7 @@ def standing_of(
         state=circuit.state(now_ns) if config.circuit_breaker.enabled else "closed",
         ready_in_s=max(0.0, (circuit.open_until - now_ns) / 1e9),
         busy_s=max(0.0, (busy_until - now_ns) / 1e9),
-        share=share_after((now_ns - circuit.recovered) / 1e9, slow_start_s) if circuit.recovered else 1.0,
+        share=share_after((now_ns - circuit.recovered) / 1e9, slow_start_s) if circuit.trips else 1.0,
         failures=failures,
     )
 
