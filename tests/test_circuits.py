@@ -78,7 +78,8 @@ def test_one_fails_one_hangs_one_is_well(tmp_path: Path):
         assert len(bad) < 0.01 * len(after), bad
         # Only probes: one request each time that the circuit is half open, whatever the number of workers.
         assert sick_for["failing"] <= SICK_S / (OPEN_S * 0.9) + 1
-        assert sick_for["hanging"] <= SICK_S / (OPEN_S * 0.9) + 1
+        # A probe that hangs for as long as its lease may have the next one beside it.
+        assert sick_for["hanging"] <= 2 * SICK_S / (OPEN_S * 0.9) + 1
         assert sick_for["well"] > 200
         assert all(again[name] > 0.15 * again.total() for name in names), again
         scrape = gateway.settled()

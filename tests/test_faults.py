@@ -119,6 +119,8 @@ ELSEWHERE = {
         "invalid_json", "invalid_request", "body_cut_short", "body_too_slow", "body_too_large", "method_not_allowed",
         "unsupported_media_type", "model_not_found", "capability_mismatch",
     },
+    "ingress/test_browsers.py": {"origin_refused"},
+    "ingress/test_encodings.py": {"unsupported_encoding"},
     "test_raw_requests.py": {"body_malformed"},
     "test_client_disconnect.py": {"client_gone"},
     "test_queue.py": {"queue_full", "queue_timeout", "at_capacity"},
