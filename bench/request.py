@@ -84,7 +84,7 @@ def lane() -> Lane:
     settle(seat)
     backend = Backend(
         config=BackendConfig(name="up", url="http://127.0.0.1:1", type="vllm"), label="up", column=0, status="healthy",
-        latency_ms=1.0, models=(Model(name="m", context_length=32768, context_known=True),),
+        latency_ms=1.0, models=(Model(name="m", context_length=32768),),
     )  # fmt: skip
     labels = Labels(models={"m": "m"}, backends={"up": "up"})
     view = View.of(Snapshot(number=1, published_at=0, config=Config(), backends=(backend,), labels=labels))

@@ -9,7 +9,7 @@ import msgspec
 from nexus.cli.main import COMMANDS, cli
 from nexus.cli.output import EXIT_STATUSES
 from nexus.config.loading import describe
-from nexus.config.records import ENVIRONMENT, NOT_YET, RESTART_ONLY, BackendConfig, Config, Policy, Section
+from nexus.config.records import ENVIRONMENT, NOT_YET, RESTART_ONLY, BackendConfig, Config, ModelConfig, Policy, Section
 from nexus.config.template import default_of, documentation, template, toml
 from nexus.errors import FAULTS
 from nexus.metrics.families import FAMILIES
@@ -116,6 +116,7 @@ def configuration() -> str:
     for name, hint in get_type_hints(Config, include_extras=True).items():
         if name == "backends":
             lines += _section("[[backends]]", BackendConfig, ("backends",))
+            lines += _section("[[backends.models]]", ModelConfig, ("backends", "models"))
         elif isinstance(hint, type) and issubclass(hint, Section) and name not in NOT_YET:
             lines += _section(f"[{name}]", hint, (name,))
         if name == "routing":
@@ -151,7 +152,7 @@ def _section(title: str, record: type[Section], path: tuple[str, ...]) -> list[s
     within: list[str] = []
     for name, hint in get_type_hints(record, include_extras=True).items():
         dotted = ".".join((*path, name))
-        if dotted in (*NOT_YET, "routing.policies"):
+        if dotted in (*NOT_YET, "routing.policies", "backends.models"):
             continue
         if isinstance(hint, type) and issubclass(hint, Section):
             within += _section(f"[{dotted}]", hint, (*path, name))

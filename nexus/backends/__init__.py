@@ -1,40 +1,72 @@
 """Kinds of backend: how each is probed, how its models are read, how a request is addressed to it.
 
-A kind is a module with `probe(fetch) -> list[Model]`, and `capacity(fetch) -> int | None` where it tells how many
-requests it works on at once; it does no I/O itself but through `fetch`.
+A kind is a module with `probe(fetch) -> Found`. It does no I/O itself but through `fetch`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from nexus.backends import llamacpp, ollama, openai, vllm
-from nexus.backends.probing import BadAnswer, Fetch
+import msgspec
+
+from nexus.backends import llamacpp, lmstudio, ollama, openai, vllm
+from nexus.backends.probing import BadAnswer, Fetch, Found
+from nexus.config import BackendConfig
+from nexus.config.records import ModelConfig
 from nexus.fleet.records import Model
 
-__all__ = ["BadAnswer", "Fetch", "capacity_of", "probe_of"]
+__all__ = ["BadAnswer", "Fetch", "Found", "probe", "with_configured"]
 
-Probe = Callable[[Fetch], list[Model]]
+MOST_MODELS = 10_000
+"""The longest list of models that a backend may have."""
+LONGEST_NAME = 256
+"""The most characters of a model's name."""
 
-_PROBES: dict[str, Probe] = {
+_PROBES: dict[str, Callable[[Fetch], Found]] = {
     "ollama": ollama.probe,
     "vllm": vllm.probe,
     "llamacpp": llamacpp.probe,
-    "lmstudio": openai.probe,
+    "lmstudio": lmstudio.probe,
     "exo": openai.probe,
     "openai": openai.probe,
     "generic": openai.probe,
 }
 
 
-def probe_of(kind: str) -> Probe:
-    """How a backend of this kind is probed; KeyError for a kind that is not spoken."""
-    return _PROBES[kind]
+def probe(config: BackendConfig, fetch: Fetch) -> Found:
+    """Ask a backend what it has, and apply what the configuration says of its models.
+
+    A backend whose models the configuration lists needs no list of its own: any answer shows that it is alive. Raises
+    `BadAnswer`.
+    """
+    try:
+        found = _PROBES[config.type](fetch)
+    except BadAnswer as error:
+        if not (config.models and error.alive):
+            raise
+        found = Found([])
+    _check(found.models)
+    return Found(with_configured(found.models, config), found.capacity)
 
 
-_CAPACITIES: dict[str, Callable[[Fetch], int | None]] = {"llamacpp": llamacpp.capacity}
+def with_configured(models: Iterable[Model], config: BackendConfig) -> list[Model]:
+    """The models of a backend, each once, with what the configuration says of them; what it states wins."""
+    found = {model.name: model for model in models} if config.discover_models else {}
+    for stated in config.models:
+        known = found.get(stated.name) or Model(name=stated.name)
+        found[stated.name] = msgspec.structs.replace(known, **_stated(stated))
+    return list(found.values())
 
 
-def capacity_of(kind: str) -> Callable[[Fetch], int | None]:
-    """How a backend of this kind is asked for its capacity; most tell none."""
-    return _CAPACITIES.get(kind, lambda _: None)
+def _stated(model: ModelConfig) -> dict[str, object]:
+    fields = msgspec.structs.asdict(model)
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items() if v not in (None, [])}
+
+
+def _check(models: list[Model]) -> None:
+    """Refuse lists that would flood labels and memory."""
+    if len(models) > MOST_MODELS:
+        raise BadAnswer(f"it lists {len(models)} models; at most {MOST_MODELS} are taken")
+    longest = max((len(name) for model in models for name in (model.name, *model.aliases)), default=0)
+    if longest > LONGEST_NAME:
+        raise BadAnswer(f"it lists a model whose name has {longest} characters; at most {LONGEST_NAME} are taken")

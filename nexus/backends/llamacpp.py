@@ -1,25 +1,29 @@
-"""llama.cpp's server: `/health` says whether the model is loaded, `/v1/models` which it is, `/props` how many slots."""
+"""llama.cpp's server: `/health` says whether it is loaded, `/v1/models` what it has, `/props` what it can do."""
 
 from __future__ import annotations
 
+import msgspec
+
 from nexus.backends import openai
-from nexus.backends.probing import BadAnswer, Fetch
-from nexus.fleet.records import Model
+from nexus.backends.probing import BadAnswer, Fetch, Found, at, fetch_if_there, flag, length
 
 
-def probe(fetch: Fetch) -> list[Model]:
-    answer = fetch("/health")
-    status = answer.get("status") if isinstance(answer, dict) else None
+def probe(fetch: Fetch) -> Found:
+    status = at(fetch("/health"), "status")
     if status != "ok":
         raise BadAnswer(f"its health is {status!r}")
-    return openai.probe(fetch)
-
-
-def capacity(fetch: Fetch) -> int | None:
-    """As many requests as it has slots; more would wait inside it. None where `/props` is switched off."""
-    try:
-        answer = fetch("/props", version="")
-    except BadAnswer:
-        return None
-    slots = answer.get("total_slots") if isinstance(answer, dict) else None
-    return slots if isinstance(slots, int) and slots > 0 else None
+    models = openai.list_models(fetch)
+    props = fetch_if_there(fetch, "/props", version="")
+    if len(models) == 1:  # of several, as its router has them, `/props` speaks of none
+        (model,) = models
+        vision = flag(at(props, "modalities", "vision"))
+        models = [
+            msgspec.structs.replace(
+                model,
+                context_length=length(at(props, "default_generation_settings", "n_ctx"), model.context_length),
+                vision=model.vision if vision is None else vision,
+                tools=flag(at(props, "chat_template_caps", "supports_tools")),  # without, it drops them silently
+            )
+        ]
+    slots = props.get("total_slots")  # more requests than that would wait inside it
+    return Found(models, slots if isinstance(slots, int) and slots > 0 else None)

@@ -1,21 +1,15 @@
-"""vLLM: OpenAI's model list, with the context length as `max_model_len`."""
+"""vLLM, and SGLang like it: OpenAI's list of models, with the context as `max_model_len` and nothing else."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from nexus.backends.guessing import guess
-from nexus.backends.probing import Fetch, items, text
+from nexus.backends.openai import read_model
+from nexus.backends.probing import Fetch, Found, items, length
 from nexus.fleet.records import Model
 
 
-def probe(fetch: Fetch) -> list[Model]:
+def probe(fetch: Fetch) -> Found:
     models = []
     for item in items(fetch("/v1/models"), "data"):
-        if name := text(item, "id"):
-            length = item.get("max_model_len")
-            known: dict[str, Any] = {}
-            if isinstance(length, int) and length > 0:
-                known = {"context_length": length, "context_known": True}
-            models.append(guess(name, **known))
-    return models
+        if (model := read_model(item)) is not None:
+            models.append(Model(name=model.name, context_length=length(item.get("max_model_len"))))
+    return Found(models)

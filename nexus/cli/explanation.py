@@ -16,8 +16,10 @@ from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load import LoadTable
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.proxy.breakers import standing_of
+from nexus.proxy.endpoints import ENDPOINTS
+from nexus.routing.body import read_fields, with_field
 from nexus.routing.explain import Explanation, explain
-from nexus.routing.requirements import ANYTHING, InvalidBody, Requirements, read
+from nexus.routing.requirements import ANYTHING, InvalidBody, Needs, read
 from nexus.routing.router import Asked, Supposed
 from nexus.routing.table import RouteTable
 
@@ -55,17 +57,18 @@ def route_explain(config: str | None, model: str, *, body: str | None, flexible:
     return 1 if found.refusal else 0
 
 
-def _needs(file: str) -> Requirements:
+def _needs(file: str) -> Needs:
     """What a request body asks of the model."""
     try:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
-        required = next((name for name in ("messages", "prompt", "input") if name in fields), "messages")
-        fields.setdefault("model", msgspec.Raw(b'"any"'))
-        return read(msgspec.json.encode(fields), required).needs
+        fields = read_fields(content)
+        if "model" not in fields:
+            content = with_field(content, "model", b'"any"')
+        endpoint = next((one for one in ENDPOINTS if fields.keys() & set(one.required)), ENDPOINTS[0])
+        return read(content, endpoint.required, task=endpoint.task).needs
     except OSError as error:
         raise ConfigError([f"{file}: it cannot be read ({error.strerror})."]) from error
-    except (msgspec.DecodeError, InvalidBody) as error:
+    except InvalidBody as error:
         raise ConfigError([f"{file}: this is not a request ({error})."]) from error
 
 

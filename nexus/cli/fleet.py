@@ -20,20 +20,25 @@ def models(backend: str | None, config: str | None, url: str | None, as_json: bo
 
     It exits with 1 where there is none.
     """
-    found: dict[str, dict[str, Any]] = {}
+    listed: list[dict[str, Any]] = []
     for entry in find(config, url).read("/v1/models").json()["data"]:
-        if backend in (None, entry["owned_by"]):
-            model = found.setdefault(
-                entry["id"], {"name": entry["id"], "backends": [], "context_length": entry.get("context_length")}
-            )
-            model["backends"].append(entry["owned_by"])
-    listed = sorted(found.values(), key=lambda model: str(model["name"]))
+        if backend is None or backend in entry["backends"]:
+            known = {key: entry.get(key) for key in ("backends", "alias_of", "context_length", "tasks")}
+            listed.append({"name": entry["id"], **known, "capabilities": entry.get("capabilities", {})})
+    listed.sort(key=lambda model: str(model["name"]))
     if as_json:
         say_json({"models": listed})
     elif listed:
-        rows = [(m["name"], f"{m['context_length']:,}" if m["context_length"] else "-", ", ".join(m["backends"]))
-                for m in listed]  # fmt: skip
-        click.echo(table(("MODEL", "CONTEXT", "BACKENDS"), rows, right=("CONTEXT",)))
+        rows = [
+            (
+                m["name"],
+                f"{m['context_length']:,}" if m["context_length"] else "-",
+                ", ".join([word for word, can in m["capabilities"].items() if can] + (m["tasks"] or [])) or "-",
+                ", ".join(m["backends"]) + (f" (as {m['alias_of']})" if m["alias_of"] else ""),
+            )
+            for m in listed
+        ]
+        click.echo(table(("MODEL", "CONTEXT", "CAN", "BACKENDS"), rows, right=("CONTEXT",)))
     if not listed:
         where = f"The backend {backend} offers" if backend else "No backend that takes requests offers"
         raise Failure(f"{where} no model now; `nexus status` says how the backends are.", status=NO)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import TextIO
 
 import click
 
@@ -66,6 +68,12 @@ def serve(
     type=click.Choice(["any", "ollama", "llamacpp", "vllm", "generic"]),
     help="Whose management paths it has.",
 )
+@click.option(
+    "--says",
+    type=click.File(),
+    metavar="FILE",
+    help="JSON: path → what it answers to a GET there, such as a list of models; null for 404.",
+)
 @click.option("--seed", default=0, show_default=True, help="The same seed says and does the same.")
 @click.option("--fault", default="", metavar="SPEC", help="Such as status=503,rate=0.3; also the header x-demo-fault.")
 def demo_backend(
@@ -77,6 +85,7 @@ def demo_backend(
     length: int,
     usage: str,
     kind: str,
+    says: TextIO | None,
     seed: int,
     fault: str,
 ) -> None:
@@ -89,5 +98,9 @@ def demo_backend(
         spec = FaultSpec.parse(fault)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
-    manner = Manner(name=name, models=models, pace=pace, length=length, usage=usage, seed=seed, kind=kind)
+    try:
+        answers = json.load(says) if says is not None else {}
+    except ValueError as error:
+        raise ConfigError([f"--says: this is not JSON ({error})."]) from error
+    manner = Manner(name=name, models=models, pace=pace, length=length, usage=usage, seed=seed, kind=kind, says=answers)
     run_demo(manner, spec, host=host, port=port)

@@ -17,6 +17,7 @@ BackendType = Literal["ollama", "vllm", "llamacpp", "exo", "openai", "lmstudio",
 Zone = Literal["open", "internal", "confidential", "restricted"]
 LogLevel = Literal["trace", "debug", "info", "warn", "error"]
 LogFormat = Literal["pretty", "json"]
+Task = Literal["chat", "embeddings", "rerank", "classify", "images", "transcription", "speech"]
 Strategy = Literal["smart", "round_robin", "priority_only", "random"]
 
 
@@ -181,6 +182,27 @@ class Routing(Section, frozen=True):
     budget: Budget = Budget()
 
 
+class ModelConfig(Section, frozen=True):
+    """What a backend does not say of a model, or says wrongly; what is stated here wins, and adds a model that it does
+    not list."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256), _doc("The model's name at the backend.")]
+    context_length: (
+        Annotated[int, Meta(ge=1, le=1 << 40), _doc("Its context in tokens; unset: as the backend says.")] | None
+    ) = None
+    vision: Annotated[bool, _doc("Whether it takes images; unset: as the backend says.")] | None = None
+    tools: Annotated[bool, _doc("Whether it calls tools; unset: as the backend says.")] | None = None
+    json_mode: (
+        Annotated[bool, _doc('Whether it takes response_format "json_object"; unset: as the backend says.')] | None
+    ) = None
+    tasks: Annotated[
+        list[Task], _doc("All that it is for; requests of other tasks are not sent to it. Empty: as the backend says.")
+    ] = msgspec.field(default_factory=list)
+    aliases: Annotated[list[str], _doc("Other names by which clients may ask for it. Empty: as the backend says.")] = (
+        msgspec.field(default_factory=list)
+    )
+
+
 class BackendConfig(Section, frozen=True):
     """One backend of the fleet."""
 
@@ -262,6 +284,10 @@ class BackendConfig(Section, frozen=True):
     client_key_file: (
         Annotated[str, Meta(min_length=1), _doc("File with that certificate's key; unset: in client_cert_file.")] | None
     ) = None
+    discover_models: Annotated[
+        bool, _doc("Offer the models that it lists; false: only those of [[backends.models]].")
+    ] = True
+    models: list[ModelConfig] = msgspec.field(default_factory=list)
 
 
 class CircuitBreaker(Section, frozen=True):

@@ -11,9 +11,10 @@ import msgspec
 from msgspec import inspect as shapes
 
 from nexus.config.loading import describe
-from nexus.config.records import ENVIRONMENT, NOT_YET, BackendConfig, Config, Section
+from nexus.config.records import ENVIRONMENT, NOT_YET, BackendConfig, Config, ModelConfig, Section
 
 _WIDTH = 100
+_LEFT_OUT = {*NOT_YET, "backends.models"}
 
 
 def template() -> str:
@@ -31,6 +32,8 @@ def template() -> str:
     for name, hint in get_type_hints(Config, include_extras=True).items():
         if name == "backends":
             lines += ["# Every key of a backend:", "# [[backends]]", *_keys(BackendConfig, ("backends",), "# "), ""]
+            lines += ["# Every key of what is stated of a backend's model:", "# [[backends.models]]"]
+            lines += [*_keys(ModelConfig, ("backends", "models"), "# "), ""]
         elif isinstance(hint, type) and issubclass(hint, Section) and name not in NOT_YET:
             lines += [*_table(hint, (name,)), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -49,7 +52,7 @@ def _table(record: type[Section], path: tuple[str, ...]) -> Iterator[str]:
 def _keys(record: type[Section], path: tuple[str, ...], mark: str) -> Iterator[str]:
     defaults = {field.name: field for field in msgspec.structs.fields(record)}
     for name, hint in get_type_hints(record, include_extras=True).items():
-        if (isinstance(hint, type) and issubclass(hint, Section)) or ".".join((*path, name)) in NOT_YET:
+        if (isinstance(hint, type) and issubclass(hint, Section)) or ".".join((*path, name)) in _LEFT_OUT:
             continue
         variables = [variable for variable, place in ENVIRONMENT.items() if place == (path[-1], name)]
         note = (

@@ -8,7 +8,8 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import gevent
@@ -41,6 +42,7 @@ class Manner:
     usage: str = "asked"  # in streams: "asked", "always" or "never"
     seed: int = 0
     kind: str = "any"  # whose management paths it has: "ollama", "llamacpp", "vllm", "generic" or "any" for most
+    says: dict[str, Any] = field(default_factory=dict)  # path → what it answers to a GET there; None: 404
 
 
 class _Request:
@@ -92,7 +94,9 @@ class DemoBackend:
             ("POST", "/demo/fault"): self._set_fault,
             ("POST", "/demo/hurry"): self._hurry,
         }
-        for path in _NOT_THERE[manner.kind]:
+        for path, said in manner.says.items():
+            self._routes["GET", path] = partial(_said, said)
+        for path in (*_NOT_THERE[manner.kind], *(path for path, said in manner.says.items() if said is None)):
             for method in ("GET", "POST"):
                 self._routes.pop((method, path), None)
 
@@ -287,6 +291,10 @@ class DemoBackend:
         sock.sendall(b"0\r\n\r\n")
         self.statuses["cut" if fault.no_done else "200"] += 1
         return True
+
+
+def _said(said: Any, _request: _Request) -> Any:
+    return said
 
 
 def _json(request: _Request) -> dict[str, Any]:

@@ -16,14 +16,19 @@ CLOUD: frozenset[str] = frozenset({"openai", "anthropic", "google"})
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """A model as one backend offers it. `context_length` in tokens; `context_known` where the backend told it."""
+    """A model as one backend offers it. What neither the backend nor the configuration says is None, or empty.
+
+    `context_length` is in tokens. `tasks` is what the model is for, if that is all it can do: `chat`, `embeddings`,
+    `rerank` and the like. `aliases` are other names that the backend takes for it.
+    """
 
     name: str
-    context_length: int = 4096
-    context_known: bool = False
-    vision: bool = False
-    tools: bool = False
-    json_mode: bool = True
+    context_length: int | None = None
+    vision: bool | None = None
+    tools: bool | None = None
+    json_mode: bool | None = None
+    tasks: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,9 @@ def detect(backend: BackendConfig, environ: Mapping[str, str], *, timeout_s: flo
     def probe(kind: BackendType) -> Result:
         prober = Prober(replace(backend, type=kind), environ)
         try:
-            return prober.probe(timeout_s)
+            found = prober.probe(timeout_s)
+            # llama.cpp is known by its slots, which are a detail.
+            return (prober.more_details(timeout_s) or found) if kind == "llamacpp" else found
         finally:
             prober.close()
 
@@ -32,6 +34,6 @@ def detect(backend: BackendConfig, environ: Mapping[str, str], *, timeout_s: flo
         return "ollama"
     if llamacpp.success and llamacpp.capacity is not None:  # others have a /health too, but no slots in /props
         return "llamacpp"
-    if vllm.models and all(model.context_known for model in vllm.models):  # only vLLM's list has max_model_len
+    if vllm.models and all(model.context_length for model in vllm.models):  # only vLLM's list has max_model_len
         return "vllm"
     return "generic"

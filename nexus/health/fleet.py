@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from nexus.backends import with_configured
 from nexus.config import BackendConfig
 from nexus.config.changes import Layered
 from nexus.config.records import NOT_SPOKEN
@@ -56,6 +57,7 @@ class Fleet:
                 watched.since, watched.latency_ms = old.since, old.latency_ms
                 watched.last_error, watched.models = old.last_error, old.models
                 watched.capacity = old.capacity
+            watched.models = tuple(with_configured(watched.models, wanted))
             if not config.health_check.enabled:
                 watched.standing = Standing("healthy")
             self.backends[wanted.name] = watched

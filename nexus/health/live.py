@@ -297,6 +297,6 @@ class Matrix:
 
 def _offer(model: Model) -> dict[str, Any]:
     can = [word for word, on in (("vision", model.vision), ("tools", model.tools)) if on]
-    if not model.json_mode:
+    if model.json_mode is False:
         can.append("no JSON mode")  # nearly all can
-    return {"can": can, "context": model.context_length if model.context_known else None}
+    return {"can": [*can, *model.tasks], "context": model.context_length}

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from nexus import __version__
-from nexus.backends import BadAnswer, capacity_of, probe_of
+from nexus.backends import BadAnswer, probe
 from nexus.backends.address import Address, own_key
 from nexus.backends.probing import NotYet
 from nexus.config import BackendConfig
@@ -34,6 +34,7 @@ _FAILED_KEPT_S = 300.0
 """How long a detail that could not be had is not asked for again."""
 _AT_ONCE = 64
 """Details that are fetched before the models are published again."""
+_NOT_READY = (502, 503, 504)
 _NOBODY = Watch(None)
 
 
@@ -90,9 +91,13 @@ class Prober:
 
         def ask(question: _Question) -> Any:
             nonlocal latency_s
-            answer, content, took_s = self._ask(question, deadline)
-            latency_s = took_s if latency_s is None else latency_s
-            answers[question] = found = self._decoded(question[0], answer, content)
+            try:
+                answer, content, took_s = self._ask(question, deadline)
+                latency_s = took_s if latency_s is None else latency_s
+                answers[question] = found = self._decoded(question[0], answer, content)
+            except BadAnswer as error:
+                answers[question] = error
+                raise
             return found
 
         try:
@@ -131,7 +136,7 @@ class Prober:
             except (OSError, RequestFailed):
                 reached = False
                 break
-        models, capacity, wanted = self._read(self._answers.__getitem__)
+        models, capacity, wanted = self._read(self._answered)
         self._wanted = wanted if reached else {}
         return Result(models, None, capacity=capacity)
 
@@ -155,8 +160,15 @@ class Prober:
                 raise BadAnswer(kept.error)
             return kept.answer
 
-        models = tuple({model.name: model for model in probe_of(self.config.type)(fetch)}.values())
-        return models, capacity_of(self.config.type)(fetch), wanted
+        found = probe(self.config, fetch)
+        return tuple(found.models), found.capacity, wanted
+
+    def _answered(self, question: _Question) -> Any:
+        """What the last probe was answered."""
+        answer = self._answers[question]
+        if isinstance(answer, BadAnswer):
+            raise answer
+        return answer
 
     def _decoded(self, path: str, answer: AnswerReader, content: bytes) -> Any:
         status = answer.status
@@ -165,13 +177,15 @@ class Prober:
             raise BadAnswer(f"{path} answered {status}, a redirect to {place}; put the new address into url")
         if status == 404 and path.startswith("/v1/"):
             target = self._address.target(path)
-            raise BadAnswer(f"{target} answered 404; a path in url is used as written (base_path replaces it)")
+            raise BadAnswer(
+                f"{target} answered 404; a path in url is used as written (base_path replaces it)", alive=True
+            )
         if status != 200:
-            raise BadAnswer(f"{path} answered {status}")
+            raise BadAnswer(f"{path} answered {status}", alive=status not in _NOT_READY)
         try:
             return json.loads(content)
         except ValueError as error:
-            raise BadAnswer(f"{path} answered what is not JSON") from error
+            raise BadAnswer(f"{path} answered what is not JSON", alive=True) from error
         except RecursionError as error:
             raise BadAnswer(f"{path} answered JSON that is nested too deeply") from error
 

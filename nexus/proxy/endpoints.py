@@ -11,18 +11,23 @@ import msgspec
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A proxied path, and the field of the body that it cannot do without. `streams`: whether its answer may be one."""
+    """A proxied path.
+
+    `required`: fields of the body that hold the prompt; one of them must be there. `task`: what a model must be able to
+    do, as `Model.tasks` names it. `streams`: whether its response may be a stream.
+    """
 
     name: str
     path: str
-    required: str
+    required: tuple[str, ...]
+    task: str
     streams: bool = True
 
 
 ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint("chat_completions", "/v1/chat/completions", "messages"),
-    Endpoint("completions", "/v1/completions", "prompt"),
-    Endpoint("embeddings", "/v1/embeddings", "input", streams=False),
+    Endpoint("chat_completions", "/v1/chat/completions", ("messages",), "chat"),
+    Endpoint("completions", "/v1/completions", ("prompt", "prompt_embeds"), "chat"),
+    Endpoint("embeddings", "/v1/embeddings", ("input", "messages"), "embeddings", streams=False),
 )
 
 

@@ -154,7 +154,7 @@ class Exchange:
         if request.target.deployment is not None:
             body = requirements.with_model_if_object(body, request.target.deployment)
         try:
-            self.ask = requirements.read(body, self.endpoint.required)
+            self.ask = requirements.read(body, self.endpoint.required, task=self.endpoint.task)
         except requirements.InvalidBody as error:
             raise RequestFailed(
                 "invalid_request" if error.json else "invalid_json", str(error), param=error.param
@@ -247,7 +247,9 @@ class Exchange:
                 self.failed.append(
                     Try(choice.backend.name, choice.model[:_SHOWN_NAME], failure.fault.name, _ms(took_s))
                 )
-            if not failure.fault.retry:
+            if failure.fault is FAULTS["context_exceeded"] and choice.context_length:
+                applicant.asked = msgspec.structs.replace(applicant.asked, beyond=choice.context_length)
+            elif not failure.fault.retry:
                 raise failure
             log.warning(
                 "attempt failed",
@@ -352,6 +354,8 @@ class Exchange:
     def _stream(self, attempt: Attempt, stream: Stream, choice: Choice) -> Answer:
         """Relay a stream. Its head is out with its first byte, so a later failure is told within it."""
         self.stream, self.served, self.usage_asked = stream, True, attempt.usage_asked
+        assert self.ask is not None
+        self.ask = Ask(model=self.ask.model, stream=True)  # its needs hold the whole body, which may go now
         self.engine.recorder.stream_began()
         headers = self._headers(choice) + attempt.headers
         self._time_overhead(attempt)

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from nexus.routing.body import InvalidBody, read_fields, with_field
+
 
 class Usage(msgspec.Struct):
     """How many tokens an answer took, as far as it is told; cached ones of the prompt, reasoning ones of the rest."""
@@ -28,14 +30,6 @@ class _Answer(msgspec.Struct):
     usage: _Told | None = None
 
 
-class _Options(msgspec.Struct):
-    include_usage: Any = None
-
-
-class _Asking(msgspec.Struct):
-    stream_options: msgspec.Raw = msgspec.Raw(b"null")
-
-
 class _Timings(msgspec.Struct):
     cache_n: Any = None
     prompt_n: Any = None
@@ -50,8 +44,6 @@ _LONGEST_USAGE = 4 * 1024
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_timings = msgspec.json.Decoder(_Timings).decode
 _decode_told = msgspec.json.Decoder(_Told).decode
-_decode_asking = msgspec.json.Decoder(_Asking).decode
-_decode_options = msgspec.json.Decoder(_Options).decode
 
 
 def _usage(told: _Told) -> Usage | None:
@@ -135,8 +127,8 @@ def asks_for_usage(body: bytes) -> bool:
     if b'"include_usage"' not in body:
         return False
     try:
-        return _decode_options(_decode_asking(body).stream_options).include_usage is True
-    except (msgspec.DecodeError, RecursionError):
+        return bytes(read_fields(_options(body)).get("include_usage", b"")) == b"true"
+    except InvalidBody:
         return False
 
 
@@ -147,11 +139,14 @@ def with_usage_asked(body: bytes) -> bytes:
     """
     if b'"stream_options"' not in body:
         return body.rstrip()[:-1] + b',"stream_options":{"include_usage":true}}'
-    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     try:
-        options = msgspec.json.decode(fields.get("stream_options", b"{}"), type=dict[str, msgspec.Raw] | None) or {}
-    except (msgspec.DecodeError, RecursionError):
+        options = with_field(_options(body), "include_usage", b"true")
+        return with_field(body, "stream_options", options)
+    except (msgspec.DecodeError, InvalidBody, RecursionError):
         return body
-    options["include_usage"] = msgspec.Raw(b"true")
-    fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
-    return msgspec.json.encode(fields)
+
+
+def _options(body: bytes) -> bytes:
+    """The field's bytes; those of an empty object if there is none."""
+    given = bytes(read_fields(body).get("stream_options", b"null"))
+    return b"{}" if given == b"null" else given

@@ -65,6 +65,8 @@ class View:
     def model_label(self, name: str) -> str:
         """The label value of a model: assigned, `other` beyond the cap, `unknown` for what a client made up."""
         label = self.snapshot.labels.models.get(name)
+        if label is None and (entry := self.table.entry(name)) != name:
+            name, label = entry, self.snapshot.labels.models.get(entry)
         if label is not None:
             return label
         if name not in self.known_models:

@@ -9,7 +9,7 @@ import msgspec
 from nexus.errors import RequestFailed
 from nexus.routing.router import Asked, Conditions, choose, rejection
 from nexus.routing.strategies import Circumstances, score
-from nexus.routing.table import Offer, RouteTable
+from nexus.routing.table import RouteTable
 
 _MOST_STEPS = 50
 
@@ -70,7 +70,7 @@ def _verdicts(table: RouteTable, asked: Asked, now: Conditions, order: dict[tupl
     circumstances = Circumstances(load=now.load, weights=table.routing.weights, turn=now.turn, chance=now.chance)
     for name in table.chain(asked.model, asked.demands):
         for backend in table.backends:
-            offer = next((Offer(backend, model) for model in backend.models if model.name == name), None)
+            offer = next((offer for offer in table.offers_of(name) if offer.backend.name == backend.name), None)
             turn = order.get((backend.name, name))
             out = "" if turn is not None else rejection(table, asked, backend, now, model=name)
             yield Verdict(

@@ -1,27 +1,50 @@
-"""What a request asks of a model, read from the few fields of its body that say so."""
+"""What a request asks of a model, read from the few fields of its body that say so.
+
+Nothing is read before a decision depends on it, and nothing is parsed item by item: the work for a body is linear in
+its size, whatever it holds.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Protocol
 
 import msgspec
 
+from nexus.errors import RequestFailed
+from nexus.routing.body import InvalidBody, Raw, read_fields, with_field
+
+__all__ = ["ANYTHING", "Ask", "InvalidBody", "Needs", "Requirements", "read", "with_model"]
+
 CHARACTERS_PER_TOKEN = 4
 """How a prompt's length in tokens is estimated before it is sent (the original's rule)."""
+IMAGE_TOKENS = 1000
+_MOST_ITEMS = 2000
+"""Items of a list that are looked at for the longest one."""
 
 
-class InvalidBody(Exception):
-    """The body is not a request that any backend could answer; `param` names the field, as OpenAI's errors do."""
+class Needs(Protocol):
+    """What the model must be able to do; `context` in estimated tokens, `task` as `Model.tasks` names it."""
 
-    def __init__(self, message: str, *, param: str | None = None, json: bool = True) -> None:
-        super().__init__(message)
-        self.param = param
-        self.json = json
+    @property
+    def task(self) -> str: ...
+    @property
+    def vision(self) -> bool: ...
+    @property
+    def tools(self) -> bool: ...
+    @property
+    def json_mode(self) -> bool: ...
+    @property
+    def context(self) -> int: ...
 
 
 class Requirements(msgspec.Struct, frozen=True, kw_only=True):
-    """What the model must be able to do; `context` in estimated tokens."""
+    """Needs that are known already."""
 
+    task: str = ""
     vision: bool = False
     tools: bool = False
     json_mode: bool = False
@@ -31,128 +54,129 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True):
 ANYTHING = Requirements()
 
 
+class BodyNeeds(msgspec.Struct, dict=True):
+    """The needs of a body, each read when it is first asked for. `content` names the field with the prompt."""
+
+    fields: dict[str, Raw]
+    content: str
+    task: str
+
+    @cached_property
+    def vision(self) -> bool:
+        return self.content == "messages" and _IMAGE.search(self._raw("messages")) is not None
+
+    @cached_property
+    def tools(self) -> bool:
+        return self._raw("tools") not in _NOTHING
+
+    @cached_property
+    def json_mode(self) -> bool:
+        return _JSON_MODE.search(self._raw("response_format")) is not None
+
+    @cached_property
+    def context(self) -> int:
+        raw = self._raw(self.content)
+        tokens = _of_text(raw) if self.content == "messages" else _of_longest(raw)
+        return tokens + _of_text(self._raw("tools"))
+
+    def _raw(self, name: str) -> bytes:
+        return bytes(self.fields.get(name, b""))
+
+
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """A request as far as routing reads it."""
 
     model: str
     stream: bool = False
-    needs: Requirements = Requirements()
+    needs: Needs = ANYTHING
 
 
-_NULL = msgspec.Raw(b"null")
+# A quote within a JSON string is escaped, so these match names and values only, never a text that speaks of them.
+_IMAGE = re.compile(rb'"type"\s*:\s*"(?:image_url|input_image)"')
+_JSON_MODE = re.compile(rb'"type"\s*:\s*"json_object"')
+_INLINE_DATA = re.compile(rb'"data:[^",]{0,200};base64,[^"]*+"')
+_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_LISTS = re.compile(rb"\[[^\[\]]*+\]")
+_NOTHING = (b"", b"null", b"[]", b"{}")
+_NO_MESSAGE = 20
+"""A list of messages with fewer bytes may be empty."""
+_decode_model = msgspec.json.Decoder(str | None).decode
+_STREAM = {b"true": True, b"false": False, b"null": False}
 
 
-class _Format(msgspec.Struct):
-    type: Any = None
-
-
-class _Message(msgspec.Struct):
-    content: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Part(msgspec.Struct):
-    type: Any = None
-    text: msgspec.Raw = msgspec.Raw(b"")
-
-
-class _Body(msgspec.Struct):
-    model: Any = msgspec.UNSET
-    stream: Any = None
-    messages: msgspec.Raw = msgspec.Raw(b"")
-    prompt: msgspec.Raw = msgspec.Raw(b"")
-    input: msgspec.Raw = msgspec.Raw(b"")
-    tools: msgspec.Raw = _NULL
-    response_format: msgspec.Raw = _NULL
-
-
-_decode_body = msgspec.json.Decoder(_Body).decode
-_decode_messages = msgspec.json.Decoder(list[_Message]).decode
-_decode_parts = msgspec.json.Decoder(list[_Part]).decode
-_decode_format = msgspec.json.Decoder(_Format).decode
-_NOTHING = (b"", b"null", b"[]", b'""')
-
-
-def read(body: bytes, required: str) -> Ask:
-    """Read a body whose content is under `required` (`messages`, `prompt` or `input`).
+def read(body: bytes, required: Sequence[str], *, task: str = "") -> Ask:
+    """Read a body that must have one of the `required` fields.
 
     Everything else is left to the backend. Raises `InvalidBody`.
     """
+    fields = read_fields(body)
     try:
-        if not body.isascii():
-            body.decode()  # what is skipped below is not looked at there, and would be found when it is written anew
-        fields = _decode_body(body)
-    except msgspec.ValidationError as error:
-        raise InvalidBody("The body must be a JSON object.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidBody(f"The body is not valid JSON: {error}", json=False) from error
-    if fields.model is msgspec.UNSET or fields.model is None:
-        raise InvalidBody("You must name a model.", param="model")
-    if not isinstance(fields.model, str):
-        raise InvalidBody("`model` must be a string.", param="model")
-    if not fields.model:
-        raise InvalidBody("`model` must not be empty.", param="model")
-    if fields.stream is not None and not isinstance(fields.stream, bool):
-        raise InvalidBody("`stream` must be true or false.", param="stream")
-    content = bytes(getattr(fields, required)).strip()
-    if content in (b"", b"null"):
-        raise InvalidBody(f"`{required}` is missing.", param=required)
-    if content in _NOTHING:
-        raise InvalidBody(f"`{required}` must not be empty.", param=required)
-    vision, characters = _messages(content) if required == "messages" else (False, len(content))
-    return Ask(
-        model=fields.model,
-        stream=bool(fields.stream),
-        needs=Requirements(
-            vision=vision,
-            tools=fields.tools is not _NULL and bytes(fields.tools).strip() not in _NOTHING,
-            json_mode=fields.response_format is not _NULL and _wants_json(bytes(fields.response_format)),
-            context=characters // CHARACTERS_PER_TOKEN,
-        ),
-    )
-
-
-def _messages(content: bytes) -> tuple[bool, int]:
-    """Whether a message holds an image, and how many characters of text there are."""
-    try:
-        messages = _decode_messages(content)
+        name = _decode_model(fields.get("model", b"null"))
     except msgspec.DecodeError as error:
-        raise InvalidBody("`messages` must be a list of objects.", param="messages") from error
-    if not messages:
+        raise InvalidBody("`model` must be a string.", param="model") from error
+    if not name:
+        problem = "You must name a model." if name is None else "`model` must not be empty."
+        raise InvalidBody(problem, param="model")
+    stream = False
+    if (raw := fields.get("stream")) is not None:
+        asked = _STREAM.get(bytes(raw))
+        if asked is None:
+            raise InvalidBody("`stream` must be true or false.", param="stream")
+        stream = asked
+    for content in required:
+        raw = fields.get(content)
+        if raw is not None and (len(raw) != len(b"null") or bytes(raw) != b"null"):
+            break
+    else:
+        raise InvalidBody(f"`{required[0]}` is missing.", param=required[0])
+    if content == "messages":
+        _check_messages(raw)
+    return Ask(model=name, stream=stream, needs=BodyNeeds(fields, content, task))
+
+
+def _check_messages(raw: Raw) -> None:
+    if memoryview(raw)[0] != ord("["):
+        raise InvalidBody("`messages` must be a list.", param="messages")
+    if len(raw) < _NO_MESSAGE and not bytes(raw)[1:-1].strip():
         raise InvalidBody("`messages` must not be empty.", param="messages")
-    vision, characters = False, 0
-    for message in messages:
-        raw = bytes(message.content).strip()
-        if raw[:1] == b"[":
-            try:
-                parts = _decode_parts(raw)
-            except msgspec.DecodeError as error:
-                raise InvalidBody("A message's `content` parts must be objects.", param="messages") from error
-            vision = vision or any(part.type == "image_url" for part in parts)
-            characters += sum(len(bytes(part.text)) for part in parts)
-        else:
-            characters += len(raw)
-    return vision, characters
 
 
-def _wants_json(raw: bytes) -> bool:
-    if b"json_object" not in raw:
-        return False
-    try:
-        return bool(_decode_format(raw).type == "json_object")
-    except msgspec.DecodeError:
-        return False
+def _of_text(raw: bytes) -> int:
+    """Tokens of all texts in a piece of JSON; escapes count as the characters that they stand for."""
+    images = 0
+    if b";base64," in raw:
+        raw, images = _INLINE_DATA.subn(b"", raw)
+    characters = len(raw) if raw.isascii() else len(raw.decode(errors="replace"))
+    escapes = raw.count(b"\\") - raw.count(b"\\\\")
+    return (characters - escapes - 4 * raw.count(b"\\u")) // CHARACTERS_PER_TOKEN + images * IMAGE_TOKENS
+
+
+def _of_longest(raw: bytes) -> int:
+    """Tokens of a text, of a list of token ids, or of the longest of a list of either."""
+    if raw[:1] != b"[":
+        return _of_text(raw)
+    if b'"' in raw:
+        return max(_of_text(item[0]) for item in islice(_STRINGS.finditer(raw), _MOST_ITEMS))
+    if b"[" in raw[1:]:
+        return max((_ids(item[0]) for item in islice(_LISTS.finditer(raw, 1), _MOST_ITEMS)), default=0)
+    return _ids(raw)
+
+
+def _ids(raw: bytes) -> int:
+    return raw.count(b",") + 1
 
 
 def with_model_if_object(body: bytes, model: str) -> bytes:
     """As `with_model`; what is no JSON object stays as it is, for `read` to refuse."""
     try:
-        return with_model(body, model)
+        return with_field(body, "model", msgspec.json.encode(model))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body
 
 
 def with_model(body: bytes, model: str) -> bytes:
-    """The body with `model` replaced; every other field keeps its bytes and its place."""
-    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
-    return msgspec.json.encode(fields)
+    """The body with `model` replaced; all other bytes stay."""
+    try:
+        return with_field(body, "model", msgspec.json.encode(model))
+    except RecursionError as error:
+        raise RequestFailed("invalid_json", "The body is nested too deeply.") from error

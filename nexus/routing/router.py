@@ -13,7 +13,7 @@ from nexus.errors import RequestFailed
 from nexus.fleet.circuits import State
 from nexus.fleet.records import Backend
 from nexus.routing.policies import NOTHING, Demands
-from nexus.routing.requirements import ANYTHING, Requirements
+from nexus.routing.requirements import ANYTHING, Needs
 from nexus.routing.strategies import STRATEGIES, Circumstances
 from nexus.routing.table import Candidates, Offer, RouteTable
 
@@ -103,19 +103,22 @@ class _DespiteCircuits(msgspec.Struct, frozen=True):
 class Asked(msgspec.Struct, frozen=True, gc=False):
     """A request as the router sees it: the model (aliases resolved), what it must be able to do and where it may go.
 
-    `flexible` lets a backend below the demanded tier serve where none of that tier can.
+    `flexible` lets a backend below the demanded tier serve where none of that tier can. `beyond`: only candidates whose
+    context is known to be longer; a backend with this length said that the request exceeds it.
     """
 
     model: str
-    needs: Requirements = ANYTHING
+    needs: Needs = ANYTHING
     demands: Demands = NOTHING
     flexible: bool = False
+    beyond: int = 0
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
     """The backend to try, the model to ask it for, and why.
 
     `trial`: its circuit is half open, one request may try. `passed_over`: others that have the model were excluded.
+    `context_length` is the model's, if it is known.
     """
 
     backend: Backend
@@ -123,6 +126,7 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     reason: Reason
     trial: bool = False
     passed_over: bool = False
+    context_length: int | None = None
 
 
 class NoRoom(RequestFailed):
@@ -165,15 +169,26 @@ def _choose(
         for again in (False, True) if tried else (False,):
             for name in table.chain(asked.model, asked.demands):
                 candidates = table.candidates(name, asked.needs, demands)
-                offers = candidates.good_for(asked.needs)
+                offers: Sequence[Offer] = candidates.offers
                 if tried:
                     offers = _untried(offers, tried, name, again=again)
+                if asked.beyond:
+                    offers = [offer for offer in offers if (offer.model.context_length or 0) > asked.beyond]
                 usable = _usable(offers, now, blocked)
                 if usable:
+                    passed_over = len(usable) < len(table.offers_of(name)) or name != asked.model
+                    if candidates.lengths_differ and len(usable) > 1:
+                        usable = _fitting(usable, asked.needs)
                     offer, standing = _pick(table, usable, now, first=not tried)
                     reason = _reason(offer, candidates, asked, name, tried=tried)
-                    passed_over = len(usable) < len(table.offers[name]) or name != asked.model
-                    return Choice(offer.backend, name, reason, standing.state == "half_open", passed_over)
+                    return Choice(
+                        offer.backend,
+                        name,
+                        reason,
+                        standing.state == "half_open",
+                        passed_over,
+                        offer.model.context_length,
+                    )
     return None
 
 
@@ -189,6 +204,13 @@ def _untried(offers: Sequence[Offer], tried: Tried, model: str, *, again: bool) 
         return [offer for offer in offers if (offer.backend.name, model) not in tried]
     failed = {backend for backend, _ in tried}
     return [offer for offer in offers if offer.backend.name not in failed]
+
+
+def _fitting(usable: list[tuple[Offer, Standing]], needs: Needs) -> list[tuple[Offer, Standing]]:
+    """Those whose known context takes the request, by an estimate, else the longest; an unknown one always may."""
+    lengths = {offer.model.context_length for offer, _ in usable}
+    least = min(needs.context, max(length or 0 for length in lengths))
+    return [entry for entry in usable if (length := entry[0].model.context_length) is None or length >= least]
 
 
 def _usable(
@@ -257,7 +279,7 @@ def no_route(table: RouteTable, asked: Asked, now: Conditions) -> RequestFailed:
     told = _Told(table, asked, now)
     if not table.backends:
         return told.unavailable("no_backend", "No backend is registered with this gateway.")
-    healthy = [offer for name in chain for offer in table.healthy.get(name, ())]
+    healthy = [offer for name in chain for offer in table.offers_of(name) if offer.backend.usable]
     allowed = [offer for offer in healthy if told.demands(offer).rejects(offer.backend) is None]
     able = [offer for offer in allowed if offer.can(asked.needs)]
     if able:
@@ -273,9 +295,10 @@ def no_route(table: RouteTable, asked: Asked, now: Conditions) -> RequestFailed:
         message = f"The policies for {model!r} allow none of the backends that have it and are healthy."
         return told.unavailable("routing_rejected", message, retry_after_s=5)
     if healthy:
+        lacking = ", ".join(dict.fromkeys(word for offer in healthy for word in offer.lacks(asked.needs)))
         return RequestFailed(
             "capability_mismatch",
-            f"No backend offers {model!r} with what the request asks for: {_wants(asked.needs)}.",
+            f"No backend that has {model!r} can do what the request asks for: {lacking}.",
             param="model",
         )
     if table.undiscovered:
@@ -287,7 +310,7 @@ def no_route(table: RouteTable, asked: Asked, now: Conditions) -> RequestFailed:
             f"No backend serves {model!r} nor its fallbacks {', '.join(chain[1:])}.",
             param="model",
         )
-    if model in table.offers:
+    if table.offers_of(model):
         return told.unavailable("no_healthy_backend", f"No healthy backend serves {model!r} now.", retry_after_s=5)
     known = sorted(table.healthy)
     listed = ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
@@ -296,13 +319,6 @@ def no_route(table: RouteTable, asked: Asked, now: Conditions) -> RequestFailed:
         f"The model {model[:200]!r} does not exist here. Available: {listed or 'none'}.",
         param="model",
     )
-
-
-def _wants(needs: Requirements) -> str:
-    wants = [
-        word for word, on in (("vision", needs.vision), ("tools", needs.tools), ("JSON mode", needs.json_mode)) if on
-    ]
-    return ", ".join([*wants, f"a context of {needs.context} tokens"])
 
 
 class _Told:
@@ -347,7 +363,7 @@ def exclusions(table: RouteTable, asked: Asked, now: Conditions, *, chosen: Choi
     reasons = [
         rejection(table, asked, offer.backend, now, model=model)
         for model in chain
-        for offer in table.offers.get(model, ())
+        for offer in table.offers_of(model)
         if chosen is None or offer.backend is not chosen.backend
     ]
     return [reason for reason in reasons if reason]
@@ -360,7 +376,7 @@ def rejection(table: RouteTable, asked: Asked, backend: Backend, now: Conditions
     if backend.draining:
         return "draining"
     chain = (model,) if model is not None else table.chain(asked.model, asked.demands)
-    offers = [Offer(backend, found) for found in backend.models if found.name in chain]
+    offers = [offer for name in chain for offer in table.offers_of(name) if offer.backend.name == backend.name]
     if not offers:
         return "model_not_found"
     able = [offer for offer in offers if offer.can(asked.needs)]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 from flask import Blueprint, Response, jsonify, request
 
@@ -11,7 +10,7 @@ from nexus.errors import error_body
 from nexus.proxy.endpoints import ENDPOINTS, Endpoint
 from nexus.proxy.engine import Engine
 from nexus.proxy.exchange import Exchange
-from nexus.proxy.view import View
+from nexus.web.models import find_model, list_models
 from nexus.web.wsgi import release, request_from
 
 _ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -26,15 +25,15 @@ def openai_endpoints(engine: Engine) -> Blueprint:
 
     @blueprint.get("/v1/models")
     def models() -> Response:
-        return jsonify(object="list", data=list(_models(engine.fleet.current())))
+        view = engine.fleet.current()
+        return jsonify(object="list", data=list_models(view) if view else [])
 
     @blueprint.get("/v1/models/<path:name>")
     def model(name: str) -> Response:
         view = engine.fleet.current()
-        resolved = view.table.resolve(name) if view else name
-        for entry in _models(view):
-            if entry["id"] == resolved:
-                return jsonify({**entry, "id": name})
+        for given in (name, f"/{name}"):  # a slash at the front of a name is lost in the path
+            if view is not None and (entry := find_model(view, given)) is not None:
+                return jsonify(entry)
         message = f"The model {name[:200]!r} does not exist here."
         return Response(
             error_body(message, status=404, code="model_not_found", param="model"), 404, mimetype="application/json"
@@ -55,19 +54,3 @@ def _proxied(engine: Engine, endpoint: Endpoint) -> Callable[[], Response]:
         return response
 
     return view
-
-
-def _models(view: View | None) -> Iterator[dict[str, Any]]:
-    """One entry for each model on each healthy backend, as the original lists them."""
-    if view is None:
-        return
-    for backend in view.snapshot.backends:
-        if backend.usable:
-            for model in backend.models:
-                yield {
-                    "id": model.name,
-                    "object": "model",
-                    "created": int(backend.since),
-                    "owned_by": backend.name,
-                    "context_length": model.context_length,
-                }

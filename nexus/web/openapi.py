@@ -66,8 +66,17 @@ _SCHEMAS: dict[str, Schema] = {
     },
     "Answer": {"type": "object", "description": "The backend's answer, as it came."},
     "Model": _object(
-        id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT, context_length=_COUNT_OR_NONE
-    ),
+        id=_TEXT,
+        object={"const": "model"},
+        created=_COUNT,
+        owned_by=_TEXT,
+        backends=_list(_TEXT),
+        alias_of=_TEXT,
+        context_length=_COUNT,
+        capabilities=_object(vision=_FLAG, tools=_FLAG, json_mode=_FLAG) | {"required": []},
+        tasks=_list(_TEXT),
+    )
+    | {"required": ["id", "object", "created", "owned_by", "backends"]},
     "Health": _object(
         status={"enum": ["healthy", "degraded", "unhealthy"]},
         version=_TEXT,
@@ -206,7 +215,9 @@ def _openai_paths() -> dict[str, Any]:
         "/v1/chat/completions": _proxied("Answer a conversation", streams=True),
         "/v1/completions": _proxied("Go on with a text", streams=True),
         "/v1/embeddings": _proxied("Embed texts", streams=False),
-        "/v1/models": _get("Every model of every healthy backend", "OpenAI", {"200": _answer("The models.", models)}),
+        "/v1/models": _get(
+            "Every model of the healthy backends, and every alias", "OpenAI", {"200": _answer("The models.", models)}
+        ),
         "/v1/models/{model}": _get(
             "One model, an alias too",
             "OpenAI",
@@ -295,12 +306,13 @@ def document(*, operations: bool) -> dict[str, Any]:
     paths = _operations_paths()
     if operations:
         (shape,), parts = msgspec.json.schema_components([BackendConfig], ref_template="#/components/schemas/{name}")
-        settings = parts[shape["$ref"].rpartition("/")[2]]
+        settings = parts.pop(shape["$ref"].rpartition("/")[2])
+        schemas |= parts
         schemas["NewBackend"] = settings | {"properties": settings["properties"] | {"save": _FLAG}}
         paths |= _admin_paths()
     else:
         paths |= _openai_paths()
-    used = str(paths)
+    used = str(paths) + str(schemas.get("NewBackend"))
     return {
         "openapi": "3.1.0",
         "info": {

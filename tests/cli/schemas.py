@@ -57,7 +57,14 @@ SCHEMAS: dict[str, Schema] = {
     "backends drain": BACKEND,
     "backends undrain": BACKEND,
     "backends remove": record(removed=TEXT),
-    "models": record(models=every(record(name=TEXT, backends=TEXTS, context_length=maybe(COUNT)))),
+    "models": record(
+        models=every(
+            record(
+                name=TEXT, backends=TEXTS, alias_of=maybe(TEXT), context_length=maybe(COUNT), tasks=maybe(TEXTS),
+                capabilities={"type": "object", "additionalProperties": FLAG},
+            )
+        )
+    ),
     "health": component("Health"),
     "stats": component("Stats"),
     "history": every(component("PastRequest")),

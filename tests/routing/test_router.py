@@ -19,11 +19,11 @@ ANY = Requirements()
 
 
 def backend(
-    name: str, *models: str, column: int = 0, status: str = "healthy", latency_ms: float = 0, **config
+    name: str, *models: str | Model, column: int = 0, status: str = "healthy", latency_ms: float = 0, **config
 ) -> Backend:
     return Backend(
         config=BackendConfig(name=name, url="http://x", **config), label=name, column=column, status=status,
-        latency_ms=latency_ms, models=tuple(Model(name=model, tools=model.endswith("tools")) for model in models),
+        latency_ms=latency_ms, models=tuple(Model(name=model) if isinstance(model, str) else model for model in models),
     )  # fmt: skip
 
 
@@ -117,21 +117,179 @@ def test_full_backends_are_left_out():
         ([backend("a", "m", status="unhealthy")], {}, ANY, "no_healthy_backend"),
         ([backend("a", status="unknown")], {}, ANY, "no_healthy_backend"),
         ([backend("a", "m", status="unhealthy")], {"fallbacks": {"m": ["f"]}}, ANY, "fallback_exhausted"),
-        ([backend("a", "m")], {}, Requirements(tools=True), "capability_mismatch"),
-        ([backend("a", "m")], {}, Requirements(vision=True), "capability_mismatch"),
+        ([backend("a", Model(name="m", tools=False))], {}, Requirements(tools=True), "capability_mismatch"),
+        ([backend("a", Model(name="m", vision=False))], {}, Requirements(vision=True), "capability_mismatch"),
+        ([backend("a", Model(name="m", json_mode=False))], {}, Requirements(json_mode=True), "capability_mismatch"),
+        ([backend("a", Model(name="m", tasks=("rerank",)))], {}, Requirements(task="chat"), "capability_mismatch"),
     ],
 )
 def test_why_none_can_serve(backends, routing, needs, fault):
     assert refused(table(*backends, **routing), "m", needs=needs) == fault
 
 
-def test_only_a_known_context_refuses():
-    known = Backend(
-        config=BackendConfig(name="k", url="http://x"), label="k", column=0, status="healthy",
-        models=(Model(name="m", context_length=1000, context_known=True),),
-    )  # fmt: skip
-    assert refused(table(known), "m", needs=Requirements(context=1001)) == "capability_mismatch"
-    assert pick(table(backend("guess", "m")), "m", needs=Requirements(context=9999)).backend.name == "guess"
+EVERYTHING = Requirements(task="chat", vision=True, tools=True, json_mode=True, context=10**9)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-120b", "prod-llm", "gemma-4-31b-it", "m"])
+def test_what_is_not_known_refuses_nobody(name):
+    """Nor does it take the request to another model."""
+    routes = table(
+        backend("a", name), backend("b", Model(name="other", vision=True, tools=True)), fallbacks={name: ["other"]}
+    )
+    for needs in (Requirements(tools=True), Requirements(vision=True), EVERYTHING):
+        choice = pick(routes, name, needs=needs)
+        assert (choice.backend.name, choice.model, choice.reason) == ("a", name, "capability-match")
+
+
+def test_a_known_lack_leaves_a_backend_out():
+    routes = table(backend("a", Model(name="m", tools=False), priority=1), backend("b", "m"))
+    assert pick(routes, "m").backend.name == "a"
+    assert pick(routes, "m", needs=Requirements(tools=True)).backend.name == "b"
+    assert pick(routes, "m", needs=Requirements(vision=True)).backend.name == "a"
+
+
+def test_a_fallback_serves_what_the_model_is_known_not_to_do():
+    routes = table(backend("a", Model(name="m", tools=False)), backend("b", "f"), fallbacks={"m": ["f"]})
+    choice = pick(routes, "m", needs=Requirements(tools=True))
+    assert (choice.backend.name, choice.model, choice.reason) == ("b", "f", "failover")
+
+
+@pytest.mark.parametrize(
+    ("needs", "words"),
+    [
+        (Requirements(task="chat", vision=True, context=9), "images"),
+        (Requirements(task="chat", vision=True, tools=True, json_mode=True), "images, tools"),
+        (Requirements(task="embeddings", tools=True, context=50_000), "tools, embeddings"),
+    ],
+)
+def test_a_refusal_names_what_was_asked_and_is_lacking(needs, words):
+    routes = table(backend("a", Model(name="m", vision=False, tools=False, tasks=("chat",), context_length=10)))
+    with pytest.raises(RequestFailed) as failed:
+        pick(routes, "m", needs=needs)
+    assert failed.value.message == f"No backend that has 'm' can do what the request asks for: {words}."
+
+
+def sized(**lengths: int | None) -> RouteTable:
+    return table(*(backend(name, Model(name="m", context_length=length), column=column)
+                   for column, (name, length) in enumerate(lengths.items())))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lengths", "context", "may"),
+    [
+        ({"a": 1000}, 5000, "a"),  # the only one answers for itself
+        ({"a": 1000, "b": 1000}, 5000, "ab"),
+        ({"a": 1000, "b": 4000}, 900, "ab"),
+        ({"a": 1000, "b": 4000}, 1001, "b"),
+        ({"a": 1000, "b": 4000, "c": 8000}, 3000, "bc"),
+        ({"a": 1000, "b": 4000}, 99_000, "b"),  # too long for all: the largest
+        ({"a": 1000, "b": None}, 5000, "ab"),  # what is not known is a candidate like any other
+        ({"a": 1000, "b": None, "c": 4000}, 5000, "bc"),
+    ],
+)
+def test_a_context_decides_between_known_lengths(lengths, context, may):
+    routes = sized(**lengths)
+    needs = Requirements(context=context)
+    picked = {pick(routes, "m", needs=needs, chance=n / 10).backend.name for n in range(10)}
+    assert picked == set(may)
+    assert pick(routes, "m", needs=needs).reason == "capability-match"
+
+
+def test_an_estimate_gives_way_to_an_open_circuit():
+    routes = sized(a=1000, b=4000)
+    standing = lambda c, _: (CLEAR, Standing(state="open", ready_in_s=1))[c]  # noqa: E731
+    assert pick(routes, "m", needs=Requirements(context=2000), standing=standing).backend.name == "a"
+
+
+def test_beyond_a_context_only_longer_ones_that_are_known():
+    routes = table(
+        backend("a", Model(name="m", context_length=1000)),
+        backend("b", Model(name="m")),
+        backend("c", Model(name="f", context_length=8000)),
+        fallbacks={"m": ["f"]},
+    )
+    asked = Asked(model="m", beyond=1000)
+    choice = choose(routes, asked, tried={("a", "m")}, now=Supposed(load=lambda _: 0))
+    assert (choice.backend.name, choice.model, choice.context_length) == ("c", "f", 8000)
+    with pytest.raises(RequestFailed):
+        choose(routes, Asked(model="m", beyond=8000), tried=frozenset(), now=Supposed(load=lambda _: 0))
+
+
+class Unread:
+    """Needs of a body that is too costly to read."""
+
+    def __getattr__(self, name: str):
+        raise AssertionError(f"{name} was read")
+
+
+def test_needs_are_read_only_where_they_decide():
+    assert pick(sized(a=1000, b=1000, c=None), "m", needs=Unread()).backend.name == "a"
+    with pytest.raises(AssertionError, match="context was read"):
+        pick(sized(a=1000, b=2000), "m", needs=Unread())
+    with pytest.raises(AssertionError, match="tools was read"):
+        pick(table(backend("a", Model(name="m", tools=False))), "m", needs=Unread())
+
+
+OLLAMA = ("llama3.2:latest", "Qwen:7b", "hf.co/user/model:latest")
+
+
+@pytest.mark.parametrize(
+    ("asked", "resolved"),
+    [
+        ("llama3.2", "llama3.2:latest"),
+        ("Llama3.2", "llama3.2:latest"),
+        ("LLAMA3.2:LATEST", "llama3.2:latest"),
+        ("library/llama3.2", "llama3.2:latest"),
+        ("registry.ollama.ai/library/llama3.2", "llama3.2:latest"),
+        ("qwen:7B", "Qwen:7b"),
+        ("qwen", "qwen"),
+        ("hf.co/User/Model", "hf.co/user/model:latest"),
+        ("mine", "llama3.2:latest"),
+        ("my-alias", "/models/tiny.gguf"),
+        ("My-Alias", "My-Alias"),
+        ("VLLM/model", "VLLM/model"),
+    ],
+)
+def test_equivalent_names(asked, resolved):
+    routes = table(
+        backend("o", *OLLAMA, type="ollama"),
+        backend("l", Model(name="/models/tiny.gguf", aliases=("my-alias",)), type="llamacpp"),
+        backend("v", "vllm/model", type="vllm"),
+        aliases={"mine": "llama3.2"},
+    )
+    assert routes.resolve(asked) == resolved
+    known = resolved in routes.offers
+    assert (pick(routes, resolved).model if known else refused(routes, resolved)) == (
+        resolved if known else "model_not_found"
+    )
+
+
+def test_a_listed_name_goes_before_an_equivalent_one_and_both_serve():
+    routes = table(
+        backend("o", "llama3.2:latest", type="ollama"),
+        backend("v", "llama3.2", type="vllm"),
+        backend("l", Model(name="tiny", aliases=("llama3.2",)), type="llamacpp"),
+    )
+    assert routes.resolve("llama3.2") == "llama3.2"
+    assert {offer.backend.name for offer in routes.offers_of("llama3.2")} == {"o", "v", "l"}
+    assert [offer.backend.name for offer in routes.offers_of("llama3.2:latest")] == ["o"]
+    assert [offer.backend.name for offer in routes.offers_of("tiny")] == ["l"]
+
+
+def test_fallbacks_know_equivalent_names():
+    routes = table(backend("o", "b:latest", type="ollama"), fallbacks={"a": ["b"], "B": ["c"]})
+    assert routes.chain("a") == ("a", "b:latest")
+    assert routes.chain(routes.resolve("b")) == ("b:latest", "c")
+
+
+def test_a_pattern_in_a_list_covers_names():
+    routes = table(backend("p", "wild/*"), backend("q", "wild/listed"), fallbacks={"m": ["wild/one"]})
+    choice = pick(routes, "wild/not-listed")
+    assert (choice.backend.name, choice.model) == ("p", "wild/not-listed"), "it is asked for by its own name"
+    assert pick(routes, "wild/listed").backend.name == "q"
+    assert pick(routes, "m").model == "wild/one"
+    assert refused(routes, "tame/one") == "model_not_found"
+    assert routes.entry("wild/not-listed") == "wild/*"
 
 
 def test_not_found_lists_what_there_is():
