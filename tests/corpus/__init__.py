@@ -285,7 +285,7 @@ def _loose() -> Recording:
     return Recording("no space after the colon", body + b"data:[DONE]\n\n", counted=1, events=2)
 
 
-def _recorded(name: str, **told: Any) -> Recording:
+def recorded(name: str, **told: Any) -> Recording:
     head, _, data = (Path(__file__).parent / "recorded" / f"{name}.http").read_bytes().partition(b"\n\n")
     lines = [line for line in head.split(b"\n") if not line.lower().startswith((b"transfer-encoding", b"connection"))]
     pause_at = data.index(b'data: {"error"') if "error" in told else 0
@@ -306,18 +306,18 @@ def _hidden(recording: Recording, shown: str = "") -> Recording:
 
 def _of_real_servers() -> list[Recording]:
     return [
-        _hidden(_recorded("llamacpp-b11549-usage-asked", usage=(14, 4), counted=4, events=7, details=(13, None)), ',"timings"'),
-        _recorded("llamacpp-b11549-usage-not-asked", usage=(14, 4), counted=4, events=6, details=(13, None)),
-        _recorded("llamacpp-b11549-completions", usage=(2, 4), counted=4, events=5, details=(0, None)),
-        _recorded("llama-cpp-python-0.3.36-usage-asked", counted=3, events=5),
-        _hidden(_recorded("ollama-2026-08-21-usage-asked", usage=(14, 3), counted=3, events=5)),
-        _recorded("transformers-serve-5.19", usage=(14, 3), counted=2, events=4),
-        _hidden(_recorded("vllm-0.32-usage-asked", usage=(14, 3), counted=3, events=5), ',"system_fingerprint"'),
-        _recorded(
+        _hidden(recorded("llamacpp-b11549-usage-asked", usage=(14, 4), counted=4, events=7, details=(13, None)), ',"timings"'),
+        recorded("llamacpp-b11549-usage-not-asked", usage=(14, 4), counted=4, events=6, details=(13, None)),
+        recorded("llamacpp-b11549-completions", usage=(2, 4), counted=4, events=5, details=(0, None)),
+        recorded("llama-cpp-python-0.3.36-usage-asked", counted=3, events=5),
+        _hidden(recorded("ollama-2026-08-21-usage-asked", usage=(14, 3), counted=3, events=5)),
+        recorded("transformers-serve-5.19", usage=(14, 3), counted=2, events=4),
+        _hidden(recorded("vllm-0.32-usage-asked", usage=(14, 3), counted=3, events=5), ',"system_fingerprint"'),
+        recorded(
             "vllm-0.32-engine-killed", counted=9, events=11,
             error="EngineCore encountered an issue. See stack trace (above) for the root cause.",
         ),
-        _recorded(
+        recorded(
             "litellm-1.105-upstream-killed", counted=3, events=5, finished=False,
             error="litellm.APIConnectionError: APIConnectionError: OpenAIException - Response payload is not completed: "
             "<TransferEncodingError: 400, message='Not enough data to satisfy transfer length header.'>",

@@ -7,11 +7,13 @@ import time
 
 import pytest
 
-from tests.corpus import RECORDINGS
+from nexus.config import Config
+from nexus.config.records import Routing
+from tests.corpus import RECORDINGS, recorded
 from tests.streams.exact import CONFIG, NAMES, Client, flat, stream
 from tests.support.load import chat, run
 from tests.support.processes import backend
-from tests.support.replay import HEAD, in_packets, whole
+from tests.support.replay import HEAD, Replay, in_packets, whole
 
 pytestmark = pytest.mark.e2e
 
@@ -187,3 +189,23 @@ def test_whole_answers_that_are_not_strict_json(gateway, replay):
         "usage_total{reported}": 1,
         "tokens_total_sum{up,whole,prompt}": 7,
     }
+
+
+def test_a_stream_without_any_event_is_no_answer(gateway, replay):
+    """So llama-cpp-python answers a prompt that is too long: the next backend is asked."""
+    recording = recorded("llama-cpp-python-0.3.36-too-long")
+    head = recording.head + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n0\r\n\r\n"
+    replay.scripts["whole"] = lambda _, sock: sock.sendall(head)
+    with Replay() as second:
+        second.scripts["whole"] = in_packets(RECORDINGS[1].data, 10_000)
+        first = backend("up", replay.url, "whole", priority=1)
+        config = Config(routing=Routing(strategy="priority_only"))
+        gateway.publish(config, [first, backend("two", second.url, "whole", priority=50)])
+        before = gateway.settled()
+        assert stream(gateway, "whole") == (200, RECORDINGS[1].data)
+        after = gateway.settled()
+    assert flat(before, after)["requests_total{two,whole,200}"] == 1
+    attempts = {"backend": "up", "outcome": "backend_error"}
+    assert after.total("nexus_upstream_attempts_total", **attempts) - before.total(
+        "nexus_upstream_attempts_total", **attempts
+    ) == 1  # fmt: skip
