@@ -97,6 +97,4 @@ def own_key(config: BackendConfig, environ: Mapping[str, str]) -> str | None:
 
 def forwards_authorization(config: BackendConfig) -> bool:
     """Whether the client's own Authorization goes to this backend."""
-    if config.forward_authorization is not None:
-        return config.forward_authorization
-    return config.type == "openai" and config.api_key_env is None
+    return bool(config.forward_authorization) or config.forwards_by_default

@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import inspect as shapes
@@ -418,6 +419,13 @@ def _warnings(config: Config, source: str, in_file: frozenset[str], environ: Map
                 f"{source}: backend {backend.name} gets no key: api_key_env names "
                 f"{shown_name(backend.api_key_env)}, which is not set in this environment."
             )
+    by_default = [backend for backend in config.backends if backend.forwards_by_default]
+    if len({urlsplit(backend.url).hostname for backend in by_default}) > 1:
+        warnings.append(
+            f"{source}: clients' own keys go to backends of several hosts: "
+            f"{', '.join(backend.name for backend in by_default)}; "
+            "set forward_authorization for each, true for the one that clients have keys of."
+        )
     if config.logging.enable_content_logging:
         warnings.append(
             f"{source}: [logging] enable_content_logging has no effect: prompts and answers are never logged."

@@ -230,7 +230,10 @@ class BackendConfig(Section, frozen=True):
         Annotated[Count, _doc("Requests in flight that it takes; unset: as many as it tells, else no limit.")] | None
     ) = None
     forward_authorization: (
-        Annotated[bool, _doc("Pass the client's Authorization on; unset: only for kind openai without api_key_env.")]
+        Annotated[
+            bool,
+            _doc("Send the client's own key on, under any usual header; unset: for kind openai without api_key_env."),
+        ]
         | None
     ) = None
     connect_timeout_seconds: Annotated[Seconds, _doc("Limit for reaching the backend, over all its addresses.")] = 5.0
@@ -288,6 +291,11 @@ class BackendConfig(Section, frozen=True):
         bool, _doc("Offer the models that it lists; false: only those of [[backends.models]].")
     ] = True
     models: list[ModelConfig] = msgspec.field(default_factory=list)
+
+    @property
+    def forwards_by_default(self) -> bool:
+        """Whether clients' own keys go to it although the configuration does not say so."""
+        return self.forward_authorization is None and self.type == "openai" and self.api_key_env is None
 
 
 class CircuitBreaker(Section, frozen=True):

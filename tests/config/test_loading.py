@@ -102,6 +102,22 @@ def test_an_unmodified_configuration_of_the_original(file):
     assert "claude (anthropic)" in left_out
 
 
+OPENAI = '[[backends]]\nname = "{0}"\nurl = "https://{0}.example/v1"\ntype = "openai"\n'
+
+
+@pytest.mark.parametrize(
+    ("more", "warned"),
+    [("", True), ("forward_authorization = true", False), ("forward_authorization = false", False)],
+)
+def test_clients_keys_for_several_hosts_by_default_are_a_warning(file, more, warned):
+    file.write_text(OPENAI.format("one") + OPENAI.format("two") + more)
+    told = [warning for warning in load(file, environ={}).warnings if "clients' own keys go to" in warning]
+    assert [warning.partition(": clients")[2] for warning in told] == [
+        "' own keys go to backends of several hosts: one, two; "
+        "set forward_authorization for each, true for the one that clients have keys of."
+    ] * warned
+
+
 @pytest.mark.parametrize(
     ("older", "section", "key"),
     [

@@ -92,8 +92,28 @@ def test_every_endpoint_is_there_for_clients(balancer: Balancer):
             client.request("POST", endpoint.path, b"{}", JSON)
             answer = client.getresponse()
             assert (answer.status, json.loads(answer.read())["error"]["code"]) == (400, "invalid_request")
-    for path in ("/v1/models", f"/v1/models/{MODEL}"):
+            for other in ("", "/openai/v1", "/openai/deployments/any"):
+                client.request("POST", other + endpoint.path.removeprefix("/v1"), b"{}", JSON)
+                answer = client.getresponse()
+                assert (answer.status, json.loads(answer.read())["error"]["code"]) == (400, "invalid_request")
+    for path in ("/v1/models", "/models", f"/v1/models/{MODEL}"):
         assert balancer.get(path)[0] == 200
+
+
+def test_a_slow_body_does_not_reach_a_gateway(balancer: Balancer, gateways: list[Gateway]):
+    """The balancer keeps it until it is there: so it holds nothing at the gateway."""
+    before = served(balancer)
+    begin = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9999\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            slow = stack.enter_context(contextlib.closing(balancer.connect()))
+            slow.connect()
+            slow.sock.sendall(begin.encode() + b"x")
+        for _ in range(4):
+            assert ask_once(balancer)[0] == 200
+        for gateway in gateways:
+            gateway.settled()
+        assert sum(served(balancer)) == sum(before) + 4
 
 
 def served(balancer: Balancer) -> list[float]:
