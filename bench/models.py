@@ -54,12 +54,12 @@ class Stalls:
 
     def __init__(self) -> None:
         self.longest_s = 0.0
-        self._last = time.perf_counter()
+        self._last = time.thread_time()
 
     def pause(self, _: float = 0) -> None:
-        now = time.perf_counter()
+        now = time.thread_time()
         self.longest_s = max(self.longest_s, now - self._last)
-        self._last = time.perf_counter()
+        self._last = time.thread_time()
 
 
 def stall_ms(backends: int, models: int) -> tuple[float, float]:
@@ -147,7 +147,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     RESULTS.write_text(
         "# Thousands of models\n\n"
-        "`make bench-models`: the longest time for which a new snapshot keeps a worker's event loop, and the health "
+        "`make bench-models`: the longest processor time for which a new snapshot keeps a worker's event loop, and the health "
         f"process's processor time over {_MEASURED_S:g} s that hold one round of probes, with nobody looking at the "
         f"dashboard.\nPython {platform.python_version()}, {os.cpu_count()} cores.\n\n"
         "| backends x models | stall, same models (ms) | stall, a model of each changed (ms) | health process (% of a "

@@ -25,21 +25,30 @@ class View:
 
     snapshot: Snapshot
     table: RouteTable
-    known_models: frozenset[str]
+    configured: frozenset[str]
     want_label: Callable[[str], None]
     _told: dict[tuple[int, str], list[tuple[str, str]]] = field(default_factory=dict)
     _wanted: set[str] = field(default_factory=set)
     _addresses: dict[int, Address] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, snapshot: Snapshot, want_label: Callable[[str], None] = lambda _: None) -> View:
-        """`want_label` is called once for each model that is used and has no label value."""
-        table = RouteTable(snapshot)
+    def of(
+        cls,
+        snapshot: Snapshot,
+        want_label: Callable[[str], None] = lambda _: None,
+        *,
+        before: View | None = None,
+        pause: Callable[[], object] = lambda: None,
+    ) -> View:
+        """`want_label` is called once for each model that is used and has no label value.
+
+        `before` is the view of an earlier snapshot; `pause` is called now and then, so that others can run.
+        """
         return cls(
             snapshot=snapshot,
-            table=table,
+            table=RouteTable(snapshot, before=before.table if before else None, pause=pause),
             want_label=want_label,
-            known_models=frozenset(configured_models(snapshot.config.routing)) | frozenset(table.offers),
+            configured=frozenset(configured_models(snapshot.config.routing)),
         )
 
     def address(self, backend: Backend) -> Address:
@@ -69,7 +78,7 @@ class View:
             name, label = entry, self.snapshot.labels.models.get(entry)
         if label is not None:
             return label
-        if name not in self.known_models:
+        if name not in self.configured and name not in self.table.listing.by_name:
             return labels.UNKNOWN
         if name not in self._wanted:
             self._wanted.add(name)
@@ -88,10 +97,6 @@ def _let_others_run() -> None:
     time.sleep(0)
 
 
-def _no_pause() -> None:
-    pass
-
-
 class FleetView:
     """Follows the snapshot file."""
 
@@ -101,11 +106,16 @@ class FleetView:
         *,
         on_change: Callable[[Snapshot], None],
         want_label: Callable[[str], None] = lambda _: None,
+        pause: Callable[[], object] = _let_others_run,
     ) -> None:
-        """`on_change` is told of every new snapshot; before the first one there is no view."""
+        """`on_change` is told of every new snapshot; before the first one there is no view.
+
+        `pause` is called now and then while a snapshot is taken up.
+        """
         self._reader = reader
         self._on_change = on_change
         self._want_label = want_label
+        self._pause = pause
         self._view: View | None = None
         self._renewing = threading.Lock()
         self._seen = 0
@@ -120,18 +130,22 @@ class FleetView:
 
     def _renew(self, reader: SnapshotReader, number: int) -> None:
         """Take up a new snapshot. Others run meanwhile, and go on with the view that there is."""
-        if self._view is not None and not self._renewing.acquire(blocking=False):
-            return
-        pause = _let_others_run if self._view is not None else _no_pause
-        try:
-            snapshot = reader.read(pause)
-            if snapshot is not None:
-                self._view = View.of(snapshot, self._want_label)
-                self._on_change(snapshot)
-                self._seen = number
-        finally:
-            if pause is _let_others_run:
+        before = self._view
+        if before is None:  # nobody has anything to go on with
+            self._take(reader.read(), number, before, pause=lambda: None)
+        elif self._renewing.acquire(blocking=False):
+            try:
+                self._take(reader.read(self._pause), number, before, pause=self._pause)
+            finally:
                 self._renewing.release()
+
+    def _take(
+        self, snapshot: Snapshot | None, number: int, before: View | None, *, pause: Callable[[], object]
+    ) -> None:
+        if snapshot is not None:
+            self._view = View.of(snapshot, self._want_label, before=before, pause=pause)
+            self._on_change(snapshot)
+            self._seen = number
 
     def snapshot(self) -> Snapshot | None:
         view = self.current()

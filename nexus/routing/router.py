@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence, Set
+from heapq import nsmallest
 from typing import Literal, Protocol
 
 import msgspec
@@ -312,8 +313,8 @@ def no_route(table: RouteTable, asked: Asked, now: Conditions) -> RequestFailed:
         )
     if table.offers_of(model):
         return told.unavailable("no_healthy_backend", f"No healthy backend serves {model!r} now.", retry_after_s=5)
-    known = sorted(table.healthy)
-    listed = ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
+    more = len(table.healthy) - _LISTED
+    listed = ", ".join(nsmallest(_LISTED, table.healthy)) + (f" and {more} more" if more > 0 else "")
     return RequestFailed(
         "model_not_found",
         f"The model {model[:200]!r} does not exist here. Available: {listed or 'none'}.",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nexus.config.loading import ALIAS_DEPTH
 from nexus.fleet.records import Backend, Model, Snapshot
-from nexus.routing.names import is_pattern, matches, ollama_form
+from nexus.routing.listing import Listing
+from nexus.routing.names import matches, ollama_form
 from nexus.routing.policies import NOTHING, Demands, Policies
 from nexus.routing.requirements import Needs
 
@@ -52,53 +53,61 @@ class Candidates:
 _NO_CANDIDATES = Candidates((), False, 0)
 
 
-class RouteTable:
-    """Names, fallback chains, policies, and who offers what."""
+class Offers(Mapping[str, Sequence[Offer]]):
+    """Listed name → its offers at the backends in these positions. Each is made when it is first asked for."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, listing: Listing, backends: Sequence[Backend], positions: frozenset[int]) -> None:
+        self._listing = listing
+        self._backends = backends
+        self._positions = positions
+        self._made: dict[str, list[Offer]] = {}
+
+    def __getitem__(self, name: str) -> Sequence[Offer]:
+        offers = self._made.get(name)
+        if offers is None:
+            listed = self._listing.by_name[name]
+            offers = [Offer(self._backends[at], model) for at, model in listed if at in self._positions]
+            if not offers:
+                raise KeyError(name)
+            self._made[name] = offers
+        return offers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._listing.names(self._positions))
+
+    def __len__(self) -> int:
+        return len(self._listing.names(self._positions))
+
+
+class RouteTable:
+    """Names, fallback chains, policies, and who offers what.
+
+    Attributes:
+        listing: What the models alone decide; `before` had the same one if no backend's models have changed.
+        offers: All offers of a listed name.
+        healthy: Those at backends that may be given requests.
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, *, before: RouteTable | None = None, pause: Callable[[], object] = lambda: None
+    ) -> None:
+        """`before` is the table of an earlier snapshot; `pause` is called now and then, so that others can run."""
         self.snapshot = snapshot
         self.routing = snapshot.config.routing
         self.policies = Policies(self.routing.policies)
         self.backends: Sequence[Backend] = snapshot.backends
-        self.offers: dict[str, list[Offer]] = {}
-        for backend in snapshot.backends:
-            for model in backend.models:
-                self.offers.setdefault(model.name, []).append(Offer(backend, model))
-        self._patterns = [name for name in self.offers if is_pattern(name)]
-        self._listed_as: dict[str, str] = {}
-        self._ollama: dict[str, str] = {}
-        self._take_equivalents()
-        self.healthy: dict[str, list[Offer]] = {
-            name: usable
-            for name, offers in self.offers.items()
-            if (usable := [offer for offer in offers if offer.backend.usable])
-        }
-        self._decisive = {name: fields for name, offers in self.healthy.items() if (fields := _decisive_fields(offers))}
+        same = before is not None and before.listing.made_from(self.backends)
+        self.listing: Listing = before.listing if before is not None and same else Listing(self.backends, pause)
+        usable = frozenset(at for at, backend in enumerate(self.backends) if backend.usable)
+        self.offers = Offers(self.listing, self.backends, frozenset(range(len(self.backends))))
+        self.healthy = Offers(self.listing, self.backends, usable)
+        self._decisive: dict[str, tuple[str, ...]] = {}
         self._chains = {
             self.listed(name): tuple(dict.fromkeys(map(self.listed, (name, *chain))))
             for name, chain in self.routing.fallbacks.items()
         }
-        self.undiscovered = any(backend.status == "unknown" for backend in snapshot.backends)
+        self.undiscovered = any(backend.status == "unknown" for backend in self.backends)
         self._candidates: dict[tuple[str, Demands, tuple[object, ...]], Candidates] = {}
-
-    def _take_equivalents(self) -> None:
-        """Learn other names for what is listed; where a backend lists such a name itself, both serve it."""
-        others: dict[str, list[Offer]] = {}
-        by_form: dict[str, list[Offer]] = {}
-        for name, offers in self.offers.items():
-            for offer in offers:
-                for alias in offer.model.aliases:
-                    self._listed_as.setdefault(alias, name)
-                    others.setdefault(alias, []).append(offer)
-                if offer.backend.config.type == "ollama":
-                    self._ollama.setdefault(ollama_form(name), name)
-                    by_form.setdefault(ollama_form(name), []).append(offer)
-        for name, offers in self.offers.items() if others or by_form else ():
-            having = {offer.backend.name for offer in offers}
-            for offer in others.get(name, []) + (by_form.get(ollama_form(name), []) if by_form else []):
-                if offer.backend.name not in having:
-                    having.add(offer.backend.name)
-                    offers.append(offer)
 
     def resolve(self, name: str) -> str:
         """The listed name of what a client asks for: aliases followed up to three deep, equivalent names known."""
@@ -111,17 +120,18 @@ class RouteTable:
 
     def listed(self, name: str) -> str:
         """The name that a backend lists for this one; itself if none does."""
-        if name in self.offers:
+        listing = self.listing
+        if name in listing.by_name:
             return name
-        other = self._listed_as.get(name)
-        if other is None and self._ollama:
-            other = self._ollama.get(ollama_form(name))
+        other = listing.listed_as.get(name)
+        if other is None and listing.ollama:
+            other = listing.ollama.get(ollama_form(name))
         return name if other is None else other
 
     def entry(self, name: str) -> str:
         """The listed name or pattern that covers a resolved name; itself if none does."""
-        if name not in self.offers and self._patterns:
-            return next((pattern for pattern in self._patterns if matches(name, pattern)), name)
+        if name not in self.listing.by_name and self.listing.patterns:
+            return next((pattern for pattern in self.listing.patterns if matches(name, pattern)), name)
         return name
 
     def chain(self, model: str, demands: Demands = NOTHING) -> tuple[str, ...]:
@@ -141,15 +151,16 @@ class RouteTable:
         Found once for each sort of request. Of the needs only those are read that tell the backends apart.
         """
         name = self.entry(model)
-        offers = self.healthy.get(name)
-        if offers is None:
-            return _NO_CANDIDATES
         fields = self._decisive.get(name)
+        if fields is None:
+            if name not in self.healthy:
+                return _NO_CANDIDATES
+            fields = self._decisive[name] = _decisive_fields(self.healthy[name])
         key = (name, demands, tuple([getattr(needs, field) for field in fields]) if fields else ())
         found = self._candidates.get(key)
         if found is None:
             demands |= self.demands(name)
-            good = tuple(o for o in offers if o.can(needs) and demands.rejects(o.backend) is None)
+            good = tuple(o for o in self.healthy[name] if o.can(needs) and demands.rejects(o.backend) is None)
             found = self._candidates[key] = Candidates(
                 offers=good,
                 lengths_differ=len({o.model.context_length for o in good} - {None}) > 1,
