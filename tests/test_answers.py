@@ -39,7 +39,7 @@ HTML = "status=200,body=html"
 @pytest.fixture(scope="module")
 def fleet(module_dir) -> Iterator[tuple[Gateway, Demo, Demo]]:
     with (
-        Demo(module_dir, name="first", models=["only", "shared"], pace=0) as first,
+        Demo(module_dir, name="first", models=["only", "shared"], pace=100) as first,
         Demo(module_dir, name="second", models=["shared"], pace=0) as second,
         Gateway(
             module_dir,
@@ -196,6 +196,16 @@ def test_gateways_own_key_is_in_nothing_that_comes_back(fleet, status, shown, st
     assert b"wrong key: Bearer ***" in content
     assert KEY.encode() not in content
     assert KEY not in str(headers)
+    assert KEY not in gateway.output()
+
+
+def test_gateways_own_key_is_masked_within_a_stream(fleet, way):
+    gateway, first, _ = fleet
+    first.fault("error_after=5,body=echo")
+    status, _, content = ask(gateway, "only", way, stream=True)
+    assert status == 200
+    assert b"wrong key: Bearer ***" in content
+    assert KEY.encode() not in content
     assert KEY not in gateway.output()
 
 

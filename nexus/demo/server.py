@@ -195,7 +195,7 @@ class DemoBackend:
         reply = answers.Reply(body, chat=path.startswith("/v1/chat"), rng=self._rng, length=self.manner.length)
         if body.get("stream") is True:
             reply.usage_asked = {"always": True, "never": False}.get(self.manner.usage, reply.usage_asked)
-            return self._stream(sock, reply, fault, usage=usage)
+            return self._stream(sock, reply, fault, usage=usage, authorization=request.headers.get("authorization"))
         return self._whole(sock, reply.whole(usage=usage), fault)
 
     def _strike(self, sock: socket.socket, fault: FaultSpec, path: str, headers: dict[str, str]) -> bool:
@@ -259,7 +259,9 @@ class DemoBackend:
         self.statuses["200"] += 1
         return True
 
-    def _stream(self, sock: socket.socket, reply: answers.Reply, fault: FaultSpec, *, usage: bool) -> bool:
+    def _stream(
+        self, sock: socket.socket, reply: answers.Reply, fault: FaultSpec, *, usage: bool, authorization: str | None
+    ) -> bool:
         sock.sendall(
             _head(200, "text/event-stream; charset=utf-8", "transfer-encoding: chunked", "cache-control: no-cache")
         )
@@ -274,7 +276,8 @@ class DemoBackend:
                 _wait(sock, 3600)
                 return False
             if sent == fault.error_after:
-                error = answers.error("the stream fails as asked", code=fault.error_code or "demo_fault")
+                message = f"wrong key: {authorization}" if fault.body == "echo" else "the stream fails as asked"
+                error = answers.error(message, code=fault.error_code or "demo_fault")
                 _chunk(sock, _event(error) + b"data: [DONE]\n\n")
                 sock.sendall(b"0\r\n\r\n")
                 self.statuses["cut"] += 1

@@ -369,7 +369,11 @@ class Attempt:
 
         With `show_life` a sign of life ends the wait, too, once the first moments are over: the client is to see it.
         """
-        stream = self.stream = Stream(clock=self._engine.clock, hide_usage=self.usage_asked)
+        stream = self.stream = Stream(
+            clock=self._engine.clock,
+            hide_usage=self.usage_asked,
+            own_key=own_key(self._backend.config, self._engine.environ),
+        )
         held = 0
         while not stream.content and held < _MOST_HELD_BACK:
             data = self._more_soon()

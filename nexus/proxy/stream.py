@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from nexus.backend_errors import masked
 from nexus.proxy.lenient import UNREADABLE, lenient
 from nexus.proxy.sse import Event, EventReader
 from nexus.proxy.usage import Usage, timings_usage, usage_in
@@ -80,7 +81,9 @@ class Stream:
     `error_status` is the status of an answer that would say what `error` does, `error_data` what it would say.
     """
 
-    def __init__(self, *, clock: Callable[[], float], hide_usage: bool) -> None:
+    def __init__(self, *, clock: Callable[[], float], hide_usage: bool, own_key: str | None = None) -> None:
+        """`own_key` is the gateway's, which is masked if an error repeats it."""
+        self._own_key = own_key
         self._clock = clock
         self._reader = EventReader()
         self._hide_usage = hide_usage
@@ -171,6 +174,8 @@ class Stream:
             return event.raw
         if self._look(event.data, event.kind) and self._hide_usage:
             return self._without_usage(event)
+        if self.error is not None:
+            return masked(event.raw, self._own_key)
         return event.raw
 
     def _without_usage(self, event: Event) -> bytes:
