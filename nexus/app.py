@@ -28,7 +28,7 @@ from nexus.metrics.settlement import settle
 from nexus.metrics.store import Store
 from nexus.proxy.engine import Engine
 from nexus.proxy.view import FleetView
-from nexus.web.access import token_for
+from nexus.web.access import names_token, token_for
 from nexus.web.dashboard import Viewed, dashboard_endpoints
 from nexus.web.errors import register_errors
 from nexus.web.ingress import Ingress
@@ -114,6 +114,7 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
                 token=lambda: token_for("metrics", fleet.snapshot(), environ),
                 lately=lambda: read_windows(run_dir.path),
                 own_token=run_dir.own_token,
+                names_token=lambda: names_token(fleet.snapshot(), environ),
             )
         )
     )

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import click
 
 from nexus.cli.gateway import Command, Gateway, find_operations, operations_options, path_part
-from nexus.cli.output import MISUSED, NO, Failure, json_option, milliseconds, say_json, since, state, table
+from nexus.cli.output import MISUSED, NO, Failure, json_option, milliseconds, say, say_json, since, state, table
 from nexus.config.records import BackendType, Zone
 from nexus.fleet.records import Status
 
@@ -51,7 +51,7 @@ def list_(status: str | None, config: str | None, url: str | None, as_json: bool
     if as_json:
         say_json({"backends": found})
     elif found:
-        click.echo(backend_table(found))
+        say(backend_table(found))
     if everything and not found:
         raise Failure(f"No backend is {status}; there are {len(everything)} of another status.", status=NO)
     if not found:
@@ -144,9 +144,7 @@ def add(
     if as_json:
         say_json(added)
     else:
-        click.echo(
-            f"Added {added['name']} ({added['type']}){_kept(save)}; it gets requests once a probe found it healthy."
-        )
+        say(f"Added {added['name']} ({added['type']}){_kept(save)}; it gets requests once a probe found it healthy.")
 
 
 @backends.command("remove")
@@ -162,7 +160,7 @@ def remove(name: str, save: bool, config: str | None, url: str | None, as_json: 
     if as_json:
         say_json(removed)
     else:
-        click.echo(f"Removed {found['name']}{_kept(save)}.")
+        say(f"Removed {found['name']}{_kept(save)}.")
 
 
 @backends.command("drain", short_help="Give a backend no new requests.")
@@ -185,7 +183,7 @@ def drain(name: str, wait_s: float | None, save: bool, config: str | None, url: 
     if as_json:
         say_json(found)
     else:
-        click.echo(f"{found['name']} gets no new requests{_kept(save)}; {found['in_flight']} in flight.")
+        say(f"{found['name']} gets no new requests{_kept(save)}; {found['in_flight']} in flight.")
     if found["in_flight"] and wait_s is not None:
         raise Failure(f"{found['name']} still has {found['in_flight']} in flight after {wait_s:g} s.", status=NO)
 
@@ -201,7 +199,7 @@ def undrain(name: str, save: bool, config: str | None, url: str | None, as_json:
     if as_json:
         say_json(found)
     else:
-        click.echo(f"{found['name']} gets requests again{_kept(save)}; it is {found['status']}.")
+        say(f"{found['name']} gets requests again{_kept(save)}; it is {found['status']}.")
 
 
 def _drained(gateway: Gateway, name: str, *, on: bool, save: bool) -> dict[str, Any]:

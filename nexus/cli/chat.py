@@ -15,9 +15,13 @@ import click
 
 from nexus.cli.gateway import NoAnswer, error_message, find, gateway_options, open_call
 from nexus.cli.output import MISUSED, NO, Failure, counted, json_option, milliseconds, say_json
+from nexus.text import printable
 
 _SILENCE_S = 600.0
 """The gateway has its own, shorter limits, and tells which was reached."""
+
+_TEXT = "\n\t\u00a0\u200c\u200d\u202f\u3000"
+"""What a text may hold besides printable characters: line ends, tabs, spaces of other widths, joiners."""
 
 
 @dataclass
@@ -105,7 +109,7 @@ def chat(
         say_json(route)
     else:
         click.echo()
-        click.echo(click.style(_line(route), dim=True), err=True)
+        click.echo(click.style(printable(_line(route)), dim=True), err=True)
     if heard.error:
         raise Failure(f"The answer broke off: {heard.error}", status=NO)
 
@@ -139,7 +143,7 @@ def _ask(base: str, body: dict[str, Any], headers: Mapping[str, str], *, quiet: 
                 for event in _events(response):
                     piece = heard.take(event)
                     if piece and not quiet:
-                        click.echo(piece, nl=False)
+                        click.echo(printable(piece, keep=_TEXT), nl=False)
             except (OSError, HTTPException) as error:
                 heard.error = f"the connection was lost ({error})"
         if heard.error is None and heard.finish is None:

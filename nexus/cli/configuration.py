@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from nexus.cli.gateway import config_option
-from nexus.cli.output import counted, json_option, say_json
+from nexus.cli.output import counted, json_option, say, say_json
 from nexus.config import ConfigError, Loaded, load
 from nexus.config.loading import DEFAULT_FILE
 
@@ -43,8 +43,8 @@ def check(file: str | None, config: str | None, as_json: bool) -> None:
         say_json({"file": shown, "usable": True, "problems": [], "warnings": loaded.warnings, "backends": count})
         return
     for warning in loaded.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(f"{loaded.path or 'defaults'}: ok, {counted(count, 'backend')}.")
+        say(f"warning: {warning}", err=True)
+    say(f"{loaded.path or 'defaults'}: ok, {counted(count, 'backend')}.")
 
 
 @config.command("init")
@@ -70,7 +70,7 @@ def init(output: str, force: bool, as_json: bool) -> None:
     if as_json:
         say_json({"file": str(path)})
     else:
-        click.echo(f"Wrote {path}; name your backends in it, then run `nexus serve`.")
+        say(f"Wrote {path}; name your backends in it, then run `nexus serve`.")
 
 
 @config.command("show", short_help="Show every setting that holds, and its origin.")
@@ -94,7 +94,7 @@ def show(file: str | None, config: str | None, origin: bool, as_json: bool) -> N
             shown["origins"] = {".".join(path): _origin(loaded, path) for path, _ in _settings(settings)}
         say_json(shown)
         return
-    click.echo("\n".join(_toml(settings, loaded if origin else None)))
+    say("\n".join(_toml(settings, loaded if origin else None)))
 
 
 def _masked(value: Any) -> Any:

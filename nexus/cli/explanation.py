@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from nexus.cli.gateway import run_directory
-from nexus.cli.output import UNREACHED, Failure, state, table
+from nexus.cli.output import UNREACHED, Failure, say, state, table
 from nexus.config import ConfigError
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load import LoadTable
@@ -51,9 +51,9 @@ def route_explain(config: str | None, model: str, *, body: str | None, flexible:
         name=model,
     )
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        say(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
     else:
-        click.echo(_shown(found))
+        say(_shown(found))
     return 1 if found.refusal else 0
 
 

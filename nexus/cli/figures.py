@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from nexus.cli.gateway import find, gateway_options
-from nexus.cli.output import counted, duration, json_option, milliseconds, say_json, share, state, table
+from nexus.cli.output import counted, duration, json_option, milliseconds, say, say_json, share, state, table
 
 
 @click.command("stats", short_help="Show what was counted since the start.")
@@ -19,8 +19,8 @@ def stats(config: str | None, url: str | None, as_json: bool) -> None:
     if as_json:
         say_json(found)
         return
-    click.echo(f"up {duration(found['uptime_seconds'])}")
-    click.echo(summary(found))
+    say(f"up {duration(found['uptime_seconds'])}")
+    say(summary(found))
     if found["backends"]:
         rows = [
             (
@@ -34,7 +34,7 @@ def stats(config: str | None, url: str | None, as_json: bool) -> None:
             for backend in found["backends"]
         ]
         head = ("BACKEND", "REQUESTS", "ON AVERAGE", "PROBE", "IN FLIGHT", "CIRCUIT")
-        click.echo("\n" + table(head, rows, right=head[1:5]))
+        say("\n" + table(head, rows, right=head[1:5]))
     if found["models"]:
         rows_of_models = [
             (
@@ -46,7 +46,7 @@ def stats(config: str | None, url: str | None, as_json: bool) -> None:
             for model in found["models"]
         ]
         head_of_models = ("MODEL", "REQUESTS", "ON AVERAGE", "FIRST TOKEN")
-        click.echo("\n" + table(head_of_models, rows_of_models, right=head_of_models[1:]))
+        say("\n" + table(head_of_models, rows_of_models, right=head_of_models[1:]))
 
 
 def summary(found: dict[str, Any]) -> str:

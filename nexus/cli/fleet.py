@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from nexus.cli.gateway import find, gateway_options
-from nexus.cli.output import GOOD, NO, Failure, counted, duration, json_option, say_json, state, table
+from nexus.cli.output import GOOD, NO, Failure, counted, duration, json_option, say, say_json, state, table
 
 
 @click.command("models", short_help="Show the models, and which backends have them.")
@@ -38,7 +38,7 @@ def models(backend: str | None, config: str | None, url: str | None, as_json: bo
             )
             for m in listed
         ]
-        click.echo(table(("MODEL", "CONTEXT", "CAN", "BACKENDS"), rows, right=("CONTEXT",)))
+        say(table(("MODEL", "CONTEXT", "CAN", "BACKENDS"), rows, right=("CONTEXT",)))
     if not listed:
         where = f"The backend {backend} offers" if backend else "No backend that takes requests offers"
         raise Failure(f"{where} no model now; `nexus status` says how the backends are.", status=NO)
@@ -54,7 +54,7 @@ def health(config: str | None, url: str | None, as_json: bool) -> None:
         say_json(found)
     else:
         backends = found["backends"]
-        click.echo(
+        say(
             f"{state(found['status'])}: {backends['healthy']} of {counted(backends['total'], 'backend')} healthy, "
             f"{counted(found['models']['total'], 'model')}, up {duration(found['uptime_seconds'])}, "
             f"version {found['version']}"

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from nexus.cli.gateway import Gateway, find, gateway_options
-from nexus.cli.output import NO, Failure, json_option, milliseconds, say_json, state
+from nexus.cli.output import NO, Failure, json_option, milliseconds, safe, say, say_json, state
 
 _POLL_S = 1.0
 _MOST = 1000
@@ -48,9 +48,9 @@ def history(
     elif as_json:
         say_json(found)
     elif found:
-        click.echo(click.style(_line(_HEAD), bold=True))
+        say(click.style(_line(_HEAD), bold=True))
         for request in reversed(found):
-            click.echo(_shown(request))
+            say(_shown(request))
     if not found:
         raise Failure("No such request has ended yet.", status=NO)
 
@@ -63,13 +63,13 @@ def _ended(gateway: Gateway, limit: int, filters: dict[str, str | None]) -> list
 def _follow(gateway: Gateway, found: list[dict[str, Any]], filters: dict[str, str | None], *, as_json: bool) -> None:
     """Never returns; the user ends it."""
     if not as_json:
-        click.echo(click.style(_line(_HEAD), bold=True))
+        say(click.style(_line(_HEAD), bold=True))
     seen: set[tuple[Any, ...]] = set()
     while True:
         for request in reversed(found):
             key = (request["id"], request["timestamp"], request["duration_ms"])
             if key not in seen:
-                click.echo(json.dumps(request, ensure_ascii=False) if as_json else _shown(request))
+                say(json.dumps(request, ensure_ascii=False) if as_json else _shown(request))
         # What the answer no longer has cannot come again.
         seen = {(request["id"], request["timestamp"], request["duration_ms"]) for request in found}
         time.sleep(_POLL_S)
@@ -98,5 +98,5 @@ def _shown(request: dict[str, Any]) -> str:
     attempts = request.get("attempts") or []
     tried = [f"{attempt['backend']}: {attempt['outcome']}" for attempt in attempts[:-1]]
     notes = ([request["error_message"]] if request["error_message"] else []) + tried
-    text = cells + ("  " + "; ".join(notes) if notes else "")
+    text = safe(cells + ("  " + "; ".join(notes) if notes else ""))
     return text if good else state("Error", text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nexus.cli.gateway import config_option, find, gateway_options
-from nexus.cli.output import MISUSED, NO, Failure, json_option, plain_number, say_json, table
+from nexus.cli.output import MISUSED, NO, Failure, json_option, plain_number, say, say_json, table
 
 if TYPE_CHECKING:
     from nexus.cli.samples import Sample
@@ -36,7 +36,7 @@ def list_(as_json: bool) -> None:
         (family.name, family.kind, family.help + (f" {{{', '.join(family.labels)}}}" if family.labels else ""))
         for family in FAMILIES
     ]
-    click.echo(table(("FAMILY", "TYPE", "MEANING"), rows))
+    say(table(("FAMILY", "TYPE", "MEANING"), rows))
 
 
 @metrics.command("bound")
@@ -53,7 +53,7 @@ def bound(config: str | None, as_json: bool) -> None:
         say_json({"total": total, "families": series})
         return
     rows = [(name, f"{count:,}") for name, count in sorted(series.items(), key=lambda item: -item[1])]
-    click.echo(table(("FAMILY", "AT MOST"), [*rows, ("in all", f"{total:,}")], right=("AT MOST",)))
+    say(table(("FAMILY", "AT MOST"), [*rows, ("in all", f"{total:,}")], right=("AT MOST",)))
 
 
 @metrics.command("get")
@@ -82,9 +82,9 @@ def get(family: str, labels: tuple[str, ...], config: str | None, url: str | Non
     samples = sorted((sample for sample in scrape if sample.name in names and _matches(sample, wanted)), key=_by_labels)
     if as_json:
         shown = [{"name": s.name, "labels": dict(s.labels), "value": _number(s.value)} for s in samples]
-        click.echo(json.dumps({"family": known.name, "type": known.kind, "samples": shown}, indent=2))
+        say(json.dumps({"family": known.name, "type": known.kind, "samples": shown}, indent=2))
     elif samples:
-        click.echo(_shown(known, samples))
+        say(_shown(known, samples))
     if not samples:
         raise Failure(f"{known.name} has no such sample yet.", status=NO)
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import click
+
+from nexus.text import printable
 
 GOOD = 0
 NO = 1
@@ -36,7 +39,7 @@ class Failure(click.ClickException):
         self.exit_code = status  # type: ignore[misc]  # click means it to be set so
 
     def show(self, file: Any = None) -> None:
-        click.echo(self.message, file=file, err=file is None)
+        say(self.message, file=file, err=file is None)
 
 
 def wants_colour() -> bool | None:
@@ -47,12 +50,28 @@ def wants_colour() -> bool | None:
 json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
 
 
+_OWN_STYLES = re.compile(r"(\x1b\[(?:0|1|2|31|32|33)m)")
+"""What `click.style` makes of the styles that commands use."""
+
+
+def safe(text: str, *, keep: str = "") -> str:
+    """`text` without anything that a terminal would obey, but for our own colours."""
+    parts = _OWN_STYLES.split(text)
+    return "".join(part if n % 2 else printable(part, keep=keep) for n, part in enumerate(parts))
+
+
+def say(text: str, **how: Any) -> None:
+    """Print what may hold names and messages that come from elsewhere."""
+    click.echo(safe(text, keep="\n"), **how)
+
+
 def say_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    say(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> str:
     """Columns under their heads, those named in `right` aligned there; empty columns are left out."""
+    rows = [[safe(cell) for cell in row] for row in rows]
     shown = [n for n in range(len(head)) if any(click.unstyle(row[n]) for row in rows)]
     widths = {n: max(len(click.unstyle(row[n])) for row in (head, *rows)) for n in shown}
 

@@ -7,7 +7,7 @@ import time
 import click
 
 from nexus.cli.gateway import config_option, run_directory
-from nexus.cli.output import MISUSED, NO, UNREACHED, Failure, counted, json_option
+from nexus.cli.output import MISUSED, NO, UNREACHED, Failure, counted, json_option, say
 from nexus.config import load
 
 _PATIENCE_S = 15.0
@@ -42,13 +42,13 @@ def reload_command(config: str | None, run_dir: str | None, as_json: bool) -> No
             )
         time.sleep(0.02)
     if as_json:
-        click.echo(msgspec.json.encode({"reloaded": not outcome.problems, **msgspec.to_builtins(outcome)}).decode())
+        say(msgspec.json.encode({"reloaded": not outcome.problems, **msgspec.to_builtins(outcome)}).decode())
     for warning in outcome.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
     if outcome.problems:
         lines = [*outcome.problems, "Nothing was changed; the gateway goes on as before."]
         raise Failure("\n".join(lines), status=MISUSED)
     if not as_json:
-        click.echo(f"Reloaded: {counted(outcome.backends, 'backend')}.")
+        say(f"Reloaded: {counted(outcome.backends, 'backend')}.")
         if outcome.restart:
-            click.echo(f"These take effect when the gateway is started again: {', '.join(outcome.restart)}.")
+            say(f"These take effect when the gateway is started again: {', '.join(outcome.restart)}.")

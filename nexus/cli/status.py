@@ -18,6 +18,8 @@ from nexus.cli.output import (
     duration,
     json_option,
     milliseconds,
+    safe,
+    say,
     say_json,
     since,
     state,
@@ -52,7 +54,7 @@ def status(config: str | None, url: str | None, as_json: bool) -> None:
     if as_json:
         say_json(found)
     else:
-        click.echo(screen(found))
+        say(screen(found))
     sys.exit(NO if found["problems"] else GOOD)
 
 
@@ -234,5 +236,5 @@ def screen(found: dict[str, Any]) -> str:
         lines += ["", table(head, rows, right=("IN FLIGHT", "REQUESTS", "ON AVERAGE"))]
     if problems:
         lines += ["", click.style("What is wrong", bold=True)]
-        lines += [f"{state('fail', '!')} {problem['what']}\n    {problem['mend']}" for problem in problems]
+        lines += [f"{state('fail', '!')} {safe(problem['what'])}\n    {safe(problem['mend'])}" for problem in problems]
     return "\n".join(lines)

@@ -49,7 +49,7 @@ from nexus.metrics.settlement import settle, sweep
 from nexus.metrics.store import Store
 from nexus.notify import Notifier
 from nexus.text import redact, remember_secret
-from nexus.web.access import Protected, own_token, token_for
+from nexus.web.access import Protected, names_token, own_token, token_for
 from nexus.web.admin import BackendExists, UnknownBackend
 from nexus.web.dashboard import Viewed
 from nexus.web.live import Live
@@ -486,6 +486,7 @@ class HealthProcess:
             token=lambda: self._token_for("metrics"),
             lately=lambda: self._lately,
             own_token=lambda: self._own_token,
+            names_token=lambda: names_token(self._snapshot, self._environ),
         )
         viewed = Viewed(
             snapshot=self.current_snapshot,

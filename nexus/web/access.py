@@ -71,6 +71,13 @@ def token_for(what: Protected, snapshot: Snapshot | None, environ: Mapping[str, 
     return own_token(admin, environ) if what in admin.protect else None
 
 
+def names_token(snapshot: Snapshot | None, environ: Mapping[str, str]) -> str | None:
+    """The token that names of backends ask for, in answers that are open otherwise: where anything is protected."""
+    if snapshot is not None and not snapshot.config.admin.protect:
+        return None
+    return own_token(snapshot.config.admin if snapshot else Admin(), environ)
+
+
 def own_token(admin: Admin, environ: Mapping[str, str]) -> str | None:
     """The token that the operators have set; one that nobody knows if theirs cannot be used."""
     try:

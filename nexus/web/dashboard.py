@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from flask import Blueprint, Response, abort, jsonify, request, send_from_directory
+from flask import Blueprint, Response, abort, request, send_from_directory
 
 from nexus.errors import FAULTS, RequestFailed, error_body
 from nexus.fleet.recent import Recent
 from nexus.fleet.records import Snapshot
-from nexus.web.access import refusal
+from nexus.web.access import refusal, refuse
 from nexus.web.history import MOST, Filter, entry
+from nexus.web.limits import Costly, TooOften
 from nexus.web.live import Live
 from nexus.web.pages import page
 
@@ -48,6 +49,7 @@ class Viewed:
 
 def dashboard_endpoints(viewed: Viewed) -> Blueprint:
     blueprint = Blueprint("dashboard", __name__)
+    costly: Costly[bytes] = Costly()
 
     @blueprint.before_request
     def may_see() -> Response | None:
@@ -66,6 +68,9 @@ def dashboard_endpoints(viewed: Viewed) -> Blueprint:
     @blueprint.get("/")
     def dashboard() -> Response:
         wanted = Filter(request.args, by_part=True)
+        return Response(costly.page(("/", wanted.key), lambda: _page(wanted)), mimetype="text/html")
+
+    def _page(wanted: Filter) -> bytes:
         state = viewed.live.state()
         try:
             tick, past = (msgspec.json.decode(line) for line in (state.tick, state.history)) if state else ({}, {})
@@ -74,13 +79,16 @@ def dashboard_endpoints(viewed: Viewed) -> Blueprint:
             tick, past = {}, {}
         found = _matching(wanted, _SHOWN)
         age_s = max(0.0, time.time() - tick["time"]) if tick else None
-        content = page(tick, past, [entry(record) for record in found], wanted, age_s=age_s)
-        return Response(content, mimetype="text/html")
+        return page(tick, past, [entry(record) for record in found], wanted, age_s=age_s).encode()
 
     @blueprint.get("/v1/history")
     def history() -> Response:
         wanted = Filter(request.args)
-        return jsonify([entry(record) for record in _matching(wanted, wanted.limit)])
+        content = costly.page(
+            ("/v1/history", wanted.key),
+            lambda: msgspec.json.encode([entry(record) for record in _matching(wanted, wanted.limit)]),
+        )
+        return Response(content, mimetype="application/json")
 
     @blueprint.get("/v1/live")
     def live() -> Response:
@@ -95,11 +103,17 @@ def dashboard_endpoints(viewed: Viewed) -> Blueprint:
         return response
 
     @blueprint.errorhandler(RequestFailed)
-    def refuse(failure: RequestFailed) -> Response:
+    def invalid(failure: RequestFailed) -> Response:
         fault = FAULTS[failure.fault.name]
         status = fault.status or 400
         content = error_body(failure.message, status=status, code=fault.code, param=failure.param)
         return Response(content, status, mimetype="application/json")
+
+    @blueprint.errorhandler(TooOften)
+    def too_often(_: TooOften) -> Response:
+        response = refuse(429, "too_many_requests", "This page was asked for too often; try again in a second.")
+        response.headers["retry-after"] = "1"
+        return response
 
     def _matching(wanted: Filter, limit: int) -> list[Recent]:
         return [record for record in viewed.latest(MOST) if wanted.takes(record)][:limit]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from nexus.fleet.recent import Recent
 
 MOST = 1000
 _USUAL = 100
+_NUMBER = re.compile("[1-9][0-9]{0,3}")
+_PARAMETERS = ("limit", "status", "model", "backend")
 _STATUS = {"success": True, "error": False}
 
 
@@ -48,16 +51,25 @@ class Filter:
 
     def __init__(self, arguments: Mapping[str, str], *, by_part: bool = False) -> None:
         """Raises `RequestFailed` for what cannot be meant."""
+        if not by_part and (unknown := set(arguments) - set(_PARAMETERS)):
+            known = ", ".join(_PARAMETERS)
+            raise RequestFailed(
+                "invalid_request", f"There is no such parameter; there are {known}.", param=min(unknown)
+            )
+        if not by_part and arguments.get("status") == "":
+            raise RequestFailed("invalid_request", "status takes success or error.", param="status")
         self._by_part = by_part
         self.status = arguments.get("status") or ""
         self.model = arguments.get("model") or ""
         self.backend = arguments.get("backend") or ""
-        limit = arguments.get("limit") or str(_USUAL)
+        limit = arguments.get("limit", str(_USUAL))
         if self.status and self.status not in _STATUS:
             raise RequestFailed("invalid_request", "status takes success or error.", param="status")
-        if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= MOST:
+        if not _NUMBER.fullmatch(limit) or int(limit) > MOST:
             raise RequestFailed("invalid_request", f"limit takes a whole number from 1 to {MOST}.", param="limit")
         self.limit = int(limit)
+        self.key = (self.status, self.model, self.backend, self.limit)
+        """Equal for equal filters."""
 
     def takes(self, record: Recent) -> bool:
         return (

@@ -18,7 +18,7 @@ from nexus.fleet.windows import Lately
 from nexus.metrics.exposition import CONTENT_TYPE
 from nexus.metrics.figures import Figures
 from nexus.metrics.stats import stats
-from nexus.web.access import refusal
+from nexus.web.access import refusal, shows
 
 _STALE_ROUNDS = 3
 _FIGURES = ("/metrics", "/v1/stats")
@@ -30,7 +30,8 @@ GATEWAY_HEADER = "x-nexus-gateway"
 class Operations:
     """What the operations paths look at; each is asked anew, since generation and fleet change under a process.
 
-    `token` is what the metrics ask for, None if they are open; `own_token` that of the run directory.
+    `token` is what the metrics ask for, None if they are open; `own_token` that of the run directory; `names_token`
+    what `/readyz?verbose` asks for before it names backends.
     """
 
     figures: Callable[[], Figures]
@@ -43,6 +44,7 @@ class Operations:
     token: Callable[[], str | None] = lambda: None
     lately: Callable[[], Mapping[str, Lately]] = dict
     own_token: Callable[[], str | None] = lambda: None
+    names_token: Callable[[], str | None] = lambda: None
 
     def uptime_s(self) -> float:
         return max(0.0, time.monotonic() - self.started().monotonic)
@@ -84,7 +86,8 @@ def operations_endpoints(operations: Operations) -> Blueprint:
     @blueprint.get("/readyz")
     def ready() -> Response:
         workers = operations.workers()
-        checks = readiness(operations) | _answering(workers)
+        token = operations.names_token()
+        checks = readiness(operations, named=token is None or shows(token)) | _answering(workers)
         advisory = {"health_process", "fleet_fresh"}
         if not workers or any(not row.is_silent(time.monotonic_ns()) for row in workers):
             advisory.add("workers")
@@ -110,15 +113,19 @@ def fleet_health(snapshot: Snapshot | None, uptime_s: float) -> dict[str, Any]:
 Checks = dict[str, tuple[bool, str]]
 
 
-def readiness(operations: Operations) -> Checks:
-    """What readiness looks at. A dead health process is told, but must not drain every host at once."""
+def readiness(operations: Operations, *, named: bool = True) -> Checks:
+    """What readiness looks at, with the backends' names or their number.
+
+    A dead health process is shown, but must not drain every host at once.
+    """
     snapshot, age_s = operations.snapshot(), operations.fleet_age_s()
     usable = [backend.name for backend in snapshot.backends if backend.usable] if snapshot else []
+    told = ", ".join(usable) if named or not usable else str(len(usable))
     limit_s = _STALE_ROUNDS * snapshot.config.health_check.interval_seconds if snapshot else 0
     fresh = age_s is not None and (age_s <= limit_s or not (snapshot and snapshot.config.health_check.enabled))
     return {
         "fleet_seen": (snapshot is not None, f"number {snapshot.number}" if snapshot else "no fleet was published yet"),
-        "backend_usable": (bool(usable), ", ".join(usable) or "no backend that is healthy and takes requests"),
+        "backend_usable": (bool(usable), told or "no backend that is healthy and takes requests"),
         "health_process": (operations.health_process_alive(), "whether it runs and its event loop moves"),
         "fleet_fresh": (fresh, "never updated" if age_s is None else f"updated {age_s:.0f} s ago"),
     }

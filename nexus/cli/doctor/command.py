@@ -11,7 +11,7 @@ import click
 
 from nexus.cli.doctor.findings import Finding
 from nexus.cli.gateway import config_option
-from nexus.cli.output import GOOD, NO, counted, json_option, say_json, state
+from nexus.cli.output import GOOD, NO, counted, json_option, say, say_json, state
 
 
 @click.command("doctor", short_help="Look for what is wrong, and name the mend.")
@@ -29,12 +29,12 @@ def doctor(config: str | None, no_request: bool, as_json: bool) -> None:
     for finding in examine(config, request=not no_request):
         found.append(finding)
         if not as_json:
-            click.echo(_shown(finding))
+            say(_shown(finding))
     faults = sum(finding.state == "fail" for finding in found)
     if as_json:
         say_json({"healthy": not faults, "findings": [asdict(finding) for finding in found]})
     else:
-        click.echo(f"\n{counted(faults, 'fault')}." if faults else "\nNothing is wrong.")
+        say(f"\n{counted(faults, 'fault')}." if faults else "\nNothing is wrong.")
     sys.exit(NO if faults else GOOD)
 
 
