@@ -143,6 +143,5 @@ def test_route_explain(tmp_path: Path):
             body = tmp_path / "body.json"
             body.write_text(json.dumps({"messages": [{"role": "user", "content": "x" * 4 * 40_000}]}))
             done = nexus("route", "explain", "m", "--body", str(body), "-c", str(gateway.file))
-            assert done.returncode == 1
-            assert "capability_mismatch" in done.stdout
+            assert done.returncode == 0, "an estimate of the length refuses nothing"
             assert nexus("route", "explain", "nope", "-c", str(gateway.file)).returncode == 1
