@@ -10,6 +10,7 @@ from tests.support.processes import ROOT
 PAGES = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "deploy").rglob("*.md")),
 ]
@@ -55,3 +56,12 @@ def test_every_page_is_found_from_the_readme():
 @pytest.mark.parametrize("page", [ROOT / "Makefile", *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_name_no_place_of_their_authors(page):
     assert not re.search(r"/root/|/home/|/tmp/", page.read_text())
+
+
+def test_every_promise_has_its_test():
+    rows = [line for line in (ROOT / "SECURITY.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 5
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)`", row)
+        assert named, row
+        assert all((ROOT / name).is_file() for name in named), row

@@ -27,6 +27,7 @@ ALIAS_DEPTH = 3
 MOST_BACKENDS = 500
 """As many as the load table has columns for, with some left for those that have just gone."""
 DEFAULT_FILE = "nexus.toml"
+_SHORT_TOKEN = 16
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~\[\]:-]+")
 COMMAND_LINE = "the command line"
 """The origin of a value that an option gave."""
@@ -425,6 +426,11 @@ def _warnings(config: Config, source: str, in_file: frozenset[str], environ: Map
             f"{source}: clients' own keys go to backends of several hosts: "
             f"{', '.join(backend.name for backend in by_default)}; "
             "set forward_authorization for each, true for the one that clients have keys of."
+        )
+    if len(secret(config.admin.token_env, environ) or "") in range(1, _SHORT_TOKEN):
+        warnings.append(
+            f"{source}: the token in {shown_name(config.admin.token_env)} can be guessed; "
+            f"take at least {_SHORT_TOKEN} random characters."
         )
     if config.logging.enable_content_logging:
         warnings.append(

@@ -59,6 +59,14 @@ def test_what_no_header_can_carry_is_refused_unshown(tmp_path, value):
         load(file, environ={"NEXUS_ADMIN_TOKEN": value})
 
 
+@pytest.mark.parametrize(("token", "warned"), [("x" * 15, True), ("x" * 16, False), ("", False)])
+def test_a_token_that_can_be_guessed_is_warned_of(tmp_path, token, warned):
+    file = tmp_path / "nexus.toml"
+    file.write_text("")
+    warnings = load(file, environ={"NEXUS_ADMIN_TOKEN": token}).warnings
+    assert ["NEXUS_ADMIN_TOKEN can be guessed" in warning for warning in warnings] == [True] * warned
+
+
 def test_a_secret_is_masked_however_it_is_quoted():
     value = secret("KEY", {"KEY": """sk-'quote"back\\slash"""})
     for text in (value, repr(value), f"b{value!r}", '{"k": "sk-\'quote\\"back\\\\slash"}'):
