@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 from flask import Blueprint, Response, jsonify, request
+from werkzeug.routing import PathConverter
 
 from nexus.config import ConfigError
 from nexus.text import redact
@@ -19,6 +20,12 @@ class UnknownBackend(Exception):
 
 class BackendExists(Exception):
     """A backend of the name is there already."""
+
+
+class _BackendConverter(PathConverter):
+    """A backend's name as the last part of a path; names may hold slashes, but `…/drain` is another path."""
+
+    regex = r"(?!.*/(?:un)?drain$)[^/].*?"
 
 
 class Administration(Protocol):
@@ -34,6 +41,7 @@ class Administration(Protocol):
 
 def admin_endpoints(administration: Administration) -> Blueprint:
     blueprint = Blueprint("admin", __name__, url_prefix="/admin")
+    blueprint.record_once(lambda state: state.app.url_map.converters.update(backend=_BackendConverter))
     blueprint.before_request(same_site)
 
     @blueprint.before_request
@@ -50,7 +58,7 @@ def admin_endpoints(administration: Administration) -> Blueprint:
         save = _flag(data.pop("save", False))
         return jsonify(administration.add_backend(data, save=save)), 201
 
-    @blueprint.delete("/backends/<path:name>")
+    @blueprint.delete("/backends/<backend:name>")
     def remove(name: str) -> Response:
         _only(request.args, "save")
         save = _SAVE.get(request.args.get("save", "false"))

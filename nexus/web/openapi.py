@@ -58,12 +58,6 @@ _SCHEMAS: dict[str, Schema] = {
         "required": ["error"],
         "additionalProperties": False,
     },
-    "Request": {
-        "type": "object",
-        "properties": {"model": {"type": "string", "minLength": 1}, "stream": _FLAG},
-        "required": ["model"],
-        "description": "OpenAI's request; fields that are not named here go to the backend as they are.",
-    },
     "Answer": {"type": "object", "description": "The backend's answer, as it came."},
     "Model": _object(
         id=_TEXT,
@@ -185,7 +179,30 @@ def _faults() -> dict[str, Any]:
     return {status: _refused("\n\n".join(lines)) for status, lines in sorted(by_status.items())}
 
 
-def _proxied(summary: str, *, streams: bool) -> dict[str, Any]:
+_NOT_NULL: Schema = {"type": ["string", "array", "object", "number", "boolean"]}
+_ASKED: dict[str, Schema] = {"messages": {"type": "array", "minItems": 1}}
+"""What the gateway itself asks of a key."""
+
+
+def _request(*needed: str) -> Schema:
+    """A request that has a model and one of these keys."""
+    shapes = [
+        {
+            "type": "object",
+            "properties": {
+                "model": {"type": "string", "minLength": 1},
+                "stream": _FLAG,
+                key: _ASKED.get(key, _NOT_NULL),
+            },
+            "required": ["model", key],
+            "description": "OpenAI's request; fields that are not named here go to the backend as they are.",
+        }
+        for key in needed
+    ]
+    return shapes[0] if len(shapes) == 1 else {"anyOf": shapes}
+
+
+def _proxied(summary: str, *needed: str, streams: bool) -> dict[str, Any]:
     content = _content(_component("Answer"))
     if streams:
         content |= _content(_TEXT, "text/event-stream")
@@ -199,7 +216,7 @@ def _proxied(summary: str, *, streams: bool) -> dict[str, Any]:
                 _parameter("X-Nexus-Strict", _TEXT, "`true`: it will not.", place="header"),
                 _parameter("X-Request-Id", _TEXT, "A name for the request.", place="header"),
             ],
-            "requestBody": {"required": True, "content": _content(_component("Request"))},
+            "requestBody": {"required": True, "content": _content(_request(*needed))},
             "responses": {"200": {"description": "The backend's answer.", "content": content}, **_faults()},
         }
     }
@@ -212,9 +229,9 @@ def _get(summary: str, tag: str, responses: dict[str, Any], **more: Any) -> dict
 def _openai_paths() -> dict[str, Any]:
     models = _object(object={"const": "list"}, data=_list(_component("Model")))
     return {
-        "/v1/chat/completions": _proxied("Answer a conversation", streams=True),
-        "/v1/completions": _proxied("Go on with a text", streams=True),
-        "/v1/embeddings": _proxied("Embed texts", streams=False),
+        "/v1/chat/completions": _proxied("Answer a conversation", "messages", streams=True),
+        "/v1/completions": _proxied("Go on with a text", "prompt", "prompt_embeds", streams=True),
+        "/v1/embeddings": _proxied("Embed texts", "input", "messages", streams=False),
         "/v1/models": _get(
             "Every model of the healthy backends, and every alias", "OpenAI", {"200": _answer("The models.", models)}
         ),
@@ -236,9 +253,12 @@ def _operations_paths() -> dict[str, Any]:
         _parameter("model", _TEXT, "For which model."),
         _parameter("backend", _TEXT, "By which backend."),
     ]
-    page = [one for one in filters if one["name"] != "limit"]
+    page = [one for one in filters if one["name"] in ("model", "backend")]
+    page.append(_parameter("status", {"enum": ["", "success", "error"]}, "How they ended; empty for all."))
     html = {"200": _answer("The page.", _TEXT, "text/html"), "400": _refused("A filter that cannot be meant.")}
+    html |= {"429": _refused("Asked for too often; a second later it is there.")}
     past = {
+        "429": html["429"],
         "200": _answer("Newest first.", _list(_component("PastRequest"))),
         "400": _refused("A filter that cannot be meant."),
     }
@@ -266,6 +286,9 @@ def _operations_paths() -> dict[str, Any]:
 def _admin_paths() -> dict[str, Any]:
     name = [_parameter("name", _TEXT, "The backend's name.", place="path")]
     common = _UNAUTHORIZED | {"400": _refused("What is asked cannot be; nothing was changed.")}
+    foreign = {"403": _refused("A web page of another origin sent it.")}
+    no_json = {"415": _refused("The body is not application/json.")}
+    common |= foreign | no_json
     missing = common | {"404": _refused("No backend has the name.")}
     backend, saved = _answer("The backend.", _component("Backend")), _object(save=_FLAG) | {"required": []}
 
@@ -276,14 +299,14 @@ def _admin_paths() -> dict[str, Any]:
         return {"required": required, "content": _content(schema)}
 
     def change(summary: str) -> dict[str, Any]:
-        more = {"parameters": name, "requestBody": body(saved, required=False)}
+        more = {"parameters": name, "requestBody": body(saved, required=True)}
         return {"post": operation(summary, {"200": backend, **missing}, **more)}
 
     every = _answer("All of them.", _object(backends=_list(_component("Backend"))))
     new = _component("NewBackend")
     exists = {"409": _refused("A backend has the name already.")}
     removed = _answer("It is gone.", _object(removed=_TEXT))
-    save = _parameter("save", {"enum": ["0", "1"]}, "`1`: for good.")
+    save = _parameter("save", {"enum": ["0", "1", "false", "true"]}, "`1`: for good.")
     return {
         "/admin/backends": {
             "get": operation("Every backend and how it is", {"200": every, **_UNAUTHORIZED}),

@@ -1,0 +1,43 @@
+"""Both ports do what their `/openapi.json` says, and no request that it can describe makes them fail."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.processes import Demo, Gateway, backend_toml
+
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
+
+CONFIG = """
+headers = { Authorization = "Bearer %s" }
+[generation]
+max-examples = 50
+[checks]
+# Without `protect` the token is asked for by changes alone.
+ignored_auth.enabled = false
+[[operations]]
+# Some settings contradict each other, which the schema does not say.
+include-path = "/admin/backends"
+checks.positive_data_acceptance.enabled = false
+[[operations]]
+# An answer without an end.
+include-path = "/v1/live"
+enabled = false
+"""
+
+
+@pytest.mark.parametrize("port", ["base", "operations"])
+def test_no_failure_and_no_difference(tmp_path, port):
+    with Demo(tmp_path, pace=0) as demo, Gateway(tmp_path, backend_toml(demo)) as gateway:
+        config = tmp_path / "schemathesis.toml"
+        config.write_text(CONFIG % (gateway.run_dir / "admin.token").read_text())
+        command = [
+            sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run",
+            f"{getattr(gateway, port)}/openapi.json", "--seed", "1", "--no-color",
+            "--phases", "examples,coverage,fuzzing", "--suppress-health-check", "all",
+        ]  # fmt: skip
+        found = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]
+        assert "Operations:       13 selected" in found.stdout
+        assert "Traceback" not in gateway.output()
