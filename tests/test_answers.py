@@ -10,6 +10,7 @@ from http.client import HTTPConnection
 
 import pytest
 
+from nexus.proxy.headers import CREDENTIALS
 from tests.support.figures import moved
 from tests.support.load import chat
 from tests.support.polling import until
@@ -43,7 +44,9 @@ def fleet(module_dir) -> Iterator[tuple[Gateway, Demo, Demo]]:
         Demo(module_dir, name="second", models=["shared"], pace=0) as second,
         Gateway(
             module_dir,
-            backend_toml(first, priority=1, api_key_env="FIRST_KEY") + backend_toml(second, priority=2) + CONFIG,
+            backend_toml(first, priority=1, api_key_env="FIRST_KEY")
+            + backend_toml(second, priority=2, forward_authorization=True)
+            + CONFIG,
             server="max_answer_bytes = 1000000",
             environ={"FIRST_KEY": KEY},
         ) as gateway,
@@ -67,10 +70,12 @@ def well_again(fleet) -> Iterator[None]:
     gateway.settled()
 
 
-def ask(gateway: Gateway, model: str, way: str, *, stream: bool = False) -> tuple[int, dict[str, str], bytes]:
+def ask(
+    gateway: Gateway, model: str, way: str, *, stream: bool = False, **more: str
+) -> tuple[int, dict[str, str], bytes]:
     body = json.dumps(chat("x", model, stream=stream).body).encode()
     connection = HTTPConnection("127.0.0.1", gateway.port, timeout=60)
-    headers = {"content-type": "application/json"}
+    headers = {"content-type": "application/json", **more}
     if way == "Flask":  # which serves what comes in chunks
         connection.request("POST", "/v1/chat/completions", iter([body]), headers, encode_chunked=True)
     else:
@@ -197,6 +202,16 @@ def test_gateways_own_key_is_in_nothing_that_comes_back(fleet, status, shown, st
     assert KEY.encode() not in content
     assert KEY not in str(headers)
     assert KEY not in gateway.output()
+
+
+def test_credentials_reach_the_backend_that_they_are_for_whichever_is_tried(fleet, way):
+    """The first gets the gateway's key alone; the second, which is tried after it, the client's alone."""
+    gateway, first, second = fleet
+    first.fault("status=500")
+    clients = dict.fromkeys(CREDENTIALS, "sk-of-the-client")
+    assert ask(gateway, "shared", way, **clients)[0] == 200
+    got = [{name: demo.last()["headers"].get(name) for name in clients} for demo in (first, second)]
+    assert got == [dict.fromkeys(clients) | {"authorization": f"Bearer {KEY}"}, clients]
 
 
 def test_gateways_own_key_is_masked_within_a_stream(fleet, way):

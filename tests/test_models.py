@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -139,6 +140,11 @@ def listed(gateway: Gateway) -> dict[str, dict[str, Any]]:
     found = {entry["id"]: entry for entry in entries}
     assert len(found) == len(entries), "each name once"
     return found
+
+
+def said(gateway: Gateway, *words: str) -> str:
+    command = [sys.executable, "-m", "nexus", *words, "-c", str(gateway.file)]
+    return subprocess.run(command, env=clean_environ(), capture_output=True, text=True).stdout
 
 
 def requests_of(model: str, backend: str, status: int = 200) -> tuple[str, ...]:
@@ -284,9 +290,10 @@ def test_a_context_decides_between_known_lengths(post, characters, backend):
     assert moves == {requests_of("shared", backend): 1.0}
 
 
-def test_batches_and_token_ids_are_no_long_prompts(post):
+@pytest.mark.parametrize(("path", "key"), [("/v1/completions", "prompt"), (EMBEDDINGS, "input")])
+def test_batches_and_token_ids_are_no_long_prompts(post, path, key):
     for given in (["x" * 80] * 500, list(range(900)), [[1] * 900] * 20):
-        status, headers, _, moves = post("/v1/completions", {"model": "shared", "prompt": given})
+        status, headers, _, moves = post(path, {"model": "shared", key: given})
         assert (status, headers["x-nexus-backend"]) == (200, "small")
         assert moves == {requests_of("shared", "small"): 1.0}
 
@@ -392,14 +399,44 @@ def test_bodies_nested_to_any_depth_are_answered(post):
             assert sum(n for (family, *_), n in moves.items() if family == "requests_total") == 1
 
 
-def test_commands_show_them(gateway: Gateway):
-    def said(*words: str) -> str:
-        command = [sys.executable, "-m", "nexus", *words, "-c", str(gateway.file)]
-        return subprocess.run(command, env=clean_environ(), capture_output=True, text=True, check=True).stdout
+def test_models_of_servers_without_a_usable_list_are_served_without_health_checks(
+    tmp_path: Path, demos: dict[str, Demo]
+):
+    """No list, a list that fails, and one that names what the server refuses; one more has no models at all."""
+    with (
+        Demo(tmp_path, name="broken", models=["x"], kind="generic", pace=0) as broken,
+        Demo(tmp_path, name="pinned", models=["cached"], kind="generic", pace=0) as pinned,
+    ):
+        stated = '[[backends.models]]\nname = "{0}-model"\n'
+        fleet = {"bare": demos["bare"], "broken": broken, "pinned": pinned}
+        config = "".join(
+            f'\n[[backends]]\nname = "{name}"\nurl = "{demo.url}"\ntype = "generic"\n'
+            f"{'discover_models = false' if name == 'pinned' else ''}\n{stated.format(name)}"
+            for name, demo in fleet.items()
+        )
+        config += f'\n[[backends]]\nname = "none"\nurl = "{demos["bare"].url}"\ntype = "generic"\n'
+        broken.fault("status=500,models")
+        with Gateway(tmp_path, config, workers=1, health_check="enabled = false") as gateway:
+            assert sorted(listed(gateway)) == ["bare-model", "broken-model", "pinned-model"]
+            lost = until(lambda: gateway.lines("the backend's models cannot be read"))
+            assert [line["backend"] for line in lost] == ["none"], "said once"
+            assert "models of a server without this list go into [[backends.models]]" in lost[0]["why"]
+            assert "none has no models: /v1/models answered 404" in said(gateway, "status")
+            broken.fault("")
+            for name in fleet:
+                body = json.dumps({"model": f"{name}-model", "messages": HELLO}).encode()
+                request = urllib.request.Request(gateway.base + CHAT, body, {"content-type": "application/json"})
+                with urllib.request.urlopen(request, timeout=20) as answer:
+                    assert json.load(answer)["choices"]
+            assert gateway.settled().series("nexus_requests_total", "model", "backend") == {
+                (f"{name}_model", name): 1 for name in fleet
+            }
 
-    lines = {line.split()[0]: line for line in said("models").splitlines()}
+
+def test_commands_show_them(gateway: Gateway):
+    lines = {line.split()[0]: line for line in said(gateway, "models").splitlines()}
     assert "2,048" in lines["/models/tiny.gguf"]
     assert "tools" in lines["/models/tiny.gguf"]
     assert lines["gpt-oss-120b"].split()[1:] == ["-", "-", "small"]
     assert "(as llama3.2:latest)" in lines["mine"]
-    assert "llama3.2 is an alias of llama3.2:latest" in said("route", "explain", "llama3.2")
+    assert "llama3.2 is an alias of llama3.2:latest" in said(gateway, "route", "explain", "llama3.2")

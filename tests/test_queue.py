@@ -196,13 +196,16 @@ def test_without_a_queue(one: Workers, demo: Demo):
     assert (first.status, second.status, json.loads(second.content)["error"]["code"]) == (200, 503, "at_capacity")
 
 
-def test_a_busy_backend_is_waited_for(one: Workers, demo: Demo):
-    """It said when to come back: the next request waits for that, and reaches it."""
+@pytest.mark.parametrize(
+    ("fault", "status"), [("status=429,retry_after=1", 429), ("status=503,message=Loading model", 503)]
+)
+def test_a_busy_backend_is_waited_for(one: Workers, demo: Demo, fault: str, status: int):
+    """The next request waits for the time that it said, or for a second, and reaches it."""
     one.publish(config(), [backend("limited", demo.url, "m")])
-    demo.fault("status=429,retry_after=1")
+    demo.fault(fault)
     assert (client := Client(one.port)).join() is None
     demo.fault("")
-    assert client.status == 429
+    assert client.status == status
     began = time.monotonic()
     again = Client(one.port)
     again.join(10)

@@ -115,6 +115,7 @@ def _seen_in_figures(backend: dict[str, Any], samples: list[Sample]) -> dict[str
         "in_flight": backend["pending"],
         "capacity": None,
         "latency_ms": backend["probe_latency_ms"] or None,
+        "models": [],
         "error": None,
     }
 
@@ -203,6 +204,8 @@ def _in_backends(backends: list[dict[str, Any]]) -> list[Problem]:
             problems.append(
                 Problem(f"The circuit of {name} is {word}: requests to it fail.", f"`nexus history --backend {name}`")
             )
+        elif backend["error"] and not backend["models"]:  # without health checks it counts as healthy
+            problems.append(Problem(f"{name} has no models: {backend['error']}.", "`nexus doctor` looks closer"))
         elif backend["trouble"]:
             problems.append(Problem(f"{name} {TROUBLES[backend['trouble']]}.", f"`nexus history --backend {name}`"))
     if all(backend["draining"] or backend["status"] != "healthy" for backend in backends):

@@ -178,7 +178,9 @@ class Prober:
         if status == 404 and path.startswith("/v1/"):
             target = self._address.target(path)
             raise BadAnswer(
-                f"{target} answered 404; a path in url is used as written (base_path replaces it)", alive=True
+                f"{target} answered 404; a path in url is used as written (base_path replaces it), and models of a "
+                "server without this list go into [[backends.models]]",
+                alive=True,
             )
         if status != 200:
             raise BadAnswer(f"{path} answered {status}", alive=status not in _NOT_READY)

@@ -304,7 +304,7 @@ class HealthProcess:
         if result.latency_s is not None:
             label = self._snapshot_label(name)
             self._place.recorder.probed(label, result.latency_s)
-        before = watched.models
+        before, last_error = watched.models, watched.last_error
         changed = fleet.take(name, result, now=time.time())
         if changed:
             say = log.info if changed[1] == "healthy" else log.warning
@@ -314,6 +314,8 @@ class HealthProcess:
         elif result.success:
             untried_ns = int(fleet.config.circuit_breaker.open_seconds * 1e9)
             self._place.seat.circuits.close_untried(watched.column, time.monotonic_ns(), after_ns=untried_ns)
+        elif not fleet.config.health_check.enabled and result.error != last_error:
+            log.warning("the backend's models cannot be read", extra={"backend": name, "why": result.error})
         if changed or watched.models is not before:
             self._publish()
 

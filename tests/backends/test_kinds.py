@@ -66,7 +66,7 @@ LMSTUDIO_DETAILS = {
 }  # fmt: skip
 GENERIC_LIST = {
     "data": [
-        {"id": "plain", "object": "model", "owned_by": "x"},
+        {"id": "plain", "object": "model", "owned_by": "x", "created": 1786000000.5},
         {"id": "mock-gpt", "mode": "chat", "max_input_tokens": 16000, "max_output_tokens": 16384},
         {"id": "bge", "mode": "embedding", "max_input_tokens": None},
         {"id": "odd-mode", "mode": "moderation"},

@@ -111,7 +111,11 @@ def prober_of(server: Server, **settings: Any) -> Prober:
     [
         (always(500, {}), "/v1/models answered 500"),
         (always(401, {}), "/v1/models answered 401"),
-        (always(404, {}), "/v1/models answered 404; a path in url is used as written (base_path replaces it)"),
+        (
+            always(404, {}),
+            "/v1/models answered 404; a path in url is used as written (base_path replaces it), and models of a "
+            "server without this list go into [[backends.models]]",
+        ),
         (
             always(307, {}),
             "/v1/models answered 307, a redirect to 'https://elsewhere.test/v1/models'; put the new address into url",
@@ -420,12 +424,16 @@ def test_tls_where_there_is_none():
         )
 
 
-def test_replaced_files_count_from_the_next_connection_on(authority, other_authority, tmp_path):
+@pytest.mark.parametrize("named_in", ["ca_file", "SSL_CERT_FILE"])
+def test_replaced_files_count_from_the_next_connection_on(authority, other_authority, tmp_path, monkeypatch, named_in):
     bundle = tmp_path / "bundle.pem"
+    settings = {"ca_file": str(bundle)} if named_in == "ca_file" else {}
+    if not settings:
+        monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
     bundle.write_bytes(other_authority.ca.read_bytes())
     with Server(always(200, LIST), served_by(authority.issue("server"))) as server:
         url = f"https://127.0.0.1:{server.server_address[1]}"
-        prober = prober_of(server, url=url, ca_file=str(bundle))
+        prober = prober_of(server, url=url, **settings)
         assert not prober.probe(10).success
         bundle.write_bytes(authority.ca.read_bytes())
         assert prober.probe(10).success
