@@ -58,7 +58,7 @@ class _Socket:
 
     def recv(self, _: int, flags: int = 0) -> bytes:
         if flags:
-            raise BlockingIOError
+            raise BlockingIOError  # nothing comes while the connection is idle
         return ANSWER
 
     def fileno(self) -> int:

@@ -164,16 +164,14 @@ def test_a_demo_backend_that_dies_is_started_again(served):
     until(lambda: get_json(f"{served.base}/health")["backends"]["healthy"] == 2, within_s=10)
 
 
-def test_known_soon_after_the_start(tmp_path):
-    """Figures within 1 s of the gateway's start, the fleet within 2 s."""
-    with Demo(tmp_path) as demo:
-        began = time.monotonic()
-        with Gateway(tmp_path, backend_toml(demo), ready=False, interval_s=30) as gateway:
-            figures = until(lambda: (gateway.scrape(), gateway.stats(), time.monotonic())[2]) - began
-            fleet = until(lambda: gateway.scrape().value("nexus_backends_healthy") == 1 and time.monotonic()) - began
-    # The limits hold for a machine that does nothing else; the suite's own may be busy, so they are doubled.
-    assert figures < 2
-    assert fleet < 4
+def test_known_with_the_first_round_of_probes(tmp_path):
+    """Metrics are there at once, and the fleet long before the second round; `make bench` measures the start."""
+    with (
+        Demo(tmp_path) as demo,
+        Gateway(tmp_path, backend_toml(demo), ready=False, interval_s=3600) as gateway,
+    ):
+        until(lambda: (gateway.scrape(), gateway.stats()))
+        until(lambda: gateway.scrape().value("nexus_backends_healthy") == 1)
 
 
 def test_ctrl_c_lets_streams_end(tmp_path):
@@ -208,7 +206,8 @@ def alive(pid: int) -> bool:
 
 
 def test_first_screen_when_no_backend_can_be_used(tmp_path):
-    config = f'[[backends]]\nname = "gone"\nurl = "http://127.0.0.1:{free_port()}"\n'
+    port = free_port()
+    config = f'[[backends]]\nname = "gone"\nurl = "http://127.0.0.1:{port}"\n'
     with Gateway(tmp_path, config, ready=False) as gateway:
         until(lambda: "is running, in front of 1 backend from" in gateway.output(), within_s=20)
         assert (
@@ -216,7 +215,8 @@ def test_first_screen_when_no_backend_can_be_used(tmp_path):
             in gateway.output()
         )
         failed = gateway.lines("backend is now unhealthy")
-        assert [(line["backend"], line["why"]) for line in failed] == [("gone", "Connection refused")]
+        why = f"127.0.0.1:{port} cannot be reached: nothing listens there; start the server, or correct the url"
+        assert [(line["backend"], line["why"]) for line in failed] == [("gone", why)]
 
 
 def test_what_another_holds_is_refused(tmp_path):
