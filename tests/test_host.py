@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from nexus.host import cpu_quota, usable_cores
+from tests.support.polling import until
+from tests.support.processes import Demo, Gateway, backend_toml
 
 AFFINITY = len(os.sched_getaffinity(0))
 
@@ -47,6 +49,22 @@ def test_quota(tmp_path, files, quota):
         AFFINITY if quota is None else {0.25: 1, 0.5: 1, 1.5: min(2, AFFINITY)}.get(quota, min(int(quota), AFFINITY))
     )
     assert usable_cores(made) == expected
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
+def test_as_many_workers_as_the_quota_allows(tmp_path):
+    """Half a core, in the files of both versions of control groups."""
+    script = (
+        f"mount -t tmpfs none /{V2} && mkdir /{V1} && echo 50000 100000 > /{V2}/cpu.max && "
+        f'echo 50000 > /{V1}/cpu.cfs_quota_us && echo 100000 > /{V1}/cpu.cfs_period_us && exec "$@"'
+    )
+    with (
+        Demo(tmp_path) as demo,
+        Gateway(tmp_path, backend_toml(demo), workers=0, prefix=["unshare", "-m", "sh", "-c", script, "sh"]) as gateway,
+    ):
+        until(lambda: gateway.lines("worker ready"))
+        assert len(gateway.worker_pids()) == 1
 
 
 def test_this_host_can_be_read():

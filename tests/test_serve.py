@@ -91,6 +91,16 @@ def test_first_screen_says_what_to_do(served):
     assert json.loads(answered.stdout)["choices"][0]["message"]["content"]
 
 
+def test_the_first_screen_asks_for_a_model_that_is_there(tmp_path):
+    with (
+        Demo(tmp_path, models=["nomic/*", "it's-mine"], kind="generic", pace=0) as demo,
+        Gateway(tmp_path, backend_toml(demo), workers=1) as gateway,
+    ):
+        [line] = [line for line in gateway.output().splitlines() if line.startswith("    curl ")]
+        answered = subprocess.run(["sh", "-c", line], capture_output=True, check=True)
+    assert json.loads(answered.stdout)["model"] == "it's-mine"
+
+
 def test_openai_client(served):
     client = openai.OpenAI(base_url=f"{served.base}/v1", api_key="any", max_retries=0)
     messages = [{"role": "user", "content": "Say something"}]
@@ -214,6 +224,7 @@ def test_first_screen_when_no_backend_can_be_used(tmp_path):
             f"(none of them can be used yet; the log above and {gateway.base}/readyz?verbose say why)"
             in gateway.output()
         )
+        assert '"model": "YOUR-MODEL"' in gateway.output()
         failed = gateway.lines("backend is now unhealthy")
         why = f"127.0.0.1:{port} cannot be reached: nothing listens there; start the server, or correct the url"
         assert [(line["backend"], line["why"]) for line in failed] == [("gone", why)]

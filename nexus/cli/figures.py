@@ -55,7 +55,7 @@ def summary(found: dict[str, Any]) -> str:
     errors = f"{requests['errors']:,} failed ({share(requests['errors'], requests['total'])})"
     in_flight = sum(backend["pending"] for backend in found["backends"])
     lines = [
-        f"{requests['total']:,} requests, {click.style(errors, fg='red') if requests['errors'] else errors}, "
+        f"{counted(requests['total'], 'request')}, {click.style(errors, fg='red') if requests['errors'] else errors}, "
         f"{in_flight} in flight, {found['queue']['depth']} queued"
     ]
     if streams["average_ttft_ms"] is not None or streams["active"]:

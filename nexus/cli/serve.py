@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
@@ -23,7 +24,9 @@ from nexus.config.addresses import bracketed, listen_address, url_to
 from nexus.config.loading import COMMAND_LINE
 from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, Server
 from nexus.fleet.rundir import RunDirectory, RunDirectoryError
+from nexus.fleet.snapshot import SnapshotReader
 from nexus.host import raise_descriptor_limit
+from nexus.routing.names import is_pattern
 
 log = logging.getLogger("nexus.serve")
 
@@ -276,6 +279,16 @@ def _answers(server: Server, path: str) -> bool:
         return False
 
 
+def _model_to_try(run_dir: RunDirectory) -> str | None:
+    """The first model of the published fleet that can chat as far as is known; None if there is none yet."""
+    snapshot = SnapshotReader(run_dir.path).read()
+    for backend in snapshot.backends if snapshot else ():
+        for model in backend.models if backend.usable else ():
+            if (not model.tasks or "chat" in model.tasks) and not is_pattern(model.name):
+                return model.name
+    return None
+
+
 def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool, ready: bool) -> None:
     """What a person wants to know first: what runs, where, how to try it, where the figures are."""
     server, listen = loaded.config.server, loaded.config.health_check.listen
@@ -286,8 +299,8 @@ def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool, ready: b
     if left_out:
         named += f"; {', '.join(left_out)} left out, because Nexus does not speak that protocol yet"
     backends = "two demo backends that make up text" if demo else named
-    model = "demo-small" if demo else "YOUR-MODEL"
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    messages = [{"role": "user", "content": "Hello!"}]
+    body = json.dumps({"model": _model_to_try(run_dir) or "YOUR-MODEL", "messages": messages}, ensure_ascii=False)
     hint = "no nexus.toml and no backend given; `nexus config init` writes one" if demo else None
     if not ready:
         hint = f"none of them can be used yet; the log above and {base}/readyz?verbose say why"
