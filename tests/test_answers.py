@@ -97,6 +97,7 @@ def flat(changes) -> dict[str, float]:
         (HTML, "an HTML page, 'Tunnel offline'"),
         ("status=200,body=empty", "no body"),
         ("status=204", "no body"),
+        ("status=205,body=empty", "no body"),
         ("status=200,body=cut", "what is not JSON"),
         ("status=200,body=large,size=1500000", "over 1000000 bytes"),
         ("status=500,message=CUDA out of memory", "CUDA out of memory"),

@@ -4,6 +4,7 @@ import http.client
 import json
 import resource
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,13 @@ def test_running_out_is_told_to_clients_and_counted_against_no_backend(tmp_path,
         assert client.getresponse().read() == b"ok\n"  # the client is connected, the backend is not
         soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(descriptors(pid)), hard))
+        began = time.monotonic()
         for _ in range(8):
             status, retry_after, answer = ask()
             assert (status, retry_after) == (503, "1")
             assert json.loads(answer)["error"]["code"] == "at_capacity"
+        told = len(gateway.lines("descriptors or memory for connections ran out"))
+        assert 1 <= told <= 1 + (time.monotonic() - began), "once a second"
         waiting = socket.create_connection(("127.0.0.1", gateway.port))
         waiting.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
         until(lambda: gateway.lines("descriptors or memory for connections ran out"))

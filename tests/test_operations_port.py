@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nexus.fleet.snapshot import SnapshotReader
 from tests.support.figures import scrape
 from tests.support.polling import until
 from tests.support.processes import Demo, Process, backend_toml, clean_environ, free_port, get_json
@@ -78,6 +79,12 @@ def health(tmp_path_factory, demo):
         yield health
 
 
+def published(health):
+    """The backend as workers know it."""
+    [backend] = SnapshotReader(health.run_dir).read().backends
+    return backend
+
+
 def probes(health):
     return scrape(health.base).total("nexus_backend_latency_seconds_count")
 
@@ -95,6 +102,14 @@ def test_a_flood_of_idle_connections_keeps_nobody_out(health, demo):
             assert get_json(f"{health.base}/health")["status"] == "healthy"
         until(lambda: probes(health) > before)
         until(lambda: health.shown_at() != shown)
+        token = (health.run_dir / "admin.token").read_bytes()
+        head = b" HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        for change, draining in ((b"drain", True), (b"undrain", False)):
+            answer = health.talk(
+                b"POST /admin/backends/demo/" + change + head + b"Authorization: Bearer " + token + b"\r\n\r\n"
+            )
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            until(lambda draining=draining: published(health).draining is draining)
     finally:
         for sock in idle:
             sock.close()

@@ -259,7 +259,10 @@ class Attempt:
         return self._more("first_byte_timeout", since + self._first_byte_s - self._engine.clock())
 
     def read_all(self) -> bytes:
-        """The whole body. Raises `RequestFailed` if it breaks off, is silent or over the limit."""
+        """The whole body. Raises `RequestFailed` if it breaks off, is silent or over a limit.
+
+        A body that comes in pieces counts as buffered until the request ends.
+        """
         if self._content is None:
             if self.answer.complete:
                 self._content = self.answer.body()
@@ -269,6 +272,7 @@ class Attempt:
                 while data := self._more("idle_timeout", self.idle_s):
                     pieces.append(data)
                     size += len(data)
+                    self._engine.buffers.hold(self._request, len(data))
                     if size > limit:
                         raise RequestFailed(
                             "answer_too_large", f"The answer of backend {self._backend.name} is over {limit} bytes."

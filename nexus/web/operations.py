@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from nexus.web.access import refusal, shows
 
 _STALE_ROUNDS = 3
 _FIGURES = ("/metrics", "/v1/stats")
+_BACKEND_URL = re.compile(rb'^(nexus_backend_info\{.*?,url=")(?:[^"\\]|\\.)*', re.MULTILINE)
 GATEWAY_HEADER = "x-nexus-gateway"
 """Of the health process's `/livez`: port and host of the gateway it belongs to, which options may have set."""
 
@@ -31,7 +33,7 @@ class Operations:
     """What the operations paths look at; each is asked anew, since generation and fleet change under a process.
 
     `token` is what the metrics ask for, None if they are open; `own_token` that of the run directory; `names_token`
-    what `/readyz?verbose` asks for before it names backends.
+    what `/readyz?verbose` asks for before it names backends, and `/metrics` before it gives their addresses.
     """
 
     figures: Callable[[], Figures]
@@ -57,9 +59,16 @@ def operations_endpoints(operations: Operations) -> Blueprint:
     def may_see() -> Response | None:
         return refusal(operations.token()) if request.path in _FIGURES else None
 
+    def names_are_shown() -> bool:
+        token = operations.names_token()
+        return token is None or shows(token)
+
     @blueprint.get("/metrics")
     def metrics() -> Response:
-        return Response(operations.figures().read().exposition(), content_type=CONTENT_TYPE)
+        content = operations.figures().read().exposition()
+        if not names_are_shown():
+            content = _BACKEND_URL.sub(rb"\1", content)
+        return Response(content, content_type=CONTENT_TYPE)
 
     @blueprint.get("/v1/stats")
     def statistics() -> Response:
@@ -86,8 +95,7 @@ def operations_endpoints(operations: Operations) -> Blueprint:
     @blueprint.get("/readyz")
     def ready() -> Response:
         workers = operations.workers()
-        token = operations.names_token()
-        checks = readiness(operations, named=token is None or shows(token)) | _answering(workers)
+        checks = readiness(operations, named=names_are_shown()) | _answering(workers)
         advisory = {"health_process", "fleet_fresh"}
         if not workers or any(not row.is_silent(time.monotonic_ns()) for row in workers):
             advisory.add("workers")

@@ -118,6 +118,8 @@ def test_as_many_headers_as_may_be():
     for cuts in ([], [100]):
         reader, body = read(data, cuts)
         assert (len(reader.headers), body, reader.complete) == (199, b"ok", True)
+        with pytest.raises(MalformedAnswer, match="over 200 headers"):
+            read(data.replace(b"\r\n\r\n", b"\r\nX-More: y\r\n\r\n"), cuts)
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 2\r\n", b"Transfer-Encoding: chunked\r\n"])

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from nexus.config.records import Server
+from nexus.app import create_app
+from nexus.config import Config
+from nexus.config.records import Admin, Server
 from tests.support.figures import Scrape
 
 CHAT = {"model": "demo-small", "messages": [{"role": "user", "content": "hi"}]}
@@ -32,6 +34,21 @@ def test_before_any_fleet(client):
     scrape = Scrape(client.get("/metrics").text)
     assert scrape.value("nexus_errors_total", error_type="no_backend", model="unknown") == 1
     assert scrape.value("nexus_health_process_up") == 0
+
+
+def test_before_any_fleet_the_token_is_asked_for(run_dir, publish):
+    """Whatever the configuration lists: it has not been read yet, or cannot be."""
+    app = create_app(Config(server=Server(run_dir=str(run_dir))), environ={"NEXUS_ADMIN_TOKEN": "operators-own-token"})
+    client = app.test_client()
+    paths = ("/", "/v1/history", "/v1/live", "/assets/dashboard.js", "/metrics", "/v1/stats")
+    token = {"authorization": "Bearer operators-own-token"}
+    try:
+        assert [client.get(path).status_code for path in paths] == [401] * 6
+        assert client.get("/metrics", headers=token).status_code == 200
+        publish(admin=Admin(protect=[]))
+        assert [client.get(path).status_code for path in ("/", "/metrics")] == [200, 200]
+    finally:
+        app.extensions["nexus"].close()
 
 
 @pytest.mark.usefixtures("fleet")
@@ -108,10 +125,6 @@ def test_body_limit_is_the_snapshots(client, publish, backend_at, demo):
 
 
 def test_a_second_process_without_hooks_counts_in_memory(app, run_dir, capfd):
-    from nexus.app import create_app
-    from nexus.config import Config
-    from nexus.config.records import Server
-
     other = create_app(Config(server=Server(run_dir=str(run_dir))), environ={})
     assert other.extensions["nexus"].seat.metrics is None
     assert other.test_client().get("/metrics").status_code == 200
