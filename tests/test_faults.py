@@ -114,6 +114,13 @@ CASES = [
     Case("backend_4xx", "status=500,kind=invalid_request_error", status=400),
     Case("backend_4xx", "status=505", status=400),
 ]
+NO_CONNECTION = {
+    "connect_failed": ["nothing listens there"],
+    "connect_timeout": ["does not answer; check that it is up"],
+    "dns_failed": ["the name nobody.invalid is not known", "no name server answers for nobody.invalid"],
+    "tls_failed": ["does it speak TLS there"],
+}
+"""What the log says of each, and no client is told."""
 ELSEWHERE = {
     "test_bad_input.py": {
         "invalid_json", "invalid_request", "body_cut_short", "body_too_slow", "body_too_large", "method_not_allowed",
@@ -266,6 +273,10 @@ def test_with_one_backend(fleet, case, stream):
         assert asked(first, reached) == (0 if case.place and case.place != "patient" else attempts)
     line = workers.request_line(lines)
     assert (line["fault"], line["attempts"], line["status"]) == (case.fault, attempts, status)
+    if case.fault in NO_CONNECTION:
+        [why, *_] = [failed["why"] for failed in workers.lines("attempt failed") if failed["id"] == line["id"]]
+        assert any(words in why for words in NO_CONNECTION[case.fault]), why
+        assert why not in error["message"], "an address is no client's business"
 
 
 @EACH

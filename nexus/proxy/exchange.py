@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from nexus.backends.address import Address
 from nexus.errors import FAULTS, Blame, Fault, RequestFailed, error_body, status_label
 from nexus.fleet.recent import Recent, Try
 from nexus.metrics import labels
@@ -26,6 +27,7 @@ from nexus.proxy.comments import answer_with_comments
 from nexus.proxy.endpoints import Endpoint
 from nexus.proxy.engine import Answer, Engine
 from nexus.proxy.headers import has_come_through, header_text
+from nexus.proxy.reasons import reason
 from nexus.proxy.relay import StreamBody, error_event
 from nexus.proxy.stream import Stream
 from nexus.proxy.usage import Usage, asks_for_usage
@@ -42,6 +44,7 @@ _SHOWN_NAME = 200
 _AT_ONCE_S = 0.001
 """A body that took longer to come may find another fleet than its head did."""
 _JSON = "application/json"
+_CONNECTING = frozenset({"connect_failed", "connect_timeout", "dns_failed", "tls_failed"})
 
 
 class Exchange:
@@ -257,7 +260,7 @@ class Exchange:
                     "id": self.request_id,
                     "backend": choice.backend.name,
                     "fault": failure.fault.name,
-                    "why": failure.message,
+                    "why": _why(failure, place.view.address(choice.backend)),
                 },
             )
             self._check_budget(failure, choice, applicant)
@@ -551,3 +554,11 @@ class WholeBody(msgspec.Struct):
     def close(self) -> None:
         """Called by the server when it is done, however that came; before the end, it means that the client is gone."""
         self.exchange.finish(FAULTS["client_gone"])
+
+
+def _why(failure: RequestFailed, address: Address) -> str:
+    """What the log says of a failure: also why no connection came about, which clients are not told."""
+    cause = failure.__cause__
+    if cause is None or failure.fault.name not in _CONNECTING:
+        return failure.message
+    return f"{failure.message} ({reason(cause, address)})"
