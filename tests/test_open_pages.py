@@ -19,7 +19,7 @@ TOKEN = "operators-own-token-0123456789"
 @pytest.fixture(scope="module")
 def gateway(module_dir):
     with (
-        Demo(module_dir, name="rack-7", pace=0) as demo,
+        Demo(module_dir, name="rack-7,url=", pace=0) as demo,
         Gateway(module_dir, backend_toml(demo), workers=1, environ={"NEXUS_ADMIN_TOKEN": TOKEN}) as gateway,
     ):
         gateway.demo = demo
@@ -43,7 +43,7 @@ def test_backends_are_described_to_who_has_the_token(gateway, port):
     for token, shown in ((None, False), ("guessed", False), (TOKEN, True)):
         ready, metrics = get(f"{base}/readyz?verbose", token), get(f"{base}/metrics", token)
         assert (ready[0], metrics[0]) == (200, 200)
-        assert f"[+] backend_usable: {'rack-7' if shown else 1}\n" in ready[2]
+        assert f"[+] backend_usable: {'rack-7,url=' if shown else 1}\n" in ready[2]
         [url] = {labels[0] for labels in Scrape(metrics[2]).series("nexus_backend_info", "url")}
         assert url == (address if shown else "")
         assert (address in metrics[2]) is shown

@@ -23,7 +23,8 @@ from nexus.web.access import refusal, shows
 
 _STALE_ROUNDS = 3
 _FIGURES = ("/metrics", "/v1/stats")
-_BACKEND_URL = re.compile(rb'^(nexus_backend_info\{.*?,url=")(?:[^"\\]|\\.)*', re.MULTILINE)
+_QUOTED = rb'(?:[^"\\]|\\.)*'
+_BACKEND_URL = re.compile(rb'^(nexus_backend_info\{(?:\w+="%b",)*?url=")%b' % (_QUOTED, _QUOTED), re.MULTILINE)
 GATEWAY_HEADER = "x-nexus-gateway"
 """Of the health process's `/livez`: port and host of the gateway it belongs to, which options may have set."""
 
