@@ -20,7 +20,7 @@ from msgspec import inspect as shapes
 from msgspec.structs import replace
 
 from nexus.config.addresses import backend_problems, listen_address, proxies_ignored
-from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, NOT_YET, RESTART_ONLY, Config
+from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, NOT_YET, RESTART_ONLY, BackendConfig, Config
 from nexus.config.secrets import SecretError, secret, shown_name
 
 ALIAS_DEPTH = 3
@@ -335,6 +335,15 @@ def _split_log_directives(data: dict[str, Any]) -> set[str]:
     return ignored
 
 
+def _of_models(backend: BackendConfig) -> Iterator[str]:
+    """What cannot hold of the models that are stated for a backend."""
+    if not (backend.models or backend.discover_models):
+        yield "discover_models = false leaves it without models; state them in [[backends.models]]."
+    names = [model.name for model in backend.models]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f'models name = "{name}" is used twice; state each model once.'
+
+
 def contradictions(config: Config) -> Iterator[str]:
     """What no single key shows: names used twice, addresses that are none, aliases that never arrive."""
     if len(config.backends) > MOST_BACKENDS:
@@ -350,7 +359,7 @@ def contradictions(config: Config) -> Iterator[str]:
         seen.add(backend.name)
         if not backend.name.isprintable():
             yield f"{where} name = {backend.name!r} is not allowed; it takes printable characters only."
-        yield from (f"{where} {problem}" for problem in backend_problems(backend))
+        yield from (f"{where} {problem}" for problem in (*backend_problems(backend), *_of_models(backend)))
     yield from _of_clients(config)
     if config.health_check.listen != "off":
         try:

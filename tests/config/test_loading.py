@@ -148,6 +148,8 @@ def test_older_spellings_are_accepted(file, older, section, key):
         ("[[backends]]\nname = 'x'\nurl = 'localhost:11434'", '[backends[0]] url = "localhost:11434" is not allowed; it takes an address that starts with http'),
         ("[[backends]]\nname = 'x'\nurl = 'http://k:s@h'", "a key does not belong into it; name the variable that holds it in api_key_env."),
         ("[[backends]]\nname = 'x'\nurl = 'http://h'\n[[backends]]\nname = 'x'\nurl = 'http://g'", '[backends[1]] name = "x" is used twice'),
+        ("[[backends]]\nname = 'x'\nurl = 'http://h'\ndiscover_models = false", "[backends[0]] discover_models = false leaves it without models; state them in [[backends.models]]."),
+        ("[[backends]]\nname = 'x'\nurl = 'http://h'\n[[backends.models]]\nname = 'm'\n[[backends.models]]\nname = 'm'", '[backends[0]] models name = "m" is used twice; state each model once.'),
         ("[health_check]\nlisten = 'nine'", '[health_check] listen = "nine" is not allowed; it takes host:port'),
         ("[server]\nmax_buffered_bytes = 2048", "[server] max_buffered_bytes = 2048 is not allowed; it takes at least max_request_bytes, which is 33554432."),
         ("[cors]\norigins = ['https://a.example/']", '[cors] origins = "https://a.example/" is not allowed; it takes "*", or an origin as a browser sends it'),
