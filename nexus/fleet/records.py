@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 import msgspec
@@ -31,7 +32,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     aliases: tuple[str, ...] = ()
 
 
-class Backend(msgspec.Struct, frozen=True, kw_only=True):
+class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """A backend and how it is. `since` in Unix seconds, `latency_ms` of its last good probe.
 
     `capacity`: how many requests it works on at once, where it tells that itself. `draining`: it gets no new requests.
@@ -58,7 +59,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         return self.config.name
 
-    @property
+    @cached_property
     def limit(self) -> int | None:
         """The most requests that it is given at once: as configured, else as it tells; None for no limit."""
         return self.config.max_concurrent if self.config.max_concurrent is not None else self.capacity

@@ -66,11 +66,6 @@ class Applicant(msgspec.Struct):
     turn_taken: int = 0
     evidence: Evidence | None = None
 
-    def close(self) -> None:
-        """The request needs no further place."""
-        if self.evidence is not None:
-            self.evidence.close()
-
     @property
     def ticket(self) -> int:
         """Orders those that wait: by priority, then by the time of their heads."""
@@ -220,4 +215,5 @@ class Admission:
             applicant.evidence.failed(place, fault, served=place.is_served)
         else:
             self.breakers.blameless(place, fault, retry_after_s)
-        self._queue.freed(backend.column)
+        if self._queue.groups:
+            self._queue.freed(backend.column)

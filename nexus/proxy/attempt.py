@@ -158,7 +158,7 @@ class Attempt:
             path=path,
             address=self._address,
             config=config,
-            key=self._key(),
+            key=self._key() if config.api_key_env else None,
             request_id=self._request_id,
             via=self._engine.name,
             length=len(body),

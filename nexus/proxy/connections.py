@@ -12,7 +12,7 @@ import ssl
 import termios
 import time
 from array import array
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 
 from nexus.backends.address import Address
@@ -152,7 +152,7 @@ class Connections:
         self._distrusted: dict[Address, float] = {}
         self._names = names or Names()
         self._shortage = Shortage()
-        self._idle: dict[Address, deque[Connection]] = {}
+        self._idle: defaultdict[Address, deque[Connection]] = defaultdict(deque)
         self._preferred: dict[Address, tuple[object, float]] = {}
         self._tls = Contexts()
         self._sweep_at = 0.0
@@ -169,20 +169,17 @@ class Connections:
                 connection = idle.pop()
             except IndexError:
                 break
-            if self._is_good(address, connection):
+            if connection.is_quiet() and self._clock() < connection.good_until:
                 connection.reused = True
                 return connection
+            self._discard(address, connection)
         return self._connect(address, config, watch)
 
-    def _is_good(self, address: Address, connection: Connection) -> bool:
-        """Whether an idle connection can be reused; if not, it is closed."""
-        quiet = connection.is_quiet()
-        if quiet and self._clock() < connection.good_until:
-            return True
+    def _discard(self, address: Address, connection: Connection) -> None:
+        """Close an idle connection that `is_quiet` has looked at."""
         connection.close()
         if connection.unsolicited:
             self._distrust(address)
-        return False
 
     def _distrust(self, address: Address) -> None:
         """Keep no connections to a backend whose responses may be taken for those to other requests."""
@@ -284,14 +281,14 @@ class Connections:
         """
         answer = connection.answer
         now = self._clock()
-        if answer.overrun:
-            self._distrust(address)
         keep = answer.reusable or (ending and not answer.complete)
         if not keep or (self._distrusted and now < self._distrusted.get(address, 0.0)):
             connection.close()
+            if answer.overrun:
+                self._distrust(address)
             return
         connection.good_until = min(now + keepalive_s, connection.ends)
-        self._idle.setdefault(address, deque()).append(connection)
+        self._idle[address].append(connection)
         if now >= self._sweep_at:
             self._sweep_at = now + _SWEEP_EVERY_S
             self._sweep(now)
@@ -301,9 +298,11 @@ class Connections:
         for address, idle in list(self._idle.items()):
             while idle and idle[0].good_until <= now:
                 try:
-                    self._is_good(address, idle.popleft())
+                    connection = idle.popleft()
                 except IndexError:
                     break  # another thread has taken it
+                connection.is_quiet()
+                self._discard(address, connection)
 
     def close(self) -> None:
         for idle in self._idle.values():

@@ -72,7 +72,7 @@ class Exchange:
         self.engine = engine
         self.request = request
         self.endpoint = endpoint
-        given = request.header("x-request-id")
+        given = request.headers.first.get("x-request-id")
         self.request_id = given if given and _REQUEST_ID.fullmatch(given) else engine.new_request_id()
         self.failed: list[Try] = []
         self._began = request.received
@@ -133,13 +133,14 @@ class Exchange:
                 f"{self.endpoint.path} takes POST, not {request.method}.",
                 headers={"allow": "POST"},
             )
-        if has_come_through(request.headers, self.engine.name):
+        first = request.headers.first
+        if "via" in first and has_come_through(request.headers, self.engine.name):
             raise RequestFailed("loop_detected")
-        given = request.header("content-type") or _JSON
+        given = first.get("content-type") or _JSON
         if given != _JSON and (media_type := given.partition(";")[0].strip().lower()) != _JSON:
             raise RequestFailed("unsupported_media_type", f"The body must be application/json, not {media_type}.")
-        self.view = self.engine.view()
-        server = self.view.snapshot.config.server
+        view = self.view = self.engine.view()
+        server = view.snapshot.config.server
         body = request.body
         if not isinstance(body, bytes):
             body = self._wait_for_body(body, server.max_request_bytes)
@@ -163,9 +164,9 @@ class Exchange:
                 "invalid_request" if error.json else "invalid_json", str(error), param=error.param
             ) from error
         if self._waited_s > _AT_ONCE_S:
-            self.view = self.engine.view()
-        self.asked_model = self.model = self.view.table.resolve(self.ask.model)
-        if self.view.model_label(self.model) == labels.UNKNOWN:
+            view = self.view = self.engine.view()
+        model = self.asked_model = self.model = view.table.resolve(self.ask.model)
+        if model not in view.snapshot.labels.models and view.model_label(model) == labels.UNKNOWN:
             self.engine.recorder.unknown_model()
         return body
 
@@ -210,7 +211,8 @@ class Exchange:
         try:
             return self._try_in_turn(applicant, ask, body)
         finally:
-            applicant.close()
+            if applicant.evidence is not None:
+                applicant.evidence.close()
 
     def _try_in_turn(self, applicant: Applicant, ask: Ask, body: bytes) -> Answer:
         engine = self.engine
@@ -317,7 +319,8 @@ class Exchange:
             streams = ask.stream and self.endpoint.streams
             wants_usage = streams and choice.backend.config.stream_usage
             attempt.send(self.endpoint.path, body, ask_usage=wants_usage and not asks_for_usage(body))
-            if not 200 <= attempt.status < 300:
+            status = attempt.answer.status
+            if not 200 <= status < 300:
                 raise attempt.refused()
             if attempt.is_stream(asked=streams):
                 every_s = view.snapshot.config.server.stream_keepalive_seconds
@@ -342,7 +345,7 @@ class Exchange:
         self.usage, self.served = usage, True
         headers = self._headers(choice) + attempt.headers
         self._time_overhead(attempt)
-        return self._whole(attempt.status, headers, content, None)
+        return self._whole(status, headers, content, None)
 
     # Answers
 

@@ -49,7 +49,10 @@ class _Waiter:
 
 
 class Queue:
-    """The requests of one process that wait. Safe from any greenlet or thread."""
+    """The requests of one process that wait. Safe from any greenlet or thread.
+
+    `groups` are those that wait, by the backends that they wait for.
+    """
 
     def __init__(self, row: Row, load: LoadTable, recorder: Recorder, *, clock_ns: Callable[[], int]) -> None:
         self._row = row
@@ -57,7 +60,7 @@ class Queue:
         self._recorder = recorder
         self._clock_ns = clock_ns
         self._lock = threading.Lock()
-        self._groups: dict[_Columns, list[_Waiter]] = {}
+        self.groups: dict[_Columns, list[_Waiter]] = {}
 
     def wait(
         self,
@@ -86,7 +89,7 @@ class Queue:
         self._join(waiter)
         try:
             while True:
-                first = self._groups[waiter.columns][0] is waiter
+                first = self.groups[waiter.columns][0] is waiter
                 if first:
                     self._row.look(self._clock_ns())
                     try:
@@ -111,27 +114,26 @@ class Queue:
 
     def freed(self, column: int) -> None:
         """Room came up at a backend: those who wait for it first look at once."""
-        if self._groups:
-            with self._lock:
-                for columns, group in self._groups.items():
-                    if column in columns:
-                        group[0].ring()
+        with self._lock:
+            for columns, group in self.groups.items():
+                if column in columns:
+                    group[0].ring()
 
     def _join(self, waiter: _Waiter) -> None:
         with self._lock:
-            group = self._groups.setdefault(waiter.columns, [])
+            group = self.groups.setdefault(waiter.columns, [])
             bisect.insort(group, waiter, key=lambda other: other.ticket)
             self._row.look(self._clock_ns())
             self._post(waiter.columns)
 
     def _leave(self, waiter: _Waiter) -> None:
         with self._lock:
-            group = self._groups[waiter.columns]
+            group = self.groups[waiter.columns]
             group.remove(waiter)
             if group:
                 group[0].ring()
             else:
-                del self._groups[waiter.columns]
+                del self.groups[waiter.columns]
             self._post(waiter.columns)
 
     def _regroup(self, waiter: _Waiter, columns: _Columns) -> None:
@@ -144,7 +146,7 @@ class Queue:
     def _post(self, columns: _Columns) -> None:
         """Show other workers the earliest tickets."""
         for column in columns:
-            earliest = (group[0].ticket for found, group in self._groups.items() if column in found)
+            earliest = (group[0].ticket for found, group in self.groups.items() if column in found)
             self._row.post_ticket(column, min(earliest, default=0))
 
 

@@ -62,13 +62,16 @@ def read_fields(body: bytes) -> dict[str, Raw]:
     """
     text = body
     try:
-        found = _decode_utf8(body)
+        if not body.isascii():
+            body.decode()  # the decoder does not look at the bytes of values that it skips
+        found = _decode(body)
     except msgspec.ValidationError as error:
         raise InvalidBody("The body must be a JSON object.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         text = _strict(body)
         try:
-            found = _decode_utf8(text, errors="surrogatepass")
+            text.decode(errors="surrogatepass")
+            found = _decode(text)
         except msgspec.ValidationError:
             raise InvalidBody("The body must be a JSON object.") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -98,12 +101,6 @@ def with_field(body: bytes, name: str, value: bytes) -> bytes:
     return body.rstrip()[:-1] + b'%b"%b":%b}' % (b"," if found else b"", name.encode(), value)
 
 
-def _decode_utf8(body: bytes, *, errors: str = "strict") -> dict[str, Raw]:
-    if not body.isascii():
-        body.decode(errors=errors)  # the decoder does not look at the bytes of values that it skips
-    return _decode(body)
-
-
 def _strict(body: bytes) -> bytes:
     """Strict JSON of the same length, with values in the same places; what strict JSON lacks is another value."""
     text = b"   " + body[3:] if body.startswith(_BYTE_ORDER_MARK) else body
@@ -113,12 +110,12 @@ def _strict(body: bytes) -> bytes:
 
 
 def _check_names(text: bytes, found: dict[str, Raw]) -> None:
+    if not READ.issuperset(found):
+        for name in found:
+            if name not in READ and (meant := name.casefold()) in READ:
+                raise InvalidBody(f"`{name}` must be written `{meant}`.", param=name)
     # What is left beside the fields and the signs between them is white space, or fields given twice.
-    left = len(text) - 1
-    for name, raw in found.items():
-        left -= len(name) + len(raw) + 4
-        if name not in READ and (meant := name.casefold()) in READ:
-            raise InvalidBody(f"`{name}` must be written `{meant}`.", param=name)
+    left = len(text) - 1 - sum(map(len, found)) - sum(map(len, found.values())) - 4 * len(found)
     if left >= _SHORTEST_FIELD and not _is_spaced(text, found) and _spans(text, found.items()) is None:
         for name, times in Counter(key.name for key in _decode_all(text)).items():
             if times > 1 and name in READ:

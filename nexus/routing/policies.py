@@ -47,15 +47,12 @@ class Policies:
     """The policies of a configuration. Where several match a name, all of them hold."""
 
     def __init__(self, policies: Sequence[Policy] | dict[str, Policy]) -> None:
-        self._rules = list(_rules(policies))
-
-    def __bool__(self) -> bool:
-        return bool(self._rules)
+        self.rules = list(_rules(policies))
 
     def demands(self, *names: str) -> Demands:
         """What is demanded where a request goes by these names: as asked, after aliases, and that of the model."""
         found = NOTHING
-        for pattern, demands in self._rules:
+        for pattern, demands in self.rules:
             if any(fnmatchcase(name, pattern) for name in names):
                 found |= demands
         return found

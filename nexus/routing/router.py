@@ -166,7 +166,7 @@ def choose(table: RouteTable, asked: Asked, *, tried: Tried, now: Conditions) ->
 def _choose(
     table: RouteTable, asked: Asked, tried: Tried, now: Conditions, blocked: list[tuple[Offer, Standing]]
 ) -> Choice | None:
-    for demands in _in_order(asked):
+    for demands in _in_order(asked) if asked.flexible else (asked.demands,):
         for again in (False, True) if tried else (False,):
             for name in table.chain(asked.model, asked.demands):
                 candidates = table.candidates(name, asked.needs, demands)
@@ -177,10 +177,12 @@ def _choose(
                     offers = [offer for offer in offers if (offer.model.context_length or 0) > asked.beyond]
                 usable = _usable(offers, now, blocked)
                 if usable:
-                    passed_over = len(usable) < len(table.offers_of(name)) or name != asked.model
-                    if candidates.lengths_differ and len(usable) > 1:
-                        usable = _fitting(usable, asked.needs)
-                    offer, standing = _pick(table, usable, now, first=not tried)
+                    passed_over = len(usable) < candidates.known or name != asked.model
+                    if len(usable) > 1:
+                        if candidates.lengths_differ:
+                            usable = _fitting(usable, asked.needs)
+                        usable = [_pick(table, usable, now, first=not tried)]
+                    offer, standing = usable[0]
                     reason = _reason(offer, candidates, asked, name, tried=tried)
                     return Choice(
                         offer.backend,

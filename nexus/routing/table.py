@@ -43,14 +43,16 @@ class Candidates:
     """The offers of a model that may serve requests of one sort, before anything is asked that changes by the moment.
 
     `lengths_differ`: more than one context length is known of them. `preferred`: the best priority among them.
+    `known`: the number of all offers of the model, the unhealthy and the unsuitable ones included.
     """
 
     offers: tuple[Offer, ...]
     lengths_differ: bool
     preferred: int
+    known: int
 
 
-_NO_CANDIDATES = Candidates((), False, 0)
+_NO_CANDIDATES = Candidates((), False, 0, 0)
 
 
 class Offers(Mapping[str, Sequence[Offer]]):
@@ -116,7 +118,7 @@ class RouteTable:
             if name not in aliases:
                 break
             name = aliases[name]
-        return self.listed(name)
+        return name if name in self.listing.by_name else self.listed(name)
 
     def listed(self, name: str) -> str:
         """The name that a backend lists for this one; itself if none does."""
@@ -139,7 +141,7 @@ class RouteTable:
         return (None if demands.own_model else self._chains.get(model)) or (model,)
 
     def demands(self, *names: str) -> Demands:
-        return self.policies.demands(*names) if self.policies else NOTHING
+        return self.policies.demands(*names) if self.policies.rules else NOTHING
 
     def offers_of(self, model: str) -> Sequence[Offer]:
         """Who has the model, well or not."""
@@ -150,7 +152,7 @@ class RouteTable:
 
         Found once for each sort of request. Of the needs only those are read that tell the backends apart.
         """
-        name = self.entry(model)
+        name = self.entry(model) if self.listing.patterns else model
         fields = self._decisive.get(name)
         if fields is None:
             if name not in self.healthy:
@@ -165,6 +167,7 @@ class RouteTable:
                 offers=good,
                 lengths_differ=len({o.model.context_length for o in good} - {None}) > 1,
                 preferred=min((o.backend.config.priority for o in good), default=0),
+                known=len(self.offers[name]),
             )
         return found
 

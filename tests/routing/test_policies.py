@@ -31,4 +31,4 @@ def test_as_a_table_of_tables():
     found = Policies({"house": Policy(model_pattern="*", privacy="restricted")})
     assert found.demands("m") == Demands(restricted=True), "what is written holds, not the table's name"
     assert Policies([Policy(min_tier=2)]).demands("m") == Demands(min_tier=2)
-    assert not Policies([])
+    assert not Policies([]).rules

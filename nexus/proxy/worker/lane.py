@@ -224,9 +224,9 @@ class Lane:
 
     def _head(self, answer: Answer, *, keep_alive: bool, chunked: bool = False) -> bytes:
         status = _STATUS_LINES.get(answer.status) or f"HTTP/1.1 {answer.status} Status\r\n"
-        lines = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
+        lines = "\r\n".join(map(": ".join, answer.headers))
         coding = "Transfer-Encoding: chunked\r\n" if chunked else ""
-        return f"{status}{self._clock.lines(keep_alive=keep_alive)}{coding}{lines}\r\n".encode("latin-1")
+        return f"{status}{self._clock.lines(keep_alive=keep_alive)}{coding}{lines}\r\n\r\n".encode("latin-1")
 
     def close(self) -> None:
         self._watch.close()
