@@ -8,6 +8,7 @@ from __future__ import annotations
 import cProfile
 import logging
 import pstats
+import socket
 import tempfile
 import timeit
 from types import SimpleNamespace
@@ -53,16 +54,17 @@ ANSWER = (
 
 
 class _Socket:
+    def __init__(self) -> None:
+        self._pair = socket.socketpair()  # a descriptor with nothing to read, as of an idle connection
+
     def send(self, data: bytes) -> int:
         return len(data)
 
-    def recv(self, _: int, flags: int = 0) -> bytes:
-        if flags:
-            raise BlockingIOError  # nothing comes while the connection is idle
+    def recv(self, _: int) -> bytes:
         return ANSWER
 
     def fileno(self) -> int:
-        return -1
+        return self._pair[0].fileno()
 
     def close(self) -> None:
         pass
@@ -94,7 +96,10 @@ def lane() -> Lane:
         circuits=seat.circuits, ring=seat.recent.ring(0), environ={},
     )  # fmt: skip
     sock: Any = _Socket()
-    engine.connections._connect = lambda *_: Connection(sock, reused=False)  # type: ignore[method-assign]
+    connection = Connection(sock, reused=False)
+    arrivals: Any = SimpleNamespace(early=False)
+    connection.arrivals = arrivals
+    engine.connections._connect = lambda *_: connection  # type: ignore[method-assign]
     made = object.__new__(Lane)
     made.__dict__.update(
         _client=sock, _timeout_s=60.0, _engine=engine, _heads=HeadReader(Limits(100, 16380, 8190)), _keep_alive=lambda: True,

@@ -47,6 +47,7 @@ def _plane(plane: int, column: int) -> int:
 
 
 _FIRST_PENDING = _plane(_PENDING, 0)
+_FIRST_OUTCOMES = _plane(_OUTCOMES, 0)
 
 
 @cache
@@ -238,7 +239,7 @@ class Row:
 
     def count_outcome(self, column: int, now_ns: int, *, success: bool) -> None:
         """Count how an attempt at a backend ended."""
-        self._count(_plane(_OUTCOMES, column), now_ns, 1 if success else 1 << _SECOND_SHIFT, apart=COLUMNS)
+        self._count(_FIRST_OUTCOMES + column, now_ns, 1 if success else 1 << _SECOND_SHIFT, apart=COLUMNS)
 
     def _count(self, cell: int, now_ns: int, amount: int, *, apart: int) -> None:
         epoch = now_ns // HALF_WINDOW_NS & _EPOCHS

@@ -95,8 +95,10 @@ class Connection:
         bytes that come then are `unsolicited`: they would be taken for the response to the next request.
         """
         answer, arrivals = self.answer, self.arrivals
-        if arrivals is not None and not arrivals.early and not self._waiting():
-            return answer.reusable  # found out without an exception, as nearly always
+        if arrivals is not None and not arrivals.early:
+            fcntl.ioctl(self.sock, termios.FIONREAD, _count)  # it does not tell of an end
+            if not _count[0] and not (self.tls and self._pending()):
+                return answer.reusable  # found out without an exception, as nearly always
         for _ in range(2):
             size = _GLANCE if answer.complete else READ_SIZE
             try:
@@ -115,11 +117,6 @@ class Connection:
                 return False
             answer.body()
         return False
-
-    def _waiting(self) -> int:
-        """Bytes that can be read at once; an end is not told by it."""
-        fcntl.ioctl(self.sock, termios.FIONREAD, _count)
-        return _count[0] + (self._pending() if self.tls else 0)
 
     def _pending(self) -> int:
         """Bytes that TLS has read already, which the socket does not show."""

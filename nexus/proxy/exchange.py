@@ -84,8 +84,8 @@ class Exchange:
             body = self._read_body()
             assert self.view is not None
             assert self.ask is not None
-            every_s = self.view.snapshot.config.server.stream_keepalive_seconds
-            if every_s and self.ask.stream and self.endpoint.streams:
+            server = self.view.snapshot.config.server
+            if self.ask.stream and self.endpoint.streams and (every_s := server.stream_keepalive_seconds):
                 return answer_with_comments(
                     lambda: self._serve(body), every_s=every_s, headers=self._headers(None), stopped=self._stopped
                 )
@@ -207,7 +207,12 @@ class Exchange:
         view, ask = self.view, self.ask
         assert view is not None
         assert ask is not None
-        applicant = self._applicant(view, ask)
+        request = self.request
+        flexible = "x-nexus-flexible" in request.headers.first and self._is_flexible()
+        demands = view.table.demands(ask.model, self.asked_model)
+        asked = Asked(self.asked_model, ask.needs, demands, flexible)
+        timeout_s = view.snapshot.config.server.request_timeout_seconds
+        applicant = Applicant(asked, request, request.received + timeout_s)
         try:
             return self._try_in_turn(applicant, ask, body)
         finally:
@@ -267,13 +272,10 @@ class Exchange:
             )
             self._check_budget(failure, choice, applicant)
 
-    def _applicant(self, view: View, ask: Ask) -> Applicant:
-        """What the router is asked, from body and headers."""
-        request, flexible = self.request, False
-        if "x-nexus-flexible" in request.headers.first:
-            flexible = _is_on(request.header("x-nexus-flexible")) and not _is_on(request.header("x-nexus-strict"))
-        asked = Asked(self.asked_model, ask.needs, view.table.demands(ask.model, self.asked_model), flexible)
-        return Applicant(asked, request, request.received + view.snapshot.config.server.request_timeout_seconds)
+    def _is_flexible(self) -> bool:
+        """Whether a lower tier may serve where none of the demanded tier can."""
+        header = self.request.header
+        return _is_on(header("x-nexus-flexible")) and not _is_on(header("x-nexus-strict"))
 
     def _check_budget(self, failure: RequestFailed, choice: Choice, applicant: Applicant) -> None:
         """Raise the failure where the request, or the host, has spent what it may on further attempts."""

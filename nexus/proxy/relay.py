@@ -66,8 +66,9 @@ class StreamBody:
     def take_chunk(self, data: bytes) -> bytes:
         """As `take`, for a client that gets the stream in chunks; a chunk that is to go on as it came does so."""
         if self._settled and (piece := self._answer.whole_chunk(data)) is not None:
-            shown = self._stream.take(piece)
-            if self._stream.done:
+            stream = self._stream
+            shown = stream.take(piece)
+            if stream.done:
                 return chunk(shown + self._conclude())
             return data if shown is piece else chunk(shown)
         return chunk(self.take(data))

@@ -108,7 +108,8 @@ class Stream:
         """Look at the next bytes; gives what is to be passed on now."""
         now = self._clock()
         if self.first_token_at:
-            self.longest_gap_s = max(self.longest_gap_s, now - self.last_at)
+            if (gap_s := now - self.last_at) > self.longest_gap_s:
+                self.longest_gap_s = gap_s
             self.last_at = now
             # One whole event with a piece of the answer and nothing else to tell, as nearly all are.
             if (
