@@ -74,6 +74,7 @@ def test_a_stream_that_closes_its_connection_leaves_no_watcher_on_its_number(end
         over=False,
         silence=lambda _: (LONG_S, RequestFailed("stream_idle")),
         quiet_s=lambda: 0.0,
+        look_every_s=LONG_S,
         take_chunk=take,
     )
 
