@@ -207,70 +207,66 @@ class Exchange:
         view, ask = self.view, self.ask
         assert view is not None
         assert ask is not None
-        request = self.request
+        request, server = self.request, view.snapshot.config.server
         flexible = "x-nexus-flexible" in request.headers.first and self._is_flexible()
         demands = view.table.demands(ask.model, self.asked_model)
         asked = Asked(self.asked_model, ask.needs, demands, flexible)
-        timeout_s = view.snapshot.config.server.request_timeout_seconds
-        applicant = Applicant(asked, request, request.received + timeout_s)
-        try:
-            return self._try_in_turn(applicant, ask, body)
-        finally:
-            if applicant.evidence is not None:
-                applicant.evidence.close()
-
-    def _try_in_turn(self, applicant: Applicant, ask: Ask, body: bytes) -> Answer:
+        applicant = Applicant(asked, request, request.received + server.request_timeout_seconds)
         engine = self.engine
         tried: set[tuple[str, str]] = set()
         failure: RequestFailed | None = None
         pauses = 0
-        while True:
-            try:
-                place = engine.admission.admit(applicant, tried=tried)
-            except RequestFailed as none_left:
-                if failure is None:
-                    raise
-                pauses += 1
-                if (
-                    not tried
-                    or none_left.fault.error_type == "queued"
-                    or not self._pause(failure, pauses, applicant.deadline)
-                ):
-                    raise failure from none_left
-                tried.clear()
-                continue
-            choice = place.choice
-            self._waited_s += place.waited_s
-            if failure is not None:
-                assert self.choice is not None
-                engine.recorder.retried(self.choice.backend.label, failure.fault.error_type)
-            self.choice, self.model = choice, choice.model
-            self.attempts += 1
-            began = self._attempt_began = engine.clock()
-            try:
-                return self._attempt(place, ask, body)
-            except RequestFailed as failed:
-                failure = failed
-                tried.add((choice.backend.name, choice.model))
-                took_s = engine.clock() - began
-                self._waited_s += took_s
-                self.failed.append(
-                    Try(choice.backend.name, choice.model[:_SHOWN_NAME], failure.fault.name, _ms(took_s))
+        try:
+            while True:
+                try:
+                    place = engine.admission.admit(applicant, tried=tried)
+                except RequestFailed as none_left:
+                    if failure is None:
+                        raise
+                    pauses += 1
+                    if (
+                        not tried
+                        or none_left.fault.error_type == "queued"
+                        or not self._pause(failure, pauses, applicant.deadline)
+                    ):
+                        raise failure from none_left
+                    tried.clear()
+                    continue
+                choice = place.choice
+                self._waited_s += place.waited_s
+                if failure is not None:
+                    assert self.choice is not None
+                    engine.recorder.retried(self.choice.backend.label, failure.fault.error_type)
+                self.choice, self.model = choice, choice.model
+                self.attempts += 1
+                began = self._attempt_began = engine.clock()
+                try:
+                    return self._attempt(place, ask, body)
+                except RequestFailed as failed:
+                    failure = failed
+                    tried.add((choice.backend.name, choice.model))
+                    took_s = engine.clock() - began
+                    self._waited_s += took_s
+                    self.failed.append(
+                        Try(choice.backend.name, choice.model[:_SHOWN_NAME], failure.fault.name, _ms(took_s))
+                    )
+                if failure.fault is FAULTS["context_exceeded"] and choice.context_length:
+                    applicant.asked = msgspec.structs.replace(applicant.asked, beyond=choice.context_length)
+                elif not failure.fault.retry:
+                    raise failure
+                log.warning(
+                    "attempt failed",
+                    extra={
+                        "id": self.request_id,
+                        "backend": choice.backend.name,
+                        "fault": failure.fault.name,
+                        "why": _why(failure, place.view.address(choice.backend)),
+                    },
                 )
-            if failure.fault is FAULTS["context_exceeded"] and choice.context_length:
-                applicant.asked = msgspec.structs.replace(applicant.asked, beyond=choice.context_length)
-            elif not failure.fault.retry:
-                raise failure
-            log.warning(
-                "attempt failed",
-                extra={
-                    "id": self.request_id,
-                    "backend": choice.backend.name,
-                    "fault": failure.fault.name,
-                    "why": _why(failure, place.view.address(choice.backend)),
-                },
-            )
-            self._check_budget(failure, choice, applicant)
+                self._check_budget(failure, choice, applicant)
+        finally:
+            if applicant.evidence is not None:
+                applicant.evidence.close()
 
     def _is_flexible(self) -> bool:
         """Whether a lower tier may serve where none of the demanded tier can."""

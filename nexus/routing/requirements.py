@@ -130,15 +130,11 @@ def read(body: bytes, required: Sequence[str], *, task: str = "") -> Ask:
     else:
         raise InvalidBody(f"`{required[0]}` is missing.", param=required[0])
     if content == "messages":
-        _check_messages(raw)
+        if memoryview(raw)[0] != ord("["):
+            raise InvalidBody("`messages` must be a list.", param="messages")
+        if len(raw) < _NO_MESSAGE and not bytes(raw)[1:-1].strip():
+            raise InvalidBody("`messages` must not be empty.", param="messages")
     return Ask(model=name, stream=stream, needs=BodyNeeds(fields, content, task))
-
-
-def _check_messages(raw: Raw) -> None:
-    if memoryview(raw)[0] != ord("["):
-        raise InvalidBody("`messages` must be a list.", param="messages")
-    if len(raw) < _NO_MESSAGE and not bytes(raw)[1:-1].strip():
-        raise InvalidBody("`messages` must not be empty.", param="messages")
 
 
 def _of_text(raw: bytes) -> int:

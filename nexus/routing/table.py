@@ -114,10 +114,9 @@ class RouteTable:
     def resolve(self, name: str) -> str:
         """The listed name of what a client asks for: aliases followed up to three deep, equivalent names known."""
         aliases = self.routing.aliases
-        for _ in range(ALIAS_DEPTH):
-            if name not in aliases:
-                break
-            name = aliases[name]
+        depth = 0
+        while name in aliases and depth < ALIAS_DEPTH:
+            name, depth = aliases[name], depth + 1
         return name if name in self.listing.by_name else self.listed(name)
 
     def listed(self, name: str) -> str:
