@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SECONDS ?= 600
 SEED    ?= 1
 
-.PHONY: help run test test-deps check check-long check-real lint types pages screenshot clean bench bench-streams bench-metrics bench-dashboard bench-models soak chaos hostile fuzz
+.PHONY: help run test test-deps check check-long check-real lint types pages lock screenshot clean bench bench-streams bench-metrics bench-dashboard bench-models soak chaos hostile fuzz
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,14 @@ types: $(VENV)/dev.stamp  ## mypy, strict
 
 pages: $(VENV)/run.stamp  ## write the pages anew that come from tables of the program
 	$(BIN)/python docs/generate.py
+
+lock:  ## write deploy/requirements.lock anew, after a change of requirements.txt
+	@$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install --quiet --disable-pip-version-check pip-tools
+	@head -1 deploy/requirements.lock >$(VENV)/lock/head && echo hatchling >$(VENV)/lock/build.in
+	@$(VENV)/lock/bin/pip-compile --quiet --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	    --no-emit-trusted-host --no-emit-find-links --allow-unsafe --strip-extras \
+	    -o $(VENV)/lock/pins requirements.txt $(VENV)/lock/build.in
+	@cat $(VENV)/lock/head $(VENV)/lock/pins >deploy/requirements.lock
 
 screenshot: $(VENV)/dev.stamp  ## docs/dashboard.png; needs chromium
 	$(BIN)/python docs/screenshot.py

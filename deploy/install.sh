@@ -90,8 +90,9 @@ make_release() {
         run "$@" -r "$source/requirements.txt"
         run "$@" --no-deps nexus-gateway
     else
-        run "$@" -r "$source/requirements.txt"
-        run "$@" --no-deps "$source"
+        # By hash: nothing else that the network gives is unpacked or run.
+        run "$@" --require-hashes -r "$source/deploy/requirements.lock"
+        run "$@" --no-deps --no-build-isolation "$source"
     fi
     run install -m 644 "$source/gunicorn.conf.py" "$release/gunicorn.conf.py"
     [ -z "$root" ] || run leave_destdir

@@ -1,6 +1,7 @@
 """`deploy/install.sh` into a scratch directory: what it lays down, twice the same, run, and taken away."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -187,6 +188,17 @@ def test_dry_run_does_nothing(root: Path, tmp_path: Path):
     before = listing(root)
     assert f"would run: rm -rf {root}/opt/nexus\n" in install(root, "--uninstall", "--purge", "--dry-run")
     assert listing(root) == before
+
+
+def test_packages_from_the_network_are_taken_by_hash(tmp_path: Path):
+    lock = (ROOT / "deploy" / "requirements.lock").read_text()
+    locked = re.findall(r"^([\w-]+==\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", lock, re.MULTILINE)
+    assert len(locked) == lock.count("==")
+    pinned = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line]
+    assert {pin.replace(".", "-", pin.partition("==")[0].count(".")) for pin in pinned} <= {pin for pin, _ in locked}
+    said = install(tmp_path, "--dry-run")
+    assert f"--require-hashes -r {ROOT}/deploy/requirements.lock\n" in said
+    assert f"--no-deps --no-build-isolation {ROOT}\n" in said
 
 
 def test_uninstall(root: Path, tmp_path: Path):
