@@ -6,10 +6,10 @@ import random
 from dataclasses import dataclass, fields
 from typing import Any
 
-BODIES = ("html", "empty", "cut", "stalled", "dripped", "large", "nan", "echo", "unclosed")
+BODIES = ("html", "empty", "cut", "stalled", "dripped", "large", "nan", "echo", "unclosed", "blank")
 """`cut` and `unclosed` end with the connection, in the middle of a JSON text or after its end; `stalled` and `dripped`
 stop after their first bytes, or send one each half second; `nan` is a good answer with NaN in it; `echo` repeats the
-request's Authorization."""
+request's Authorization; `blank` is empty lines without an end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class FaultSpec:
     location: str = ""  # with status: a Location header
     body: str = ""  # with status: another body: one of BODIES
     size: int = 0  # with body=large: its bytes
+    unread: bool = False  # with status: without parsing the request's body, which may be costly
     delay: float = 0.0  # wait before the answer
     hang: bool = False  # never answer
     close: bool = False  # close the connection without an answer

@@ -51,7 +51,7 @@ class _Request:
     def __init__(self) -> None:
         self.path = ""
         self.headers: dict[str, str] = {}
-        self.body = b""
+        self.body = bytearray()
         self.complete = False
 
     def on_url(self, url: bytes) -> None:
@@ -166,7 +166,7 @@ class DemoBackend:
         given = request.headers.get("x-demo-fault")
         try:
             fault = FaultSpec.parse(given) if given is not None else self._faults.next()
-            body = _json(request)
+            body = {} if fault.unread else _json(request)
         except ValueError as error:
             _respond(sock, 400, answers.error(str(error), code="invalid"))
             return True
@@ -236,6 +236,10 @@ class DemoBackend:
             content += b"]}" if fault.body == "unclosed" else b""
             sock.sendall(_head(fault.status, kind, "connection: close", *extra) + content)
             return False
+        if fault.body == "blank":
+            sock.sendall(_head(fault.status, kind, "connection: close", *extra))
+            while True:
+                sock.sendall(b"\n" * 16384)
         sent = content if fault.body not in ("stalled", "dripped") else content[:8]
         sock.sendall(_head(fault.status, kind, f"content-length: {len(content)}", *extra) + sent)
         while fault.body == "dripped" and len(sent) < len(content) and _wait(sock, 0.5):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -18,6 +19,9 @@ Raw = msgspec.Raw
 
 READ = frozenset(("model", "stream", "stream_options", "messages", "prompt", "input", "tools", "response_format"))
 """Fields that the gateway reads, so that a backend must read the same in them."""
+_MOST_FIELDS = 1000
+_MAY_HAVE_MORE = 64 * 1024
+"""A body of fewer bytes cannot have so many fields that they cost much."""
 _SHORTEST_FIELD = len(b',"input":0')
 
 
@@ -42,12 +46,39 @@ class _Key:
         self.name = name
 
 
+_decode_small = msgspec.json.Decoder(dict[str, Raw]).decode
+
+
+def _decode(body: bytes) -> dict[str, Raw]:
+    """The fields of an object, the last of those given twice. Raises as `msgspec` does, or `InvalidBody`."""
+    if len(body) < _MAY_HAVE_MORE:
+        return _decode_small(body)
+    return {key.name: raw for key, raw in _decode_all(body).items()}
+
+
+def _decode_all(body: bytes) -> dict[_Key, Raw]:
+    """All fields of an object. Raises as `msgspec` does, or `InvalidBody` as soon as there are too many."""
+    _fields.left = _MOST_FIELDS
+    return _decode_keys(body)
+
+
+class _Fields(threading.local):
+    """How many more fields the body may have that this thread decodes."""
+
+    left = 0
+
+
+_fields = _Fields()
+
+
 def _new_key(_: Any, name: str) -> _Key:
+    _fields.left -= 1
+    if _fields.left < 0:
+        raise InvalidBody(f"The body has over {_MOST_FIELDS} fields.")
     return _Key(name)
 
 
-_decode = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_all = msgspec.json.Decoder(dict[_Key, Raw], dec_hook=_new_key).decode
+_decode_keys = msgspec.json.Decoder(dict[_Key, Raw], dec_hook=_new_key).decode
 
 _NAME = re.compile(rb'[\s{,]*("(?:[^"\\]++|\\.)*+")\s*:\s*', re.DOTALL)
 _END = re.compile(rb"[\s{]*\}\s*")
@@ -86,7 +117,7 @@ def read_fields(body: bytes) -> dict[str, Raw]:
 def with_field(body: bytes, name: str, value: bytes) -> bytes:
     """The body with one field replaced, or added at its end; all other bytes stay.
 
-    Raises RecursionError if the body is nested too deeply to be read from here.
+    Raises `InvalidBody` if it has too many fields, RecursionError if it is nested too deeply to be read from here.
     """
     text = body
     try:

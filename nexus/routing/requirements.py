@@ -166,7 +166,7 @@ def with_model_if_object(body: bytes, model: str) -> bytes:
     """As `with_model`; what is no JSON object stays as it is, for `read` to refuse."""
     try:
         return with_field(body, "model", msgspec.json.encode(model))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidBody):
         return body
 
 
