@@ -175,7 +175,7 @@ def _choose(
                     offers = _untried(offers, tried, name, again=again)
                 if asked.beyond:
                     offers = [offer for offer in offers if (offer.model.context_length or 0) > asked.beyond]
-                usable = _usable(offers, now, blocked)
+                usable = _usable(offers, name, now, blocked)
                 if usable:
                     passed_over = len(usable) < candidates.known or name != asked.model
                     if len(usable) > 1:
@@ -217,13 +217,13 @@ def _fitting(usable: list[tuple[Offer, Standing]], needs: Needs) -> list[tuple[O
 
 
 def _usable(
-    offers: Sequence[Offer], now: Conditions, blocked: list[tuple[Offer, Standing]]
+    offers: Sequence[Offer], model: str, now: Conditions, blocked: list[tuple[Offer, Standing]]
 ) -> list[tuple[Offer, Standing]]:
-    """Those that can take the request now; those that lack room are added to `blocked`."""
+    """Those that can take a request for the model now; those that lack room are added to `blocked`."""
     usable = []
     for offer in offers:
         backend = offer.backend
-        standing = now.standing(backend.column, offer.model.name)
+        standing = now.standing(backend.column, model)
         hindrance = None if standing is CLEAR and backend.limit is None else hindrance_of(backend, standing, now)
         if hindrance is None:
             usable.append((offer, standing))
@@ -282,11 +282,12 @@ def no_route(table: RouteTable, asked: Asked, now: Conditions) -> RequestFailed:
     told = _Told(table, asked, now)
     if not table.backends:
         return told.unavailable("no_backend", "No backend is registered with this gateway.")
-    healthy = [offer for name in chain for offer in table.offers_of(name) if offer.backend.usable]
-    allowed = [offer for offer in healthy if told.demands(offer).rejects(offer.backend) is None]
-    able = [offer for offer in allowed if offer.can(asked.needs)]
+    named = [(name, offer) for name in chain for offer in table.offers_of(name) if offer.backend.usable]
+    healthy = [offer for _, offer in named]
+    allowed = [(name, offer) for name, offer in named if told.demands(name, offer).rejects(offer.backend) is None]
+    able = [(name, offer) for name, offer in allowed if offer.can(asked.needs)]
     if able:
-        standings = [now.standing(offer.backend.column, offer.model.name) for offer in able]
+        standings = [now.standing(offer.backend.column, name) for name, offer in able]
         if all(standing.state == "open" for standing in standings):
             ready_in_s = min(standing.ready_in_s for standing in standings)
             message = f"Every backend that serves {model!r} has been failing; it is tried again shortly."
@@ -332,9 +333,9 @@ class _Told:
         self._asked = asked
         self._now = now
 
-    def demands(self, offer: Offer) -> Demands:
-        """What is demanded of an offer, that of its own model included; the least that a flexible request accepts."""
-        return _in_order(self._asked)[-1] | self._table.demands(offer.model.name)
+    def demands(self, model: str, offer: Offer) -> Demands:
+        """What is demanded of an offer for a model, by both names; the least that a flexible request accepts."""
+        return _in_order(self._asked)[-1] | self._table.demands(model, offer.model.name)
 
     def unavailable(self, fault: str, message: str, *, retry_after_s: int | None = None) -> RequestFailed:
         table, demands = self._table, self._asked.demands
@@ -379,14 +380,14 @@ def rejection(table: RouteTable, asked: Asked, backend: Backend, now: Conditions
     if backend.draining:
         return "draining"
     chain = (model,) if model is not None else table.chain(asked.model, asked.demands)
-    offers = [offer for name in chain for offer in table.offers_of(name) if offer.backend.name == backend.name]
+    offers = [(name, offer) for name in chain for offer in table.offers_of(name) if offer.backend.name == backend.name]
     if not offers:
         return "model_not_found"
-    able = [offer for offer in offers if offer.can(asked.needs)]
+    able = [(name, offer) for name, offer in offers if offer.can(asked.needs)]
     if not able:
         return "capability_mismatch"
     least = _in_order(asked)[-1]
-    refusals = [(least | table.demands(offer.model.name)).rejects(backend) for offer in able]
+    refusals = [(least | table.demands(name, offer.model.name)).rejects(backend) for name, offer in able]
     if all(refusals):
         return str(refusals[0])
-    return hindrance_of(backend, now.standing(backend.column, able[0].model.name), now) or ""
+    return hindrance_of(backend, now.standing(backend.column, able[0][0]), now) or ""

@@ -151,7 +151,9 @@ class RouteTable:
 
         Found once for each sort of request. Of the needs only those are read that tell the backends apart.
         """
-        name = self.entry(model) if self.listing.patterns else model
+        name = model
+        if self.listing.patterns and (name := self.entry(model)) != model:
+            demands |= self.demands(model)  # policies may name what a pattern only covers
         fields = self._decisive.get(name)
         if fields is None:
             if name not in self.healthy:

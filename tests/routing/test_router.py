@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.config import BackendConfig, Config
-from nexus.config.records import Routing
+from nexus.config.records import Policy, Routing
 from nexus.errors import RequestFailed
 from nexus.fleet.records import Backend, Model, Snapshot
 from nexus.routing.policies import NOTHING, Demands
@@ -290,6 +290,36 @@ def test_a_pattern_in_a_list_covers_names():
     assert pick(routes, "m").model == "wild/one"
     assert refused(routes, "tame/one") == "model_not_found"
     assert routes.entry("wild/not-listed") == "wild/*"
+
+
+def test_a_busy_model_that_a_pattern_covers_is_not_asked_for_again():
+    """The backend's answer named the model, not the pattern; its other models are free."""
+    routes = table(backend("p", "wild/*", column=1), backend("q", "wild/*", column=2))
+    asked_about = []
+
+    def standing(column: int, model: str) -> Standing:
+        asked_about.append(model)
+        return Standing(busy_s=20.0) if (column, model) == (1, "wild/one") else CLEAR
+
+    assert {pick(routes, "wild/one", standing=standing, chance=n / 10).backend.name for n in range(10)} == {"q"}
+    assert set(asked_about) == {"wild/one"}
+    only = table(backend("p", "wild/*", column=1))
+    with pytest.raises(NoRoom) as no_room:
+        pick(only, "wild/one", standing=standing)
+    assert (no_room.value.fault.name, no_room.value.ready_in_s) == ("at_capacity", 20.0)
+    assert no_room.value.headers["retry-after"] == "20"
+    assert "busy" in no_room.value.headers["x-nexus-rejection-reasons"]
+    assert pick(only, "wild/two", standing=standing).model == "wild/two"
+
+
+def test_policies_hold_for_fallbacks_that_a_pattern_covers():
+    routes = table(
+        backend("cloud", "wild/*", zone="open"),
+        fallbacks={"m": ["wild/secret", "wild/plain"], "n": ["wild/secret"]},
+        policies=[Policy(model_pattern="wild/secret", privacy="restricted")],
+    )
+    assert pick(routes, "m").model == "wild/plain"
+    assert refused(routes, "n") == "routing_rejected"
 
 
 def test_not_found_lists_what_there_is():
