@@ -14,7 +14,7 @@ from nexus.errors import Blame, Fault, RequestFailed
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load import NORMAL_TICKET, LoadTable, Row
 from nexus.metrics.recorder import Recorder
-from nexus.proxy.breakers import Breakers, Evidence
+from nexus.proxy.breakers import REFUSED, Breakers, Evidence
 from nexus.proxy.client import Request
 from nexus.proxy.queue import Queue
 from nexus.proxy.view import View
@@ -45,8 +45,12 @@ class Place(msgspec.Struct):
         return self.view.snapshot.config
 
     def served(self) -> None:
-        """The backend has answered, or a stream of it has come to its first content."""
+        """A stream of the backend has come to its first content: no other place is needed.
+
+        What was asked for refers to the whole body, which the stream must not keep in memory.
+        """
         self.is_served = True
+        self.applicant.asked = Asked(self.applicant.asked.model)
         self.admission.served(self)
 
     def leave(self, fault: Fault | None, *, retry_after_s: float | None = None) -> None:
@@ -214,6 +218,8 @@ class Admission:
                 applicant.evidence = Evidence(self.breakers)
             applicant.evidence.failed(place, fault, served=place.is_served)
         else:
+            if applicant.evidence is not None and fault.name in REFUSED:
+                applicant.evidence.refused()
             self.breakers.blameless(place, fault, retry_after_s)
         if self._queue.groups:
             self._queue.freed(backend.column)

@@ -20,8 +20,12 @@ log = logging.getLogger("nexus.proxy")
 BUSY_S = 1.0
 """For how long a backend counts as busy that did not say when to come back."""
 _LONGEST_BUSY_S = 60.0
-_TELLS_NOTHING = frozenset({"client_gone", "shutdown", "stopping", "out_of_time", "internal"})
+_TELLS_NOTHING = frozenset(
+    {"client_gone", "shutdown", "stopping", "out_of_time", "internal", "at_capacity", "backend_key_unusable"}
+)
 """Ends of an attempt that say nothing of the backend."""
+REFUSED = frozenset({"backend_4xx", "context_exceeded"})
+"""Faults by which a backend says that the request itself is wrong."""
 _BEFORE_THE_REQUEST = frozenset({"connect_failed", "dns_failed", "connect_timeout", "tls_failed"})
 """Failures that no request can bring about by what it asks."""
 
@@ -43,7 +47,8 @@ class Evidence:
 
     A failure that the request itself may have caused waits for the request's end. It counts against its backend when
     another attempt is served, or when no other backend has seen the request fail. It counts against none when the
-    request has failed at several. Each backend has at most one failure counted for each request.
+    request has failed at several, or when another backend has refused it as wrong. Each backend has at most one failure
+    counted for each request.
     """
 
     def __init__(self, breakers: Breakers) -> None:
@@ -64,19 +69,25 @@ class Evidence:
             self._count(attempt)
         self._waiting.clear()
 
+    def refused(self) -> None:
+        """A backend has refused the request as wrong, so that what failed before was the request's fault."""
+        for attempt in self._waiting:
+            self._breakers.end_lease(attempt)
+        self._waiting.clear()
+
     def close(self) -> None:
         """The request has come to its end."""
         if len({attempt.choice.backend.column for attempt in self._waiting}) == 1:
             self.served()
-        for attempt in self._waiting:
-            self._breakers.end_lease(attempt)
-        self._waiting.clear()
+        self.refused()
 
     def _count(self, attempt: Attempted) -> None:
         column = attempt.choice.backend.column
         if column not in self._counted:
             self._counted.add(column)
             self._breakers.failed(attempt)
+        else:
+            self._breakers.end_lease(attempt)
 
 
 def standing_of(

@@ -12,12 +12,14 @@ from nexus.fleet.records import Backend
 from nexus.fleet.seat import Seat
 from nexus.metrics.recorder import Recorder
 from nexus.metrics.store import Store
-from nexus.proxy.breakers import Breakers, Evidence
+from nexus.proxy.breakers import REFUSED, Breakers, Evidence
 from nexus.routing.router import Choice
 
 SECOND = 1_000_000_000
 CONFIG = Config(circuit_breaker=CircuitBreaker(failures=3))
-SAYS_NOTHING = {"client_gone", "shutdown", "stopping", "out_of_time", "internal"}
+SAYS_NOTHING = {
+    "client_gone", "shutdown", "stopping", "out_of_time", "internal", "at_capacity", "backend_key_unusable",
+}  # fmt: skip
 
 
 class Attempt(msgspec.Struct):
@@ -133,6 +135,27 @@ def test_one_request_counts_once_for_a_backend(host, attempts, counted):
     found = {column: host.seat.table.outcomes(column, time.monotonic_ns())[1] for column in (1, 2, 3)}
     assert found == {column: 2 if column in counted else 0 for column in (1, 2, 3)}
     assert {host.state(column) for column in (1, 2, 3)} == {"closed"}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_refusal_elsewhere_shows_that_the_request_was_at_fault(host, name):
+    for _ in range(10):
+        evidence = Evidence(host.breakers)
+        evidence.failed(host.attempt(1), FAULTS["backend_5xx"], served=False)
+        evidence.refused()
+        host.breakers.blameless(host.attempt(2), FAULTS[name], None)
+        evidence.close()
+    assert (host.state(1), host.state(2)) == ("closed", "closed")
+    assert host.seat.table.outcomes(1, time.monotonic_ns())[1] == 0
+
+
+def test_refusal_elsewhere_gives_the_half_open_probe_back(host):
+    host.seat.circuits.open(1, until_ns=99 * SECOND, trips=1)
+    evidence = Evidence(host.breakers)
+    evidence.failed(host.attempt(1, lease=True), FAULTS["backend_5xx"], served=False)
+    evidence.refused()
+    assert host.state(1) == "half_open"
+    assert host.attempt(1, lease=True).lease_ns
 
 
 def test_poisoned_requests_open_no_circuit(host):
