@@ -44,7 +44,7 @@ def fleet(module_dir) -> Iterator[tuple[Gateway, Demo, Demo]]:
         Demo(module_dir, name="second", models=["shared"], pace=0) as second,
         Gateway(
             module_dir,
-            backend_toml(first, priority=1, api_key_env="FIRST_KEY")
+            backend_toml(first, priority=1, api_key_env="FIRST_KEY", forward_authorization=True)
             + backend_toml(second, priority=2, forward_authorization=True)
             + CONFIG,
             server="max_answer_bytes = 1000000",
@@ -235,3 +235,21 @@ def test_busy_backend_says_when_to_come_back(fleet, fault, way):
     assert headers.get("x-should-retry") != "false"
     assert json.loads(content)["error"]["code"] == "demo_fault"
     assert ask(gateway, "shared", way)[0] == 200
+
+
+@pytest.mark.parametrize("status", [401, 403, 429])
+def test_a_client_is_not_blamed_for_the_gateways_own_key(fleet, way, status):
+    """The client's key does not go to a backend for which the gateway has one of its own."""
+    gateway, first, _ = fleet
+    first.fault(f"status={status}")
+    answered, headers, _ = ask(gateway, "shared", way, authorization="Bearer the-client")
+    assert (answered, headers["x-nexus-backend"]) == (200, "second")
+    assert first.last()["headers"]["authorization"] == f"Bearer {KEY}"
+
+
+def test_empty_lines_without_an_end_are_bounded(fleet, way):
+    """Where a stream was asked for, they could still become one."""
+    gateway, first, _ = fleet
+    first.fault("status=200,body=blank")
+    answered, _, content = ask(gateway, "only", way, stream=True)
+    assert (answered, json.loads(content)["error"]["code"]) == (502, "answer_too_large")

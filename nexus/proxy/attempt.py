@@ -30,6 +30,8 @@ from nexus.proxy.usage import Usage, usage_of, with_usage_asked
 
 _MOST_HELD_BACK = 256 * 1024
 """Bytes of a stream held back while no content has come; beyond that they go on as they are."""
+_MOST_LOOKED_AT = 64 * 1024
+"""Bytes at the beginning of an answer that may be empty lines before it shows whether it is a stream."""
 _FIRST_MOMENTS_S = 1.0
 """Until then a stream's signs of life are held back: a failure so early is another backend's chance."""
 _ERROR_BODY_BYTES = 1024 * 1024
@@ -55,6 +57,7 @@ class Attempt:
     sent_at = answered_at = refused_s = 0.0
     _connection: Connection | None = None
     _content: bytes | None = None
+    _counted = 0
     _whole = True
     _mislabelled = False
     _ended = False
@@ -88,8 +91,13 @@ class Attempt:
 
     @property
     def _own_key(self) -> bool:
-        """Whether the request carries no key of the client's."""
-        return not forwards_authorization(self._backend.config) or not self._request.headers.credentials
+        """Whether the request carries no key of the client's: our own key replaces it."""
+        config = self._backend.config
+        return (
+            not self._request.headers.credentials
+            or not forwards_authorization(config)
+            or own_key(config, self._engine.environ) is not None
+        )
 
     def retry_after_s(self) -> float | None:
         """When the backend asked to come back, in seconds from now."""
@@ -112,7 +120,7 @@ class Attempt:
 
     def _begins_events(self) -> bool:
         begin = b""
-        while (found := begins_events(begin)) is None and (data := self._more_soon()):
+        while (found := begins_events(begin)) is None and len(begin) < _MOST_LOOKED_AT and (data := self._more_soon()):
             begin += data
         self.answer.unread(begin)
         return bool(found)
@@ -264,22 +272,28 @@ class Attempt:
         A body that comes in pieces counts as buffered until the request ends.
         """
         if self._content is None:
+            limit = self._place.view.snapshot.config.server.max_answer_bytes
             if self.answer.complete:
-                self._content = self.answer.body()
+                content = self.answer.body()
+                self._check_size(len(content), limit)
             else:
                 pieces, size = [], 0
-                limit = self._place.view.snapshot.config.server.max_answer_bytes
                 while data := self._more("idle_timeout", self.idle_s):
-                    pieces.append(data)
                     size += len(data)
+                    self._check_size(size, limit)
                     self._engine.buffers.hold(self._request, len(data))
-                    if size > limit:
-                        raise RequestFailed(
-                            "answer_too_large", f"The answer of backend {self._backend.name} is over {limit} bytes."
-                        )
-                self._content = b"".join(pieces)
+                    self._counted += len(data)
+                    pieces.append(data)
+                content = b"".join(pieces)
+            self._content = content
             self.answered_at = self._engine.clock()
         return self._content
+
+    def _check_size(self, size: int, limit: int) -> None:
+        if size > limit:
+            raise RequestFailed(
+                "answer_too_large", f"The answer of backend {self._backend.name} is over {limit} bytes."
+            )
 
     def usage_of_whole(self, content: bytes) -> Usage | None:
         """The usage that a whole answer with the status of a success reports. Raises `RequestFailed` if it reports an
@@ -478,6 +492,8 @@ class Attempt:
         if self._ended:
             return
         self._ended = True
+        if self._counted and fault is not None:
+            self._engine.buffers.release(self._request, self._counted)
         if self._connection is not None:
             done = self.stream is not None and self.stream.done
             self._engine.connections.give_back(

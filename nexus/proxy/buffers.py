@@ -12,7 +12,7 @@ from nexus.proxy.client import Request
 class Buffers:
     """Counts bytes for requests. `held` is their sum now.
 
-    Small bodies that come with their request headers are not counted: `max_concurrent_requests` bounds those.
+    Small bodies that come with their headers are not counted: `max_concurrent_requests` bounds those.
     """
 
     def __init__(self, most: Callable[[], int]) -> None:
@@ -34,8 +34,9 @@ class Buffers:
             headers={"retry-after": "1"},
         )
 
-    def release(self, request: Request) -> None:
-        """Give back all that was counted for a request."""
+    def release(self, request: Request, count: int | None = None) -> None:
+        """Give back so many of the bytes that were counted for a request; without `count`, all of them."""
         with self._lock:
-            self.held -= request.held
-            request.held = 0
+            count = request.held if count is None else min(count, request.held)
+            self.held -= count
+            request.held -= count

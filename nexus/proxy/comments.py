@@ -47,15 +47,14 @@ class _Waited:
     """An answer that is being made elsewhere."""
 
     def __init__(self, serve: Callable[[], Answer]) -> None:
-        self._serve = serve
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._abandoned = False
         self.answer: Answer
-        threading.Thread(target=self._work, daemon=True).start()
+        threading.Thread(target=self._work, args=(serve,), daemon=True).start()
 
-    def _work(self) -> None:
-        answer = self._serve()
+    def _work(self, serve: Callable[[], Answer]) -> None:
+        answer = serve()
         with self._lock:
             self.answer = answer
             abandoned = self._abandoned

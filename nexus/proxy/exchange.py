@@ -360,6 +360,8 @@ class Exchange:
         self.stream, self.served, self.usage_asked = stream, True, attempt.usage_asked
         assert self.ask is not None
         self.ask = Ask(model=self.ask.model, stream=True)  # its needs hold the whole body, which may go now
+        if self.request.held:
+            self.engine.buffers.release(self.request)
         self.engine.recorder.stream_began()
         headers = self._headers(choice) + attempt.headers
         self._time_overhead(attempt)
