@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -20,8 +19,8 @@ Raw = msgspec.Raw
 READ = frozenset(("model", "stream", "stream_options", "messages", "prompt", "input", "tools", "response_format"))
 """Fields that the gateway reads, so that a backend must read the same in them."""
 _MOST_FIELDS = 1000
-_MAY_HAVE_MORE = 64 * 1024
-"""A body of fewer bytes cannot have so many fields that they cost much."""
+_MAY_HAVE_MORE = 256 * 1024
+"""A body of fewer bytes cannot have so many fields that they cost much; there they are not counted."""
 _SHORTEST_FIELD = len(b',"input":0')
 
 
@@ -58,27 +57,17 @@ def _decode(body: bytes) -> dict[str, Raw]:
 
 def _decode_all(body: bytes) -> dict[_Key, Raw]:
     """All fields of an object. Raises as `msgspec` does, or `InvalidBody` as soon as there are too many."""
-    _fields.left = _MOST_FIELDS
-    return _decode_keys(body)
+    left = _MOST_FIELDS
 
+    def new_key(_: Any, name: str) -> _Key:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise InvalidBody(f"The body has over {_MOST_FIELDS} fields.")
+        return _Key(name)
 
-class _Fields(threading.local):
-    """How many more fields the body may have that this thread decodes."""
+    return msgspec.json.decode(body, type=dict[_Key, Raw], dec_hook=new_key)
 
-    left = 0
-
-
-_fields = _Fields()
-
-
-def _new_key(_: Any, name: str) -> _Key:
-    _fields.left -= 1
-    if _fields.left < 0:
-        raise InvalidBody(f"The body has over {_MOST_FIELDS} fields.")
-    return _Key(name)
-
-
-_decode_keys = msgspec.json.Decoder(dict[_Key, Raw], dec_hook=_new_key).decode
 
 _NAME = re.compile(rb'[\s{,]*("(?:[^"\\]++|\\.)*+")\s*:\s*', re.DOTALL)
 _END = re.compile(rb"[\s{]*\}\s*")
