@@ -173,6 +173,7 @@ def test_a_body_over_the_limit(balancer: Balancer):
         client.putrequest("POST", CHAT)
         client.putheader("content-length", str(32 * 1024 * 1024 + 1))
         client.endheaders()
+        client.send(bytes(64 * 1024))  # a balancer that buffers bodies may wait for a buffer of it
         answer = client.getresponse()
         assert (answer.status, json.loads(answer.read())["error"]["code"]) == (413, "body_too_large")
 
