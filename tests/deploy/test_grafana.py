@@ -184,7 +184,7 @@ def scraped(module_dir: Path) -> Iterator[Prometheus]:
         Demo(module_dir, name="rack/1", models=["shared"], pace=200) as first,
         Demo(module_dir, name="rack/2", models=["breaks"], pace=200, fault="break_after=5") as breaks,
         Demo(module_dir, name="slow", models=["narrow"], pace=0, fault="delay=0.15") as narrow,
-        Demo(module_dir, name="sick-1", models=["sick"], pace=0, fault="status=500") as sick,
+        Demo(module_dir, name="sick-1", models=["sick", "ailing"], pace=0, fault="status=500") as sick,
         Demo(module_dir, name="sick-2", models=["sick"], pace=0, fault="status=500") as ill,
         Demo(module_dir, name="gone", models=["lonely"]) as gone,
         Replay() as told,
@@ -198,7 +198,9 @@ def scraped(module_dir: Path) -> Iterator[Prometheus]:
         ):
             load = Load(gateway.port, rate=60, clients=12, ask=mixed)
             try:
-                run(gateway.port, [chat("sick", "sick")] * 300, concurrency=30, seen=lambda *_: None)
+                # What several backends fail counts against none of them; what one fails opens its circuit.
+                for model in ("sick", "ailing"):
+                    run(gateway.port, [chat(model, model)] * 300, concurrency=30, seen=lambda *_: None)
                 with pytest.raises(urllib.error.HTTPError) as refused:
                     urllib.request.urlopen(f"{gateway.base}/nowhere", timeout=10)
                 refused.value.close()
