@@ -436,6 +436,11 @@ def _warnings(config: Config, source: str, in_file: frozenset[str], environ: Map
             f"{', '.join(backend.name for backend in by_default)}; "
             "set forward_authorization for each, true for the one that clients have keys of."
         )
+    if config.server.max_buffered_bytes < config.server.max_answer_bytes:
+        warnings.append(
+            f"{source}: [server] max_buffered_bytes is below max_answer_bytes; "
+            "a response between the two is always answered 503."
+        )
     if len(secret(config.admin.token_env, environ) or "") in range(1, _SHORT_TOKEN):
         warnings.append(
             f"{source}: the token in {shown_name(config.admin.token_env)} can be guessed; "

@@ -215,3 +215,10 @@ def test_secrets_are_only_named(file, monkeypatch):
 )
 def test_listen_address(text, address):
     assert listen_address(text) == address
+
+
+@pytest.mark.parametrize(("buffered", "warned"), [(64 << 20, False), (48 << 20, True)])
+def test_less_room_than_one_response_may_take_is_a_warning(file, buffered, warned):
+    file.write_text(f"[server]\nmax_buffered_bytes = {buffered}\n")
+    told = ["max_buffered_bytes is below max_answer_bytes" in one for one in load(file, environ={}).warnings]
+    assert told == [True] * warned
