@@ -42,6 +42,7 @@ CASES = [
     (500, openai("Requested tokens (1037) exceed context window of 512"), OWN, "context_exceeded", 400),
     (500, openai("input (700 tokens) is too large to process. increase the physical batch size"), OWN,
      "context_exceeded", 400),
+    (508, openai("A backend's url leads back to this gateway."), OWN, "loop_detected", 0),
     (301, b"", OWN, "backend_redirects", 0),
     (308, b"<html>moved</html>", OWN, "backend_redirects", 0),
     (401, openai("Incorrect API key provided"), OWN, "backend_refused_key", 401),
