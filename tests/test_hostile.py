@@ -78,7 +78,11 @@ class Hostile:
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(10)
-        sock.connect(("127.0.0.1", port or self.gateway.port))
+        try:
+            sock.connect(("127.0.0.1", port or self.gateway.port))
+        except OSError:
+            sock.close()
+            raise
         return sock
 
     def send(self, data: bytes, *, read: bool = True) -> None:
@@ -89,8 +93,8 @@ class Hostile:
 
     def drip(self, begin: bytes) -> None:
         """Twenty connections that send a byte each half second for as long as they may."""
-        socks = [self.connect() for _ in range(20)]
-        try:
+        with contextlib.ExitStack() as opened:
+            socks = [opened.enter_context(self.connect()) for _ in range(20)]
             for sock in socks:
                 sock.sendall(begin)
             for _ in range(30):
@@ -98,9 +102,6 @@ class Hostile:
                 for sock in socks:
                     with contextlib.suppress(OSError):
                         sock.sendall(b"x")
-        finally:
-            for sock in socks:
-                sock.close()
 
     def slow_body(self) -> None:
         self.drip(head(CHAT, 100_000))
@@ -109,18 +110,18 @@ class Hostile:
         self.drip(b"POST /v1/chat/completions HTTP/1.1\r\nx-long: ")
 
     def flood_operations(self) -> None:
-        socks: list[socket.socket] = []
-        with contextlib.suppress(OSError):
-            socks += [self.connect(self.gateway.operations_port) for _ in range(300)]
-        time.sleep(3)
-        for sock in socks:
-            sock.close()
+        self.hold(300, self.gateway.operations_port, seconds=3)
 
     def flood_clients(self) -> None:
-        socks = [self.connect() for _ in range(100)]
-        time.sleep(1)
-        for sock in socks:
-            sock.close()
+        self.hold(100, self.gateway.port, seconds=1)
+
+    def hold(self, count: int, port: int, *, seconds: float) -> None:
+        """Keep as many connections open as can be had, up to `count`."""
+        with contextlib.ExitStack() as opened:
+            with contextlib.suppress(OSError):
+                for _ in range(count):
+                    opened.enter_context(self.connect(port))
+            time.sleep(seconds)
 
     def poison(self) -> None:
         """A request that each backend answers 500."""
@@ -148,13 +149,12 @@ class Hostile:
             {"model": "shared", "stream": True, "max_tokens": 20_000, "messages": [{"role": "user", "content": "x"}]}
         )
         stream = head(CHAT, len(body)) + body.encode()
-        socks = [self.connect(receive_buffer=2048) for _ in range(10)]
-        for number, sock in enumerate(socks):
-            with contextlib.suppress(OSError):
-                sock.sendall(ask if number % 2 else stream)
-        time.sleep(8)
-        for sock in socks:
-            sock.close()
+        with contextlib.ExitStack() as opened:
+            for number in range(10):
+                sock = opened.enter_context(self.connect(receive_buffer=2048))
+                with contextlib.suppress(OSError):
+                    sock.sendall(ask if number % 2 else stream)
+            time.sleep(8)
 
     def read_the_log_now_and_then(self) -> None:
         """The log's reader stands still for most of the time."""
