@@ -239,10 +239,11 @@ def distribution_python() -> Path:
     if not system.exists() or system.resolve() == Path(sys.executable).resolve():
         raise RuntimeError("this machine has no other Python of the distribution's")
     place = PEERS / "distribution-python"
-    python = place / "bin" / "python"
-    if not (place / "installed").exists():
+    python, done = place / "bin" / "python", place / "installed"
+    wanted = (ROOT / "requirements.txt").read_text()
+    if not done.exists() or done.read_text() != wanted:
         shutil.rmtree(place, ignore_errors=True)
         subprocess.run([str(system), "-m", "venv", str(place)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(ROOT / "requirements.txt")], check=True)
-        (place / "installed").touch()
+        done.write_text(wanted)
     return python

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import _socket
 import errno
-import fcntl
 import os
 import select
 import socket
 import ssl
-import termios
 import time
-from array import array
 from collections import defaultdict, deque
 from collections.abc import Callable
 
@@ -27,7 +24,6 @@ from nexus.proxy.tls import Contexts
 READ_SIZE = 64 * 1024
 _SWEEP_EVERY_S = 1.0
 _GLANCE = 16
-_count = array("i", [0])
 _IDLE_TOO_LONG = b"HTTP/1.1 408 "
 """What some servers say before they close a connection that was idle."""
 _DISTRUST_S = 300.0
@@ -95,10 +91,10 @@ class Connection:
         bytes that come then are `unsolicited`: they would be taken for the response to the next request.
         """
         answer, arrivals = self.answer, self.arrivals
-        if arrivals is not None and not arrivals.early:
-            fcntl.ioctl(self.sock, termios.FIONREAD, _count)  # it does not tell of an end
-            if not _count[0] and not (self.tls and self._pending()):
-                return answer.reusable  # found out without an exception, as nearly always
+        # The event loop watches it. One more system call, for what came since its last turn, would
+        # cost 6 % of a request.
+        if arrivals is not None and not arrivals.early and not (self.tls and self._pending()):
+            return answer.reusable
         for _ in range(2):
             size = _GLANCE if answer.complete else READ_SIZE
             try:
