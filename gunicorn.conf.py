@@ -5,7 +5,8 @@ Each value can be overridden on gunicorn's command line.
 
 import os
 
-from nexus import hooks, host, stderr
+from nexus.runtime import host, stderr
+from nexus.server import hooks
 
 stderr.guard()  # before gunicorn's own log takes hold of it
 
@@ -14,7 +15,7 @@ bind = f"{f'[{_host}]' if ':' in _host else _host}:{os.environ.get('NEXUS_PORT',
 workers = int(os.environ.get("NEXUS_WORKERS") or 0) or host.usable_cores()
 # Requests mostly wait for backends: one process serves thousands of them on greenlets. This is gunicorn's gevent worker
 # but for its end; the stock one ("gevent") gives the same answers and figures.
-worker_class = "nexus.proxy.worker.GatewayWorker"
+worker_class = "nexus.server.GatewayWorker"
 # Connections in one worker, most of them idle or waiting. `max_concurrent_requests` bounds the requests; this bounds
 # descriptors: twice as many, a client's and a backend's for each.
 worker_connections = 8192

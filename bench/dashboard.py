@@ -38,7 +38,9 @@ def load(port: int) -> list[float]:
     while due < end:
         time.sleep(max(0.0, due - time.monotonic()))
         began = time.perf_counter()
-        connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+        connection.request(
+            "POST", "/v1/chat/completions", body, {"content-type": "application/json"}
+        )
         answer = connection.getresponse()
         answer.read()
         assert answer.status == 200
@@ -81,7 +83,10 @@ def main() -> None:
     found: dict[int, list[tuple[float, float, float]]] = {0: [], VIEWERS: []}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        with Demo(directory, pace=0) as demo, Gateway(directory, backend_toml(demo), workers=1) as gateway:
+        with (
+            Demo(directory, pace=0) as demo,
+            Gateway(directory, backend_toml(demo), workers=1) as gateway,
+        ):
             (worker,) = gateway.worker_pids()
             load(gateway.port)
             for _ in range(REPEATS):
@@ -92,9 +97,13 @@ def main() -> None:
                     took = sorted(load(gateway.port))
                     share = (cpu_s(worker) - before) / SECONDS
                     measured.append((share, statistics.median(took), took[int(0.99 * len(took))]))
-                    assert all(count > SECONDS for count in shown(open_ones)), "every viewer got every state"
+                    assert all(count > SECONDS for count in shown(open_ones)), (
+                        "every viewer got every state"
+                    )
     median = statistics.median
-    (share, p50, p99), (share_with, p50_with, p99_with) = (list(zip(*of, strict=True)) for of in found.values())
+    (share, p50, p99), (share_with, p50_with, p99_with) = (
+        list(zip(*of, strict=True)) for of in found.values()
+    )
     moved, swing = median(p99_with) - median(p99), max(p99) - min(p99)
     text = [
         "# Fifty open dashboards",

@@ -17,12 +17,12 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.values import MultiProcessValue
 
 from bench.machine import machine, percentile, spread, versions
-from nexus.fleet.rundir import RunDirectory, Started
-from nexus.fleet.seat import Seat
-from nexus.metrics.figures import Figures
+from nexus.fleet.run_directory import RunDirectory, Started
+from nexus.fleet.slot_lease import SlotLease
+from nexus.metrics.collector import Collector
 from nexus.metrics.reader import FileReader
 from nexus.metrics.recorder import Finished, Recorder
-from nexus.metrics.settlement import settle
+from nexus.metrics.recovery import settle
 from nexus.metrics.store import Store
 
 RESULTS = Path(__file__).parent / "results" / "metrics.md"
@@ -50,7 +50,11 @@ def write_files(directory: Path, processes: int, series: int) -> list[list[Histo
     for process in range(processes):
         values.ValueClass = MultiProcessValue(lambda process=process: str(process))
         histogram = Histogram(
-            "bench_seconds", "Bench.", ["model", "backend"], registry=CollectorRegistry(), buckets=BUCKETS
+            "bench_seconds",
+            "Bench.",
+            ["model", "backend"],
+            registry=CollectorRegistry(),
+            buckets=BUCKETS,
         )
         numbers = list(range(series))
         random.Random(process).shuffle(numbers)
@@ -121,12 +125,12 @@ def against_the_library(processes: int) -> tuple[str, float]:
 class Process:
     """What a worker has, without the worker."""
 
-    def __init__(self, seat: Seat) -> None:
-        settle(seat)
-        self.store = Store(seat)
-        self.recorder = Recorder(self.store, seat)
-        self.figures = Figures(
-            seat,
+    def __init__(self, slot_lease: SlotLease) -> None:
+        settle(slot_lease)
+        self.store = Store(slot_lease)
+        self.recorder = Recorder(self.store, slot_lease)
+        self.figures = Collector(
+            slot_lease,
             self.store.registry,
             started=Started.now(workers=8),
             snapshot=lambda: None,
@@ -151,13 +155,15 @@ def one_gateway() -> tuple[list[float], int, list[float]]:
         run_dir = RunDirectory(place)
         run_dir.prepare()
         generation = run_dir.new_generation(workers=8)
-        workers = [Process(Seat.lease(generation)) for _ in range(8)]
+        workers = [Process(SlotLease.lease(generation)) for _ in range(8)]
         for worker in workers:
             for number in range(22):
                 worker.recorder.started("chat_completions")
                 worker.recorder.finished(finished(number))
         figures = workers[0].figures
-        series = sum(not line.startswith("#") for line in figures.read().exposition().decode().splitlines())
+        series = sum(
+            not line.startswith("#") for line in figures.read().exposition().decode().splitlines()
+        )
         scrapes = []
         for number in range(2000):
             for worker in workers:

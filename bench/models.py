@@ -24,14 +24,16 @@ from msgspec.structs import replace
 from nexus.config import BackendConfig, Config
 from nexus.fleet.records import Backend, Model, Snapshot
 from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
-from nexus.proxy.view import FleetView
+from nexus.proxy.fleet_view import FleetView
 
 CASES = ((1, 20), (1, 5_000), (2, 5_000), (8, 5_000))
 RESULTS = Path(__file__).parent / "results" / "models.md"
 _MEASURED_S = 30.0
 
 
-def fleet(number: int, backends: int, models: int, *, changed: int = 0, latency_ms: float = 1.0) -> Snapshot:
+def fleet(
+    number: int, backends: int, models: int, *, changed: int = 0, latency_ms: float = 1.0
+) -> Snapshot:
     return Snapshot(
         number=number,
         published_at=time.time(),
@@ -77,7 +79,10 @@ def stall_ms(backends: int, models: int) -> tuple[float, float]:
             for _ in range(3 if snapshot is same else 1):
                 writer.publish(replace(snapshot, number=writer.next_number()))
                 stalls = Stalls()
-                sleep, time.sleep = time.sleep, stalls.pause  # the view lets others run by sleeping for no time
+                sleep, time.sleep = (
+                    time.sleep,
+                    stalls.pause,
+                )  # the view lets others run by sleeping for no time
                 try:
                     view.current()
                 finally:
@@ -121,7 +126,9 @@ def health_process_share(backends: int, models: int) -> float:
         )
         environ = {**os.environ, "NEXUS_RUN_DIR": f"{directory}/run"}
         process = subprocess.Popen(
-            [sys.executable, "-m", "nexus.health", "-c", str(file)], env=environ, stderr=subprocess.DEVNULL
+            [sys.executable, "-m", "nexus.health", "-c", str(file)],
+            env=environ,
+            stderr=subprocess.DEVNULL,
         )
         try:
             time.sleep(8)

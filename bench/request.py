@@ -16,18 +16,18 @@ from typing import Any
 
 from nexus.config import BackendConfig, Config
 from nexus.fleet.records import Backend, Labels, Model, Snapshot
-from nexus.fleet.rundir import RunDirectory
-from nexus.fleet.seat import Seat
+from nexus.fleet.run_directory import RunDirectory
+from nexus.fleet.slot_lease import SlotLease
+from nexus.http.client_watch import DisconnectWatch
+from nexus.http.connection_pool import Connection
 from nexus.metrics.recorder import Recorder
-from nexus.metrics.settlement import settle
+from nexus.metrics.recovery import settle
 from nexus.metrics.store import Store
-from nexus.proxy.client import Watch
-from nexus.proxy.connections import Connection
 from nexus.proxy.engine import Engine
-from nexus.proxy.view import View
-from nexus.proxy.worker.heads import HeadReader, Limits
-from nexus.proxy.worker.hub import Outlet
-from nexus.proxy.worker.lane import Lane
+from nexus.proxy.fleet_view import View
+from nexus.server.event_loop import BufferedWriter
+from nexus.server.fast_path import FastPath
+from nexus.server.request_head import Limits, RequestHeadParser
 
 REQUESTS = 20_000
 PARTS = {
@@ -55,7 +55,9 @@ ANSWER = (
 
 class _Socket:
     def __init__(self) -> None:
-        self._pair = socket.socketpair()  # a descriptor with nothing to read, as of an idle connection
+        self._pair = (
+            socket.socketpair()
+        )  # a descriptor with nothing to read, as of an idle connection
 
     def send(self, data: bytes) -> int:
         return len(data)
@@ -70,43 +72,45 @@ class _Socket:
         pass
 
 
-class _Watch(Watch):
+class _Watch(DisconnectWatch):
     sock = _Socket()
 
     def wait_for(self, *_: Any) -> None:
         pass
 
 
-def lane() -> Lane:
+def lane() -> FastPath:
     """A lane of a busy worker whose client and backend are always ready, and cost nothing."""
     logging.getLogger("nexus").setLevel(logging.WARNING)
     run_dir = RunDirectory(tempfile.mkdtemp())
     run_dir.prepare()
-    seat = Seat.lease(run_dir.new_generation())
-    settle(seat)
+    slot_lease = SlotLease.lease(run_dir.new_generation())
+    settle(slot_lease)
     backend = Backend(
         config=BackendConfig(name="up", url="http://127.0.0.1:1", type="vllm"), label="up", column=0, status="healthy",
         latency_ms=1.0, models=(Model(name="m", context_length=32768),),
     )  # fmt: skip
     labels = Labels(models={"m": "m"}, backends={"up": "up"})
-    view = View.of(Snapshot(number=1, published_at=0, config=Config(), backends=(backend,), labels=labels))
+    view = View.of(
+        Snapshot(number=1, published_at=0, config=Config(), backends=(backend,), labels=labels)
+    )
     fleet: Any = SimpleNamespace(current=lambda: view)
     engine = Engine(
-        fleet=fleet, recorder=Recorder(Store(seat), seat), load=seat.table, row=seat.row,
-        circuits=seat.circuits, ring=seat.recent.ring(0), environ={},
+        fleet=fleet, recorder=Recorder(Store(slot_lease), slot_lease), load=slot_lease.table, row=slot_lease.row,
+        circuits=slot_lease.circuits, ring=slot_lease.recent.ring(0), environ={},
     )  # fmt: skip
     sock: Any = _Socket()
     connection = Connection(sock, reused=False)
     arrivals: Any = SimpleNamespace(early=False)
     connection.arrivals = arrivals
     engine.connections._connect = lambda *_: connection  # type: ignore[method-assign]
-    made = object.__new__(Lane)
+    made = object.__new__(FastPath)
     made.__dict__.update(
-        _client=sock, _timeout_s=60.0, _engine=engine, _heads=HeadReader(Limits(100, 16380, 8190)), _keep_alive=lambda: True,
-        _watch=_Watch(None), _outlet=Outlet(sock),
+        _client=sock, _timeout_s=60.0, _engine=engine, _heads=RequestHeadParser(Limits(100, 16380, 8190)), _keep_alive=lambda: True,
+        _watch=_Watch(None), _outlet=BufferedWriter(sock),
     )  # fmt: skip
     due: list[Any] = []
-    engine.recents.write_later(due.append)
+    engine.request_log.write_later(due.append)
     for _ in range(800):  # as many requests as end in the time that they are shown after
         assert made.serve(ASK) == b""
     due.pop()()
@@ -121,13 +125,17 @@ def main() -> None:
     for _ in range(REQUESTS):
         serve(ASK)
     profile.disable()
-    stats: dict[tuple[str, int, str], tuple[int, int, float, float, Any]] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    stats: dict[tuple[str, int, str], tuple[int, int, float, float, Any]] = pstats.Stats(
+        profile
+    ).stats  # type: ignore[attr-defined]
     total = max(cumulative for _, _, _, cumulative, _ in stats.values())
     shown = 0.0
     for part, names in PARTS.items():
         share = 0.0
         for (file, _, function), (_, _, _, cumulative, _) in stats.items():
-            if "nexus" in file and any(name in (function, f"{file.rpartition('/')[2]}:{function}") for name in names):
+            if "nexus" in file and any(
+                name in (function, f"{file.rpartition('/')[2]}:{function}") for name in names
+            ):
                 share += cumulative / total
         shown += share
         print(f"| {part} | {share * whole:.1f} |")

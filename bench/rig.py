@@ -69,7 +69,10 @@ class Running:
 
     def memory(self) -> int:
         """Resident bytes of the whole tree."""
-        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.tree()) * _PAGE
+        return (
+            sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.tree())
+            * _PAGE
+        )
 
     def stop(self) -> None:
         self._end()
@@ -92,13 +95,24 @@ def free_port() -> int:
 
 
 def start(
-    name: str, command: list[str], port: int, directory: Path, *, core: str, ready: str = "", **environ: str
+    name: str,
+    command: list[str],
+    port: int,
+    directory: Path,
+    *,
+    core: str,
+    ready: str = "",
+    **environ: str,
 ) -> Running:
     """Start it on one core, and wait until it answers (`ready` is a path that must give 200, else the port must open)."""
     began = time.monotonic()
     with (directory / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            ["taskset", "-c", core, *command], cwd=ROOT, env={**os.environ, **environ}, stdout=log, stderr=log
+            ["taskset", "-c", core, *command],
+            cwd=ROOT,
+            env={**os.environ, **environ},
+            stdout=log,
+            stderr=log,
         )
     running = Running(name, port, process)
     deadline = began + 60
@@ -116,7 +130,9 @@ def start(
             time.sleep(0.02)
     else:
         running.stop()
-        raise RuntimeError(f"{name} does not answer: {(directory / f'{name}.log').read_text()[-2000:]}")
+        raise RuntimeError(
+            f"{name} does not answer: {(directory / f'{name}.log').read_text()[-2000:]}"
+        )
     running.started_s = time.monotonic() - began
     return running
 
@@ -153,7 +169,15 @@ def nexus(
 def vllm_router(directory: Path, upstream: int, *, policy: str | None = None) -> Running:
     """The Rust router that vLLM publishes, with one worker. `policy` None leaves it at its default, `cache_aware`."""
     program = peer("vllm-router", "vllm-router==0.1.17")
-    return _router("vllm-router", [str(program)], directory, upstream, policy, "--max-concurrent-requests", "100000")
+    return _router(
+        "vllm-router",
+        [str(program)],
+        directory,
+        upstream,
+        policy,
+        "--max-concurrent-requests",
+        "100000",
+    )
 
 
 def sglang_router(directory: Path, upstream: int, *, policy: str | None = None) -> Running:
@@ -163,7 +187,9 @@ def sglang_router(directory: Path, upstream: int, *, policy: str | None = None) 
     return _router("sglang-router", launch, directory, upstream, policy)
 
 
-def _router(name: str, launch: list[str], directory: Path, upstream: int, policy: str | None, *options: str) -> Running:
+def _router(
+    name: str, launch: list[str], directory: Path, upstream: int, policy: str | None, *options: str
+) -> Running:
     port = free_port()
     log_level = "warning" if name == "vllm-router" else "warn"
     command = [
@@ -171,7 +197,14 @@ def _router(name: str, launch: list[str], directory: Path, upstream: int, policy
         "--log-level", log_level, "--prometheus-port", str(free_port()), *options,
         *(("--policy", policy) if policy else ()),
     ]  # fmt: skip
-    return start(f"{name}-{policy or 'default'}", command, port, directory, core=GATEWAY_CORE, ready="/health")
+    return start(
+        f"{name}-{policy or 'default'}",
+        command,
+        port,
+        directory,
+        core=GATEWAY_CORE,
+        ready="/health",
+    )
 
 
 def nginx_proxy(directory: Path, upstream: int) -> Running:
@@ -214,7 +247,9 @@ def peer(name: str, *requirements: str) -> Path:
     if not (place / "installed").exists():
         shutil.rmtree(place, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-        subprocess.run([str(place / "bin" / "pip"), "install", "--quiet", *requirements], check=True)
+        subprocess.run(
+            [str(place / "bin" / "pip"), "install", "--quiet", *requirements], check=True
+        )
         (place / "installed").touch()
     return program
 
@@ -225,7 +260,9 @@ def npm_peer(name: str, *requirements: str) -> Path:
     if not (place / "installed").exists():
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        subprocess.run(["npm", "install", "--silent", "--prefix", str(place), *requirements], check=True)
+        subprocess.run(
+            ["npm", "install", "--silent", "--prefix", str(place), *requirements], check=True
+        )
         (place / "installed").touch()
     return place / "node_modules" / ".bin"
 
@@ -244,6 +281,9 @@ def distribution_python() -> Path:
     if not done.exists() or done.read_text() != wanted:
         shutil.rmtree(place, ignore_errors=True)
         subprocess.run([str(system), "-m", "venv", str(place)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(ROOT / "requirements.txt")], check=True)
+        subprocess.run(
+            [str(python), "-m", "pip", "install", "-q", "-r", str(ROOT / "requirements.txt")],
+            check=True,
+        )
         done.write_text(wanted)
     return python

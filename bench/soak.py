@@ -29,7 +29,8 @@ def wrk(port: int, directory: Path, *, pause_ms: float, seconds: float) -> float
     """Requests a second of one run, each connection pausing after each answer. Raises RuntimeError for any error."""
     script = directory / "soak.lua"
     script.write_text(
-        throughput.LUA + f"function delay() return {int(pause_ms)} + (math.random() < {pause_ms % 1} and 1 or 0) end\n"
+        throughput.LUA
+        + f"function delay() return {int(pause_ms)} + (math.random() < {pause_ms % 1} and 1 or 0) end\n"
     )
     return throughput.wrk(port, CONNECTIONS, script, core=CORES, seconds=seconds)["rate"]
 
@@ -75,7 +76,9 @@ def soak(directory: Path, seconds: float) -> list[str]:
         print(f"{failed:.0f} clients left at the ends of runs", flush=True)
         wrong = []
         if failed > CONNECTIONS * (segments + 1):
-            kinds = [line for line in metrics(gateway.port) if line.startswith("nexus_errors_total{")]
+            kinds = [
+                line for line in metrics(gateway.port) if line.startswith("nexus_errors_total{")
+            ]
             wrong.append(f"{failed:.0f} requests failed: {', '.join(kinds)}")
         if imbalance := figure(gateway.port, "nexus_accounting_imbalance"):
             wrong.append(f"the figures are out of balance by {imbalance:.0f}")

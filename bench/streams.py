@@ -40,7 +40,9 @@ def source(listener: socket.socket) -> None:
     slots = 20  # the streams take turns within a period, a twentieth of them at a time
     streams: list[list[socket.socket]] = [[] for _ in range(slots)]
     models = b'{"object":"list","data":[{"id":"m","object":"model","created":1,"owned_by":"x"}]}'
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = (
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
     period, started, turn, joined = 1 / PACE / slots, time.monotonic(), 0, 0
     while True:
         turn += 1
@@ -85,7 +87,9 @@ def source(listener: socket.socket) -> None:
 def sink(port: int, count: int) -> dict[str, float]:
     """Open `count` streams, read them for a while, and give what was seen in the second half."""
     os.sched_setaffinity(0, {int(rig.LOAD_CORE)})
-    body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "Hello there"}]}).encode()
+    body = json.dumps(
+        {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Hello there"}]}
+    ).encode()
     ask = (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
         % (len(body), body)
@@ -143,7 +147,9 @@ def measure(gateway: rig.Running | None, port: int, count: int) -> dict[str, flo
 
     idle = gateway.memory() if gateway else 0
     child = subprocess.Popen(
-        [sys.executable, "-m", "bench.streams", "sink", str(port), str(count)], stdout=subprocess.PIPE, cwd=rig.ROOT
+        [sys.executable, "-m", "bench.streams", "sink", str(port), str(count)],
+        stdout=subprocess.PIPE,
+        cwd=rig.ROOT,
     )
     assert child.stdout is not None
     assert child.stdout.readline().strip() == b"begin"
@@ -161,7 +167,9 @@ def measure(gateway: rig.Running | None, port: int, count: int) -> dict[str, flo
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-    feeder = multiprocessing.get_context("fork").Process(target=source, args=(listener,), daemon=True)
+    feeder = multiprocessing.get_context("fork").Process(
+        target=source, args=(listener,), daemon=True
+    )
     feeder.start()
     upstream = listener.getsockname()[1]
     results: dict[tuple[str, int], list[dict[str, float]]] = {}
@@ -206,7 +214,8 @@ def report(results: dict[tuple[str, int], list[dict[str, float]]]) -> str:
     for count in COUNTS:
         for name in GATEWAYS:
             added = [
-                max(0.0, median(name, count, key) - median("direct", count, key)) for key in ("median_ms", "p99_ms")
+                max(0.0, median(name, count, key) - median("direct", count, key))
+                for key in ("median_ms", "p99_ms")
             ]
             lines.append(
                 f"| {name} | {count} | {median(name, count, 'events') / SECONDS:,.0f} | {cell(name, count, 'cpu_us')} | "
@@ -214,7 +223,10 @@ def report(results: dict[tuple[str, int], list[dict[str, float]]]) -> str:
             )
     lines.append("")
     for count in COUNTS:
-        ratios = [median("Nexus", count, "cpu_us") / median(name, count, "cpu_us") for name in (CHEAPEST, DEFAULT)]
+        ratios = [
+            median("Nexus", count, "cpu_us") / median(name, count, "cpu_us")
+            for name in (CHEAPEST, DEFAULT)
+        ]
         verdict = "met" if ratios[0] < 1 else "missed"
         lines.append(
             f"- {count} streams: Nexus takes {ratios[0]:.2f} × the vLLM router's processor time per event at `round_robin`"
@@ -225,7 +237,9 @@ def report(results: dict[tuple[str, int], list[dict[str, float]]]) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["sink"]:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2
+        )
         sink(int(sys.argv[2]), int(sys.argv[3]))
     else:
         main()

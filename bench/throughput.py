@@ -49,10 +49,26 @@ def litellm(directory: Path, upstream: int) -> rig.Running:
         "model_list:\n- model_name: m\n  litellm_params:\n    model: openai/m\n"
         f"    api_base: http://127.0.0.1:{upstream}/v1\n    api_key: x\n"
     )
-    command = [str(program), "--config", str(file), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    command = [
+        str(program),
+        "--config",
+        str(file),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--num_workers",
+        "1",
+    ]
     key = f"sk-{secrets.token_hex(32)}"  # it does not start without one
     running = rig.start(
-        "litellm", command, port, directory, core=rig.GATEWAY_CORE, ready="/health/liveliness", LITELLM_MASTER_KEY=key
+        "litellm",
+        command,
+        port,
+        directory,
+        core=rig.GATEWAY_CORE,
+        ready="/health/liveliness",
+        LITELLM_MASTER_KEY=key,
     )
     running.headers = {"authorization": f"Bearer {key}"}
     return running
@@ -63,7 +79,10 @@ def portkey(directory: Path, upstream: int) -> rig.Running:
     port = rig.free_port()
     command = ["node", str(programs / "gateway"), f"--port={port}", "--headless"]
     running = rig.start("portkey", command, port, directory, core=rig.GATEWAY_CORE, ready="/")
-    running.headers = {"x-portkey-provider": "openai", "x-portkey-custom-host": f"http://127.0.0.1:{upstream}/v1"}
+    running.headers = {
+        "x-portkey-provider": "openai",
+        "x-portkey-custom-host": f"http://127.0.0.1:{upstream}/v1",
+    }
     return running
 
 
@@ -74,7 +93,9 @@ def haproxy(directory: Path, upstream: int) -> rig.Running:
         "global\n nbthread 1\n maxconn 4000\ndefaults\n mode http\n timeout connect 5s\n timeout client 60s\n"
         f" timeout server 60s\nlisten up\n bind 127.0.0.1:{port}\n server s 127.0.0.1:{upstream}\n"
     )
-    return rig.start("haproxy", ["haproxy", "-db", "-f", str(file)], port, directory, core=rig.GATEWAY_CORE)
+    return rig.start(
+        "haproxy", ["haproxy", "-db", "-f", str(file)], port, directory, core=rig.GATEWAY_CORE
+    )
 
 
 def through_flask(directory: Path, upstream: int) -> rig.Running:
@@ -82,11 +103,15 @@ def through_flask(directory: Path, upstream: int) -> rig.Running:
 
 
 def under_the_distribution(directory: Path, upstream: int) -> rig.Running:
-    return rig.nexus(directory, upstream, name="nexus-distribution", python=rig.distribution_python())
+    return rig.nexus(
+        directory, upstream, name="nexus-distribution", python=rig.distribution_python()
+    )
 
 
 def without_figures(directory: Path, upstream: int) -> rig.Running:
-    return rig.nexus(directory, upstream, name="nexus-without-figures", module="bench.without_figures")
+    return rig.nexus(
+        directory, upstream, name="nexus-without-figures", module="bench.without_figures"
+    )
 
 
 GATEWAYS: dict[str, Callable[[Path, int], rig.Running]] = {
@@ -105,7 +130,14 @@ GATEWAYS: dict[str, Callable[[Path, int], rig.Running]] = {
 }
 
 
-def wrk(port: int, connections: int, script: Path, *, core: str = rig.LOAD_CORE, seconds: float = SECONDS) -> Run:
+def wrk(
+    port: int,
+    connections: int,
+    script: Path,
+    *,
+    core: str = rig.LOAD_CORE,
+    seconds: float = SECONDS,
+) -> Run:
     """One run of wrk: requests a second, and latency in ms."""
     command = [
         "taskset",
@@ -122,7 +154,10 @@ def wrk(port: int, connections: int, script: Path, *, core: str = rig.LOAD_CORE,
         str(script),
     ]
     out = subprocess.run(
-        [*command, f"http://127.0.0.1:{port}/v1/chat/completions"], capture_output=True, text=True, check=True
+        [*command, f"http://127.0.0.1:{port}/v1/chat/completions"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     failed = re.search(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)", out)
     if failed:
@@ -141,7 +176,9 @@ def measure(name: str, directory: Path, upstream: int, script: Path) -> dict[int
     gateway = GATEWAYS[name](directory, upstream)
     try:
         if gateway.headers:
-            own = "".join(f'wrk.headers["{key}"] = "{value}"\n' for key, value in gateway.headers.items())
+            own = "".join(
+                f'wrk.headers["{key}"] = "{value}"\n' for key, value in gateway.headers.items()
+            )
             script = directory / f"{gateway.name}.lua"
             script.write_text(LUA + own)
         wrk(gateway.port, 8, script)  # warm
@@ -164,7 +201,9 @@ def scaling(directory: Path, upstream: rig.Running, script: Path) -> dict[int, R
     """One worker on one core, and two on two; the load and the backend take what is left of both cores."""
     found = {}
     for workers, core in ((1, "0"), (2, "0,1")):
-        gateway = rig.nexus(directory, upstream.port, name=f"nexus-{workers}", workers=workers, core=core)
+        gateway = rig.nexus(
+            directory, upstream.port, name=f"nexus-{workers}", workers=workers, core=core
+        )
         try:
             wrk(gateway.port, 8, script)
             spent = [gateway.cpu_s(), upstream.cpu_s() + sum(os.times()[2:4])]
@@ -188,7 +227,10 @@ def main() -> None:
         upstream = rig.nginx_static(directory, ANSWER)
         try:
             for repeat in range(REPEATS):
-                direct = {connections: wrk(upstream.port, connections, script) for connections in CONNECTIONS}
+                direct = {
+                    connections: wrk(upstream.port, connections, script)
+                    for connections in CONNECTIONS
+                }
                 results.setdefault("direct", []).append(direct)
                 for name in GATEWAYS:
                     if name in missing:
@@ -220,11 +262,16 @@ def ratios(results: dict[str, list[dict[int, Run]]]) -> list[str]:
     for router in (name for name in results if "router" in name):
         for ours in (name for name in ("Nexus", DISTRIBUTION) if name in results):
             cells = [
-                f"{median(results, ours, n, 'rate') / median(results, router, n, 'rate'):.2f} ×" for n in CONNECTIONS
+                f"{median(results, ours, n, 'rate') / median(results, router, n, 'rate'):.2f} ×"
+                for n in CONNECTIONS
             ]
             rows.append(f"| {ours} | {router} | {' | '.join(cells)} |")
     header = " | ".join(f"at {n}" for n in CONNECTIONS)
-    return [f"| requests/s of | to those of | {header} |", "|---|---|" + "---|" * len(CONNECTIONS), *rows]
+    return [
+        f"| requests/s of | to those of | {header} |",
+        "|---|---|" + "---|" * len(CONNECTIONS),
+        *rows,
+    ]
 
 
 def goals(results: dict[str, list[dict[int, Run]]]) -> list[str]:
@@ -240,9 +287,17 @@ def goals(results: dict[str, list[dict[int, Run]]]) -> list[str]:
             ratio = of(ours, 32, key) / of(CHEAPEST, 32, key)
             goal = "at least 1" if least else "at most 1"
             rows.append(
-                (f"{ours}: {what} at 32 to {CHEAPEST}", f"{ratio:.2f} ×", goal, ratio >= 1 if least else ratio <= 1)
+                (
+                    f"{ours}: {what} at 32 to {CHEAPEST}",
+                    f"{ratio:.2f} ×",
+                    goal,
+                    ratio >= 1 if least else ratio <= 1,
+                )
             )
-    added = {name: of(name, 1, "median_ms") - of("direct", 1, "median_ms") for name in ("Nexus", CHEAPEST)}
+    added = {
+        name: of(name, 1, "median_ms") - of("direct", 1, "median_ms")
+        for name in ("Nexus", CHEAPEST)
+    }
     rows += [
         (
             "added at one connection, median", f"{added['Nexus']:.3f} ms",
@@ -252,8 +307,18 @@ def goals(results: dict[str, list[dict[int, Run]]]) -> list[str]:
     ]  # fmt: skip
     if "LiteLLM" in results:
         times = of("Nexus through Flask", 32, "rate") / of("LiteLLM", 32, "rate")
-        rows.append(("through Flask at 32, to LiteLLM's requests/s", f"{times:.1f} ×", "at least 10", times >= 10))
-    table = [f"| {what} | {found} | {goal} | {'met' if met else '**missed**'} |" for what, found, goal, met in rows]
+        rows.append(
+            (
+                "through Flask at 32, to LiteLLM's requests/s",
+                f"{times:.1f} ×",
+                "at least 10",
+                times >= 10,
+            )
+        )
+    table = [
+        f"| {what} | {found} | {goal} | {'met' if met else '**missed**'} |"
+        for what, found, goal, met in rows
+    ]
     return ["| goal | measured | wanted | |", "|---|---|---|---|", *table]
 
 
@@ -265,11 +330,15 @@ def distribution() -> str:
         return f"nothing else ({error})"
 
 
-def median(results: dict[str, list[dict[int, Run]]], name: str, connections: int, key: str) -> float:
+def median(
+    results: dict[str, list[dict[int, Run]]], name: str, connections: int, key: str
+) -> float:
     return statistics.median(run[connections][key] for run in results[name])
 
 
-def report(results: dict[str, list[dict[int, Run]]], missing: dict[str, str], scaled: list[dict[int, Run]]) -> str:
+def report(
+    results: dict[str, list[dict[int, Run]]], missing: dict[str, str], scaled: list[dict[int, Run]]
+) -> str:
     lines = [
         "# Throughput",
         "",
@@ -290,7 +359,9 @@ def report(results: dict[str, list[dict[int, Run]]], missing: dict[str, str], sc
         rates = []
         for connections in CONNECTIONS:
             values = [run[connections]["rate"] for run in runs]
-            rates.append(f"{statistics.median(values):,.0f} ({min(values):,.0f}–{max(values):,.0f})")
+            rates.append(
+                f"{statistics.median(values):,.0f} ({min(values):,.0f}–{max(values):,.0f})"
+            )
         cells = [*rates, f"{median(results, name, 1, 'median_ms'):.3f}",
                  f"{median(results, name, 32, 'median_ms'):.2f}, {median(results, name, 32, 'p99_ms'):.2f}"]  # fmt: skip
         if name == "direct":
@@ -307,12 +378,17 @@ def report(results: dict[str, list[dict[int, Run]]], missing: dict[str, str], sc
     for name in ("LiteLLM", "Portkey"):
         if name in results:
             ratio = of("Nexus", 32, "rate") / of(name, 32, "rate")
-            lines.append(f"- At 32 connections Nexus serves {ratio:.{1 if ratio > 5 else 2}f} × {name}'s requests.")
+            lines.append(
+                f"- At 32 connections Nexus serves {ratio:.{1 if ratio > 5 else 2}f} × {name}'s requests."
+            )
     figures_us = (of("Nexus", 32, "cpu_ms") - of("Nexus without figures", 32, "cpu_ms")) * 1000
     lines.append(
         f"- Figures cost {figures_us:.0f} µs of a request's processor time (*Nexus* less *Nexus without figures*)."
     )
-    one, two = ({key: statistics.median(run[n][key] for run in scaled) for key in scaled[0][n]} for n in (1, 2))
+    one, two = (
+        {key: statistics.median(run[n][key] for run in scaled) for key in scaled[0][n]}
+        for n in (1, 2)
+    )
     alone_us, load_us = one["gateway_us"], one["load_us"]
     lines.append(
         f"- Two workers on two cores serve {two['rate'] / one['rate']:.2f} × the requests of one on one: {two['rate']:,.0f} to "

@@ -18,7 +18,14 @@ class Silent(Recorder):
     def started(self, endpoint: str) -> None:  # noqa: ARG002
         self._row.enter(time.monotonic_ns())
 
-    def attempt_ended(self, column: int, backend: str, outcome: str, *, success: bool | None) -> None:  # noqa: ARG002
+    def attempt_ended(
+        self,
+        column: int,
+        backend: str,  # noqa: ARG002
+        outcome: str,  # noqa: ARG002
+        *,
+        success: bool | None,
+    ) -> None:
         self._row.end(column)
         if success is not None:
             self._row.count_outcome(column, time.monotonic_ns(), success=success)

@@ -9,7 +9,16 @@ import msgspec
 from nexus.cli.main import COMMANDS, cli
 from nexus.cli.output import EXIT_STATUSES
 from nexus.config.loading import describe
-from nexus.config.records import ENVIRONMENT, NOT_YET, RESTART_ONLY, BackendConfig, Config, ModelConfig, Policy, Section
+from nexus.config.records import (
+    ENVIRONMENT,
+    NOT_YET,
+    RESTART_ONLY,
+    BackendConfig,
+    Config,
+    ModelConfig,
+    Policy,
+    Section,
+)
 from nexus.config.template import default_of, documentation, template, toml
 from nexus.errors import FAULTS
 from nexus.metrics.families import FAMILIES
@@ -19,7 +28,11 @@ ROOT = Path(__file__).parent.parent
 
 def metrics() -> str:
     """docs/metrics.md, from the table of families."""
-    who = {"workers": "each process, summed", "health": "the health process", "scrape": "whoever answers the scrape"}
+    who = {
+        "workers": "each process, summed",
+        "health": "the health process",
+        "scrape": "whoever answers the scrape",
+    }
     lines = [
         "# Metrics",
         "",
@@ -53,14 +66,22 @@ def metrics() -> str:
         "|---|---|---|",
     ]
     for name, (otel, vllm) in ELSEWHERE.items():
-        cells = (", ".join(f"`{part}`" for part in names.split(", ") if part) for names in (otel, vllm))
+        cells = (
+            ", ".join(f"`{part}`" for part in names.split(", ") if part) for names in (otel, vllm)
+        )
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
 ELSEWHERE: dict[str, tuple[str, str]] = {
-    "nexus_request_duration_seconds": ("gen_ai.server.request.duration", "vllm:e2e_request_latency_seconds"),
-    "nexus_time_to_first_token_seconds": ("gen_ai.server.time_to_first_token", "vllm:time_to_first_token_seconds"),
+    "nexus_request_duration_seconds": (
+        "gen_ai.server.request.duration",
+        "vllm:e2e_request_latency_seconds",
+    ),
+    "nexus_time_to_first_token_seconds": (
+        "gen_ai.server.time_to_first_token",
+        "vllm:time_to_first_token_seconds",
+    ),
     "nexus_time_per_output_token_seconds": (
         "gen_ai.server.time_per_output_token",
         "vllm:request_time_per_output_token_seconds",
@@ -135,7 +156,10 @@ def configuration() -> str:
         "| variable | |",
         "|---|---|",
         "| `NEXUS_CONFIG` | the file |",
-        *(f"| `{variable}` | `[{section}] {key}` |" for variable, (section, key) in ENVIRONMENT.items()),
+        *(
+            f"| `{variable}` | `[{section}] {key}` |"
+            for variable, (section, key) in ENVIRONMENT.items()
+        ),
         "| `NEXUS_SAVED` | where backends that operators save are kept; else `nexus.saved.json` beside the file |",
         "",
         "A backend's key and the operators' token are never in the file: it names an environment variable, or a",
@@ -147,7 +171,14 @@ def configuration() -> str:
 
 def _section(title: str, record: type[Section], path: tuple[str, ...]) -> list[str]:
     """A table of a section's keys, then the sections within it."""
-    lines = [f"## {title}", "", (record.__doc__ or "").strip(), "", "| key | default | takes | |", "|---|---|---|---|"]
+    lines = [
+        f"## {title}",
+        "",
+        (record.__doc__ or "").strip(),
+        "",
+        "| key | default | takes | |",
+        "|---|---|---|---|",
+    ]
     defaults = {field.name: field for field in msgspec.structs.fields(record)}
     within: list[str] = []
     for name, hint in get_type_hints(record, include_extras=True).items():
@@ -159,7 +190,11 @@ def _section(title: str, record: type[Section], path: tuple[str, ...]) -> list[s
             continue
         default = default_of(defaults[name])
         shown = (
-            "must be given" if default is msgspec.NODEFAULT else "unset" if default is None else f"`{toml(default)}`"
+            "must be given"
+            if default is msgspec.NODEFAULT
+            else "unset"
+            if default is None
+            else f"`{toml(default)}`"
         )
         note = documentation(hint) + (" *start*" if dotted in RESTART_ONLY else "")
         lines.append(f"| `{name}` | {shown} | {describe(hint)} | {note} |")
@@ -193,7 +228,9 @@ def _command(name: str) -> list[str]:
     for part in name.split():
         command = command.get_command(click.Context(command), part)
     options = cli.context_settings["help_option_names"]
-    context = click.Context(command, info_name=f"nexus {name}", terminal_width=100, help_option_names=options)
+    context = click.Context(
+        command, info_name=f"nexus {name}", terminal_width=100, help_option_names=options
+    )
     lines = [f"## nexus {name}", "", "```text", command.get_help(context).rstrip(), "```", ""]
     for within in getattr(command, "commands", {}):
         lines += _command(f"{name} {within}")

@@ -34,7 +34,11 @@ def main() -> None:
         with (
             Demo(place, name="rack-1", pace=200, models=["llama3.1:70b", "qwen2.5:7b"]) as one,
             Demo(
-                place, name="rack-2", pace=200, models=["qwen2.5:7b", "llava:13b"], fault="status=503,rate=0.1"
+                place,
+                name="rack-2",
+                pace=200,
+                models=["qwen2.5:7b", "llava:13b"],
+                fault="status=503,rate=0.1",
             ) as two,
             Demo(place, name="workstation", pace=100, models=["llava:13b"]) as three,
             Gateway(place, backend_toml(one, two, three, max_concurrent=16) + MORE) as gateway,
@@ -58,8 +62,12 @@ def main() -> None:
             try:
                 time.sleep(300)  # as long as the charts go back
                 with sync_playwright() as playwright:
-                    browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-                    page = browser.new_page(viewport={"width": 1400, "height": 1200}, color_scheme="light")
+                    browser = playwright.chromium.launch(
+                        executable_path="/usr/bin/chromium", args=["--no-sandbox"]
+                    )
+                    page = browser.new_page(
+                        viewport={"width": 1400, "height": 1200}, color_scheme="light"
+                    )
                     page.goto(gateway.base + "/")
                     page.wait_for_timeout(3000)
                     page.screenshot(path=ROOT / "docs" / "dashboard.png")

@@ -12,30 +12,30 @@ from pathlib import Path
 
 from flask import Flask
 
-from nexus import log as logs
+from nexus.admin.access import names_token, token_for
+from nexus.admin.dashboard import DashboardContext, dashboard_endpoints
+from nexus.admin.errors import register_errors
+from nexus.admin.live_updates import Live
+from nexus.admin.openapi import openapi_endpoint
+from nexus.admin.operations import Operations, operations_endpoints
 from nexus.config import Config, process_config
-from nexus.fleet.recent import Recent, RecentTable, Ring
+from nexus.fleet.label_requests import LabelRequests
 from nexus.fleet.records import Snapshot
-from nexus.fleet.rundir import RunDirectory, RunDirectoryError, Started
-from nexus.fleet.seat import NoSeatError, Seat
+from nexus.fleet.request_log import RequestLogTable, RequestRecord, Ring
+from nexus.fleet.run_directory import RunDirectory, RunDirectoryError, Started
+from nexus.fleet.slot_lease import NoFreeSlotError, SlotLease
 from nexus.fleet.snapshot import SnapshotReader
-from nexus.fleet.wanted import WantedLabels
 from nexus.fleet.windows import read_windows
-from nexus.metrics.figures import Figures
+from nexus.metrics.collector import Collector
 from nexus.metrics.gauges import FILE as GAUGE_FILE
 from nexus.metrics.recorder import Recorder
-from nexus.metrics.settlement import settle
+from nexus.metrics.recovery import settle
 from nexus.metrics.store import Store
 from nexus.proxy.engine import Engine
-from nexus.proxy.view import FleetView
-from nexus.web.access import names_token, token_for
-from nexus.web.dashboard import Viewed, dashboard_endpoints
-from nexus.web.errors import register_errors
-from nexus.web.ingress import Ingress
-from nexus.web.live import Live
-from nexus.web.openai import openai_endpoints
-from nexus.web.openapi import openapi_endpoint
-from nexus.web.operations import Operations, operations_endpoints
+from nexus.proxy.fleet_view import FleetView
+from nexus.runtime import log as logs
+from nexus.server.flask_endpoints import openai_endpoints
+from nexus.server.ingress import Ingress
 
 log = logging.getLogger("nexus.app")
 
@@ -44,7 +44,7 @@ log = logging.getLogger("nexus.app")
 class Gateway:
     """What the application was put together from, as `app.extensions["nexus"]`."""
 
-    seat: Seat
+    slot_lease: SlotLease
     store: Store
     recorder: Recorder
     engine: Engine
@@ -54,10 +54,12 @@ class Gateway:
         """Give back the seat, the files and the connections; for a process that goes on without the gateway."""
         self.engine.connections.close()
         self.store.close()
-        self.seat.leave()
+        self.slot_lease.leave()
 
 
-def create_app(config: Config | None = None, *, environ: MutableMapping[str, str] = os.environ) -> Flask:
+def create_app(
+    config: Config | None = None, *, environ: MutableMapping[str, str] = os.environ
+) -> Flask:
     """The gateway as a WSGI application, for one process.
 
     `config` None takes the environment's settings; everything else reaches the process with the fleet snapshot, which
@@ -68,31 +70,31 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
     config = process_config(environ) if config is None else config
     logs.configure(level=config.logging.level, kind=config.logging.format)
     run_dir = RunDirectory.of(config)
-    seat, store = _open_store(_take_seat(run_dir, environ))
-    recorder = Recorder(store, seat)
+    slot_lease, store = _open_store(_take_seat(run_dir, environ))
+    recorder = Recorder(store, slot_lease)
 
     fleet = FleetView(
         _snapshot_reader(run_dir.path),
         on_change=_follow_settings,
-        want_label=WantedLabels(run_dir.path).ask,
+        want_label=LabelRequests(run_dir.path).ask,
     )
     engine = Engine(
         fleet=fleet,
         recorder=recorder,
-        load=seat.table,
-        row=seat.row,
-        circuits=seat.circuits,
-        ring=_ring(seat),
+        load=slot_lease.table,
+        row=slot_lease.row,
+        circuits=slot_lease.circuits,
+        ring=_ring(slot_lease),
         environ=environ,
-        name=_gateway_name(seat),
+        name=_gateway_name(slot_lease),
     )
 
     def health_process_alive() -> bool:
-        return run_dir.health_process_alive() and not seat.health_process_silent()
+        return run_dir.health_process_alive() and not slot_lease.health_process_silent()
 
-    started = seat.started() or Started.now(workers=1)
-    figures = Figures(
-        seat,
+    started = slot_lease.started() or Started.now(workers=1)
+    figures = Collector(
+        slot_lease,
         store.registry,
         started=started,
         snapshot=fleet.snapshot,
@@ -108,8 +110,10 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
                 snapshot=fleet.snapshot,
                 started=lambda: started,
                 health_process_alive=health_process_alive,
-                workers=seat.workers,
-                fleet_age_s=lambda: file_age_s(seat.metrics / GAUGE_FILE) if seat.metrics else None,
+                workers=slot_lease.workers,
+                fleet_age_s=lambda: (
+                    file_age_s(slot_lease.metrics / GAUGE_FILE) if slot_lease.metrics else None
+                ),
                 role="worker",
                 token=lambda: token_for("metrics", fleet.snapshot(), environ),
                 lately=lambda: read_windows(run_dir.path),
@@ -120,13 +124,13 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
     )
     live = Live(run_dir.path)
 
-    def latest(limit: int) -> list[Recent]:
-        engine.recents.flush()
-        return seat.recent.latest(range(seat.table.rows), limit=limit)
+    def latest(limit: int) -> list[RequestRecord]:
+        engine.request_log.flush()
+        return slot_lease.recent.latest(range(slot_lease.table.rows), limit=limit)
 
     app.register_blueprint(
         dashboard_endpoints(
-            Viewed(
+            DashboardContext(
                 snapshot=fleet.snapshot,
                 latest=latest,
                 live=live,
@@ -140,53 +144,63 @@ def create_app(config: Config | None = None, *, environ: MutableMapping[str, str
     app.wsgi_app = Ingress(  # type: ignore[assignment,method-assign]
         app.wsgi_app, cors=engine.cors, rejected=recorder.rejected, preflight=recorder.preflight
     )
-    app.extensions["nexus"] = Gateway(seat=seat, store=store, recorder=recorder, engine=engine, live=live)
-    log.info("worker ready", extra={"pid": os.getpid(), "slot": seat.slot, "generation": _name(seat)})
+    app.extensions["nexus"] = Gateway(
+        slot_lease=slot_lease, store=store, recorder=recorder, engine=engine, live=live
+    )
+    log.info(
+        "worker ready",
+        extra={"pid": os.getpid(), "slot": slot_lease.slot, "generation": _name(slot_lease)},
+    )
     return app
 
 
-def _gateway_name(seat: Seat) -> str | None:
+def _gateway_name(slot_lease: SlotLease) -> str | None:
     """What this start of the gateway is called in Via headers; it shows nothing of the host."""
-    if seat.generation is None:
+    if slot_lease.generation is None:
         return None
-    return f"nexus-{hashlib.sha256(seat.generation.name.encode()).hexdigest()[:16]}"
+    return f"nexus-{hashlib.sha256(slot_lease.generation.name.encode()).hexdigest()[:16]}"
 
 
-def _take_seat(run_dir: RunDirectory, environ: MutableMapping[str, str]) -> Seat:
+def _take_seat(run_dir: RunDirectory, environ: MutableMapping[str, str]) -> SlotLease:
     try:
-        if seat := Seat.handed_over(environ):
-            return seat
+        if slot_lease := SlotLease.handed_over(environ):
+            return slot_lease
         lock = run_dir.claim(f"pid {os.getpid()}")
-        seat = Seat.lease(run_dir.new_generation(workers=1))
-        seat.keep(lock)
-    except (RunDirectoryError, NoSeatError, OSError) as error:
+        slot_lease = SlotLease.lease(run_dir.new_generation(workers=1))
+        slot_lease.keep(lock)
+    except (RunDirectoryError, NoFreeSlotError, OSError) as error:
         return _alone(error)
-    return seat
+    return slot_lease
 
 
-def _open_store(seat: Seat) -> tuple[Seat, Store]:
+def _open_store(slot_lease: SlotLease) -> tuple[SlotLease, Store]:
     """The files of the seat, taken over from its last holder; in memory where they cannot be used."""
     try:
-        settle(seat)
-        return seat, Store(seat)
+        settle(slot_lease)
+        return slot_lease, Store(slot_lease)
     except OSError as error:
-        seat.leave()
-        seat = _alone(error)
-        settle(seat)
-        return seat, Store(seat)
+        slot_lease.leave()
+        slot_lease = _alone(error)
+        settle(slot_lease)
+        return slot_lease, Store(slot_lease)
 
 
-def _ring(seat: Seat) -> Ring:
+def _ring(slot_lease: SlotLease) -> Ring:
     try:
-        return seat.recent.ring(seat.slot)
+        return slot_lease.recent.ring(slot_lease.slot)
     except OSError as error:
-        log.error("requests of this process are not shown among the last ones", extra={"why": error})
-        return RecentTable(None).ring(0)
+        log.error(
+            "requests of this process are not shown among the last ones", extra={"why": error}
+        )
+        return RequestLogTable(None).ring(0)
 
 
-def _alone(error: Exception) -> Seat:
-    log.error("figures of this process stay in its memory, no scrape of another shows them", extra={"why": error})
-    return Seat.alone()
+def _alone(error: Exception) -> SlotLease:
+    log.error(
+        "figures of this process stay in its memory, no scrape of another shows them",
+        extra={"why": error},
+    )
+    return SlotLease.alone()
 
 
 def _snapshot_reader(path: Path) -> SnapshotReader | None:
@@ -199,7 +213,9 @@ def _snapshot_reader(path: Path) -> SnapshotReader | None:
 
 def _follow_settings(snapshot: Snapshot) -> None:
     settings = snapshot.config.logging
-    logs.configure(level=settings.level, kind=settings.format, component_levels=settings.component_levels)
+    logs.configure(
+        level=settings.level, kind=settings.format, component_levels=settings.component_levels
+    )
 
 
 def file_age_s(path: Path) -> float | None:
@@ -210,5 +226,5 @@ def file_age_s(path: Path) -> float | None:
         return None
 
 
-def _name(seat: Seat) -> str | None:
-    return seat.generation.name if seat.generation else None
+def _name(slot_lease: SlotLease) -> str | None:
+    return slot_lease.generation.name if slot_lease.generation else None

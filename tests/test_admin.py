@@ -23,9 +23,13 @@ def demos(tmp_path_factory):
 
 def call(base, method, path, body=None, *, token):
     """(status, answer) of a call to the operators' endpoints."""
-    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
+    headers = {"content-type": "application/json"} | (
+        {"authorization": f"Bearer {token}"} if token else {}
+    )
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{base}/admin/{path}", data=data, method=method, headers=headers)
+    request = urllib.request.Request(
+        f"{base}/admin/{path}", data=data, method=method, headers=headers
+    )
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, json.load(answer)
@@ -38,9 +42,13 @@ def token_of(gateway):
 
 
 def served_by(gateway):
-    body = json.dumps({"model": "demo-small", "messages": [{"role": "user", "content": "x"}]}).encode()
+    body = json.dumps(
+        {"model": "demo-small", "messages": [{"role": "user", "content": "x"}]}
+    ).encode()
     request = urllib.request.Request(
-        f"{gateway.base}/v1/chat/completions", data=body, headers={"content-type": "application/json"}
+        f"{gateway.base}/v1/chat/completions",
+        data=body,
+        headers={"content-type": "application/json"},
     )
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -61,7 +69,9 @@ def test_the_token(tmp_path, demos):
 
 
 def test_a_token_of_the_operators_own(tmp_path, demos):
-    with Gateway(tmp_path, backend_toml(demos[0]), workers=1, environ={"NEXUS_ADMIN_TOKEN": "ours"}) as gateway:
+    with Gateway(
+        tmp_path, backend_toml(demos[0]), workers=1, environ={"NEXUS_ADMIN_TOKEN": "ours"}
+    ) as gateway:
         assert call(gateway.operations, "GET", "backends", token="ours")[0] == 200
         assert call(gateway.operations, "GET", "backends", token=token_of(gateway))[0] == 401
 
@@ -85,9 +95,13 @@ def test_added_drained_removed(tmp_path, demos):
             False,
         )
         until(lambda: gateway.scrape().value("nexus_backends_healthy") == 2)
-        status, answer = call(gateway.operations, "POST", "backends", {"name": "two", "url": two.url}, token=token)
+        status, answer = call(
+            gateway.operations, "POST", "backends", {"name": "two", "url": two.url}, token=token
+        )
         assert (status, answer["error"]["code"]) == (409, "backend_exists")
-        status, answer = call(gateway.operations, "POST", "backends", {"name": "three", "uri": two.url}, token=token)
+        status, answer = call(
+            gateway.operations, "POST", "backends", {"name": "three", "uri": two.url}, token=token
+        )
         assert status == 400
         assert "[backends] has no key uri; did you mean url?" in answer["error"]["message"]
 
@@ -95,11 +109,19 @@ def test_added_drained_removed(tmp_path, demos):
         assert (status, drained["draining"], drained["status"]) == (200, True, "healthy")
         assert {served_by(gateway) for _ in range(20)} == {"two"}
         assert gateway.scrape().series("nexus_backend_draining", "backend") == {("one",): 1}
-        assert [entry["owned_by"] for entry in get_json(f"{gateway.base}/v1/models")["data"]] == ["two"]
+        assert [entry["owned_by"] for entry in get_json(f"{gateway.base}/v1/models")["data"]] == [
+            "two"
+        ]
 
-        assert call(gateway.operations, "DELETE", "backends/two", token=token) == (200, {"removed": "two"})
+        assert call(gateway.operations, "DELETE", "backends/two", token=token) == (
+            200,
+            {"removed": "two"},
+        )
         assert served_by(gateway) == 503  # what is left is drained
-        assert call(gateway.operations, "POST", "backends/one/undrain", token=token)[1]["draining"] is False
+        assert (
+            call(gateway.operations, "POST", "backends/one/undrain", token=token)[1]["draining"]
+            is False
+        )
         assert served_by(gateway) == "one"
         status, answer = call(gateway.operations, "DELETE", "backends/two", token=token)
         assert (status, answer["error"]["code"]) == (404, "unknown_backend")
@@ -117,10 +139,18 @@ def test_kept_as_long_as_was_asked(tmp_path, demos):
 
     with Gateway(tmp_path, backend_toml(one)) as gateway:
         token = token_of(gateway)
-        assert call(gateway.operations, "POST", "backends", {"name": "now", "url": two.url}, token=token)[0] == 201
+        assert (
+            call(
+                gateway.operations, "POST", "backends", {"name": "now", "url": two.url}, token=token
+            )[0]
+            == 201
+        )
         wanted = {"name": "kept", "url": two.url, "save": True}
         assert call(gateway.operations, "POST", "backends", wanted, token=token)[0] == 201
-        assert call(gateway.operations, "POST", "backends/one/drain", {"save": True}, token=token)[0] == 200
+        assert (
+            call(gateway.operations, "POST", "backends/one/drain", {"save": True}, token=token)[0]
+            == 200
+        )
         expected = {"one": ("file", True), "kept": ("saved", False), "now": ("added", False)}
         assert origins(gateway) == expected
 
@@ -142,8 +172,15 @@ def test_what_cannot_be_kept_is_refused(tmp_path, demos):
     one, two = demos
     with Gateway(tmp_path, backend_toml(one)) as gateway:
         token = token_of(gateway)
-        assert call(gateway.operations, "POST", "backends", {"name": "now", "url": two.url}, token=token)[0] == 201
-        (tmp_path / "nexus.saved.json").mkdir()  # what cannot be written is refused, and changes nothing
+        assert (
+            call(
+                gateway.operations, "POST", "backends", {"name": "now", "url": two.url}, token=token
+            )[0]
+            == 201
+        )
+        (
+            tmp_path / "nexus.saved.json"
+        ).mkdir()  # what cannot be written is refused, and changes nothing
         wanted = {"name": "kept", "url": two.url, "save": True}
         status, answer = call(gateway.operations, "POST", "backends", wanted, token=token)
         assert status == 400

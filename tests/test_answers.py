@@ -10,9 +10,9 @@ from http.client import HTTPConnection
 
 import pytest
 
-from nexus.proxy.headers import CREDENTIALS
-from tests.support.figures import moved
+from nexus.http.headers import CREDENTIALS
 from tests.support.load import chat
+from tests.support.metrics import moved
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
 
@@ -66,7 +66,11 @@ def well_again(fleet) -> Iterator[None]:
     gateway, first, _ = fleet
     first.fault("")
     for model in ("only", "shared"):
-        until(lambda model=model: b"first" in ask(gateway, model, "fast path")[1]["x-nexus-backend"].encode())
+        until(
+            lambda model=model: (
+                b"first" in ask(gateway, model, "fast path")[1]["x-nexus-backend"].encode()
+            )
+        )
     gateway.settled()
 
 
@@ -77,7 +81,9 @@ def ask(
     connection = HTTPConnection("127.0.0.1", gateway.port, timeout=60)
     headers = {"content-type": "application/json", **more}
     if way == "Flask":  # which serves what comes in chunks
-        connection.request("POST", "/v1/chat/completions", iter([body]), headers, encode_chunked=True)
+        connection.request(
+            "POST", "/v1/chat/completions", iter([body]), headers, encode_chunked=True
+        )
     else:
         connection.request("POST", "/v1/chat/completions", body, headers)
     answer = connection.getresponse()
@@ -87,7 +93,10 @@ def ask(
 
 
 def flat(changes) -> dict[str, float]:
-    return {f"{name}{{{','.join(v for _, v in sorted(labels))}}}": change for (name, labels), change in changes.items()}
+    return {
+        f"{name}{{{','.join(v for _, v in sorted(labels))}}}": change
+        for (name, labels), change in changes.items()
+    }
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -170,12 +179,17 @@ def test_client_error_whose_body_does_not_come(fleet, status, shown, way):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("status=501,message=This server does not support embeddings", "This server does not support embeddings"),
+        (
+            "status=501,message=This server does not support embeddings",
+            "This server does not support embeddings",
+        ),
         ("status=500,message=image input is not supported", "image input is not supported"),
         ("status=413", "/v1/chat/completions fails as asked"),
     ],
 )
-def test_clients_own_mistake_is_asked_once_and_told_in_the_backends_words(fleet, fault, message, way):
+def test_clients_own_mistake_is_asked_once_and_told_in_the_backends_words(
+    fleet, fault, message, way
+):
     gateway, first, _ = fleet
     first.fault(fault)
     before = gateway.settled()
@@ -192,7 +206,16 @@ def test_clients_own_mistake_is_asked_once_and_told_in_the_backends_words(fleet,
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize(
     ("status", "shown"),
-    [(401, 401), (402, 402), (400, 400), (404, 404), (429, 429), (500, 502), (200, 502), (503, 503)],
+    [
+        (401, 401),
+        (402, 402),
+        (400, 400),
+        (404, 404),
+        (429, 429),
+        (500, 502),
+        (200, 502),
+        (503, 503),
+    ],
 )
 def test_gateways_own_key_is_in_nothing_that_comes_back(fleet, status, shown, stream, way):
     gateway, first, _ = fleet
@@ -225,7 +248,9 @@ def test_gateways_own_key_is_masked_within_a_stream(fleet, way):
     assert KEY not in gateway.output()
 
 
-@pytest.mark.parametrize("fault", ["status=503,message=Loading model", "status=529", "status=500,message=overloaded"])
+@pytest.mark.parametrize(
+    "fault", ["status=503,message=Loading model", "status=529", "status=500,message=overloaded"]
+)
 def test_busy_backend_says_when_to_come_back(fleet, fault, way):
     gateway, first, _ = fleet
     first.fault(fault)

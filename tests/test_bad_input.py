@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.figures import moved
+from tests.support.metrics import moved
 from tests.support.polling import until
 from tests.support.processes import Gateway
 
@@ -15,11 +15,18 @@ pytestmark = pytest.mark.e2e
 
 CHAT = "/v1/chat/completions"
 GOOD: dict[str, Any] = {"model": "demo-small", "messages": [{"role": "user", "content": "hi"}]}
-COUNTED = ("nexus_requests_total", "nexus_errors_total", "nexus_requests_started_total", "nexus_http_rejected_total")
+COUNTED = (
+    "nexus_requests_total",
+    "nexus_errors_total",
+    "nexus_requests_started_total",
+    "nexus_http_rejected_total",
+)
 JSON = "application/json"
 
 
-def ask(gateway: Gateway, method: str, path: str, body: bytes | None, content_type: str | None = JSON):
+def ask(
+    gateway: Gateway, method: str, path: str, body: bytes | None, content_type: str | None = JSON
+):
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
     headers = {"content-type": content_type} if content_type else {}
     connection.request(method, path, body=body, headers=headers)
@@ -49,7 +56,11 @@ CASES = [
     ("a form", "POST", CHAT, b"model=x", "application/x-www-form-urlencoded", 415, "unsupported_media_type", "invalid_request"),
     ("over the limit", "POST", CHAT, b" " * (32 * 1024 * 1024 + 1), JSON, 413, "body_too_large", "invalid_request"),
 ]  # fmt: skip
-ENDPOINT = {CHAT: "chat_completions", "/v1/completions": "completions", "/v1/embeddings": "embeddings"}
+ENDPOINT = {
+    CHAT: "chat_completions",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+}
 
 
 @pytest.mark.parametrize(
@@ -57,7 +68,9 @@ ENDPOINT = {CHAT: "chat_completions", "/v1/completions": "completions", "/v1/emb
     [c[1:] for c in CASES],
     ids=[c[0] for c in CASES],
 )
-def test_each_is_refused_and_counted(gateway, method, path, body, content_type, status, code, error_type):
+def test_each_is_refused_and_counted(
+    gateway, method, path, body, content_type, status, code, error_type
+):
     before, lines = gateway.settled(), len(gateway.lines("request"))
     got, headers, content = ask(gateway, method, path, body, content_type)
     assert got == status
@@ -69,7 +82,10 @@ def test_each_is_refused_and_counted(gateway, method, path, body, content_type, 
     assert headers["x-request-id"]
     expected = {
         ("nexus_requests_started_total", frozenset({("endpoint", ENDPOINT[path])})): 1.0,
-        ("nexus_requests_total", frozenset({("model", "unknown"), ("backend", "none"), ("status", str(status))})): 1.0,
+        (
+            "nexus_requests_total",
+            frozenset({("model", "unknown"), ("backend", "none"), ("status", str(status))}),
+        ): 1.0,
         ("nexus_errors_total", frozenset({("error_type", error_type), ("model", "unknown")})): 1.0,
     }
     until(lambda: moved(before, gateway.settled(), COUNTED) == expected)
@@ -79,14 +95,22 @@ def test_each_is_refused_and_counted(gateway, method, path, body, content_type, 
 
 def test_made_up_model_is_unknown(gateway):
     before = gateway.settled()
-    status, _, content = ask(gateway, "POST", CHAT, json.dumps({**GOOD, "model": 'x"} made\nup'}).encode())
+    status, _, content = ask(
+        gateway, "POST", CHAT, json.dumps({**GOOD, "model": 'x"} made\nup'}).encode()
+    )
     assert status == 404
     error = json.loads(content)["error"]
     assert (error["code"], error["param"]) == ("model_not_found", "model")
     assert "demo-large, demo-small" in error["message"]
     assert moved(before, gateway.settled(), ("nexus_requests_total", "nexus_errors_total")) == {
-        ("nexus_requests_total", frozenset({("model", "unknown"), ("backend", "none"), ("status", "404")})): 1.0,
-        ("nexus_errors_total", frozenset({("error_type", "model_not_found"), ("model", "unknown")})): 1.0,
+        (
+            "nexus_requests_total",
+            frozenset({("model", "unknown"), ("backend", "none"), ("status", "404")}),
+        ): 1.0,
+        (
+            "nexus_errors_total",
+            frozenset({("error_type", "model_not_found"), ("model", "unknown")}),
+        ): 1.0,
     }
 
 
@@ -138,7 +162,10 @@ def test_body_cut_off(gateway):
         lambda: (
             moved(before, gateway.settled(), ("nexus_requests_total",))
             == {
-                ("nexus_requests_total", frozenset({("model", "unknown"), ("backend", "none"), ("status", "400")})): 1.0
+                (
+                    "nexus_requests_total",
+                    frozenset({("model", "unknown"), ("backend", "none"), ("status", "400")}),
+                ): 1.0
             }
         )
     )
@@ -148,7 +175,11 @@ def test_chunked_body_is_read(gateway):
     body = json.dumps(GOOD).encode()
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
     connection.request(
-        "POST", CHAT, body=iter([body[:20], body[20:]]), headers={"content-type": JSON}, encode_chunked=True
+        "POST",
+        CHAT,
+        body=iter([body[:20], body[20:]]),
+        headers={"content-type": JSON},
+        encode_chunked=True,
     )
     assert connection.getresponse().status == 200
     connection.close()

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.figures import Scrape, scrape
-from tests.support.load import Ask, chat, run
+from tests.support.load import ParsedRequest, chat, run
+from tests.support.metrics import Scrape, scrape
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
 from tests.test_lifecycle import assert_none_fell
@@ -26,7 +26,9 @@ pytestmark = pytest.mark.e2e
 SECONDS = float(os.environ.get("NEXUS_CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("NEXUS_CHAOS_SEED", "1"))
 CONCURRENCY = 50
-PAUSE_S = 0.2  # between two requests of a client: two cores carry clients, gateway, backends and scrapes
+PAUSE_S = (
+    0.2  # between two requests of a client: two cores carry clients, gateway, backends and scrapes
+)
 
 
 class Chaos:
@@ -95,7 +97,9 @@ class Chaos:
         if demo.child.poll() is None:
             demo.stop(number=signal.SIGKILL)
         else:
-            self._spare[0] = Demo(self._directory, name=demo.name, port=demo.port, models=["shared"], pace=0)
+            self._spare[0] = Demo(
+                self._directory, name=demo.name, port=demo.port, models=["shared"], pace=0
+            )
 
 
 def kill(pid: int, number: int) -> None:
@@ -103,7 +107,7 @@ def kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def asks(until_s: float) -> Iterator[Ask]:
+def asks(until_s: float) -> Iterator[ParsedRequest]:
     for number in itertools.count():
         if time.monotonic() > until_s:
             return
@@ -113,7 +117,9 @@ def asks(until_s: float) -> Iterator[Ask]:
             case 2:
                 yield chat("stream", "shared", stream=True, stream_options={"include_usage": True})
             case 3:
-                yield Ask("embeddings", "/v1/embeddings", {"model": "shared", "input": "x"})
+                yield ParsedRequest(
+                    "embeddings", "/v1/embeddings", {"model": "shared", "input": "x"}
+                )
             case 4:
                 yield chat("flaky", "flaky")
             case _:
@@ -124,11 +130,15 @@ def test_figures_hold_whatever_happens(tmp_path):
     rng = random.Random(SEED)
     with (
         Demo(tmp_path, name="steady", models=["shared"], pace=0) as steady,
-        Demo(tmp_path, name="flaky", models=["flaky"], pace=0, fault="status=500,rate=0.3,seed=2") as flaky,
+        Demo(
+            tmp_path, name="flaky", models=["flaky"], pace=0, fault="status=500,rate=0.3,seed=2"
+        ) as flaky,
     ):
         spare = [Demo(tmp_path, name="spare", models=["shared"], pace=0)]
         try:
-            with Gateway(tmp_path, backend_toml(steady, flaky, *spare), workers=4, interval_s=1) as gateway:
+            with Gateway(
+                tmp_path, backend_toml(steady, flaky, *spare), workers=4, interval_s=1
+            ) as gateway:
                 chaos = Chaos(gateway, spare, tmp_path, rng)
                 tally = under_load(gateway, chaos)
                 check_the_end(gateway, chaos, tally)
@@ -141,7 +151,7 @@ def under_load(gateway: Gateway, chaos: Chaos) -> Counter[int]:
     end = time.monotonic() + SECONDS
     tally: Counter[int] = Counter()
 
-    def seen(_: Ask, status: int, __: bytes) -> None:
+    def seen(_: ParsedRequest, status: int, __: bytes) -> None:
         tally[status] += 1
 
     def load() -> None:
@@ -186,21 +196,37 @@ def check_the_end(gateway: Gateway, chaos: Chaos, tally: Counter[int]) -> None:
     )
     assert sum(tally.values()) > SECONDS
     assert set(tally) <= {0, 200, 404, 502, 503}, "no client left, and none sent half a request"
-    for base in (gateway.base, until(lambda: scrape(gateway.operations) and gateway.operations, within_s=30)):
+    for base in (
+        gateway.base,
+        until(lambda: scrape(gateway.operations) and gateway.operations, within_s=30),
+    ):
         found = scrape(base)
         assert found.value("nexus_accounting_imbalance") == 0
         assert found.total("nexus_pending_requests") == 0
         total = found.total("nexus_requests_total")
-        errors = sum(v for (status,), v in found.series("nexus_requests_total", "status").items() if status >= "4")
+        errors = sum(
+            v
+            for (status,), v in found.series("nexus_requests_total", "status").items()
+            if status >= "4"
+        )
         assert abs(total - found.total("nexus_request_duration_seconds_count")) <= chaos.kills
         assert abs(errors - found.total("nexus_errors_total")) <= chaos.kills
 
-    by_status = {int(status): count for (status,), count in quiet.series("nexus_requests_total", "status").items()}
+    by_status = {
+        int(status): count
+        for (status,), count in quiet.series("nexus_requests_total", "status").items()
+    }
     for status in {*by_status, *tally} - {0, 499}:
         # An answer that was on its way when its worker was killed is counted on one side only.
-        assert abs(by_status.get(status, 0) - tally[status]) <= chaos.kills, (status, by_status, tally)
+        assert abs(by_status.get(status, 0) - tally[status]) <= chaos.kills, (
+            status,
+            by_status,
+            tally,
+        )
     # What a client saw break off was lost with a worker, or never reached one.
-    assert quiet.value("nexus_requests_lost_total") + by_status.get(499, 0) <= tally[0] + chaos.kills
+    assert (
+        quiet.value("nexus_requests_lost_total") + by_status.get(499, 0) <= tally[0] + chaos.kills
+    )
 
     files = list(gateway.run_dir.glob("generations/*/metrics/*.db"))
     # Sampled, so that one process may have passed unseen; were they not used again, there would be two for each kill.

@@ -57,7 +57,12 @@ def test_one_fails_one_hangs_one_is_well(tmp_path: Path):
             failing.fault("status=500")
             hanging.fault("hang")
             struck = time.monotonic()
-            until(lambda: [name for name, state in circuits(gateway, names).items() if state == "closed"] == ["well"])
+            until(
+                lambda: (
+                    [name for name, state in circuits(gateway, names).items() if state == "closed"]
+                    == ["well"]
+                )
+            )
             opened_after = time.monotonic() - struck
             time.sleep(TIMEOUT_S + 0.5)  # those that hung when it opened have ended
             sick_for = share(gateway, names, SICK_S)
@@ -90,17 +95,28 @@ def test_one_fails_one_hangs_one_is_well(tmp_path: Path):
 
 def circuits(gateway: Gateway, names: list[str]) -> dict[str, str]:
     """By `/v1/stats`; `/metrics` says the same."""
-    return {entry["name"]: entry["circuit"] for entry in gateway.stats()["backends"] if entry["name"] in names}
+    return {
+        entry["name"]: entry["circuit"]
+        for entry in gateway.stats()["backends"]
+        if entry["name"] in names
+    }
 
 
 def test_state_is_shown(tmp_path: Path):
     with Demo(tmp_path, name="sick", models=["shared"], pace=0) as sick:
-        config = backend_toml(sick) + "[routing]\nmax_retries = 0\n[circuit_breaker]\nopen_seconds = 2\n"
+        config = (
+            backend_toml(sick) + "[routing]\nmax_retries = 0\n[circuit_breaker]\nopen_seconds = 2\n"
+        )
         with Gateway(tmp_path, config) as gateway:
             sick.fault("status=500")
             statuses: list[int] = []
             asks = [chat("x", "shared")] * 20
-            run(gateway.port, asks, concurrency=1, seen=lambda _, status, __: statuses.append(status))
+            run(
+                gateway.port,
+                asks,
+                concurrency=1,
+                seen=lambda _, status, __: statuses.append(status),
+            )
             assert statuses == [502] * 20, (
                 "five failures open it; where all circuits are open, one is tried all the same"
             )
@@ -108,13 +124,22 @@ def test_state_is_shown(tmp_path: Path):
             scrape = gateway.settled()
             assert scrape.value("nexus_backend_circuit_state", backend="sick") == 2
             assert scrape.value("nexus_circuit_opened_total", backend="sick") == 1
-            assert scrape.value("nexus_routing_decision_seconds_count") == 20, "one for each request, refused or not"
+            assert scrape.value("nexus_routing_decision_seconds_count") == 20, (
+                "one for each request, refused or not"
+            )
             until(lambda: gateway.scrape().value("nexus_event_loop_lag_seconds_count") >= 2)
             assert circuits(gateway, ["sick"]) == {"sick": "open"}
             assert gateway.lines("circuit opened")[0]["backend"] == "sick"
-            until(lambda: gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 1)
+            until(
+                lambda: gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 1
+            )
             sick.fault("")
-            run(gateway.port, asks[:1], concurrency=1, seen=lambda _, status, __: statuses.append(status))
+            run(
+                gateway.port,
+                asks[:1],
+                concurrency=1,
+                seen=lambda _, status, __: statuses.append(status),
+            )
             assert statuses[-1] == 200
             assert gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 0
 
@@ -140,7 +165,9 @@ def test_slow_half_open_probe_keeps_nobody_out(tmp_path: Path):
     with (
         Demo(tmp_path, name="sick", models=["shared"], pace=0) as sick,
         Demo(tmp_path, name="well", models=["shared"], pace=0) as well,
-        Gateway(tmp_path, backend_toml(sick, well) + tripping(open_seconds=1.0, strategy="round_robin")) as gateway,
+        Gateway(
+            tmp_path, backend_toml(sick, well) + tripping(open_seconds=1.0, strategy="round_robin")
+        ) as gateway,
     ):
         trip(gateway, sick)
         sick.fault("delay=30")
@@ -168,7 +195,10 @@ def test_good_health_probe_closes_a_circuit_that_nobody_tries(tmp_path: Path):
         Gateway(tmp_path, backend_toml(sick) + tripping(open_seconds=0.5)) as gateway,
     ):
         trip(gateway, sick)
-        until(lambda: gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 0, within_s=10)
+        until(
+            lambda: gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 0,
+            within_s=10,
+        )
 
 
 JSON = {"content-type": "application/json"}
@@ -203,7 +233,10 @@ def test_poisoned_requests_take_the_only_backend_from_nobody(tmp_path: Path):
         scrape = gateway.settled()
         assert scrape.value("nexus_requests_total", backend="d", model="shared", status="200") == 10
         assert scrape.value("nexus_requests_total", backend="d", model="shared", status="502") == 15
-        assert scrape.value("nexus_upstream_attempts_total", backend="d", outcome="backend_error") == 45
+        assert (
+            scrape.value("nexus_upstream_attempts_total", backend="d", outcome="backend_error")
+            == 45
+        )
 
 
 def test_poisoned_requests_count_against_no_backend_where_several_fail(tmp_path: Path):
@@ -235,7 +268,9 @@ def test_one_failing_backend_of_two_is_found_out(tmp_path: Path):
 def test_rate_limit_of_one_model_holds_no_other(tmp_path: Path):
     with (
         Demo(tmp_path, name="d", models=["limited", "other"], pace=0) as demo,
-        Gateway(tmp_path, backend_toml(demo) + "[queue]\nenabled = false\n[routing]\nmax_retries = 0\n") as gateway,
+        Gateway(
+            tmp_path, backend_toml(demo) + "[queue]\nenabled = false\n[routing]\nmax_retries = 0\n"
+        ) as gateway,
     ):
         assert send(gateway, "limited", "status=429,retry_after=30")[0] == 429
         assert send(gateway, "other")[0] == 200
@@ -252,7 +287,10 @@ def test_backend_that_lacks_a_listed_model_is_probed_at_once(tmp_path: Path):
         Gateway(tmp_path, backend_toml(demo), interval_s=3600) as gateway,
     ):
         assert send(gateway, "shared", "status=404")[0] == 404
-        until(lambda: gateway.scrape().value("nexus_backend_latency_seconds_count", backend="d") == 2, within_s=10)
+        until(
+            lambda: gateway.scrape().value("nexus_backend_latency_seconds_count", backend="d") == 2,
+            within_s=10,
+        )
         assert gateway.scrape().value("nexus_backend_circuit_state", backend="d") == 0
 
 
@@ -274,10 +312,17 @@ def trip(gateway: Gateway, demo: Demo) -> None:
 @contextmanager
 def streamed(gateway: Gateway, *, tokens: int) -> Iterator[HTTPResponse]:
     """A stream that has come to its content."""
-    body = {"model": "shared", "stream": True, "max_tokens": tokens, "messages": [{"role": "user", "content": "x"}]}
+    body = {
+        "model": "shared",
+        "stream": True,
+        "max_tokens": tokens,
+        "messages": [{"role": "user", "content": "x"}],
+    }
     connection = HTTPConnection("127.0.0.1", gateway.port, timeout=20)
     try:
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"}
+        )
         answer = connection.getresponse()
         assert answer.status == 200
         yield answer
@@ -300,13 +345,23 @@ def test_what_does_not_speak_against_a_backend(tmp_path: Path, fault: str, statu
         with Gateway(tmp_path, config) as gateway:
             statuses: list[int] = []
             asks = [chat("x", "shared")] * 20
-            run(gateway.port, asks, concurrency=1, seen=lambda _, status, __: statuses.append(status))
+            run(
+                gateway.port,
+                asks,
+                concurrency=1,
+                seen=lambda _, status, __: statuses.append(status),
+            )
             assert statuses[0] == status
             if status in (429, 503, 529):  # taken out for a second, then asked again
                 assert set(statuses[1:]) <= {503, status}
                 until(
                     lambda: (
-                        run(gateway.port, asks[:1], concurrency=1, seen=lambda _, s, __: statuses.append(s))
+                        run(
+                            gateway.port,
+                            asks[:1],
+                            concurrency=1,
+                            seen=lambda _, s, __: statuses.append(s),
+                        )
                         or demo.tally()["requests"]["/v1/chat/completions"] > 1
                     )
                 )
@@ -323,11 +378,18 @@ def test_retries_do_not_multiply_an_outage(tmp_path: Path):
         Demo(tmp_path, name="a", models=["shared"], pace=0, fault="status=500") as a,
         Demo(tmp_path, name="b", models=["shared"], pace=0, fault="status=500") as b,
     ):
-        config = backend_toml(a, b) + "[routing]\nmax_retries = 10\n[circuit_breaker]\nenabled = false\n"
+        config = (
+            backend_toml(a, b) + "[routing]\nmax_retries = 10\n[circuit_breaker]\nenabled = false\n"
+        )
         with Gateway(tmp_path, config, workers=2) as gateway:
             statuses: list[int] = []
             asks = [chat("x", "shared")] * 600
-            run(gateway.port, asks, concurrency=50, seen=lambda _, status, __: statuses.append(status))
+            run(
+                gateway.port,
+                asks,
+                concurrency=50,
+                seen=lambda _, status, __: statuses.append(status),
+            )
             assert statuses == [502] * 600
             scrape = gateway.settled()
             made = scrape.total("nexus_upstream_attempts_total")
@@ -345,7 +407,9 @@ def test_round_robin_is_fair_over_all_workers(tmp_path: Path):
         Demo(tmp_path, name="a", models=["shared", "other"], pace=0) as a,
         Demo(tmp_path, name="b", models=["shared"], pace=0) as b,
         Demo(tmp_path, name="c", models=["shared", "other"], pace=0) as c,
-        Gateway(tmp_path, backend_toml(a, b, c) + '[routing]\nstrategy = "round_robin"\n', workers=4) as gateway,
+        Gateway(
+            tmp_path, backend_toml(a, b, c) + '[routing]\nstrategy = "round_robin"\n', workers=4
+        ) as gateway,
     ):
         asks = [chat("x", model) for _ in range(300) for model in ("shared", "other")]
         run(gateway.port, asks, concurrency=12, seen=lambda *_: None)

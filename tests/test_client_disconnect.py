@@ -42,7 +42,9 @@ def send(gateway: Gateway, *, stream: bool, headers: str = "") -> socket.socket:
 
 
 def gone(gateway: Gateway) -> float:
-    return gateway.scrape().value("nexus_requests_total", model="demo_small", backend="slow", status="499")
+    return gateway.scrape().value(
+        "nexus_requests_total", model="demo_small", backend="slow", status="499"
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,9 @@ def test_bytes_sent_ahead_are_no_sign_of_leaving(gateway, slow):
     assert answer.endswith(b"ok\n")
 
 
-@pytest.mark.parametrize("headers", ["x-demo-fault: delay=60\r\n", "x-demo-fault: delay=60\r\nkeep-alive: 5\r\n"])
+@pytest.mark.parametrize(
+    "headers", ["x-demo-fault: delay=60\r\n", "x-demo-fault: delay=60\r\nkeep-alive: 5\r\n"]
+)
 def test_client_that_leaves_after_bytes_sent_ahead(gateway, slow, headers):
     """On the short way and on gunicorn's."""
     before = gone(gateway)
@@ -144,7 +148,9 @@ class Upstream:
         head, found, _ = seen[sock][0].partition(b"\r\n\r\n")
         if found and not seen[sock][1]:
             lines = head.decode().lower().split("\r\n")
-            seen[sock][1] = next(line.split(": ")[1] for line in lines if line.startswith("x-request-id"))
+            seen[sock][1] = next(
+                line.split(": ")[1] for line in lines if line.startswith("x-request-id")
+            )
             self.reached.add(seen[sock][1])
             if b"x-begin: yes" in head.lower():  # into a stream: the role and a word
                 event = b'data: {"choices":[{"delta":{"role":"assistant","content":"Hi"}}]}\n\n'
@@ -190,11 +196,15 @@ def test_a_thousand_clients_leave_at_random(module_dir):
                     sock.close()
             scrape = until(
                 lambda: (
-                    (s := workers.settled()).value("nexus_requests_total", model="m", backend="up", status="499") and s
+                    (s := workers.settled()).value(
+                        "nexus_requests_total", model="m", backend="up", status="499"
+                    )
+                    and s
                 )
             )
             counted = {
-                b: scrape.value("nexus_requests_total", model="m", backend=b, status="499") for b in ("up", "none")
+                b: scrape.value("nexus_requests_total", model="m", backend=b, status="499")
+                for b in ("up", "none")
             }
             assert sum(counted.values()) == CLIENTS == scrape.total("nexus_requests_total")
             assert scrape.series("nexus_upstream_attempts_total", "backend", "outcome") == {

@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 from playwright.sync_api import sync_playwright
 
-from nexus.web.access import is_own_host
+from nexus.admin.access import is_own_host
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
 
@@ -47,10 +47,16 @@ def test_hosts(host, own):
 def gateway(tmp_path_factory):
     directory = tmp_path_factory.mktemp("cross-site")
     admin = '[admin]\nhosts = ["ops.example"]\napi_key_envs = ["LISTED_KEY"]\n'
-    secrets = {"NEXUS_ADMIN_TOKEN": TOKEN, "SECRET_OF_ANOTHER": "not-to-be-sent", "FILES_KEY": "of-the-file"}
+    secrets = {
+        "NEXUS_ADMIN_TOKEN": TOKEN,
+        "SECRET_OF_ANOTHER": "not-to-be-sent",
+        "FILES_KEY": "of-the-file",
+    }
     with (
         Demo(directory, pace=0) as demo,
-        Gateway(directory, backend_toml(demo, api_key_env="FILES_KEY") + admin, environ=secrets) as gateway,
+        Gateway(
+            directory, backend_toml(demo, api_key_env="FILES_KEY") + admin, environ=secrets
+        ) as gateway,
     ):
         gateway.demo = demo
         yield gateway
@@ -60,7 +66,10 @@ def send(gateway, method="POST", path="/admin/backends", body=b"{}", **headers):
     given = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
     given |= {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(
-        gateway.operations + path, data=body, method=method, headers={k: v for k, v in given.items() if v}
+        gateway.operations + path,
+        data=body,
+        method=method,
+        headers={k: v for k, v in given.items() if v},
     )
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -96,13 +105,21 @@ BASIC = "Basic eDpvcGVyYXRvcnMtb3duLXRva2VuLTAxMjM0NTY3ODk="
     ids=str,
 )
 def test_changes_are_taken_from_our_own_pages_and_programs_only(gateway, headers, status, code):
-    for path in ("/admin/backends/demo/undrain", "/admin/backends/demo/drain", "/admin/backends/demo/undrain"):
+    for path in (
+        "/admin/backends/demo/undrain",
+        "/admin/backends/demo/drain",
+        "/admin/backends/demo/undrain",
+    ):
         got, answer = send(gateway, path=path, **headers)
         assert got == status
         assert (answer["error"]["code"] if code else None) == code
     if status != 200:
-        got, answer = send(gateway, method="DELETE", path="/admin/backends/demo", body=None, **headers)
-        if "content_type" not in headers:  # a form cannot send DELETE, and without a body its type says nothing
+        got, answer = send(
+            gateway, method="DELETE", path="/admin/backends/demo", body=None, **headers
+        )
+        if (
+            "content_type" not in headers
+        ):  # a form cannot send DELETE, and without a body its type says nothing
             assert (got, answer["error"]["code"]) == (status, code)
 
 
@@ -129,7 +146,9 @@ def test_a_key_of_the_environment_is_not_given_away(gateway):
 @pytest.mark.e2e
 def test_what_a_change_takes_is_exact(gateway):
     for path in ("?save=no", "?save=", "?save=2", "?sav=1", "?save=1&force=1"):
-        status, answer = send(gateway, method="DELETE", path=f"/admin/backends/demo{path}", body=None)
+        status, answer = send(
+            gateway, method="DELETE", path=f"/admin/backends/demo{path}", body=None
+        )
         assert (status, answer["error"]["code"]) == (400, "invalid_request"), path
     for body in (b'{"save": "no"}', b'{"save": 1}', b'{"saved": true}', b"[]", b"{"):
         assert send(gateway, path="/admin/backends/demo/drain", body=body)[0] == 400
@@ -170,7 +189,8 @@ def browser():
     with sync_playwright() as playwright:
         rules = "--host-resolver-rules=MAP rebound.example 127.0.0.1"
         found = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-dev-shm-usage", rules]
+            executable_path="/usr/bin/chromium",
+            args=["--no-sandbox", "--disable-dev-shm-usage", rules],
         )
         yield found
         found.close()
@@ -193,7 +213,10 @@ def test_a_form_of_another_site_in_a_browser_that_has_the_password(gateway, stra
             with page.expect_response(lambda response: "/admin/" in response.url) as answered:
                 page.goto(stranger + path)
             assert answered.value.status == 403
-    names = {one["name"]: one["draining"] for one in send(gateway, method="GET", body=None)[1]["backends"]}
+    names = {
+        one["name"]: one["draining"]
+        for one in send(gateway, method="GET", body=None)[1]["backends"]
+    }
     assert names == {"demo": False}
     assert all(line.endswith(" None") for line in Stranger.seen)
 
@@ -214,4 +237,6 @@ def test_rebinding_in_a_browser(gateway, browser):
                 headers: {"content-type": "application/json"}}).then(answer => answer.status)"""
         )
         assert status == 421
-    assert until(lambda: send(gateway, method="GET", body=None)[1]["backends"])[0]["draining"] is False
+    assert (
+        until(lambda: send(gateway, method="GET", body=None)[1]["backends"])[0]["draining"] is False
+    )

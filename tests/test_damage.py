@@ -8,8 +8,8 @@ import urllib.request
 
 import pytest
 
-from tests.support.figures import scrape
 from tests.support.load import chat, run
+from tests.support.metrics import scrape
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml, clean_environ, free_port
 

@@ -83,7 +83,13 @@ def open_page(browser):
 def ask(gateway, model, count, *, statuses=(200,), pause_s=0.0):
     seen = []
     asks = [chat("any", model)] * count
-    run(gateway.port, asks, concurrency=4, pause_s=pause_s, seen=lambda _ask, status, _body: seen.append(status))
+    run(
+        gateway.port,
+        asks,
+        concurrency=4,
+        pause_s=pause_s,
+        seen=lambda _ask, status, _body: seen.append(status),
+    )
     assert set(seen) <= set(statuses)
     assert len(seen) == count
 
@@ -125,10 +131,14 @@ def test_the_figures_are_those_of_metrics_and_follow_without_a_reload(fleet, ope
         assert int(requests.replace("\N{THIN SPACE}", "")) == served
     assert page.evaluate("window.mark") == 1
     assert page.locator(".chart canvas").count() == 9
-    assert re.fullmatch(r"at most \d+(\.\d+)?", page.locator("[data-figure=requests_per_s] .peak").inner_text())
+    assert re.fullmatch(
+        r"at most \d+(\.\d+)?", page.locator("[data-figure=requests_per_s] .peak").inner_text()
+    )
     assert "healthy" in card(page, "bad").inner_text()
     assert page.locator("#matrix tbody tr").count() == 2
-    until(lambda: page.locator("#processes tbody tr").count() == 3)  # two workers and the health process
+    until(
+        lambda: page.locator("#processes tbody tr").count() == 3
+    )  # two workers and the health process
 
 
 @pytest.mark.parametrize("scripts", [True, False])
@@ -141,30 +151,45 @@ def test_what_is_told_of_backends_models_and_processes(fleet, open_page, scripts
         if not scripts:
             page.reload()
         terms = card(page, name).locator("dl > div").all()
-        return {term.locator("dt").inner_text(): term.locator("dd").inner_text().strip() for term in terms}
+        return {
+            term.locator("dt").inner_text(): term.locator("dd").inner_text().strip()
+            for term in terms
+        }
 
     until(lambda: told("good")["Duration p50"].endswith("ms"))
     found = told("good")
-    assert found.items() >= {"Kind": "vllm", "Zone": "restricted", "Tier": "2", "Priority": "50"}.items()
+    assert (
+        found.items()
+        >= {"Kind": "vllm", "Zone": "restricted", "Tier": "2", "Priority": "50"}.items()
+    )
     assert found["In flight"] == "0 of 16"
     assert found["Probe"].endswith("ms")
     text = card(page, "good").inner_text()
     for part in ("healthy for ", "circuit closed", "m, only-good"):
         assert part in text
-    until(lambda: told("bad") and "last failed with backend 5xx, " in card(page, "bad").inner_text())
-    row = page.locator("#matrix tr").filter(has=page.get_by_role("rowheader", name="only-good", exact=True))
+    until(
+        lambda: told("bad") and "last failed with backend 5xx, " in card(page, "bad").inner_text()
+    )
+    row = page.locator("#matrix tr").filter(
+        has=page.get_by_role("rowheader", name="only-good", exact=True)
+    )
     has, has_not = row.locator("td").all_inner_texts()
     assert has.split("\n")[0] == "yes"
     assert "32768 tokens" in has.replace("\N{THIN SPACE}", "")
     assert has_not == "·"
-    rows = [row.locator("td").all_inner_texts() for row in page.locator("#processes tbody tr").all()]
+    rows = [
+        row.locator("td").all_inner_texts() for row in page.locator("#processes tbody tr").all()
+    ]
     workers = {str(pid) for pid in fleet.worker_pids()}
     assert {(role, pid) for _, role, pid, _, _ in rows} == {
         *(("worker", pid) for pid in workers),
         ("health", str(fleet.health_pid())),
     }
     health = page.locator("#processes dl").inner_text().split("\n")
-    assert dict(itertools.pairwise(health)).items() >= {"Imbalance": "0", "Last reload": "good"}.items()
+    assert (
+        dict(itertools.pairwise(health)).items()
+        >= {"Imbalance": "0", "Last reload": "good"}.items()
+    )
     assert page.locator(".chart canvas" if scripts else ".chart path").count() == 9
 
 
@@ -199,7 +224,10 @@ def test_filters_and_attempts(fleet, open_page):
     page.locator("input[name=backend]").fill("good")
 
     def retried():
-        return next((row for row in visible.all() if "failover" in row.locator("summary").inner_text()), None)
+        return next(
+            (row for row in visible.all() if "failover" in row.locator("summary").inner_text()),
+            None,
+        )
 
     row = until(retried)
     row.locator("summary").focus()
@@ -288,7 +316,9 @@ def test_a_backend_goes_down_and_comes_back(tmp_path, open_page):
                 second.stop()
                 shows(page, "1 of 2 backends healthy", within_s=15)
                 until(lambda: "unhealthy" in card(page, "second").inner_text())
-                assert "nothing listens there" in card(page, "second").locator(".fault").inner_text()
+                assert (
+                    "nothing listens there" in card(page, "second").locator(".fault").inner_text()
+                )
                 problem = page.locator("#problems").inner_text()
                 assert problem.startswith("second is unhealthy: ")
                 assert "nothing listens there" in problem
@@ -301,7 +331,10 @@ def test_a_backend_goes_down_and_comes_back(tmp_path, open_page):
 
 def test_an_old_state_is_told(tmp_path, open_page):
     """The health process is gone, and held from being started anew; with scripts and without."""
-    with Demo(tmp_path, pace=0) as demo, Gateway(tmp_path, backend_toml(demo), workers=1) as gateway:
+    with (
+        Demo(tmp_path, pace=0) as demo,
+        Gateway(tmp_path, backend_toml(demo), workers=1) as gateway,
+    ):
         page = open_page(gateway.base)
         shows(page, "1 of 1 backends healthy")
         news = page.locator("#connection")
@@ -338,7 +371,11 @@ def test_without_scripts(fleet, open_page):
     ask(fleet, "only-good", 3)
     found = fleet.settled()
     expected = f"{int(found.total('nexus_requests_total'))} requests"
-    until(lambda: expected.encode() in fetch(fleet.base + "/")[2].replace("\N{THIN SPACE}".encode(), b""))
+    until(
+        lambda: (
+            expected.encode() in fetch(fleet.base + "/")[2].replace("\N{THIN SPACE}".encode(), b"")
+        )
+    )
     page = open_page(fleet.base, java_script_enabled=False)
     assert expected in summary(page)
     assert page.locator("#requests .request").count() > 2
@@ -369,14 +406,25 @@ def test_history(fleet):
     ask(fleet, "made-up", 2, statuses=(404,))
 
     def since_then() -> list[dict[str, Any]]:
-        return [entry for entry in get_json(f"{fleet.base}/v1/history?limit=1000") if entry["ended"] > began]
+        return [
+            entry
+            for entry in get_json(f"{fleet.base}/v1/history?limit=1000")
+            if entry["ended"] > began
+        ]
 
     fresh = until(lambda: found if len(found := since_then()) == 6 else None)
     found = get_json(f"{fleet.base}/v1/history?limit=1000")
-    assert [entry["ended"] for entry in found] == sorted((entry["ended"] for entry in found), reverse=True)
+    assert [entry["ended"] for entry in found] == sorted(
+        (entry["ended"] for entry in found), reverse=True
+    )
     good = next(entry for entry in fresh if entry["status"] == "Success")
     assert good["attempts"] == [
-        {"backend": "good", "model": "only-good", "outcome": "success", "ms": good["attempts"][0]["ms"]}
+        {
+            "backend": "good",
+            "model": "only-good",
+            "outcome": "success",
+            "ms": good["attempts"][0]["ms"],
+        }
     ]
     assert (good["model"], good["backend_id"], good["http_status"], good["error_message"]) == (
         "only-good",
@@ -386,11 +434,17 @@ def test_history(fleet):
     )
     bad = next(entry for entry in fresh if entry["status"] == "Error")
     assert (bad["asked_model"], bad["backend_id"], bad["http_status"]) == ("made-up", None, 404)
-    assert (bad["error_message"], bad["error_type"], bad["attempts"]) == ("model_not_found", "model_not_found", [])
+    assert (bad["error_message"], bad["error_type"], bad["attempts"]) == (
+        "model_not_found",
+        "model_not_found",
+        [],
+    )
     assert get_json(f"{fleet.operations}/v1/history?limit=1000") == found
     errors = get_json(f"{fleet.base}/v1/history?status=error&limit=1")
     assert [entry["status"] for entry in errors] == ["Error"]
-    assert {entry["model"] for entry in get_json(f"{fleet.base}/v1/history?model=only-good")} == {"only-good"}
+    assert {entry["model"] for entry in get_json(f"{fleet.base}/v1/history?model=only-good")} == {
+        "only-good"
+    }
     for wrong in ("limit=0", "limit=x", "status=maybe"):
         status, _, content = fetch(f"{fleet.base}/v1/history?{wrong}")
         assert (status, json.loads(content)["error"]["code"]) == (400, "invalid_request")
@@ -400,16 +454,24 @@ def test_who_may_see_it(tmp_path):
     basic = "Basic " + base64.b64encode(b"anybody:ours").decode()
     with (
         Demo(tmp_path, pace=0) as demo,
-        Gateway(tmp_path, backend_toml(demo), workers=1, environ={"NEXUS_ADMIN_TOKEN": "ours"}) as gateway,
+        Gateway(
+            tmp_path, backend_toml(demo), workers=1, environ={"NEXUS_ADMIN_TOKEN": "ours"}
+        ) as gateway,
     ):
         for path in ("/", "/v1/history", "/v1/live", "/assets/dashboard.js"):
             status, headers, _ = fetch(gateway.base + path)
-            assert (status, headers["www-authenticate"]) == (401, 'Basic realm="Nexus", charset="UTF-8"')
+            assert (status, headers["www-authenticate"]) == (
+                401,
+                'Basic realm="Nexus", charset="UTF-8"',
+            )
         assert fetch(gateway.base + "/", authorization=basic)[0] == 200
         assert fetch(gateway.base + "/", authorization="Bearer ours")[0] == 200
         assert fetch(gateway.base + "/", authorization="Bearer theirs")[0] == 401
         assert fetch(gateway.base + "/metrics")[0] == 200
-        gateway.write(backend_toml(demo) + '[admin]\nprotect = ["metrics"]\n[dashboard]\noperations_only = true\n')
+        gateway.write(
+            backend_toml(demo)
+            + '[admin]\nprotect = ["metrics"]\n[dashboard]\noperations_only = true\n'
+        )
         gateway.send(signal.SIGHUP)
         until(lambda: fetch(gateway.base + "/metrics")[0] == 401)
         assert fetch(gateway.base + "/v1/stats", authorization="Bearer ours")[0] == 200
@@ -423,8 +485,14 @@ def test_who_may_see_it(tmp_path):
 
 
 def test_viewers_do_not_hold_up_a_stop(tmp_path):
-    with Demo(tmp_path, pace=0) as demo, Gateway(tmp_path, backend_toml(demo), workers=1) as gateway:
-        viewers = [urllib.request.urlopen(f"{base}/v1/live", timeout=10) for base in (gateway.base, gateway.operations)]
+    with (
+        Demo(tmp_path, pace=0) as demo,
+        Gateway(tmp_path, backend_toml(demo), workers=1) as gateway,
+    ):
+        viewers = [
+            urllib.request.urlopen(f"{base}/v1/live", timeout=10)
+            for base in (gateway.base, gateway.operations)
+        ]
         for viewer in viewers:
             assert viewer.headers["content-type"].startswith("text/event-stream")
             assert viewer.readline() in (b"event: history\n", b": nothing to show yet\n")

@@ -23,7 +23,11 @@ def demo(module_dir):
 
 
 def limits(pid: int) -> tuple[str, str]:
-    line = next(line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "open files" in line)
+    line = next(
+        line
+        for line in Path(f"/proc/{pid}/limits").read_text().splitlines()
+        if "open files" in line
+    )
     soft, hard = line.split()[3:5]
     return soft, hard
 
@@ -36,7 +40,12 @@ def test_every_process_takes_what_the_hard_limit_allows(tmp_path, demo):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with gateway:
-        for pid in (gateway.pid, gateway.master_pid(), gateway.health_pid(), *gateway.worker_pids()):
+        for pid in (
+            gateway.pid,
+            gateway.master_pid(),
+            gateway.health_pid(),
+            *gateway.worker_pids(),
+        ):
             found = limits(pid)
             assert found[0] == found[1]
 
@@ -44,13 +53,21 @@ def test_every_process_takes_what_the_hard_limit_allows(tmp_path, demo):
 def test_more_clients_than_descriptors_are_all_served(tmp_path, demo):
     """Those beyond half of the limit wait in the backlog, also behind connections that are idle."""
     with Gateway(
-        tmp_path, backend_toml(demo), workers=1, prefix=["sh", "-c", 'ulimit -n 128; exec "$@"', "sh"]
+        tmp_path,
+        backend_toml(demo),
+        workers=1,
+        prefix=["sh", "-c", 'ulimit -n 128; exec "$@"', "sh"],
     ) as gateway:
         idle = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(60)]
         try:
             statuses: list[int] = []
             asks = [chat("chat", "demo-small", stream=True)] * 120
-            run(gateway.port, asks, concurrency=120, seen=lambda _, status, __: statuses.append(status))
+            run(
+                gateway.port,
+                asks,
+                concurrency=120,
+                seen=lambda _, status, __: statuses.append(status),
+            )
             assert statuses == [200] * 120
         finally:
             for sock in idle:
@@ -61,7 +78,9 @@ def test_more_clients_than_descriptors_are_all_served(tmp_path, demo):
         assert "Traceback" not in gateway.output()
 
 
-@pytest.mark.parametrize("environ", [{}, {"NEXUS_WITHOUT_SHORT_WAY": "1"}], ids=["fast path", "Flask"])
+@pytest.mark.parametrize(
+    "environ", [{}, {"NEXUS_WITHOUT_SHORT_WAY": "1"}], ids=["fast path", "Flask"]
+)
 def test_running_out_is_told_to_clients_and_counted_against_no_backend(tmp_path, demo, environ):
     """The worker's limit is lowered while it runs, so that a connection to a backend is what fails."""
     with Gateway(tmp_path, backend_toml(demo), workers=1, environ=environ) as gateway:
@@ -70,7 +89,9 @@ def test_running_out_is_told_to_clients_and_counted_against_no_backend(tmp_path,
         body = json.dumps({"model": "demo-small", "messages": [{"role": "user", "content": "x"}]})
 
         def ask() -> tuple[int, str | None, bytes]:
-            client.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+            client.request(
+                "POST", "/v1/chat/completions", body, {"content-type": "application/json"}
+            )
             answer = client.getresponse()
             return answer.status, answer.getheader("retry-after"), answer.read()
 
@@ -95,9 +116,15 @@ def test_running_out_is_told_to_clients_and_counted_against_no_backend(tmp_path,
         assert ask()[0] == 200
         client.close()
         after = gateway.settled()
-        assert after.value("nexus_requests_total", model="demo_small", backend="demo", status="503") == 8
+        assert (
+            after.value("nexus_requests_total", model="demo_small", backend="demo", status="503")
+            == 8
+        )
         assert after.value("nexus_errors_total", error_type="rate_limited", model="demo_small") == 8
-        assert after.value("nexus_upstream_attempts_total", backend="demo", outcome="rate_limited") == 8
+        assert (
+            after.value("nexus_upstream_attempts_total", backend="demo", outcome="rate_limited")
+            == 8
+        )
         assert after.value("nexus_upstream_attempts_total", backend="demo", outcome="ok") == 1
         assert after.value("nexus_backend_circuit_state", backend="demo") == 0
         assert after.value("nexus_accounting_imbalance") == 0

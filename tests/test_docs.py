@@ -53,16 +53,24 @@ def test_every_page_is_found_from_the_readme():
     assert set(PAGES) <= found
 
 
-@pytest.mark.parametrize("page", [ROOT / "Makefile", *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [ROOT / "Makefile", *PAGES], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_pages_name_no_place_of_their_authors(page):
     assert not re.search(r"/root/|/home/|/tmp/", page.read_text())
 
 
 def test_every_promise_has_its_test():
-    rows = [line for line in (ROOT / "SECURITY.md").read_text().splitlines() if line.startswith("| ")][1:]
+    rows = [
+        line for line in (ROOT / "SECURITY.md").read_text().splitlines() if line.startswith("| ")
+    ][1:]
     assert len(rows) > 5
     for row in rows:
         files = [ROOT / name for name in re.findall(r"`(tests/[\w/]+\.py)`", row)]
         assert files, row
-        there = {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)}
+        there = {
+            name
+            for file in files
+            for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+        }
         assert there.issuperset(re.findall(r"`(test_\w+)`", row)), row

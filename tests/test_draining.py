@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nexus.fleet.load import SLOTS
-from nexus.master import most_leaving
-from tests.support.figures import scrape
+from nexus.fleet.load_table import SLOTS
+from nexus.server.arbiter import most_leaving
 from tests.support.load import chat, run
+from tests.support.metrics import scrape
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
 
@@ -28,7 +28,9 @@ def slow(module_dir):
 
 @pytest.fixture(scope="module")
 def gateway(module_dir, slow):
-    with Gateway(module_dir, backend_toml(slow), server=f"graceful_timeout_seconds = {GRACE_S}") as gateway:
+    with Gateway(
+        module_dir, backend_toml(slow), server=f"graceful_timeout_seconds = {GRACE_S}"
+    ) as gateway:
         yield gateway
 
 
@@ -156,14 +158,18 @@ def test_requests_are_answered_while_workers_recycle(tmp_path, slow):
 
 def test_draining_has_a_limit_and_a_stop_is_heard_by_workers_that_drain(tmp_path, slow):
     with Gateway(
-        tmp_path, backend_toml(slow), server=f"graceful_timeout_seconds = {GRACE_S}\ndrain_timeout_seconds = 5"
+        tmp_path,
+        backend_toml(slow),
+        server=f"graceful_timeout_seconds = {GRACE_S}\ndrain_timeout_seconds = 5",
     ) as gateway:
         streams = Streams(gateway, slow, 2)
         os.kill(gateway.master_pid(), signal.SIGHUP)
         assert all(b"shutdown" in body for _, body in streams.join())
         until(lambda: serving(gateway) == (2, 0), within_s=20)
 
-        gateway.settings = gateway.settings.replace("drain_timeout_seconds = 5", "drain_timeout_seconds = 600")
+        gateway.settings = gateway.settings.replace(
+            "drain_timeout_seconds = 5", "drain_timeout_seconds = 600"
+        )
         gateway.write(backend_toml(slow))
         os.kill(gateway.health_pid(), signal.SIGHUP)
         until(lambda: gateway.lines("configuration reloaded"))
@@ -188,7 +194,9 @@ def test_slots_suffice_for_replaced_workers(workers):
 def test_a_frozen_host_thaws_without_losing_streams(tmp_path, slow):
     """The master and its workers are stopped for longer than gunicorn's time-out, and go on."""
     frozen_s = 8
-    with Gateway(tmp_path, backend_toml(slow), environ={"GUNICORN_CMD_ARGS": "--timeout 6"}) as gateway:
+    with Gateway(
+        tmp_path, backend_toml(slow), environ={"GUNICORN_CMD_ARGS": "--timeout 6"}
+    ) as gateway:
         streams = Streams(gateway, slow, 4)
         workers = gateway.worker_pids()
         group = [gateway.pid, gateway.master_pid(), gateway.health_pid(), *workers]

@@ -20,7 +20,9 @@ def test_every_row_is_whole():
         assert fault.meaning.endswith(".")
         assert fault.status is None or 400 <= fault.status <= 599
         if fault.stream_end is not None and name != "client_gone":
-            assert fault.status in (502, 504), "a stream that broke after its first byte, by the contract"
+            assert fault.status in (502, 504), (
+                "a stream that broke after its first byte, by the contract"
+            )
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,9 @@ def test_statuses_are_bounded(status, label):
 
 
 def test_form():
-    body = json.loads(error_body("why", status=503, code="no_backend", context={"eta_seconds": None}))
+    body = json.loads(
+        error_body("why", status=503, code="no_backend", context={"eta_seconds": None})
+    )
     assert body == {
         "error": {"message": "why", "type": "server_error", "param": None, "code": "no_backend"},
         "context": {"eta_seconds": None},

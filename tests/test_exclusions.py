@@ -21,7 +21,10 @@ CONFIG = Config(
     queue=Queue(enabled=False),
     routing=Routing(
         strategy="priority_only",
-        policies=[Policy(model_pattern="private", privacy="restricted"), Policy(model_pattern="tall", min_tier=3)],
+        policies=[
+            Policy(model_pattern="private", privacy="restricted"),
+            Policy(model_pattern="tall", min_tier=3),
+        ],
         fallbacks={"gone": ["m"]},
     ),
 )
@@ -42,7 +45,9 @@ def workers(request, tmp_path_factory):
 
 
 def of(workers, name: str, *models: str, status: str = "healthy", draining: bool = False, **config):
-    return msgspec.structs.replace(backend(name, workers.demo.url, *models, **config), status=status, draining=draining)
+    return msgspec.structs.replace(
+        backend(name, workers.demo.url, *models, **config), status=status, draining=draining
+    )
 
 
 def ask(workers, model: str, **more: object) -> int:
@@ -60,7 +65,9 @@ def excluded(workers, act) -> dict[str, float]:
     before = workers.settled().series("nexus_routing_exclusions_total", "reason")
     act()
     after = workers.settled().series("nexus_routing_exclusions_total", "reason")
-    moved = {key[0]: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
+    moved = {
+        key[0]: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)
+    }
     assert set(moved) <= set(EXCLUSION_REASONS)
     return moved
 
@@ -83,7 +90,11 @@ def test_the_reasons_that_hold_for_a_snapshot(workers):
             of(workers, "elsewhere", "other-model"),
         ],
     )
-    assert excluded(workers, lambda: ask(workers, "m")) == {"unhealthy": 1, "unknown": 1, "draining": 1}
+    assert excluded(workers, lambda: ask(workers, "m")) == {
+        "unhealthy": 1,
+        "unknown": 1,
+        "draining": 1,
+    }
     assert excluded(workers, lambda: ask(workers, "private")) == {"privacy_restricted": 1}
     assert excluded(workers, lambda: ask(workers, "tall")) == {"tier_below_minimum": 1}
     assert excluded(workers, lambda: ask(workers, "nobody-has-it")) == {}
@@ -92,12 +103,17 @@ def test_the_reasons_that_hold_for_a_snapshot(workers):
 def test_a_fallback_counts_what_was_passed_over_before_it(workers):
     workers.publish(CONFIG, [of(workers, "a", "m"), of(workers, "b", "gone", status="unhealthy")])
     assert excluded(workers, lambda: ask(workers, "gone")) == {"unhealthy": 1}
-    workers.publish(CONFIG, [of(workers, "a", "m", status="unhealthy"), of(workers, "b", "gone", draining=True)])
+    workers.publish(
+        CONFIG, [of(workers, "a", "m", status="unhealthy"), of(workers, "b", "gone", draining=True)]
+    )
     assert excluded(workers, lambda: ask(workers, "gone")) == {"unhealthy": 1, "draining": 1}
 
 
 def test_a_backend_at_its_limit_is_told_and_so_is_a_refusal(workers):
-    workers.publish(CONFIG, [of(workers, "a", "m", max_concurrent=1, priority=1), of(workers, "b", "m", priority=2)])
+    workers.publish(
+        CONFIG,
+        [of(workers, "a", "m", max_concurrent=1, priority=1), of(workers, "b", "m", priority=2)],
+    )
     slow = {"x-demo-fault": "delay=1.5"}
 
     def both() -> None:

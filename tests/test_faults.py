@@ -15,8 +15,8 @@ import pytest
 from nexus.config import Config
 from nexus.config.records import CircuitBreaker, Routing, Server
 from nexus.errors import FAULTS
-from tests.support.figures import moved
-from tests.support.load import Ask, chat, run
+from tests.support.load import ParsedRequest, chat, run
+from tests.support.metrics import moved
 from tests.support.processes import Demo, Workers, backend, free_port
 
 pytestmark = pytest.mark.e2e
@@ -29,7 +29,9 @@ COUNTED = (
     "nexus_fallbacks_total",
 )
 MAX_RETRIES = 1
-ROUTING = Routing(strategy="priority_only", max_retries=MAX_RETRIES, fallbacks={"main": ["standby"]})
+ROUTING = Routing(
+    strategy="priority_only", max_retries=MAX_RETRIES, fallbacks={"main": ["standby"]}
+)
 CONFIG = Config(
     server=Server(request_timeout_seconds=5, max_answer_bytes=1_000_000),
     routing=ROUTING,
@@ -117,7 +119,10 @@ CASES = [
 NO_CONNECTION = {
     "connect_failed": ["nothing listens there"],
     "connect_timeout": ["does not answer; check that it is up"],
-    "dns_failed": ["the name nobody.invalid is not known", "no name server answers for nobody.invalid"],
+    "dns_failed": [
+        "the name nobody.invalid is not known",
+        "no name server answers for nobody.invalid",
+    ],
     "tls_failed": ["does it speak TLS there"],
 }
 """What the log says of each, and no client is told."""
@@ -153,7 +158,12 @@ def fleet(module_dir) -> Iterator[tuple[Workers, Demo, Demo]]:
     with (
         Demo(module_dir, name="first", models=["only", "shared", "main"], pace=300) as first,
         Demo(module_dir, name="second", models=["shared", "standby"], pace=0) as second,
-        Workers(module_dir, CONFIG, fleet_of(first.url, second.url), environ={"BAD_KEY": "sk-two\nlines"}) as workers,
+        Workers(
+            module_dir,
+            CONFIG,
+            fleet_of(first.url, second.url),
+            environ={"BAD_KEY": "sk-two\nlines"},
+        ) as workers,
     ):
         yield workers, first, second
 
@@ -214,15 +224,23 @@ def full_listener() -> tuple[socket.socket, list[socket.socket]]:
     return listener, held
 
 
-def ask(workers: Workers, ask_: Ask) -> tuple[int, bytes]:
+def ask(workers: Workers, ask_: ParsedRequest) -> tuple[int, bytes]:
     got = []
-    run(workers.port, [ask_], concurrency=1, seen=lambda _, status, content: got.append((status, content)))
+    run(
+        workers.port,
+        [ask_],
+        concurrency=1,
+        seen=lambda _, status, content: got.append((status, content)),
+    )
     return got[0]
 
 
 def flat(changes) -> dict[str, float]:
     """Changes as `family{values in label order}` for reading."""
-    return {f"{name}{{{','.join(v for _, v in sorted(labels))}}}": change for (name, labels), change in changes.items()}
+    return {
+        f"{name}{{{','.join(v for _, v in sorted(labels))}}}": change
+        for (name, labels), change in changes.items()
+    }
 
 
 def code_of(case: Case) -> str | int:
@@ -274,7 +292,11 @@ def test_with_one_backend(fleet, case, stream):
     line = workers.request_line(lines)
     assert (line["fault"], line["attempts"], line["status"]) == (case.fault, attempts, status)
     if case.fault in NO_CONNECTION:
-        [why, *_] = [failed["why"] for failed in workers.lines("attempt failed") if failed["id"] == line["id"]]
+        [why, *_] = [
+            failed["why"]
+            for failed in workers.lines("attempt failed")
+            if failed["id"] == line["id"]
+        ]
         assert any(words in why for words in NO_CONNECTION[case.fault]), why
         assert why not in error["message"], "an address is no client's business"
 
@@ -290,7 +312,11 @@ def test_with_another_backend(fleet, case, stream):
         changes = flat(moved(before, workers.settled(), COUNTED))
     if row.retry:
         assert got == 200, content
-        assert (content.count(b'"role"') == 1 and content.endswith(b"[DONE]\n\n")) if stream else json.loads(content)
+        assert (
+            (content.count(b'"role"') == 1 and content.endswith(b"[DONE]\n\n"))
+            if stream
+            else json.loads(content)
+        )
         assert b'"error"' not in content
         assert changes == {
             "nexus_requests_total{second,shared,200}": 1,
@@ -400,7 +426,9 @@ def test_a_clients_own_limit_within_a_stream_speaks_against_no_backend(fleet):
     first.fault("error_after=5,error_code=429")
     before = workers.settled()
     for _ in range(2):
-        assert urllib_request(workers, "only", {"authorization": "Bearer poor"}, stream=True)[0] == 200
+        assert (
+            urllib_request(workers, "only", {"authorization": "Bearer poor"}, stream=True)[0] == 200
+        )
     row = FAULTS["stream_error_limits_client"]
     assert flat(moved(before, workers.settled(), (*COUNTED, "nexus_stream_ends_total"))) == {
         f"nexus_requests_total{{first,only,{row.status}}}": 2,
@@ -415,7 +443,9 @@ def test_a_backend_is_not_blamed_for_time_that_another_took(fleet):
     """The first one hangs until its limit; what is left is too little for the second, which is well."""
     workers, first, second = fleet
     config = msgspec.structs.replace(
-        CONFIG, server=Server(request_timeout_seconds=0.8), circuit_breaker=CircuitBreaker(failures=1)
+        CONFIG,
+        server=Server(request_timeout_seconds=0.8),
+        circuit_breaker=CircuitBreaker(failures=1),
     )
     workers.publish(config, fleet_of(first.url, second.url))
     first.fault("hang")
@@ -458,7 +488,9 @@ def test_what_the_client_is_told_about_trying_again(fleet):
     assert (status, headers["x-should-retry"], headers.get("retry-after")) == (502, "false", None)
     first.fault("status=429,retry_after=7")
     status, headers, content = urllib_request(workers, "only", {})
-    assert (status, headers["retry-after"]) == (429, "7"), "it is not worth waiting for here; the client is told when"
+    assert (status, headers["retry-after"]) == (429, "7"), (
+        "it is not worth waiting for here; the client is told when"
+    )
     assert json.loads(content)["error"]["code"] == "demo_fault"
     workers.publish(CONFIG, fleet_of(first.url, second.url))
     first.fault("status=429")

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from nexus.fleet.locks import LockFile
-from nexus.fleet.rundir import RunDirectory, RunDirectoryError
+from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
 from tests.support.processes import clean_environ, free_port
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a directory of another user's"),
+    pytest.mark.skipif(
+        os.geteuid() != 0, reason="only root can make a directory of another user's"
+    ),
 ]
 STRANGER = 4242
 
@@ -77,7 +79,8 @@ def test_no_process_uses_it(trap, words, status):
 
 def test_no_process_is_signalled(trap):
     with subprocess.Popen(
-        [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE
+        [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"],
+        stdout=subprocess.PIPE,
     ) as child:
         child.stdout.readline()
         lock = LockFile(trap / "health.lock")

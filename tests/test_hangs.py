@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.support.figures import scrape
+from tests.support.metrics import scrape
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
 
@@ -25,7 +25,9 @@ def gateway(module_dir):
 def ready(base: str) -> tuple[int, list[str]]:
     """Status and lines of /readyz."""
     answer = subprocess.run(
-        ["curl", "-s", "-m", "5", "-w", "%{http_code}", f"{base}/readyz?verbose"], capture_output=True, text=True
+        ["curl", "-s", "-m", "5", "-w", "%{http_code}", f"{base}/readyz?verbose"],
+        capture_output=True,
+        text=True,
     ).stdout
     *lines, status = answer.splitlines()
     return int(status), lines

@@ -42,7 +42,12 @@ CHAT = "/v1/chat/completions"
 
 
 def head(path: str, length: int, *more: str, method: str = "POST") -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1", "content-type: application/json", *more]
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "host: 127.0.0.1",
+        "content-type: application/json",
+        *more,
+    ]
     return ("\r\n".join([*lines, f"content-length: {length}"]) + "\r\n\r\n").encode()
 
 
@@ -56,7 +61,9 @@ class Hostile:
         self.did: Counter[str] = Counter()
         self.worker_kills = 0
         self._logs = logs
-        self._threads = [threading.Thread(target=self._repeat, args=(part,)) for part in self.parts()]
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(part,)) for part in self.parts()
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -125,7 +132,9 @@ class Hostile:
 
     def poison(self) -> None:
         """A request that each backend answers 500."""
-        body = json.dumps({"model": "shared", "messages": [{"role": "user", "content": "poison"}]}).encode()
+        body = json.dumps(
+            {"model": "shared", "messages": [{"role": "user", "content": "poison"}]}
+        ).encode()
         self.send(head(CHAT, len(body), "x-demo-fault: status=500") + body)
 
     def bomb(self) -> None:
@@ -140,13 +149,21 @@ class Hostile:
     def ambiguous(self) -> None:
         self.send(head(CHAT, 5, "transfer-encoding: chunked") + b"0\r\n\r\n")
         self.send(head(CHAT, 2, "content-length: 3") + b"{}")
-        self.send(head("/admin/backends", 2, "origin: http://evil.example", "sec-fetch-site: cross-site") + b"{}")
+        self.send(
+            head("/admin/backends", 2, "origin: http://evil.example", "sec-fetch-site: cross-site")
+            + b"{}"
+        )
 
     def never_read(self) -> None:
         """Ask for much, over a small window, and read nothing."""
         ask = head("/assets/uplot.js", 0, method="GET") * 60
         body = json.dumps(
-            {"model": "shared", "stream": True, "max_tokens": 20_000, "messages": [{"role": "user", "content": "x"}]}
+            {
+                "model": "shared",
+                "stream": True,
+                "max_tokens": 20_000,
+                "messages": [{"role": "user", "content": "x"}],
+            }
         )
         stream = head(CHAT, len(body)) + body.encode()
         with contextlib.ExitStack() as opened:
@@ -204,7 +221,9 @@ def master_pid(gateway: Gateway) -> int:
 
 
 def health_pid(gateway: Gateway) -> int:
-    return until(lambda: next((pid for pid in children(gateway.pid) if "nexus.health" in command(pid)), 0))
+    return until(
+        lambda: next((pid for pid in children(gateway.pid) if "nexus.health" in command(pid)), 0)
+    )
 
 
 def largest(gateway: Gateway) -> tuple[int, int]:
@@ -224,8 +243,12 @@ class Good:
         self.served = 0
         self.broken_streams = 0
         self.failures: list[str] = []
-        self._client = openai.OpenAI(base_url=f"{gateway.base}/v1", api_key="unused", max_retries=5, timeout=60)
-        self._threads = [threading.Thread(target=self._work, args=(end, number)) for number in range(4)]
+        self._client = openai.OpenAI(
+            base_url=f"{gateway.base}/v1", api_key="unused", max_retries=5, timeout=60
+        )
+        self._threads = [
+            threading.Thread(target=self._work, args=(end, number)) for number in range(4)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -238,7 +261,9 @@ class Good:
             except (openai.APIConnectionError, openai.APIError) as error:
                 broke = number % 3 == 0 and not isinstance(error, openai.APIStatusError)
                 if broke:
-                    self.broken_streams += 1  # by the kill of its worker, which no retry of the client's can undo
+                    self.broken_streams += (
+                        1  # by the kill of its worker, which no retry of the client's can undo
+                    )
                 else:
                     self.failures.append(repr(error))
             except Exception as error:
@@ -255,7 +280,9 @@ class Good:
             chunks = list(create(model="shared", messages=messages, max_tokens=20, stream=True))  # type: ignore[call-overload]
             assert any(chunk.choices and chunk.choices[0].finish_reason for chunk in chunks)
         else:
-            assert create(model="shared", messages=messages, max_tokens=20).choices[0].message.content  # type: ignore[call-overload]
+            assert (
+                create(model="shared", messages=messages, max_tokens=20).choices[0].message.content
+            )  # type: ignore[call-overload]
 
     def join(self) -> None:
         for thread in self._threads:
@@ -270,7 +297,9 @@ def test_a_good_client_beside_hostile_ones(tmp_path):
     with (
         Demo(tmp_path, name="one", models=["shared"], pace=0) as one,
         Demo(tmp_path, name="two", models=["shared"], pace=0) as two,
-        Gateway(tmp_path, backend_toml(one, two), workers=2, interval_s=1, server=SERVER, stderr=writing) as gateway,
+        Gateway(
+            tmp_path, backend_toml(one, two), workers=2, interval_s=1, server=SERVER, stderr=writing
+        ) as gateway,
     ):
         os.close(writing)
         end = time.monotonic() + SECONDS
@@ -286,7 +315,9 @@ def test_a_good_client_beside_hostile_ones(tmp_path):
             pass
         quiet = until(lambda: balanced(gateway), within_s=60)
         third = len(sizes) // 3
-        early, late = (tuple(map(max, zip(*part, strict=True))) for part in (sizes[:third], sizes[-third:]))
+        early, late = (
+            tuple(map(max, zip(*part, strict=True))) for part in (sizes[:third], sizes[-third:])
+        )
         print(
             f"seed {SEED}: served {good.served}, failed {good.failures}, streams cut by a kill {good.broken_streams}, "
             f"hostile {dict(hostile.did)}, largest process first {early} and last {late}, "

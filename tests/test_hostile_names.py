@@ -30,12 +30,17 @@ class Backend(BaseHTTPRequestHandler):
     """Lists what its path says, and answers every chat with one event."""
 
     def do_GET(self):
-        self._answer("application/json", json.dumps({"object": "list", "data": [{"id": n} for n in LISTS[self.path]]}))
+        self._answer(
+            "application/json",
+            json.dumps({"object": "list", "data": [{"id": n} for n in LISTS[self.path]]}),
+        )
 
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))
         choice = {"index": 0, "delta": {"content": TEXT}, "finish_reason": "stop"}
-        self._answer("text/event-stream", f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n\n")
+        self._answer(
+            "text/event-stream", f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n\n"
+        )
 
     def _answer(self, content_type, content):
         self.send_response(200)
@@ -56,7 +61,9 @@ def gateway(module_dir):
             f'[[backends]]\nname = "{name}"\nurl = "http://127.0.0.1:{server.server_port}/{name}"\ntype = "generic"\n'
             for name in ("long", "many", "steering")
         )
-        with Gateway(module_dir, config, workers=1, server="max_request_bytes = 4000000") as gateway:
+        with Gateway(
+            module_dir, config, workers=1, server="max_request_bytes = 4000000"
+        ) as gateway:
             until(lambda: all(said(gateway, name) for name in ("long", "many")))
             yield gateway
         server.shutdown()
@@ -64,7 +71,9 @@ def gateway(module_dir):
 
 def said(gateway, name):
     """What the log says of a backend that is unhealthy."""
-    return [line["why"] for line in gateway.lines("backend is now unhealthy") if line["backend"] == name]
+    return [
+        line["why"] for line in gateway.lines("backend is now unhealthy") if line["backend"] == name
+    ]
 
 
 def nexus(gateway, *words):
@@ -81,7 +90,9 @@ def test_names_and_lists_without_a_bound_are_kept_nowhere(gateway):
     before = size_of(gateway.run_dir)
     body = json.dumps({"model": LONG, "messages": [{"role": "user", "content": "x"}]}).encode()
     request = urllib.request.Request(
-        f"{gateway.base}/v1/chat/completions", data=body, headers={"content-type": "application/json"}
+        f"{gateway.base}/v1/chat/completions",
+        data=body,
+        headers={"content-type": "application/json"},
     )
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=20)

@@ -36,7 +36,9 @@ def fleet(tmp_path_factory):
 
 def ask(gateway, model: str) -> None:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hi"}]}).encode()
-    request = urllib.request.Request(f"{gateway.base}/v1/chat/completions", body, {"content-type": "application/json"})
+    request = urllib.request.Request(
+        f"{gateway.base}/v1/chat/completions", body, {"content-type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=10) as answer:
         assert json.load(answer)["choices"]
 
@@ -84,7 +86,11 @@ def test_what_is_gone_is_counted_as_retired_and_what_returns_begins_anew(fleet):
     assert scrape.value("nexus_backend_latency_seconds_count", backend="retired") >= probes
     assert ("two",) not in scrape.series("nexus_backend_up", "backend")
     stats = fleet.stats()
-    assert sum(backend["requests"] for backend in stats["backends"]) == stats["requests"]["total"] == total
+    assert (
+        sum(backend["requests"] for backend in stats["backends"])
+        == stats["requests"]["total"]
+        == total
+    )
     assert sum(model["requests"] for model in stats["models"]) == total
 
     admin(fleet, "POST", "backends", name="two", url=fleet.two.url, type="vllm")
@@ -121,4 +127,7 @@ def test_the_labels_outlast_the_health_process(fleet):
     os.kill(pid, signal.SIGKILL)
     until(lambda: fleet.health_pid() != pid, within_s=20)
     after = SnapshotReader(fleet.run_dir).read().labels
-    assert (after.models.items() >= before.models.items(), after.retired_backends) == (True, ("two",))
+    assert (after.models.items() >= before.models.items(), after.retired_backends) == (
+        True,
+        ("two",),
+    )

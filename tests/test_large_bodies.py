@@ -24,12 +24,20 @@ def gateway(request, module_dir) -> Iterator[Gateway]:
     directory.mkdir()
     with (
         Demo(directory, pace=0) as demo,
-        Gateway(directory, backend_toml(demo), workers=1, server="max_answer_bytes = 2048", environ=environ) as gateway,
+        Gateway(
+            directory,
+            backend_toml(demo),
+            workers=1,
+            server="max_answer_bytes = 2048",
+            environ=environ,
+        ) as gateway,
     ):
         yield gateway
 
 
-def ask(gateway: Gateway, body: bytes, fault: str = "", *, path: str = "/v1/chat/completions") -> tuple[int, bytes]:
+def ask(
+    gateway: Gateway, body: bytes, fault: str = "", *, path: str = "/v1/chat/completions"
+) -> tuple[int, bytes]:
     connection = HTTPConnection("127.0.0.1", gateway.port, timeout=60)
     headers = {"content-type": "application/json", **({"x-demo-fault": fault} if fault else {})}
     connection.request("POST", path, body, headers)
@@ -53,7 +61,9 @@ def cost_s(gateway: Gateway, body: bytes, expected: int = 422) -> float:
 
 
 def test_a_list_of_many_items_costs_little_more_than_one_string(gateway):
-    one_string = b'{"model":"demo-small","messages":[{"role":"user","content":"%b"}]}' % (b"x" * SIZE)
+    one_string = b'{"model":"demo-small","messages":[{"role":"user","content":"%b"}]}' % (
+        b"x" * SIZE
+    )
     cost_s(gateway, one_string)  # the first ones have memory to ask for
     least = cost_s(gateway, one_string)
     costs = {}
@@ -61,7 +71,9 @@ def test_a_list_of_many_items_costs_little_more_than_one_string(gateway):
         items = b",".join([item] * (SIZE // (len(item) + 1)))
         costs[name] = cost_s(gateway, b'{"model":"demo-small","messages":[%b]}' % items) / least
     fields = b",".join(b'"%07d":0' % number for number in range(SIZE // 12))
-    costs["fields"] = cost_s(gateway, b'{"model":"demo-small","messages":[{}],%b}' % fields, 400) / least
+    costs["fields"] = (
+        cost_s(gateway, b'{"model":"demo-small","messages":[{}],%b}' % fields, 400) / least
+    )
     assert {name: cost for name, cost in costs.items() if cost > 3} == {}
 
 
@@ -69,7 +81,9 @@ def test_a_list_of_many_items_costs_little_more_than_one_string(gateway):
 @pytest.mark.parametrize("field", ["stream_options", None])
 def test_bodies_of_many_fields_are_refused(gateway, path, field):
     """The limit is for each object whose fields are read; one that goes on as it came may have any number."""
-    few, many = (b",".join(b'"%07d":0' % number for number in range(count)) for count in (900, 30_000))
+    few, many = (
+        b",".join(b'"%07d":0' % number for number in range(count)) for count in (900, 30_000)
+    )
     begin = SMALL[:-1] + b',"stream":true,'
     for fields, status in ((few, 200), (many, 200 if field else 400)):
         more = b'"%b":{%b}' % (field.encode(), fields) if field else fields

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.figures import Scrape, scrape
 from tests.support.load import chat, run
+from tests.support.metrics import Scrape, scrape
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, Process, backend_toml, clean_environ, free_port
 
@@ -65,7 +65,9 @@ def counters(found: Scrape) -> dict:
     return {
         key: value
         for key, value in found.samples.items()
-        if key[0].endswith(suffixes) and key[0] not in gauges and not key[0].startswith("nexus_process_")
+        if key[0].endswith(suffixes)
+        and key[0] not in gauges
+        and not key[0].startswith("nexus_process_")
     }
 
 
@@ -87,7 +89,10 @@ def test_killed_worker(gateway, slow):
     for pid in gateway.worker_pids():
         os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
-    until(lambda: scrape(gateway.operations).value("nexus_pending_requests", backend="slow") == 0, within_s=2)
+    until(
+        lambda: scrape(gateway.operations).value("nexus_pending_requests", backend="slow") == 0,
+        within_s=2,
+    )
     assert time.monotonic() - killed < 2
     assert len(streams.join()) == 6
     after = until(lambda: (s := gateway.settled()).value("nexus_requests_lost_total") == 6 and s)
@@ -111,7 +116,11 @@ def test_killed_health_process(gateway):
     until(lambda: gateway.scrape().value("nexus_health_process_up") == 1)
     until(lambda: gateway.health_pid() != old)
     after = until(
-        lambda: (s := gateway.settled()).value("nexus_backend_latency_seconds_count", backend="slow") > probes and s
+        lambda: (
+            (s := gateway.settled()).value("nexus_backend_latency_seconds_count", backend="slow")
+            > probes
+            and s
+        )
     )
     assert_none_fell(before, after)
     assert after.total("nexus_requests_total") == 8
@@ -124,7 +133,10 @@ def test_hup_replaces_the_workers_without_a_failed_request(gateway, slow):
     old = set(gateway.worker_pids())
     streams = Streams(gateway, slow, 3, max_tokens=60)
     gateway.send(signal.SIGHUP)
-    until(lambda: not old & set(gateway.worker_pids()) and len(gateway.worker_pids()) == 2, within_s=20)
+    until(
+        lambda: not old & set(gateway.worker_pids()) and len(gateway.worker_pids()) == 2,
+        within_s=20,
+    )
     assert streams.join() == [200] * 3
     assert ask(gateway, 10) == [200] * 10
     after = gateway.settled()
@@ -148,7 +160,9 @@ def test_growing_and_shrinking(gateway):
         (signal.SIGTTOU, 1),
     ):
         os.kill(gateway.master_pid(), number)
-        until(lambda workers=workers: gateway.scrape().value("nexus_workers") == workers, within_s=15)
+        until(
+            lambda workers=workers: gateway.scrape().value("nexus_workers") == workers, within_s=15
+        )
         ask(gateway, 4)
         after = gateway.settled()
         assert_none_fell(before, after)
@@ -156,11 +170,15 @@ def test_growing_and_shrinking(gateway):
     assert after.total("nexus_requests_total") == 28
     assert after.value("nexus_worker_deaths_total") == 0
     files = list(gateway.run_dir.glob("generations/*/metrics/*.db"))
-    assert len(files) <= 2 * 5 + 1, "4 workers and the health process, two files each, and the fleet's gauges"
+    assert len(files) <= 2 * 5 + 1, (
+        "4 workers and the health process, two files each, and the fleet's gauges"
+    )
 
 
 def test_recycling_with_streams_in_flight(tmp_path, slow):
-    with Gateway(tmp_path, backend_toml(slow), workers=2, environ={"NEXUS_MAX_REQUESTS": "10"}) as gateway:
+    with Gateway(
+        tmp_path, backend_toml(slow), workers=2, environ={"NEXUS_MAX_REQUESTS": "10"}
+    ) as gateway:
         streams = Streams(gateway, slow, 2, max_tokens=100)
         assert ask(gateway, 80) == [200] * 80
         assert streams.join() == [200] * 2
@@ -182,7 +200,9 @@ def test_restart_begins_at_zero_and_orphans_keep_to_their_generation(tmp_path, s
     (tmp_path / "nexus.toml").write_text(backend_toml(slow))
     command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"]
     base, operations = f"http://127.0.0.1:{port}", f"http://{environ['NEXUS_HEALTH_LISTEN']}"
-    with Process([sys.executable, "-m", "nexus.health"], log=tmp_path / "health.log", environ=environ):
+    with Process(
+        [sys.executable, "-m", "nexus.health"], log=tmp_path / "health.log", environ=environ
+    ):
         # The health unit runs before and without the gateway.
         until(lambda: scrape(operations).value("nexus_backends_healthy") == 1, within_s=15)
         first = Process(command, log=tmp_path / "first.log", environ=environ)
@@ -191,7 +211,9 @@ def test_restart_begins_at_zero_and_orphans_keep_to_their_generation(tmp_path, s
         ask(gateway, 6)
         until(lambda: scrape(operations).total("nexus_requests_total") == 6)
         first.stop(number=signal.SIGKILL)
-        second = until(lambda: started(command, tmp_path / "second.log", environ, base), within_s=20)
+        second = until(
+            lambda: started(command, tmp_path / "second.log", environ, base), within_s=20
+        )
         with second:
             until(lambda: scrape(base).total("nexus_requests_total") == 0, within_s=15)
             until(lambda: scrape(operations).total("nexus_requests_total") == 0)
@@ -205,7 +227,10 @@ def started(command: list[str], log: Path, environ: dict[str, str], base: str) -
     """A gateway, once the port is free of the orphans of the one before."""
     process = Process(command, log=log, environ=environ)
     try:
-        until(lambda: process.child.poll() is None and scrape(base).value("nexus_workers") == 2, within_s=8)
+        until(
+            lambda: process.child.poll() is None and scrape(base).value("nexus_workers") == 2,
+            within_s=8,
+        )
     except AssertionError:
         process.stop(number=signal.SIGKILL)
         return None
@@ -214,7 +239,9 @@ def started(command: list[str], log: Path, environ: dict[str, str], base: str) -
 
 def test_run_directory_that_is_removed(gateway):
     """An error in the log, a metric, and the gateway goes on; what was counted is still shown."""
-    until(lambda: len(gateway.lines("worker ready")) == 2)  # one that starts later could not know the fleet
+    until(
+        lambda: len(gateway.lines("worker ready")) == 2
+    )  # one that starts later could not know the fleet
     ask(gateway, 10)
     for _ in range(8):
         before = gateway.settled()
@@ -246,11 +273,15 @@ def test_run_directory_that_is_full(tmp_path, slow):
     place = tmp_path / "small"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(place)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(place)],
+        capture_output=True,
+        text=True,
     )
     assert mounted.returncode == 0, mounted.stderr
     try:
-        gateway = Gateway(tmp_path, backend_toml(slow), workers=2, environ={"NEXUS_RUN_DIR": str(place / "run")})
+        gateway = Gateway(
+            tmp_path, backend_toml(slow), workers=2, environ={"NEXUS_RUN_DIR": str(place / "run")}
+        )
         with gateway:
             ask(gateway, 4)
             pids = gateway.worker_pids()

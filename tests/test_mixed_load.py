@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.figures import Scrape, scrape
-from tests.support.load import Ask, chat, run
+from tests.support.load import ParsedRequest, chat, run
+from tests.support.metrics import Scrape, scrape
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml, get_json
 from tests.support.prometheus import Prometheus
@@ -40,7 +40,7 @@ class Outcome:
     scrape: Scrape
 
 
-def asks() -> Iterator[Ask]:
+def asks() -> Iterator[ParsedRequest]:
     for number in range(REQUESTS):
         match number % 8:
             case 0 | 1:
@@ -48,7 +48,9 @@ def asks() -> Iterator[Ask]:
             case 2:
                 yield chat("stream", "shared", stream=True, stream_options={"include_usage": True})
             case 3:
-                yield Ask("embeddings", "/v1/embeddings", {"model": "shared", "input": ["a", "b"]})
+                yield ParsedRequest(
+                    "embeddings", "/v1/embeddings", {"model": "shared", "input": ["a", "b"]}
+                )
             case 4:
                 yield chat("unknown", f"made-up-{number}")
             case 5:
@@ -64,13 +66,15 @@ def outcome(module_dir: Path) -> Iterator[Outcome]:
     with (
         Demo(module_dir, name="demo-a", models=["shared"], pace=0) as a,
         Demo(module_dir, name="demo/b", models=["shared"], pace=0) as b,
-        Demo(module_dir, name="flaky", models=["flaky"], pace=0, fault="status=500,rate=0.33,seed=5") as flaky,
+        Demo(
+            module_dir, name="flaky", models=["flaky"], pace=0, fault="status=500,rate=0.33,seed=5"
+        ) as flaky,
         Gateway(module_dir, backend_toml(a, b, flaky) + CONFIG, workers=4) as gateway,
     ):
         tally: Counter[tuple[str, int]] = Counter()
         tokens: Counter[str] = Counter()
 
-        def seen(ask: Ask, status: int, content: bytes) -> None:
+        def seen(ask: ParsedRequest, status: int, content: bytes) -> None:
             tally[ask.kind, status] += 1
             if status == 200:
                 line = content.decode().strip()
@@ -115,7 +119,9 @@ def test_series_are_exact(outcome):
         ("model_not_found", "unknown"): each,
         ("backend_error", "flaky"): failed,
     }
-    assert s.series("nexus_fallbacks_total", "from_model", "to_model") == {("absent", "shared"): each}
+    assert s.series("nexus_fallbacks_total", "from_model", "to_model") == {
+        ("absent", "shared"): each
+    }
     assert s.series("nexus_request_duration_seconds_count", "model", "backend") == s.series(
         "nexus_requests_total", "model", "backend"
     )
@@ -146,7 +152,11 @@ def test_fleet_gauges(outcome):
     assert s.value("nexus_backends_total") == 3
     assert s.value("nexus_backends_healthy") == 3
     assert s.value("nexus_models_available") == 2
-    assert s.series("nexus_backend_up", "backend") == {("demo_a",): 1, ("demo_b",): 1, ("flaky",): 1}
+    assert s.series("nexus_backend_up", "backend") == {
+        ("demo_a",): 1,
+        ("demo_b",): 1,
+        ("flaky",): 1,
+    }
     assert s.value("nexus_health_process_up") == 1
     names = {labels for (name, labels) in s.samples if name == "nexus_model_info"}
     assert frozenset({("model", "gpt_4"), ("name", "gpt-4")}) in names
@@ -156,7 +166,11 @@ def test_fleet_gauges(outcome):
 
 def test_every_worker_and_the_health_process_agree(outcome):
     """New connections reach different workers; the counters of requests are the same from all of them."""
-    wanted = {k: v for k, v in outcome.scrape.samples.items() if k[0].startswith(("nexus_requests", "nexus_errors"))}
+    wanted = {
+        k: v
+        for k, v in outcome.scrape.samples.items()
+        if k[0].startswith(("nexus_requests", "nexus_errors"))
+    }
     for base in [outcome.gateway.base] * 12 + [outcome.gateway.operations]:
         found = scrape(base).samples
         assert {k: found.get(k) for k in wanted} == wanted
@@ -167,15 +181,23 @@ def test_stats_are_the_same_figures(outcome):
         stats = get_json(f"{base}/v1/stats")
         s = outcome.scrape
         errors = s.total("nexus_errors_total")
-        assert stats["requests"] == {"total": REQUESTS, "success": REQUESTS - errors, "errors": errors}
+        assert stats["requests"] == {
+            "total": REQUESTS,
+            "success": REQUESTS - errors,
+            "errors": errors,
+        }
         by_backend = {entry["id"]: entry["requests"] for entry in stats["backends"]}
-        assert by_backend == {k: v for (k,), v in s.series("nexus_requests_total", "backend").items()}
+        assert by_backend == {
+            k: v for (k,), v in s.series("nexus_requests_total", "backend").items()
+        }
         assert {entry["id"]: entry["name"] for entry in stats["backends"]}["demo_b"] == "demo/b"
         by_model = {entry["name"]: entry["requests"] for entry in stats["models"]}
         assert by_model == {k: v for (k,), v in s.series("nexus_requests_total", "model").items()}
         for entry in stats["backends"]:
             total_s = s.total("nexus_request_duration_seconds_sum", backend=entry["id"])
-            assert entry["average_latency_ms"] == pytest.approx(total_s / entry["requests"] * 1000, abs=0.001)
+            assert entry["average_latency_ms"] == pytest.approx(
+                total_s / entry["requests"] * 1000, abs=0.001
+            )
         assert stats["uptime_seconds"] >= 1
 
 
@@ -190,7 +212,11 @@ def test_series_stay_within_the_bound(outcome):
     )["families"]  # fmt: skip
     found: Counter[str] = Counter()
     for name, _ in outcome.scrape.samples:
-        family = next(f for f in (name, *(name.removesuffix(s) for s in ("_bucket", "_sum", "_count"))) if f in shown)
+        family = next(
+            f
+            for f in (name, *(name.removesuffix(s) for s in ("_bucket", "_sum", "_count")))
+            if f in shown
+        )
         found[family] += 1
     assert all(count <= shown[family] for family, count in found.items())
 
@@ -203,7 +229,11 @@ def test_accounts_are_balanced(outcome):
     assert s.value("nexus_unknown_models_total") == REQUESTS // 8
     assert s.value("nexus_run_directory_usable") == 1
     assert 0 < s.value("nexus_scrape_duration_seconds") < 1
-    roles = Counter(dict(labels)["role"] for name, labels in s.samples if name == "nexus_process_resident_memory_bytes")
+    roles = Counter(
+        dict(labels)["role"]
+        for name, labels in s.samples
+        if name == "nexus_process_resident_memory_bytes"
+    )
     assert roles == {"worker": 4, "health": 1}
 
 
@@ -213,13 +243,20 @@ def test_promtool_accepts_it(outcome):
         ["promtool", "check", "metrics"], input=outcome.scrape.text, text=True, capture_output=True
     )
     complaints = [line for line in (checked.stdout + checked.stderr).splitlines() if line]
-    assert {line.split()[0] for line in complaints} == {"nexus_backends_total", "nexus_tokens_total"}
+    assert {line.split()[0] for line in complaints} == {
+        "nexus_backends_total",
+        "nexus_tokens_total",
+    }
 
 
 def test_prometheus_scrapes_it(outcome, tmp_path):
     with Prometheus(tmp_path, f"127.0.0.1:{outcome.gateway.port}", faster=15) as prometheus:
-        by_status = until(lambda: prometheus.query("sum by (model, status) (nexus_requests_total)"), within_s=30)
+        by_status = until(
+            lambda: prometheus.query("sum by (model, status) (nexus_requests_total)"), within_s=30
+        )
         assert by_status == outcome.scrape.series("nexus_requests_total", "model", "status")
         assert prometheus.query("sum(nexus_requests_total)") == {(): REQUESTS}
-        assert prometheus.query("sum(nexus_requests_total) - sum(nexus_request_duration_seconds_count)") == {(): 0}
+        assert prometheus.query(
+            "sum(nexus_requests_total) - sum(nexus_request_duration_seconds_count)"
+        ) == {(): 0}
         assert set(prometheus.query("nexus_backends_healthy").values()) == {3}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from openai import NotFoundError, OpenAI
 
-from tests.support.figures import moved
+from tests.support.metrics import moved
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, clean_environ, get_json
 
@@ -23,7 +23,12 @@ pytestmark = pytest.mark.e2e
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 HELLO = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]}]
+IMAGE = [
+    {
+        "role": "user",
+        "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}],
+    }
+]
 
 SAYS: dict[str, dict[str, Any]] = {
     "ol": {
@@ -34,7 +39,11 @@ SAYS: dict[str, dict[str, Any]] = {
                     "details": {"context_length": 8192},
                     "capabilities": ["completion"],
                 },
-                {"name": "nomic:latest", "details": {"context_length": 2048}, "capabilities": ["embedding"]},
+                {
+                    "name": "nomic:latest",
+                    "details": {"context_length": 2048},
+                    "capabilities": ["embedding"],
+                },
             ]
         },
         "/api/ps": {"models": [{"name": "llama3.2:latest", "context_length": 1024}]},
@@ -57,12 +66,25 @@ SAYS: dict[str, dict[str, Any]] = {
             "chat_template_caps": {"supports_tools": True},
         },
     },
-    "small": {"/v1/models": {"data": [{"id": "shared", "max_model_len": 1000}, {"id": "gpt-oss-120b"}]}},
+    "small": {
+        "/v1/models": {"data": [{"id": "shared", "max_model_len": 1000}, {"id": "gpt-oss-120b"}]}
+    },
     "large": {"/v1/models": {"data": [{"id": "shared", "max_model_len": 8000}]}},
     "bare": {"/v1/models": None},
-    "wild": {"/v1/models": {"data": [{"id": "wild/*"}, {"id": "mock", "mode": "chat", "max_input_tokens": 16000}]}},
+    "wild": {
+        "/v1/models": {
+            "data": [{"id": "wild/*"}, {"id": "mock", "mode": "chat", "max_input_tokens": 16000}]
+        }
+    },
 }
-KINDS = {"ol": "ollama", "lc": "llamacpp", "small": "vllm", "large": "vllm", "bare": "generic", "wild": "generic"}
+KINDS = {
+    "ol": "ollama",
+    "lc": "llamacpp",
+    "small": "vllm",
+    "large": "vllm",
+    "bare": "generic",
+    "wild": "generic",
+}
 MORE = {
     "small": "priority = 10",
     "bare": """
@@ -91,7 +113,9 @@ def demos(module_dir: Path) -> Iterator[dict[str, Demo]]:
         for name, kind in KINDS.items():
             says = module_dir / f"{name}.json"
             says.write_text(json.dumps(SAYS[name]))
-            found[name] = stack.enter_context(Demo(module_dir, name=name, kind=kind, says=says, pace=0))
+            found[name] = stack.enter_context(
+                Demo(module_dir, name=name, kind=kind, says=says, pace=0)
+            )
         yield found
 
 
@@ -120,7 +144,11 @@ def post(request: pytest.FixtureRequest, gateway: Gateway):
             headers={"content-type": "application/json"} | ({"transfer-encoding": "chunked"} if flask else {}),
         )  # fmt: skip
         response = connection.getresponse()
-        found = response.status, {name.lower(): value for name, value in response.headers.items()}, response.read()
+        found = (
+            response.status,
+            {name.lower(): value for name, value in response.headers.items()},
+            response.read(),
+        )
         connection.close()
         changes = moved(before, gateway.settled(), COUNTED)
         moves = {
@@ -132,7 +160,12 @@ def post(request: pytest.FixtureRequest, gateway: Gateway):
     return send
 
 
-COUNTED = ("nexus_requests_total", "nexus_errors_total", "nexus_fallbacks_total", "nexus_retries_total")
+COUNTED = (
+    "nexus_requests_total",
+    "nexus_errors_total",
+    "nexus_fallbacks_total",
+    "nexus_retries_total",
+)
 
 
 def listed(gateway: Gateway) -> dict[str, dict[str, Any]]:
@@ -162,7 +195,8 @@ def test_the_list_has_each_name_once_and_says_what_is_known(gateway: Gateway):
         "bare", "wild/*", "mock", "mine",
     ])  # fmt: skip
     seen = {
-        name: {k: v for k, v in entry.items() if k not in ("id", "object", "created")} for name, entry in found.items()
+        name: {k: v for k, v in entry.items() if k not in ("id", "object", "created")}
+        for name, entry in found.items()
     }
     text_only = {"vision": False, "tools": False}
     assert seen == {
@@ -240,7 +274,9 @@ def test_names_that_a_backend_takes(post, demos, asked, backend, label, sent):
     assert json.loads(demos[backend].last()["body"])["model"] == sent
 
 
-@pytest.mark.parametrize("more", [{"tools": TOOLS}, {"messages": IMAGE}, {"response_format": {"type": "json_object"}}])
+@pytest.mark.parametrize(
+    "more", [{"tools": TOOLS}, {"messages": IMAGE}, {"response_format": {"type": "json_object"}}]
+)
 def test_what_is_not_known_is_sent_to_the_model_that_was_asked_for(post, more):
     """A fallback that is known to call tools is no reason to use it."""
     status, headers, _, moves = post(CHAT, {"model": "gpt-oss-120b", "messages": HELLO, **more})
@@ -251,15 +287,27 @@ def test_what_is_not_known_is_sent_to_the_model_that_was_asked_for(post, more):
 def test_a_fallback_serves_what_the_model_is_known_not_to_do(post):
     body = {"model": "bare-model", "messages": HELLO, "response_format": {"type": "json_object"}}
     status, headers, _, moves = post(CHAT, body)
-    assert (status, headers["x-nexus-backend"], headers["x-nexus-fallback-model"]) == (200, "wild", "mock")
-    assert moves == {requests_of("mock", "wild"): 1.0, ("fallbacks_total", "bare_model", "mock"): 1.0}
+    assert (status, headers["x-nexus-backend"], headers["x-nexus-fallback-model"]) == (
+        200,
+        "wild",
+        "mock",
+    )
+    assert moves == {
+        requests_of("mock", "wild"): 1.0,
+        ("fallbacks_total", "bare_model", "mock"): 1.0,
+    }
 
 
 @pytest.mark.parametrize(
     ("path", "body", "label", "lacking"),
     [
         (CHAT, {"model": "llama3.2", "messages": IMAGE}, "llama3_2_latest", "images"),
-        (CHAT, {"model": "llama3.2", "messages": IMAGE, "tools": TOOLS}, "llama3_2_latest", "images, tools"),
+        (
+            CHAT,
+            {"model": "llama3.2", "messages": IMAGE, "tools": TOOLS},
+            "llama3_2_latest",
+            "images, tools",
+        ),
         (CHAT, {"model": "nomic", "messages": HELLO}, "nomic_latest", "chat"),
         (EMBEDDINGS, {"model": "mock", "input": "x"}, "mock", "embeddings"),
     ],
@@ -313,7 +361,10 @@ def exceeded(demos: dict[str, Demo]) -> Iterator[None]:
 def test_a_larger_context_is_tried_where_a_backend_says_that_its_own_is_exceeded(post):
     status, headers, _, moves = post(CHAT, long_chat(100))
     assert (status, headers["x-nexus-backend"]) == (200, "large")
-    assert moves == {requests_of("shared", "large"): 1.0, ("retries_total", "invalid_request", "small"): 1.0}
+    assert moves == {
+        requests_of("shared", "large"): 1.0,
+        ("retries_total", "invalid_request", "small"): 1.0,
+    }
 
 
 @pytest.mark.usefixtures("exceeded")
@@ -347,7 +398,10 @@ def test_a_context_that_is_not_known_is_no_larger_one(post):
         (b'{"model":"shared","model":"gpt-oss-120b","messages":[{"content":"x"}]}', "model"),
         (b'{"model":"shared","messages":[{"content":"x"}],"Stream":true}', "Stream"),
         (b'{"Model":"shared","messages":[{"content":"x"}]}', "Model"),
-        (b'{"model": "shared", "messages": [{}], "a": 1, "b": 2, "c": 3, "messages": [{}], "d": 4}', "messages"),
+        (
+            b'{"model": "shared", "messages": [{}], "a": 1, "b": 2, "c": 3, "messages": [{}], "d": 4}',
+            "messages",
+        ),
     ],
 )
 def test_a_body_that_two_readers_understand_differently_is_refused(post, body, key):
@@ -371,7 +425,10 @@ def test_a_body_that_two_readers_understand_differently_is_refused(post, body, k
     ],
 )
 def test_what_strict_json_cannot_say_passes_as_it_came(post, demos, body):
-    for name, label, sent in (("shared", "shared", "shared"), ("mine", "llama3_2_latest", "llama3.2:latest")):
+    for name, label, sent in (
+        ("shared", "shared", "shared"),
+        ("mine", "llama3_2_latest", "llama3.2:latest"),
+    ):
         status, headers, _, moves = post(CHAT, body.replace(b"MODEL", name.encode()))
         assert status == 200
         backend = headers["x-nexus-backend"]
@@ -393,7 +450,10 @@ def test_bodies_nested_to_any_depth_are_answered(post):
     for depth in (100, *range(940, 1000, 3)):
         nested = b"[" * depth + b"]" * depth
         for model in (b"shared", b"mine"):
-            body = b'{"model":"%b","messages":[{}],"stream":true,"stream_options":{},"x":%b}' % (model, nested)
+            body = b'{"model":"%b","messages":[{}],"stream":true,"stream_options":{},"x":%b}' % (
+                model,
+                nested,
+            )
             status, _, content, moves = post(CHAT, body)
             assert status in (200, 400), content
             assert sum(n for (family, *_), n in moves.items() if family == "requests_total") == 1
@@ -420,12 +480,16 @@ def test_models_of_servers_without_a_usable_list_are_served_without_health_check
             assert sorted(listed(gateway)) == ["bare-model", "broken-model", "pinned-model"]
             lost = until(lambda: gateway.lines("the backend's models cannot be read"))
             assert [line["backend"] for line in lost] == ["none"], "said once"
-            assert "models of a server without this list go into [[backends.models]]" in lost[0]["why"]
+            assert (
+                "models of a server without this list go into [[backends.models]]" in lost[0]["why"]
+            )
             assert "none has no models: /v1/models answered 404" in said(gateway, "status")
             broken.fault("")
             for name in fleet:
                 body = json.dumps({"model": f"{name}-model", "messages": HELLO}).encode()
-                request = urllib.request.Request(gateway.base + CHAT, body, {"content-type": "application/json"})
+                request = urllib.request.Request(
+                    gateway.base + CHAT, body, {"content-type": "application/json"}
+                )
                 with urllib.request.urlopen(request, timeout=20) as answer:
                     assert json.load(answer)["choices"]
             assert gateway.settled().series("nexus_requests_total", "model", "backend") == {
@@ -439,4 +503,6 @@ def test_commands_show_them(gateway: Gateway):
     assert "tools" in lines["/models/tiny.gguf"]
     assert lines["gpt-oss-120b"].split()[1:] == ["-", "-", "small"]
     assert "(as llama3.2:latest)" in lines["mine"]
-    assert "llama3.2 is an alias of llama3.2:latest" in said(gateway, "route", "explain", "llama3.2")
+    assert "llama3.2 is an alias of llama3.2:latest" in said(
+        gateway, "route", "explain", "llama3.2"
+    )

@@ -29,7 +29,12 @@ class _Backend(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
-        self._answer({"object": "chat.completion", "choices": [{"message": {"role": "assistant", "content": "hi"}}]})
+        self._answer(
+            {
+                "object": "chat.completion",
+                "choices": [{"message": {"role": "assistant", "content": "hi"}}],
+            }
+        )
 
     def _answer(self, body: object) -> None:
         assert isinstance(self.server, Backend)
@@ -57,7 +62,9 @@ class Backend(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         super().__init__((host, port), _Backend)
         if context is not None:
-            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+            self.socket = context.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, *_: object) -> None:
@@ -71,7 +78,8 @@ class Backend(ThreadingHTTPServer):
 def backends(urls: dict[str, str], **settings: object) -> str:
     more = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
     return "".join(
-        f'\n[[backends]]\nname = "{name}"\nurl = "{url}"\ntype = "openai"\n{more}' for name, url in urls.items()
+        f'\n[[backends]]\nname = "{name}"\nurl = "{url}"\ntype = "openai"\n{more}'
+        for name, url in urls.items()
     )
 
 
@@ -90,7 +98,11 @@ def chat(gateway: Gateway, *, chunked: bool = False) -> int:
 
 def statuses(gateway: Gateway) -> dict[str, float]:
     samples = gateway.scrape().samples
-    return {dict(labels)["backend"]: value for (name, labels), value in samples.items() if name == "nexus_backend_up"}
+    return {
+        dict(labels)["backend"]: value
+        for (name, labels), value in samples.items()
+        if name == "nexus_backend_up"
+    }
 
 
 @pytest.fixture
@@ -112,10 +124,14 @@ def test_a_silent_name_server_takes_out_its_own_names_only(tmp_path: Path, names
 
         def all_are_known_to_be_lost() -> bool:
             found = errors(gateway)
-            return len(found) == 12 and all("no name server answers" in error for error in found.values())
+            return len(found) == 12 and all(
+                "no name server answers" in error for error in found.values()
+            )
 
         until(all_are_known_to_be_lost, within_s=40)
-        for wanted in range(len(backend.seen), len(backend.seen) + 12, 4):  # further rounds, each with 12 such names
+        for wanted in range(
+            len(backend.seen), len(backend.seen) + 12, 4
+        ):  # further rounds, each with 12 such names
             until(lambda wanted=wanted: len(backend.seen) >= wanted, within_s=30)
             assert {name for name, up in statuses(gateway).items() if up} == {"one", "two"}
         assert chat(gateway) == 200
@@ -125,7 +141,11 @@ def test_a_silent_name_server_takes_out_its_own_names_only(tmp_path: Path, names
 
 def errors(gateway: Gateway) -> dict[str, str]:
     """The backends whose last probe failed, and why."""
-    return {backend["name"]: backend["error"] for backend in admin_backends(gateway) if backend["error"] is not None}
+    return {
+        backend["name"]: backend["error"]
+        for backend in admin_backends(gateway)
+        if backend["error"] is not None
+    }
 
 
 def admin_backends(gateway: Gateway) -> list[dict[str, str]]:
@@ -144,7 +164,9 @@ def test_sixty_names_that_are_slow_to_look_up(tmp_path: Path, names: NameServer)
     urls = {f"b{n}": f"http://host-{n}.test:{port}" for n in range(60)}
     with (
         Backend("127.0.0.1", port),
-        Gateway(tmp_path, backends(urls), prefix=names.prefix(tmp_path), interval_s=600, timeout_s=10) as gateway,
+        Gateway(
+            tmp_path, backends(urls), prefix=names.prefix(tmp_path), interval_s=600, timeout_s=10
+        ) as gateway,
     ):
         until(lambda: sum(statuses(gateway).values()) == 60, within_s=30)
         assert chat(gateway) == 200
@@ -200,12 +222,21 @@ def test_tls_paths_queries_and_ipv6_together(tmp_path: Path, authorities: list[A
     context.load_verify_locations(one.ca)
     server_certificate = one.issue("server", "IP:::1")
     context.load_cert_chain(server_certificate.cert, server_certificate.key)
-    files = {"ca_file": str(bundle), "client_cert_file": str(client.cert), "client_key_file": str(client.key)}
+    files = {
+        "ca_file": str(bundle),
+        "client_cert_file": str(client.cert),
+        "client_key_file": str(client.key),
+    }
     with Backend("::1", free_port(), context) as backend:
         url = f"https://[::1]:{backend.server_address[1]}"
         config = (
             backends({"beta": f"{url}/v1beta/openai"}, **files)
-            + backends({"second": f"{url}/v2"}, base_path="/openai", max_connection_age_seconds=0.2, **files)
+            + backends(
+                {"second": f"{url}/v2"},
+                base_path="/openai",
+                max_connection_age_seconds=0.2,
+                **files,
+            )
             + '[backends.query]\napi-version = "1"\n[routing]\nstrategy = "round_robin"\n'
         )
         with Gateway(tmp_path, config, host="::1", workers=1) as gateway:
@@ -213,7 +244,9 @@ def test_tls_paths_queries_and_ipv6_together(tmp_path: Path, authorities: list[A
             assert gateway.operations == f"http://[::1]:{gateway.operations_port}"
             assert f"operations http://[::1]:{gateway.operations_port}/metrics" in gateway.output()
             until(lambda: statuses(gateway) == {"beta": 1, "second": 1})
-            assert [chat(gateway, chunked=chunked) for chunked in (False, False, True, True)] == [200] * 4
+            assert [chat(gateway, chunked=chunked) for chunked in (False, False, True, True)] == [
+                200
+            ] * 4
             asked = [path for method, path in backend.seen if method == "POST"]
             assert sorted(asked) == [
                 "/openai/chat/completions?api-version=1",

@@ -39,15 +39,29 @@ class Echo(BaseHTTPRequestHandler):
     seen: set[str] = set()
 
     def do_GET(self):
-        self._answer(200, {"object": "list", "data": [{"id": "echo", "object": "model", "max_model_len": 4096}]})
+        self._answer(
+            200,
+            {"object": "list", "data": [{"id": "echo", "object": "model", "max_model_len": 4096}]},
+        )
 
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))
         said = f"Incorrect API key provided: {self.headers.get('authorization')}."
-        self._answer(401, {"error": {"message": said, "type": "invalid_request_error", "code": "invalid_api_key"}})
+        self._answer(
+            401,
+            {
+                "error": {
+                    "message": said,
+                    "type": "invalid_request_error",
+                    "code": "invalid_api_key",
+                }
+            },
+        )
 
     def _answer(self, status, body):
-        Echo.seen |= {value for name, value in self.headers.items() if name.lower() == "authorization"}
+        Echo.seen |= {
+            value for name, value in self.headers.items() if name.lower() == "authorization"
+        }
         content = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
@@ -97,7 +111,9 @@ def gateway(tmp_path_factory, echo):
 
 def ask(gateway, name, base, path, *, token=None, body=None, method=None):
     """Keep what is answered, headers included, and give the status."""
-    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
+    headers = {"content-type": "application/json"} | (
+        {"authorization": f"Bearer {token}"} if token else {}
+    )
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(base + path, data=data, method=method, headers=headers)
     try:
@@ -105,7 +121,9 @@ def ask(gateway, name, base, path, *, token=None, body=None, method=None):
     except urllib.error.HTTPError as error:
         answer = error
     with answer:
-        content = answer.read(200_000) if path != "/v1/live" else answer.readline() + answer.readline()
+        content = (
+            answer.read(200_000) if path != "/v1/live" else answer.readline() + answer.readline()
+        )
         gateway.outputs[name] = str(answer.headers) + content.decode(errors="replace")
         return answer.status
 
@@ -126,13 +144,26 @@ def chat(model):
 
 def test_no_canary_anywhere(gateway):
     port, operations = gateway.base, gateway.operations
-    until(lambda: "Bearer " + KEY in Echo.seen)  # stripped, it reaches the backend that is meant to get it
+    until(
+        lambda: "Bearer " + KEY in Echo.seen
+    )  # stripped, it reaches the backend that is meant to get it
     until(lambda: "plain" in gateway.output() and "nowhere" in gateway.output())
-    assert ask(gateway, "echo", port, "/v1/chat/completions", token=CLIENT, body=chat("echo")) == 401
-    assert ask(gateway, "well", port, "/v1/chat/completions", token=CLIENT, body=chat("demo-small")) == 200
-    assert ask(gateway, "unknown", port, "/v1/chat/completions", token=CLIENT, body=chat("none")) == 404
+    assert (
+        ask(gateway, "echo", port, "/v1/chat/completions", token=CLIENT, body=chat("echo")) == 401
+    )
+    assert (
+        ask(gateway, "well", port, "/v1/chat/completions", token=CLIENT, body=chat("demo-small"))
+        == 200
+    )
+    assert (
+        ask(gateway, "unknown", port, "/v1/chat/completions", token=CLIENT, body=chat("none"))
+        == 404
+    )
     gateway.demo.fault("status=500,message=it broke")
-    assert ask(gateway, "failed", port, "/v1/chat/completions", token=CLIENT, body=chat("demo-small")) == 502
+    assert (
+        ask(gateway, "failed", port, "/v1/chat/completions", token=CLIENT, body=chat("demo-small"))
+        == 502
+    )
     gateway.demo.fault("")
     for token in (None, TOKEN, CLIENT):
         for where, base in (("clients", port), ("operations", operations)):
@@ -141,7 +172,12 @@ def test_no_canary_anywhere(gateway):
                 "/openapi.json", "/v1/models", "/admin/backends", "/nothing",
             ):  # fmt: skip
                 ask(gateway, f"{where} {path} {token}", base, path, token=token)
-    added = {"name": "more", "url": "http://127.0.0.1:9", "type": "generic", "api_key_env": "ROOM_KEY"}
+    added = {
+        "name": "more",
+        "url": "http://127.0.0.1:9",
+        "type": "generic",
+        "api_key_env": "ROOM_KEY",
+    }
     assert ask(gateway, "add", operations, "/admin/backends", token=TOKEN, body=added) == 201
     for name, body in {
         "unknown key": {KEY: 1},
@@ -158,10 +194,14 @@ def test_no_canary_anywhere(gateway):
     assert KEY[-8:] + "\n" in (split := f"{KEY}\nsecond-line")
     for words in (("config", "check"), ("serve",), ("doctor",)):
         assert command(gateway, *words, ROOM_KEY=split) in (1, 2)
-        assert "has a character that no header can carry" in gateway.outputs[f"nexus {' '.join(words)}"]
+        assert (
+            "has a character that no header can carry"
+            in gateway.outputs[f"nexus {' '.join(words)}"]
+        )
     before = gateway.file.read_text()
     gateway.file.write_text(
-        before + '\n[[backends]]\nname = "well"\nurl = "http://h"\napi_key_env = "NEXUS_ADMIN_TOKEN"\n'
+        before
+        + '\n[[backends]]\nname = "well"\nurl = "http://h"\napi_key_env = "NEXUS_ADMIN_TOKEN"\n'
     )
     assert command(gateway, "reload") == 2
     gateway.file.write_text(before)
@@ -171,7 +211,9 @@ def test_no_canary_anywhere(gateway):
     until(lambda: worker not in workers_of(gateway) and len(workers_of(gateway)) == 2)
 
     own = (gateway.run_dir / "admin.token").read_text()
-    for file in (path for path in gateway.run_dir.rglob("*") if path.is_file() and path.name != "admin.token"):
+    for file in (
+        path for path in gateway.run_dir.rglob("*") if path.is_file() and path.name != "admin.token"
+    ):
         with contextlib.suppress(FileNotFoundError):
             gateway.outputs[str(file)] = file.read_bytes().decode("latin-1")
     gateway.outputs["log"] = gateway.output()
@@ -179,7 +221,12 @@ def test_no_canary_anywhere(gateway):
     assert "ROOM_KEY" in gateway.outputs[str(gateway.run_dir / "fleet.json")]
     assert "API key provided: Bearer ***" in gateway.outputs["echo"]
     assert "healthy" in gateway.outputs["nexus status"]
-    found = [(name, canary) for name, text in gateway.outputs.items() for canary in [*CANARIES, own] if canary in text]
+    found = [
+        (name, canary)
+        for name, text in gateway.outputs.items()
+        for canary in [*CANARIES, own]
+        if canary in text
+    ]
     assert found == []
     assert Echo.seen == {"Bearer " + KEY}
 

@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from tests.support.figures import Scrape
+from tests.support.metrics import Scrape
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
 
@@ -20,7 +20,9 @@ TOKEN = "operators-own-token-0123456789"
 def gateway(module_dir):
     with (
         Demo(module_dir, name="rack-7,url=", pace=0) as demo,
-        Gateway(module_dir, backend_toml(demo), workers=1, environ={"NEXUS_ADMIN_TOKEN": TOKEN}) as gateway,
+        Gateway(
+            module_dir, backend_toml(demo), workers=1, environ={"NEXUS_ADMIN_TOKEN": TOKEN}
+        ) as gateway,
     ):
         gateway.demo = demo
         yield gateway

@@ -10,12 +10,12 @@ import pytest
 from flask import Flask
 from openapi_spec_validator import validate
 
+from nexus.admin.changes import admin_endpoints
+from nexus.admin.openapi import document
 from nexus.app import create_app
 from nexus.config import Config
 from nexus.config.records import Server
 from nexus.errors import FAULTS
-from nexus.web.admin import admin_endpoints
-from nexus.web.openapi import document
 from tests.support.load import chat, run
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
@@ -30,14 +30,24 @@ def routes(app: Flask) -> set[tuple[str, str]]:
     """(path, method) of every rule; a proxied path takes every method to refuse all but POST itself."""
     found = set()
     for rule in app.url_map.iter_rules():
-        methods = {"POST"} if rule.endpoint.startswith("openai.") and "PUT" in rule.methods else rule.methods
-        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule).replace("/models/{name}", "/models/{model}")
+        methods = (
+            {"POST"}
+            if rule.endpoint.startswith("openai.") and "PUT" in rule.methods
+            else rule.methods
+        )
+        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule).replace(
+            "/models/{name}", "/models/{model}"
+        )
         found |= {(path, method.lower()) for method in methods - {"HEAD", "OPTIONS"}}
     return found
 
 
 def described(*, operations: bool) -> set[tuple[str, str]]:
-    return {(path, method) for path, methods in document(operations=operations)["paths"].items() for method in methods}
+    return {
+        (path, method)
+        for path, methods in document(operations=operations)["paths"].items()
+        for method in methods
+    }
 
 
 def test_every_route_is_described(tmp_path):
@@ -48,14 +58,19 @@ def test_every_route_is_described(tmp_path):
         app.extensions["nexus"].close()
     admin = Flask("admin", static_folder=None)
     admin.register_blueprint(admin_endpoints(None))
-    assert {one for one in described(operations=True) if one[0].startswith("/admin")} == routes(admin)
+    assert {one for one in described(operations=True) if one[0].startswith("/admin")} == routes(
+        admin
+    )
 
 
 def test_every_fault_is_described():
     responses = document(operations=False)["paths"]["/v1/chat/completions"]["post"]["responses"]
     for fault in FAULTS.values():
         if fault.status != 499:  # nobody is there to see it
-            assert f"`{fault.code}`: {fault.meaning}" in responses[str(fault.status or "default")]["description"]
+            assert (
+                f"`{fault.code}`: {fault.meaning}"
+                in responses[str(fault.status or "default")]["description"]
+            )
 
 
 class Port:
@@ -70,14 +85,18 @@ class Port:
         """(status, content type, body)."""
         headers = {"content-type": "application/json", "authorization": f"Bearer {self.token}"}
         content = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.base + path, data=content, headers=headers, method=method)
+        request = urllib.request.Request(
+            self.base + path, data=content, headers=headers, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.status, answer.headers["content-type"], answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.headers["content-type"], error.read()
 
-    def check(self, method: str, template: str, path: str = "", body: object = None) -> tuple[int, bytes]:
+    def check(
+        self, method: str, template: str, path: str = "", body: object = None
+    ) -> tuple[int, bytes]:
         """Ask, and hold status, content type and every key of the answer against what is described for `template`."""
         status, kind, content = self.ask(method, path or template, body)
         response = self.document["paths"][template][method.lower()]["responses"][str(status)]
@@ -97,7 +116,12 @@ def gateway(tmp_path_factory):
         Gateway(directory, backend_toml(demo, bad)) as gateway,
     ):
         until(lambda: gateway.scrape().value("nexus_backends_healthy") == 2)
-        asks = [chat("m", "m"), chat("m", "m", stream=True), chat("broken", "broken"), chat("unknown", "nothing")]
+        asks = [
+            chat("m", "m"),
+            chat("m", "m", stream=True),
+            chat("broken", "broken"),
+            chat("unknown", "nothing"),
+        ]
         run(gateway.port, asks, concurrency=1, seen=lambda *_: None)
         gateway.settled()
         gateway.token = (gateway.run_dir / "admin.token").read_text().strip()
@@ -109,7 +133,16 @@ def test_answers_of_both_ports(gateway):
     for base in (gateway.base, gateway.operations):
         port = Port(base)
         assert port.document == document(operations=base == gateway.operations)
-        for path in ("/metrics", "/v1/stats", "/v1/history", "/", "/health", "/livez", "/readyz", "/openapi.json"):
+        for path in (
+            "/metrics",
+            "/v1/stats",
+            "/v1/history",
+            "/",
+            "/health",
+            "/livez",
+            "/readyz",
+            "/openapi.json",
+        ):
             assert port.check("GET", path)[0] == 200
         assert port.check("GET", "/assets/{name}", "/assets/styles.css")[0] == 200
         assert port.check("GET", "/assets/{name}", "/assets/none")[0] == 404
@@ -145,7 +178,10 @@ def test_answers_to_operators(gateway):
     assert port.check("POST", every, body=new)[0] == 409
     assert port.check("POST", every, body=new | {"name": "other", "tier": 9})[0] == 400
     assert port.check("POST", drain, "/admin/backends/spare/drain", {})[0] == 200
-    assert port.check("POST", "/admin/backends/{name}/undrain", "/admin/backends/spare/undrain", {})[0] == 200
+    assert (
+        port.check("POST", "/admin/backends/{name}/undrain", "/admin/backends/spare/undrain", {})[0]
+        == 200
+    )
     assert port.check("DELETE", one, "/admin/backends/spare")[0] == 200
     assert port.check("DELETE", one, "/admin/backends/spare")[0] == 404
     assert port.check("POST", drain, "/admin/backends/spare/drain", {})[0] == 404

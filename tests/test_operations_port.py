@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nexus.fleet.snapshot import SnapshotReader
-from tests.support.figures import scrape
+from tests.support.metrics import scrape
 from tests.support.polling import until
 from tests.support.processes import Demo, Process, backend_toml, clean_environ, free_port, get_json
 
@@ -44,7 +44,9 @@ class Health(Process):
         limited = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, {descriptors}))"
         start = f"{limited}; import runpy; runpy.run_module('nexus.health', run_name='__main__')"
         super().__init__(
-            [sys.executable, "-c", start, "-c", str(file)], log=directory / "health.log", environ=clean_environ()
+            [sys.executable, "-c", start, "-c", str(file)],
+            log=directory / "health.log",
+            environ=clean_environ(),
         )
         until(lambda: get_json(f"{self.base}/health")["status"] == "healthy", within_s=20)
 
@@ -60,7 +62,9 @@ class Health(Process):
 
     def memory_kib(self):
         status = Path(f"/proc/{self.pid}/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+        return next(
+            int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")
+        )
 
     def shown_at(self):
         """When the state of the dashboard was last written."""
@@ -106,7 +110,12 @@ def test_a_flood_of_idle_connections_keeps_nobody_out(health, demo):
         head = b" HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
         for change, draining in ((b"drain", True), (b"undrain", False)):
             answer = health.talk(
-                b"POST /admin/backends/demo/" + change + head + b"Authorization: Bearer " + token + b"\r\n\r\n"
+                b"POST /admin/backends/demo/"
+                + change
+                + head
+                + b"Authorization: Bearer "
+                + token
+                + b"\r\n\r\n"
             )
             assert answer.startswith(b"HTTP/1.1 200 ")
             until(lambda draining=draining: published(health).draining is draining)
@@ -172,12 +181,16 @@ def test_a_chunked_body_has_the_same_bound(health):
     token = (health.run_dir / "admin.token").read_bytes()
     before = health.memory_kib()
     with socket.create_connection(("127.0.0.1", health.port), timeout=10) as sock:
-        sock.sendall(POST + b"Authorization: Bearer " + token + b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+        sock.sendall(
+            POST + b"Authorization: Bearer " + token + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         with contextlib.suppress(OSError):
             for _ in range(64):
                 sock.sendall(b"100000\r\n" + b" " * (1 << 20) + b"\r\n")
     assert health.memory_kib() - before < 16 * 1024
-    answer = health.talk(POST + b"Transfer-Encoding: chunked\r\n\r\n11000\r\n" + b" " * 0x11000 + b"\r\n0\r\n\r\n")
+    answer = health.talk(
+        POST + b"Transfer-Encoding: chunked\r\n\r\n11000\r\n" + b" " * 0x11000 + b"\r\n0\r\n\r\n"
+    )
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from tests.support.figures import scrape
-from tests.support.load import Ask, chat, run
+from tests.support.load import ParsedRequest, chat, run
+from tests.support.metrics import scrape
 from tests.support.polling import until
 from tests.support.processes import Demo, Process, backend_toml, clean_environ, free_port
 
@@ -15,7 +15,17 @@ pytestmark = pytest.mark.e2e
 SERVERS = {
     "ours": ["-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"],
     "gevent": ["-m", "gunicorn", "-c", "gunicorn.conf.py", "-k", "gevent", "wsgi:app"],
-    "gthread": ["-m", "gunicorn", "-c", "gunicorn.conf.py", "-k", "gthread", "--threads", "16", "wsgi:app"],
+    "gthread": [
+        "-m",
+        "gunicorn",
+        "-c",
+        "gunicorn.conf.py",
+        "-k",
+        "gthread",
+        "--threads",
+        "16",
+        "wsgi:app",
+    ],
     "waitress": ["-m", "waitress", "--threads=16", "--listen=127.0.0.1:{port}", "wsgi:app"],
 }
 
@@ -27,13 +37,19 @@ def test_same_figures(server, tmp_path):
         NEXUS_RUN_DIR=str(tmp_path / "run"), NEXUS_PORT=str(port), NEXUS_HOST="127.0.0.1", NEXUS_WORKERS="2",
         NEXUS_CONFIG=str(tmp_path / "nexus.toml"), NEXUS_HEALTH_LISTEN="off",
     )  # fmt: skip
-    with Demo(tmp_path, pace=0) as demo, Demo(tmp_path, name="bad", models=["bad"], fault="status=500") as bad:
+    with (
+        Demo(tmp_path, pace=0) as demo,
+        Demo(tmp_path, name="bad", models=["bad"], fault="status=500") as bad,
+    ):
         (tmp_path / "nexus.toml").write_text(
-            backend_toml(demo, bad) + "[routing]\nmax_retries = 0\n[circuit_breaker]\nenabled = false\n"
+            backend_toml(demo, bad)
+            + "[routing]\nmax_retries = 0\n[circuit_breaker]\nenabled = false\n"
         )
         command = [sys.executable, *(word.format(port=port) for word in SERVERS[server])]
         with (
-            Process([sys.executable, "-m", "nexus.health"], log=tmp_path / "health.log", environ=environ),
+            Process(
+                [sys.executable, "-m", "nexus.health"], log=tmp_path / "health.log", environ=environ
+            ),
             Process(command, log=tmp_path / "server.log", environ=environ) as process,
         ):
             base = f"http://127.0.0.1:{port}"
@@ -42,13 +58,15 @@ def test_same_figures(server, tmp_path):
             asks = [
                 chat("chat", "demo-small"),
                 chat("stream", "demo-small", stream=True, stream_options={"include_usage": True}),
-                Ask("embeddings", "/v1/embeddings", {"model": "demo-small", "input": "x"}),
+                ParsedRequest(
+                    "embeddings", "/v1/embeddings", {"model": "demo-small", "input": "x"}
+                ),
                 chat("unknown", "nope"),
                 chat("bad", "bad"),
-                Ask("invalid", "/v1/completions", {"model": "demo-small"}),
+                ParsedRequest("invalid", "/v1/completions", {"model": "demo-small"}),
             ] * 20
 
-            def seen(ask: Ask, status: int, _: bytes) -> None:
+            def seen(ask: ParsedRequest, status: int, _: bytes) -> None:
                 tally[ask.kind, status] += 1
 
             run(port, asks, concurrency=8, seen=seen)

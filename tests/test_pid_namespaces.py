@@ -8,11 +8,14 @@ import sys
 
 import pytest
 
-from tests.support.figures import scrape
+from tests.support.metrics import scrape
 from tests.support.polling import until
 from tests.support.processes import Demo, Process, backend_toml, clean_environ, free_port
 
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a namespace")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a namespace"),
+]
 
 APART = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 

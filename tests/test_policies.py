@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.figures import moved
 from tests.support.load import chat
+from tests.support.metrics import moved
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
 
@@ -41,7 +41,9 @@ def fleet(module_dir: Path):
         Demo(module_dir, name="cloud", models=MODELS, pace=0) as cloud,
         Gateway(
             module_dir,
-            backend_toml(house, zone="restricted", tier=2, priority=9, first_byte_timeout_seconds=0.3)
+            backend_toml(
+                house, zone="restricted", tier=2, priority=9, first_byte_timeout_seconds=0.3
+            )
             + backend_toml(cloud, zone="open", tier=2, priority=1)
             + CONFIG,
         ) as gateway,
@@ -51,7 +53,10 @@ def fleet(module_dir: Path):
 
 def ask(gateway: Gateway, model: str, **headers: str) -> tuple[int, dict[str, str], dict]:
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
-    given = {"content-type": "application/json", **{f"x-nexus-{name}": value for name, value in headers.items()}}
+    given = {
+        "content-type": "application/json",
+        **{f"x-nexus-{name}": value for name, value in headers.items()},
+    }
     connection.request("POST", "/v1/chat/completions", json.dumps(chat("x", model).body), given)
     answer = connection.getresponse()
     content = json.loads(answer.read())
@@ -101,10 +106,14 @@ def test_rejection_says_why(fleet):
         {"backend": "cloud", "reason": "tier_below_minimum"},
     ]
     assert headers["retry-after"] == "5"
-    assert {key[0]: value for key, value in moved(before, gateway.settled(), ("nexus_errors_total",)).items()} == {
-        "nexus_errors_total": 1
-    }
-    assert gateway.scrape().value("nexus_errors_total", model="large", error_type="routing_rejected") == 1
+    assert {
+        key[0]: value
+        for key, value in moved(before, gateway.settled(), ("nexus_errors_total",)).items()
+    } == {"nexus_errors_total": 1}
+    assert (
+        gateway.scrape().value("nexus_errors_total", model="large", error_type="routing_rejected")
+        == 1
+    )
 
 
 def test_a_flexible_client_takes_a_lower_tier(fleet):

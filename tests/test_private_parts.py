@@ -34,7 +34,9 @@ GUNICORN = [
 ]
 
 
-@pytest.mark.parametrize(("owner", "name"), GUNICORN, ids=lambda part: getattr(part, "__name__", part))
+@pytest.mark.parametrize(
+    ("owner", "name"), GUNICORN, ids=lambda part: getattr(part, "__name__", part)
+)
 def test_gunicorn_has_the_part(owner: type, name: str):
     assert hasattr(owner, name)
 

@@ -11,8 +11,8 @@ import pytest
 
 from nexus.config import Config
 from nexus.config.records import Queue, Routing, Server
-from tests.support.figures import moved
 from tests.support.load import chat, run
+from tests.support.metrics import moved
 from tests.support.polling import until
 from tests.support.processes import Demo, Workers, backend
 from tests.support.replay import Replay, in_packets, whole
@@ -26,28 +26,49 @@ class Client(threading.Thread):
     """One request; what came of it, and when."""
 
     def __init__(
-        self, port: int, *, priority: str = "normal", stream: bool = False, model: str = "m", user: int = 0
+        self,
+        port: int,
+        *,
+        priority: str = "normal",
+        stream: bool = False,
+        model: str = "m",
+        user: int = 0,
     ) -> None:
         super().__init__()
-        self.port, self.priority, self.stream, self.model, self.user = port, priority, stream, model, str(user)
+        self.port, self.priority, self.stream, self.model, self.user = (
+            port,
+            priority,
+            stream,
+            model,
+            str(user),
+        )
         self.status, self.headers, self.content = 0, {}, b""
         self.ended = 0.0
         self.start()
 
     def run(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        body = json.dumps(chat("x", self.model, stream=self.stream, max_tokens=3, user=self.user).body)
+        body = json.dumps(
+            chat("x", self.model, stream=self.stream, max_tokens=3, user=self.user).body
+        )
         headers = {"content-type": "application/json", "x-nexus-priority": self.priority}
         connection.request("POST", "/v1/chat/completions", body, headers)
         answer = connection.getresponse()
-        self.status, self.headers = answer.status, {name.lower(): value for name, value in answer.getheaders()}
+        self.status, self.headers = (
+            answer.status,
+            {name.lower(): value for name, value in answer.getheaders()},
+        )
         self.content = answer.read()
         self.ended = time.monotonic()
         connection.close()
 
 
 def config(**queue) -> Config:
-    return Config(queue=Queue(**queue), routing=Routing(strategy="smart"), server=Server(request_timeout_seconds=60))
+    return Config(
+        queue=Queue(**queue),
+        routing=Routing(strategy="smart"),
+        server=Server(request_timeout_seconds=60),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +81,9 @@ def demo(module_dir: Path):
 def one(module_dir: Path, demo: Demo):
     directory = module_dir / "one"
     directory.mkdir()
-    with Workers(directory, config(), [backend("limited", demo.url, "m", max_concurrent=CAPACITY)]) as workers:
+    with Workers(
+        directory, config(), [backend("limited", demo.url, "m", max_concurrent=CAPACITY)]
+    ) as workers:
         yield workers
 
 
@@ -87,7 +110,9 @@ def changes(before, after) -> dict[str, float]:
 def test_two_hundred_arrivals_at_one_worker(one: Workers):
     """Four are served at once, a hundred wait, the rest are turned away; those of high priority go first, then in order."""
     go, served = threading.Event(), []
-    event = b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    event = (
+        b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    )
 
     def answer(body, sock) -> None:
         served.append(int(body["user"]))
@@ -98,13 +123,21 @@ def test_two_hundred_arrivals_at_one_worker(one: Workers):
     with Replay() as replay:
         replay.scripts["m"] = answer
         one.publish(
-            config(max_size=100, max_wait_seconds=60), [backend("limited", replay.url, "m", max_concurrent=CAPACITY)]
+            config(max_size=100, max_wait_seconds=60),
+            [backend("limited", replay.url, "m", max_concurrent=CAPACITY)],
         )
         before = one.settled()
         clients: list[Client] = []
         for number in range(200):
             high = number % 4 == 0
-            clients.append(Client(one.port, priority="high" if high else "normal", stream=number % 2 == 0, user=number))
+            clients.append(
+                Client(
+                    one.port,
+                    priority="high" if high else "normal",
+                    stream=number % 2 == 0,
+                    user=number,
+                )
+            )
             # Each is known to have found its place before the next is sent: so the order of arrival is ours.
             if number < CAPACITY:
                 until(lambda number=number: len(served) == number + 1, every_s=0.001)
@@ -124,7 +157,9 @@ def test_two_hundred_arrivals_at_one_worker(one: Workers):
     expected = [n for n in waited if n % 4 == 0] + [n for n in waited if n % 4]
     # As many as have a place reach the backend at once, in whatever order its threads have; one may be late.
     assert sorted(served[CAPACITY:]) == sorted(expected)
-    assert all(abs(served[CAPACITY:].index(n) - place) < 3 * CAPACITY for place, n in enumerate(expected))
+    assert all(
+        abs(served[CAPACITY:].index(n) - place) < 3 * CAPACITY for place, n in enumerate(expected)
+    )
     after = one.settled()
     assert changes(before, after) == {
         "requests_total{limited,m,200}": 104,
@@ -149,9 +184,15 @@ def test_order_within_a_worker(one: Workers, demo: Demo):
     demo.fault("delay=0.05")
     waiting: list[Client] = []
     for number in range(20):
-        waiting.append(Client(one.port, priority="high" if number % 3 == 0 else "normal", stream=number % 2 == 0))
+        waiting.append(
+            Client(
+                one.port, priority="high" if number % 3 == 0 else "normal", stream=number % 2 == 0
+            )
+        )
         until(lambda number=number: depth(one) == number + 1, every_s=0.001)
-    assert one.scrape().value("nexus_pending_requests", backend="limited") == 21, "queued ones count as pending"
+    assert one.scrape().value("nexus_pending_requests", backend="limited") == 21, (
+        "queued ones count as pending"
+    )
     for client in (first, *waiting):
         client.join(60)
     demo.fault("delay=0.25")
@@ -193,11 +234,16 @@ def test_without_a_queue(one: Workers, demo: Demo):
     second = Client(one.port)
     second.join(10)
     first.join(10)
-    assert (first.status, second.status, json.loads(second.content)["error"]["code"]) == (200, 503, "at_capacity")
+    assert (first.status, second.status, json.loads(second.content)["error"]["code"]) == (
+        200,
+        503,
+        "at_capacity",
+    )
 
 
 @pytest.mark.parametrize(
-    ("fault", "status"), [("status=429,retry_after=1", 429), ("status=503,message=Loading model", 503)]
+    ("fault", "status"),
+    [("status=429,retry_after=1", 429), ("status=503,message=Loading model", 503)],
 )
 def test_a_busy_backend_is_waited_for(one: Workers, demo: Demo, fault: str, status: int):
     """The next request waits for the time that it said, or for a second, and reaches it."""
@@ -218,7 +264,10 @@ def test_over_four_workers(tmp_path: Path, demo: Demo):
     """The limit is held within one for each other worker, and nobody starves."""
     demo.fault("delay=0.02")
     with Workers(
-        tmp_path, config(max_size=500), [backend("limited", demo.url, "m", max_concurrent=CAPACITY)], workers=4
+        tmp_path,
+        config(max_size=500),
+        [backend("limited", demo.url, "m", max_concurrent=CAPACITY)],
+        workers=4,
     ) as workers:
         most, stop = [0], threading.Event()
 

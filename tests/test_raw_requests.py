@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexus.proxy.worker.heads import Limits, read_plain_head
+from nexus.server.request_head import Limits, read_plain_head
 from tests.support.processes import Demo, Gateway, backend_toml
 
 BODY = b'{"model":"demo-small","max_tokens":2,"messages":[{"role":"user","content":"hi"}]}'
@@ -19,9 +19,16 @@ LIMITS = Limits(fields=100, field=16380, line=8190)
 
 
 def post(
-    *headers: bytes, body: bytes = BODY, length: bytes | None = None, line: bytes = b"POST " + PATH + b" HTTP/1.1"
+    *headers: bytes,
+    body: bytes = BODY,
+    length: bytes | None = None,
+    line: bytes = b"POST " + PATH + b" HTTP/1.1",
 ) -> bytes:
-    given_ = [] if length == b"" else [b"Content-Length: " + (length if length is not None else b"%d" % len(body))]
+    given_ = (
+        []
+        if length == b""
+        else [b"Content-Length: " + (length if length is not None else b"%d" % len(body))]
+    )
     return b"\r\n".join([line, b"Host: x", *headers, *given_, b"", b""]) + body
 
 
@@ -121,7 +128,9 @@ def ways(module_dir):
     with (
         Demo(module_dir, pace=0) as demo,
         Gateway(short, backend_toml(demo), workers=1) as with_it,
-        Gateway(long_, backend_toml(demo), workers=1, environ={"NEXUS_WITHOUT_SHORT_WAY": "1"}) as without,
+        Gateway(
+            long_, backend_toml(demo), workers=1, environ={"NEXUS_WITHOUT_SHORT_WAY": "1"}
+        ) as without,
     ):
         yield with_it, without
 
@@ -188,12 +197,16 @@ def test_both_count_alike(ways):
         )
     assert counted[0] == counted[1]
     assert sum(counted[0][0].values()) >= 40
-    assert not [labels for labels in counted[0][0] if labels[2] == "500"], "nothing here is our defect"
+    assert not [labels for labels in counted[0][0] if labels[2] == "500"], (
+        "nothing here is our defect"
+    )
     assert [statuses(gateway, PLAIN) for gateway in ways] == [[200], [200]]
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", ["plain", "two in a row", "plain, then another path", "chunked", "length and chunked"])
+@pytest.mark.parametrize(
+    "name", ["plain", "two in a row", "plain, then another path", "chunked", "length and chunked"]
+)
 def test_same_verdict_in_pieces(ways, name):
     with_it, without = ways
     assert statuses(with_it, CORPUS[name], pieces=7) == statuses(without, CORPUS[name], pieces=7)
@@ -204,7 +217,9 @@ def test_a_body_that_never_comes(tmp_path):
     """A refusal whose body is not sent, and a head that is not finished, hold a connection no longer than it may idle."""
     with (
         Demo(tmp_path, pace=0) as demo,
-        Gateway(tmp_path, backend_toml(demo), workers=1, environ={"GUNICORN_CMD_ARGS": "--keep-alive=1"}) as gateway,
+        Gateway(
+            tmp_path, backend_toml(demo), workers=1, environ={"GUNICORN_CMD_ARGS": "--keep-alive=1"}
+        ) as gateway,
     ):
         for data, answered in (
             (post(line=b"POST /nowhere HTTP/1.1", length=b"100000"), b"HTTP/1.1 404 "),
@@ -243,4 +258,7 @@ def test_what_is_changed_is_refused_or_understood_alike(at, noise):
     lengths = re.findall(rb"(?im)^content-length:[ \t]*(.*?)[ \t]*\r$", block)
     assert [int(found) for found in lengths] == [head.length]
     assert b"transfer-encoding" not in block.lower()
-    assert all(re.fullmatch(r"[a-z0-9-]+", name) and value == value.strip(" \t") for name, value in head.headers.pairs)
+    assert all(
+        re.fullmatch(r"[a-z0-9-]+", name) and value == value.strip(" \t")
+        for name, value in head.headers.pairs
+    )

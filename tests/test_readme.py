@@ -17,7 +17,10 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"^```sh\n(.*?)^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/getting-started.md")}
 README = BLOCK.findall(PAGES["README.md"])
-ELSEWHERE = ("make run", "make check")  # the first is started by the fixture, the second runs this test
+ELSEWHERE = (
+    "make run",
+    "make check",
+)  # the first is started by the fixture, the second runs this test
 COMMANDS = [
     (page, line)
     for page, text in PAGES.items()
@@ -26,7 +29,9 @@ COMMANDS = [
     for line in block.splitlines()
     if line not in ELSEWHERE
 ]
-SHOWN = {block.splitlines()[-1]: text for page in PAGES.values() for block, text in PRINTS.findall(page)}
+SHOWN = {
+    block.splitlines()[-1]: text for page in PAGES.values() for block, text in PRINTS.findall(page)
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +51,14 @@ def running(tmp_path_factory):
             shutil.copy2(ROOT / name, copy / name)
     port, operations = free_port(), free_port()
     environ = clean_environ(
-        NEXUS_PORT=str(port), NEXUS_HEALTH_LISTEN=f"127.0.0.1:{operations}", NEXUS_RUN_DIR=str(copy.parent / "run")
+        NEXUS_PORT=str(port),
+        NEXUS_HEALTH_LISTEN=f"127.0.0.1:{operations}",
+        NEXUS_RUN_DIR=str(copy.parent / "run"),
     )
     environ.pop("VIRTUAL_ENV", None)
-    with Process(["make", "run"], log=copy.parent / "make.log", environ=environ, cwd=copy) as process:
+    with Process(
+        ["make", "run"], log=copy.parent / "make.log", environ=environ, cwd=copy
+    ) as process:
         process.copy = copy
         process.ports = {"8000": str(port), "9464": str(operations)}
         process.environ = environ
@@ -65,7 +74,11 @@ def here(text: str, running: Process) -> str:
 
 def alike(text: str) -> list[str]:
     """Its lines, without what differs from run to run: numbers, widths, and which of two like backends comes first."""
-    return sorted(" ".join(re.sub(r"\d[\d.,]*", "#", line).split()) for line in text.splitlines() if line.strip())
+    return sorted(
+        " ".join(re.sub(r"\d[\d.,]*", "#", line).split())
+        for line in text.splitlines()
+        if line.strip()
+    )
 
 
 def test_the_blocks_are_there():
@@ -86,7 +99,12 @@ def test_commands(running, page, command):
     prelude = [line for name, line in COMMANDS if name == page and line.startswith("export ")]
     script = "\n".join([*prelude, here(command, running)])
     ran = subprocess.run(
-        ["bash", "-c", script], cwd=running.copy, env=running.environ, capture_output=True, text=True, timeout=60
+        ["bash", "-c", script],
+        cwd=running.copy,
+        env=running.environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert ran.returncode == 0, ran.stderr
     if command in SHOWN:
@@ -110,6 +128,8 @@ def test_configuration_is_valid(running, page, tmp_path):
     block = next(text for kind, text in BLOCK.findall(PAGES[page]) if kind == "toml")
     (tmp_path / "nexus.toml").write_text(block)
     checked = subprocess.run(
-        [running.copy / ".venv/bin/nexus", "config", "check", tmp_path / "nexus.toml"], capture_output=True, text=True
+        [running.copy / ".venv/bin/nexus", "config", "check", tmp_path / "nexus.toml"],
+        capture_output=True,
+        text=True,
     )
     assert (checked.returncode, checked.stdout) == (0, f"{tmp_path}/nexus.toml: ok, 2 backends.\n")

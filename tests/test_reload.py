@@ -53,7 +53,9 @@ def test_backends_come_and_go_under_load(tmp_path: Path):
         def seen(_, status: int, __: bytes) -> None:
             statuses[status] += 1
 
-        load = threading.Thread(target=run, args=(gateway.port, endless()), kwargs={"concurrency": 4, "seen": seen})
+        load = threading.Thread(
+            target=run, args=(gateway.port, endless()), kwargs={"concurrency": 4, "seen": seen}
+        )
         load.start()
 
         loaded = gateway.scrape().value("nexus_config_last_reload_success_timestamp_seconds")
@@ -82,9 +84,16 @@ def test_backends_come_and_go_under_load(tmp_path: Path):
 
 
 def test_an_invalid_file_changes_nothing(tmp_path: Path):
-    with Demo(tmp_path, name="a", models=["m"], pace=0) as a, Gateway(tmp_path, backend_toml(a)) as gateway:
+    with (
+        Demo(tmp_path, name="a", models=["m"], pace=0) as a,
+        Gateway(tmp_path, backend_toml(a)) as gateway,
+    ):
         good = gateway.file.read_text()
-        for broken in (good + '[routing]\nstrategie = "smart"\n', "this is = = not toml", good + 'x = "\n'):
+        for broken in (
+            good + '[routing]\nstrategie = "smart"\n',
+            "this is = = not toml",
+            good + 'x = "\n',
+        ):
             gateway.file.write_text(broken)
             # The run directory cannot be read out of every broken file: then the environment names it.
             done = subprocess.run(
@@ -95,9 +104,17 @@ def test_an_invalid_file_changes_nothing(tmp_path: Path):
             assert "Nothing was changed; the gateway goes on as before." in done.stderr
             assert str(gateway.file) in done.stderr
             until(lambda: gateway.scrape().value("nexus_config_last_reload_successful") == 0)
-        assert "did you mean strategy?" in gateway.lines("configuration not reloaded, the old one stays")[0]["why"]
+        assert (
+            "did you mean strategy?"
+            in gateway.lines("configuration not reloaded, the old one stays")[0]["why"]
+        )
         statuses: list[int] = []
-        run(gateway.port, [chat("x", "m")] * 4, concurrency=2, seen=lambda _, status, __: statuses.append(status))
+        run(
+            gateway.port,
+            [chat("x", "m")] * 4,
+            concurrency=2,
+            seen=lambda _, status, __: statuses.append(status),
+        )
         assert statuses == [200] * 4
         gateway.file.write_text(good.replace("workers = 2", "workers = 3"))
         done = nexus("reload", "-c", str(gateway.file))
@@ -136,12 +153,23 @@ def test_route_explain(tmp_path: Path):
             assert ("1.", "a", "m") in rows
             assert ("2.", "b", "m") in rows
             assert "privacy_restricted" in rows["-", "c", "m"]
-            found = json.loads(nexus("route", "explain", "m", "--json", "-c", str(gateway.file)).stdout)
+            found = json.loads(
+                nexus("route", "explain", "m", "--json", "-c", str(gateway.file)).stdout
+            )
             assert found["refusal"] is None
             assert [v["turn"] for v in found["verdicts"]] == [1, 2, None, None, 3, None]
-            assert [v["score"] is not None for v in found["verdicts"]] == [True, True, False, False, True, False]
+            assert [v["score"] is not None for v in found["verdicts"]] == [
+                True,
+                True,
+                False,
+                False,
+                True,
+                False,
+            ]
             body = tmp_path / "body.json"
-            body.write_text(json.dumps({"messages": [{"role": "user", "content": "x" * 4 * 40_000}]}))
+            body.write_text(
+                json.dumps({"messages": [{"role": "user", "content": "x" * 4 * 40_000}]})
+            )
             done = nexus("route", "explain", "m", "--body", str(body), "-c", str(gateway.file))
             assert done.returncode == 0, "an estimate of the length refuses nothing"
             assert nexus("route", "explain", "nope", "-c", str(gateway.file)).returncode == 1

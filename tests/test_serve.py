@@ -14,9 +14,17 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.support.figures import scrape
+from tests.support.metrics import scrape
 from tests.support.polling import until
-from tests.support.processes import Demo, Gateway, Process, backend_toml, clean_environ, free_port, get_json
+from tests.support.processes import (
+    Demo,
+    Gateway,
+    Process,
+    backend_toml,
+    clean_environ,
+    free_port,
+    get_json,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -25,7 +33,9 @@ pytestmark = pytest.mark.e2e
 def served(module_dir):
     """`nexus serve` in an empty directory, with ports of our own and nothing else."""
     port, operations = free_port(), free_port()
-    environ = clean_environ(NEXUS_RUN_DIR=str(module_dir / "run"), NEXUS_HEALTH_LISTEN=f"127.0.0.1:{operations}")
+    environ = clean_environ(
+        NEXUS_RUN_DIR=str(module_dir / "run"), NEXUS_HEALTH_LISTEN=f"127.0.0.1:{operations}"
+    )
     environ["PYTHONPATH"] = str(Path.cwd())
     began = time.monotonic()
     with Process(
@@ -53,7 +63,15 @@ def test_options_of_the_start_hold_for_every_process(module_dir, tmp_path):
             '[[backends]]\nname = "claude"\nurl = "http://127.0.0.1:9"\ntype = "anthropic"\n'
         )
         environ = clean_environ(XDG_RUNTIME_DIR=str(tmp_path), NEXUS_DISCOVERY="true")
-        options = ["-p", str(port), "-H", "127.0.0.1", "-l", "WARN,nexus::health=info", "--no-discovery"]
+        options = [
+            "-p",
+            str(port),
+            "-H",
+            "127.0.0.1",
+            "-l",
+            "WARN,nexus::health=info",
+            "--no-discovery",
+        ]
         with Process(
             [sys.executable, "-m", "nexus", "serve", "-c", str(file), *options, "--no-health-check"],
             log=tmp_path / "serve.log", environ=environ,
@@ -109,7 +127,11 @@ def test_openai_client(served):
     assert whole.usage.completion_tokens == 40
 
     stream = client.chat.completions.create(
-        model="demo-large", messages=messages, stream=True, max_tokens=8, stream_options={"include_usage": True}
+        model="demo-large",
+        messages=messages,
+        stream=True,
+        max_tokens=8,
+        stream_options={"include_usage": True},
     )
     chunks = list(stream)
     assert len("".join(c.choices[0].delta.content or "" for c in chunks if c.choices).split()) == 8
@@ -130,7 +152,9 @@ def test_openai_client(served):
 def test_request_id_is_taken_from_the_client(served):
     client = openai.OpenAI(base_url=f"{served.base}/v1", api_key="any", max_retries=0)
     raw = client.chat.completions.with_raw_response.create(
-        model="demo-large", messages=[{"role": "user", "content": "x"}], extra_headers={"x-request-id": "mine-1"}
+        model="demo-large",
+        messages=[{"role": "user", "content": "x"}],
+        extra_headers={"x-request-id": "mine-1"},
     )
     assert raw.headers["x-request-id"] == "mine-1"
     assert raw.headers["x-nexus-backend"] == "demo-1"
@@ -159,7 +183,9 @@ def test_operations_paths(served):
             ["curl", "-s", "-w", "%{http_code}", served.base + path], capture_output=True, text=True
         )
         assert answered.stdout == "ok\n200"
-    verbose = subprocess.run(["curl", "-s", f"{served.base}/readyz?verbose"], capture_output=True, text=True).stdout
+    verbose = subprocess.run(
+        ["curl", "-s", f"{served.base}/readyz?verbose"], capture_output=True, text=True
+    ).stdout
     assert "[+] backend_usable: demo-1, demo-2" in verbose
     assert "[+] health_process" in verbose
 
@@ -250,8 +276,9 @@ def test_what_another_holds_is_refused(tmp_path):
         port = (f"port = {gateway.port}", f"port = {free_port()}")
         listen = (f"127.0.0.1:{gateway.operations_port}", f"127.0.0.1:{free_port()}")
         run_dir = (str(gateway.run_dir), str(tmp_path / "second"))
-        assert f"is in use by the gateway at 127.0.0.1:{gateway.port} (pid {gateway.master_pid()})" in refused(
-            a=port, b=listen
+        assert (
+            f"is in use by the gateway at 127.0.0.1:{gateway.port} (pid {gateway.master_pid()})"
+            in refused(a=port, b=listen)
         )
         assert "cannot be listened on" in refused(a=run_dir, b=listen)
         assert "[health_check] listen" in refused(a=run_dir, b=port)
@@ -274,5 +301,8 @@ def test_port_is_free_again_at_once(tmp_path):
             gateway = Gateway(tmp_path, backend_toml(demo))
             assert scrape(gateway.base).total("nexus_requests_total") == 0
             assert gateway.stop() == 0
-        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", gateway.port), timeout=1):
+        with (
+            pytest.raises(ConnectionRefusedError),
+            socket.create_connection(("127.0.0.1", gateway.port), timeout=1),
+        ):
             pass

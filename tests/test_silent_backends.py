@@ -29,8 +29,12 @@ def gateway(tmp_path_factory):
 
 
 def ask(gateway, model: str, **more: object) -> int:
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hi"}], **more}).encode()
-    request = urllib.request.Request(f"{gateway.base}/v1/chat/completions", body, {"content-type": "application/json"})
+    body = json.dumps(
+        {"model": model, "messages": [{"role": "user", "content": "Hi"}], **more}
+    ).encode()
+    request = urllib.request.Request(
+        f"{gateway.base}/v1/chat/completions", body, {"content-type": "application/json"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             answer.read()
@@ -51,7 +55,9 @@ def leave(gateway, model: str) -> None:
 
 
 def entry(base: str, name: str) -> dict:
-    return next(backend for backend in get_json(f"{base}/v1/stats")["backends"] if backend["id"] == name)
+    return next(
+        backend for backend in get_json(f"{base}/v1/stats")["backends"] if backend["id"] == name
+    )
 
 
 def test_what_serves_nothing_is_told(gateway):
@@ -65,13 +71,23 @@ def test_what_serves_nothing_is_told(gateway):
     until(lambda: entry(gateway.base, "hangs")["trouble"] == "hangs")
 
     well = entry(gateway.base, "well")
-    assert (well["trouble"], well["last_hour"]["error_rate"], well["last_hour"]["success_rate"]) == (None, 0, 1)
+    assert (
+        well["trouble"],
+        well["last_hour"]["error_rate"],
+        well["last_hour"]["success_rate"],
+    ) == (None, 0, 1)
     assert well["last_hour"]["average_ttft_ms"] > 0
     assert {**well["last_day"], "seconds": 0} == {**well["last_hour"], "seconds": 0}
     assert entry(gateway.operations, "well")["last_hour"]["attempts"] == 4
     scrape = gateway.scrape()
-    assert scrape.value("nexus_upstream_attempts_total", backend="hangs", outcome="client_disconnect") == 3
-    assert scrape.value("nexus_upstream_attempts_total", backend="refuses", outcome="invalid_request") == 5
+    assert (
+        scrape.value("nexus_upstream_attempts_total", backend="hangs", outcome="client_disconnect")
+        == 3
+    )
+    assert (
+        scrape.value("nexus_upstream_attempts_total", backend="refuses", outcome="invalid_request")
+        == 5
+    )
     assert scrape.value("nexus_backends_healthy") == 3
 
     done = subprocess.run(
@@ -80,7 +96,9 @@ def test_what_serves_nothing_is_told(gateway):
     )  # fmt: skip
     assert done.returncode == 1, "something is wrong"
     assert "hangs is healthy by its probes, but served nothing in ten minutes" in done.stdout
-    assert "refuses is healthy by its probes, but refused every request in ten minutes" in done.stdout
+    assert (
+        "refuses is healthy by its probes, but refused every request in ten minutes" in done.stdout
+    )
     assert "well is healthy by its probes" not in done.stdout
 
     def page() -> str:

@@ -35,7 +35,9 @@ def sizes(pids: list[int]) -> dict[int, tuple[int, int]]:
 
 def test_a_short_soak():
     """Four workers at 80 % of what they can do: no error, no growth."""
-    soak = subprocess.run([sys.executable, "-m", "bench.soak", "8"], capture_output=True, text=True, timeout=120)
+    soak = subprocess.run(
+        [sys.executable, "-m", "bench.soak", "8"], capture_output=True, text=True, timeout=120
+    )
     assert soak.stdout.splitlines()[-1:] == ["no error, no growth"], soak.stdout + soak.stderr
     assert soak.returncode == 0
 
@@ -44,7 +46,9 @@ def test_a_short_soak():
 def test_nothing_grows(tmp_path):
     with (
         Demo(tmp_path, name="a", models=["shared"], pace=0) as a,
-        Demo(tmp_path, name="flaky", models=["flaky"], pace=0, fault="status=500,rate=0.3,seed=2") as flaky,
+        Demo(
+            tmp_path, name="flaky", models=["flaky"], pace=0, fault="status=500,rate=0.3,seed=2"
+        ) as flaky,
         Gateway(tmp_path, backend_toml(a, flaky), workers=2) as gateway,
     ):
         tally: Counter[tuple[str, int]] = Counter()
@@ -53,7 +57,13 @@ def test_nothing_grows(tmp_path):
             def seen(ask, status: int, _: bytes) -> None:
                 tally[ask.kind, status] += 1
 
-            run(gateway.port, asks(time.monotonic() + seconds), concurrency=32, seen=seen, pause_s=0.05)
+            run(
+                gateway.port,
+                asks(time.monotonic() + seconds),
+                concurrency=32,
+                seen=seen,
+                pause_s=0.05,
+            )
 
         load(WARM_UP_S)
         gateway.settled()

@@ -12,9 +12,9 @@ import tty
 
 import pytest
 
-from nexus.stderr import NonBlockingText
-from tests.support.figures import scrape
+from nexus.runtime.stderr import NonBlockingText
 from tests.support.load import chat, run
+from tests.support.metrics import scrape
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
 

@@ -36,7 +36,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory, replay: Replay):
         yield first, second
 
 
-def ask(gateway: Workers, *, flask: bool = False, **headers: str) -> tuple[int, dict[str, str], bytes]:
+def ask(
+    gateway: Workers, *, flask: bool = False, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
     body = json.dumps(chat("x", "m").body).encode()
     connection.request(
@@ -61,12 +63,18 @@ def test_a_gateway_that_is_its_own_backend(pair, flask):
     assert "leads back to the gateway" in error["message"]
     after = gateway.settled()
     moved = {
-        labels: value - before.series("nexus_requests_total", "model", "backend", "status").get(labels, 0)
-        for labels, value in after.series("nexus_requests_total", "model", "backend", "status").items()
-        if value != before.series("nexus_requests_total", "model", "backend", "status").get(labels, 0)
+        labels: value
+        - before.series("nexus_requests_total", "model", "backend", "status").get(labels, 0)
+        for labels, value in after.series(
+            "nexus_requests_total", "model", "backend", "status"
+        ).items()
+        if value
+        != before.series("nexus_requests_total", "model", "backend", "status").get(labels, 0)
     }
     assert moved == {("m", "itself", "508"): 1, ("unknown", "none", "508"): 1}
-    errors = [scrape.total("nexus_errors_total", error_type="loop_detected") for scrape in (before, after)]
+    errors = [
+        scrape.total("nexus_errors_total", error_type="loop_detected") for scrape in (before, after)
+    ]
     assert errors[1] - errors[0] == 2
 
 
@@ -92,7 +100,13 @@ def test_a_chain_of_gateways_is_no_loop(pair, replay):
 def test_another_backend_serves_what_one_leads_back(pair, replay):
     first, _ = pair
     replay.scripts["m"] = whole(200, {"choices": []})
-    first.publish(CONFIG, [backend("itself", first.base, "m", priority=1), backend("up", replay.url, "m", priority=90)])
+    first.publish(
+        CONFIG,
+        [
+            backend("itself", first.base, "m", priority=1),
+            backend("up", replay.url, "m", priority=90),
+        ],
+    )
     assert ask(first)[0] == 200
 
 

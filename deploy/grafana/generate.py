@@ -20,7 +20,13 @@ from tables import DASHBOARDS
 HERE = Path(__file__).parent
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH = 24
-SIZES = {"stat": (4, 4), "timeseries": (8, 8), "state-timeline": (12, 8), "heatmap": (8, 8), "table": (12, 8)}
+SIZES = {
+    "stat": (4, 4),
+    "timeseries": (8, 8),
+    "state-timeline": (12, 8),
+    "heatmap": (8, 8),
+    "table": (12, 8),
+}
 """Kind → width and height; Grafana's grid is 24 wide."""
 
 RUNBOOKS = "https://nexus.example/docs/runbooks"
@@ -62,7 +68,13 @@ def _link(title: str, page: str) -> dict[str, Any]:
 
 def _variables(wanted: Dashboard) -> list[dict[str, Any]]:
     variables: list[dict[str, Any]] = [
-        {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "hide": 0},
+        {
+            "name": "datasource",
+            "label": "Prometheus",
+            "type": "datasource",
+            "query": "prometheus",
+            "hide": 0,
+        },
         {"name": "runbooks", "type": "constant", "query": RUNBOOKS, "hide": 2},
     ]
     for name, family in (("instance", "build"), ("model", "model"), ("backend", "backend")):
@@ -122,7 +134,10 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
     if panel.kind == "table":
         hidden = dict.fromkeys(("Time", "Value", "__name__", "job"), True)
         made["transformations"] = [
-            {"id": "organize", "options": {"excludeByName": hidden, "indexByName": {}, "renameByName": {}}}
+            {
+                "id": "organize",
+                "options": {"excludeByName": hidden, "indexByName": {}, "renameByName": {}},
+            }
         ]
     return made
 
@@ -162,7 +177,11 @@ def _field(panel: Panel) -> dict[str, Any]:
     if panel.kind == "timeseries":
         field["min"] = 0 if not panel.signed else None
         stacking = {"mode": "normal" if panel.stacked else "none", "group": "A"}
-        field["custom"] = {"fillOpacity": 40 if panel.stacked else 5, "showPoints": "never", "stacking": stacking}
+        field["custom"] = {
+            "fillOpacity": 40 if panel.stacked else 5,
+            "showPoints": "never",
+            "stacking": stacking,
+        }
     return {key: value for key, value in field.items() if value is not None}
 
 

@@ -11,7 +11,18 @@ from typing import Any, get_args
 import click
 
 from nexus.cli.gateway import Command, Gateway, find_operations, operations_options, path_part
-from nexus.cli.output import MISUSED, NO, Failure, json_option, milliseconds, say, say_json, since, state, table
+from nexus.cli.output import (
+    MISUSED,
+    NO,
+    Failure,
+    json_option,
+    milliseconds,
+    say,
+    say_json,
+    since,
+    state,
+    table,
+)
 from nexus.config.records import BackendType, Zone
 from nexus.fleet.records import Status
 
@@ -30,14 +41,17 @@ def backends() -> None:
 
 
 def _save_option(command: Command) -> Command:
-    return click.option("--save", is_flag=True, help="Keep it over restarts, in a file beside the configuration.")(
-        command
-    )
+    return click.option(
+        "--save", is_flag=True, help="Keep it over restarts, in a file beside the configuration."
+    )(command)
 
 
 @backends.command("list")
 @click.option(
-    "-s", "--status", type=click.Choice(get_args(Status), case_sensitive=False), help="Only those of this status."
+    "-s",
+    "--status",
+    type=click.Choice(get_args(Status), case_sensitive=False),
+    help="Only those of this status.",
 )
 @operations_options
 @json_option
@@ -53,7 +67,9 @@ def list_(status: str | None, config: str | None, url: str | None, as_json: bool
     elif found:
         say(backend_table(found))
     if everything and not found:
-        raise Failure(f"No backend is {status}; there are {len(everything)} of another status.", status=NO)
+        raise Failure(
+            f"No backend is {status}; there are {len(everything)} of another status.", status=NO
+        )
     if not found:
         raise Failure("There is no backend; add one with `nexus backends add URL`.", status=NO)
 
@@ -67,7 +83,9 @@ def backend_table(found: list[dict[str, Any]]) -> str:
             _status(backend),
             since(backend["since"]) if backend["since"] else "-",
             state(backend["circuit"].replace("_", " ")),
-            f"{backend['in_flight']}/{backend['capacity']}" if backend["capacity"] else str(backend["in_flight"]),
+            f"{backend['in_flight']}/{backend['capacity']}"
+            if backend["capacity"]
+            else str(backend["in_flight"]),
             milliseconds(backend["latency_ms"]),
             str(len(backend["models"])),
             "" if backend["origin"] == "file" else backend["origin"],
@@ -75,7 +93,19 @@ def backend_table(found: list[dict[str, Any]]) -> str:
         )
         for backend in found
     ]
-    head = ("NAME", "TYPE", "URL", "STATUS", "FOR", "CIRCUIT", "IN FLIGHT", "PROBE", "MODELS", "ORIGIN", "ERROR")
+    head = (
+        "NAME",
+        "TYPE",
+        "URL",
+        "STATUS",
+        "FOR",
+        "CIRCUIT",
+        "IN FLIGHT",
+        "PROBE",
+        "MODELS",
+        "ORIGIN",
+        "ERROR",
+    )
     return table(head, rows, right=("FOR", "IN FLIGHT", "PROBE", "MODELS"))
 
 
@@ -112,10 +142,21 @@ def _setting(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
 @click.option("-p", "--priority", type=int, help="Lower is preferred [50].")
 @click.option("--zone", type=click.Choice(get_args(Zone)), help="Its privacy zone [by its kind].")
 @click.option("--tier", type=int, help="Its capability tier, 1 to 5 [1].")
-@click.option("--max-concurrent", type=int, help="Requests in flight that it takes [as many as it tells].")
-@click.option("--api-key-env", metavar="NAME", help="The health process's and workers' variable that holds its key.")
 @click.option(
-    "--set", "more", multiple=True, callback=_setting, metavar="KEY=VALUE", help="Any other key of a backend."
+    "--max-concurrent", type=int, help="Requests in flight that it takes [as many as it tells]."
+)
+@click.option(
+    "--api-key-env",
+    metavar="NAME",
+    help="The health process's and workers' variable that holds its key.",
+)
+@click.option(
+    "--set",
+    "more",
+    multiple=True,
+    callback=_setting,
+    metavar="KEY=VALUE",
+    help="Any other key of a backend.",
 )
 @_save_option
 @operations_options
@@ -144,7 +185,9 @@ def add(
     if as_json:
         say_json(added)
     else:
-        say(f"Added {added['name']} ({added['type']}){_kept(save)}; it gets requests once a probe found it healthy.")
+        say(
+            f"Added {added['name']} ({added['type']}){_kept(save)}; it gets requests once a probe found it healthy."
+        )
 
 
 @backends.command("remove")
@@ -156,7 +199,9 @@ def remove(name: str, save: bool, config: str | None, url: str | None, as_json: 
     """Take a backend out of the running gateway. Requests in flight there end undisturbed."""
     gateway = find_operations(config, url)
     found = _named(gateway, name)
-    removed = gateway.change("DELETE", f"backends/{path_part(found['name'])}{'?save=1' if save else ''}")
+    removed = gateway.change(
+        "DELETE", f"backends/{path_part(found['name'])}{'?save=1' if save else ''}"
+    )
     if as_json:
         say_json(removed)
     else:
@@ -165,11 +210,19 @@ def remove(name: str, save: bool, config: str | None, url: str | None, as_json: 
 
 @backends.command("drain", short_help="Give a backend no new requests.")
 @click.argument("name")
-@click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="Wait so long for its last request to end.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=float,
+    metavar="SECONDS",
+    help="Wait so long for its last request to end.",
+)
 @_save_option
 @operations_options
 @json_option
-def drain(name: str, wait_s: float | None, save: bool, config: str | None, url: str | None, as_json: bool) -> None:
+def drain(
+    name: str, wait_s: float | None, save: bool, config: str | None, url: str | None, as_json: bool
+) -> None:
     """Give a backend no new requests; it is still probed, and those in flight there end undisturbed.
 
     With --wait it exits with 1 where some are still in flight after that time.
@@ -185,7 +238,10 @@ def drain(name: str, wait_s: float | None, save: bool, config: str | None, url: 
     else:
         say(f"{found['name']} gets no new requests{_kept(save)}; {found['in_flight']} in flight.")
     if found["in_flight"] and wait_s is not None:
-        raise Failure(f"{found['name']} still has {found['in_flight']} in flight after {wait_s:g} s.", status=NO)
+        raise Failure(
+            f"{found['name']} still has {found['in_flight']} in flight after {wait_s:g} s.",
+            status=NO,
+        )
 
 
 @backends.command("undrain")

@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-from nexus.cli.gateway import NoAnswer, error_message, find, gateway_options, open_call
+from nexus.cli.gateway import NoResponse, error_message, find, gateway_options, open_call
 from nexus.cli.output import MISUSED, NO, Failure, counted, json_option, milliseconds, say_json
-from nexus.text import printable
+from nexus.runtime.text import printable
 
 _SILENCE_S = 600.0
 """The gateway has its own, shorter limits, and tells which was reached."""
@@ -25,7 +25,7 @@ _TEXT = "\n\t\u00a0\u200c\u200d\u202f\u3000"
 
 
 @dataclass
-class Heard:
+class ChatResult:
     """What came of the request, as the client saw it; moments on the monotonic clock."""
 
     began: float
@@ -62,7 +62,14 @@ class Heard:
 @click.option("--system", help="A system message to go before it.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="The longest answer.")
 @click.option("--temperature", type=float, help="Left to the backend where not given.")
-@click.option("-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header to send besides.")
+@click.option(
+    "-H",
+    "--header",
+    "headers",
+    multiple=True,
+    metavar="'NAME: VALUE'",
+    help="A header to send besides.",
+)
 @gateway_options
 @json_option
 def chat(
@@ -90,19 +97,22 @@ def chat(
     assert gateway.base is not None
     content = text if text not in (None, "-") else sys.stdin.read()
     messages = [{"role": "system", "content": system}] if system else []
-    body: dict[str, Any] = {"model": model, "messages": [*messages, {"role": "user", "content": content}]}
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [*messages, {"role": "user", "content": content}],
+    }
     body |= {"max_tokens": max_tokens} if max_tokens else {}
     body |= {"temperature": temperature} if temperature is not None else {}
     base = gateway.base
     try:
         try:
             heard, response = _ask(base, body, _headers(headers), quiet=as_json)
-        except NoAnswer:
+        except NoResponse:
             if not gateway.follow():
                 raise
             base = gateway.base
             heard, response = _ask(base, body, _headers(headers), quiet=as_json)
-    except NoAnswer as why:
+    except NoResponse as why:
         raise gateway.unreached({base: str(why)}) from why
     route = _route(response, heard, model)
     if as_json:
@@ -124,13 +134,17 @@ def _headers(given: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _ask(base: str, body: dict[str, Any], headers: Mapping[str, str], *, quiet: bool) -> tuple[Heard, HTTPResponse]:
+def _ask(
+    base: str, body: dict[str, Any], headers: Mapping[str, str], *, quiet: bool
+) -> tuple[ChatResult, HTTPResponse]:
     """Send it, and print what comes. A backend that refuses to tell the usage is asked again without."""
     target = f"{base}/v1/chat/completions"
     for options in ({"stream_options": {"include_usage": True}}, {}):
-        heard = Heard(time.monotonic())
+        heard = ChatResult(time.monotonic())
         content = json.dumps({**body, "stream": True, **options}).encode()
-        connection, response = open_call("POST", target, body=content, headers=headers, timeout_s=_SILENCE_S)
+        connection, response = open_call(
+            "POST", target, body=content, headers=headers, timeout_s=_SILENCE_S
+        )
         with closing(connection):
             if response.status in (400, 422) and options:
                 refusal = response.read()
@@ -171,7 +185,7 @@ def _events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
                 yield event
 
 
-def _route(response: HTTPResponse, heard: Heard, model: str) -> dict[str, Any]:
+def _route(response: HTTPResponse, heard: ChatResult, model: str) -> dict[str, Any]:
     """What is told of the answer, under the names that history and logs use."""
     ended = time.monotonic()
     tokens = heard.usage.get("completion_tokens")
@@ -187,7 +201,9 @@ def _route(response: HTTPResponse, heard: Heard, model: str) -> dict[str, Any]:
         "backend_type": response.getheader("x-nexus-backend-type"),
         "route_reason": response.getheader("x-nexus-route-reason"),
         "fallback_model": response.getheader("x-nexus-fallback-model"),
-        "ttft_ms": round((heard.first - heard.began) * 1000, 1) if heard.first is not None else None,
+        "ttft_ms": round((heard.first - heard.began) * 1000, 1)
+        if heard.first is not None
+        else None,
         "duration_ms": round((ended - heard.began) * 1000, 1),
         "prompt_tokens": heard.usage.get("prompt_tokens"),
         "completion_tokens": tokens,

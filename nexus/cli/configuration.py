@@ -35,12 +35,28 @@ def check(file: str | None, config: str | None, as_json: bool) -> None:
     except ConfigError as error:
         if as_json:
             named = file or config or os.environ.get("NEXUS_CONFIG") or DEFAULT_FILE
-            say_json({"file": named, "usable": False, "problems": error.problems, "warnings": [], "backends": None})
+            say_json(
+                {
+                    "file": named,
+                    "usable": False,
+                    "problems": error.problems,
+                    "warnings": [],
+                    "backends": None,
+                }
+            )
         raise
     count = len(loaded.config.backends)
     if as_json:
         shown = str(loaded.path) if loaded.path else None
-        say_json({"file": shown, "usable": True, "problems": [], "warnings": loaded.warnings, "backends": count})
+        say_json(
+            {
+                "file": shown,
+                "usable": True,
+                "problems": [],
+                "warnings": loaded.warnings,
+                "backends": count,
+            }
+        )
         return
     for warning in loaded.warnings:
         say(f"warning: {warning}", err=True)
@@ -49,7 +65,12 @@ def check(file: str | None, config: str | None, as_json: bool) -> None:
 
 @config.command("init")
 @click.option(
-    "-o", "--output", default="nexus.toml", show_default=True, metavar="FILE", help="Where to write; - prints."
+    "-o",
+    "--output",
+    default="nexus.toml",
+    show_default=True,
+    metavar="FILE",
+    help="Where to write; - prints.",
 )
 @click.option("-f", "--force", is_flag=True, help="Replace a file that is there.")
 @json_option
@@ -66,7 +87,9 @@ def init(output: str, force: bool, as_json: bool) -> None:
     try:
         path.write_text(template(), encoding="utf-8")
     except OSError as error:
-        raise ConfigError([f"{path} cannot be written ({error.strerror}); name another file with -o."]) from error
+        raise ConfigError(
+            [f"{path} cannot be written ({error.strerror}); name another file with -o."]
+        ) from error
     if as_json:
         say_json({"file": str(path)})
     else:
@@ -91,7 +114,9 @@ def show(file: str | None, config: str | None, origin: bool, as_json: bool) -> N
     if as_json:
         shown: dict[str, Any] = {"config": settings}
         if origin:
-            shown["origins"] = {".".join(path): _origin(loaded, path) for path, _ in _settings(settings)}
+            shown["origins"] = {
+                ".".join(path): _origin(loaded, path) for path, _ in _settings(settings)
+            }
         say_json(shown)
         return
     say("\n".join(_toml(settings, loaded if origin else None)))
@@ -101,20 +126,28 @@ def _masked(value: Any) -> Any:
     """Without what is not set, and without what looks like a secret: tables that take any key may hold one."""
     if isinstance(value, dict):
         return {
-            key: _MASK if _SECRET.search(str(key)) and isinstance(item, str) and item else _masked(item)
+            key: _MASK
+            if _SECRET.search(str(key)) and isinstance(item, str) and item
+            else _masked(item)
             for key, item in value.items()
             if item is not None
         }
     return [_masked(item) for item in value] if isinstance(value, list) else value
 
 
-_FREE = frozenset({("routing", "aliases"), ("routing", "fallbacks"), ("logging", "component_levels")})
+_FREE = frozenset(
+    {("routing", "aliases"), ("routing", "fallbacks"), ("logging", "component_levels")}
+)
 """Tables whose keys are the operator's own: shown as one value."""
 
 
-def _settings(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _settings(
+    table: dict[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every setting with its place; a table's own keys before the tables within it, as TOML wants them."""
-    within = {key for key, value in table.items() if isinstance(value, dict) and (*path, key) not in _FREE}
+    within = {
+        key for key, value in table.items() if isinstance(value, dict) and (*path, key) not in _FREE
+    }
     for key, value in table.items():
         if key not in within:
             yield (*path, key), value
@@ -143,11 +176,15 @@ def _toml(settings: dict[str, Any], origins_of: Loaded | None) -> Iterator[str]:
             table = path[:-1]
             yield click.style(f"[{'.'.join(table)}]", bold=True)
         origin = _origin(origins_of, path) if origins_of else ""
-        note = click.style(f"  # {origin}", dim=origin == "default", fg=None if origin == "default" else "cyan")
+        note = click.style(
+            f"  # {origin}", dim=origin == "default", fg=None if origin == "default" else "cyan"
+        )
         yield f"{path[-1]} = {toml(value)}" + (note if origin else "")
     for backend in backends:
         yield ""
         origin = _origin(origins_of, ("backends",)) if origins_of else ""
-        yield click.style("[[backends]]", bold=True) + (click.style(f"  # {origin}", fg="cyan") if origin else "")
+        yield click.style("[[backends]]", bold=True) + (
+            click.style(f"  # {origin}", fg="cyan") if origin else ""
+        )
         for key, value in backend.items():
             yield f"{key} = {toml(value)}"

@@ -10,18 +10,20 @@ import gevent.event
 
 from nexus.config import ConfigError
 from nexus.config.addresses import bracketed
-from nexus.demo.faults import FaultSpec
-from nexus.demo.server import DemoBackend, Manner
-from nexus.supervised import end_with_parent
+from nexus.runtime.parent_death import end_with_parent
+from nexus_demo.faults import FaultSpec
+from nexus_demo.server import Behaviour, DemoBackend
 
 
-def run_demo(manner: Manner, fault: FaultSpec, *, host: str, port: int) -> None:
+def run_demo(manner: Behaviour, fault: FaultSpec, *, host: str, port: int) -> None:
     """Serve until TERM or INT; the first line printed is the address."""
     end_with_parent()
     try:
         server = DemoBackend(manner, fault).serve(host, port)
     except OSError as error:
-        raise ConfigError([f"The demo backend cannot listen on {host}:{port} ({error.strerror})."]) from error
+        raise ConfigError(
+            [f"The demo backend cannot listen on {host}:{port} ({error.strerror})."]
+        ) from error
     stop = gevent.event.Event()
     gevent.signal_handler(signal.SIGTERM, stop.set)
     gevent.signal_handler(signal.SIGINT, stop.set)

@@ -12,27 +12,40 @@ import msgspec
 from nexus.cli.gateway import run_directory
 from nexus.cli.output import UNREACHED, Failure, say, state, table
 from nexus.config import ConfigError
+from nexus.dialects.json_body import InvalidBody, read_fields, with_field
+from nexus.dialects.openai.request import read
 from nexus.fleet.circuits import CircuitTable
-from nexus.fleet.load import LoadTable
+from nexus.fleet.load_table import LoadTable
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.proxy.breakers import standing_of
 from nexus.proxy.endpoints import ENDPOINTS
-from nexus.routing.body import read_fields, with_field
 from nexus.routing.explain import Explanation, explain
-from nexus.routing.requirements import ANYTHING, InvalidBody, Needs, read
-from nexus.routing.router import Asked, Supposed
+from nexus.routing.needs import ANYTHING, Needs
+from nexus.routing.router import RouteQuery, WhatIf
 from nexus.routing.table import RouteTable
 
 
-def route_explain(config: str | None, model: str, *, body: str | None, flexible: bool, as_json: bool) -> int:
+def route_explain(
+    config: str | None, model: str, *, body: str | None, flexible: bool, as_json: bool
+) -> int:
     """Show what the router would do. Exit status 1 where nothing can serve."""
     run_dir = run_directory(config)
-    snapshot, generation = SnapshotReader(run_dir.path).read() if run_dir.path.is_dir() else None, run_dir.current()
+    snapshot, generation = (
+        SnapshotReader(run_dir.path).read() if run_dir.path.is_dir() else None,
+        run_dir.current(),
+    )
     if snapshot is None or generation is None:
-        raise Failure(f"No gateway has run in {run_dir.path}; name its configuration with -c.", status=UNREACHED)
-    routes, load_table, circuits = RouteTable(snapshot), LoadTable(generation.load), CircuitTable(generation.circuits)
+        raise Failure(
+            f"No gateway has run in {run_dir.path}; name its configuration with -c.",
+            status=UNREACHED,
+        )
+    routes, load_table, circuits = (
+        RouteTable(snapshot),
+        LoadTable(generation.load),
+        CircuitTable(generation.circuits),
+    )
     resolved = routes.resolve(model)
-    asked = Asked(
+    asked = RouteQuery(
         model=resolved,
         needs=_needs(body) if body else ANYTHING,
         demands=routes.demands(model, resolved),
@@ -42,7 +55,7 @@ def route_explain(config: str | None, model: str, *, body: str | None, flexible:
     found = explain(
         routes,
         asked,
-        Supposed(
+        WhatIf(
             load=load_table.pending,
             standing=lambda column, model: standing_of(
                 column, model, circuits, load_table, config=snapshot.config, now_ns=now_ns
@@ -64,7 +77,9 @@ def _needs(file: str) -> Needs:
         fields = read_fields(content)
         if "model" not in fields:
             content = with_field(content, "model", b'"any"')
-        endpoint = next((one for one in ENDPOINTS if fields.keys() & set(one.required)), ENDPOINTS[0])
+        endpoint = next(
+            (one for one in ENDPOINTS if fields.keys() & set(one.required)), ENDPOINTS[0]
+        )
         return read(content, endpoint.required, task=endpoint.task).needs
     except OSError as error:
         raise ConfigError([f"{file}: it cannot be read ({error.strerror})."]) from error
@@ -73,7 +88,10 @@ def _needs(file: str) -> Needs:
 
 
 def _shown(found: Explanation) -> str:
-    lines = [f"{found.asked}" + (f" is an alias of {found.resolved}" if found.resolved != found.asked else "")]
+    lines = [
+        f"{found.asked}"
+        + (f" is an alias of {found.resolved}" if found.resolved != found.asked else "")
+    ]
     if len(found.chain) > 1:
         lines.append(f"fallbacks: {', '.join(found.chain[1:])}")
     if found.restricted or found.min_tier:
@@ -99,7 +117,8 @@ def _shown(found: Explanation) -> str:
     if rows:
         lines.append(table(("", "BACKEND", "MODEL", "SCORE", "IN FLIGHT", "CIRCUIT", ""), rows))
     without = sorted(
-        {v.backend for v in found.verdicts} - {v.backend for v in found.verdicts if v.out != "model_not_found"}
+        {v.backend for v in found.verdicts}
+        - {v.backend for v in found.verdicts if v.out != "model_not_found"}
     )
     if without:
         lines += ["", f"without the model: {', '.join(without)}"]

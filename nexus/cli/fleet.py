@@ -8,7 +8,18 @@ from typing import Any
 import click
 
 from nexus.cli.gateway import find, gateway_options
-from nexus.cli.output import GOOD, NO, Failure, counted, duration, json_option, say, say_json, state, table
+from nexus.cli.output import (
+    GOOD,
+    NO,
+    Failure,
+    counted,
+    duration,
+    json_option,
+    say,
+    say_json,
+    state,
+    table,
+)
 
 
 @click.command("models", short_help="Show the models, and which backends have them.")
@@ -23,8 +34,12 @@ def models(backend: str | None, config: str | None, url: str | None, as_json: bo
     listed: list[dict[str, Any]] = []
     for entry in find(config, url).read("/v1/models").json()["data"]:
         if backend is None or backend in entry["backends"]:
-            known = {key: entry.get(key) for key in ("backends", "alias_of", "context_length", "tasks")}
-            listed.append({"name": entry["id"], **known, "capabilities": entry.get("capabilities", {})})
+            known = {
+                key: entry.get(key) for key in ("backends", "alias_of", "context_length", "tasks")
+            }
+            listed.append(
+                {"name": entry["id"], **known, "capabilities": entry.get("capabilities", {})}
+            )
     listed.sort(key=lambda model: str(model["name"]))
     if as_json:
         say_json({"models": listed})
@@ -33,14 +48,19 @@ def models(backend: str | None, config: str | None, url: str | None, as_json: bo
             (
                 m["name"],
                 f"{m['context_length']:,}" if m["context_length"] else "-",
-                ", ".join([word for word, can in m["capabilities"].items() if can] + (m["tasks"] or [])) or "-",
+                ", ".join(
+                    [word for word, can in m["capabilities"].items() if can] + (m["tasks"] or [])
+                )
+                or "-",
                 ", ".join(m["backends"]) + (f" (as {m['alias_of']})" if m["alias_of"] else ""),
             )
             for m in listed
         ]
         say(table(("MODEL", "CONTEXT", "CAN", "BACKENDS"), rows, right=("CONTEXT",)))
     if not listed:
-        where = f"The backend {backend} offers" if backend else "No backend that takes requests offers"
+        where = (
+            f"The backend {backend} offers" if backend else "No backend that takes requests offers"
+        )
         raise Failure(f"{where} no model now; `nexus status` says how the backends are.", status=NO)
 
 

@@ -26,20 +26,26 @@ from nexus.config import Config, ConfigError, load
 from nexus.config.addresses import listen_address, url_to
 from nexus.config.loading import DEFAULT_FILE, run_dir_of_broken
 from nexus.config.secrets import SecretError, secret
-from nexus.fleet.proof import CHALLENGE, PROOF, proof
-from nexus.fleet.rundir import RunDirectory, RunDirectoryError
+from nexus.fleet.identity_proof import CHALLENGE, PROOF, proof
+from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
 
 TIMEOUT_S = 5.0
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 config_option = click.option(
-    "-c", "--config", "config", metavar="FILE", help="Configuration file [nexus.toml, if there is one]."
+    "-c",
+    "--config",
+    "config",
+    metavar="FILE",
+    help="Configuration file [nexus.toml, if there is one].",
 )
 
 
 def gateway_options(command: Command) -> Command:
     """`-c` and `--url`, for commands that read from the gateway."""
-    url = click.option("--url", metavar="URL", envvar="NEXUS_URL", help="The gateway's address [$NEXUS_URL].")
+    url = click.option(
+        "--url", metavar="URL", envvar="NEXUS_URL", help="The gateway's address [$NEXUS_URL]."
+    )
     return config_option(url(command))
 
 
@@ -50,7 +56,7 @@ def operations_options(command: Command) -> Command:
     return config_option(url(command))
 
 
-class NoAnswer(Exception):
+class NoResponse(Exception):
     """An address did not answer; the message says why in a few words."""
 
 
@@ -79,9 +85,14 @@ def error_message(content: bytes, status: int) -> str:
 
 
 def open_call(
-    method: str, url: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None, timeout_s: float
+    method: str,
+    url: str,
+    *,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float,
 ) -> tuple[HTTPConnection, HTTPResponse]:
-    """Send a request and read the head of its answer; the caller closes. Raises `NoAnswer`."""
+    """Send a request and read the head of its answer; the caller closes. Raises `NoResponse`."""
     parts = urlsplit(url)
     try:
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
@@ -94,7 +105,7 @@ def open_call(
         return connection, connection.getresponse()
     except (OSError, HTTPException) as error:
         connection.close()
-        raise NoAnswer(_why(error)) from error
+        raise NoResponse(_why(error)) from error
 
 
 def call(
@@ -105,15 +116,17 @@ def call(
     headers: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Answer:
-    """One request and its whole answer, whatever its status. Raises `NoAnswer`."""
+    """One request and its whole answer, whatever its status. Raises `NoResponse`."""
     connection, response = open_call(method, url, body=body, headers=headers, timeout_s=timeout_s)
     try:
         content = response.read()
     except (OSError, HTTPException) as error:
-        raise NoAnswer(_why(error)) from error
+        raise NoResponse(_why(error)) from error
     finally:
         connection.close()
-    return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, content)
+    return Answer(
+        response.status, {name.lower(): value for name, value in response.getheaders()}, content
+    )
 
 
 def _why(error: Exception) -> str:
@@ -151,13 +164,17 @@ class Gateway:
 
     def read(self, path: str, **query: Any) -> Answer:
         """What the gateway, or where that is no help its health process, answers; 200. Raises `Failure`."""
-        target = path + (f"?{urlencode(given)}" if (given := {k: v for k, v in query.items() if v is not None}) else "")
+        target = path + (
+            f"?{urlencode(given)}"
+            if (given := {k: v for k, v in query.items() if v is not None})
+            else ""
+        )
         failed, answered = {}, None
         bases = [base for base in (self.base, self.operations) if base]
         for base in bases:
             try:
                 answer = call("GET", base + target, headers=self._credentials(base, self.secret()))
-            except NoAnswer as why:
+            except NoResponse as why:
                 failed[base] = str(why)
                 if base == self.base and self.follow():
                     bases.insert(1, self.base)
@@ -170,7 +187,9 @@ class Gateway:
         base, answer = answered
         if answer.status == 401:
             raise self._unauthorized(base)
-        raise Failure(f"{base}{path}: {answer.message()}", status=MISUSED if answer.status == 400 else NO)
+        raise Failure(
+            f"{base}{path}: {answer.message()}", status=MISUSED if answer.status == 400 else NO
+        )
 
     def follow(self) -> bool:
         """Go by what the health process says of the gateway's address; whether that is another one than before.
@@ -180,13 +199,19 @@ class Gateway:
         if self.operations is None or not self.local:
             return False
         try:
-            port, _, host = call("GET", f"{self.operations}/livez").headers.get("x-nexus-gateway", "").partition(" ")
-        except NoAnswer:
+            port, _, host = (
+                call("GET", f"{self.operations}/livez")
+                .headers.get("x-nexus-gateway", "")
+                .partition(" ")
+            )
+        except NoResponse:
             return False
         if not port.isdecimal() or (base := url_to(host, int(port))) == self.base:
             return False
         self.base = base
-        self.config = replace(self.config, server=replace(self.config.server, host=host, port=int(port)))
+        self.config = replace(
+            self.config, server=replace(self.config.server, host=host, port=int(port))
+        )
         self.use_run_directory()
         return True
 
@@ -199,12 +224,19 @@ class Gateway:
                 status=MISUSED,
             )
         url = f"{self.operations}/admin/{path}"
-        headers = {"content-type": "application/json", **self._credentials(self.operations, self.token())}
+        headers = {
+            "content-type": "application/json",
+            **self._credentials(self.operations, self.token()),
+        }
         try:
             answer = call(
-                method, url, body=None if body is None else json.dumps(body).encode(), headers=headers, timeout_s=15
+                method,
+                url,
+                body=None if body is None else json.dumps(body).encode(),
+                headers=headers,
+                timeout_s=15,
             )
-        except NoAnswer as why:
+        except NoResponse as why:
             raise self.unreached({self.operations: str(why)}) from why
         if answer.status == 401:
             if self.follow():
@@ -235,8 +267,10 @@ class Gateway:
         if base not in self._proved:
             self._proved[base] = False
             key, challenge = self.run_dir.own_token() if self.run_dir else None, token_urlsafe()
-            with suppress(NoAnswer):
-                shown = call("GET", f"{base}/livez", headers={CHALLENGE: challenge}).headers.get(PROOF, "")
+            with suppress(NoResponse):
+                shown = call("GET", f"{base}/livez", headers={CHALLENGE: challenge}).headers.get(
+                    PROOF, ""
+                )
                 expected = proof(key, challenge, urlsplit(base).port or 0) if key else None
                 self._proved[base] = expected is not None and compare_digest(shown, expected)
         return self._proved[base]
@@ -261,12 +295,17 @@ class Gateway:
             if self.local
             else "name another address with --url, or leave it out for the gateway of this host's configuration"
         )
-        return Failure(f"No gateway answers at {places}, where {self.origin} has it; {mend}.", status=UNREACHED)
+        return Failure(
+            f"No gateway answers at {places}, where {self.origin} has it; {mend}.", status=UNREACHED
+        )
 
     def _unauthorized(self, base: str) -> Failure:
         if self.local and not self._proved.get(base, True):
             why = self.distrust or "start the gateway, or name its address with --url"
-            raise Failure(f"{base} does not prove to be this gateway and was sent no token: {why}", status=MISUSED)
+            raise Failure(
+                f"{base} does not prove to be this gateway and was sent no token: {why}",
+                status=MISUSED,
+            )
         name = self.config.admin.token_env
         mend = f"set ${name}" if self.secret() is None else f"${name} holds another one"
         if self.run_dir is not None and self.secret() is None:
@@ -284,7 +323,9 @@ def find(config: str | None, url: str | None) -> Gateway:
         return Gateway(_base_of(url), None, "--url or $NEXUS_URL", settings, None)
     server, listen = settings.server, settings.health_check.listen
     operations = url_to(*listen_address(listen)) if listen != "off" else None
-    gateway = Gateway(url_to(server.host, server.port), operations, origin, settings, None, problems)
+    gateway = Gateway(
+        url_to(server.host, server.port), operations, origin, settings, None, problems
+    )
     gateway.use_run_directory()
     return gateway
 

@@ -18,11 +18,20 @@ _HEAD = ("ENDED", "", "MODEL", "BACKEND", "TOOK", "FIRST", "TOKENS")
 
 
 @click.command("history")
-@click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1, _MOST), help="How many, at most.")
+@click.option(
+    "-n",
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1, _MOST),
+    help="How many, at most.",
+)
 @click.option("--status", type=click.Choice(["success", "error"]), help="Only those that ended so.")
 @click.option("--model", help="Only those of this model.")
 @click.option("--backend", help="Only those of this backend.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with those that end from now on, until Ctrl-C.")
+@click.option(
+    "-f", "--follow", is_flag=True, help="Go on with those that end from now on, until Ctrl-C."
+)
 @gateway_options
 @json_option
 def history(
@@ -60,7 +69,9 @@ def _ended(gateway: Gateway, limit: int, filters: dict[str, str | None]) -> list
     return found
 
 
-def _follow(gateway: Gateway, found: list[dict[str, Any]], filters: dict[str, str | None], *, as_json: bool) -> None:
+def _follow(
+    gateway: Gateway, found: list[dict[str, Any]], filters: dict[str, str | None], *, as_json: bool
+) -> None:
     """Never returns; the user ends it."""
     if not as_json:
         say(click.style(_line(_HEAD), bold=True))
@@ -77,7 +88,9 @@ def _follow(gateway: Gateway, found: list[dict[str, Any]], filters: dict[str, st
 
 
 def _line(cells: tuple[str, ...]) -> str:
-    return "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
+    return "  ".join(
+        f"{cell:<{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)
+    ).rstrip()
 
 
 def _shown(request: dict[str, Any]) -> str:

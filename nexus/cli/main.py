@@ -21,7 +21,7 @@ COMMANDS: dict[str, str] = {
     "backends": "backends:backends",
     "models": "fleet:models",
     "health": "fleet:health",
-    "stats": "figures:stats",
+    "stats": "stats:stats",
     "history": "history:history",
     "metrics": "metrics:metrics",
     "route": "route:route",
@@ -63,7 +63,9 @@ class Lazy(click.Group):
 @click.group(
     cls=Lazy,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    epilog="Exit statuses: " + "; ".join(f"{status}: {meaning}" for status, meaning in EXIT_STATUSES.items()) + ".",
+    epilog="Exit statuses: "
+    + "; ".join(f"{status}: {meaning}" for status, meaning in EXIT_STATUSES.items())
+    + ".",
 )
 @click.version_option(__version__, "-V", "--version", prog_name="nexus")
 @click.pass_context

@@ -33,7 +33,11 @@ def list_(as_json: bool) -> None:
         say_json([asdict(family) for family in FAMILIES])
         return
     rows = [
-        (family.name, family.kind, family.help + (f" {{{', '.join(family.labels)}}}" if family.labels else ""))
+        (
+            family.name,
+            family.kind,
+            family.help + (f" {{{', '.join(family.labels)}}}" if family.labels else ""),
+        )
         for family in FAMILIES
     ]
     say(table(("FAMILY", "TYPE", "MEANING"), rows))
@@ -45,14 +49,16 @@ def list_(as_json: bool) -> None:
 def bound(config: str | None, as_json: bool) -> None:
     """Say how many series the configuration can have at most."""
     from nexus.config import load
-    from nexus.metrics.bound import bound as bound_of
+    from nexus.metrics.series_bound import bound as bound_of
 
     series = bound_of(load(config).config)
     total = sum(series.values())
     if as_json:
         say_json({"total": total, "families": series})
         return
-    rows = [(name, f"{count:,}") for name, count in sorted(series.items(), key=lambda item: -item[1])]
+    rows = [
+        (name, f"{count:,}") for name, count in sorted(series.items(), key=lambda item: -item[1])
+    ]
     say(table(("FAMILY", "AT MOST"), [*rows, ("in all", f"{total:,}")], right=("AT MOST",)))
 
 
@@ -61,7 +67,9 @@ def bound(config: str | None, as_json: bool) -> None:
 @click.argument("labels", nargs=-1, metavar="[LABEL=VALUE]...")
 @gateway_options
 @json_option
-def get(family: str, labels: tuple[str, ...], config: str | None, url: str | None, as_json: bool) -> None:
+def get(
+    family: str, labels: tuple[str, ...], config: str | None, url: str | None, as_json: bool
+) -> None:
     """Show a family's samples now, those of all processes added up.
 
     LABEL=VALUE leaves only those with this label; * in the value stands for anything. `nexus_` may be left out. A
@@ -77,11 +85,18 @@ def get(family: str, labels: tuple[str, ...], config: str | None, url: str | Non
 
     known = _family(family)
     wanted = _filters(known, labels)
-    names = {known.name} | {f"{known.name}_{part}" for part in ("bucket", "sum", "count") if known.kind == "histogram"}
+    names = {known.name} | {
+        f"{known.name}_{part}" for part in ("bucket", "sum", "count") if known.kind == "histogram"
+    }
     scrape = parse(find(config, url).read("/metrics").content.decode())
-    samples = sorted((sample for sample in scrape if sample.name in names and _matches(sample, wanted)), key=_by_labels)
+    samples = sorted(
+        (sample for sample in scrape if sample.name in names and _matches(sample, wanted)),
+        key=_by_labels,
+    )
     if as_json:
-        shown = [{"name": s.name, "labels": dict(s.labels), "value": _number(s.value)} for s in samples]
+        shown = [
+            {"name": s.name, "labels": dict(s.labels), "value": _number(s.value)} for s in samples
+        ]
         say(json.dumps({"family": known.name, "type": known.kind, "samples": shown}, indent=2))
     elif samples:
         say(_shown(known, samples))
@@ -114,7 +129,9 @@ def _filters(family: Family, given: Sequence[str]) -> dict[str, str]:
         label, is_pair, value = item.partition("=")
         if not is_pair or label not in family.labels:
             has = f"has the labels {', '.join(family.labels)}" if family.labels else "has no labels"
-            raise Failure(f"{item} is not LABEL=VALUE for {family.name}, which {has}.", status=MISUSED)
+            raise Failure(
+                f"{item} is not LABEL=VALUE for {family.name}, which {has}.", status=MISUSED
+            )
         filters[label] = value
     return filters
 
@@ -122,7 +139,9 @@ def _filters(family: Family, given: Sequence[str]) -> dict[str, str]:
 def _matches(sample: Sample, wanted: dict[str, str]) -> bool:
     from fnmatch import fnmatchcase
 
-    return all(fnmatchcase(sample.labels.get(label, ""), pattern) for label, pattern in wanted.items())
+    return all(
+        fnmatchcase(sample.labels.get(label, ""), pattern) for label, pattern in wanted.items()
+    )
 
 
 def _number(value: float) -> Any:
@@ -132,7 +151,10 @@ def _number(value: float) -> Any:
 def _shown(family: Family, samples: list[Sample]) -> str:
     heads = [label.upper() for label in family.labels]
     if family.kind != "histogram":
-        rows = [[*(s.labels.get(label, "") for label in family.labels), plain_number(s.value)] for s in samples]
+        rows = [
+            [*(s.labels.get(label, "") for label in family.labels), plain_number(s.value)]
+            for s in samples
+        ]
         return table([*heads, "VALUE"], rows, right=("VALUE",))
     from nexus.cli.samples import histograms
 
@@ -144,4 +166,8 @@ def _shown(family: Family, samples: list[Sample]) -> str:
         ]
         for found in histograms(samples, family.name)
     ]
-    return table([*heads, *(figure.upper() for figure in figures)], rows, right=[figure.upper() for figure in figures])
+    return table(
+        [*heads, *(figure.upper() for figure in figures)],
+        rows,
+        right=[figure.upper() for figure in figures],
+    )

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from nexus.text import printable
+from nexus.runtime.text import printable
 
 GOOD = 0
 NO = 1

@@ -15,13 +15,17 @@ _PATIENCE_S = 15.0
 
 @click.command("reload", short_help="Have the gateway take up its configuration anew.")
 @config_option
-@click.option("--run-dir", metavar="DIR", help="The gateway's run directory, where the file no longer leads there.")
+@click.option(
+    "--run-dir",
+    metavar="DIR",
+    help="The gateway's run directory, where the file no longer leads there.",
+)
 @json_option
 def reload_command(config: str | None, run_dir: str | None, as_json: bool) -> None:
     """Have the running gateway take up its configuration anew; a bad one changes nothing, and the exit status is 2."""
     import msgspec
 
-    from nexus.fleet.reloads import last_reload
+    from nexus.fleet.reload_report import last_reload
 
     directory = run_directory(config, run_dir)
     if not directory.health_process_alive():
@@ -42,7 +46,11 @@ def reload_command(config: str | None, run_dir: str | None, as_json: bool) -> No
             )
         time.sleep(0.02)
     if as_json:
-        say(msgspec.json.encode({"reloaded": not outcome.problems, **msgspec.to_builtins(outcome)}).decode())
+        say(
+            msgspec.json.encode(
+                {"reloaded": not outcome.problems, **msgspec.to_builtins(outcome)}
+            ).decode()
+        )
     for warning in outcome.warnings:
         say(f"warning: {warning}", err=True)
     if outcome.problems:
@@ -51,4 +59,6 @@ def reload_command(config: str | None, run_dir: str | None, as_json: bool) -> No
     if not as_json:
         say(f"Reloaded: {counted(outcome.backends, 'backend')}.")
         if outcome.restart:
-            say(f"These take effect when the gateway is started again: {', '.join(outcome.restart)}.")
+            say(
+                f"These take effect when the gateway is started again: {', '.join(outcome.restart)}."
+            )

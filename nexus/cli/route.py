@@ -18,10 +18,16 @@ def route() -> None:
 @route.command("explain", short_help="Show which backends would be tried, and why.")
 @click.argument("model")
 @config_option
-@click.option("--body", metavar="FILE", help="A request body, for what it asks of the model; - reads standard input.")
+@click.option(
+    "--body",
+    metavar="FILE",
+    help="A request body, for what it asks of the model; - reads standard input.",
+)
 @click.option("--flexible", is_flag=True, help="As with the header X-Nexus-Flexible.")
 @json_option
-def explain(model: str, config: str | None, body: str | None, flexible: bool, as_json: bool) -> None:
+def explain(
+    model: str, config: str | None, body: str | None, flexible: bool, as_json: bool
+) -> None:
     """Show every backend with its score or why it is out, and in which order they would be tried.
 
     It exits with 1 where nothing could serve.

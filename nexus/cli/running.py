@@ -18,10 +18,17 @@ from nexus.config import ConfigError
 @click.option("-p", "--port", type=int, help="Port to listen on.")
 @click.option("--workers", type=int, help="Worker processes; 0 for one per core.")
 @click.option(
-    "-l", "--log-level", metavar="LEVEL", help="trace, debug, info, warn or error; also info,nexus::health=debug."
+    "-l",
+    "--log-level",
+    metavar="LEVEL",
+    help="trace, debug, info, warn or error; also info,nexus::health=debug.",
 )
 @click.option("--no-discovery", is_flag=True, help="Do not look for backends on the network.")
-@click.option("--no-health-check", is_flag=True, help="Count every backend as healthy, whatever its probes say.")
+@click.option(
+    "--no-health-check",
+    is_flag=True,
+    help="Count every backend as healthy, whatever its probes say.",
+)
 def serve(
     config: str | None,
     host: str | None,
@@ -50,9 +57,16 @@ def serve(
 @click.option("--port", default=0, show_default=True, help="0 takes a free one, and prints it.")
 @click.option("--name", default="demo", show_default=True, help="Shown as the owner of its models.")
 @click.option(
-    "--model", "models", multiple=True, default=("demo-small",), show_default=True, help="May be given again."
+    "--model",
+    "models",
+    multiple=True,
+    default=("demo-small",),
+    show_default=True,
+    help="May be given again.",
 )
-@click.option("--pace", default=40.0, show_default=True, help="Events a second in streams; 0 for no pause.")
+@click.option(
+    "--pace", default=40.0, show_default=True, help="Events a second in streams; 0 for no pause."
+)
 @click.option("--length", default=40, show_default=True, help="Words of an answer.")
 @click.option(
     "--usage",
@@ -75,7 +89,12 @@ def serve(
     help="JSON: path → what it answers to a GET there, such as a list of models; null for 404.",
 )
 @click.option("--seed", default=0, show_default=True, help="The same seed says and does the same.")
-@click.option("--fault", default="", metavar="SPEC", help="Such as status=503,rate=0.3; also the header x-demo-fault.")
+@click.option(
+    "--fault",
+    default="",
+    metavar="SPEC",
+    help="Such as status=503,rate=0.3; also the header x-demo-fault.",
+)
 def demo_backend(
     host: str,
     port: int,
@@ -91,8 +110,8 @@ def demo_backend(
 ) -> None:
     """Run a small OpenAI-compatible backend that makes up text, and misbehaves on request."""
     from nexus.cli.demo import run_demo
-    from nexus.demo.faults import FaultSpec
-    from nexus.demo.server import Manner
+    from nexus_demo.faults import FaultSpec
+    from nexus_demo.server import Behaviour
 
     try:
         spec = FaultSpec.parse(fault)
@@ -102,5 +121,14 @@ def demo_backend(
         answers = json.load(says) if says is not None else {}
     except ValueError as error:
         raise ConfigError([f"--says: this is not JSON ({error})."]) from error
-    manner = Manner(name=name, models=models, pace=pace, length=length, usage=usage, seed=seed, kind=kind, says=answers)
+    manner = Behaviour(
+        name=name,
+        models=models,
+        pace=pace,
+        length=length,
+        usage=usage,
+        seed=seed,
+        kind=kind,
+        says=answers,
+    )
     run_demo(manner, spec, host=host, port=port)

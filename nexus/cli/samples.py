@@ -26,7 +26,9 @@ def parse(text: str) -> list[Sample]:
     found = []
     for line in text.splitlines():
         if match := _LINE.match(line):
-            labels = {key: _ESCAPED.sub(_plain, value) for key, value in _LABEL.findall(match[2] or "")}
+            labels = {
+                key: _ESCAPED.sub(_plain, value) for key, value in _LABEL.findall(match[2] or "")
+            }
             found.append(Sample(match[1], labels, float(match[3])))
     return found
 

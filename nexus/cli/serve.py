@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import nexus
-from nexus import log as logs
-from nexus import stderr
-from nexus.cli.children import Child
 from nexus.cli.output import counted
 from nexus.config import ConfigError, Loaded, load
 from nexus.config.addresses import bracketed, listen_address, url_to
 from nexus.config.loading import COMMAND_LINE
 from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, Server
-from nexus.fleet.rundir import RunDirectory, RunDirectoryError
+from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
 from nexus.fleet.snapshot import SnapshotReader
-from nexus.host import raise_descriptor_limit
 from nexus.routing.names import is_pattern
+from nexus.runtime import log as logs
+from nexus.runtime import stderr
+from nexus.runtime.host import raise_descriptor_limit
+from nexus.server.child import Child
 
 log = logging.getLogger("nexus.serve")
 
@@ -75,7 +75,8 @@ def serve(config: str | None, overrides: Mapping[str, Any]) -> int:
             watchdog_s=settings.health_check.watchdog_seconds,
         )
         return supervisor.run(
-            lambda ready: _first_screen(loaded, run_dir, demo=bool(demos), ready=ready), settings.server
+            lambda ready: _first_screen(loaded, run_dir, demo=bool(demos), ready=ready),
+            settings.server,
         )
     finally:
         for child in demos:
@@ -84,7 +85,11 @@ def serve(config: str | None, overrides: Mapping[str, Any]) -> int:
 
 def _gunicorn() -> list[str]:
     here = Path(nexus.__file__).parent
-    files = [path for path in (here / "gunicorn.conf.py", here.parent / "gunicorn.conf.py") if path.exists()]
+    files = [
+        path
+        for path in (here / "gunicorn.conf.py", here.parent / "gunicorn.conf.py")
+        if path.exists()
+    ]
     return ["-m", "gunicorn", "-c", str(files[0]), "nexus.app:create_app()"]
 
 
@@ -107,7 +112,9 @@ def _environment(loaded: Loaded, run_dir: RunDirectory) -> dict[str, str]:
         "NEXUS_LOG_LEVEL": logging_.level,
         "NEXUS_LOG_FORMAT": logging_.format,
     }
-    if loaded.origins.get("logging.level", str(loaded.path)) != str(loaded.path):  # given by option or environment
+    if loaded.origins.get("logging.level", str(loaded.path)) != str(
+        loaded.path
+    ):  # given by option or environment
         parts = [f"nexus::{name}={level}" for name, level in logging_.component_levels.items()]
         environ["NEXUS_LOG_LEVEL"] = ",".join([logging_.level, *parts])
     if loaded.path is not None:
@@ -126,18 +133,25 @@ def _refuse_what_is_taken(loaded: Loaded, run_dir: RunDirectory) -> None:
     settings = loaded.config
     _try_port(settings.server.host, settings.server.port, "[server] port or --port")
     if settings.health_check.listen != "off":
-        _try_port(*listen_address(settings.health_check.listen), "[health_check] listen or $NEXUS_HEALTH_LISTEN")
+        _try_port(
+            *listen_address(settings.health_check.listen),
+            "[health_check] listen or $NEXUS_HEALTH_LISTEN",
+        )
 
 
 def _try_port(host: str, port: int, key: str) -> None:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
         raise ConfigError(
-            [f"{bracketed(host)}:{port} cannot be listened on ({error.strerror}); name another with {key}."]
+            [
+                f"{bracketed(host)}:{port} cannot be listened on ({error.strerror}); name another with {key}."
+            ]
         ) from error
 
 
@@ -146,7 +160,14 @@ def _start_demo_fleet(run_dir: RunDirectory, environ: dict[str, str]) -> list[Ch
     demos, lines = [], []
     for name, models in _DEMO_FLEET.items():
         options = [word for model in models for word in ("--model", model)]
-        demos.append(Child(name, ["-m", "nexus", "demo-backend", "--name", name, *options], environ, capture=True))
+        demos.append(
+            Child(
+                name,
+                ["-m", "nexus", "demo-backend", "--name", name, *options],
+                environ,
+                capture=True,
+            )
+        )
     for child in demos:
         assert child.process.stdout is not None
         address = child.process.stdout.readline().strip()
@@ -239,14 +260,18 @@ class _Supervisor:
         if now - self._watched_at < _WATCH_EVERY_S:
             return
         if now - self._watched_at > _FROZEN_S:
-            self._awake_since = now  # we stood still ourselves, and with us most likely the whole host
+            self._awake_since = (
+                now  # we stood still ourselves, and with us most likely the whole host
+            )
         self._watched_at = now
         health, heartbeat_ns = self._helpers[0], self._run_dir.health_heartbeat_ns()
         if heartbeat_ns is None or health.ended() is not None:
             return
         silent_s = min(now - self._awake_since, health.age_s(), now - heartbeat_ns / 1e9)
         if silent_s > self._watchdog_s:
-            log.error("the health process hangs, killing it", extra={"silent_s": round(silent_s, 1)})
+            log.error(
+                "the health process hangs, killing it", extra={"silent_s": round(silent_s, 1)}
+            )
             health.process.kill()
 
     def _stop(self, *, at_once: bool = False) -> int:
@@ -266,7 +291,13 @@ class _Supervisor:
 
 def _reachable(server: Server) -> str:
     """An address by which the gateway can be reached from here."""
-    return "127.0.0.1" if server.host in ("0.0.0.0", "") else "::1" if server.host == "::" else server.host
+    return (
+        "127.0.0.1"
+        if server.host in ("0.0.0.0", "")
+        else "::1"
+        if server.host == "::"
+        else server.host
+    )
 
 
 def _answers(server: Server, path: str) -> bool:
@@ -294,13 +325,19 @@ def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool, ready: b
     server, listen = loaded.config.server, loaded.config.health_check.listen
     base = url_to(server.host, server.port)
     served = [backend for backend in loaded.config.backends if backend.type not in NOT_SPOKEN]
-    left_out = [f"{backend.name} ({backend.type})" for backend in loaded.config.backends if backend not in served]
+    left_out = [
+        f"{backend.name} ({backend.type})"
+        for backend in loaded.config.backends
+        if backend not in served
+    ]
     named = f"{counted(len(served), 'backend')} from {loaded.path or 'the defaults'}"
     if left_out:
         named += f"; {', '.join(left_out)} left out, because Nexus does not speak that protocol yet"
     backends = "two demo backends that make up text" if demo else named
     messages = [{"role": "user", "content": "Hello!"}]
-    body = json.dumps({"model": _model_to_try(run_dir) or "YOUR-MODEL", "messages": messages}, ensure_ascii=False)
+    body = json.dumps(
+        {"model": _model_to_try(run_dir) or "YOUR-MODEL", "messages": messages}, ensure_ascii=False
+    )
     hint = "no nexus.toml and no backend given; `nexus config init` writes one" if demo else None
     if not ready:
         hint = f"none of them can be used yet; the log above and {base}/readyz?verbose say why"

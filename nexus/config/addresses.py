@@ -8,7 +8,14 @@ from urllib.parse import urlsplit
 
 from nexus.config.records import BackendConfig
 
-_APPENDED = ("/models", "/chat/completions", "/completions", "/embeddings", "/messages", "/responses")
+_APPENDED = (
+    "/models",
+    "/chat/completions",
+    "/completions",
+    "/embeddings",
+    "/messages",
+    "/responses",
+)
 _PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
@@ -73,7 +80,11 @@ def _literal_problem(host: str) -> str | None:
         literal = ipaddress.ip_address(host.replace("%25", "%"))
     except ValueError:
         return None
-    if isinstance(literal, ipaddress.IPv6Address) and literal.is_link_local and not literal.scope_id:
+    if (
+        isinstance(literal, ipaddress.IPv6Address)
+        and literal.is_link_local
+        and not literal.scope_id
+    ):
         return f"a link-local address needs its interface, as in [{host}%eth0]"
     return None
 
@@ -98,7 +109,9 @@ def backend_problems(backend: BackendConfig) -> Iterator[str]:
 
 
 def _tls_problems(backend: BackendConfig) -> Iterator[str]:
-    named = {key: getattr(backend, key) for key in ("ca_file", "client_cert_file", "client_key_file")}
+    named = {
+        key: getattr(backend, key) for key in ("ca_file", "client_cert_file", "client_key_file")
+    }
     given = {key: path for key, path in named.items() if path is not None}
     for key, path in given.items():
         if not backend.url.startswith("https://"):

@@ -16,7 +16,9 @@ from nexus.config.records import BackendConfig, Config
 Origin = Literal["file", "saved", "added"]
 
 
-class Changes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Changes(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """One layer: backends taken out, then backends added, and those that get no new requests (or do again)."""
 
     removed: tuple[str, ...] = ()
@@ -47,7 +49,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         return replace(self, drained={**self.drained, name: on})
 
 
-class Layered(msgspec.Struct, frozen=True, kw_only=True):
+class Overlay(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration file with both layers over it."""
 
     file: Config
@@ -70,11 +72,13 @@ class Layered(msgspec.Struct, frozen=True, kw_only=True):
     def has(self, name: str) -> bool:
         return name in self._backends()
 
-    def add(self, backend: BackendConfig, *, save: bool) -> Layered:
+    def add(self, backend: BackendConfig, *, save: bool) -> Overlay:
         """With one backend more. Raises `ConfigError` where it cannot be."""
         session, saved, name = self.session.forgetting(backend.name), self.saved, backend.name
         if save:
-            if name in session.removed:  # it makes room for the new one, which is to stay; so its removal stays, too
+            if (
+                name in session.removed
+            ):  # it makes room for the new one, which is to stay; so its removal stays, too
                 saved, session = saved.removing(name), session.restoring(name)
             saved = saved.adding(backend)
         else:
@@ -83,30 +87,42 @@ class Layered(msgspec.Struct, frozen=True, kw_only=True):
         layered.config()
         return layered
 
-    def remove(self, name: str, *, save: bool) -> Layered:
+    def remove(self, name: str, *, save: bool) -> Overlay:
         """With one backend fewer."""
         session, saved = self.session.forgetting(name), self.saved
         if save:
             saved = saved.forgetting(name)
-        in_file = any(backend.name == name for backend in self.file.backends) and name not in saved.removed
+        in_file = (
+            any(backend.name == name for backend in self.file.backends)
+            and name not in saved.removed
+        )
         if in_file and save:
             saved = saved.removing(name)
         elif in_file or saved.adds(name):
             session = session.removing(name)
         return replace(self, saved=saved, session=session)
 
-    def drain(self, name: str, *, on: bool, save: bool) -> Layered:
+    def drain(self, name: str, *, on: bool, save: bool) -> Overlay:
         """With a backend that gets no new requests, or gets them again."""
         if save:
-            drained = {other: value for other, value in self.session.drained.items() if other != name}
-            return replace(self, saved=self.saved.draining(name, on=on), session=replace(self.session, drained=drained))
+            drained = {
+                other: value for other, value in self.session.drained.items() if other != name
+            }
+            return replace(
+                self,
+                saved=self.saved.draining(name, on=on),
+                session=replace(self.session, drained=drained),
+            )
         return replace(self, session=self.session.draining(name, on=on))
 
     def _backends(self) -> dict[str, tuple[BackendConfig, Origin]]:
         found: dict[str, tuple[BackendConfig, Origin]] = {
             backend.name: (backend, "file") for backend in self.file.backends
         }
-        layers: tuple[tuple[Changes, Origin], ...] = ((self.saved, "saved"), (self.session, "added"))
+        layers: tuple[tuple[Changes, Origin], ...] = (
+            (self.saved, "saved"),
+            (self.session, "added"),
+        )
         for layer, origin in layers:
             for name in layer.removed:
                 found.pop(name, None)
@@ -118,4 +134,6 @@ class Layered(msgspec.Struct, frozen=True, kw_only=True):
 
 def backend_of(data: Any) -> BackendConfig:
     """A backend from a table in the form of `[[backends]]`. Raises `ConfigError` with every fault."""
-    return msgspec.convert(check_table(data, BackendConfig, source="the request", path=("backends",)), BackendConfig)
+    return msgspec.convert(
+        check_table(data, BackendConfig, source="the request", path=("backends",)), BackendConfig
+    )

@@ -20,7 +20,14 @@ from msgspec import inspect as shapes
 from msgspec.structs import replace
 
 from nexus.config.addresses import backend_problems, listen_address, proxies_ignored
-from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, NOT_YET, RESTART_ONLY, BackendConfig, Config
+from nexus.config.records import (
+    ENVIRONMENT,
+    NOT_SPOKEN,
+    NOT_YET,
+    RESTART_ONLY,
+    BackendConfig,
+    Config,
+)
 from nexus.config.secrets import SecretError, secret, shown_name
 
 ALIAS_DEPTH = 3
@@ -101,7 +108,9 @@ def load(
     warnings = _warnings(config, source, in_file, environ)
     if ignored_targets:
         names = ", ".join(sorted(ignored_targets))
-        warnings.append(f"{source}: [logging] level has no effect for {names}; only parts of nexus have levels.")
+        warnings.append(
+            f"{source}: [logging] level has no effect for {names}; only parts of nexus have levels."
+        )
     return Loaded(config=config, path=used, origins=origins, warnings=warnings)
 
 
@@ -120,16 +129,22 @@ def run_dir_of_broken(path: str | os.PathLike[str] | None, environ: Mapping[str,
         server = _lookup(_read(Path(path or environ.get("NEXUS_CONFIG") or DEFAULT_FILE)), "server")
     except ConfigError:
         server = None
-    given = {key: server.get(key) for key in ("run_dir", "port")} if isinstance(server, dict) else {}
+    given = (
+        {key: server.get(key) for key in ("run_dir", "port")} if isinstance(server, dict) else {}
+    )
     try:
         return load(
-            os.devnull, environ=environ, overrides={f"server.{key}": value for key, value in given.items()}
+            os.devnull,
+            environ=environ,
+            overrides={f"server.{key}": value for key, value in given.items()},
         ).config
     except ConfigError:
         return process_config({})
 
 
-def check_table(data: Any, record: type[msgspec.Struct], *, source: str, path: tuple[str, ...]) -> dict[str, Any]:
+def check_table(
+    data: Any, record: type[msgspec.Struct], *, source: str, path: tuple[str, ...]
+) -> dict[str, Any]:
     """A table checked against its record, as those of the file are. Raises `ConfigError` with every fault found."""
     checker = _Checker(source=source, origins={})
     checked = checker.section(data, record, path)
@@ -153,7 +168,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError([f"{file}: there is no such file; `nexus config init` writes one to start from."]) from None
+        raise ConfigError(
+            [f"{file}: there is no such file; `nexus config init` writes one to start from."]
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{file}: it cannot be read ({error})."]) from error
     except tomllib.TOMLDecodeError as error:
@@ -168,7 +185,9 @@ class _Checker:
         self.origins = origins
         self.problems: list[str] = []
 
-    def section(self, data: Any, record: type[msgspec.Struct], path: tuple[str, ...]) -> dict[str, Any]:
+    def section(
+        self, data: Any, record: type[msgspec.Struct], path: tuple[str, ...]
+    ) -> dict[str, Any]:
         if not isinstance(data, dict):
             self._wrong(path, data, "a table")
             return {}
@@ -181,23 +200,37 @@ class _Checker:
                 self._unknown(key, list(hints), path)
         for field in msgspec.structs.fields(record):
             if field.required and field.name not in data:
-                self.problems.append(f"{self.source}: {_table(path)} lacks {field.name}, which has no default.")
+                self.problems.append(
+                    f"{self.source}: {_table(path)} lacks {field.name}, which has no default."
+                )
         return result
 
     def value(self, value: Any, hint: Any, path: tuple[str, ...]) -> Any:
         shape = _bare(shapes.type_info(hint))
-        options = [_bare(option) for option in shape.types] if isinstance(shape, shapes.UnionType) else [shape]
+        options = (
+            [_bare(option) for option in shape.types]
+            if isinstance(shape, shapes.UnionType)
+            else [shape]
+        )
         for option in options:
             if isinstance(option, shapes.StructType):
                 return self.section(value, option.cls, path)
-            if isinstance(option, shapes.ListType) and isinstance(_bare(option.item_type), shapes.StructType):
+            if isinstance(option, shapes.ListType) and isinstance(
+                _bare(option.item_type), shapes.StructType
+            ):
                 record = _bare(option.item_type).cls
                 if isinstance(value, list):
                     return [
-                        self.section(item, record, (*path[:-1], f"{path[-1]}[{n}]")) for n, item in enumerate(value)
+                        self.section(item, record, (*path[:-1], f"{path[-1]}[{n}]"))
+                        for n, item in enumerate(value)
                     ]
-                if isinstance(value, dict) and any(isinstance(other, shapes.DictType) for other in options):
-                    return {name: self.section(item, record, (*path, name)) for name, item in value.items()}
+                if isinstance(value, dict) and any(
+                    isinstance(other, shapes.DictType) for other in options
+                ):
+                    return {
+                        name: self.section(item, record, (*path, name))
+                        for name, item in value.items()
+                    }
                 self._wrong(path, value, f"a list of tables, written [[{'.'.join(path)}]]")
                 return []
         value = _in_known_case(value, options)
@@ -211,21 +244,33 @@ class _Checker:
     def _wrong(self, path: tuple[str, ...], value: Any, allowed: str) -> None:
         origin = self.origins.get(".".join(path), self.source)
         shown = "true" if value is True else "false" if value is False else repr(value)
-        self.problems.append(f"{origin}: {_table(path[:-1])} {path[-1]} = {shown} is not allowed; it takes {allowed}.")
+        self.problems.append(
+            f"{origin}: {_table(path[:-1])} {path[-1]} = {shown} is not allowed; it takes {allowed}."
+        )
 
     def _unknown(self, key: str, known: list[str], path: tuple[str, ...]) -> None:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}. {_IGNORED}"
+        hint = (
+            f"did you mean {close[0]}?"
+            if close
+            else f"known are {', '.join(sorted(known))}. {_IGNORED}"
+        )
         self.problems.append(f"{self.source}: {_table(path)} has no key {key}; {hint}")
 
 
 def _in_known_case(value: Any, options: list[Any]) -> Any:
     """The value with each word of a fixed set in the case of that set: `Restricted` becomes `restricted`."""
     for option in options:
-        if isinstance(option, shapes.LiteralType) and isinstance(value, str) and value.lower() in option.values:
+        if (
+            isinstance(option, shapes.LiteralType)
+            and isinstance(value, str)
+            and value.lower() in option.values
+        ):
             return value.lower()
         if isinstance(option, shapes.DictType) and isinstance(value, dict):
-            return {key: _in_known_case(item, [_bare(option.value_type)]) for key, item in value.items()}
+            return {
+                key: _in_known_case(item, [_bare(option.value_type)]) for key, item in value.items()
+            }
         if isinstance(option, shapes.ListType) and isinstance(value, list):
             return [_in_known_case(item, [_bare(option.item_type)]) for item in value]
     return value
@@ -240,13 +285,21 @@ def _describe(shape: Any) -> str:
     match shape:
         case shapes.UnionType():
             return " or ".join(
-                _describe(_bare(option)) for option in shape.types if not isinstance(option, shapes.NoneType)
+                _describe(_bare(option))
+                for option in shape.types
+                if not isinstance(option, shapes.NoneType)
             )
         case shapes.BoolType():
             return "true or false"
         case shapes.IntType() | shapes.FloatType():
             noun = "a whole number" if isinstance(shape, shapes.IntType) else "a number"
-            low = f" from {shape.ge}" if shape.ge is not None else f" above {shape.gt}" if shape.gt is not None else ""
+            low = (
+                f" from {shape.ge}"
+                if shape.ge is not None
+                else f" above {shape.gt}"
+                if shape.gt is not None
+                else ""
+            )
             return noun + low + (f" to {shape.le}" if shape.le is not None else "")
         case shapes.LiteralType():
             return "one of " + ", ".join(f'"{value}"' for value in shape.values)
@@ -306,7 +359,9 @@ def _is_set(data: Any, path: list[str]) -> bool:
         return False
     if path[0] in data:
         return _is_set(data[path[0]], path[1:])
-    return len(path) == 1 and any(isinstance(item, dict) and path[0] in item for item in data.values())
+    return len(path) == 1 and any(
+        isinstance(item, dict) and path[0] in item for item in data.values()
+    )
 
 
 def _split_log_directives(data: dict[str, Any]) -> set[str]:
@@ -316,7 +371,11 @@ def _split_log_directives(data: dict[str, Any]) -> set[str]:
     """
     logging = data.get("logging")
     level = logging.get("level") if isinstance(logging, dict) else None
-    if not isinstance(logging, dict) or not isinstance(level, str) or not ("," in level or "=" in level):
+    if (
+        not isinstance(logging, dict)
+        or not isinstance(level, str)
+        or not ("," in level or "=" in level)
+    ):
         return set()
     plain, ignored, levels = [], set(), {}
     for directive in filter(None, map(str.strip, level.split(","))):
@@ -359,7 +418,9 @@ def contradictions(config: Config) -> Iterator[str]:
         seen.add(backend.name)
         if not backend.name.isprintable():
             yield f"{where} name = {backend.name!r} is not allowed; it takes printable characters only."
-        yield from (f"{where} {problem}" for problem in (*backend_problems(backend), *_of_models(backend)))
+        yield from (
+            f"{where} {problem}" for problem in (*backend_problems(backend), *_of_models(backend))
+        )
     yield from _of_clients(config)
     if config.health_check.listen != "off":
         try:
@@ -409,22 +470,36 @@ def secret_problems(config: Config, environ: Mapping[str, str]) -> Iterator[str]
             yield f"{where}: {error}"
 
 
-def _warnings(config: Config, source: str, in_file: frozenset[str], environ: Mapping[str, str]) -> list[str]:
+def _warnings(
+    config: Config, source: str, in_file: frozenset[str], environ: Mapping[str, str]
+) -> list[str]:
     warnings = []
     fine = {
         "discovery": not config.discovery.enabled,
         "queue.priority_header": config.queue.priority_header.lower() == "x-nexus-priority",
     }
-    missing = [f"[{key}] ({meaning})" for key, meaning in NOT_YET.items() if key in in_file and not fine.get(key)]
+    missing = [
+        f"[{key}] ({meaning})"
+        for key, meaning in NOT_YET.items()
+        if key in in_file and not fine.get(key)
+    ]
     if missing:
         warnings.append(f"{source}: accepted, but not built yet: {', '.join(missing)}.")
-    left_out = [f"{backend.name} ({backend.type})" for backend in config.backends if backend.type in NOT_SPOKEN]
+    left_out = [
+        f"{backend.name} ({backend.type})"
+        for backend in config.backends
+        if backend.type in NOT_SPOKEN
+    ]
     if left_out:
         warnings.append(
             f"{source}: these backends are left out, their protocol is not spoken yet: {', '.join(left_out)}."
         )
     for backend in config.backends:
-        if backend.api_key_env and backend.type not in NOT_SPOKEN and secret(backend.api_key_env, environ) is None:
+        if (
+            backend.api_key_env
+            and backend.type not in NOT_SPOKEN
+            and secret(backend.api_key_env, environ) is None
+        ):
             warnings.append(
                 f"{source}: backend {backend.name} gets no key: api_key_env names "
                 f"{shown_name(backend.api_key_env)}, which is not set in this environment."

@@ -13,7 +13,9 @@ from msgspec import Meta
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
-BackendType = Literal["ollama", "vllm", "llamacpp", "exo", "openai", "lmstudio", "generic", "anthropic", "google"]
+BackendType = Literal[
+    "ollama", "vllm", "llamacpp", "exo", "openai", "lmstudio", "generic", "anthropic", "google"
+]
 Zone = Literal["open", "internal", "confidential", "restricted"]
 LogLevel = Literal["trace", "debug", "info", "warn", "error"]
 LogFormat = Literal["pretty", "json"]
@@ -35,7 +37,9 @@ class Server(Section, frozen=True):
     host: Annotated[str, Meta(min_length=1), _doc("Address to listen on.")] = "0.0.0.0"
     port: Annotated[int, Meta(ge=1, le=65535), _doc("Port to listen on.")] = 8000
     workers: Annotated[
-        int, Meta(ge=0, le=250), _doc("Worker processes; 0 takes one per usable core, as affinity and CPU quota allow.")
+        int,
+        Meta(ge=0, le=250),
+        _doc("Worker processes; 0 takes one per usable core, as affinity and CPU quota allow."),
     ] = 0
     run_dir: Annotated[
         str,
@@ -46,18 +50,24 @@ class Server(Section, frozen=True):
     ] = ""
     request_timeout_seconds: Annotated[
         Seconds,
-        _doc("Limit for a whole answer; for a stream, the limit for its first byte and for any silence within it."),
+        _doc(
+            "Limit for a whole answer; for a stream, the limit for its first byte and for any silence within it."
+        ),
     ] = 300.0
-    max_concurrent_requests: Annotated[Count, _doc("Requests in flight over all workers; more are answered 503.")] = (
-        1000
-    )
+    max_concurrent_requests: Annotated[
+        Count, _doc("Requests in flight over all workers; more are answered 503.")
+    ] = 1000
     max_request_bytes: Annotated[
-        int, Meta(ge=1024, le=1 << 30), _doc("Largest request body accepted; a larger one is answered 413.")
+        int,
+        Meta(ge=1024, le=1 << 30),
+        _doc("Largest request body accepted; a larger one is answered 413."),
     ] = 32 * 1024 * 1024
     max_buffered_bytes: Annotated[
         int,
         Meta(ge=1024, le=1 << 40),
-        _doc("Bytes of bodies and answers in progress that one worker holds; more are answered 503."),
+        _doc(
+            "Bytes of bodies and answers in progress that one worker holds; more are answered 503."
+        ),
     ] = 512 * 1024 * 1024
     body_timeout_seconds: Annotated[
         Seconds, _doc("How long a whole request body may take; a slower one is answered 408.")
@@ -65,13 +75,20 @@ class Server(Section, frozen=True):
     min_body_bytes_per_second: Annotated[
         int,
         Meta(ge=0, le=1 << 30),
-        _doc("Least rate of a request body, after its first five seconds; a slower one is answered 408. 0: none."),
+        _doc(
+            "Least rate of a request body, after its first five seconds; a slower one is answered 408. 0: none."
+        ),
     ] = 240
     max_answer_bytes: Annotated[
-        int, Meta(ge=1024, le=1 << 32), _doc("Largest whole answer of a backend; a larger one is answered 502.")
+        int,
+        Meta(ge=1024, le=1 << 32),
+        _doc("Largest whole answer of a backend; a larger one is answered 502."),
     ] = 64 * 1024 * 1024
     client_timeout_seconds: Annotated[
-        Seconds, _doc("How long a client may take between two packets of its request or of its reading the answer.")
+        Seconds,
+        _doc(
+            "How long a client may take between two packets of its request or of its reading the answer."
+        ),
     ] = 60.0
     stream_keepalive_seconds: Annotated[
         float,
@@ -87,7 +104,9 @@ class Server(Section, frozen=True):
     ] = 30
     drain_timeout_seconds: Annotated[
         Annotated[int, Meta(ge=1, le=86400)],
-        _doc("How long requests of a replaced worker (HUP, TTOU, recycling) may go on while others serve."),
+        _doc(
+            "How long requests of a replaced worker (HUP, TTOU, recycling) may go on while others serve."
+        ),
     ] = 3600
 
 
@@ -113,8 +132,12 @@ class HealthCheck(Section, frozen=True):
     ] = True
     interval_seconds: Annotated[Seconds, _doc("Time between two probes of a backend.")] = 30.0
     timeout_seconds: Annotated[Seconds, _doc("Limit for one probe.")] = 5.0
-    failure_threshold: Annotated[Count, _doc("Failed probes in a row that make a backend unhealthy.")] = 3
-    recovery_threshold: Annotated[Count, _doc("Good probes in a row that make it healthy again.")] = 2
+    failure_threshold: Annotated[
+        Count, _doc("Failed probes in a row that make a backend unhealthy.")
+    ] = 3
+    recovery_threshold: Annotated[
+        Count, _doc("Good probes in a row that make it healthy again.")
+    ] = 2
     watchdog_seconds: Annotated[
         float,
         Meta(ge=2, le=3600),
@@ -122,7 +145,9 @@ class HealthCheck(Section, frozen=True):
     ] = 20.0
     listen: Annotated[
         str,
-        _doc('Address of the health process\'s own /metrics and /v1/stats, as host:port; "off" for none.'),
+        _doc(
+            'Address of the health process\'s own /metrics and /v1/stats, as host:port; "off" for none.'
+        ),
     ] = "127.0.0.1:9464"
 
 
@@ -138,46 +163,64 @@ class Policy(Section, frozen=True):
     """What a model's requests demand of the backends. Where several policies match, all of them hold."""
 
     model_pattern: (
-        Annotated[str, _doc("Glob over the model's name, as asked and after aliases; unset: all.")] | None
+        Annotated[str, _doc("Glob over the model's name, as asked and after aliases; unset: all.")]
+        | None
     ) = None
     privacy: Annotated[
-        Literal["restricted", "unrestricted"], _doc("restricted keeps requests on restricted backends.")
+        Literal["restricted", "unrestricted"],
+        _doc("restricted keeps requests on restricted backends."),
     ] = "unrestricted"
     min_tier: (
-        Annotated[int, Meta(ge=1, le=5), _doc("Lowest tier that may serve; X-Nexus-Flexible lets a client go below.")]
+        Annotated[
+            int,
+            Meta(ge=1, le=5),
+            _doc("Lowest tier that may serve; X-Nexus-Flexible lets a client go below."),
+        ]
         | None
     ) = None
     fallback_allowed: Annotated[
         bool, _doc("Let another model of the fallback chain serve when no backend has this one.")
     ] = True
-    max_cost_per_request: Annotated[float, Meta(ge=0), _doc("Limit for one request in US dollars.")] | None = None
+    max_cost_per_request: (
+        Annotated[float, Meta(ge=0), _doc("Limit for one request in US dollars.")] | None
+    ) = None
 
 
 class Budget(Section, frozen=True):
     """Spending limit for cloud backends."""
 
-    monthly_limit_usd: Annotated[float, Meta(ge=0), _doc("Limit per calendar month in US dollars.")] | None = None
-    soft_limit_percent: Annotated[float, Meta(ge=0, le=100), _doc("Share of the limit that warns.")] = 75.0
-    hard_limit_action: Annotated[Literal["warn", "block_cloud", "block_all"], _doc("What happens at the limit.")] = (
-        "warn"
+    monthly_limit_usd: (
+        Annotated[float, Meta(ge=0), _doc("Limit per calendar month in US dollars.")] | None
+    ) = None
+    soft_limit_percent: Annotated[
+        float, Meta(ge=0, le=100), _doc("Share of the limit that warns.")
+    ] = 75.0
+    hard_limit_action: Annotated[
+        Literal["warn", "block_cloud", "block_all"], _doc("What happens at the limit.")
+    ] = "warn"
+    reconciliation_interval_secs: Annotated[Seconds, _doc("Time between two reconciliations.")] = (
+        60.0
     )
-    reconciliation_interval_secs: Annotated[Seconds, _doc("Time between two reconciliations.")] = 60.0
 
 
 class Routing(Section, frozen=True):
     """Which backend serves a request."""
 
-    strategy: Annotated[Strategy, _doc("How a backend is chosen among those that can serve.")] = "smart"
+    strategy: Annotated[Strategy, _doc("How a backend is chosen among those that can serve.")] = (
+        "smart"
+    )
     max_retries: Annotated[
-        int, Meta(ge=0, le=10), _doc("Further backends tried after a failure that another backend may not have.")
+        int,
+        Meta(ge=0, le=10),
+        _doc("Further backends tried after a failure that another backend may not have."),
     ] = 2
     weights: Weights = Weights()
-    aliases: Annotated[dict[str, str], _doc("Other names for models; resolved up to three deep.")] = msgspec.field(
-        default_factory=dict
-    )
-    fallbacks: Annotated[dict[str, list[str]], _doc("Models tried in order when a model has no usable backend.")] = (
-        msgspec.field(default_factory=dict)
-    )
+    aliases: Annotated[
+        dict[str, str], _doc("Other names for models; resolved up to three deep.")
+    ] = msgspec.field(default_factory=dict)
+    fallbacks: Annotated[
+        dict[str, list[str]], _doc("Models tried in order when a model has no usable backend.")
+    ] = msgspec.field(default_factory=dict)
     policies: list[Policy] | dict[str, Policy] = msgspec.field(default_factory=list)
     budget: Budget = Budget()
 
@@ -186,57 +229,97 @@ class ModelConfig(Section, frozen=True):
     """What a backend does not say of a model, or says wrongly; what is stated here wins, and adds a model that it does
     not list."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=256), _doc("The model's name at the backend.")]
+    name: Annotated[
+        str, Meta(min_length=1, max_length=256), _doc("The model's name at the backend.")
+    ]
     context_length: (
-        Annotated[int, Meta(ge=1, le=1 << 40), _doc("Its context in tokens; unset: as the backend says.")] | None
+        Annotated[
+            int, Meta(ge=1, le=1 << 40), _doc("Its context in tokens; unset: as the backend says.")
+        ]
+        | None
     ) = None
-    vision: Annotated[bool, _doc("Whether it takes images; unset: as the backend says.")] | None = None
-    tools: Annotated[bool, _doc("Whether it calls tools; unset: as the backend says.")] | None = None
+    vision: Annotated[bool, _doc("Whether it takes images; unset: as the backend says.")] | None = (
+        None
+    )
+    tools: Annotated[bool, _doc("Whether it calls tools; unset: as the backend says.")] | None = (
+        None
+    )
     json_mode: (
-        Annotated[bool, _doc('Whether it takes response_format "json_object"; unset: as the backend says.')] | None
+        Annotated[
+            bool,
+            _doc('Whether it takes response_format "json_object"; unset: as the backend says.'),
+        ]
+        | None
     ) = None
     tasks: Annotated[
-        list[Task], _doc("All that it is for; requests of other tasks are not sent to it. Empty: as the backend says.")
+        list[Task],
+        _doc(
+            "All that it is for; requests of other tasks are not sent to it. Empty: as the backend says."
+        ),
     ] = msgspec.field(default_factory=list)
-    aliases: Annotated[list[str], _doc("Other names by which clients may ask for it. Empty: as the backend says.")] = (
-        msgspec.field(default_factory=list)
-    )
+    aliases: Annotated[
+        list[str], _doc("Other names by which clients may ask for it. Empty: as the backend says.")
+    ] = msgspec.field(default_factory=list)
 
 
 class BackendConfig(Section, frozen=True):
     """One backend of the fleet."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=128), _doc("Unique name, shown to clients and in metrics.")]
+    name: Annotated[
+        str,
+        Meta(min_length=1, max_length=128),
+        _doc("Unique name, shown to clients and in metrics."),
+    ]
     url: Annotated[
-        str, _doc("Base address, http:// or https://. A path is used as written; without one, /v1 is appended.")
+        str,
+        _doc(
+            "Base address, http:// or https://. A path is used as written; without one, /v1 is appended."
+        ),
     ]
     type: Annotated[BackendType, _doc("What kind of server it is.")] = "generic"
     priority: Annotated[
         int,
         Meta(ge=-(1 << 31), le=(1 << 31) - 1),
-        _doc("Lower is preferred; the smart strategy takes what is outside 0 to 100 as the nearer of these."),
+        _doc(
+            "Lower is preferred; the smart strategy takes what is outside 0 to 100 as the nearer of these."
+        ),
     ] = 50
     api_key_env: (
         Annotated[
             str,
             Meta(min_length=1),
-            _doc("Environment variable, or systemd credential, that holds the key sent to this backend."),
+            _doc(
+                "Environment variable, or systemd credential, that holds the key sent to this backend."
+            ),
         ]
         | None
     ) = None
-    zone: Annotated[Zone, _doc("Privacy zone; unset: restricted for local kinds, open for cloud ones.")] | None = None
+    zone: (
+        Annotated[
+            Zone, _doc("Privacy zone; unset: restricted for local kinds, open for cloud ones.")
+        ]
+        | None
+    ) = None
     tier: Annotated[int, Meta(ge=1, le=5), _doc("Capability tier.")] = 1
     max_concurrent: (
-        Annotated[Count, _doc("Requests in flight that it takes; unset: as many as it tells, else no limit.")] | None
+        Annotated[
+            Count,
+            _doc("Requests in flight that it takes; unset: as many as it tells, else no limit."),
+        ]
+        | None
     ) = None
     forward_authorization: (
         Annotated[
             bool,
-            _doc("Send the client's own key on, under any usual header; unset: for kind openai without api_key_env."),
+            _doc(
+                "Send the client's own key on, under any usual header; unset: for kind openai without api_key_env."
+            ),
         ]
         | None
     ) = None
-    connect_timeout_seconds: Annotated[Seconds, _doc("Limit for reaching the backend, over all its addresses.")] = 5.0
+    connect_timeout_seconds: Annotated[
+        Seconds, _doc("Limit for reaching the backend, over all its addresses.")
+    ] = 5.0
     first_byte_timeout_seconds: (
         Annotated[
             Seconds,
@@ -248,7 +331,11 @@ class BackendConfig(Section, frozen=True):
         | None
     ) = None
     idle_timeout_seconds: (
-        Annotated[Seconds, _doc("Longest silence within an answer; unset: [server] request_timeout_seconds.")] | None
+        Annotated[
+            Seconds,
+            _doc("Longest silence within an answer; unset: [server] request_timeout_seconds."),
+        ]
+        | None
     ) = None
     total_timeout_seconds: (
         Annotated[
@@ -266,26 +353,47 @@ class BackendConfig(Section, frozen=True):
             "Ask it for the token usage of streams where the client does not; what it does not take, it is not asked."
         ),
     ] = True
-    keepalive_seconds: Annotated[Seconds, _doc("How long an idle connection to it is kept for reuse.")] = 3.5
+    keepalive_seconds: Annotated[
+        Seconds, _doc("How long an idle connection to it is kept for reuse.")
+    ] = 3.5
     max_connection_age_seconds: Annotated[
         Seconds,
-        _doc("How old a connection to it may get before it is replaced; a changed DNS record is then followed."),
+        _doc(
+            "How old a connection to it may get before it is replaced; a changed DNS record is then followed."
+        ),
     ] = 30.0
-    base_path: Annotated[str, _doc('Path of its OpenAI endpoints, in place of the one in url; "" for none.')] | None = (
-        None
-    )
-    query: Annotated[dict[str, str], _doc("Added to the query of every request to it.")] = msgspec.field(
-        default_factory=dict
+    base_path: (
+        Annotated[
+            str, _doc('Path of its OpenAI endpoints, in place of the one in url; "" for none.')
+        ]
+        | None
+    ) = None
+    query: Annotated[dict[str, str], _doc("Added to the query of every request to it.")] = (
+        msgspec.field(default_factory=dict)
     )
     ca_file: (
-        Annotated[str, Meta(min_length=1), _doc("File with the CAs to trust for it; unset: those of the system.")]
+        Annotated[
+            str,
+            Meta(min_length=1),
+            _doc("File with the CAs to trust for it; unset: those of the system."),
+        ]
         | None
     ) = None
     client_cert_file: (
-        Annotated[str, Meta(min_length=1), _doc("File with the certificate, and its chain, that we show it.")] | None
+        Annotated[
+            str,
+            Meta(min_length=1),
+            _doc("File with the certificate, and its chain, that we show it."),
+        ]
+        | None
     ) = None
     client_key_file: (
-        Annotated[str, Meta(min_length=1), _doc("File with that certificate's key; unset: in client_cert_file.")] | None
+        Annotated[
+            str,
+            Meta(min_length=1),
+            _doc("File with that certificate's key; unset: in client_cert_file."),
+        ]
+        | None
     ) = None
     discover_models: Annotated[
         bool, _doc("Offer the models that it lists; false: only those of [[backends.models]].")
@@ -295,7 +403,11 @@ class BackendConfig(Section, frozen=True):
     @property
     def forwards_by_default(self) -> bool:
         """Whether clients' own keys go to it although the configuration does not say so."""
-        return self.forward_authorization is None and self.type == "openai" and self.api_key_env is None
+        return (
+            self.forward_authorization is None
+            and self.type == "openai"
+            and self.api_key_env is None
+        )
 
 
 class CircuitBreaker(Section, frozen=True):
@@ -303,14 +415,21 @@ class CircuitBreaker(Section, frozen=True):
 
     enabled: Annotated[bool, _doc("Take failing backends out of the choice.")] = True
     failures: Annotated[
-        Count, _doc("Failed requests within ten seconds before it opens, if they also are error_rate_threshold of all.")
+        Count,
+        _doc(
+            "Failed requests within ten seconds before it opens, if they also are error_rate_threshold of all."
+        ),
     ] = 5
     open_seconds: Annotated[
-        Seconds, _doc("How long it stays open before one request may try; doubled each time that one fails.")
+        Seconds,
+        _doc(
+            "How long it stays open before one request may try; doubled each time that one fails."
+        ),
     ] = 5.0
     max_open_seconds: Annotated[Seconds, _doc("The longest that it grows to.")] = 60.0
     slow_start_seconds: Annotated[
-        Seconds, _doc("How long a backend that recovered takes to get its whole share of traffic back.")
+        Seconds,
+        _doc("How long a backend that recovered takes to get its whole share of traffic back."),
     ] = 10.0
 
 
@@ -320,8 +439,12 @@ class Quality(Section, frozen=True):
     error_rate_threshold: Annotated[
         float, Meta(ge=0, le=1), _doc("Share of failed attempts from which a circuit opens.")
     ] = 0.5
-    ttft_penalty_threshold_ms: Annotated[int, Meta(ge=0), _doc("First token later than this is slow.")] = 3000
-    ttft_threshold_ms: Annotated[int, Meta(ge=0), _doc("Older name of ttft_penalty_threshold_ms.")] | None = None
+    ttft_penalty_threshold_ms: Annotated[
+        int, Meta(ge=0), _doc("First token later than this is slow.")
+    ] = 3000
+    ttft_threshold_ms: (
+        Annotated[int, Meta(ge=0), _doc("Older name of ttft_penalty_threshold_ms.")] | None
+    ) = None
     metrics_interval_seconds: Annotated[Seconds, _doc("Time between two judgements.")] = 30.0
     enabled: Annotated[bool, _doc("Judge backends by their quality.")] = True
     window_1h: Annotated[str | float, _doc("Length of the short window.")] | None = None
@@ -339,9 +462,15 @@ class Queue(Section, frozen=True):
         _doc("Requests that may wait, over all workers; more are answered 503. 0 lets none wait."),
     ] = 100
     max_wait_seconds: Annotated[Seconds, _doc("Longest wait; then the answer is 503.")] = 30.0
-    default_timeout_seconds: Annotated[Seconds, _doc("Older name of max_wait_seconds.")] | None = None
-    max_queue_size: Annotated[int, Meta(ge=0, le=1_000_000), _doc("Older name of max_size.")] | None = None
-    priority_header: Annotated[str, _doc("Request header that gives the priority.")] = "X-Nexus-Priority"
+    default_timeout_seconds: Annotated[Seconds, _doc("Older name of max_wait_seconds.")] | None = (
+        None
+    )
+    max_queue_size: (
+        Annotated[int, Meta(ge=0, le=1_000_000), _doc("Older name of max_size.")] | None
+    ) = None
+    priority_header: Annotated[str, _doc("Request header that gives the priority.")] = (
+        "X-Nexus-Priority"
+    )
 
     @property
     def most_waiting(self) -> int:
@@ -364,9 +493,9 @@ class Logging(Section, frozen=True):
         ),
     ] = "info"
     format: Annotated[LogFormat, _doc("pretty for people, json for machines.")] = "pretty"
-    component_levels: Annotated[dict[str, LogLevel], _doc("Levels by component, such as health or proxy.")] = (
-        msgspec.field(default_factory=dict)
-    )
+    component_levels: Annotated[
+        dict[str, LogLevel], _doc("Levels by component, such as health or proxy.")
+    ] = msgspec.field(default_factory=dict)
     enable_content_logging: Annotated[
         bool, _doc("Accepted from older files and ignored: prompts and answers are never logged.")
     ] = False
@@ -399,11 +528,14 @@ class Metrics(Section, frozen=True):
 class Dashboard(Section, frozen=True):
     """The page that shows the fleet, and where it is served."""
 
-    enabled: Annotated[bool, _doc("Serve the dashboard at /, and what it is made of at /v1/history and /v1/live.")] = (
-        True
-    )
+    enabled: Annotated[
+        bool, _doc("Serve the dashboard at /, and what it is made of at /v1/history and /v1/live.")
+    ] = True
     operations_only: Annotated[
-        bool, _doc("Serve it at the health process's address ([health_check] listen) alone, not where clients come.")
+        bool,
+        _doc(
+            "Serve it at the health process's address ([health_check] listen) alone, not where clients come."
+        ),
     ] = False
 
 
@@ -443,7 +575,9 @@ class Cors(Section, frozen=True):
 
     origins: Annotated[
         list[str],
-        _doc('Origins whose pages may send requests, such as "https://chat.example.com"; "*" for every page.'),
+        _doc(
+            'Origins whose pages may send requests, such as "https://chat.example.com"; "*" for every page.'
+        ),
     ] = msgspec.field(default_factory=list)
     max_age_seconds: Annotated[
         Annotated[int, Meta(ge=0, le=86400)],
@@ -467,8 +601,12 @@ class Config(Section, frozen=True):
     metrics: Metrics = Metrics()
     dashboard: Dashboard = Dashboard()
     admin: Admin = Admin()
-    lifecycle: Annotated[dict[str, Any], _doc("Model lifecycle.")] = msgspec.field(default_factory=dict)
-    fleet: Annotated[dict[str, Any], _doc("Fleet recommendations.")] = msgspec.field(default_factory=dict)
+    lifecycle: Annotated[dict[str, Any], _doc("Model lifecycle.")] = msgspec.field(
+        default_factory=dict
+    )
+    fleet: Annotated[dict[str, Any], _doc("Fleet recommendations.")] = msgspec.field(
+        default_factory=dict
+    )
 
 
 ENVIRONMENT: dict[str, tuple[str, str]] = {

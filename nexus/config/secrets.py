@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from nexus.text import remember_secret
+from nexus.runtime.text import remember_secret
 
 _CREDENTIALS = "CREDENTIALS_DIRECTORY"
 
@@ -50,4 +50,8 @@ def _checked(name: str, value: str) -> str | None:
 
 def shown_name(name: str) -> str:
     """The name of a secret for a message; what is no name may be the secret itself and is not shown."""
-    return name if name.replace("-", "_").replace(".", "_").isidentifier() and len(name) <= 64 else "***"
+    return (
+        name
+        if name.replace("-", "_").replace(".", "_").isidentifier() and len(name) <= 64
+        else "***"
+    )

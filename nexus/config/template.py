@@ -31,8 +31,16 @@ def template() -> str:
     ]
     for name, hint in get_type_hints(Config, include_extras=True).items():
         if name == "backends":
-            lines += ["# Every key of a backend:", "# [[backends]]", *_keys(BackendConfig, ("backends",), "# "), ""]
-            lines += ["# Every key of what is stated of a backend's model:", "# [[backends.models]]"]
+            lines += [
+                "# Every key of a backend:",
+                "# [[backends]]",
+                *_keys(BackendConfig, ("backends",), "# "),
+                "",
+            ]
+            lines += [
+                "# Every key of what is stated of a backend's model:",
+                "# [[backends.models]]",
+            ]
             lines += [*_keys(ModelConfig, ("backends", "models"), "# "), ""]
         elif isinstance(hint, type) and issubclass(hint, Section) and name not in NOT_YET:
             lines += [*_table(hint, (name,)), ""]
@@ -44,7 +52,11 @@ def _table(record: type[Section], path: tuple[str, ...]) -> Iterator[str]:
     yield f"[{'.'.join(path)}]"
     yield from _keys(record, path, "")
     for name, hint in get_type_hints(record, include_extras=True).items():
-        if isinstance(hint, type) and issubclass(hint, Section) and ".".join((*path, name)) not in NOT_YET:
+        if (
+            isinstance(hint, type)
+            and issubclass(hint, Section)
+            and ".".join((*path, name)) not in NOT_YET
+        ):
             yield ""
             yield from _table(hint, (*path, name))
 
@@ -52,11 +64,17 @@ def _table(record: type[Section], path: tuple[str, ...]) -> Iterator[str]:
 def _keys(record: type[Section], path: tuple[str, ...], mark: str) -> Iterator[str]:
     defaults = {field.name: field for field in msgspec.structs.fields(record)}
     for name, hint in get_type_hints(record, include_extras=True).items():
-        if (isinstance(hint, type) and issubclass(hint, Section)) or ".".join((*path, name)) in _LEFT_OUT:
+        if (isinstance(hint, type) and issubclass(hint, Section)) or ".".join(
+            (*path, name)
+        ) in _LEFT_OUT:
             continue
-        variables = [variable for variable, place in ENVIRONMENT.items() if place == (path[-1], name)]
+        variables = [
+            variable for variable, place in ENVIRONMENT.items() if place == (path[-1], name)
+        ]
         note = (
-            documentation(hint) + f" Takes {describe(hint)}." + "".join(f" Also ${variable}." for variable in variables)
+            documentation(hint)
+            + f" Takes {describe(hint)}."
+            + "".join(f" Also ${variable}." for variable in variables)
         )
         yield from (f"# {line}" for line in textwrap.wrap(note, _WIDTH))
         default = default_of(defaults[name])
@@ -69,7 +87,9 @@ def _keys(record: type[Section], path: tuple[str, ...], mark: str) -> Iterator[s
 
 def default_of(field: Any) -> Any:
     """A field's default; NODEFAULT where it must be given."""
-    return field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+    return (
+        field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+    )
 
 
 def documentation(hint: Any) -> str:
@@ -92,7 +112,10 @@ def toml(value: Any) -> str:
     if isinstance(value, dict):
         return (
             "{"
-            + ", ".join(f"{json.dumps(key, ensure_ascii=False)} = {toml(item)}" for key, item in value.items())
+            + ", ".join(
+                f"{json.dumps(key, ensure_ascii=False)} = {toml(item)}"
+                for key, item in value.items()
+            )
             + "}"
         )
     if isinstance(value, list):

@@ -20,21 +20,33 @@ from pathlib import Path
 from typing import Literal
 from zlib import crc32
 
-from nexus.fleet.load import COLUMNS
+from nexus.fleet.load_table import COLUMNS
 from nexus.fleet.locks import LockFile
 
 State = Literal["closed", "half_open", "open"]
 STATES: tuple[State, ...] = ("closed", "half_open", "open")
 """In the order of their numbers in `nexus_backend_circuit_state`."""
 
-_NOTED, _OPEN_UNTIL, _TRIPS, _BUSY_UNTIL, _RECOVERED, _FAILED, _MODELS_UNTIL, _STREAM_USAGE, _STREAK = range(9)
+(
+    _NOTED,
+    _OPEN_UNTIL,
+    _TRIPS,
+    _BUSY_UNTIL,
+    _RECOVERED,
+    _FAILED,
+    _MODELS_UNTIL,
+    _STREAM_USAGE,
+    _STREAK,
+) = range(9)
 _LEASE, _PROBE_WANTED = range(9, 11)
 _RECORD = 16
 _TURNS = COLUMNS * _RECORD
 _TURN_CELLS = 4096  # models that share one would take turns with each other
 _PATIENCE_S, _IMPATIENT_S = 0.2, 5.0
 _MODELS = _TURNS + _TURN_CELLS
-_MODEL_CELLS = 4096  # pairs: whose it is, and until when that model is busy; a later one takes the pair over
+_MODEL_CELLS = (
+    4096  # pairs: whose it is, and until when that model is busy; a later one takes the pair over
+)
 _SIZE = (_MODELS + 2 * _MODEL_CELLS) * 8
 _CHANGING, _TURNING = COLUMNS, 2 * COLUMNS  # lock bytes
 
@@ -250,4 +262,6 @@ class CircuitTable:
 def _model_pair(column: int, model: str) -> tuple[int, int]:
     """Where the pair of cells of a backend's model is, and what says that it is this one's."""
     digest = crc32(model.encode(errors="replace"))
-    return _MODELS + 2 * ((digest ^ column * 0x9E37) % _MODEL_CELLS), 1 << 62 | column << 32 | digest
+    return _MODELS + 2 * (
+        (digest ^ column * 0x9E37) % _MODEL_CELLS
+    ), 1 << 62 | column << 32 | digest

@@ -41,14 +41,18 @@ class LockFile:
         return taken
 
     def release(self, byte: int) -> None:
-        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+        fcntl.fcntl(
+            self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0)
+        )
 
     def held_elsewhere(self, byte: int) -> bool:
         """Whether another open file holds the byte; takes no lock.
 
         Each byte is asked for alone: of a range, the kernel tells one holder, and not the lowest.
         """
-        answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+        answer = fcntl.fcntl(
+            self._fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+        )
         return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
     def write_note(self, text: str) -> None:

@@ -62,7 +62,9 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def limit(self) -> int | None:
         """The most requests that it is given at once: as configured, else as it tells; None for no limit."""
-        return self.config.max_concurrent if self.config.max_concurrent is not None else self.capacity
+        return (
+            self.config.max_concurrent if self.config.max_concurrent is not None else self.capacity
+        )
 
     @property
     def cloud(self) -> bool:

@@ -81,7 +81,8 @@ class SnapshotReader:
             if len(head.pages) != len(backends) or sum(head.pages) != len(lines):
                 return None
             pages = {
-                backend.name: [next(known) for _ in range(n)] for backend, n in zip(backends, head.pages, strict=True)
+                backend.name: [next(known) for _ in range(n)]
+                for backend, n in zip(backends, head.pages, strict=True)
             }
             models = {name: self._models_of(name, lines, pause) for name, lines in pages.items()}
         except (OSError, msgspec.DecodeError):
@@ -90,9 +91,13 @@ class SnapshotReader:
         if len(self._pages) > len(lines):
             there = set(lines)
             self._pages = {line: page for line, page in self._pages.items() if line in there}
-        return replace(head.snapshot, backends=tuple(replace(one, models=models[one.name]) for one in backends))
+        return replace(
+            head.snapshot, backends=tuple(replace(one, models=models[one.name]) for one in backends)
+        )
 
-    def _models_of(self, name: str, lines: list[bytes], pause: Callable[[], object]) -> tuple[Model, ...]:
+    def _models_of(
+        self, name: str, lines: list[bytes], pause: Callable[[], object]
+    ) -> tuple[Model, ...]:
         before = self._models.get(name)
         if before is not None and before[0] == lines:
             return before[1]
@@ -124,9 +129,13 @@ class SnapshotWriter:
         return self._number.value + 1
 
     def publish(self, snapshot: Snapshot) -> None:
-        self._pages = {backend.name: (backend.models, self._pages_of(backend)) for backend in snapshot.backends}
+        self._pages = {
+            backend.name: (backend.models, self._pages_of(backend)) for backend in snapshot.backends
+        }
         pages = [lines for _, lines in self._pages.values()]
-        without = replace(snapshot, backends=tuple(replace(backend, models=()) for backend in snapshot.backends))
+        without = replace(
+            snapshot, backends=tuple(replace(backend, models=()) for backend in snapshot.backends)
+        )
         head = msgspec.json.encode(_Head(without, tuple(map(len, pages))))
         aside = self._file.with_name(f".fleet-{os.getpid()}")
         aside.write_bytes(b"\n".join([head, *(line for lines in pages for line in lines)]))
@@ -138,6 +147,8 @@ class SnapshotWriter:
         if before is not None and before[0] is backend.models:
             return before[1]
         models = backend.models
-        lines = [msgspec.json.encode(models[at : at + _PAGE]) for at in range(0, len(models), _PAGE)]
+        lines = [
+            msgspec.json.encode(models[at : at + _PAGE]) for at in range(0, len(models), _PAGE)
+        ]
         self.encoded += len(lines)
         return lines

@@ -27,7 +27,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     average_ttft_ms: float | None
 
 
-class Lately(msgspec.Struct, frozen=True, kw_only=True):
+class RecentOutcomes(msgspec.Struct, frozen=True, kw_only=True):
     """A backend's last hour and day. `trouble`: it served nothing in the last ten minutes, though it was asked."""
 
     last_hour: Window
@@ -35,16 +35,16 @@ class Lately(msgspec.Struct, frozen=True, kw_only=True):
     trouble: Trouble | None = None
 
 
-def write_windows(run_dir: Path, windows: dict[str, Lately]) -> None:
+def write_windows(run_dir: Path, windows: dict[str, RecentOutcomes]) -> None:
     """Replace what is there, by label value. Raises OSError."""
     aside = run_dir / f".{_FILE}-{os.getpid()}"
     aside.write_bytes(msgspec.json.encode(windows))
     aside.replace(run_dir / _FILE)
 
 
-def read_windows(run_dir: Path) -> dict[str, Lately]:
+def read_windows(run_dir: Path) -> dict[str, RecentOutcomes]:
     """What was written last; empty if there is nothing that can be read."""
     try:
-        return msgspec.json.decode((run_dir / _FILE).read_bytes(), type=dict[str, Lately])
+        return msgspec.json.decode((run_dir / _FILE).read_bytes(), type=dict[str, RecentOutcomes])
     except (OSError, msgspec.DecodeError):
         return {}

@@ -10,23 +10,26 @@ import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 
-from nexus import log as logs  # noqa: E402
-from nexus import stderr  # noqa: E402
 from nexus.config import ConfigError, load  # noqa: E402
 from nexus.fleet.locks import LockFile  # noqa: E402
-from nexus.fleet.rundir import RunDirectory, RunDirectoryError  # noqa: E402
-from nexus.fleet.seat import NoSeatError  # noqa: E402
+from nexus.fleet.run_directory import RunDirectory, RunDirectoryError  # noqa: E402
+from nexus.fleet.slot_lease import NoFreeSlotError  # noqa: E402
 from nexus.health.process import HealthProcess  # noqa: E402
-from nexus.host import raise_descriptor_limit  # noqa: E402
-from nexus.notify import Notifier  # noqa: E402
-from nexus.supervised import end_with_parent  # noqa: E402
+from nexus.runtime import log as logs  # noqa: E402
+from nexus.runtime import stderr  # noqa: E402
+from nexus.runtime.host import raise_descriptor_limit  # noqa: E402
+from nexus.runtime.parent_death import end_with_parent  # noqa: E402
+from nexus.runtime.sd_notify import Notifier  # noqa: E402
 
 
 def main() -> None:
     """Run until TERM or INT. Exit status 2 where the configuration or the run directory cannot be used."""
     parser = argparse.ArgumentParser(prog="nexus-health", description=__doc__)
     parser.add_argument(
-        "-c", "--config", metavar="FILE", help="configuration file (default: $NEXUS_CONFIG, nexus.toml)"
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="configuration file (default: $NEXUS_CONFIG, nexus.toml)",
     )
     arguments = parser.parse_args()
     end_with_parent()
@@ -36,16 +39,24 @@ def main() -> None:
     try:
         loaded = load(arguments.config)
         settings = loaded.config.logging
-        logs.configure(level=settings.level, kind=settings.format, component_levels=settings.component_levels)
+        logs.configure(
+            level=settings.level, kind=settings.format, component_levels=settings.component_levels
+        )
         run_dir = RunDirectory.of(loaded.config)
         run_dir.prepare()
         lock = LockFile(run_dir.path / "health.lock")
         if not lock.take(0):
-            logs.complain(f"Another health process serves {run_dir.path} ({lock.read_note()}); stop that one first.")
+            logs.complain(
+                f"Another health process serves {run_dir.path} ({lock.read_note()}); stop that one first."
+            )
             sys.exit(1)
         for number in (signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)  # no logs to reopen; the default would end the process
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is handled: the note tells others where to send it
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # no logs to reopen; the default would end the process
+        signal.signal(
+            signal.SIGHUP, signal.SIG_IGN
+        )  # until it is handled: the note tells others where to send it
         lock.write_note(f"pid {os.getpid()}")
     except (ConfigError, RunDirectoryError) as error:
         logs.complain(str(error))
@@ -60,7 +71,7 @@ def main() -> None:
     except ConfigError as error:
         logs.complain(str(error))
         status = 2
-    except (NoSeatError, OSError) as error:
+    except (NoFreeSlotError, OSError) as error:
         logs.complain(f"The health process cannot go on: {error}.")
         status = 1
     finally:

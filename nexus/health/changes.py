@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from nexus.config import Config, ConfigError
-from nexus.config.changes import Changes, Layered
+from nexus.config.changes import Changes, Overlay
 
 log = logging.getLogger("nexus.health")
 
@@ -22,16 +22,22 @@ class ChangeFiles:
 
     def __init__(self, config_file: Path | None, environ: Mapping[str, str]) -> None:
         named = environ.get("NEXUS_SAVED")
-        self.saved_at = Path(named) if named else config_file.with_suffix(".saved.json") if config_file else None
+        self.saved_at = (
+            Path(named)
+            if named
+            else config_file.with_suffix(".saved.json")
+            if config_file
+            else None
+        )
         self.session_at: Path | None = None
 
     def follow(self, generation: Path) -> None:
         """Keep what is not saved in this generation: it ends with the gateway's run."""
         self.session_at = generation / _SESSION
 
-    def over(self, config: Config) -> Layered:
+    def over(self, config: Config) -> Overlay:
         """The configuration file with both layers. Raises `ConfigError` where the saved one cannot be used."""
-        return Layered(file=config, saved=self._saved(), session=self._session())
+        return Overlay(file=config, saved=self._saved(), session=self._session())
 
     def _saved(self) -> Changes:
         if self.saved_at is None:
@@ -42,7 +48,9 @@ class ChangeFiles:
             return Changes()
         except (OSError, msgspec.DecodeError) as error:
             raise ConfigError(
-                [f"{self.saved_at}: the saved changes cannot be read ({error}); mend the file, or move it away."]
+                [
+                    f"{self.saved_at}: the saved changes cannot be read ({error}); mend the file, or move it away."
+                ]
             ) from error
 
     def _session(self) -> Changes:
@@ -52,15 +60,20 @@ class ChangeFiles:
         except FileNotFoundError:
             return Changes()
         except (OSError, msgspec.DecodeError) as error:
-            log.error("changes made at the running gateway are lost", extra={"file": self.session_at, "why": error})
+            log.error(
+                "changes made at the running gateway are lost",
+                extra={"file": self.session_at, "why": error},
+            )
             return Changes()
 
-    def write(self, before: Layered, after: Layered) -> None:
+    def write(self, before: Overlay, after: Overlay) -> None:
         """Keep what changed. Raises `ConfigError` where it cannot be kept; then nothing is."""
         if after.saved != before.saved:
             if self.saved_at is None:
                 raise ConfigError(
-                    ["There is no configuration file beside which this could be saved; name a file in $NEXUS_SAVED."]
+                    [
+                        "There is no configuration file beside which this could be saved; name a file in $NEXUS_SAVED."
+                    ]
                 )
             self._replace(self.saved_at, after.saved)
         if after.session != before.session:
@@ -74,5 +87,7 @@ class ChangeFiles:
             aside.replace(file)
         except OSError as error:
             raise ConfigError(
-                [f"{file}: the change cannot be kept there ({error.strerror}); name a file that can in $NEXUS_SAVED."]
+                [
+                    f"{file}: the change cannot be kept there ({error.strerror}); name a file that can in $NEXUS_SAVED."
+                ]
             ) from error

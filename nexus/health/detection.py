@@ -32,8 +32,12 @@ def detect(backend: BackendConfig, environ: Mapping[str, str], *, timeout_s: flo
     ollama, llamacpp, vllm = (each.get() for each in probes)
     if ollama.success:
         return "ollama"
-    if llamacpp.success and llamacpp.capacity is not None:  # others have a /health too, but no slots in /props
+    if (
+        llamacpp.success and llamacpp.capacity is not None
+    ):  # others have a /health too, but no slots in /props
         return "llamacpp"
-    if vllm.models and all(model.context_length for model in vllm.models):  # only vLLM's list has max_model_len
+    if vllm.models and all(
+        model.context_length for model in vllm.models
+    ):  # only vLLM's list has max_model_len
         return "vllm"
     return "generic"

@@ -7,25 +7,25 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from nexus.backends import with_configured
 from nexus.config import BackendConfig
-from nexus.config.changes import Layered
+from nexus.config.changes import Overlay
 from nexus.config.records import NOT_SPOKEN
-from nexus.fleet.load import COLUMNS
+from nexus.fleet.load_table import COLUMNS
 from nexus.fleet.records import Backend, Labels, Model, Snapshot
 from nexus.health.prober import Result
-from nexus.health.thresholds import Standing
+from nexus.health.thresholds import ProbeState
 from nexus.metrics.labels import OTHER, assign, retire
-from nexus.proxy.view import configured_models
+from nexus.providers import with_configured
+from nexus.proxy.fleet_view import configured_models
 
 
 @dataclass(slots=True)
-class Watched:
+class MonitoredBackend:
     """One backend, as its probes have shown it."""
 
     config: BackendConfig
     column: int
-    standing: Standing = field(default_factory=Standing)
+    standing: ProbeState = field(default_factory=ProbeState)
     since: float = 0.0
     latency_ms: float | None = None
     last_error: str | None = None
@@ -36,7 +36,7 @@ class Watched:
 class Fleet:
     """Keeps the backends' standing and gives the snapshot of it; does no I/O."""
 
-    def __init__(self, layered: Layered, *, now: float, before: Snapshot | None) -> None:
+    def __init__(self, layered: Overlay, *, now: float, before: Snapshot | None) -> None:
         """`before` is the last snapshot of an earlier health process: its labels and findings are taken up.
 
         Raises `ConfigError` where what was changed at the running gateway does not go together with the file.
@@ -44,22 +44,27 @@ class Fleet:
         self.layered = layered
         self.config = config = layered.config()
         self.labels = before.labels if before else Labels()
-        self.backends: dict[str, Watched] = {}
+        self.backends: dict[str, MonitoredBackend] = {}
         known = {b.name: b for b in before.backends} if before else {}
         for wanted in config.backends:
             if wanted.type in NOT_SPOKEN:
                 continue
             old = known.get(wanted.name)
-            same = old is not None and (old.config.url, old.config.type) == (wanted.url, wanted.type)
-            watched = Watched(wanted, column=old.column if old is not None and same else -1, since=now)
+            same = old is not None and (old.config.url, old.config.type) == (
+                wanted.url,
+                wanted.type,
+            )
+            watched = MonitoredBackend(
+                wanted, column=old.column if old is not None and same else -1, since=now
+            )
             if old is not None and same:
-                watched.standing = Standing(old.status)
+                watched.standing = ProbeState(old.status)
                 watched.since, watched.latency_ms = old.since, old.latency_ms
                 watched.last_error, watched.models = old.last_error, old.models
                 watched.capacity = old.capacity
             watched.models = tuple(with_configured(watched.models, wanted))
             if not config.health_check.enabled:
-                watched.standing = Standing("healthy")
+                watched.standing = ProbeState("healthy")
             self.backends[wanted.name] = watched
 
     def give_columns(self, idle: Callable[[list[int]], list[int]]) -> list[int]:
@@ -114,7 +119,9 @@ class Fleet:
         models = self._models()
         self.labels = Labels(
             models={name: label for name, label in self.labels.models.items() if name in models},
-            backends={name: label for name, label in self.labels.backends.items() if name in self.backends},
+            backends={
+                name: label for name, label in self.labels.backends.items() if name in self.backends
+            },
         )
 
     def retire_labels(self, *, monotonic: float) -> None:
@@ -124,7 +131,11 @@ class Fleet:
             labels.models, self._models(), labels.models_gone_since, now=monotonic, after_s=after_s
         )
         backends, retired_backends, backends_gone = retire(
-            labels.backends, self.backends.keys(), labels.backends_gone_since, now=monotonic, after_s=after_s
+            labels.backends,
+            self.backends.keys(),
+            labels.backends_gone_since,
+            now=monotonic,
+            after_s=after_s,
         )
         self.labels = replace(
             labels,
@@ -139,11 +150,22 @@ class Fleet:
     def label_models(self, names: Iterable[str]) -> bool:
         """Give these models, which were asked for, a label; returns whether that changed anything."""
         known = self._models()
-        wanted = [name for name in dict.fromkeys(names) if name in known and name not in self.labels.models]
+        wanted = [
+            name
+            for name in dict.fromkeys(names)
+            if name in known and name not in self.labels.models
+        ]
         models = assign(
-            self.labels.models, wanted, limit=self.config.metrics.max_models, retired=self.labels.retired_models
+            self.labels.models,
+            wanted,
+            limit=self.config.metrics.max_models,
+            retired=self.labels.retired_models,
         )
-        over = tuple(dict.fromkeys((*self.labels.models_over, *(name for name in wanted if name not in models))))
+        over = tuple(
+            dict.fromkeys(
+                (*self.labels.models_over, *(name for name in wanted if name not in models))
+            )
+        )
         changed = len(models) > len(self.labels.models) or over != self.labels.models_over
         self.labels = replace(self.labels, models=models, models_over=over)
         return changed
@@ -177,16 +199,25 @@ class Fleet:
         """The labels, with those added that configured and discovered names, and models asked for earlier, may have."""
         labels, limits = self.labels, self.config.metrics
         early = [*sorted(self._configured_models()), *labels.models_over]
-        models = assign(labels.models, early, limit=limits.max_models, retired=labels.retired_models)
+        models = assign(
+            labels.models, early, limit=limits.max_models, retired=labels.retired_models
+        )
         at_discovery = max(1, limits.max_models // 2)
-        models = assign(models, self._discovered_models(), limit=at_discovery, retired=labels.retired_models)
+        models = assign(
+            models, self._discovered_models(), limit=at_discovery, retired=labels.retired_models
+        )
         offered = self._models() if labels.models_over else set()
         return replace(
             labels,
             models=models,
-            models_over=tuple(name for name in labels.models_over if name in offered and name not in models),
+            models_over=tuple(
+                name for name in labels.models_over if name in offered and name not in models
+            ),
             backends=assign(
-                labels.backends, sorted(self.backends), limit=limits.max_backends, retired=labels.retired_backends
+                labels.backends,
+                sorted(self.backends),
+                limit=limits.max_backends,
+                retired=labels.retired_backends,
             ),
         )
 
@@ -198,4 +229,6 @@ class Fleet:
         return configured_models(self.config.routing)
 
     def _discovered_models(self) -> Iterable[str]:
-        return dict.fromkeys(model.name for watched in self.backends.values() for model in watched.models)
+        return dict.fromkeys(
+            model.name for watched in self.backends.values() for model in watched.models
+        )

@@ -12,18 +12,18 @@ from typing import Any
 from msgspec.structs import replace
 
 from nexus import __version__
-from nexus.backends import BadAnswer, probe
-from nexus.backends.address import Address, own_key
-from nexus.backends.probing import NotYet
 from nexus.config import BackendConfig
 from nexus.config.secrets import SecretError
 from nexus.errors import RequestFailed
 from nexus.fleet.records import Model
-from nexus.proxy.client import Watch
-from nexus.proxy.connections import Connection, Connections
-from nexus.proxy.http1 import AnswerReader, MalformedAnswer
-from nexus.proxy.reasons import reason
-from nexus.text import redact
+from nexus.http.address import Address, own_key
+from nexus.http.client_watch import DisconnectWatch
+from nexus.http.connect_errors import reason
+from nexus.http.connection_pool import Connection, ConnectionPool
+from nexus.http.response_parser import MalformedResponse, ResponseParser
+from nexus.providers import BadProbeResponse, probe
+from nexus.providers.probing import NotYet
+from nexus.runtime.text import redact
 
 log = logging.getLogger("nexus.health")
 
@@ -35,7 +35,7 @@ _FAILED_KEPT_S = 300.0
 _AT_ONCE = 64
 """Details that are fetched before the models are published again."""
 _NOT_READY = (502, 503, 504)
-_NOBODY = Watch(None)
+_NOBODY = DisconnectWatch(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,15 @@ class Prober:
     """Probes one backend, and keeps what it said of its models until that changes."""
 
     def __init__(
-        self, config: BackendConfig, environ: Mapping[str, str], connections: Connections | None = None
+        self,
+        config: BackendConfig,
+        environ: Mapping[str, str],
+        connections: ConnectionPool | None = None,
     ) -> None:
         self.config = config
         self._environ = environ
         self._address = Address.of_backend(config)
-        self._connections = connections or Connections(time.monotonic)
+        self._connections = connections or ConnectionPool(time.monotonic)
         self._answers: dict[_Question, Any] = {}
         self._details: dict[_Question, _Detail] = {}
         self._wanted: dict[_Question, str] = {}
@@ -95,7 +98,7 @@ class Prober:
                 answer, content, took_s = self._ask(question, deadline)
                 latency_s = took_s if latency_s is None else latency_s
                 answers[question] = found = self._decoded(question[0], answer, content)
-            except BadAnswer as error:
+            except BadProbeResponse as error:
                 answers[question] = error
                 raise
             return found
@@ -104,16 +107,20 @@ class Prober:
             models, capacity, wanted = self._read(ask)
         except TimeoutError:
             error = f"no answer within {timeout_s:g} s"
-        except (BadAnswer, OSError, RequestFailed) as failure:
+        except (BadProbeResponse, OSError, RequestFailed) as failure:
             error = self._plain(failure, timeout_s)
         except Exception as failure:
-            log.exception("probe failed inside the health process", extra={"backend": self.config.name})
+            log.exception(
+                "probe failed inside the health process", extra={"backend": self.config.name}
+            )
             error = f"the probe failed ({type(failure).__name__}); the log has the trace"
         else:
             self._answers, self._wanted = answers, wanted
             return Result(models, latency_s, capacity=capacity)
         # Another server may listen there when it comes back.
-        self._details = {question: detail for question, detail in self._details.items() if detail.version}
+        self._details = {
+            question: detail for question, detail in self._details.items() if detail.version
+        }
         self._wanted = {}
         return Result(None, latency_s, redact(error))
 
@@ -130,8 +137,10 @@ class Prober:
             try:
                 answer, content, _ = self._ask(question, now + timeout_s)
                 found = self._decoded(question[0], answer, content)
-                self._details[question] = _Detail(version, float("inf") if version else now + _KEPT_S, found)
-            except BadAnswer as error:
+                self._details[question] = _Detail(
+                    version, float("inf") if version else now + _KEPT_S, found
+                )
+            except BadProbeResponse as error:
                 self._details[question] = _Detail(version, now + _FAILED_KEPT_S, error=str(error))
             except (OSError, RequestFailed):
                 reached = False
@@ -144,11 +153,15 @@ class Prober:
         """Close the connections that are kept; others who share them open new ones."""
         self._connections.close()
 
-    def _read(self, ask: Callable[[_Question], Any]) -> tuple[tuple[Model, ...], int | None, dict[_Question, str]]:
+    def _read(
+        self, ask: Callable[[_Question], Any]
+    ) -> tuple[tuple[Model, ...], int | None, dict[_Question, str]]:
         """The models and the capacity, and the details that are lacking, each with its version."""
         wanted: dict[_Question, str] = {}
 
-        def fetch(path: str, body: dict[str, Any] | None = None, *, version: str | None = None) -> Any:
+        def fetch(
+            path: str, body: dict[str, Any] | None = None, *, version: str | None = None
+        ) -> Any:
             question = path, "" if body is None else json.dumps(body)
             if version is None:
                 return ask(question)
@@ -157,7 +170,7 @@ class Prober:
                 wanted[question] = version
                 raise NotYet(f"{path} was not asked yet")
             if kept.error is not None:
-                raise BadAnswer(kept.error)
+                raise BadProbeResponse(kept.error)
             return kept.answer
 
         found = probe(self.config, fetch)
@@ -166,49 +179,53 @@ class Prober:
     def _answered(self, question: _Question) -> Any:
         """What the last probe was answered."""
         answer = self._answers[question]
-        if isinstance(answer, BadAnswer):
+        if isinstance(answer, BadProbeResponse):
             raise answer
         return answer
 
-    def _decoded(self, path: str, answer: AnswerReader, content: bytes) -> Any:
+    def _decoded(self, path: str, answer: ResponseParser, content: bytes) -> Any:
         status = answer.status
         if 300 <= status < 400:
             place = ascii(answer.header("location") or "nowhere")
-            raise BadAnswer(f"{path} answered {status}, a redirect to {place}; put the new address into url")
+            raise BadProbeResponse(
+                f"{path} answered {status}, a redirect to {place}; put the new address into url"
+            )
         if status == 404 and path.startswith("/v1/"):
             target = self._address.target(path)
-            raise BadAnswer(
+            raise BadProbeResponse(
                 f"{target} answered 404; a path in url is used as written (base_path replaces it), and models of a "
                 "server without this list go into [[backends.models]]",
                 alive=True,
             )
         if status != 200:
-            raise BadAnswer(f"{path} answered {status}", alive=status not in _NOT_READY)
+            raise BadProbeResponse(f"{path} answered {status}", alive=status not in _NOT_READY)
         try:
             return json.loads(content)
         except ValueError as error:
-            raise BadAnswer(f"{path} answered what is not JSON", alive=True) from error
+            raise BadProbeResponse(f"{path} answered what is not JSON", alive=True) from error
         except RecursionError as error:
-            raise BadAnswer(f"{path} answered JSON that is nested too deeply") from error
+            raise BadProbeResponse(f"{path} answered JSON that is nested too deeply") from error
 
-    def _ask(self, question: _Question, deadline: float) -> tuple[AnswerReader, bytes, float]:
+    def _ask(self, question: _Question, deadline: float) -> tuple[ResponseParser, bytes, float]:
         """The answer, its body, and how long it took in seconds.
 
         Asks over a kept connection; if that one has died meanwhile, once more over a new one.
         """
         path, body = question[0], question[1].encode()
         for fresh in (False, True):
-            within = replace(self.config, connect_timeout_seconds=max(0.001, deadline - time.monotonic()))
+            within = replace(
+                self.config, connect_timeout_seconds=max(0.001, deadline - time.monotonic())
+            )
             connection = self._connections.open(self._address, within, watch=_NOBODY, fresh=fresh)
             started = time.monotonic()
             try:
                 content = self._exchange(connection, self._head(path, body), body, deadline)
-            except (ConnectionError, MalformedAnswer) as error:
+            except (ConnectionError, MalformedResponse) as error:
                 answered = connection.answer.head_complete
                 connection.close()
                 if connection.reused and not answered and not fresh:
                     continue
-                raise BadAnswer(self._broken(path, error)) from error
+                raise BadProbeResponse(self._broken(path, error)) from error
             except BaseException:
                 connection.close()
                 raise
@@ -230,13 +247,15 @@ class Prober:
             if key := own_key(self.config, self._environ):
                 lines.append(f"authorization: Bearer {key}")
         except SecretError as error:
-            raise BadAnswer(str(error)) from None
+            raise BadProbeResponse(str(error)) from None
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
     def _exchange(self, connection: Connection, head: bytes, body: bytes, deadline: float) -> bytes:
-        answer = connection.answer = AnswerReader()
+        answer = connection.answer = ResponseParser()
         try:
-            connection.send(head, body, _NOBODY, idle_s=max(0.0, deadline - time.monotonic()), deadline=deadline)
+            connection.send(
+                head, body, _NOBODY, idle_s=max(0.0, deadline - time.monotonic()), deadline=deadline
+            )
         except TimeoutError:
             raise
         except OSError:
@@ -246,16 +265,18 @@ class Prober:
             data = connection.receive(_NOBODY, max(0.0, deadline - time.monotonic()))
             answer.feed(data)
             if not data and not answer.complete:
-                raise ConnectionResetError("it closed the connection before its answer was complete")
+                raise ConnectionResetError(
+                    "it closed the connection before its answer was complete"
+                )
             pieces.append(answer.body())
             size += len(pieces[-1])
             if size > _MOST_BYTES:
-                raise BadAnswer(f"the answer is over {_MOST_BYTES} bytes")
+                raise BadProbeResponse(f"the answer is over {_MOST_BYTES} bytes")
         return b"".join(pieces)
 
     def _plain(self, failure: Exception, timeout_s: float) -> str:
         """A failure in words for a log line, without a library's nesting."""
-        if isinstance(failure, BadAnswer):
+        if isinstance(failure, BadProbeResponse):
             return str(failure)
         cause = failure.__cause__ if isinstance(failure, RequestFailed) else failure
         if isinstance(cause, TimeoutError):
@@ -263,7 +284,11 @@ class Prober:
         return reason(cause, self._address)
 
     def _broken(self, path: str, error: Exception) -> str:
-        if isinstance(error, MalformedAnswer):
+        if isinstance(error, MalformedResponse):
             return f"{path} answered what is not HTTP that can be trusted: {error}"
-        hint = "; does it ask for a client certificate (client_cert_file)?" if self._address.tls else ""
+        hint = (
+            "; does it ask for a client certificate (client_cert_file)?"
+            if self._address.tls
+            else ""
+        )
         return f"{path}: it closed the connection before its answer was complete{hint}"

@@ -16,44 +16,44 @@ import gevent.event
 from flask import Flask
 from msgspec.structs import replace
 
-from nexus import log as logs
-from nexus import stderr
+from nexus.admin.access import Protected, names_token, own_token, token_for
+from nexus.admin.changes import BackendExists, UnknownBackend
+from nexus.admin.dashboard import DashboardContext
+from nexus.admin.live_updates import Live
+from nexus.admin.operations import Operations
 from nexus.config import Config, ConfigError, Loaded, load
 from nexus.config.addresses import listen_address
-from nexus.config.changes import Changes, Layered, backend_of
+from nexus.config.changes import Changes, Overlay, backend_of
 from nexus.config.loading import restart_needed
 from nexus.config.records import NOT_SPOKEN
-from nexus.fleet.live import write_live
-from nexus.fleet.load import HEALTH, Row
-from nexus.fleet.recent import Recent
+from nexus.fleet.dashboard_state import write_live
+from nexus.fleet.label_requests import LabelRequests
+from nexus.fleet.load_table import HEALTH, Row
 from nexus.fleet.records import Snapshot
-from nexus.fleet.reloads import Reload, last_reload, write_reload
-from nexus.fleet.rundir import RunDirectory, Started, write_private
-from nexus.fleet.seat import NoSeatError, Seat
+from nexus.fleet.reload_report import Reload, last_reload, write_reload
+from nexus.fleet.request_log import RequestRecord
+from nexus.fleet.run_directory import RunDirectory, Started, write_private
+from nexus.fleet.slot_lease import NoFreeSlotError, SlotLease
 from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
-from nexus.fleet.wanted import WantedLabels
-from nexus.fleet.windows import Lately, write_windows
+from nexus.fleet.windows import RecentOutcomes, write_windows
+from nexus.health.backend_status import backend_states, status_line
 from nexus.health.changes import ChangeFiles
+from nexus.health.dashboard import Dashboard
 from nexus.health.detection import detect
 from nexus.health.fleet import Fleet
-from nexus.health.live import Dashboard
+from nexus.health.probe_rounds import Rounds
 from nexus.health.prober import Result
-from nexus.health.rounds import Rounds
 from nexus.health.server import OperationsServer, operations_app
-from nexus.health.standing import backend_states, status_line
 from nexus.health.windows import Windows
-from nexus.metrics.figures import Figures
+from nexus.metrics.collector import Collector
 from nexus.metrics.gauges import write_fleet_gauges
 from nexus.metrics.recorder import Recorder
-from nexus.metrics.settlement import settle, sweep
+from nexus.metrics.recovery import settle, sweep
 from nexus.metrics.store import Store
-from nexus.notify import Notifier
-from nexus.text import redact, remember_secret
-from nexus.web.access import Protected, names_token, own_token, token_for
-from nexus.web.admin import BackendExists, UnknownBackend
-from nexus.web.dashboard import Viewed
-from nexus.web.live import Live
-from nexus.web.operations import Operations
+from nexus.runtime import log as logs
+from nexus.runtime import stderr
+from nexus.runtime.sd_notify import Notifier
+from nexus.runtime.text import redact, remember_secret
 
 log = logging.getLogger("nexus.health")
 
@@ -67,17 +67,17 @@ _FIRST_ROUND_S = 10.0
 """So long the service manager waits for the first round: a backend that hangs must not hold up the start."""
 
 
-class Place:
+class GenerationContext:
     """The process's seat in one generation, and what counts and reads there."""
 
-    def __init__(self, seat: Seat, health: HealthProcess) -> None:
-        settle(seat)
-        self.seat = seat
-        self.store = Store(seat)
-        self.recorder = Recorder(self.store, seat)
-        self.started = seat.started() or Started.now()
-        self.figures = Figures(
-            seat,
+    def __init__(self, slot_lease: SlotLease, health: HealthProcess) -> None:
+        settle(slot_lease)
+        self.slot_lease = slot_lease
+        self.store = Store(slot_lease)
+        self.recorder = Recorder(self.store, slot_lease)
+        self.started = slot_lease.started() or Started.now()
+        self.figures = Collector(
+            slot_lease,
             self.store.registry,
             started=self.started,
             snapshot=health.current_snapshot,
@@ -86,7 +86,7 @@ class Place:
 
     def leave(self) -> None:
         self.store.close()
-        self.seat.leave()
+        self.slot_lease.leave()
 
 
 class HealthProcess:
@@ -102,13 +102,15 @@ class HealthProcess:
     ) -> None:
         self._environ = environ
         self._notifier = notifier or Notifier(None)
-        self._rounds = Rounds(environ, on_result=self._probed, on_details=self._detailed, on_round=self._round_ended)
+        self._rounds = Rounds(
+            environ, on_result=self._probed, on_details=self._detailed, on_round=self._round_ended
+        )
         self._run_dir = run_dir
         self._path = loaded.path
         # Who starts the processes tells them some settings in the environment; whether those changed, the file says.
         self._in_file = _alone(loaded.path)
         self._writer = SnapshotWriter(run_dir.path)
-        self._wanted = WantedLabels(run_dir.path)
+        self._wanted = LabelRequests(run_dir.path)
         before = SnapshotReader(run_dir.path).read()
         self._snapshot: Snapshot | None = before
         self._updated_at = 0.0
@@ -125,7 +127,7 @@ class HealthProcess:
         write_private(self._token_file, self._own_token.encode())
         self._probed_for: dict[str, float] = {}
         self._dashboard = Dashboard()
-        self._lately: dict[str, Lately] = {}
+        self._lately: dict[str, RecentOutcomes] = {}
         self._live = Live(run_dir.path)
         self._live.stopping = self._stopping.is_set
         self._fleet: Fleet
@@ -139,12 +141,22 @@ class HealthProcess:
         gevent.signal_handler(signal.SIGTERM, self.stop)
         gevent.signal_handler(signal.SIGINT, self.stop)
         gevent.signal_handler(signal.SIGHUP, self.reload)
-        work = (self._rounds.run, self._ticks, self._serve, self._show, self._look_back, self._tell_when_ready)
+        work = (
+            self._rounds.run,
+            self._ticks,
+            self._serve,
+            self._show,
+            self._look_back,
+            self._tell_when_ready,
+        )
         helpers = [gevent.spawn(part) for part in work]
         helpers.append(gevent.spawn(lambda: self._notifier.feed_watchdog(gevent.sleep)))
         for helper in helpers:
             helper.link_exception(self._failed)
-        log.info("health process ready", extra={"pid": os.getpid(), "backends": len(self._fleet.backends)})
+        log.info(
+            "health process ready",
+            extra={"pid": os.getpid(), "backends": len(self._fleet.backends)},
+        )
         self._stopping.wait()
         self._notifier.stopping()
         gevent.killall(helpers)
@@ -183,7 +195,10 @@ class HealthProcess:
             loaded = load(self._path, environ=self._environ)
             fleet = self._fleet_of(loaded.config)
         except ConfigError as error:
-            log.error("configuration not reloaded, the old one stays", extra={"why": "; ".join(error.problems)})
+            log.error(
+                "configuration not reloaded, the old one stays",
+                extra={"why": "; ".join(error.problems)},
+            )
             self._last_reload_good = False
             self._write_gauges()
             self._leave_word(Reload(count=count, problems=tuple(map(redact, error.problems))))
@@ -192,18 +207,30 @@ class HealthProcess:
         restart = restart_needed(self._in_file, in_file) if self._in_file and in_file else []
         self._last_reload_good, self._loaded_at = True, time.time()
         settings = loaded.config.logging
-        logs.configure(level=settings.level, kind=settings.format, component_levels=settings.component_levels)
+        logs.configure(
+            level=settings.level, kind=settings.format, component_levels=settings.component_levels
+        )
         published = self._take_up(fleet)
         if not published:
-            problem = f"The new fleet cannot be written into {self._run_dir.path}; its log line says why."
+            problem = (
+                f"The new fleet cannot be written into {self._run_dir.path}; its log line says why."
+            )
             self._leave_word(Reload(count=count, problems=(problem,)))
             return
         backends = len(self._fleet.backends)
-        log.info("configuration reloaded", extra={"backends": backends, "after_a_restart": ", ".join(restart) or None})
+        log.info(
+            "configuration reloaded",
+            extra={"backends": backends, "after_a_restart": ", ".join(restart) or None},
+        )
         for warning in loaded.warnings:
             log.warning(warning)
         self._leave_word(
-            Reload(count=count, warnings=tuple(loaded.warnings), restart=tuple(restart), backends=backends)
+            Reload(
+                count=count,
+                warnings=tuple(loaded.warnings),
+                restart=tuple(restart),
+                backends=backends,
+            )
         )
         gevent.spawn(self._rounds.round)
 
@@ -226,19 +253,27 @@ class HealthProcess:
         return own_token(self._fleet.config.admin, self._environ) or self._own_token
 
     def backends(self) -> list[dict[str, Any]]:
-        return backend_states(self._snapshot, self._place.seat) if self._snapshot else []
+        return backend_states(self._snapshot, self._place.slot_lease) if self._snapshot else []
 
     def add_backend(self, data: dict[str, Any], *, save: bool) -> dict[str, Any]:
         backend = backend_of(data)
         self._check_key_name(backend.api_key_env)
         if data.get("type") is None and not self._fleet.layered.has(backend.name):
-            kind = detect(backend, self._environ, timeout_s=self._fleet.config.health_check.timeout_seconds)
+            kind = detect(
+                backend, self._environ, timeout_s=self._fleet.config.health_check.timeout_seconds
+            )
             backend = replace(backend, type=kind)
         if self._fleet.layered.has(backend.name):
             raise BackendExists(backend.name)
         if backend.type in NOT_SPOKEN:
-            raise ConfigError([f'[backends] type = "{backend.type}" cannot be served yet; its protocol is not spoken.'])
-        self._change(self._fleet.layered.add(backend, save=save), f"backend {backend.name} added", saved=save)
+            raise ConfigError(
+                [
+                    f'[backends] type = "{backend.type}" cannot be served yet; its protocol is not spoken.'
+                ]
+            )
+        self._change(
+            self._fleet.layered.add(backend, save=save), f"backend {backend.name} added", saved=save
+        )
         gevent.spawn(self._rounds.probe, backend.name)
         return self._shown(backend.name)
 
@@ -255,14 +290,18 @@ class HealthProcess:
             )
 
     def remove_backend(self, name: str, *, save: bool) -> None:
-        self._change(self._known(name).remove(name, save=save), f"backend {name} removed", saved=save)
+        self._change(
+            self._known(name).remove(name, save=save), f"backend {name} removed", saved=save
+        )
 
     def drain_backend(self, name: str, *, on: bool, save: bool) -> dict[str, Any]:
         layered = self._known(name).drain(name, on=on, save=save)
-        self._change(layered, f"backend {name} {'drained' if on else 'takes requests again'}", saved=save)
+        self._change(
+            layered, f"backend {name} {'drained' if on else 'takes requests again'}", saved=save
+        )
         return self._shown(name)
 
-    def _known(self, name: str) -> Layered:
+    def _known(self, name: str) -> Overlay:
         if not self._fleet.layered.has(name):
             raise UnknownBackend(name)
         return self._fleet.layered
@@ -270,12 +309,14 @@ class HealthProcess:
     def _shown(self, name: str) -> dict[str, Any]:
         return next(backend for backend in self.backends() if backend["name"] == name)
 
-    def _change(self, layered: Layered, what: str, *, saved: bool) -> None:
+    def _change(self, layered: Overlay, what: str, *, saved: bool) -> None:
         """Have the gateway go on with this configuration, and keep it. Raises `ConfigError`, then nothing changes."""
         fleet = Fleet(layered, now=time.time(), before=self._snapshot)
         self._changes.write(self._fleet.layered, layered)
         if not self._take_up(fleet):
-            raise ConfigError([f"The new fleet cannot be written into {self._run_dir.path}; the log says why."])
+            raise ConfigError(
+                [f"The new fleet cannot be written into {self._run_dir.path}; the log says why."]
+            )
         log.info(what, extra={"saved": saved, "backends": len(fleet.backends)})
 
     # The fleet
@@ -288,8 +329,8 @@ class HealthProcess:
         """Watch this fleet from now on; False where it could not be published."""
         self._fleet = fleet
         self._rounds.follow(fleet)
-        for column in fleet.give_columns(self._place.seat.table.idle_columns):
-            self._place.seat.circuits.reset(column, time.monotonic_ns())
+        for column in fleet.give_columns(self._place.slot_lease.table.idle_columns):
+            self._place.slot_lease.circuits.reset(column, time.monotonic_ns())
         return self._publish()
 
     def _round_ended(self) -> None:
@@ -308,14 +349,21 @@ class HealthProcess:
         changed = fleet.take(name, result, now=time.time())
         if changed:
             say = log.info if changed[1] == "healthy" else log.warning
-            say("backend is now " + changed[1], extra={"backend": name, "was": changed[0], "why": result.error})
+            say(
+                "backend is now " + changed[1],
+                extra={"backend": name, "was": changed[0], "why": result.error},
+            )
             if changed[1] == "healthy":
-                self._place.seat.circuits.allow_trial(watched.column, time.monotonic_ns())
+                self._place.slot_lease.circuits.allow_trial(watched.column, time.monotonic_ns())
         elif result.success:
             untried_ns = int(fleet.config.circuit_breaker.open_seconds * 1e9)
-            self._place.seat.circuits.close_untried(watched.column, time.monotonic_ns(), after_ns=untried_ns)
+            self._place.slot_lease.circuits.close_untried(
+                watched.column, time.monotonic_ns(), after_ns=untried_ns
+            )
         elif not fleet.config.health_check.enabled and result.error != last_error:
-            log.warning("the backend's models cannot be read", extra={"backend": name, "why": result.error})
+            log.warning(
+                "the backend's models cannot be read", extra={"backend": name, "why": result.error}
+            )
         if changed or watched.models is not before:
             self._publish()
 
@@ -341,11 +389,11 @@ class HealthProcess:
         return True
 
     def _write_gauges(self) -> None:
-        if self._snapshot is None or self._place.seat.metrics is None:
+        if self._snapshot is None or self._place.slot_lease.metrics is None:
             return
         try:
             write_fleet_gauges(
-                self._place.seat.metrics,
+                self._place.slot_lease.metrics,
                 self._snapshot,
                 updated_at=self._updated_at,
                 loaded_at=self._loaded_at,
@@ -356,56 +404,63 @@ class HealthProcess:
 
     # The run directory
 
-    def _sit_down(self) -> Place:
+    def _sit_down(self) -> GenerationContext:
         """A seat in the current generation; the first one is made where the gateway has not started yet."""
         generation = self._run_dir.current() or self._run_dir.new_generation()
-        return Place(Seat.lease(generation, role=HEALTH), self)
+        return GenerationContext(SlotLease.lease(generation, role=HEALTH), self)
 
     def _generation(self) -> Path:
-        generation = self._place.seat.generation
+        generation = self._place.slot_lease.generation
         assert generation is not None
         return generation.path
 
     def _ticks(self) -> None:
         while True:
             gevent.sleep(_TICK_S)
-            self._place.seat.hold()
-            self._place.seat.row.beat(time.monotonic_ns())
+            self._place.slot_lease.hold()
+            self._place.slot_lease.row.beat(time.monotonic_ns())
             stderr.tend()
             self._place.recorder.log_lines_dropped()
             try:
                 self._follow()
                 if self._run_dir.take_reload_request():
                     gevent.spawn(self.reload)
-                sweep(self._place.seat)
+                sweep(self._place.slot_lease)
                 if (wanted := self._wanted.take()) and self._fleet.label_models(wanted):
                     self._publish()
                 self._probe_wanted()
-            except (OSError, NoSeatError) as error:
+            except (OSError, NoFreeSlotError) as error:
                 log.error("the run directory cannot be followed", extra={"why": error})
                 gevent.sleep(_LISTEN_RETRY_S)
 
     def _probe_wanted(self) -> None:
         """Probe at once what requests found to be other than its last probe said, each once in a few seconds."""
-        now, circuits = time.monotonic(), self._place.seat.circuits
+        now, circuits = time.monotonic(), self._place.slot_lease.circuits
         for name, watched in self._fleet.backends.items():
-            if now - self._probed_for.get(name, -_WANTED_EVERY_S) >= _WANTED_EVERY_S and circuits.probe_wanted(
-                watched.column
-            ):
+            if now - self._probed_for.get(
+                name, -_WANTED_EVERY_S
+            ) >= _WANTED_EVERY_S and circuits.probe_wanted(watched.column):
                 self._probed_for[name] = now
                 gevent.spawn(self._rounds.probe, name)
 
     def _follow(self) -> None:
         """Move to the generation of a gateway that was started anew: all its figures begin at zero, ours too."""
-        current, mine = self._run_dir.current(), self._place.seat.generation
+        current, mine = self._run_dir.current(), self._place.slot_lease.generation
         if current is None or mine is None or current.name == mine.name:
             return
-        old, self._place = self._place, Place(Seat.lease(current, role=HEALTH), self)
+        old, self._place = (
+            self._place,
+            GenerationContext(SlotLease.lease(current, role=HEALTH), self),
+        )
         old.leave()
         self._changes.follow(current.path)
         if self._fleet.layered.session != Changes():  # that was for the gateway's last run
             self._take_up(
-                Fleet(replace(self._fleet.layered, session=Changes()), now=time.time(), before=self._snapshot)
+                Fleet(
+                    replace(self._fleet.layered, session=Changes()),
+                    now=time.time(),
+                    before=self._snapshot,
+                )
             )
         self._fleet.forget_absent_labels()
         self._publish()
@@ -425,7 +480,7 @@ class HealthProcess:
                 lines = self._dashboard.sample(
                     reading,
                     self._snapshot,
-                    place.seat,
+                    place.slot_lease,
                     uptime_s=uptime_s,
                     now=time.time(),
                     at=time.monotonic(),
@@ -449,12 +504,12 @@ class HealthProcess:
                 log.error("the last hour and day cannot be written", extra={"why": error})
             gevent.sleep(_LOOK_BACK_EVERY_S)
 
-    def _latest(self, limit: int) -> list[Recent]:
-        seat = self._place.seat
-        return seat.recent.latest(range(seat.table.rows), limit=limit)
+    def _latest(self, limit: int) -> list[RequestRecord]:
+        slot_lease = self._place.slot_lease
+        return slot_lease.recent.latest(range(slot_lease.table.rows), limit=limit)
 
     def _workers(self) -> list[Row]:
-        return self._place.seat.workers()
+        return self._place.slot_lease.workers()
 
     def _token_for(self, what: Protected) -> str | None:
         return token_for(what, self._snapshot, self._environ)
@@ -470,7 +525,10 @@ class HealthProcess:
             try:
                 server.start()
             except OSError as error:
-                log.error("the operations port cannot be opened, trying again", extra={"listen": listen, "why": error})
+                log.error(
+                    "the operations port cannot be opened, trying again",
+                    extra={"listen": listen, "why": error},
+                )
                 gevent.sleep(_LISTEN_RETRY_S)
                 continue
             server.serve_forever()
@@ -490,7 +548,7 @@ class HealthProcess:
             own_token=lambda: self._own_token,
             names_token=lambda: names_token(self._snapshot, self._environ),
         )
-        viewed = Viewed(
+        viewed = DashboardContext(
             snapshot=self.current_snapshot,
             latest=self._latest,
             live=self._live,

@@ -22,13 +22,13 @@ from gevent.server import StreamServer
 from gunicorn.config import Config as ParserConfig
 from gunicorn.http import RequestParser, errors, wsgi
 
+from nexus.admin.access import own_hosts
+from nexus.admin.changes import Administration, admin_endpoints
+from nexus.admin.dashboard import DashboardContext, dashboard_endpoints
+from nexus.admin.errors import register_errors
+from nexus.admin.openapi import openapi_endpoint
+from nexus.admin.operations import Operations, operations_endpoints
 from nexus.errors import error_body
-from nexus.web.access import own_hosts
-from nexus.web.admin import Administration, admin_endpoints
-from nexus.web.dashboard import Viewed, dashboard_endpoints
-from nexus.web.errors import register_errors
-from nexus.web.openapi import openapi_endpoint
-from nexus.web.operations import Operations, operations_endpoints
 
 log = logging.getLogger("nexus.health")
 
@@ -45,7 +45,9 @@ _ACCEPT_AT_ONCE = 8
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
-def operations_app(operations: Operations, viewed: Viewed, administration: Administration) -> Flask:
+def operations_app(
+    operations: Operations, viewed: DashboardContext, administration: Administration
+) -> Flask:
     """Metrics, dashboard and changes as a WSGI application."""
     app = Flask("nexus.health", static_folder=None)
     app.before_request(own_hosts(administration.hosts))
@@ -120,8 +122,14 @@ class OperationsServer(StreamServer):
                     sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
                     request._expected_100_continue = False
                 body = request.body.read(MAX_BODY_BYTES + 1)
-        except (errors.ParseException, errors.ChunkMissingTerminator, errors.InvalidChunkSize) as error:
-            return _refuse(sock, _status_of(error), "The request is not valid HTTP/1.1, or is too long.")
+        except (
+            errors.ParseException,
+            errors.ChunkMissingTerminator,
+            errors.InvalidChunkSize,
+        ) as error:
+            return _refuse(
+                sock, _status_of(error), "The request is not valid HTTP/1.1, or is too long."
+            )
         if body is None:
             return _refuse(sock, 408, f"The body did not come within {_BODY_S:.0f} s.")
         if len(body) > MAX_BODY_BYTES:

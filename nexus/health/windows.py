@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, fields
 
-from nexus.fleet.windows import Lately, Trouble, Window
+from nexus.fleet.windows import RecentOutcomes, Trouble, Window
 from nexus.metrics import families
-from nexus.metrics.figures import Reading
+from nexus.metrics.collector import MetricsSnapshot
 
 _MINUTE_S, _QUARTER_S, _HOUR_S, _DAY_S = 60.0, 900.0, 3600.0, 86400.0
 _TROUBLE_S = 600.0
@@ -15,7 +15,9 @@ _LEAST_UNANSWERED, _LEAST_REFUSED = 3, 5
 
 _REFUSED = frozenset({"invalid_request", "model_not_found"})
 _UNANSWERED = frozenset({"client_disconnect", "timeout", "idle_timeout", "deadline_exceeded"})
-_SAYS_NOTHING = frozenset({"invalid_request", "client_disconnect", "rate_limited", "other", "shutdown"})
+_SAYS_NOTHING = frozenset(
+    {"invalid_request", "client_disconnect", "rate_limited", "other", "shutdown"}
+)
 
 
 @dataclass(slots=True)
@@ -30,7 +32,9 @@ class _Counts:
     first_tokens_s: float = 0.0
 
     def since(self, before: _Counts) -> _Counts:
-        return _Counts(*(getattr(self, field.name) - getattr(before, field.name) for field in fields(self)))
+        return _Counts(
+            *(getattr(self, field.name) - getattr(before, field.name) for field in fields(self))
+        )
 
 
 _Sample = tuple[float, dict[str, _Counts]]
@@ -44,7 +48,7 @@ class Windows:
         self._minutes: deque[_Sample] = deque([(started, {})], maxlen=int(_HOUR_S / _MINUTE_S) + 2)
         self._quarters: deque[_Sample] = deque([(started, {})], maxlen=int(_DAY_S / _QUARTER_S) + 2)
 
-    def sample(self, reading: Reading, *, now: float) -> dict[str, Lately]:
+    def sample(self, reading: MetricsSnapshot, *, now: float) -> dict[str, RecentOutcomes]:
         """Take the counters as they are, and return how each backend, by its label value, did lately."""
         counts = _counts(reading)
         for samples, apart_s in ((self._minutes, _MINUTE_S), (self._quarters, _QUARTER_S)):
@@ -53,7 +57,7 @@ class Windows:
         hour, day = _before(self._minutes, now - _HOUR_S), _before(self._quarters, now - _DAY_S)
         recent = _before(self._minutes, now - _TROUBLE_S)
         return {
-            label: Lately(
+            label: RecentOutcomes(
                 last_hour=_window(label, found, hour, now),
                 last_day=_window(label, found, day, now),
                 trouble=trouble_of(found.since(recent[1].get(label, _Counts()))),
@@ -71,7 +75,7 @@ def trouble_of(counts: _Counts) -> Trouble | None:
     return "refuses_all" if counts.refused >= _LEAST_REFUSED else None
 
 
-def _counts(reading: Reading) -> dict[str, _Counts]:
+def _counts(reading: MetricsSnapshot) -> dict[str, _Counts]:
     found: dict[str, _Counts] = {}
     for labels, value in reading.samples(families.ATTEMPTS.name):
         counts, outcome = found.setdefault(labels["backend"], _Counts()), labels["outcome"]
@@ -103,5 +107,7 @@ def _window(label: str, now_counts: _Counts, before: _Sample, now: float) -> Win
         attempts=int(attempts),
         error_rate=round(counts.failed / attempts, 4) if attempts else None,
         success_rate=round(counts.ok / attempts, 4) if attempts else None,
-        average_ttft_ms=round(counts.first_tokens_s / counts.first_tokens * 1000, 3) if counts.first_tokens else None,
+        average_ttft_ms=round(counts.first_tokens_s / counts.first_tokens * 1000, 3)
+        if counts.first_tokens
+        else None,
     )

@@ -112,7 +112,9 @@ class CountFile:
         """Bring `values` up to what was seen; gives the positions of those that are others than before."""
         changed, values = [], self.values
         for block in compress(count(), map(ne, seen, self._seen)):
-            for place, value in zip(self._places[block], self._blocks[block].unpack(seen[block]), strict=True):
+            for place, value in zip(
+                self._places[block], self._blocks[block].unpack(seen[block]), strict=True
+            ):
                 if values[place] != value:
                     values[place] = value
                     changed.append(place)
@@ -139,4 +141,6 @@ class CountFile:
 
 def _format(offsets: list[int]) -> struct.Struct:
     """What takes the values at these offsets out of their block, skipping what lies between."""
-    return struct.Struct("=d" + "".join(f"{later - earlier - 8}xd" for earlier, later in pairwise(offsets)))
+    return struct.Struct(
+        "=d" + "".join(f"{later - earlier - 8}xd" for earlier, later in pairwise(offsets))
+    )

@@ -59,7 +59,7 @@ class FamilyText:
 
 
 @dataclass(slots=True)
-class FamilyReading:
+class FamilySnapshot:
     """A family's samples at one moment; `rendered` where the text is there already."""
 
     text: FamilyText
@@ -95,9 +95,11 @@ def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
-def of_family(family: Family, samples: Sequence[tuple[tuple[str, ...], float]]) -> FamilyReading:
+def of_family(family: Family, samples: Sequence[tuple[tuple[str, ...], float]]) -> FamilySnapshot:
     """A family of the table, from label values and value of each sample."""
-    return FamilyReading(_text(family, tuple([labels for labels, _ in samples])), [float(v) for _, v in samples])
+    return FamilySnapshot(
+        _text(family, tuple([labels for labels, _ in samples])), [float(v) for _, v in samples]
+    )
 
 
 @lru_cache(maxsize=256)
@@ -108,7 +110,7 @@ def _text(family: Family, samples: tuple[tuple[str, ...], ...]) -> FamilyText:
     return text
 
 
-def of_metric(metric: Metric) -> FamilyReading:
+def of_metric(metric: Metric) -> FamilySnapshot:
     """A family of the library's; a counter gets the suffix that the text format wants."""
     name = f"{metric.name}_total" if metric.type == "counter" else metric.name
     text = FamilyText(name, head(name, metric.documentation, metric.type))
@@ -117,4 +119,4 @@ def of_metric(metric: Metric) -> FamilyReading:
         if not sample.name.endswith("_created"):
             text.add(sample.name, sample.labels)
             values.append(sample.value)
-    return FamilyReading(text, values)
+    return FamilySnapshot(text, values)

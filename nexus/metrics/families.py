@@ -19,10 +19,34 @@ TPOT_SECONDS = (
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 10.0, 120.0, 300.0,
 )  # fmt: skip
 """OpenTelemetry's boundaries for `gen_ai.server.time_per_output_token`, with some at the end."""
-OVERHEAD_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+OVERHEAD_SECONDS = (
+    0.00005,
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.5,
+)
 LAG_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 QUEUE_SECONDS = (0.005, 0.01, 0.025, 0.05, *SECONDS)
-DECISION_SECONDS = (0.000005, 0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01)
+DECISION_SECONDS = (
+    0.000005,
+    0.00001,
+    0.000025,
+    0.00005,
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.01,
+)
 PROBE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, *SECONDS)
 TOKENS = (10, 50, 100, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 128000)
 
@@ -157,12 +181,20 @@ LOOP_LAG = Family(
     buckets=LAG_SECONDS,
     help="How late a worker's event loop woke what was due, looked at twice a second in each gevent worker.",
 )
-BACKENDS = Family(name="nexus_backends_total", kind="gauge", source="health", help="Backends registered.")
+BACKENDS = Family(
+    name="nexus_backends_total", kind="gauge", source="health", help="Backends registered."
+)
 BACKENDS_HEALTHY = Family(
-    name="nexus_backends_healthy", kind="gauge", source="health", help="Backends whose status is healthy."
+    name="nexus_backends_healthy",
+    kind="gauge",
+    source="health",
+    help="Backends whose status is healthy.",
 )
 MODELS_AVAILABLE = Family(
-    name="nexus_models_available", kind="gauge", source="health", help="Distinct models on healthy backends."
+    name="nexus_models_available",
+    kind="gauge",
+    source="health",
+    help="Distinct models on healthy backends.",
 )
 PENDING = Family(
     name="nexus_pending_requests",
@@ -354,7 +386,11 @@ HEALTH_PROCESS_UP = Family(
     help="1 while the health process runs and its event loop moves.",
 )
 BUILD_INFO = Family(
-    name="nexus_build_info", kind="gauge", labels=("version",), source="scrape", help="The version; always 1."
+    name="nexus_build_info",
+    kind="gauge",
+    labels=("version",),
+    source="scrape",
+    help="The version; always 1.",
 )
 IMBALANCE = Family(
     name="nexus_accounting_imbalance",
@@ -362,7 +398,12 @@ IMBALANCE = Family(
     source="scrape",
     help="Requests started, less those finished, in flight and lost, each counted on its own. It must be 0.",
 )
-WORKERS = Family(name="nexus_workers", kind="gauge", source="scrape", help="Worker processes that take connections.")
+WORKERS = Family(
+    name="nexus_workers",
+    kind="gauge",
+    source="scrape",
+    help="Worker processes that take connections.",
+)
 WORKERS_DRAINING = Family(
     name="nexus_workers_draining",
     kind="gauge",

@@ -19,7 +19,12 @@ FILE = "gauge_max_fleet.db"  # `max`: a mode in which the stock collector adds n
 
 
 def write_fleet_gauges(
-    directory: Path, snapshot: Snapshot, *, updated_at: float, loaded_at: float, last_reload_good: bool
+    directory: Path,
+    snapshot: Snapshot,
+    *,
+    updated_at: float,
+    loaded_at: float,
+    last_reload_good: bool,
 ) -> None:
     """Replace the gauge file in `directory`. Raises OSError where the directory is gone or full.
 
@@ -43,21 +48,34 @@ def write_fleet_gauges(
     aside.replace(directory / FILE)
 
 
-def _samples(snapshot: Snapshot, updated_at: float) -> list[tuple[families.Family, list[str], float]]:
+def _samples(
+    snapshot: Snapshot, updated_at: float
+) -> list[tuple[families.Family, list[str], float]]:
     backends = snapshot.backends
     healthy = [backend for backend in backends if backend.status == "healthy"]
     samples: list[tuple[families.Family, list[str], float]] = [
         (families.BACKENDS, [], len(backends)),
         (families.BACKENDS_HEALTHY, [], len(healthy)),
-        (families.MODELS_AVAILABLE, [], len({model.name for backend in healthy for model in backend.models})),
+        (
+            families.MODELS_AVAILABLE,
+            [],
+            len({model.name for backend in healthy for model in backend.models}),
+        ),
         (families.FLEET_UPDATED, [], updated_at),
     ]
     by_label: dict[str, list[Backend]] = {}
     for backend in backends:
         by_label.setdefault(backend.label, []).append(backend)
-    for label, members in by_label.items():  # several share `other`: of a gauge the worst, of their facts none
-        samples.append((families.BACKEND_UP, [label], all(backend.status == "healthy" for backend in members)))
-        samples.append((families.BACKEND_DRAINING, [label], all(backend.draining for backend in members)))
+    for (
+        label,
+        members,
+    ) in by_label.items():  # several share `other`: of a gauge the worst, of their facts none
+        samples.append(
+            (families.BACKEND_UP, [label], all(backend.status == "healthy" for backend in members))
+        )
+        samples.append(
+            (families.BACKEND_DRAINING, [label], all(backend.draining for backend in members))
+        )
         samples.append((families.BACKEND_INFO, _info(label, members), 1))
     # A model keeps its series while a backend has it, also one that is down: 0 is what an alert waits for.
     offered = Counter({model.name: 0 for backend in backends for model in backend.models})

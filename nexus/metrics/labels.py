@@ -59,7 +59,12 @@ def _candidates(name: str) -> Iterator[str]:
 
 
 def retire(
-    known: Mapping[str, str], present: Set[str], gone_since: Mapping[str, float], *, now: float, after_s: float
+    known: Mapping[str, str],
+    present: Set[str],
+    gone_since: Mapping[str, float],
+    *,
+    now: float,
+    after_s: float,
 ) -> tuple[dict[str, str], list[str], dict[str, float]]:
     """Take the labels of names that have been gone for `after_s` out of `known`.
 

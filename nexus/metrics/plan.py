@@ -11,7 +11,7 @@ from itertools import accumulate, chain
 from prometheus_client.utils import floatToGoString
 
 from nexus.metrics.countfile import CountFile, Key, Series
-from nexus.metrics.exposition import FamilyReading, FamilyText, head, numbers
+from nexus.metrics.exposition import FamilySnapshot, FamilyText, head, numbers
 from nexus.metrics.labels import RETIRED
 
 _GROUPS_BETWEEN_PAUSES = 25
@@ -35,7 +35,9 @@ class Shown:
         return tuple(sorted((name, self._value(name, value)) for name, value in key.labels.items()))
 
     def _value(self, name: str, value: str) -> str:
-        retired = self._models if name in _MODEL_LABELS else self._backends if name == "backend" else ()
+        retired = (
+            self._models if name in _MODEL_LABELS else self._backends if name == "backend" else ()
+        )
         return RETIRED if value in retired else value
 
 
@@ -56,8 +58,8 @@ class _Family:
         self.values[at : at + len(values)] = values
         self.pieces[2 * at + 1 : 2 * (at + len(values)) : 2] = numbers(values)
 
-    def reading(self) -> FamilyReading:
-        return FamilyReading(self.text, self.values.copy(), self.text.rendered(self.pieces))
+    def reading(self) -> FamilySnapshot:
+        return FamilySnapshot(self.text, self.values.copy(), self.text.rendered(self.pieces))
 
 
 class _Group:
@@ -74,12 +76,16 @@ class _Group:
     def write(self, totals: Sequence[float]) -> None:
         # Several positions are one sample: retired labels, or a bound that is written in two ways (`1`, `1.0`).
         values = [
-            totals[positions[0]] if len(positions) == 1 else sum([totals[position] for position in positions])
+            totals[positions[0]]
+            if len(positions) == 1
+            else sum([totals[position] for position in positions])
             for positions in self._alone
         ]
         if self._buckets:
             values += accumulate(
-                totals[positions[0]] if len(positions) == 1 else sum([totals[position] for position in positions])
+                totals[positions[0]]
+                if len(positions) == 1
+                else sum([totals[position] for position in positions])
                 for positions in self._buckets
             )
             values.append(values[-1])
@@ -130,7 +136,9 @@ class Plan:
             labels = self._shown.labels(key)
             if cumulate and "le" in key.labels:
                 without = tuple(item for item in labels if item[0] != "le")
-                buckets.setdefault(without, {}).setdefault(float(key.labels["le"]), []).append(position)
+                buckets.setdefault(without, {}).setdefault(float(key.labels["le"]), []).append(
+                    position
+                )
             else:
                 alone.setdefault(labels, {}).setdefault(key.name, []).append(position)
         for number, labels in enumerate(dict.fromkeys([*alone, *buckets])):
@@ -165,5 +173,5 @@ class Plan:
                 self._pause()
             group.write(totals)
 
-    def readings(self) -> list[FamilyReading]:
+    def readings(self) -> list[FamilySnapshot]:
         return [family.reading() for family in self._families]

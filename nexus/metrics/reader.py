@@ -20,7 +20,7 @@ from prometheus_client import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from nexus.metrics.countfile import CountFile, Series
-from nexus.metrics.exposition import FamilyReading
+from nexus.metrics.exposition import FamilySnapshot
 from nexus.metrics.files import DamagedFile, bytes_in_use, entries
 from nexus.metrics.plan import Plan, Shown
 
@@ -81,7 +81,9 @@ class Rows(Protocol):
 class FileReader:
     """Reads a directory of metrics files again and again. For one thread or greenlet at a time."""
 
-    def __init__(self, directory: Path, *, rows: Rows | None = None, pause: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, directory: Path, *, rows: Rows | None = None, pause: Callable[[], None] = lambda: None
+    ) -> None:
         """With `rows`, what was read of a slot while it recorded is read again, a few times at most. `pause` is called
         often, for an event loop to go on; it decides itself whether it is time to."""
         self.directory = directory
@@ -96,7 +98,7 @@ class FileReader:
         self._gauges: tuple[object, list[Metric]] = (None, [])
         self._retired: Retired = ((), ())
 
-    def read(self, retired: Retired = ((), ())) -> list[FamilyReading]:
+    def read(self, retired: Retired = ((), ())) -> list[FamilySnapshot]:
         """The figures of all files as they stand now, in the order in which the library gives them.
 
         Series with a label value in `retired` are added up under the value `retired`.
@@ -179,7 +181,9 @@ class FileReader:
                 file.close()
                 file = None
             with contextlib.suppress(FileNotFoundError):
-                self._files[name] = file or CountFile(self.directory / name, self._series, pause=self._pause)
+                self._files[name] = file or CountFile(
+                    self.directory / name, self._series, pause=self._pause
+                )
         for file in known.values():
             file.close()
 
@@ -193,7 +197,8 @@ class FileReader:
         self._slots = {slot: self._slots[slot] for slot in sorted(self._slots, key="{}.db".format)}
         shown = Shown(*self._retired)
         self._plans = {
-            kind: Plan(kind, self._series, files, shown=shown, pause=self._pause) for kind, files in by_kind.items()
+            kind: Plan(kind, self._series, files, shown=shown, pause=self._pause)
+            for kind, files in by_kind.items()
         }
 
     def _set_aside(self, name: str, why: str) -> None:

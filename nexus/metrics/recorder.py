@@ -6,17 +6,19 @@ Children are resolved once per label set and kept: resolving costs a hundred tim
 from __future__ import annotations
 
 import time
-from _thread import RLock  # keeps threads apart, and costs greenlets nothing: nothing below switches them
+from _thread import (
+    RLock,  # keeps threads apart, and costs greenlets nothing: nothing below switches them
+)
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from nexus import stderr
-from nexus.fleet.load import Row
-from nexus.fleet.seat import Seat
+from nexus.fleet.load_table import Row
+from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics import families
 from nexus.metrics.store import Store
+from nexus.runtime import stderr
 
 
 class StreamFacts(msgspec.Struct, kw_only=True, gc=False):
@@ -80,9 +82,9 @@ class _Bundle:
 class Recorder:
     """Counts for one process. Safe from any greenlet or thread of it."""
 
-    def __init__(self, store: Store, seat: Seat) -> None:
+    def __init__(self, store: Store, slot_lease: SlotLease) -> None:
         self._store = store
-        self._row: Row = seat.row
+        self._row: Row = slot_lease.row
         self._lock = RLock()
         self._children: dict[tuple[str, ...], Any] = {}
         store.child(families.LOST)  # from the start, so that rates of these exist
@@ -127,7 +129,9 @@ class Recorder:
         with self._lock:
             counter = self._attempts.get((backend, outcome))
             if counter is None:
-                counter = self._attempts[backend, outcome] = self.child(families.ATTEMPTS, backend, outcome)
+                counter = self._attempts[backend, outcome] = self.child(
+                    families.ATTEMPTS, backend, outcome
+                )
             counter.inc()
             self._row.end(column)
             if success:
@@ -202,15 +206,24 @@ class Recorder:
         model, backend, child = request.model, request.backend, self.child
         moves: list[_Move] = []
         if request.cached_tokens:
-            moves.append((child(families.TOKEN_DETAILS, model, backend, "cached").inc, request.cached_tokens))
+            moves.append(
+                (child(families.TOKEN_DETAILS, model, backend, "cached").inc, request.cached_tokens)
+            )
         if request.reasoning_tokens:
-            moves.append((child(families.TOKEN_DETAILS, model, backend, "reasoning").inc, request.reasoning_tokens))
+            moves.append(
+                (
+                    child(families.TOKEN_DETAILS, model, backend, "reasoning").inc,
+                    request.reasoning_tokens,
+                )
+            )
         if (stream := request.stream) is not None:
             moves.append((child(families.STREAM_ENDS, backend, stream.end).inc, 1))
             moves.append((child(families.STREAM_EVENTS, model, backend).inc, stream.events))
             moves.append((child(families.STREAM_GAP, model, backend).observe, stream.longest_gap_s))
             if stream.tpot_s is not None:
-                moves.append((child(families.TPOT, model, backend, stream.tpot_by).observe, stream.tpot_s))
+                moves.append(
+                    (child(families.TPOT, model, backend, stream.tpot_by).observe, stream.tpot_s)
+                )
         return moves
 
     def retried(self, backend: str, error_type: str) -> None:

@@ -19,7 +19,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.mmap_dict import mmap_key
 from prometheus_client.utils import floatToGoString
 
-from nexus.fleet.seat import Seat
+from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics import families
 from nexus.metrics.families import Family
 from nexus.metrics.files import ReservedFile
@@ -46,7 +46,9 @@ class SharedHistogram:
 
     __slots__ = ("_bounds", "_buckets", "_cells", "_sum")
 
-    def __init__(self, bounds: Sequence[float], cells: memoryview[float], sum_: int, buckets: Sequence[int]) -> None:
+    def __init__(
+        self, bounds: Sequence[float], cells: memoryview[float], sum_: int, buckets: Sequence[int]
+    ) -> None:
         self._bounds = bounds
         self._cells = cells
         self._sum = sum_
@@ -61,12 +63,15 @@ class SharedHistogram:
 class Store:
     """Makes the counters and histograms of the table in the files of a seat; in memory where it has none."""
 
-    def __init__(self, seat: Seat) -> None:
+    def __init__(self, slot_lease: SlotLease) -> None:
         self.registry = CollectorRegistry()
         self._alone: dict[str, MetricWrapperBase] = {}
         self._files: dict[str, ReservedFile] = {}
-        if seat.metrics is not None:
-            self._files = {kind: _open(seat.metrics, kind, seat.slot) for kind in ("counter", "histogram")}
+        if slot_lease.metrics is not None:
+            self._files = {
+                kind: _open(slot_lease.metrics, kind, slot_lease.slot)
+                for kind in ("counter", "histogram")
+            }
         self._write_errors = self.child(families.WRITE_ERRORS)
 
     def child(self, family: Family, labels: Iterable[str] = ()) -> Any:
@@ -80,14 +85,23 @@ class Store:
         try:
             return self._shared(family, labels)
         except OSError as error:
-            log.error("series is not shared", extra={"family": family.name, "labels": ",".join(labels), "why": error})
+            log.error(
+                "series is not shared",
+                extra={"family": family.name, "labels": ",".join(labels), "why": error},
+            )
             self._write_errors.inc()
             return self._in_memory(family, labels)
 
     def _shared(self, family: Family, labels: tuple[str, ...]) -> SharedCounter | SharedHistogram:
-        file, names, metric = self._files[family.kind], list(family.labels), family.name.removesuffix("_total")
+        file, names, metric = (
+            self._files[family.kind],
+            list(family.labels),
+            family.name.removesuffix("_total"),
+        )
         if family.kind == "counter":
-            return SharedCounter(file.cell(mmap_key(metric, family.name, names, list(labels), family.help)))
+            return SharedCounter(
+                file.cell(mmap_key(metric, family.name, names, list(labels), family.help))
+            )
         # A histogram keeps its whole name; the library strips a suffix from counters only.
         bounds = tuple(map(float, family.buckets))
         keys = [mmap_key(family.name, f"{family.name}_sum", names, list(labels), family.help)]
@@ -99,7 +113,9 @@ class Store:
         ]  # fmt: skip
         for key in keys:
             file.cell(key)
-        places = [file.cell(key) for key in keys]  # once more: now that all are made, they lie in one mapping
+        places = [
+            file.cell(key) for key in keys
+        ]  # once more: now that all are made, they lie in one mapping
         sum_, *buckets = (at for _, at in places)
         return SharedHistogram(bounds, places[0][0], sum_, buckets)
 
@@ -110,7 +126,11 @@ class Store:
                 metric = Counter(family.name, family.help, family.labels, registry=self.registry)
             else:
                 metric = Histogram(
-                    family.name, family.help, family.labels, registry=self.registry, buckets=family.buckets
+                    family.name,
+                    family.help,
+                    family.labels,
+                    registry=self.registry,
+                    buckets=family.buckets,
                 )
             self._alone[family.name] = metric
         return metric.labels(*labels) if family.labels else metric

@@ -12,19 +12,28 @@ import msgspec
 from nexus.config import Config
 from nexus.errors import Blame, Fault, RequestFailed
 from nexus.fleet.circuits import CircuitTable
-from nexus.fleet.load import NORMAL_TICKET, LoadTable, Row
+from nexus.fleet.load_table import NORMAL_TICKET, LoadTable, Row
 from nexus.metrics.recorder import Recorder
 from nexus.proxy.breakers import REFUSED, Breakers, Evidence
-from nexus.proxy.client import Request
+from nexus.proxy.fleet_view import View
 from nexus.proxy.queue import Queue
-from nexus.proxy.view import View
-from nexus.routing.router import CLEAR, Asked, Choice, NoRoom, Standing, Tried, choose, exclusions
+from nexus.proxy.request import Request
+from nexus.routing.router import (
+    CLEAR,
+    AtCapacity,
+    Choice,
+    EndpointStatus,
+    RouteQuery,
+    Tried,
+    choose,
+    exclusions,
+)
 
 _STANDS_STILL_NS = 250_000_000
 """Those that wait in a process which has not looked for so long keep nobody from the room there is."""
 
 
-class Place(msgspec.Struct):
+class Reservation(msgspec.Struct):
     """A request's place at a backend, counted from its admission until `leave()`.
 
     `view`: the fleet as it was when the choice was made. `lease_ns`: the backend's circuit is half open, and this is
@@ -32,7 +41,7 @@ class Place(msgspec.Struct):
     """
 
     admission: Admission
-    applicant: Applicant
+    waiter: Waiter
     choice: Choice
     view: View
     lease_ns: int
@@ -50,7 +59,7 @@ class Place(msgspec.Struct):
         What was asked for refers to the whole body, which the stream must not keep in memory.
         """
         self.is_served = True
-        self.applicant.asked = Asked(self.applicant.asked.model)
+        self.waiter.asked = RouteQuery(self.waiter.asked.model)
         self.admission.served(self)
 
     def leave(self, fault: Fault | None, *, retry_after_s: float | None = None) -> None:
@@ -60,11 +69,11 @@ class Place(msgspec.Struct):
             self.admission.left(self, fault, retry_after_s)
 
 
-class Applicant(msgspec.Struct):
+class Waiter(msgspec.Struct):
     """A request that wants a place; `deadline` is on the monotonic clock. `turn_taken`: see `turn`. `evidence`: what it
     saw of backends that failed, if any did."""
 
-    asked: Asked
+    asked: RouteQuery
     request: Request
     deadline: float
     turn_taken: int = 0
@@ -87,13 +96,13 @@ class _Now(msgspec.Struct):
     """The conditions of one look for a place. `on_trial`: the backends that another request is just trying."""
 
     admission: Admission
-    applicant: Applicant
+    waiter: Waiter
     config: Config
     load: Callable[[int], int]
     chance: float
     on_trial: tuple[int, ...] = ()
 
-    def standing(self, column: int, model: str) -> Standing:
+    def standing(self, column: int, model: str) -> EndpointStatus:
         if not self.admission.circuits.noted[column]:
             return CLEAR
         found = self.admission.breakers.standing(column, model, self.config)
@@ -101,13 +110,13 @@ class _Now(msgspec.Struct):
 
     def waited_for(self, column: int) -> bool:
         since_ns = self.admission.clock_ns() - _STANDS_STILL_NS
-        return self.admission.load.waits_before(column, self.applicant.ticket, since_ns=since_ns)
+        return self.admission.load.waits_before(column, self.waiter.ticket, since_ns=since_ns)
 
     @property
     def turn(self) -> int:
         if self.config.routing.strategy != "round_robin":
             return 0
-        return self.applicant.turn(self.admission.circuits)
+        return self.waiter.turn(self.admission.circuits)
 
 
 class Admission:
@@ -136,90 +145,93 @@ class Admission:
         # Choosing and taking are one step, so that a limit is exact within a process.
         self._lock = RLock()
 
-    def admit(self, applicant: Applicant, *, tried: Tried) -> Place:
+    def admit(self, waiter: Waiter, *, tried: Tried) -> Reservation:
         """A place at the backend that is best now, waited for if need be.
 
         Raises `RequestFailed` where none can be had, `ClientGone` where the client left while it waited.
         """
         try:
-            place = self._admit(applicant, tried)
+            place = self._admit(waiter, tried)
         except RequestFailed as failure:
             if not tried:
-                self._count_exclusions(applicant, None)
-            if not isinstance(failure, NoRoom):
+                self._count_exclusions(waiter, None)
+            if not isinstance(failure, AtCapacity):
                 raise
             no_room = failure
         else:
             if place.choice.passed_over and not tried:
-                self._count_exclusions(applicant, place.choice)
+                self._count_exclusions(waiter, place.choice)
             return place
         settings = self._view().snapshot.config.queue
         if not settings.most_waiting:
             raise no_room
         began = time.monotonic()
         place = self._queue.wait(
-            lambda: self._admit(applicant, tried),
+            lambda: self._admit(waiter, tried),
             no_room,
-            ticket=applicant.ticket,
-            request=applicant.request,
+            ticket=waiter.ticket,
+            request=waiter.request,
             settings=settings,
-            most_s=applicant.deadline - time.monotonic(),
+            most_s=waiter.deadline - time.monotonic(),
         )
         place.waited_s = time.monotonic() - began
         return place
 
-    def _count_exclusions(self, applicant: Applicant, chosen: Choice | None) -> None:
+    def _count_exclusions(self, waiter: Waiter, chosen: Choice | None) -> None:
         """Count, once for each request, why backends that have the model were not considered."""
         view = self._view()
-        now = _Now(self, applicant, view.snapshot.config, self.load.pending, 0.0)
-        for reason in exclusions(view.table, applicant.asked, now, chosen=chosen):
+        now = _Now(self, waiter, view.snapshot.config, self.load.pending, 0.0)
+        for reason in exclusions(view.table, waiter.asked, now, chosen=chosen):
             self._recorder.excluded(reason)
 
-    def _admit(self, applicant: Applicant, tried: Tried) -> Place:
+    def _admit(self, waiter: Waiter, tried: Tried) -> Reservation:
         view = self._view()
         with self._lock:
             began = time.perf_counter()
             try:
-                choice, lease_ns = self._choose(view, applicant, tried)
+                choice, lease_ns = self._choose(view, waiter, tried)
             except BaseException:
                 self._recorder.refused(time.perf_counter() - began)
                 raise
             self._recorder.attempt_began(choice.backend.column, time.perf_counter() - began)
-            return Place(self, applicant, choice, view, lease_ns)
+            return Reservation(self, waiter, choice, view, lease_ns)
 
-    def _choose(self, view: View, applicant: Applicant, tried: Tried) -> tuple[Choice, int]:
+    def _choose(self, view: View, waiter: Waiter, tried: Tried) -> tuple[Choice, int]:
         """A choice, with the end of its lease if it is the half-open probe of its backend."""
-        now = _Now(self, applicant, view.snapshot.config, self.load.pending, self.chance())
+        now = _Now(self, waiter, view.snapshot.config, self.load.pending, self.chance())
         while True:
-            choice = choose(view.table, applicant.asked, tried=tried, now=now)
+            choice = choose(view.table, waiter.asked, tried=tried, now=now)
             if not choice.trial:
                 return choice, 0
             if lease_ns := self.breakers.lease_probe(choice.backend, now.config):
                 return choice, lease_ns
             now.on_trial += (choice.backend.column,)
 
-    def served(self, place: Place) -> None:
+    def served(self, place: Reservation) -> None:
         """A place has served its request."""
-        if place.applicant.evidence is not None:
-            place.applicant.evidence.served()
+        if place.waiter.evidence is not None:
+            place.waiter.evidence.served()
         self.breakers.served(place)
 
-    def left(self, place: Place, fault: Fault | None, retry_after_s: float | None) -> None:
+    def left(self, place: Reservation, fault: Fault | None, retry_after_s: float | None) -> None:
         """A place was given back."""
-        backend, applicant = place.choice.backend, place.applicant
+        backend, waiter = place.choice.backend, place.waiter
         self._recorder.attempt_ended(
-            backend.column, backend.label, fault.error_type if fault else "ok", success=fault is None
+            backend.column,
+            backend.label,
+            fault.error_type if fault else "ok",
+            success=fault is None,
         )
         if fault is None:
             if not place.is_served:
                 self.served(place)
         elif fault.blame is Blame.BACKEND:
-            if applicant.evidence is None:
-                applicant.evidence = Evidence(self.breakers)
-            applicant.evidence.failed(place, fault, served=place.is_served)
+            if waiter.evidence is None:
+                waiter.evidence = Evidence(self.breakers)
+            waiter.evidence.failed(place, fault, served=place.is_served)
         else:
-            if applicant.evidence is not None and fault.name in REFUSED:
-                applicant.evidence.refused()
+            if waiter.evidence is not None and fault.name in REFUSED:
+                waiter.evidence.refused()
             self.breakers.blameless(place, fault, retry_after_s)
         if self._queue.groups:
             self._queue.freed(backend.column)

@@ -6,7 +6,16 @@ import json
 
 import msgspec
 
-from nexus.backend_errors import (
+from nexus.config.secrets import SecretError
+from nexus.dialects.openai.stream import Stream, error_in
+from nexus.dialects.openai.usage import Usage, usage_of, with_usage_asked
+from nexus.errors import Fault, PassedOn, RequestFailed, error_body
+from nexus.http.address import forwards_authorization, own_key
+from nexus.http.connection_pool import Connection
+from nexus.http.headers import request_head, retry_after_s
+from nexus.http.response_parser import MalformedResponse, ResponseParser
+from nexus.http.sse import begins_events
+from nexus.providers.errors import (
     classify,
     fault_within_stream,
     is_page,
@@ -15,18 +24,9 @@ from nexus.backend_errors import (
     printable,
     status_for_client,
 )
-from nexus.backends.address import forwards_authorization, own_key
-from nexus.config.secrets import SecretError
-from nexus.errors import Fault, PassedOn, RequestFailed, error_body
-from nexus.proxy.admission import Place
-from nexus.proxy.client import Request
-from nexus.proxy.connections import Connection
+from nexus.proxy.admission import Reservation
 from nexus.proxy.engine import Engine
-from nexus.proxy.headers import request_head, retry_after_s
-from nexus.proxy.http1 import AnswerReader, MalformedAnswer
-from nexus.proxy.sse import begins_events
-from nexus.proxy.stream import Stream, error_in
-from nexus.proxy.usage import Usage, usage_of, with_usage_asked
+from nexus.proxy.request import Request
 
 _MOST_HELD_BACK = 256 * 1024
 """Bytes of a stream held back while no content has come; beyond that they go on as they are."""
@@ -51,7 +51,7 @@ class Attempt:
     of a stream, was there; `refused_s` is how long the backend took before that to refuse to be asked for the usage.
     """
 
-    answer: AnswerReader
+    answer: ResponseParser
     stream: Stream | None = None
     usage_asked = False
     sent_at = answered_at = refused_s = 0.0
@@ -62,7 +62,15 @@ class Attempt:
     _mislabelled = False
     _ended = False
 
-    def __init__(self, engine: Engine, request: Request, place: Place, *, timeout_s: float, request_id: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        request: Request,
+        place: Reservation,
+        *,
+        timeout_s: float,
+        request_id: str,
+    ) -> None:
         """`timeout_s` bounds the whole request, a stream up to its first content; a backend may have its own limits."""
         self._engine = engine
         self._request = request
@@ -120,7 +128,11 @@ class Attempt:
 
     def _begins_events(self) -> bool:
         begin = b""
-        while (found := begins_events(begin)) is None and len(begin) < _MOST_LOOKED_AT and (data := self._more_soon()):
+        while (
+            (found := begins_events(begin)) is None
+            and len(begin) < _MOST_LOOKED_AT
+            and (data := self._more_soon())
+        ):
             begin += data
         self.answer.unread(begin)
         return bool(found)
@@ -147,7 +159,9 @@ class Attempt:
         if self.status in (400, 422) and (known is None or _speaks_of_it(self._failed_body()[0])):
             self._failed_body()
             self.refused_s = self._engine.clock() - self.sent_at
-            self._engine.connections.give_back(self._address, self._open, self._backend.config.keepalive_seconds)
+            self._engine.connections.give_back(
+                self._address, self._open, self._backend.config.keepalive_seconds
+            )
             self._connection = self._content = None
             self._engine.recorder.attempt_repeated(self._backend.label, "invalid_request")
             self.usage_asked = False
@@ -182,7 +196,9 @@ class Attempt:
                 connection.close()
             else:
                 return
-            connection = self._connection = connections.open(self._address, config, watch=watch, fresh=True)
+            connection = self._connection = connections.open(
+                self._address, config, watch=watch, fresh=True
+            )
         try:
             self._send_over(connection, head, body)
         except ConnectionError as error:
@@ -199,10 +215,12 @@ class Attempt:
         """Raises ConnectionError where the connection ends before the first byte of an answer."""
         try:
             deadline = self._request.received + self._timeout_s
-            self.answer = connection.answer = AnswerReader(connection.answer.plain)
+            self.answer = connection.answer = ResponseParser(connection.answer.plain)
             connection.send(head, body, self._request.watch, idle_s=self.idle_s, deadline=deadline)
         except TimeoutError as error:
-            raise RequestFailed("idle_timeout", f"Backend {self._backend.name} does not take the request.") from error
+            raise RequestFailed(
+                "idle_timeout", f"Backend {self._backend.name} does not take the request."
+            ) from error
         except ConnectionError:
             # It may have answered (413, say) and closed without reading all: what it said is still to be read.
             if connection.reused:
@@ -224,17 +242,24 @@ class Attempt:
             answered = True
 
     def _receive(self, connection: Connection, limit_s: float, fault: str) -> bool:
-        left_s = limit_s if self._deadline is None else min(limit_s, self._deadline - self._engine.clock())
+        left_s = (
+            limit_s
+            if self._deadline is None
+            else min(limit_s, self._deadline - self._engine.clock())
+        )
         try:
             data = connection.receive(self._request.watch, left_s)
             connection.answer.feed(data)
             return bool(data)
         except TimeoutError as error:
             fault = fault if left_s == limit_s else self._deadline_fault()
-            raise RequestFailed(fault, f"Backend {self._backend.name} did not answer in time.") from error
-        except MalformedAnswer as error:
             raise RequestFailed(
-                "malformed_answer", f"Backend {self._backend.name} gave an answer that cannot be trusted: {error}."
+                fault, f"Backend {self._backend.name} did not answer in time."
+            ) from error
+        except MalformedResponse as error:
+            raise RequestFailed(
+                "malformed_answer",
+                f"Backend {self._backend.name} gave an answer that cannot be trusted: {error}.",
             ) from error
         except ConnectionError:
             raise
@@ -243,7 +268,11 @@ class Attempt:
 
     def _deadline_fault(self) -> str:
         """What it is when the whole request's time is over: the backend's fault only where it had that time."""
-        return "deadline" if self.sent_at - self._request.received < _ITS_OWN_TIME * self._timeout_s else "out_of_time"
+        return (
+            "deadline"
+            if self.sent_at - self._request.received < _ITS_OWN_TIME * self._timeout_s
+            else "out_of_time"
+        )
 
     def _more(self, fault: str, limit_s: float) -> bytes:
         """The next bytes of the body; empty at its end. Raises `RequestFailed` where it breaks off, or is silent."""
@@ -292,7 +321,8 @@ class Attempt:
     def _check_size(self, size: int, limit: int) -> None:
         if size > limit:
             raise RequestFailed(
-                "answer_too_large", f"The answer of backend {self._backend.name} is over {limit} bytes."
+                "answer_too_large",
+                f"The answer of backend {self._backend.name} is over {limit} bytes.",
             )
 
     def usage_of_whole(self, content: bytes) -> Usage | None:
@@ -305,7 +335,8 @@ class Attempt:
             return usage
         if why := self._flaw(content):
             raise RequestFailed(
-                "malformed_answer", f"Backend {self._backend.name} answered {self.status} with {why}, not an answer."
+                "malformed_answer",
+                f"Backend {self._backend.name} answered {self.status} with {why}, not an answer.",
             )
         return usage_of(content, lenient=True)
 
@@ -321,7 +352,11 @@ class Attempt:
             try:
                 json.loads(content.decode("utf-8-sig", errors="replace"), strict=False)
             except (ValueError, RecursionError):
-                return message_of(content) if is_page(content) else "what is not JSON, or only its beginning"
+                return (
+                    message_of(content)
+                    if is_page(content)
+                    else "what is not JSON, or only its beginning"
+                )
         return None
 
     # Failed answers
@@ -332,9 +367,15 @@ class Attempt:
         key = own_key(self._backend.config, self._engine.environ)
         content, whole = self._failed_body()
         content = masked(content, key)
-        readable = content if (answer.header("content-encoding") or "identity").lower() == "identity" else b""
+        readable = (
+            content
+            if (answer.header("content-encoding") or "identity").lower() == "identity"
+            else b""
+        )
         retry_after_s = self.retry_after_s()
-        fault = classify(status, readable, retry_after=retry_after_s is not None, own_key=self._own_key)
+        fault = classify(
+            status, readable, retry_after=retry_after_s is not None, own_key=self._own_key
+        )
         message = f"Backend {name} answered {status}"
         if fault.name == "backend_redirects":
             location = printable(masked((answer.header("location") or "").encode(), key).decode())
@@ -344,19 +385,31 @@ class Attempt:
             message += f": {said}" if said else "."
         if fault.status is not None:
             return RequestFailed(fault, message, retry_after_s=retry_after_s)
-        headers = [(field, masked(value.encode("latin-1"), key).decode("latin-1")) for field, value in self.headers]
+        headers = [
+            (field, masked(value.encode("latin-1"), key).decode("latin-1"))
+            for field, value in self.headers
+        ]
         status = status_for_client(fault, status)
         if not whole or not content:
             content = error_body(message, status=status, code=fault.code)
-            headers = [entry for entry in headers if not entry[0].startswith("content-")] + _JSON_HEADERS
-        return RequestFailed(fault, message, passed_on=PassedOn(status, headers, content), retry_after_s=retry_after_s)
+            headers = [
+                entry for entry in headers if not entry[0].startswith("content-")
+            ] + _JSON_HEADERS
+        return RequestFailed(
+            fault,
+            message,
+            passed_on=PassedOn(status, headers, content),
+            retry_after_s=retry_after_s,
+        )
 
     def _failed_body(self) -> tuple[bytes, bool]:
         """What soon comes of a failed answer's body, and whether it is the whole; nothing more is waited for."""
         if self._content is None:
             pieces, size, whole = [], 0, False
             if not 300 <= self.status < 400:
-                until = self._engine.clock() + (_ERROR_BODY_S if self.status < 500 else _SERVER_ERROR_BODY_S)
+                until = self._engine.clock() + (
+                    _ERROR_BODY_S if self.status < 500 else _SERVER_ERROR_BODY_S
+                )
                 try:
                     while size <= _ERROR_BODY_BYTES and (
                         data := self._more("idle_timeout", max(0.0, until - self._engine.clock()))
@@ -374,12 +427,16 @@ class Attempt:
         """The failure that an error before any content means: that of an answer with its status."""
         key = own_key(self._backend.config, self._engine.environ)
         content = masked(content, key)
-        message = f"Backend {self._backend.name}: {printable(masked(message.encode(), key).decode())}"
+        message = (
+            f"Backend {self._backend.name}: {printable(masked(message.encode(), key).decode())}"
+        )
         fault = classify(status, content, own_key=self._own_key)
         if fault.status is not None:
             return RequestFailed("error_event", message)
         return RequestFailed(
-            fault, message, passed_on=PassedOn(status_for_client(fault, status), list(_JSON_HEADERS), content)
+            fault,
+            message,
+            passed_on=PassedOn(status_for_client(fault, status), list(_JSON_HEADERS), content),
         )
 
     def await_content(self, *, show_life: bool) -> Stream:
@@ -440,7 +497,7 @@ class Attempt:
         answer = self.answer
         try:
             answer.feed(data)
-        except MalformedAnswer as error:
+        except MalformedResponse as error:
             raise self.broken() from error
         if not data and not answer.complete:
             raise self.broken()
@@ -454,25 +511,37 @@ class Attempt:
         rest = stream.end()
         if stream.error is not None:
             fault = fault_within_stream(
-                stream.error_status, stream.error_data, own_key=self._own_key, content=bool(stream.first_token_at)
+                stream.error_status,
+                stream.error_data,
+                own_key=self._own_key,
+                content=bool(stream.first_token_at),
             )
             return rest, StreamError(fault, stream.error)
         if not stream.finished:
             # What came without its end would garble the error that follows, and clients are to discard it.
-            return b"", RequestFailed("stream_truncated", f"The stream from backend {name} ended before its end.")
+            return b"", RequestFailed(
+                "stream_truncated", f"The stream from backend {name} ended before its end."
+            )
         return rest, None
 
     def broken(self) -> RequestFailed:
-        return RequestFailed("stream_reset", f"The stream from backend {self._backend.name} broke off.")
+        return RequestFailed(
+            "stream_reset", f"The stream from backend {self._backend.name} broke off."
+        )
 
     def silence(self, quiet_s: float = 0.0) -> tuple[float, RequestFailed]:
         """For how much longer a backend may be silent that was so for `quiet_s`, and what it is when that is over."""
         limit_s, fault = self.idle_s - quiet_s, "stream_idle"
         if self.stream is not None and not self.stream.first_token_at:
             limit_s = max(self.idle_s, self._first_byte_s) - quiet_s
-        if self._deadline is not None and (left_s := self._deadline - self._engine.clock()) < limit_s:
+        if (
+            self._deadline is not None
+            and (left_s := self._deadline - self._engine.clock()) < limit_s
+        ):
             limit_s, fault = left_s, "stream_deadline"
-        return limit_s, RequestFailed(fault, f"Backend {self._backend.name} did not answer in time.")
+        return limit_s, RequestFailed(
+            fault, f"Backend {self._backend.name} did not answer in time."
+        )
 
     def receive(self) -> bytes:
         """Wait for more of the stream; gives it as `take` wants it. Raises `RequestFailed` or `ClientGone`."""
@@ -485,7 +554,9 @@ class Attempt:
             raise self.broken() from error
 
     def _lost(self, when: str) -> RequestFailed:
-        return RequestFailed("connection_lost", f"Backend {self._backend.name} closed the connection {when}.")
+        return RequestFailed(
+            "connection_lost", f"Backend {self._backend.name} closed the connection {when}."
+        )
 
     def end(self, fault: Fault | None, *, retry_after_s: float | None = None) -> None:
         """Give the connection back, or close it where the answer was not read to its end; then the place, once."""

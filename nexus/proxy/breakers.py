@@ -9,11 +9,11 @@ from typing import Protocol
 from nexus.config import Config
 from nexus.errors import Blame, Fault
 from nexus.fleet.circuits import CircuitTable
-from nexus.fleet.load import WINDOW_S, LoadTable
+from nexus.fleet.load_table import WINDOW_S, LoadTable
 from nexus.fleet.records import Backend
 from nexus.metrics.recorder import Recorder
 from nexus.routing.circuit import open_for_s, share_after, should_open
-from nexus.routing.router import CLEAR, Choice, Standing
+from nexus.routing.router import CLEAR, Choice, EndpointStatus
 
 log = logging.getLogger("nexus.proxy")
 
@@ -21,7 +21,15 @@ BUSY_S = 1.0
 """For how long a backend counts as busy that did not say when to come back."""
 _LONGEST_BUSY_S = 60.0
 _TELLS_NOTHING = frozenset(
-    {"client_gone", "shutdown", "stopping", "out_of_time", "internal", "at_capacity", "backend_key_unusable"}
+    {
+        "client_gone",
+        "shutdown",
+        "stopping",
+        "out_of_time",
+        "internal",
+        "at_capacity",
+        "backend_key_unusable",
+    }
 )
 """Ends of an attempt that say nothing of the backend."""
 REFUSED = frozenset({"backend_4xx", "context_exceeded"})
@@ -92,7 +100,7 @@ class Evidence:
 
 def standing_of(
     column: int, model: str, circuits: CircuitTable, load: LoadTable, *, config: Config, now_ns: int
-) -> Standing:
+) -> EndpointStatus:
     """How a backend stands at this moment for requests for a model, by the shared tables."""
     if not circuits.noted[column]:
         return CLEAR
@@ -104,11 +112,13 @@ def standing_of(
     if circuit.failed > circuit.recovered and now_ns - circuit.failed < WINDOW_S * 1e9:
         failures = load.outcomes(column, now_ns, since_ns=circuit.recovered)[1]
     slow_start_s = config.circuit_breaker.slow_start_seconds
-    return Standing(
+    return EndpointStatus(
         state=circuit.state(now_ns) if config.circuit_breaker.enabled else "closed",
         ready_in_s=max(0.0, (circuit.open_until - now_ns) / 1e9),
         busy_s=max(0.0, (busy_until - now_ns) / 1e9),
-        share=share_after((now_ns - circuit.recovered) / 1e9, slow_start_s) if circuit.trips else 1.0,
+        share=share_after((now_ns - circuit.recovered) / 1e9, slow_start_s)
+        if circuit.trips
+        else 1.0,
         failures=failures,
     )
 
@@ -131,12 +141,14 @@ class Breakers:
         self._clock_ns = clock_ns
         self._chance = chance
 
-    def standing(self, column: int, model: str, config: Config) -> Standing:
+    def standing(self, column: int, model: str, config: Config) -> EndpointStatus:
         """How the backend stands now. Costs one look into shared memory where there is nothing to tell."""
         if not self._circuits.noted[column]:
             return CLEAR
         now_ns = self._clock_ns()
-        self._circuits.forget_if(column, now_ns - int(max(WINDOW_S, config.circuit_breaker.slow_start_seconds) * 1e9))
+        self._circuits.forget_if(
+            column, now_ns - int(max(WINDOW_S, config.circuit_breaker.slow_start_seconds) * 1e9)
+        )
         return standing_of(column, model, self._circuits, self._load, config=config, now_ns=now_ns)
 
     def lease_probe(self, backend: Backend, config: Config) -> int:
@@ -195,8 +207,16 @@ class Breakers:
         settings, circuit = config.circuit_breaker, self._circuits.read(backend.column)
         if circuit.open_until:
             return
-        successes, failures = self._load.outcomes(backend.column, now_ns, since_ns=circuit.recovered)
-        if not should_open(successes, failures, settings, share=config.quality.error_rate_threshold, in_a_row=in_a_row):
+        successes, failures = self._load.outcomes(
+            backend.column, now_ns, since_ns=circuit.recovered
+        )
+        if not should_open(
+            successes,
+            failures,
+            settings,
+            share=config.quality.error_rate_threshold,
+            in_a_row=in_a_row,
+        ):
             return
         lately = circuit.recovered and now_ns - circuit.recovered < settings.max_open_seconds * 1e9
         trips = circuit.trips + 1 if lately else 1
@@ -215,5 +235,7 @@ class Breakers:
         if not circuit.open_until:
             return  # closed meanwhile, by another request or a good probe
         seconds = open_for_s(circuit.trips + 1, config.circuit_breaker, chance=self._chance())
-        self._circuits.keep_open(backend.column, until_ns=now_ns + int(seconds * 1e9), trips=circuit.trips + 1)
+        self._circuits.keep_open(
+            backend.column, until_ns=now_ns + int(seconds * 1e9), trips=circuit.trips + 1
+        )
         log.info("circuit stays open", extra={"backend": backend.name, "for_s": round(seconds, 1)})

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from threading import Lock
 
 from nexus.errors import RequestFailed
-from nexus.proxy.client import Request
+from nexus.proxy.request import Request
 
 
 class Buffers:

@@ -66,7 +66,9 @@ def canonical(path: str) -> tuple[str, str | None]:
         return path, None
     for base in _OTHER_BASES:
         known = _BASE + path[len(base) :]
-        if path.startswith(f"{base}/") and (known in BY_PATH or f"{known}/".startswith("/v1/models/")):
+        if path.startswith(f"{base}/") and (
+            known in BY_PATH or f"{known}/".startswith("/v1/models/")
+        ):
             return known, None
     return path, None
 

@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
-from nexus.backends.address import Address
 from nexus.config.records import Cors, Server
 from nexus.errors import RequestFailed
 from nexus.fleet.circuits import CircuitTable
-from nexus.fleet.load import WINDOW_S, LoadTable, Row
-from nexus.fleet.recent import Recents, Ring
+from nexus.fleet.load_table import WINDOW_S, LoadTable, Row
+from nexus.fleet.request_log import RequestLog, Ring
+from nexus.http.address import Address
+from nexus.http.connection_pool import ConnectionPool
 from nexus.metrics.recorder import Recorder
 from nexus.proxy.admission import Admission
 from nexus.proxy.buffers import Buffers
-from nexus.proxy.connections import Connections
-from nexus.proxy.view import FleetView, View
+from nexus.proxy.fleet_view import FleetView, View
 from nexus.routing.retries import may_retry
 
 log = logging.getLogger("nexus.proxy")
 
 
-class Answer(msgspec.Struct):
+class ClientResponse(msgspec.Struct):
     """What the client gets. `body` must be iterated or closed; the request is recorded when it ends."""
 
     status: int
@@ -63,19 +63,26 @@ class Engine:
         self.environ = environ
         self.clock = clock
         self.circuits = circuits
-        self.recents = Recents(ring)
+        self.request_log = RequestLog(ring)
         self._id_prefix, self._ids = _id_prefix(), itertools.count(1)
-        self.connections = Connections(clock, on_unsolicited=self._unsolicited)
+        self.connections = ConnectionPool(clock, on_unsolicited=self._unsolicited)
         self.buffers = Buffers(lambda: self.server().max_buffered_bytes)
         self.admission = Admission(
-            load=load, row=row, circuits=circuits, recorder=recorder, view=self.view, chance=random.random
+            load=load,
+            row=row,
+            circuits=circuits,
+            recorder=recorder,
+            view=self.view,
+            chance=random.random,
         )
 
     def view(self) -> View:
         view = self.fleet.current()
         if view is None:
             raise RequestFailed(
-                "no_backend", "The fleet is not known yet; is the health process running?", headers={"retry-after": "1"}
+                "no_backend",
+                "The fleet is not known yet; is the health process running?",
+                headers={"retry-after": "1"},
             )
         return view
 
@@ -87,7 +94,9 @@ class Engine:
         for backend in view.snapshot.backends:
             if view.address(backend) == address:
                 self.recorder.unsolicited_response(backend.label)
-                log.warning("backend sent bytes that no request asked for", extra={"backend": backend.name})
+                log.warning(
+                    "backend sent bytes that no request asked for", extra={"backend": backend.name}
+                )
 
     def server(self) -> Server:
         """What holds for all requests now, before any fleet is known too."""

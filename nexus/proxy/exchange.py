@@ -13,29 +13,31 @@ from collections.abc import Callable
 
 import msgspec
 
-from nexus.backends.address import Address
+from nexus.dialects.json_body import InvalidBody
+from nexus.dialects.openai import request as openai_request
+from nexus.dialects.openai.request import ParsedRequest
+from nexus.dialects.openai.stream import Stream
+from nexus.dialects.openai.usage import Usage, asks_for_usage
 from nexus.errors import FAULTS, Blame, Fault, RequestFailed, error_body, status_label
-from nexus.fleet.recent import Recent, Try
+from nexus.fleet.request_log import AttemptRecord, RequestRecord
+from nexus.http import content_coding, cross_origin
+from nexus.http.address import Address
+from nexus.http.client_watch import ClientGone, Stopping
+from nexus.http.connect_errors import reason
+from nexus.http.headers import has_come_through, header_text
 from nexus.metrics import labels
 from nexus.metrics.recorder import Finished, StreamFacts
-from nexus.proxy import codings, origins
-from nexus.proxy.admission import Applicant, Place
+from nexus.proxy.admission import Reservation, Waiter
 from nexus.proxy.attempt import Attempt
 from nexus.proxy.breakers import BUSY_S
-from nexus.proxy.client import ClientGone, Request, Stopping
-from nexus.proxy.comments import answer_with_comments
 from nexus.proxy.endpoints import Endpoint
-from nexus.proxy.engine import Answer, Engine
-from nexus.proxy.headers import has_come_through, header_text
-from nexus.proxy.reasons import reason
+from nexus.proxy.engine import ClientResponse, Engine
+from nexus.proxy.fleet_view import View
+from nexus.proxy.keepalive_comments import answer_with_comments
 from nexus.proxy.relay import StreamBody, error_event
-from nexus.proxy.stream import Stream
-from nexus.proxy.usage import Usage, asks_for_usage
-from nexus.proxy.view import View
-from nexus.routing import requirements
-from nexus.routing.requirements import Ask
+from nexus.proxy.request import Request
 from nexus.routing.retries import LONGEST_PAUSE_S, backoff_s
-from nexus.routing.router import Asked, Choice
+from nexus.routing.router import Choice, RouteQuery
 
 log = logging.getLogger("nexus.proxy")
 
@@ -51,7 +53,7 @@ class Exchange:
     """Serves one request through `answer()`. Whichever end comes first calls `finish()`, and only that call counts."""
 
     view: View | None = None
-    ask: Ask | None = None
+    ask: ParsedRequest | None = None
     model = ""
     asked_model = ""
     choice: Choice | None = None
@@ -61,7 +63,7 @@ class Exchange:
     stream: Stream | None = None
     served = False
     finished = False
-    cors: origins.Headers = []
+    cors: cross_origin.Headers = []
     _coding: str | None = None
     _waited_s = 0.0
     _attempt_began = 0.0
@@ -73,27 +75,36 @@ class Exchange:
         self.request = request
         self.endpoint = endpoint
         given = request.headers.first.get("x-request-id")
-        self.request_id = given if given and _REQUEST_ID.fullmatch(given) else engine.new_request_id()
-        self.failed: list[Try] = []
+        self.request_id = (
+            given if given and _REQUEST_ID.fullmatch(given) else engine.new_request_id()
+        )
+        self.failed: list[AttemptRecord] = []
         self._began = request.received
         engine.recorder.started(endpoint.name)
 
-    def answer(self) -> Answer:
+    def answer(self) -> ClientResponse:
         """Serve the request; what fails becomes an error in OpenAI's form."""
         try:
             body = self._read_body()
             assert self.view is not None
             assert self.ask is not None
             server = self.view.snapshot.config.server
-            if self.ask.stream and self.endpoint.streams and (every_s := server.stream_keepalive_seconds):
+            if (
+                self.ask.stream
+                and self.endpoint.streams
+                and (every_s := server.stream_keepalive_seconds)
+            ):
                 return answer_with_comments(
-                    lambda: self._serve(body), every_s=every_s, headers=self._headers(None), stopped=self._stopped
+                    lambda: self._serve(body),
+                    every_s=every_s,
+                    headers=self._headers(None),
+                    stopped=self._stopped,
                 )
             return self._try_backends(body)
         except BaseException as error:  # noqa: BLE001 - it becomes an answer, or is raised again
             return self._failed(error)
 
-    def _serve(self, body: bytes) -> Answer:
+    def _serve(self, body: bytes) -> ClientResponse:
         try:
             return self._try_backends(body)
         except BaseException as error:  # noqa: BLE001 - it becomes an answer, or is raised again
@@ -104,20 +115,26 @@ class Exchange:
         self.finish(fault)
         return error_event("The gateway is being stopped.", fault)
 
-    def _failed(self, error: BaseException) -> Answer:
+    def _failed(self, error: BaseException) -> ClientResponse:
         """What the client gets instead of an answer."""
         if isinstance(error, RequestFailed):
             return self._refuse(error)
         if isinstance(error, ClientGone):
             self.finish(FAULTS["client_gone"])
-            return Answer(499, self._headers(None), iter(()))
+            return ClientResponse(499, self._headers(None), iter(()))
         if isinstance(error, Stopping):
             return self._refuse(
-                RequestFailed("stopping", "The gateway is being stopped.", headers={"retry-after": "1"})
+                RequestFailed(
+                    "stopping", "The gateway is being stopped.", headers={"retry-after": "1"}
+                )
             )
         if isinstance(error, Exception):
-            log.error("request failed inside the gateway", exc_info=error, extra={"id": self.request_id})
-            return self._refuse(RequestFailed("internal", "The gateway failed; its log tells more."))
+            log.error(
+                "request failed inside the gateway", exc_info=error, extra={"id": self.request_id}
+            )
+            return self._refuse(
+                RequestFailed("internal", "The gateway failed; its log tells more.")
+            )
         self.finish(FAULTS["stopping"])
         raise error
 
@@ -138,7 +155,9 @@ class Exchange:
             raise RequestFailed("loop_detected")
         given = first.get("content-type") or _JSON
         if given != _JSON and (media_type := given.partition(";")[0].strip().lower()) != _JSON:
-            raise RequestFailed("unsupported_media_type", f"The body must be application/json, not {media_type}.")
+            raise RequestFailed(
+                "unsupported_media_type", f"The body must be application/json, not {media_type}."
+            )
         view = self.view = self.engine.view()
         server = view.snapshot.config.server
         body = request.body
@@ -152,14 +171,18 @@ class Exchange:
                 headers={"retry-after": "1"},
             )
         if self._coding is not None:
-            body = codings.decode(
-                body, self._coding, limit=server.max_request_bytes, hold=self._hold, pause=self._let_others_run
+            body = content_coding.decode(
+                body,
+                self._coding,
+                limit=server.max_request_bytes,
+                hold=self._hold,
+                pause=self._let_others_run,
             )
         if request.target.deployment is not None:
-            body = requirements.with_model_if_object(body, request.target.deployment)
+            body = openai_request.with_model_if_object(body, request.target.deployment)
         try:
-            self.ask = requirements.read(body, self.endpoint.required, task=self.endpoint.task)
-        except requirements.InvalidBody as error:
+            self.ask = openai_request.read(body, self.endpoint.required, task=self.endpoint.task)
+        except InvalidBody as error:
             raise RequestFailed(
                 "invalid_request" if error.json else "invalid_json", str(error), param=error.param
             ) from error
@@ -170,7 +193,9 @@ class Exchange:
             self.engine.recorder.unknown_model()
         return body
 
-    def _wait_for_body(self, read: Callable[[int, Callable[[int], None]], bytes], limit: int) -> bytes:
+    def _wait_for_body(
+        self, read: Callable[[int, Callable[[int], None]], bytes], limit: int
+    ) -> bytes:
         """A body that is still to come; the request does not count as one in progress meanwhile."""
         engine = self.engine
         began = engine.clock()
@@ -191,18 +216,19 @@ class Exchange:
     def _check_unusual(self) -> None:
         """Check who sent it, if a browser did, and how its body is encoded."""
         given, allowed = self.request.headers.first, self.engine.cors().origins
-        if not origins.admits(given, allowed):
-            raise RequestFailed("origin_refused", origins.REFUSAL)
-        self.cors = origins.answer_headers(given.get("origin"), allowed)
+        if not cross_origin.admits(given, allowed):
+            raise RequestFailed("origin_refused", cross_origin.REFUSAL)
+        self.cors = cross_origin.answer_headers(given.get("origin"), allowed)
         if "origin" in given and "content-type" not in given and self.request.method == "POST":
             raise RequestFailed(
-                "unsupported_media_type", "A browser must name the content type, which is application/json."
+                "unsupported_media_type",
+                "A browser must name the content type, which is application/json.",
             )
-        self._coding = codings.coding_of(given.get("content-encoding"))
+        self._coding = content_coding.coding_of(given.get("content-encoding"))
 
     # Attempts
 
-    def _try_backends(self, body: bytes) -> Answer:
+    def _try_backends(self, body: bytes) -> ClientResponse:
         """Try one backend after another until one answers; raises the last failure when none does."""
         view, ask = self.view, self.ask
         assert view is not None
@@ -210,8 +236,8 @@ class Exchange:
         request, server = self.request, view.snapshot.config.server
         flexible = "x-nexus-flexible" in request.headers.first and self._is_flexible()
         demands = view.table.demands(ask.model, self.asked_model)
-        asked = Asked(self.asked_model, ask.needs, demands, flexible)
-        applicant = Applicant(asked, request, request.received + server.request_timeout_seconds)
+        asked = RouteQuery(self.asked_model, ask.needs, demands, flexible)
+        waiter = Waiter(asked, request, request.received + server.request_timeout_seconds)
         engine = self.engine
         tried: set[tuple[str, str]] = set()
         failure: RequestFailed | None = None
@@ -219,7 +245,7 @@ class Exchange:
         try:
             while True:
                 try:
-                    place = engine.admission.admit(applicant, tried=tried)
+                    place = engine.admission.admit(waiter, tried=tried)
                 except RequestFailed as none_left:
                     if failure is None:
                         raise
@@ -227,7 +253,7 @@ class Exchange:
                     if (
                         not tried
                         or none_left.fault.error_type == "queued"
-                        or not self._pause(failure, pauses, applicant.deadline)
+                        or not self._pause(failure, pauses, waiter.deadline)
                     ):
                         raise failure from none_left
                     tried.clear()
@@ -248,10 +274,17 @@ class Exchange:
                     took_s = engine.clock() - began
                     self._waited_s += took_s
                     self.failed.append(
-                        Try(choice.backend.name, choice.model[:_SHOWN_NAME], failure.fault.name, _ms(took_s))
+                        AttemptRecord(
+                            choice.backend.name,
+                            choice.model[:_SHOWN_NAME],
+                            failure.fault.name,
+                            _ms(took_s),
+                        )
                     )
                 if failure.fault is FAULTS["context_exceeded"] and choice.context_length:
-                    applicant.asked = msgspec.structs.replace(applicant.asked, beyond=choice.context_length)
+                    waiter.asked = msgspec.structs.replace(
+                        waiter.asked, beyond=choice.context_length
+                    )
                 elif not failure.fault.retry:
                     raise failure
                 log.warning(
@@ -263,20 +296,20 @@ class Exchange:
                         "why": _why(failure, place.view.address(choice.backend)),
                     },
                 )
-                self._check_budget(failure, choice, applicant)
+                self._check_budget(failure, choice, waiter)
         finally:
-            if applicant.evidence is not None:
-                applicant.evidence.close()
+            if waiter.evidence is not None:
+                waiter.evidence.close()
 
     def _is_flexible(self) -> bool:
         """Whether a lower tier may serve where none of the demanded tier can."""
         header = self.request.header
         return _is_on(header("x-nexus-flexible")) and not _is_on(header("x-nexus-strict"))
 
-    def _check_budget(self, failure: RequestFailed, choice: Choice, applicant: Applicant) -> None:
+    def _check_budget(self, failure: RequestFailed, choice: Choice, waiter: Waiter) -> None:
         """Raise the failure where the request, or the host, has spent what it may on further attempts."""
         max_retries = self.engine.view().snapshot.config.routing.max_retries
-        if self.attempts > max_retries or self.engine.clock() >= applicant.deadline:
+        if self.attempts > max_retries or self.engine.clock() >= waiter.deadline:
             raise failure
         if not self.engine.may_retry():
             self.engine.recorder.retry_denied(choice.backend.label)
@@ -288,7 +321,9 @@ class Exchange:
             return False
         pause_s = backoff_s(nth, chance=self.engine.chance())
         if failure.fault.blame is Blame.BUSY:
-            pause_s = max(pause_s, BUSY_S if failure.retry_after_s is None else failure.retry_after_s)
+            pause_s = max(
+                pause_s, BUSY_S if failure.retry_after_s is None else failure.retry_after_s
+            )
         if pause_s > LONGEST_PAUSE_S or self.engine.clock() + pause_s >= deadline:
             return False
         with contextlib.suppress(TimeoutError):
@@ -296,13 +331,13 @@ class Exchange:
         self._waited_s += pause_s
         return True
 
-    def _attempt(self, place: Place, ask: Ask, body: bytes) -> Answer:
+    def _attempt(self, place: Reservation, ask: ParsedRequest, body: bytes) -> ClientResponse:
         """One backend: its whole answer, or a stream that has reached its first content; else the fault."""
         choice = place.choice
         try:
             view = self.view = place.view
             if choice.model != ask.model:
-                body = requirements.with_model(body, choice.model)
+                body = openai_request.with_model(body, choice.model)
             attempt = Attempt(
                 self.engine,
                 self.request,
@@ -316,7 +351,9 @@ class Exchange:
         try:
             streams = ask.stream and self.endpoint.streams
             wants_usage = streams and choice.backend.config.stream_usage
-            attempt.send(self.endpoint.path, body, ask_usage=wants_usage and not asks_for_usage(body))
+            attempt.send(
+                self.endpoint.path, body, ask_usage=wants_usage and not asks_for_usage(body)
+            )
             status = attempt.answer.status
             if not 200 <= status < 300:
                 raise attempt.refused()
@@ -347,38 +384,46 @@ class Exchange:
 
     # Answers
 
-    def _whole(self, status: int, headers: list[tuple[str, str]], content: bytes, fault: Fault | None) -> Answer:
+    def _whole(
+        self, status: int, headers: list[tuple[str, str]], content: bytes, fault: Fault | None
+    ) -> ClientResponse:
         headers.append(("content-length", str(len(content))))
         if self.request.method == "HEAD" or status == 204:
             # No server asks for the bytes of an answer that has none, so that its end would look like a client's.
             self.finish(fault, status)
-            return Answer(status, headers, iter(()))
-        return Answer(status, headers, WholeBody(self, content, fault, status))
+            return ClientResponse(status, headers, iter(()))
+        return ClientResponse(status, headers, WholeBody(self, content, fault, status))
 
-    def _stream(self, attempt: Attempt, stream: Stream, choice: Choice) -> Answer:
+    def _stream(self, attempt: Attempt, stream: Stream, choice: Choice) -> ClientResponse:
         """Relay a stream. Its head is out with its first byte, so a later failure is told within it."""
         self.stream, self.served, self.usage_asked = stream, True, attempt.usage_asked
         assert self.ask is not None
-        self.ask = Ask(model=self.ask.model, stream=True)  # its needs hold the whole body, which may go now
+        self.ask = ParsedRequest(
+            model=self.ask.model, stream=True
+        )  # its needs hold the whole body, which may go now
         if self.request.held:
             self.engine.buffers.release(self.request)
         self.engine.recorder.stream_began()
         headers = self._headers(choice) + attempt.headers
         self._time_overhead(attempt)
-        return Answer(attempt.status, headers, StreamBody(self, attempt))
+        return ClientResponse(attempt.status, headers, StreamBody(self, attempt))
 
     def _time_overhead(self, attempt: Attempt) -> None:
         """Before: from the head to the sending, less what was waited for; after: from the answer to now."""
-        self._before_s = max(0.0, attempt.sent_at - self._began - self._waited_s - attempt.refused_s)
+        self._before_s = max(
+            0.0, attempt.sent_at - self._began - self._waited_s - attempt.refused_s
+        )
         self._after_s = self.engine.clock() - attempt.answered_at
 
     def tell_first_token(self, at: float) -> None:
         """The first piece of a stream's content came, on the engine's clock."""
         assert self.view is not None
         assert self.choice is not None
-        self.engine.recorder.first_token(self.view.model_label(self.model), self.choice.backend.label, at - self._began)
+        self.engine.recorder.first_token(
+            self.view.model_label(self.model), self.choice.backend.label, at - self._began
+        )
 
-    def _refuse(self, failure: RequestFailed) -> Answer:
+    def _refuse(self, failure: RequestFailed) -> ClientResponse:
         if failure.passed_on is not None and failure.fault.status is None:
             passed = failure.passed_on
             headers = self._headers(self.choice) + passed.headers
@@ -387,11 +432,21 @@ class Exchange:
             return self._whole(passed.status, headers, passed.body, failure.fault)
         status = failure.fault.status or 502
         content = error_body(
-            failure.message, status=status, code=failure.fault.code, param=failure.param, context=failure.context
+            failure.message,
+            status=status,
+            code=failure.fault.code,
+            param=failure.param,
+            context=failure.context,
         )
-        headers = [*self._headers(self.choice), ("content-type", "application/json"), *failure.headers.items()]
+        headers = [
+            *self._headers(self.choice),
+            ("content-type", "application/json"),
+            *failure.headers.items(),
+        ]
         if status >= 500 and "retry-after" not in failure.headers:
-            headers.append(("x-should-retry", "false"))  # OpenAI's clients would: what could be tried was tried here
+            headers.append(
+                ("x-should-retry", "false")
+            )  # OpenAI's clients would: what could be tried was tried here
         return self._whole(status, headers, content, failure.fault)
 
     def _headers(self, choice: Choice | None) -> list[tuple[str, str]]:
@@ -437,7 +492,7 @@ class Exchange:
                 after_s=self._after_s if self.served else None,
             )
         )
-        if self.engine.recents.wants(failed=fault is not None):
+        if self.engine.request_log.wants(failed=fault is not None):
             self._remember(fault, status, usage, ended)
         if not log.isEnabledFor(logging.INFO):
             return
@@ -460,7 +515,9 @@ class Exchange:
                 "ttft_ms": round((stream.first_token_at - self._began) * 1000, 1)
                 if stream is not None and stream.first_token_at
                 else None,
-                "tokens_per_s": round(1 / facts.tpot_s, 1) if facts is not None and facts.tpot_s else None,
+                "tokens_per_s": round(1 / facts.tpot_s, 1)
+                if facts is not None and facts.tpot_s
+                else None,
                 "end": facts.end if facts is not None else None,
                 "why": choice.reason if choice else None,
                 "fault": fault.name if fault else None,
@@ -472,10 +529,15 @@ class Exchange:
         choice, stream, attempts = self.choice, self.stream, self.failed
         model = self.model[:_SHOWN_NAME]
         if choice is not None and len(attempts) < self.attempts:
-            last = Try(choice.backend.name, model, fault.name if fault else "success", _ms(ended - self._attempt_began))
+            last = AttemptRecord(
+                choice.backend.name,
+                model,
+                fault.name if fault else "success",
+                _ms(ended - self._attempt_began),
+            )
             attempts = [*attempts, last] if attempts else [last]
-        self.engine.recents.add(
-            Recent(
+        self.engine.request_log.add(
+            RequestRecord(
                 self.request_id,
                 time.time(),
                 self.endpoint.name,
@@ -488,7 +550,9 @@ class Exchange:
                 fault.name if fault is not None else None,
                 choice.reason if choice is not None else None,
                 stream is not None,
-                _ms(stream.first_token_at - self._began) if stream is not None and stream.first_token_at else None,
+                _ms(stream.first_token_at - self._began)
+                if stream is not None and stream.first_token_at
+                else None,
                 usage.prompt_tokens,
                 usage.completion_tokens,
                 tuple(attempts),
@@ -500,7 +564,9 @@ class Exchange:
         """The tokens that the client's answer took, and where they are known from."""
         stream = self.stream
         if stream is None:
-            return self.usage or Usage(), ("reported" if self.usage else "none") if self.served else None
+            return self.usage or Usage(), (
+                "reported" if self.usage else "none"
+            ) if self.served else None
         if stream.usage is not None:
             return stream.usage, "requested" if self.usage_asked else "reported"
         counted = stream.counted_tokens()
@@ -509,7 +575,9 @@ class Exchange:
 
 def stream_facts(stream: Stream, fault: Fault | None, usage: Usage) -> StreamFacts:
     """What the figures say of a stream that has ended."""
-    tokens, by = (usage.completion_tokens, "tokens") if stream.usage else (stream.counted_tokens(), "events")
+    tokens, by = (
+        (usage.completion_tokens, "tokens") if stream.usage else (stream.counted_tokens(), "events")
+    )
     tpot_s = None
     if stream.first_token_at and tokens is not None and tokens > 1:
         tpot_s = (stream.last_at - stream.first_token_at) / (tokens - 1)

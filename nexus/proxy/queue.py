@@ -21,11 +21,11 @@ from typing import TypeVar
 
 from nexus.config.records import Queue as Settings
 from nexus.errors import RequestFailed
-from nexus.fleet.load import LoadTable, Row
+from nexus.fleet.load_table import LoadTable, Row
 from nexus.fleet.records import Backend
 from nexus.metrics.recorder import Recorder
-from nexus.proxy.client import Request
-from nexus.routing.router import NoRoom
+from nexus.proxy.request import Request
+from nexus.routing.router import AtCapacity
 
 T = TypeVar("T")
 _LOOK_EVERY_S = 0.01
@@ -54,7 +54,9 @@ class Queue:
     `groups` are those that wait, by the backends that they wait for.
     """
 
-    def __init__(self, row: Row, load: LoadTable, recorder: Recorder, *, clock_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, row: Row, load: LoadTable, recorder: Recorder, *, clock_ns: Callable[[], int]
+    ) -> None:
         self._row = row
         self._load = load
         self._recorder = recorder
@@ -65,14 +67,14 @@ class Queue:
     def wait(
         self,
         admit: Callable[[], T],
-        no_room: NoRoom,
+        no_room: AtCapacity,
         *,
         ticket: int,
         request: Request,
         settings: Settings,
         most_s: float,
     ) -> T:
-        """Wait until `admit` gives something, and give that; it is called in turn, and raises `NoRoom` while it cannot.
+        """Wait until `admit` gives something, and give that; it is called in turn, and raises `AtCapacity` while it cannot.
 
         Waits at most `most_s`, and no longer than `settings` allow. Raises `RequestFailed`, or `ClientGone`.
         """
@@ -80,7 +82,11 @@ class Queue:
             raise no_room
         if self._load.waiting() >= settings.most_waiting:
             self._recorder.queue_rejected("full")
-            raise _refusal("queue_full", no_room, "As many requests wait for a backend as may; try again shortly.")
+            raise _refusal(
+                "queue_full",
+                no_room,
+                "As many requests wait for a backend as may; try again shortly.",
+            )
         began_ns = self._clock_ns()
         deadline_ns = began_ns + int(min(settings.longest_wait_s, most_s) * 1e9)
         shown_at = no_room.backends[0].column
@@ -94,16 +100,20 @@ class Queue:
                     self._row.look(self._clock_ns())
                     try:
                         return admit()
-                    except NoRoom as still:
+                    except AtCapacity as still:
                         self._regroup(waiter, _columns(still.backends))
                         no_room = still
                 left_s = (deadline_ns - self._clock_ns()) / 1e9
                 if left_s <= 0:
                     self._recorder.queue_rejected("late")
                     waited_s = (self._clock_ns() - began_ns) / 1e9
-                    raise _refusal("queue_timeout", no_room, f"No backend had room within {waited_s:.1f} s.")
+                    raise _refusal(
+                        "queue_timeout", no_room, f"No backend had room within {waited_s:.1f} s."
+                    )
                 try:
-                    request.watch.wait(waiter.bell, select.POLLIN, min(left_s, _LOOK_EVERY_S) if first else left_s)
+                    request.watch.wait(
+                        waiter.bell, select.POLLIN, min(left_s, _LOOK_EVERY_S) if first else left_s
+                    )
                 except TimeoutError:
                     continue
                 waiter.answer()
@@ -154,7 +164,7 @@ def _columns(backends: Sequence[Backend]) -> _Columns:
     return tuple(sorted({backend.column for backend in backends}))
 
 
-def _refusal(fault: str, no_room: NoRoom, message: str) -> RequestFailed:
+def _refusal(fault: str, no_room: AtCapacity, message: str) -> RequestFailed:
     retry_after_s = max(1, math.ceil(no_room.ready_in_s))
     headers = {**no_room.headers, "retry-after": str(retry_after_s)}
     return RequestFailed(fault, message, headers=headers, context=no_room.context)

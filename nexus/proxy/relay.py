@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nexus.errors import FAULTS, Fault, RequestFailed, error_body
+from nexus.http.client_watch import ClientGone, Stopping
+from nexus.http.connection_pool import Connection
 from nexus.proxy.attempt import Attempt, StreamError
-from nexus.proxy.client import ClientGone, Stopping
-from nexus.proxy.connections import Connection
 
 if TYPE_CHECKING:
     from nexus.proxy.exchange import Exchange
@@ -104,7 +104,11 @@ class StreamBody:
 
     def stop(self) -> bytes:
         """The gateway ends it, and it is counted so; gives the event that tells the client."""
-        event = b"" if self.over else self.fail(RequestFailed("shutdown", "The gateway is being stopped."))
+        event = (
+            b""
+            if self.over
+            else self.fail(RequestFailed("shutdown", "The gateway is being stopped."))
+        )
         self.written()
         return event
 

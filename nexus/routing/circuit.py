@@ -8,7 +8,9 @@ _LEAST_SHARE = 0.05
 _JITTER = 0.1
 
 
-def should_open(successes: int, failures: int, settings: CircuitBreaker, *, share: float, in_a_row: int) -> bool:
+def should_open(
+    successes: int, failures: int, settings: CircuitBreaker, *, share: float, in_a_row: int
+) -> bool:
     """Whether attempts speak for opening: enough failed in a row, or in the last window and of all in it."""
     if in_a_row >= settings.failures:
         return True

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import msgspec
 
 from nexus.errors import RequestFailed
-from nexus.routing.router import Asked, Conditions, choose, rejection
+from nexus.routing.router import RouteQuery, RoutingContext, choose, rejection
 from nexus.routing.strategies import Circumstances, score
 from nexus.routing.table import RouteTable
 
 _MOST_STEPS = 50
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class CandidateReport(msgspec.Struct, frozen=True, kw_only=True):
     """One backend with one model of the chain. `out` is why it cannot serve; an empty text where it can.
 
     `turn` is its place in the order in which backends would be tried, from 1.
@@ -39,11 +39,11 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     restricted: bool
     min_tier: int
     strategy: str
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[CandidateReport, ...]
     refusal: tuple[str, str] | None
 
 
-def explain(table: RouteTable, asked: Asked, now: Conditions, *, name: str) -> Explanation:
+def explain(table: RouteTable, asked: RouteQuery, now: RoutingContext, *, name: str) -> Explanation:
     """What would be done at this moment with a request for the model that the client calls `name`."""
     order: dict[tuple[str, str], int] = {}
     refusal = None
@@ -66,14 +66,21 @@ def explain(table: RouteTable, asked: Asked, now: Conditions, *, name: str) -> E
     )
 
 
-def _verdicts(table: RouteTable, asked: Asked, now: Conditions, order: dict[tuple[str, str], int]) -> Iterator[Verdict]:
-    circumstances = Circumstances(load=now.load, weights=table.routing.weights, turn=now.turn, chance=now.chance)
+def _verdicts(
+    table: RouteTable, asked: RouteQuery, now: RoutingContext, order: dict[tuple[str, str], int]
+) -> Iterator[CandidateReport]:
+    circumstances = Circumstances(
+        load=now.load, weights=table.routing.weights, turn=now.turn, chance=now.chance
+    )
     for name in table.chain(asked.model, asked.demands):
         for backend in table.backends:
-            offer = next((offer for offer in table.offers_of(name) if offer.backend.name == backend.name), None)
+            offer = next(
+                (offer for offer in table.offers_of(name) if offer.backend.name == backend.name),
+                None,
+            )
             turn = order.get((backend.name, name))
             out = "" if turn is not None else rejection(table, asked, backend, now, model=name)
-            yield Verdict(
+            yield CandidateReport(
                 backend=backend.name,
                 model=name,
                 out=out,

@@ -24,7 +24,9 @@ class Listing:
         patterns: Listed names that stand for many.
     """
 
-    def __init__(self, backends: Sequence[Backend], pause: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, backends: Sequence[Backend], pause: Callable[[], object] = lambda: None
+    ) -> None:
         """`pause` is called now and then, so that others can run."""
         self._made_from = _source(backends)
         self._names: dict[frozenset[int], tuple[str, ...]] = {}
@@ -52,11 +54,16 @@ class Listing:
             self._add_equivalents(others, by_form, pause)
 
     def _add_equivalents(
-        self, others: dict[str, list[_Listed]], by_form: dict[str, list[_Listed]], pause: Callable[[], object]
+        self,
+        others: dict[str, list[_Listed]],
+        by_form: dict[str, list[_Listed]],
+        pause: Callable[[], object],
     ) -> None:
         for number, (name, listed) in enumerate(self.by_name.items()):
             having = {position for position, _ in listed}
-            for position, model in others.get(name, []) + (by_form.get(ollama_form(name), []) if by_form else []):
+            for position, model in others.get(name, []) + (
+                by_form.get(ollama_form(name), []) if by_form else []
+            ):
                 if position not in having:
                     having.add(position)
                     listed.append((position, model))
@@ -75,7 +82,11 @@ class Listing:
         """The names that one of the backends at these positions serves; kept for as long as they are asked for."""
         names = self._names.get(positions)
         if names is None:
-            found = (name for name, listed in self.by_name.items() if any(at in positions for at, _ in listed))
+            found = (
+                name
+                for name, listed in self.by_name.items()
+                if any(at in positions for at, _ in listed)
+            )
             self._names = dict([*self._names.items()][-1:])
             names = self._names[positions] = tuple(found)
         return names

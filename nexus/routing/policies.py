@@ -11,7 +11,7 @@ from nexus.config.records import Policy
 from nexus.fleet.records import Backend
 
 
-class Demands(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
+class Constraints(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     """`restricted`: only backends in a restricted zone; `min_tier`: only those of that tier or a higher one.
 
     `any_tier` lets a tier below pass, for a client that is content with it. `own_model`: no other model may serve.
@@ -30,9 +30,9 @@ class Demands(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
             return "tier_below_minimum"
         return None
 
-    def __or__(self, other: Demands) -> Demands:
+    def __or__(self, other: Constraints) -> Constraints:
         """Both."""
-        return Demands(
+        return Constraints(
             self.restricted or other.restricted,
             max(self.min_tier, other.min_tier),
             self.any_tier or other.any_tier,
@@ -40,7 +40,7 @@ class Demands(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
         )
 
 
-NOTHING = Demands()
+NOTHING = Constraints()
 
 
 class Policies:
@@ -49,7 +49,7 @@ class Policies:
     def __init__(self, policies: Sequence[Policy] | dict[str, Policy]) -> None:
         self.rules = list(_rules(policies))
 
-    def demands(self, *names: str) -> Demands:
+    def demands(self, *names: str) -> Constraints:
         """What is demanded where a request goes by these names: as asked, after aliases, and that of the model."""
         found = NOTHING
         for pattern, demands in self.rules:
@@ -58,12 +58,20 @@ class Policies:
         return found
 
 
-def _rules(policies: Sequence[Policy] | dict[str, Policy]) -> Iterator[tuple[str, Demands]]:
+def _rules(policies: Sequence[Policy] | dict[str, Policy]) -> Iterator[tuple[str, Constraints]]:
     """Pattern and demands of each. In a table of tables the pattern is the key, `default` being every model."""
-    named = policies.items() if isinstance(policies, dict) else (("default", policy) for policy in policies)
+    named = (
+        policies.items()
+        if isinstance(policies, dict)
+        else (("default", policy) for policy in policies)
+    )
     for key, policy in named:
         pattern = policy.model_pattern or ("*" if key == "default" else key)
         yield (
             pattern,
-            Demands(policy.privacy == "restricted", policy.min_tier or 0, own_model=not policy.fallback_allowed),
+            Constraints(
+                policy.privacy == "restricted",
+                policy.min_tier or 0,
+                own_model=not policy.fallback_allowed,
+            ),
         )

@@ -1,4 +1,4 @@
-"""Which backend serves a request next, and why; or why none can. What changes by the moment is in `Conditions`."""
+"""Which backend serves a request next, and why; or why none can. What changes by the moment is in `RoutingContext`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import msgspec
 from nexus.errors import RequestFailed
 from nexus.fleet.circuits import State
 from nexus.fleet.records import Backend
-from nexus.routing.policies import NOTHING, Demands
-from nexus.routing.requirements import ANYTHING, Needs
+from nexus.routing.needs import ANYTHING, Needs
+from nexus.routing.policies import NOTHING, Constraints
 from nexus.routing.strategies import STRATEGIES, Circumstances
-from nexus.routing.table import Candidates, Offer, RouteTable
+from nexus.routing.table import Candidate, CandidateSet, RouteTable
 
 Reason = Literal["capability-match", "capacity-overflow", "privacy-requirement", "failover"]
 Hindrance = Literal["circuit_open", "busy", "at_capacity"]
@@ -28,7 +28,7 @@ _SECOND_CHANCE = 8191
 """Makes another chance out of the one given, which is independent of it for all that matters here."""
 
 
-class Standing(msgspec.Struct, frozen=True, gc=False):
+class EndpointStatus(msgspec.Struct, frozen=True, gc=False):
     """How a backend stands at this moment, by what requests saw of it.
 
     `ready_in_s`: until an open circuit lets a request try; `busy_s`: for how much longer it said that it is busy;
@@ -42,11 +42,11 @@ class Standing(msgspec.Struct, frozen=True, gc=False):
     failures: int = 0
 
 
-CLEAR = Standing()
+CLEAR = EndpointStatus()
 """Of nearly every backend at nearly every moment."""
 
 
-class Conditions(Protocol):
+class RoutingContext(Protocol):
     """What holds at this moment, asked by a backend's column of the shared tables.
 
     `load`: requests in flight over all workers. `standing` is also asked by the model. `waited_for`: whether a request
@@ -56,7 +56,7 @@ class Conditions(Protocol):
     @property
     def load(self) -> Callable[[int], int]: ...
     @property
-    def standing(self) -> Callable[[int, str], Standing]: ...
+    def standing(self) -> Callable[[int, str], EndpointStatus]: ...
     @property
     def waited_for(self) -> Callable[[int], bool]: ...
     @property
@@ -65,22 +65,22 @@ class Conditions(Protocol):
     def chance(self) -> float: ...
 
 
-class Supposed(msgspec.Struct, frozen=True, kw_only=True):
+class WhatIf(msgspec.Struct, frozen=True, kw_only=True):
     """Conditions that somebody wants to see a choice under."""
 
     load: Callable[[int], int]
-    standing: Callable[[int, str], Standing] = lambda *_: CLEAR
+    standing: Callable[[int, str], EndpointStatus] = lambda *_: CLEAR
     waited_for: Callable[[int], bool] = lambda _: False
     turn: int = 0
     chance: float = 0.0
 
 
-class _DespiteCircuits(msgspec.Struct, frozen=True):
+class _IgnoringCircuits(msgspec.Struct, frozen=True):
     """The conditions as they are, but no circuit keeps a request from a backend."""
 
-    now: Conditions
+    now: RoutingContext
 
-    def standing(self, column: int, model: str) -> Standing:
+    def standing(self, column: int, model: str) -> EndpointStatus:
         found = self.now.standing(column, model)
         return msgspec.structs.replace(found, state="closed") if found.state == "open" else found
 
@@ -101,7 +101,7 @@ class _DespiteCircuits(msgspec.Struct, frozen=True):
         return self.now.chance
 
 
-class Asked(msgspec.Struct, frozen=True, gc=False):
+class RouteQuery(msgspec.Struct, frozen=True, gc=False):
     """A request as the router sees it: the model (aliases resolved), what it must be able to do and where it may go.
 
     `flexible` lets a backend below the demanded tier serve where none of that tier can. `beyond`: only candidates whose
@@ -110,7 +110,7 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
 
     model: str
     needs: Needs = ANYTHING
-    demands: Demands = NOTHING
+    demands: Constraints = NOTHING
     flexible: bool = False
     beyond: int = 0
 
@@ -130,51 +130,63 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     context_length: int | None = None
 
 
-class NoRoom(RequestFailed):
+class AtCapacity(RequestFailed):
     """Backends that could serve take nothing more at this moment; waiting may help.
 
     `backends` are those to wait for, `ready_in_s` the shortest time for which one of them said that it is busy.
     """
 
-    def __init__(self, failure: RequestFailed, backends: Sequence[Backend], ready_in_s: float) -> None:
-        super().__init__(failure.fault, failure.message, headers=failure.headers, context=failure.context)
+    def __init__(
+        self, failure: RequestFailed, backends: Sequence[Backend], ready_in_s: float
+    ) -> None:
+        super().__init__(
+            failure.fault, failure.message, headers=failure.headers, context=failure.context
+        )
         self.backends = backends
         self.ready_in_s = ready_in_s
 
 
-def choose(table: RouteTable, asked: Asked, *, tried: Tried, now: Conditions) -> Choice:
+def choose(table: RouteTable, asked: RouteQuery, *, tried: Tried, now: RoutingContext) -> Choice:
     """Pick the next backend.
 
     Backends that were not tried come first, over the whole fallback chain; a backend that failed with one model is only
     then asked for another. Where the circuits of all that could serve are open, though their probes are good, the best
-    of them is tried all the same. Raises `NoRoom`, or `RequestFailed` with a fault of routing where waiting does not
+    of them is tried all the same. Raises `AtCapacity`, or `RequestFailed` with a fault of routing where waiting does not
     help.
     """
-    blocked: list[tuple[Offer, Standing]] = []
+    blocked: list[tuple[Candidate, EndpointStatus]] = []
     choice = _choose(table, asked, tried, now, blocked)
     if choice is None and not blocked and not tried:
-        choice = _choose(table, asked, tried, _DespiteCircuits(now), blocked)
+        choice = _choose(table, asked, tried, _IgnoringCircuits(now), blocked)
     if choice is not None:
         return choice
     failure = no_route(table, asked, now)
     if blocked:
         backends = tuple({offer.backend.name: offer.backend for offer, _ in blocked}.values())
-        raise NoRoom(failure, backends, min(standing.busy_s for _, standing in blocked))
+        raise AtCapacity(failure, backends, min(standing.busy_s for _, standing in blocked))
     raise failure
 
 
 def _choose(
-    table: RouteTable, asked: Asked, tried: Tried, now: Conditions, blocked: list[tuple[Offer, Standing]]
+    table: RouteTable,
+    asked: RouteQuery,
+    tried: Tried,
+    now: RoutingContext,
+    blocked: list[tuple[Candidate, EndpointStatus]],
 ) -> Choice | None:
     for demands in _in_order(asked) if asked.flexible else (asked.demands,):
         for again in (False, True) if tried else (False,):
             for name in table.chain(asked.model, asked.demands):
                 candidates = table.candidates(name, asked.needs, demands)
-                offers: Sequence[Offer] = candidates.offers
+                offers: Sequence[Candidate] = candidates.offers
                 if tried:
                     offers = _untried(offers, tried, name, again=again)
                 if asked.beyond:
-                    offers = [offer for offer in offers if (offer.model.context_length or 0) > asked.beyond]
+                    offers = [
+                        offer
+                        for offer in offers
+                        if (offer.model.context_length or 0) > asked.beyond
+                    ]
                 usable = _usable(offers, name, now, blocked)
                 if usable:
                     passed_over = len(usable) < candidates.known or name != asked.model
@@ -195,44 +207,63 @@ def _choose(
     return None
 
 
-def _in_order(asked: Asked) -> tuple[Demands, ...]:
+def _in_order(asked: RouteQuery) -> tuple[Constraints, ...]:
     """The demands to try in turn: a flexible request comes back for a lower tier, never for another zone."""
     return (
-        (asked.demands, msgspec.structs.replace(asked.demands, any_tier=True)) if asked.flexible else (asked.demands,)
+        (asked.demands, msgspec.structs.replace(asked.demands, any_tier=True))
+        if asked.flexible
+        else (asked.demands,)
     )
 
 
-def _untried(offers: Sequence[Offer], tried: Tried, model: str, *, again: bool) -> Sequence[Offer]:
+def _untried(
+    offers: Sequence[Candidate], tried: Tried, model: str, *, again: bool
+) -> Sequence[Candidate]:
     if again:
         return [offer for offer in offers if (offer.backend.name, model) not in tried]
     failed = {backend for backend, _ in tried}
     return [offer for offer in offers if offer.backend.name not in failed]
 
 
-def _fitting(usable: list[tuple[Offer, Standing]], needs: Needs) -> list[tuple[Offer, Standing]]:
+def _fitting(
+    usable: list[tuple[Candidate, EndpointStatus]], needs: Needs
+) -> list[tuple[Candidate, EndpointStatus]]:
     """Those whose known context takes the request, by an estimate, else the longest; an unknown one always may."""
     lengths = {offer.model.context_length for offer, _ in usable}
     least = min(needs.context, max(length or 0 for length in lengths))
-    return [entry for entry in usable if (length := entry[0].model.context_length) is None or length >= least]
+    return [
+        entry
+        for entry in usable
+        if (length := entry[0].model.context_length) is None or length >= least
+    ]
 
 
 def _usable(
-    offers: Sequence[Offer], model: str, now: Conditions, blocked: list[tuple[Offer, Standing]]
-) -> list[tuple[Offer, Standing]]:
+    offers: Sequence[Candidate],
+    model: str,
+    now: RoutingContext,
+    blocked: list[tuple[Candidate, EndpointStatus]],
+) -> list[tuple[Candidate, EndpointStatus]]:
     """Those that can take a request for the model now; those that lack room are added to `blocked`."""
     usable = []
     for offer in offers:
         backend = offer.backend
         standing = now.standing(backend.column, model)
-        hindrance = None if standing is CLEAR and backend.limit is None else hindrance_of(backend, standing, now)
-        if hindrance is None:
+        unavailability = (
+            None
+            if standing is CLEAR and backend.limit is None
+            else hindrance_of(backend, standing, now)
+        )
+        if unavailability is None:
             usable.append((offer, standing))
-        elif hindrance != "circuit_open":
+        elif unavailability != "circuit_open":
             blocked.append((offer, standing))
     return usable
 
 
-def hindrance_of(backend: Backend, standing: Standing, now: Conditions) -> Hindrance | None:
+def hindrance_of(
+    backend: Backend, standing: EndpointStatus, now: RoutingContext
+) -> Hindrance | None:
     """Why a backend that may serve cannot take a request at this moment."""
     if standing is not CLEAR:
         if standing.state == "open":
@@ -246,8 +277,12 @@ def hindrance_of(backend: Backend, standing: Standing, now: Conditions) -> Hindr
 
 
 def _pick(
-    table: RouteTable, usable: list[tuple[Offer, Standing]], now: Conditions, *, first: bool
-) -> tuple[Offer, Standing]:
+    table: RouteTable,
+    usable: list[tuple[Candidate, EndpointStatus]],
+    now: RoutingContext,
+    *,
+    first: bool,
+) -> tuple[Candidate, EndpointStatus]:
     if len(usable) == 1:
         return usable[0]
     load = now.load
@@ -263,43 +298,65 @@ def _pick(
         load = lambda column: now.load(column) + failures[column]  # noqa: E731
     if len(usable) == 1:
         return usable[0]
-    circumstances = Circumstances(load=load, weights=table.routing.weights, turn=now.turn, chance=now.chance)
+    circumstances = Circumstances(
+        load=load, weights=table.routing.weights, turn=now.turn, chance=now.chance
+    )
     picked = STRATEGIES[table.routing.strategy]([offer for offer, _ in usable], circumstances)
     return next(entry for entry in usable if entry[0] is picked)
 
 
-def _reason(offer: Offer, candidates: Candidates, asked: Asked, served: str, *, tried: Tried) -> Reason:
+def _reason(
+    offer: Candidate, candidates: CandidateSet, asked: RouteQuery, served: str, *, tried: Tried
+) -> Reason:
     if tried or served != asked.model:
         return "failover"
     if asked.demands.restricted:
         return "privacy-requirement"
-    return "capability-match" if offer.backend.config.priority <= candidates.preferred else "capacity-overflow"
+    return (
+        "capability-match"
+        if offer.backend.config.priority <= candidates.preferred
+        else "capacity-overflow"
+    )
 
 
-def no_route(table: RouteTable, asked: Asked, now: Conditions) -> RequestFailed:
+def no_route(table: RouteTable, asked: RouteQuery, now: RoutingContext) -> RequestFailed:
     """Why no backend can serve: the fault that says most about what the client or the operator could change."""
     model, chain = asked.model, table.chain(asked.model, asked.demands)
     told = _Told(table, asked, now)
     if not table.backends:
         return told.unavailable("no_backend", "No backend is registered with this gateway.")
-    named = [(name, offer) for name in chain for offer in table.offers_of(name) if offer.backend.usable]
+    named = [
+        (name, offer) for name in chain for offer in table.offers_of(name) if offer.backend.usable
+    ]
     healthy = [offer for _, offer in named]
-    allowed = [(name, offer) for name, offer in named if told.demands(name, offer).rejects(offer.backend) is None]
+    allowed = [
+        (name, offer)
+        for name, offer in named
+        if told.demands(name, offer).rejects(offer.backend) is None
+    ]
     able = [(name, offer) for name, offer in allowed if offer.can(asked.needs)]
     if able:
         standings = [now.standing(offer.backend.column, name) for name, offer in able]
         if all(standing.state == "open" for standing in standings):
             ready_in_s = min(standing.ready_in_s for standing in standings)
-            message = f"Every backend that serves {model!r} has been failing; it is tried again shortly."
-            return told.unavailable("no_healthy_backend", message, retry_after_s=max(1, math.ceil(ready_in_s)))
+            message = (
+                f"Every backend that serves {model!r} has been failing; it is tried again shortly."
+            )
+            return told.unavailable(
+                "no_healthy_backend", message, retry_after_s=max(1, math.ceil(ready_in_s))
+            )
         busy_s = min(standing.busy_s for standing in standings if standing.state != "open")
         message = f"Every backend that serves {model!r} is at its limit; try again shortly."
         return told.unavailable("at_capacity", message, retry_after_s=max(1, math.ceil(busy_s)))
     if healthy and not allowed and any(offer.can(asked.needs) for offer in healthy):
-        message = f"The policies for {model!r} allow none of the backends that have it and are healthy."
+        message = (
+            f"The policies for {model!r} allow none of the backends that have it and are healthy."
+        )
         return told.unavailable("routing_rejected", message, retry_after_s=5)
     if healthy:
-        lacking = ", ".join(dict.fromkeys(word for offer in healthy for word in offer.lacks(asked.needs)))
+        lacking = ", ".join(
+            dict.fromkeys(word for offer in healthy for word in offer.lacks(asked.needs))
+        )
         return RequestFailed(
             "capability_mismatch",
             f"No backend that has {model!r} can do what the request asks for: {lacking}.",
@@ -315,9 +372,13 @@ def no_route(table: RouteTable, asked: Asked, now: Conditions) -> RequestFailed:
             param="model",
         )
     if table.offers_of(model):
-        return told.unavailable("no_healthy_backend", f"No healthy backend serves {model!r} now.", retry_after_s=5)
+        return told.unavailable(
+            "no_healthy_backend", f"No healthy backend serves {model!r} now.", retry_after_s=5
+        )
     more = len(table.healthy) - _LISTED
-    listed = ", ".join(nsmallest(_LISTED, table.healthy)) + (f" and {more} more" if more > 0 else "")
+    listed = ", ".join(nsmallest(_LISTED, table.healthy)) + (
+        f" and {more} more" if more > 0 else ""
+    )
     return RequestFailed(
         "model_not_found",
         f"The model {model[:200]!r} does not exist here. Available: {listed or 'none'}.",
@@ -328,16 +389,18 @@ def no_route(table: RouteTable, asked: Asked, now: Conditions) -> RequestFailed:
 class _Told:
     """A 503, with the reason for each backend in headers and body, as the original tells them."""
 
-    def __init__(self, table: RouteTable, asked: Asked, now: Conditions) -> None:
+    def __init__(self, table: RouteTable, asked: RouteQuery, now: RoutingContext) -> None:
         self._table = table
         self._asked = asked
         self._now = now
 
-    def demands(self, model: str, offer: Offer) -> Demands:
+    def demands(self, model: str, offer: Candidate) -> Constraints:
         """What is demanded of an offer for a model, by both names; the least that a flexible request accepts."""
         return _in_order(self._asked)[-1] | self._table.demands(model, offer.model.name)
 
-    def unavailable(self, fault: str, message: str, *, retry_after_s: int | None = None) -> RequestFailed:
+    def unavailable(
+        self, fault: str, message: str, *, retry_after_s: int | None = None
+    ) -> RequestFailed:
         table, demands = self._table, self._asked.demands
         rejected = [
             {"backend": backend.name, "reason": rejection(table, self._asked, backend, self._now)}
@@ -345,8 +408,12 @@ class _Told:
         ]
         headers = {"retry-after": str(retry_after_s)} if retry_after_s else {}
         if rejected:
-            headers["x-nexus-rejection-reasons"] = ",".join(sorted({entry["reason"] for entry in rejected}))
-            headers["x-nexus-rejection-details"] = json.dumps(rejected)  # in ASCII, whatever the names are
+            headers["x-nexus-rejection-reasons"] = ",".join(
+                sorted({entry["reason"] for entry in rejected})
+            )
+            headers["x-nexus-rejection-details"] = json.dumps(
+                rejected
+            )  # in ASCII, whatever the names are
         context = {
             "required_tier": demands.min_tier or None,
             "available_backends": [backend.name for backend in table.backends if backend.usable],
@@ -356,7 +423,9 @@ class _Told:
         return RequestFailed(fault, message, headers=headers, context=context)
 
 
-def exclusions(table: RouteTable, asked: Asked, now: Conditions, *, chosen: Choice | None) -> list[str]:
+def exclusions(
+    table: RouteTable, asked: RouteQuery, now: RoutingContext, *, chosen: Choice | None
+) -> list[str]:
     """Why backends that have the model were excluded, one of `EXCLUSION_REASONS` for each.
 
     It goes down the fallback chain to the chosen model, and to its end if none was chosen.
@@ -373,21 +442,35 @@ def exclusions(table: RouteTable, asked: Asked, now: Conditions, *, chosen: Choi
     return [reason for reason in reasons if reason]
 
 
-def rejection(table: RouteTable, asked: Asked, backend: Backend, now: Conditions, *, model: str | None = None) -> str:
+def rejection(
+    table: RouteTable,
+    asked: RouteQuery,
+    backend: Backend,
+    now: RoutingContext,
+    *,
+    model: str | None = None,
+) -> str:
     """Why this backend cannot serve the request now, with this model or any of the chain; empty where it can."""
     if backend.status != "healthy":
         return backend.status
     if backend.draining:
         return "draining"
     chain = (model,) if model is not None else table.chain(asked.model, asked.demands)
-    offers = [(name, offer) for name in chain for offer in table.offers_of(name) if offer.backend.name == backend.name]
+    offers = [
+        (name, offer)
+        for name in chain
+        for offer in table.offers_of(name)
+        if offer.backend.name == backend.name
+    ]
     if not offers:
         return "model_not_found"
     able = [(name, offer) for name, offer in offers if offer.can(asked.needs)]
     if not able:
         return "capability_mismatch"
     least = _in_order(asked)[-1]
-    refusals = [(least | table.demands(name, offer.model.name)).rejects(backend) for name, offer in able]
+    refusals = [
+        (least | table.demands(name, offer.model.name)).rejects(backend) for name, offer in able
+    ]
     if all(refusals):
         return str(refusals[0])
     return hindrance_of(backend, now.standing(backend.column, able[0][0]), now) or ""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from nexus.config.records import Weights
-from nexus.routing.table import Offer
+from nexus.routing.table import Candidate
 
 
 class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,7 +23,7 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     chance: float
 
 
-def smart(offers: Sequence[Offer], now: Circumstances) -> Offer:
+def smart(offers: Sequence[Candidate], now: Circumstances) -> Candidate:
     """The highest score of priority, load and probe latency.
 
     Those within one request of the highest count as equal: of two of them, taken at random, the better one is picked,
@@ -38,7 +38,7 @@ def smart(offers: Sequence[Offer], now: Circumstances) -> Offer:
     return offers[max(best[first], best[second], key=lambda n: (scores[n], n == best[first]))]
 
 
-def score(offer: Offer, now: Circumstances) -> float:
+def score(offer: Candidate, now: Circumstances) -> float:
     """The original's score: each part from 0 to 100, times its weight."""
     backend, weights = offer.backend, now.weights
     priority = backend.config.priority
@@ -51,12 +51,12 @@ def score(offer: Offer, now: Circumstances) -> float:
     )
 
 
-def round_robin(offers: Sequence[Offer], now: Circumstances) -> Offer:
+def round_robin(offers: Sequence[Candidate], now: Circumstances) -> Candidate:
     """Each in its turn; `turn` counts over all workers."""
     return offers[now.turn % len(offers)]
 
 
-def priority_only(offers: Sequence[Offer], now: Circumstances) -> Offer:
+def priority_only(offers: Sequence[Candidate], now: Circumstances) -> Candidate:
     """The best priority; equal ones share by chance, the less loaded of two."""
     highest = min(offer.backend.config.priority for offer in offers)
     best = [offer for offer in offers if offer.backend.config.priority == highest]
@@ -66,7 +66,7 @@ def priority_only(offers: Sequence[Offer], now: Circumstances) -> Offer:
     return min(best[first], best[second], key=lambda offer: now.load(offer.backend.column))
 
 
-def random(offers: Sequence[Offer], now: Circumstances) -> Offer:
+def random(offers: Sequence[Candidate], now: Circumstances) -> Candidate:
     """Any."""
     return offers[int(now.chance * len(offers))]
 
@@ -78,7 +78,7 @@ def _two(count: int, chance: float) -> tuple[int, int]:
     return first, second + (second >= first)
 
 
-STRATEGIES: dict[str, Callable[[Sequence[Offer], Circumstances], Offer]] = {
+STRATEGIES: dict[str, Callable[[Sequence[Candidate], Circumstances], Candidate]] = {
     "smart": smart,
     "round_robin": round_robin,
     "priority_only": priority_only,

@@ -9,15 +9,15 @@ from nexus.config.loading import ALIAS_DEPTH
 from nexus.fleet.records import Backend, Model, Snapshot
 from nexus.routing.listing import Listing
 from nexus.routing.names import matches, ollama_form
-from nexus.routing.policies import NOTHING, Demands, Policies
-from nexus.routing.requirements import Needs
+from nexus.routing.needs import Needs
+from nexus.routing.policies import NOTHING, Constraints, Policies
 
 CAPABILITIES = {"vision": "images", "tools": "tools", "json_mode": "JSON mode"}
 """Fields of `Model` and `Needs` that say what a model can do → what a client calls it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class Candidate:
     """A model on a backend."""
 
     backend: Backend
@@ -27,7 +27,9 @@ class Offer:
         """What the request asks for and the model is known not to do."""
         model = self.model
         lacking = [
-            word for field, word in CAPABILITIES.items() if getattr(model, field) is False and getattr(needs, field)
+            word
+            for field, word in CAPABILITIES.items()
+            if getattr(model, field) is False and getattr(needs, field)
         ]
         if model.tasks and needs.task and needs.task not in model.tasks:
             lacking.append(needs.task)
@@ -39,36 +41,42 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
+class CandidateSet:
     """The offers of a model that may serve requests of one sort, before anything is asked that changes by the moment.
 
     `lengths_differ`: more than one context length is known of them. `preferred`: the best priority among them.
     `known`: the number of all offers of the model, the unhealthy and the unsuitable ones included.
     """
 
-    offers: tuple[Offer, ...]
+    offers: tuple[Candidate, ...]
     lengths_differ: bool
     preferred: int
     known: int
 
 
-_NO_CANDIDATES = Candidates((), False, 0, 0)
+_NO_CANDIDATES = CandidateSet((), False, 0, 0)
 
 
-class Offers(Mapping[str, Sequence[Offer]]):
+class CandidateSource(Mapping[str, Sequence[Candidate]]):
     """Listed name → its offers at the backends in these positions. Each is made when it is first asked for."""
 
-    def __init__(self, listing: Listing, backends: Sequence[Backend], positions: frozenset[int]) -> None:
+    def __init__(
+        self, listing: Listing, backends: Sequence[Backend], positions: frozenset[int]
+    ) -> None:
         self._listing = listing
         self._backends = backends
         self._positions = positions
-        self._made: dict[str, list[Offer]] = {}
+        self._made: dict[str, list[Candidate]] = {}
 
-    def __getitem__(self, name: str) -> Sequence[Offer]:
+    def __getitem__(self, name: str) -> Sequence[Candidate]:
         offers = self._made.get(name)
         if offers is None:
             listed = self._listing.by_name[name]
-            offers = [Offer(self._backends[at], model) for at, model in listed if at in self._positions]
+            offers = [
+                Candidate(self._backends[at], model)
+                for at, model in listed
+                if at in self._positions
+            ]
             if not offers:
                 raise KeyError(name)
             self._made[name] = offers
@@ -91,7 +99,11 @@ class RouteTable:
     """
 
     def __init__(
-        self, snapshot: Snapshot, *, before: RouteTable | None = None, pause: Callable[[], object] = lambda: None
+        self,
+        snapshot: Snapshot,
+        *,
+        before: RouteTable | None = None,
+        pause: Callable[[], object] = lambda: None,
     ) -> None:
         """`before` is the table of an earlier snapshot; `pause` is called now and then, so that others can run."""
         self.snapshot = snapshot
@@ -99,17 +111,21 @@ class RouteTable:
         self.policies = Policies(self.routing.policies)
         self.backends: Sequence[Backend] = snapshot.backends
         same = before is not None and before.listing.made_from(self.backends)
-        self.listing: Listing = before.listing if before is not None and same else Listing(self.backends, pause)
+        self.listing: Listing = (
+            before.listing if before is not None and same else Listing(self.backends, pause)
+        )
         usable = frozenset(at for at, backend in enumerate(self.backends) if backend.usable)
-        self.offers = Offers(self.listing, self.backends, frozenset(range(len(self.backends))))
-        self.healthy = Offers(self.listing, self.backends, usable)
+        self.offers = CandidateSource(
+            self.listing, self.backends, frozenset(range(len(self.backends)))
+        )
+        self.healthy = CandidateSource(self.listing, self.backends, usable)
         self._decisive: dict[str, tuple[str, ...]] = {}
         self._chains = {
             self.listed(name): tuple(dict.fromkeys(map(self.listed, (name, *chain))))
             for name, chain in self.routing.fallbacks.items()
         }
         self.undiscovered = any(backend.status == "unknown" for backend in self.backends)
-        self._candidates: dict[tuple[str, Demands, tuple[object, ...]], Candidates] = {}
+        self._candidates: dict[tuple[str, Constraints, tuple[object, ...]], CandidateSet] = {}
 
     def resolve(self, name: str) -> str:
         """The listed name of what a client asks for: aliases followed up to three deep, equivalent names known."""
@@ -132,21 +148,23 @@ class RouteTable:
     def entry(self, name: str) -> str:
         """The listed name or pattern that covers a resolved name; itself if none does."""
         if name not in self.listing.by_name and self.listing.patterns:
-            return next((pattern for pattern in self.listing.patterns if matches(name, pattern)), name)
+            return next(
+                (pattern for pattern in self.listing.patterns if matches(name, pattern)), name
+            )
         return name
 
-    def chain(self, model: str, demands: Demands = NOTHING) -> tuple[str, ...]:
+    def chain(self, model: str, demands: Constraints = NOTHING) -> tuple[str, ...]:
         """The model, then those that may stand in for it."""
         return (None if demands.own_model else self._chains.get(model)) or (model,)
 
-    def demands(self, *names: str) -> Demands:
+    def demands(self, *names: str) -> Constraints:
         return self.policies.demands(*names) if self.policies.rules else NOTHING
 
-    def offers_of(self, model: str) -> Sequence[Offer]:
+    def offers_of(self, model: str) -> Sequence[Candidate]:
         """Who has the model, well or not."""
         return self.offers.get(self.entry(model), ())
 
-    def candidates(self, model: str, needs: Needs, demands: Demands) -> Candidates:
+    def candidates(self, model: str, needs: Needs, demands: Constraints) -> CandidateSet:
         """Healthy backends that have the model, may serve it, and are not known to lack what is asked.
 
         Found once for each sort of request. Of the needs only those are read that tell the backends apart.
@@ -163,8 +181,10 @@ class RouteTable:
         found = self._candidates.get(key)
         if found is None:
             demands |= self.demands(name)
-            good = tuple(o for o in self.healthy[name] if o.can(needs) and demands.rejects(o.backend) is None)
-            found = self._candidates[key] = Candidates(
+            good = tuple(
+                o for o in self.healthy[name] if o.can(needs) and demands.rejects(o.backend) is None
+            )
+            found = self._candidates[key] = CandidateSet(
                 offers=good,
                 lengths_differ=len({o.model.context_length for o in good} - {None}) > 1,
                 preferred=min((o.backend.config.priority for o in good), default=0),
@@ -173,9 +193,13 @@ class RouteTable:
         return found
 
 
-def _decisive_fields(offers: Sequence[Offer]) -> tuple[str, ...]:
+def _decisive_fields(offers: Sequence[Candidate]) -> tuple[str, ...]:
     """The fields of `Needs` of which some of the offers are known to lack something."""
-    fields = [field for field in CAPABILITIES if any(getattr(offer.model, field) is False for offer in offers)]
+    fields = [
+        field
+        for field in CAPABILITIES
+        if any(getattr(offer.model, field) is False for offer in offers)
+    ]
     if any(offer.model.tasks for offer in offers):
         fields.append("task")
     return tuple(fields)

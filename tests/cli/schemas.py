@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nexus.web.openapi import document
+from nexus.admin.openapi import document
 
 Schema = dict[str, Any]
 
@@ -20,7 +20,12 @@ def maybe(schema: Schema) -> Schema:
 
 
 def record(**properties: Schema) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def every(schema: Schema, *, least: int = 1) -> Schema:
@@ -42,7 +47,14 @@ VERDICT = record(
     circuit=TEXT,
 )  # fmt: skip
 FINDING = record(area=TEXT, state={"enum": ["ok", "warn", "fail"]}, what=TEXT, mend=maybe(TEXT))
-FAMILY = record(name=TEXT, kind=TEXT, help=TEXT, labels=TEXTS, buckets={"type": "array", "items": NUMBER}, source=TEXT)
+FAMILY = record(
+    name=TEXT,
+    kind=TEXT,
+    help=TEXT,
+    labels=TEXTS,
+    buckets={"type": "array", "items": NUMBER},
+    source=TEXT,
+)
 SAMPLE = record(name=TEXT, labels={"type": "object", "additionalProperties": TEXT}, value=NUMBER)
 
 SCHEMAS: dict[str, Schema] = {

@@ -31,7 +31,9 @@ def test_version_and_help():
         assert command in shown.stdout
 
 
-@pytest.mark.parametrize("words", [[], *([name] for name in ("backends", "config", "metrics", "route"))])
+@pytest.mark.parametrize(
+    "words", [[], *([name] for name in ("backends", "config", "metrics", "route"))]
+)
 def test_every_command_is_told_in_one_line_of_a_terminal(words):
     listed = nexus(*words, "-h", COLUMNS="80").stdout.partition("Commands:")[2]
     assert len(listed.splitlines()) > 1
@@ -49,7 +51,10 @@ def test_config_init_and_check(tmp_path):
     assert nexus("config", "init", "-o", str(target)).returncode == 0
     assert target.read_text() == template()
     again = nexus("config", "init", "-o", str(target))
-    assert (again.returncode, again.stderr) == (2, f"{target} exists already; --force replaces it.\n")
+    assert (again.returncode, again.stderr) == (
+        2,
+        f"{target} exists already; --force replaces it.\n",
+    )
     checked = nexus("config", "check", str(target))
     assert (checked.returncode, checked.stdout) == (0, f"{target}: ok, 0 backends.\n")
 
@@ -112,9 +117,13 @@ def test_demo_backend_is_the_same_for_the_same_seed(tmp_path):
         with Demo(tmp_path, name=name, seed=3, fault="status=503,rate=0.5,seed=4") as demo:
             answers = []
             for _ in range(8):
-                body = json.dumps({"model": "demo-small", "messages": [{"role": "user", "content": "x"}]}).encode()
+                body = json.dumps(
+                    {"model": "demo-small", "messages": [{"role": "user", "content": "x"}]}
+                ).encode()
                 try:
-                    with urllib.request.urlopen(f"{demo.url}/v1/chat/completions", data=body, timeout=5) as answer:
+                    with urllib.request.urlopen(
+                        f"{demo.url}/v1/chat/completions", data=body, timeout=5
+                    ) as answer:
                         answers.append(json.load(answer)["choices"][0]["message"]["content"])
                 except urllib.error.HTTPError as error:
                     answers.append(error.code)

@@ -27,12 +27,16 @@ def place(tmp_path):
     return tmp_path
 
 
-def doctor(place, *words: str, limit: int | None = None, **environ: str) -> dict[str, tuple[str, str]]:
+def doctor(
+    place, *words: str, limit: int | None = None, **environ: str
+) -> dict[str, tuple[str, str]]:
     """Area → (what, mend) of the faults."""
 
     def set_limit() -> None:
         if limit:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            resource.setrlimit(
+                resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+            )
 
     done = subprocess.run(
         [sys.executable, "-m", "nexus", "doctor", "--json", "-c", str(place / "nexus.toml"), *words],
@@ -40,7 +44,11 @@ def doctor(place, *words: str, limit: int | None = None, **environ: str) -> dict
     )  # fmt: skip
     shown = json.loads(done.stdout)
     jsonschema.validate(shown, SCHEMAS["doctor"])
-    faults = {one["area"]: (one["what"], one["mend"]) for one in shown["findings"] if one["state"] == "fail"}
+    faults = {
+        one["area"]: (one["what"], one["mend"])
+        for one in shown["findings"]
+        if one["state"] == "fail"
+    }
     assert done.returncode == (1 if faults else 0)
     return faults
 
@@ -70,9 +78,15 @@ def test_a_gateway_that_runs_is_no_fault(tmp_path):
     with Demo(tmp_path, models=["m"]) as demo, Gateway(tmp_path, backend_toml(demo)) as gateway:
         found = quick(tmp_path)
         assert found == {}
-        (tmp_path / "nexus.toml").write_text((tmp_path / "nexus.toml").read_text().replace("vllm", "vlm"))
+        (tmp_path / "nexus.toml").write_text(
+            (tmp_path / "nexus.toml").read_text().replace("vllm", "vlm")
+        )
         gateway.send(signal.SIGHUP)
-        until(lambda: gateway.scrape().samples[("nexus_config_last_reload_successful", frozenset())] == 0)
+        until(
+            lambda: (
+                gateway.scrape().samples[("nexus_config_last_reload_successful", frozenset())] == 0
+            )
+        )
         assert {"configuration", "reload"} <= set(quick(tmp_path))
 
 
@@ -84,7 +98,9 @@ def test_misspelt_key(place):
 
 
 def test_key_that_is_not_there(place):
-    append(place, '[[backends]]\nname = "a"\nurl = "http://127.0.0.1:9"\napi_key_env = "NO_SUCH_KEY"\n')
+    append(
+        place, '[[backends]]\nname = "a"\nurl = "http://127.0.0.1:9"\napi_key_env = "NO_SUCH_KEY"\n'
+    )
     what, mend = quick(place)["secrets"]
     assert "$NO_SUCH_KEY" in what
     assert "LoadCredential=NO_SUCH_KEY" in mend

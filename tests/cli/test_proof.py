@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 
-from nexus.fleet.proof import CHALLENGE, PROOF, proof
+from nexus.fleet.identity_proof import CHALLENGE, PROOF, proof
 from tests.support.processes import Demo, Gateway, backend_toml, clean_environ
 
 pytestmark = pytest.mark.e2e
@@ -29,7 +29,10 @@ class Impostor(BaseHTTPRequestHandler):
         shown = ""
         if challenge := self.headers.get(CHALLENGE):
             request = urllib.request.Request(f"{self.real}/livez", headers={CHALLENGE: challenge})
-            with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(request, timeout=5) as answer:
+            with (
+                contextlib.suppress(urllib.error.URLError),
+                urllib.request.urlopen(request, timeout=5) as answer,
+            ):
                 shown = answer.headers[PROOF]
         self.send_response(200 if self.path == "/livez" else 401)
         self.send_header(PROOF, shown or "")
@@ -49,7 +52,9 @@ def gateway(tmp_path_factory):
     protect = '[admin]\nprotect = ["dashboard", "metrics"]\n'
     with (
         Demo(directory, pace=0) as demo,
-        Gateway(directory, backend_toml(demo) + protect, environ={"NEXUS_ADMIN_TOKEN": TOKEN}) as gateway,
+        Gateway(
+            directory, backend_toml(demo) + protect, environ={"NEXUS_ADMIN_TOKEN": TOKEN}
+        ) as gateway,
     ):
         yield gateway
 
@@ -64,7 +69,9 @@ def nexus(*words, file, **environ):
 def test_the_gateway_proves_itself_by_both_ports(gateway):
     key = (gateway.run_dir / "admin.token").read_text()
     for port in (gateway.port, gateway.operations_port):
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/livez", headers={CHALLENGE: "abc"})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/livez", headers={CHALLENGE: "abc"}
+        )
         with urllib.request.urlopen(request, timeout=10) as answer:
             assert answer.headers[PROOF] == proof(key, "abc", port)
     for words in (("history",), ("stats",), ("backends", "list"), ("status",)):
@@ -75,7 +82,8 @@ def test_the_gateway_proves_itself_by_both_ports(gateway):
 
 
 @pytest.mark.parametrize(
-    "words", [("stats",), ("history",), ("status",), ("backends", "list"), ("backends", "drain", "demo")]
+    "words",
+    [("stats",), ("history",), ("status",), ("backends", "list"), ("backends", "drain", "demo")],
 )
 def test_an_impostor_gets_no_token(gateway, tmp_path, words):
     """The run directory is the real gateway's, whose port is another one; the impostor has the configured ports."""
@@ -95,7 +103,11 @@ def test_an_impostor_gets_no_token(gateway, tmp_path, words):
     assert "does not prove to be this gateway and was sent no token" in found.stderr
     assert Impostor.heads
     own = (gateway.run_dir / "admin.token").read_text()
-    assert not [head for head in Impostor.heads if TOKEN in head or own in head or "authorization" in head.lower()]
+    assert not [
+        head
+        for head in Impostor.heads
+        if TOKEN in head or own in head or "authorization" in head.lower()
+    ]
 
 
 def test_an_address_that_the_user_names_gets_the_token(gateway):

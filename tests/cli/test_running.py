@@ -38,7 +38,12 @@ def fleet(tmp_path_factory):
 
 def nexus(*words: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*NEXUS, *words], input=stdin, capture_output=True, text=True, timeout=60, env=clean_environ(**environ)
+        [*NEXUS, *words],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=clean_environ(**environ),
     )
 
 
@@ -77,16 +82,28 @@ def test_chat_then_what_was_counted(fleet):
     assert len(done.stdout.split()) == 3
     assert "one (local, capability-match) · first token after" in done.stderr
     shown = asked(fleet, "chat", "m", "Hello!", "--max-tokens", "4")
-    assert (shown["backend"], shown["completion_tokens"], shown["finish_reason"]) == ("one", 4, "length")
+    assert (shown["backend"], shown["completion_tokens"], shown["finish_reason"]) == (
+        "one",
+        4,
+        "length",
+    )
     refused = nexus("chat", "made-up", "Hello!", "-c", fleet.configured)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "made-up" in refused.stderr
     fleet.settled()
 
-    (refused, ok) = asked(fleet, "metrics get", "nexus_requests_total")["samples"]  # by their labels: backend first
+    (refused, ok) = asked(fleet, "metrics get", "nexus_requests_total")[
+        "samples"
+    ]  # by their labels: backend first
     assert (ok["labels"], ok["value"]) == ({"model": "m", "backend": "one", "status": "200"}, 2)
-    assert (refused["labels"], refused["value"]) == ({"model": "unknown", "backend": "none", "status": "404"}, 1)
-    shown = [line.split() for line in said(fleet, "metrics", "get", "nexus_requests_total").splitlines()[1:]]
+    assert (refused["labels"], refused["value"]) == (
+        {"model": "unknown", "backend": "none", "status": "404"},
+        1,
+    )
+    shown = [
+        line.split()
+        for line in said(fleet, "metrics", "get", "nexus_requests_total").splitlines()[1:]
+    ]
     assert shown == [["unknown", "none", "404", "1"], ["m", "one", "200", "2"]]
     assert asked(fleet, "stats")["requests"] == {"total": 3, "success": 2, "errors": 1}
     assert "3 requests, 1 failed (33.3 %)" in said(fleet, "stats")
@@ -109,7 +126,18 @@ def test_status_health_models(fleet):
 
 
 def test_backends_come_drain_and_go(fleet):
-    added = asked(fleet, "backends add", fleet.two.url, "--name", "two", "--type", "vllm", "--priority", "7", "--save")
+    added = asked(
+        fleet,
+        "backends add",
+        fleet.two.url,
+        "--name",
+        "two",
+        "--type",
+        "vllm",
+        "--priority",
+        "7",
+        "--save",
+    )
     assert (added["origin"], added["priority"]) == ("saved", 7)
     saved = json.loads((fleet.run_dir.parent / "nexus.saved.json").read_text())
     assert fleet.two.url in str(saved)
@@ -122,7 +150,10 @@ def test_backends_come_drain_and_go(fleet):
     twice = nexus("backends", "add", fleet.two.url, "--name", "two", "-c", fleet.configured)
     assert (twice.returncode, twice.stdout) == (1, "")
     misspelt = nexus("backends", "drain", "tow", "-c", fleet.configured)
-    assert (misspelt.returncode, misspelt.stderr) == (1, "There is no backend tow; did you mean two?\n")
+    assert (misspelt.returncode, misspelt.stderr) == (
+        1,
+        "There is no backend tow; did you mean two?\n",
+    )
     wrong = nexus("backends", "add", fleet.two.url, "--tier", "9", "-c", fleet.configured)
     assert wrong.returncode == 2
     assert "tier" in wrong.stderr
@@ -138,10 +169,18 @@ def test_the_short_options_and_older_names_of_options(fleet, tmp_path):
     target = str(tmp_path / "n.toml")
     assert nexus("config", "init", "-o", target).returncode == 0
     assert nexus("config", "init", "-o", target, "-f").returncode == 0
-    assert [one["name"] for one in asked(fleet, "models", "-b", "one")["models"]] == ["m", "only-one"]
-    assert [one["name"] for one in asked(fleet, "backends list", "-s", "Healthy")["backends"]] == ["one"]
+    assert [one["name"] for one in asked(fleet, "models", "-b", "one")["models"]] == [
+        "m",
+        "only-one",
+    ]
+    assert [one["name"] for one in asked(fleet, "backends list", "-s", "Healthy")["backends"]] == [
+        "one"
+    ]
     done = nexus("backends", "list", "--status", "unhealthy", "-c", fleet.configured)
-    assert (done.returncode, done.stderr) == (1, "No backend is unhealthy; there are 1 of another status.\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "No backend is unhealthy; there are 1 of another status.\n",
+    )
     added = asked(fleet, "backends add", fleet.two.url, "-n", "short", "-t", "VLLM", "-p", "3")
     assert (added["name"], added["type"], added["priority"]) == ("short", "vllm", 3)
     asked(fleet, "backends remove", "short")
@@ -173,13 +212,17 @@ def test_route_and_reload(fleet):
 
 
 def test_configuration(fleet, tmp_path):
-    assert asked(fleet, "config init", "-o", str(tmp_path / "new.toml"))["file"].endswith("new.toml")
+    assert asked(fleet, "config init", "-o", str(tmp_path / "new.toml"))["file"].endswith(
+        "new.toml"
+    )
     assert asked(fleet, "config check")["usable"]
     shown = asked(fleet, "config show", "--origin")
     assert shown["origins"]["server.request_timeout_seconds"] == "default"
     assert fleet.configured in shown["origins"]["backends"]
     (tmp_path / "again.toml").write_text(said(fleet, "config", "show"))
-    assert nexus("config", "check", str(tmp_path / "again.toml")).returncode == 0, "what is shown is a configuration"
+    assert nexus("config", "check", str(tmp_path / "again.toml")).returncode == 0, (
+        "what is shown is a configuration"
+    )
     assert asked(fleet, "metrics bound")["total"] > 100
     assert len(asked(fleet, "metrics list")) > 30
 
@@ -213,7 +256,9 @@ def test_colour_in_a_terminal(fleet):
     def in_terminal(**environ: str) -> bytes:
         ours, theirs = pty.openpty()
         with subprocess.Popen(
-            [*NEXUS, "health", "-c", fleet.configured], stdout=theirs, env=clean_environ(TERM="xterm", **environ)
+            [*NEXUS, "health", "-c", fleet.configured],
+            stdout=theirs,
+            env=clean_environ(TERM="xterm", **environ),
         ) as process:
             process.wait(20)
         shown = os.read(ours, 4096)

@@ -11,8 +11,8 @@ import click
 import pytest
 
 from nexus.cli.output import safe, state, table
-from nexus.log import make_formatter
-from nexus.text import printable
+from nexus.runtime.log import make_formatter
+from nexus.runtime.text import printable
 from tests.support.processes import clean_environ
 
 HOSTILE = [
@@ -46,7 +46,9 @@ def test_plain_text_stays():
 
 def test_our_own_colours_stay_and_no_others():
     assert safe(state("healthy")) == click.style("healthy", fg="green")
-    assert safe("\x1b[2J\x1b[31mx\x1b[0m\x1b[8m") == r"\u001b[2J" + "\x1b[31mx\x1b[0m" + r"\u001b[8m"
+    assert (
+        safe("\x1b[2J\x1b[31mx\x1b[0m\x1b[8m") == r"\u001b[2J" + "\x1b[31mx\x1b[0m" + r"\u001b[8m"
+    )
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
@@ -72,7 +74,9 @@ def test_history_and_chat(gateway, demo):
     for name in HOSTILE[:-1]:
         body = json.dumps({"model": name, "messages": [{"role": "user", "content": "x"}]}).encode()
         request = urllib.request.Request(
-            f"{gateway.base}/v1/chat/completions", data=body, headers={"content-type": "application/json"}
+            f"{gateway.base}/v1/chat/completions",
+            data=body,
+            headers={"content-type": "application/json"},
         )
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=10)

@@ -13,15 +13,24 @@ from tests.support.certificates import Authority
     ("url", "problem"),
     [
         ("http://h:8000/v1/models", "it ends in /models, which is appended to it; leave that out"),
-        ("https://h/v1/chat/completions/", "it ends in /chat/completions, which is appended to it; leave that out"),
+        (
+            "https://h/v1/chat/completions/",
+            "it ends in /chat/completions, which is appended to it; leave that out",
+        ),
         ("http://h:0", "port 0 is none; it takes one from 1 to 65535"),
         ("http://h:65536", "it is no address (Port out of range 0-65535)"),
-        ("http://b\u00fccher.example", "it takes ASCII only; write the host as xn--bcher-kva.example"),
+        (
+            "http://b\u00fccher.example",
+            "it takes ASCII only; write the host as xn--bcher-kva.example",
+        ),
         ("http://h/\u00fc", "it takes ASCII only"),
         ("http://[fe80::1]:8000", "a link-local address needs its interface, as in [fe80::1%eth0]"),
         (f"http://{'a' * 64}.example", "its host is not a name that the DNS can have"),
         ("http://a..b", "its host is not a name that the DNS can have"),
-        ("http://h?api-version=1", "it takes scheme, host, port and path only; a query belongs into query = { … }"),
+        (
+            "http://h?api-version=1",
+            "it takes scheme, host, port and path only; a query belongs into query = { … }",
+        ),
         ("ftp://h", "it takes an address that starts with http:// or https:// and names a host"),
         ("http://h", None),
         ("http://under_score:8000", None),

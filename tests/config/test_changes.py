@@ -3,14 +3,14 @@
 import pytest
 
 from nexus.config import BackendConfig, Config, ConfigError
-from nexus.config.changes import Layered, backend_of
+from nexus.config.changes import Overlay, backend_of
 
 
 def backend(name, port=1):
     return BackendConfig(name=name, url=f"http://127.0.0.1:{port}")
 
 
-FILE = Layered(file=Config(backends=[backend("a"), backend("b")]))
+FILE = Overlay(file=Config(backends=[backend("a"), backend("b")]))
 
 
 def names(layered):
@@ -18,7 +18,7 @@ def names(layered):
 
 
 def after_restart(layered):
-    return Layered(file=layered.file, saved=layered.saved)
+    return Overlay(file=layered.file, saved=layered.saved)
 
 
 def test_adding_and_its_origin():
@@ -54,8 +54,10 @@ def test_removing_what_was_added():
 
 def test_a_name_in_the_file_goes_before_one_that_was_added():
     layered = FILE.add(backend("c", 2), save=True)
-    moved = Layered(file=Config(backends=[backend("c", 3)]), saved=layered.saved)
-    assert [(found.name, found.url) for found in moved.config().backends] == [("c", "http://127.0.0.1:3")]
+    moved = Overlay(file=Config(backends=[backend("c", 3)]), saved=layered.saved)
+    assert [(found.name, found.url) for found in moved.config().backends] == [
+        ("c", "http://127.0.0.1:3")
+    ]
     assert names(moved) == {"c": "file"}
 
 

@@ -7,7 +7,7 @@ from nexus.config.records import Weights
 from nexus.fleet.records import Backend, Model
 from nexus.routing.policies import Policies
 from nexus.routing.strategies import Circumstances, score
-from nexus.routing.table import Offer
+from nexus.routing.table import Candidate
 
 BACKEND = '[[backends]]\nname = "b"\nurl = "http://h:1"\n'
 
@@ -19,14 +19,26 @@ ACCEPTED = [
     (BACKEND + "priority = -1", lambda c: c.backends[0].priority, -1),
     (BACKEND + "priority = 1000", lambda c: c.backends[0].priority, 1000),
     ('[routing]\nstrategy = "Smart"', lambda c: c.routing.strategy, "smart"),
-    ('[[routing.policies]]\nprivacy = "Restricted"', lambda c: c.routing.policies[0].privacy, "restricted"),
-    ("[[routing.policies]]\nfallback_allowed = false", lambda c: c.routing.policies[0].fallback_allowed, False),
+    (
+        '[[routing.policies]]\nprivacy = "Restricted"',
+        lambda c: c.routing.policies[0].privacy,
+        "restricted",
+    ),
+    (
+        "[[routing.policies]]\nfallback_allowed = false",
+        lambda c: c.routing.policies[0].fallback_allowed,
+        False,
+    ),
     ("[queue]\nmax_size = 0", lambda c: c.queue.most_waiting, 0),
     ("[queue]\nmax_queue_size = 7", lambda c: c.queue.most_waiting, 7),
     ("[queue]\nmax_queue_size = 7\nenabled = false", lambda c: c.queue.most_waiting, 0),
     ('[queue]\npriority_header = "x-nexus-priority"', lambda c: c.queue.most_waiting, 100),
     ('[logging]\nlevel = "INFO"', lambda c: c.logging.level, "info"),
-    ('[logging]\nlevel = "Warn"\nformat = "JSON"', lambda c: (c.logging.level, c.logging.format), ("warn", "json")),
+    (
+        '[logging]\nlevel = "Warn"\nformat = "JSON"',
+        lambda c: (c.logging.level, c.logging.format),
+        ("warn", "json"),
+    ),
     (
         '[logging]\nlevel = "info,nexus::routing=DEBUG"',
         lambda c: (c.logging.level, c.logging.component_levels),
@@ -63,8 +75,14 @@ def test_it_is_accepted_without_a_warning(tmp_path, text, setting, value):
         ("[quality]\nwindow_24h = 86400", "quality.window_24h"),
         ("[quality]\nupdate_interval = 30", "quality.update_interval"),
         ('[queue]\npriority_header = "X-Priority"', "queue.priority_header"),
-        ("[[routing.policies]]\nmax_cost_per_request = 0.5", "routing.policies.max_cost_per_request"),
-        ("[routing.policies.default]\nmax_cost_per_request = 0.5", "routing.policies.max_cost_per_request"),
+        (
+            "[[routing.policies]]\nmax_cost_per_request = 0.5",
+            "routing.policies.max_cost_per_request",
+        ),
+        (
+            "[routing.policies.default]\nmax_cost_per_request = 0.5",
+            "routing.policies.max_cost_per_request",
+        ),
         ("[discovery]\nenabled = true", "discovery"),
     ],
 )
@@ -83,7 +101,10 @@ def test_a_level_for_what_is_no_part_of_nexus_is_a_warning(tmp_path):
 def test_directives_of_the_environment_go_before_the_file(tmp_path):
     text = '[logging]\nlevel = "error,nexus::proxy=error,nexus::health=warn"'
     settings = taken(tmp_path, text, NEXUS_LOG_LEVEL="info,nexus::proxy=debug").config.logging
-    assert (settings.level, settings.component_levels) == ("info", {"proxy": "debug", "health": "warn"})
+    assert (settings.level, settings.component_levels) == (
+        "info",
+        {"proxy": "debug", "health": "warn"},
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,11 +142,15 @@ def test_a_key_that_is_not_set_is_a_warning_until_it_is(tmp_path):
     assert taken(tmp_path, text, SOME_KEY="sk-1").warnings == []
 
 
-@pytest.mark.parametrize(("priority", "counts_as"), [(-7, 0), (0, 0), (50, 50), (100, 100), (102, 100)])
-def test_the_score_takes_a_priority_outside_its_range_as_the_nearer_end(tmp_path, priority, counts_as):
+@pytest.mark.parametrize(
+    ("priority", "counts_as"), [(-7, 0), (0, 0), (50, 50), (100, 100), (102, 100)]
+)
+def test_the_score_takes_a_priority_outside_its_range_as_the_nearer_end(
+    tmp_path, priority, counts_as
+):
     def of(number):
         config = taken(tmp_path, BACKEND + f"priority = {number}").config.backends[0]
-        offer = Offer(Backend(config=config, label="b", column=0), Model(name="m"))
+        offer = Candidate(Backend(config=config, label="b", column=0), Model(name="m"))
         return score(offer, Circumstances(load=lambda _: 0, weights=Weights(), turn=0, chance=0.0))
 
     assert of(priority) == of(counts_as)

@@ -111,7 +111,11 @@ OPENAI = '[[backends]]\nname = "{0}"\nurl = "https://{0}.example/v1"\ntype = "op
 )
 def test_clients_keys_for_several_hosts_by_default_are_a_warning(file, more, warned):
     file.write_text(OPENAI.format("one") + OPENAI.format("two") + more)
-    told = [warning for warning in load(file, environ={}).warnings if "clients' own keys go to" in warning]
+    told = [
+        warning
+        for warning in load(file, environ={}).warnings
+        if "clients' own keys go to" in warning
+    ]
     assert [warning.partition(": clients")[2] for warning in told] == [
         "' own keys go to backends of several hosts: one, two; "
         "set forward_authorization for each, true for the one that clients have keys of."
@@ -176,7 +180,9 @@ def test_all_faults_are_told_at_once(file):
 
 def test_precedence(file):
     file.write_text("[server]\nport = 1001\nhost = 'file'\nworkers = 1")
-    loaded = load(file, environ={"NEXUS_HOST": "env", "NEXUS_WORKERS": "2"}, overrides={"server.workers": 3})
+    loaded = load(
+        file, environ={"NEXUS_HOST": "env", "NEXUS_WORKERS": "2"}, overrides={"server.workers": 3}
+    )
     server = loaded.config.server
     assert (server.port, server.host, server.workers) == (1001, "env", 3)
     assert loaded.origins == {
@@ -220,5 +226,8 @@ def test_listen_address(text, address):
 @pytest.mark.parametrize(("buffered", "warned"), [(64 << 20, False), (48 << 20, True)])
 def test_less_room_than_one_response_may_take_is_a_warning(file, buffered, warned):
     file.write_text(f"[server]\nmax_buffered_bytes = {buffered}\n")
-    told = ["max_buffered_bytes is below max_answer_bytes" in one for one in load(file, environ={}).warnings]
+    told = [
+        "max_buffered_bytes is below max_answer_bytes" in one
+        for one in load(file, environ={}).warnings
+    ]
     assert told == [True] * warned

@@ -4,7 +4,7 @@ import pytest
 
 from nexus.config import ConfigError, load
 from nexus.config.secrets import SecretError, secret, shown_name
-from nexus.text import redact
+from nexus.runtime.text import redact
 
 
 @pytest.fixture
@@ -43,19 +43,26 @@ def test_white_space_around_a_secret_is_not_part_of_it(ending):
 
 
 @pytest.mark.parametrize(
-    "value", ["sk-two\nlines-of-it", "sk-with-\u201cquotes\u201d", "sk-\x00zero-byte", "sk-k\u00e9y-latin"]
+    "value",
+    ["sk-two\nlines-of-it", "sk-with-\u201cquotes\u201d", "sk-\x00zero-byte", "sk-k\u00e9y-latin"],
 )
 def test_what_no_header_can_carry_is_refused_unshown(tmp_path, value):
-    with pytest.raises(SecretError, match=r"^The value of \$KEY has a character that no header can carry") as refused:
+    with pytest.raises(
+        SecretError, match=r"^The value of \$KEY has a character that no header can carry"
+    ) as refused:
         secret("KEY", {"KEY": value})
     assert "sk-" not in str(refused.value)
     assert "lines-of-it" not in redact(f"Invalid header value {value!r}")
     file = tmp_path / "nexus.toml"
     file.write_text('[[backends]]\nname = "b"\nurl = "http://h"\napi_key_env = "KEY"\n')
-    with pytest.raises(ConfigError, match=r"backend b: The value of \$KEY has a character") as refused:
+    with pytest.raises(
+        ConfigError, match=r"backend b: The value of \$KEY has a character"
+    ) as refused:
         load(file, environ={"KEY": value})
     assert "sk-" not in str(refused.value)
-    with pytest.raises(ConfigError, match=r"\[admin\] token_env: The value of \$NEXUS_ADMIN_TOKEN has"):
+    with pytest.raises(
+        ConfigError, match=r"\[admin\] token_env: The value of \$NEXUS_ADMIN_TOKEN has"
+    ):
         load(file, environ={"NEXUS_ADMIN_TOKEN": value})
 
 
@@ -64,7 +71,9 @@ def test_a_token_that_can_be_guessed_is_warned_of(tmp_path, token, warned):
     file = tmp_path / "nexus.toml"
     file.write_text("")
     warnings = load(file, environ={"NEXUS_ADMIN_TOKEN": token}).warnings
-    assert ["NEXUS_ADMIN_TOKEN can be guessed" in warning for warning in warnings] == [True] * warned
+    assert ["NEXUS_ADMIN_TOKEN can be guessed" in warning for warning in warnings] == [
+        True
+    ] * warned
 
 
 def test_a_secret_is_masked_however_it_is_quoted():

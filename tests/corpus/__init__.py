@@ -33,18 +33,30 @@ class Recording:
     @property
     def shown(self) -> bytes:
         """What a client gets that did not ask for the usage."""
-        return self.data.replace(self.usage_event, self.usage_shown, 1) if self.usage_event else self.data
+        return (
+            self.data.replace(self.usage_event, self.usage_shown, 1)
+            if self.usage_event
+            else self.data
+        )
 
 
 def _event(data: Any, end: str = "\n\n", **more: str) -> bytes:
-    text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    text = (
+        data
+        if isinstance(data, str)
+        else json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    )
     line_end = end[: len(end) // 2]
     lines = [f"{name}: {value}" for name, value in more.items()] + [f"data: {text}"]
     return (line_end.join(lines) + end).encode()
 
 
 def _chunk(delta: dict[str, Any] | None, finish: str | None = None, **more: Any) -> dict[str, Any]:
-    choices = [] if delta is None else [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
+    choices = (
+        []
+        if delta is None
+        else [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
+    )
     return {
         "id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 1700000000, "model": "m", "choices": choices, **more,
     }  # fmt: skip
@@ -66,7 +78,16 @@ def _openai() -> Recording:
         )
     )
     body = b"".join(
-        _event(_chunk(delta, finish, usage=None, service_tier="default", system_fingerprint="fp_1", obfuscation="xK2"))
+        _event(
+            _chunk(
+                delta,
+                finish,
+                usage=None,
+                service_tier="default",
+                system_fingerprint="fp_1",
+                obfuscation="xK2",
+            )
+        )
         for delta, finish in (
             ({"role": "assistant", "content": "", "refusal": None}, None),
             ({"content": "Grüße"}, None),
@@ -76,7 +97,13 @@ def _openai() -> Recording:
         )
     )
     return Recording(
-        "openai with usage", body + usage + DONE, usage=(9, 4), usage_event=usage, counted=3, events=6, details=(5, 2)
+        "openai with usage",
+        body + usage + DONE,
+        usage=(9, 4),
+        usage_event=usage,
+        counted=3,
+        events=6,
+        details=(5, 2),
     )
 
 
@@ -90,7 +117,9 @@ def _openai_without_usage() -> Recording:
 
 def _tool_calls() -> Recording:
     def call(**function: str) -> dict[str, Any]:
-        return {"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": function}]}
+        return {
+            "tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": function}]
+        }
 
     body = b"".join(
         _event(_chunk(delta, finish))
@@ -129,17 +158,26 @@ def _vllm_reasoning() -> Recording:
             ({"content": "."}, "length"),
         )
     )
-    return Recording("vllm reasoning", body + usage + DONE, usage=(9, 4), usage_event=usage, counted=4, events=6)
+    return Recording(
+        "vllm reasoning", body + usage + DONE, usage=(9, 4), usage_event=usage, counted=4, events=6
+    )
 
 
 def _ollama() -> Recording:
     """The role comes with the first content, and its usage event has an empty list of choices as OpenAI's."""
     usage = _event({**_chunk(None, usage=USAGE), "system_fingerprint": "fp_ollama"})
     body = b"".join(
-        _event({**_chunk({"role": "assistant", "content": text}, finish), "system_fingerprint": "fp_ollama"})
+        _event(
+            {
+                **_chunk({"role": "assistant", "content": text}, finish),
+                "system_fingerprint": "fp_ollama",
+            }
+        )
         for text, finish in (("The", None), (" sky", None), ("", "stop"))
     )
-    return Recording("ollama", body + usage + DONE, usage=(9, 4), usage_event=usage, counted=2, events=4)
+    return Recording(
+        "ollama", body + usage + DONE, usage=(9, 4), usage_event=usage, counted=2, events=4
+    )
 
 
 def _llamacpp() -> Recording:
@@ -149,10 +187,20 @@ def _llamacpp() -> Recording:
     shown = _event(_chunk({}, timings=timings))
     body = b": loading\n\n" + b"".join(
         _event(_chunk(delta, finish))
-        for delta, finish in (({"role": "assistant", "content": None}, None), ({"content": "Hi"}, None), ({}, "stop"))
+        for delta, finish in (
+            ({"role": "assistant", "content": None}, None),
+            ({"content": "Hi"}, None),
+            ({}, "stop"),
+        )
     )
     return Recording(
-        "llama.cpp", body + usage + DONE, usage=(9, 4), usage_event=usage, usage_shown=shown, counted=1, events=4
+        "llama.cpp",
+        body + usage + DONE,
+        usage=(9, 4),
+        usage_event=usage,
+        usage_shown=shown,
+        counted=1,
+        events=4,
     )
 
 
@@ -176,7 +224,12 @@ def _crlf() -> Recording:
         for delta, finish in (({"role": "assistant"}, None), ({"content": "é"}, None), ({}, "stop"))
     )
     return Recording(
-        "crlf", body + usage + b"data: [DONE]\r\n\r\n", usage=(9, 4), usage_event=usage, counted=1, events=4
+        "crlf",
+        body + usage + b"data: [DONE]\r\n\r\n",
+        usage=(9, 4),
+        usage_event=usage,
+        counted=1,
+        events=4,
     )
 
 
@@ -193,10 +246,14 @@ def _several_data_lines() -> Recording:
 
 def _large() -> Recording:
     body = (
-        _event(_chunk({"role": "assistant"})) + _event(_chunk({"content": "y" * 200_000})) + _event(_chunk({}, "stop"))
+        _event(_chunk({"role": "assistant"}))
+        + _event(_chunk({"content": "y" * 200_000}))
+        + _event(_chunk({}, "stop"))
     )
     usage = _event(_chunk(None, usage=USAGE))
-    return Recording("a large event", body + usage + DONE, usage=(9, 4), usage_event=usage, counted=1, events=4)
+    return Recording(
+        "a large event", body + usage + DONE, usage=(9, 4), usage_event=usage, counted=1, events=4
+    )
 
 
 def _legacy() -> Recording:
@@ -208,16 +265,37 @@ def _legacy() -> Recording:
     return Recording("completions", body + DONE, counted=2, events=2)
 
 
-def _error(name: str, before: bytes, error: bytes, message: str, *, events: int, end: bytes = b"") -> Recording:
+def _error(
+    name: str, before: bytes, error: bytes, message: str, *, events: int, end: bytes = b""
+) -> Recording:
     return Recording(
-        name, before + error + end, counted=1, events=events, finished=bool(end), error=message, pause_at=len(before)
+        name,
+        before + error + end,
+        counted=1,
+        events=events,
+        finished=bool(end),
+        error=message,
+        pause_at=len(before),
     )
 
 
 def _errors() -> list[Recording]:
     role, said = _event(_chunk({"role": "assistant"})), _event(_chunk({"content": "x"}))
-    openai = {"error": {"message": "The server had an error", "type": "server_error", "param": None, "code": None}}
-    vllm = {"object": "error", "message": "out of memory", "type": "BadRequestError", "param": None, "code": 400}
+    openai = {
+        "error": {
+            "message": "The server had an error",
+            "type": "server_error",
+            "param": None,
+            "code": None,
+        }
+    }
+    vllm = {
+        "object": "error",
+        "message": "out of memory",
+        "type": "BadRequestError",
+        "param": None,
+        "code": 400,
+    }
     return [
         _error("error in band", role + said, _event(openai), "The server had an error", events=3),
         _error("vllm's error in band", said, _event(vllm), "out of memory", events=2, end=DONE),
@@ -226,7 +304,10 @@ def _errors() -> list[Recording]:
 
 
 def _no_end() -> Recording:
-    body = b"".join(_event(_chunk(delta)) for delta in ({"role": "assistant"}, {"content": "x"}, {"content": "y"}))
+    body = b"".join(
+        _event(_chunk(delta))
+        for delta in ({"role": "assistant"}, {"content": "x"}, {"content": "y"})
+    )
     return Recording("no end", body, counted=2, events=3, finished=False)
 
 
@@ -238,17 +319,30 @@ def _no_done() -> Recording:
 def _litellm() -> Recording:
     """No `finish_reason` key in between, and the usage beside one empty choice."""
     usage = _event(
-        {"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {}}], "usage": USAGE}
+        {
+            "id": "c",
+            "object": "chat.completion.chunk",
+            "choices": [{"index": 0, "delta": {}}],
+            "usage": USAGE,
+        }
     )
     body = b"".join(
-        _event({"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, **more}]})
+        _event(
+            {
+                "id": "c",
+                "object": "chat.completion.chunk",
+                "choices": [{"index": 0, "delta": delta, **more}],
+            }
+        )
         for delta, more in (
             ({"role": "assistant", "content": "Hi"}, {}),
             ({"content": "!"}, {}),
             ({}, {"finish_reason": "stop"}),
         )
     )
-    return Recording("litellm", body + usage + DONE, usage=(9, 4), usage_event=usage, counted=2, events=4)
+    return Recording(
+        "litellm", body + usage + DONE, usage=(9, 4), usage_event=usage, counted=2, events=4
+    )
 
 
 def _llamacpp_progress() -> Recording:
@@ -261,7 +355,9 @@ def _llamacpp_progress() -> Recording:
             _event(_chunk({}, "stop", timings={"cache_n": 5, "prompt_n": 4, "predicted_n": 2})),
         )
     )
-    return Recording("llama.cpp's progress", body + DONE, usage=(9, 2), counted=1, events=3, details=(5, None))
+    return Recording(
+        "llama.cpp's progress", body + DONE, usage=(9, 2), counted=1, events=3, details=(5, None)
+    )
 
 
 def _not_strict() -> Recording:
@@ -272,7 +368,9 @@ def _not_strict() -> Recording:
         b'data: {"choices":[{"index":0,"delta":{"content":"\\ude00"},"logprobs":{"content":[{"logprob":NaN}]}}]}\n\n'
         b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop","stop_reason":"\\ud83d"}],"score":NaN}\n\n'
     )
-    usage = _event('{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4},"mean_logprob":NaN}')
+    usage = _event(
+        '{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4},"mean_logprob":NaN}'
+    )
     return Recording(
         "json that is not strict", body + usage + DONE, usage=(9, 4), usage_event=usage, usage_shown=usage, counted=2, events=4
     )  # fmt: skip
@@ -286,15 +384,23 @@ def _loose() -> Recording:
 
 
 def recorded(name: str, **told: Any) -> Recording:
-    head, _, data = (Path(__file__).parent / "recorded" / f"{name}.http").read_bytes().partition(b"\n\n")
-    lines = [line for line in head.split(b"\n") if not line.lower().startswith((b"transfer-encoding", b"connection"))]
+    head, _, data = (
+        (Path(__file__).parent / "recorded" / f"{name}.http").read_bytes().partition(b"\n\n")
+    )
+    lines = [
+        line
+        for line in head.split(b"\n")
+        if not line.lower().startswith((b"transfer-encoding", b"connection"))
+    ]
     pause_at = data.index(b'data: {"error"') if "error" in told else 0
     return Recording(name, data, head=b"\r\n".join(lines) + b"\r\n", pause_at=pause_at, **told)
 
 
 def _hidden(recording: Recording, shown: str = "") -> Recording:
     """Its client did not ask for the usage; `shown` is what it gets instead, less the event's beginning."""
-    [event] = [event + b"\n\n" for event in recording.data.split(b"\n\n") if b'"choices":[]' in event]
+    [event] = [
+        event + b"\n\n" for event in recording.data.split(b"\n\n") if b'"choices":[]' in event
+    ]
     usage_shown = b""
     if shown:
         choice = b'"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":null}]'

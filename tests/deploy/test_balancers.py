@@ -18,7 +18,7 @@ import pytest
 from nexus.proxy.endpoints import ENDPOINTS
 from tests.support.balancers import PUBLIC, Balancer, Haproxy, Nginx
 from tests.support.clients import CHAT, JSON, Asking, Load, answers, ask_once, body, new_id, stream
-from tests.support.figures import Scrape
+from tests.support.metrics import Scrape
 from tests.support.polling import until
 from tests.support.processes import ROOT, Gateway, backend_toml, clean_environ
 from tests.support.timed import MODEL, Timed
@@ -51,13 +51,17 @@ def kind(request: pytest.FixtureRequest) -> type[Nginx | Haproxy]:
 
 
 @pytest.fixture(scope="module")
-def balancer(kind: type[Nginx | Haproxy], module_dir: Path, gateways: list[Gateway]) -> Iterator[Balancer]:
+def balancer(
+    kind: type[Nginx | Haproxy], module_dir: Path, gateways: list[Gateway]
+) -> Iterator[Balancer]:
     with kind(module_dir / kind.__name__, gateways) as balancer:
         yield balancer
 
 
 @pytest.fixture(scope="module")
-def before_one(kind: type[Nginx | Haproxy], module_dir: Path, gateways: list[Gateway]) -> Iterator[Balancer]:
+def before_one(
+    kind: type[Nginx | Haproxy], module_dir: Path, gateways: list[Gateway]
+) -> Iterator[Balancer]:
     with kind(module_dir / f"{kind.__name__}-one", gateways[:1]) as balancer:
         yield balancer
 
@@ -77,13 +81,17 @@ PRIVATE = [
 ]  # fmt: skip
 
 
-def test_what_is_for_operators_is_not_there_for_clients(balancer: Balancer, gateways: list[Gateway]):
+def test_what_is_for_operators_is_not_there_for_clients(
+    balancer: Balancer, gateways: list[Gateway]
+):
     before = sum(gateway.scrape().total("nexus_http_rejected_total") for gateway in gateways)
     for path in PRIVATE:
         status, _, content = balancer.get(path)
         assert status == 404, path
         assert json.loads(content)["error"]["code"] in ("not_found", "model_not_found"), path
-    assert sum(gateway.scrape().total("nexus_http_rejected_total") for gateway in gateways) == before
+    assert (
+        sum(gateway.scrape().total("nexus_http_rejected_total") for gateway in gateways) == before
+    )
 
 
 def test_every_endpoint_is_there_for_clients(balancer: Balancer):
@@ -91,11 +99,17 @@ def test_every_endpoint_is_there_for_clients(balancer: Balancer):
         for endpoint in ENDPOINTS:
             client.request("POST", endpoint.path, b"{}", JSON)
             answer = client.getresponse()
-            assert (answer.status, json.loads(answer.read())["error"]["code"]) == (400, "invalid_request")
+            assert (answer.status, json.loads(answer.read())["error"]["code"]) == (
+                400,
+                "invalid_request",
+            )
             for other in ("", "/openai/v1", "/openai/deployments/any"):
                 client.request("POST", other + endpoint.path.removeprefix("/v1"), b"{}", JSON)
                 answer = client.getresponse()
-                assert (answer.status, json.loads(answer.read())["error"]["code"]) == (400, "invalid_request")
+                assert (answer.status, json.loads(answer.read())["error"]["code"]) == (
+                    400,
+                    "invalid_request",
+                )
     for path in ("/v1/models", "/models", f"/v1/models/{MODEL}"):
         assert balancer.get(path)[0] == 200
 
@@ -118,7 +132,9 @@ def test_a_slow_body_does_not_reach_a_gateway(balancer: Balancer, gateways: list
 
 def served(balancer: Balancer) -> list[float]:
     """How many requests each gateway has begun, as its port for operators shows."""
-    contents = [balancer.get("/metrics", port=port, source="127.0.0.1")[2] for port in balancer.operators]
+    contents = [
+        balancer.get("/metrics", port=port, source="127.0.0.1")[2] for port in balancer.operators
+    ]
     return [Scrape(content.decode()).total("nexus_requests_started_total") for content in contents]
 
 
@@ -129,11 +145,16 @@ def test_each_gateway_has_its_own_port_for_operators(balancer: Balancer, gateway
             client.request("POST", CHAT, body(), JSON)
             assert client.getresponse().read()
         gateway.settled()
-        assert [now - then for now, then in zip(served(balancer), before, strict=True)] == [number == 0, number == 1]
+        assert [now - then for now, then in zip(served(balancer), before, strict=True)] == [
+            number == 0,
+            number == 1,
+        ]
 
 
 @pytest.mark.parametrize("source", ["127.0.0.1", PUBLIC])
-def test_the_operators_port_is_for_those_that_it_names(balancer: Balancer, before_one: Balancer, source: str):
+def test_the_operators_port_is_for_those_that_it_names(
+    balancer: Balancer, before_one: Balancer, source: str
+):
     known = source != PUBLIC
     for port in balancer.operators:
         assert balancer.get("/metrics", port=port, source=source)[0] == (200 if known else 403)
@@ -159,7 +180,11 @@ def test_request_ids(balancer: Balancer, backend: Timed, gateways: list[Gateway]
     shown = answer.getheader("x-request-id", "")
     assert shown == given if given.startswith("one") else re.fullmatch(r"[0-9a-f-]{32,36}", shown)
     until(lambda: backend.asked() - before == {shown: 1})
-    until(lambda: [line for gateway in gateways for line in gateway.lines("request") if line["id"] == shown])
+    until(
+        lambda: [
+            line for gateway in gateways for line in gateway.lines("request") if line["id"] == shown
+        ]
+    )
     assert until(lambda: logged(balancer, shown))[-1] == (PUBLIC, CHAT, "200")
 
 
@@ -175,7 +200,10 @@ def test_a_body_over_the_limit(balancer: Balancer):
         client.endheaders()
         client.send(bytes(64 * 1024))  # a balancer that buffers bodies may wait for a buffer of it
         answer = client.getresponse()
-        assert (answer.status, json.loads(answer.read())["error"]["code"]) == (413, "body_too_large")
+        assert (answer.status, json.loads(answer.read())["error"]["code"]) == (
+            413,
+            "body_too_large",
+        )
 
 
 # Streams
@@ -195,13 +223,17 @@ def lateness_of_streams(balancer: Balancer) -> list[float]:
         ask = body(pause=PAUSE_S, events=EVENTS, stream=True)
         tasks = []
         for number in range(STREAMS):  # from as many addresses as keeps each below the limit
-            tasks.append(asyncio.ensure_future(stream(balancer, f"127.0.1.{1 + number % 5}", late, ask)))
+            tasks.append(
+                asyncio.ensure_future(stream(balancer, f"127.0.1.{1 + number % 5}", late, ask))
+            )
             await asyncio.sleep(PAUSE_S * 4 / STREAMS)
         opened = time.monotonic()
         return list(await asyncio.gather(*tasks))
 
     contents = asyncio.run(all_of_them())
-    assert all(content.startswith(b"HTTP/1.1 200") and b"data: [DONE]" in content for content in contents)
+    assert all(
+        content.startswith(b"HTTP/1.1 200") and b"data: [DONE]" in content for content in contents
+    )
     assert len(late) == STREAMS * EVENTS
     measured = [late_s for sent, late_s in late if sent > opened]
     assert len(measured) > STREAMS * EVENTS / 2, "most events were sent while all streams were open"
@@ -228,7 +260,12 @@ def test_a_client_that_leaves_is_gone_at_the_backend(
 ):
     request_id = new_id()
     client = balancer.connect()
-    client.request("POST", CHAT, body(pause=pause, events=1000, stream=streams), {**JSON, "x-request-id": request_id})
+    client.request(
+        "POST",
+        CHAT,
+        body(pause=pause, events=1000, stream=streams),
+        {**JSON, "x-request-id": request_id},
+    )
     if reads:
         answer = client.getresponse()
         for _ in range(reads):
@@ -290,11 +327,15 @@ def test_a_gateway_restarts_under_load(
         load.goes_on()
         until(lambda: first.scrape().total("nexus_requests_started_total") > 10)
         alone.join()
-        assert isinstance(before_one, Nginx) or alone.result[0] == 200, "haproxy waits for the only one"
+        assert isinstance(before_one, Nginx) or alone.result[0] == 200, (
+            "haproxy waits for the only one"
+        )
     load.assert_none_failed(backend)
 
 
-def test_reloads_under_load_fail_no_request(balancer: Balancer, gateways: list[Gateway], backend: Timed):
+def test_reloads_under_load_fail_no_request(
+    balancer: Balancer, gateways: list[Gateway], backend: Timed
+):
     files = [(gateway.file, gateway.file.read_text()) for gateway in gateways]
     with Load(balancer) as load:
         stream = Asking(balancer, pause=0.1, events=20, stream=True)
@@ -313,7 +354,9 @@ def test_reloads_under_load_fail_no_request(balancer: Balancer, gateways: list[G
     load.assert_none_failed(backend)
 
 
-def test_a_drained_gateway_ends_its_streams_and_gets_nothing_new(balancer: Balancer, gateways: list[Gateway]):
+def test_a_drained_gateway_ends_its_streams_and_gets_nothing_new(
+    balancer: Balancer, gateways: list[Gateway]
+):
     first, second = gateways
     streams = [Asking(balancer, pause=0.1, events=30, stream=True) for _ in range(4)]
     until(lambda: in_flight(first) == in_flight(second) == 2)
@@ -324,4 +367,9 @@ def test_a_drained_gateway_ends_its_streams_and_gets_nothing_new(balancer: Balan
     after = [gateway.settled().total("nexus_requests_started_total") for gateway in gateways]
     assert [now - then for now, then in zip(after, before, strict=True)] == [0, 10]
     balancer.drain(0, on=False)
-    until(lambda: ask_once(balancer)[0] == 200 and first.settled().total("nexus_requests_started_total") > after[0])
+    until(
+        lambda: (
+            ask_once(balancer)[0] == 200
+            and first.settled().total("nexus_requests_started_total") > after[0]
+        )
+    )

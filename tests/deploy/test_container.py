@@ -17,20 +17,25 @@ import pytest
 import yaml
 
 from nexus.config import Config, load
-from tests.support.figures import scrape
 from tests.support.load import chat, run
+from tests.support.metrics import scrape
 from tests.support.polling import until
 from tests.support.processes import ROOT, Demo, Process, backend_toml, clean_environ, free_port
 
 pytestmark = pytest.mark.e2e
 
 CONTAINERFILE = ROOT / "deploy" / "container" / "Containerfile"
-MANIFESTS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "deploy" / "kubernetes").glob("*.yaml")}
+MANIFESTS = {
+    path.stem: yaml.safe_load(path.read_text())
+    for path in (ROOT / "deploy" / "kubernetes").glob("*.yaml")
+}
 
 
 def instructions() -> list[tuple[str, str]]:
     """The Containerfile's instructions, those of all stages in order."""
-    text = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", CONTAINERFILE.read_text(), flags=re.MULTILINE))
+    text = re.sub(
+        r"\\\n", " ", re.sub(r"^\s*#.*\n", "", CONTAINERFILE.read_text(), flags=re.MULTILINE)
+    )
     return [(line.split()[0], line.split(None, 1)[1]) for line in text.splitlines() if line.strip()]
 
 
@@ -46,7 +51,9 @@ def image_environ() -> dict[str, str]:
 
 
 def test_hadolint():
-    done = subprocess.run([f"{sys.prefix}/bin/hadolint", str(CONTAINERFILE)], capture_output=True, text=True)
+    done = subprocess.run(
+        [f"{sys.prefix}/bin/hadolint", str(CONTAINERFILE)], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -56,7 +63,9 @@ def test_container_facts():
     second = len(keys) - keys[::-1].index("FROM")
     assert "USER" in keys[second:]
     assert all(int(number) > 0 for number in last("USER").split(":")), "by number, and not root"
-    assert keys[second:].count("COPY") == 1, "nothing but the environment comes from the first stage"
+    assert keys[second:].count("COPY") == 1, (
+        "nothing but the environment comes from the first stage"
+    )
     for key, value in instructions():
         if key == "COPY" and "--from" not in value:
             *sources, _ = value.split()
@@ -70,8 +79,14 @@ def contained(tmp_path: Path, demo: Demo) -> Iterator[tuple[int, Process]]:
     port = free_port()
     (tmp_path / "run").mkdir()
     (tmp_path / "nexus.toml").write_text(backend_toml(demo))
-    given = image_environ() | {"PATH": f"{sys.prefix}/bin:{image_environ()['PATH']}", "NEXUS_HOST": "127.0.0.1"}
-    assert (given["NEXUS_CONFIG"], given["NEXUS_RUN_DIR"]) == ("/etc/nexus/nexus.toml", "/run/nexus/gateway")
+    given = image_environ() | {
+        "PATH": f"{sys.prefix}/bin:{image_environ()['PATH']}",
+        "NEXUS_HOST": "127.0.0.1",
+    }
+    assert (given["NEXUS_CONFIG"], given["NEXUS_RUN_DIR"]) == (
+        "/etc/nexus/nexus.toml",
+        "/run/nexus/gateway",
+    )
     given |= {
         "NEXUS_CONFIG": str(tmp_path / "nexus.toml"),
         "NEXUS_RUN_DIR": str(tmp_path / "run" / "gateway"),
@@ -96,7 +111,9 @@ def test_a_read_only_root_is_enough(contained: tuple[int, Process]):
     asks = [chat("x", "demo-small", stream=True)] * 10
     run(port, asks, concurrency=4, seen=lambda _, status, __: statuses.append(status))
     assert statuses == [200] * 10
-    found = until(lambda: (s := scrape(f"http://127.0.0.1:{port}")).total("nexus_requests_total") == 10 and s)
+    found = until(
+        lambda: (s := scrape(f"http://127.0.0.1:{port}")).total("nexus_requests_total") == 10 and s
+    )
     assert found.value("nexus_run_directory_usable") == 1
     assert '"level": "error"' not in process.output()
     check = json.loads(re.search(r"CMD (\[.*\])", last("HEALTHCHECK"))[1])
@@ -104,7 +121,12 @@ def test_a_read_only_root_is_enough(contained: tuple[int, Process]):
     command = [sys.executable, *check[1:]]
     assert subprocess.run(command, env=clean_environ(NEXUS_PORT=str(port))).returncode == 0
     process.stop()
-    assert subprocess.run(command, env=clean_environ(NEXUS_PORT=str(port)), stderr=subprocess.DEVNULL).returncode != 0
+    assert (
+        subprocess.run(
+            command, env=clean_environ(NEXUS_PORT=str(port)), stderr=subprocess.DEVNULL
+        ).returncode
+        != 0
+    )
 
 
 # Kubernetes
@@ -123,7 +145,9 @@ def test_the_schema_finds_a_misspelt_key():
 
 
 POD: dict[str, Any] = MANIFESTS["deployment"]["spec"]["template"]["spec"]
-CONTAINERS: dict[str, dict[str, Any]] = {container["name"]: container for container in POD["containers"]}
+CONTAINERS: dict[str, dict[str, Any]] = {
+    container["name"]: container for container in POD["containers"]
+}
 
 
 def ports() -> dict[str, int]:
@@ -137,10 +161,21 @@ def test_selectors_and_ports_meet():
     assert service["spec"]["selector"] == labels
     assert MANIFESTS["deployment"]["spec"]["selector"]["matchLabels"] == labels
     assert MANIFESTS["poddisruptionbudget"]["spec"]["selector"]["matchLabels"] == labels
-    assert {port["targetPort"] for port in service["spec"]["ports"]} == set(ports()) == {"http", "operations"}
-    assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "ServiceMonitor")
-    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    assert [endpoint["port"] for endpoint in monitor["spec"]["endpoints"]] == ["operations"], "one of the two"
+    assert (
+        {port["targetPort"] for port in service["spec"]["ports"]}
+        == set(ports())
+        == {"http", "operations"}
+    )
+    assert (monitor["apiVersion"], monitor["kind"]) == (
+        "monitoring.coreos.com/v1",
+        "ServiceMonitor",
+    )
+    assert (
+        monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    )
+    assert [endpoint["port"] for endpoint in monitor["spec"]["endpoints"]] == ["operations"], (
+        "one of the two"
+    )
     assert {endpoint["path"] for endpoint in monitor["spec"]["endpoints"]} == {"/metrics"}
 
 
@@ -150,17 +185,25 @@ def test_the_two_containers_share_what_they_must():
     assert gateway["image"] == health["image"]
     assert gateway["volumeMounts"] == health["volumeMounts"]
     run_dirs = {
-        variable["value"] for c in (gateway, health) for variable in c["env"] if variable["name"] == "NEXUS_RUN_DIR"
+        variable["value"]
+        for c in (gateway, health)
+        for variable in c["env"]
+        if variable["name"] == "NEXUS_RUN_DIR"
     }
     mount = next(mount["mountPath"] for mount in gateway["volumeMounts"] if mount["name"] == "run")
-    assert run_dirs == {f"{mount}/gateway"}, "a directory that the gateway makes: the mount is root's"
+    assert run_dirs == {f"{mount}/gateway"}, (
+        "a directory that the gateway makes: the mount is root's"
+    )
     volume = next(volume for volume in POD["volumes"] if volume["name"] == "run")
     assert volume["emptyDir"]["medium"] == "Memory"
     for container in (gateway, health):
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     user = int(last("USER").split(":")[0])
-    assert (POD["securityContext"]["runAsNonRoot"], POD["securityContext"]["runAsUser"]) == (True, user)
+    assert (POD["securityContext"]["runAsNonRoot"], POD["securityContext"]["runAsUser"]) == (
+        True,
+        user,
+    )
 
 
 def test_the_end_of_a_pod_has_time():
@@ -170,7 +213,9 @@ def test_the_end_of_a_pod_has_time():
     grace_s = int(environ["NEXUS_GRACEFUL_TIMEOUT"])
     assert POD["terminationGracePeriodSeconds"] >= int(pause_s) + 2 * grace_s
     probe = gateway["readinessProbe"]
-    assert int(pause_s) > probe["periodSeconds"] * probe["failureThreshold"], "the Service has noticed by then"
+    assert int(pause_s) > probe["periodSeconds"] * probe["failureThreshold"], (
+        "the Service has noticed by then"
+    )
     assert grace_s == Config().server.graceful_timeout_seconds
 
 
@@ -210,7 +255,10 @@ def test_the_pods_commands_serve(tmp_path: Path, demo: Demo):
 
     with ExitStack() as stack:
         for name, container in CONTAINERS.items():
-            command = [f"{sys.prefix}/bin/{container['command'][0]}", *map(placed, container["command"][1:])]
+            command = [
+                f"{sys.prefix}/bin/{container['command'][0]}",
+                *map(placed, container["command"][1:]),
+            ]
             log = tmp_path / f"{name}.log"
             stack.enter_context(Process(command, log=log, environ=environ(container), cwd=tmp_path))
         probes = [
@@ -223,10 +271,16 @@ def test_the_pods_commands_serve(tmp_path: Path, demo: Demo):
         for probe in probes:
             until(
                 lambda probe=probe: (
-                    subprocess.run(["curl", "-sf", url(probe)], stdout=subprocess.DEVNULL).returncode == 0
+                    subprocess.run(
+                        ["curl", "-sf", url(probe)], stdout=subprocess.DEVNULL
+                    ).returncode
+                    == 0
                 )
             )
         done = subprocess.run(
-            [f"{sys.prefix}/bin/nexus", "reload"], env=environ(CONTAINERS["health"]), capture_output=True, text=True
+            [f"{sys.prefix}/bin/nexus", "reload"],
+            env=environ(CONTAINERS["health"]),
+            capture_output=True,
+            text=True,
         )
         assert (done.returncode, done.stdout) == (0, "Reloaded: 1 backend.\n"), done.stderr

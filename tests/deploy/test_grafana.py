@@ -24,7 +24,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from nexus.metrics.families import FAMILIES
 from tests.deploy.test_rules import RULES, RUNBOOKS, sections
-from tests.support.load import Ask, Load, chat, run
+from tests.support.load import Load, ParsedRequest, chat, run
 from tests.support.polling import until
 from tests.support.processes import ROOT, Demo, Gateway, backend_toml
 from tests.support.prometheus import Prometheus
@@ -34,13 +34,24 @@ GRAFANA = ROOT / "deploy" / "grafana"
 FILES = sorted((GRAFANA / "dashboards").glob("*.json"))
 DASHBOARDS: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in FILES}
 PANELS = [
-    (name, panel) for name, dashboard in DASHBOARDS.items() for panel in dashboard["panels"] if panel["type"] != "row"
+    (name, panel)
+    for name, dashboard in DASHBOARDS.items()
+    for panel in dashboard["panels"]
+    if panel["type"] != "row"
 ]
-EXPRESSIONS = [(name, panel["title"], target["expr"]) for name, panel in PANELS for target in panel["targets"]]
+EXPRESSIONS = [
+    (name, panel["title"], target["expr"]) for name, panel in PANELS for target in panel["targets"]
+]
 EXPRESSIONS += [
-    (name, each["name"], each["expr"]) for name, d in DASHBOARDS.items() for each in d["annotations"]["list"]
+    (name, each["name"], each["expr"])
+    for name, d in DASHBOARDS.items()
+    for each in d["annotations"]["list"]
 ]
-UNITS = {value for name, value in vars(units).items() if isinstance(value, str) and not name.startswith("__")}
+UNITS = {
+    value
+    for name, value in vars(units).items()
+    if isinstance(value, str) and not name.startswith("__")
+}
 
 
 def test_files_are_what_the_tables_say():
@@ -88,7 +99,9 @@ def test_dashboard(name):
         assert place["x"] + place["w"] <= 24
         for x in range(place["x"], place["x"] + place["w"]):
             for y in range(place["y"], place["y"] + place["h"]):
-                assert taken.setdefault((x, y), panel["title"]) == panel["title"], "two panels in one place"
+                assert taken.setdefault((x, y), panel["title"]) == panel["title"], (
+                    "two panels in one place"
+                )
     variables = [variable["name"] for variable in dashboard["templating"]["list"]]
     used = set(re.findall(r"\$\{?([a-z]+)\b", json.dumps(dashboard))) - {"__rate_interval"}
     assert used <= set(variables)
@@ -100,7 +113,9 @@ def test_dashboards_are_told_apart():
     assert len({dashboard["title"] for dashboard in DASHBOARDS.values()}) == len(DASHBOARDS) == 4
 
 
-@pytest.mark.parametrize(("name", "panel"), PANELS, ids=[f"{name}: {panel['title']}" for name, panel in PANELS])
+@pytest.mark.parametrize(
+    ("name", "panel"), PANELS, ids=[f"{name}: {panel['title']}" for name, panel in PANELS]
+)
 def test_panel(name, panel):
     assert panel["description"].endswith((".", ":"))
     assert panel["fieldConfig"]["defaults"]["unit"] in UNITS
@@ -110,31 +125,46 @@ def test_panel(name, panel):
 
 
 def test_links_lead_to_runbooks():
-    links = [link["url"] for d in DASHBOARDS.values() for link in d["links"] if link["type"] == "link"]
+    links = [
+        link["url"] for d in DASHBOARDS.values() for link in d["links"] if link["type"] == "link"
+    ]
     links += [link["url"] for _, panel in PANELS for link in panel.get("links", ())]
     for url in links:
         page, _, anchor = url.removeprefix("${runbooks}/").partition("#")
         assert (RUNBOOKS / page).exists(), url
-        assert not anchor or anchor in {heading.lower() for heading in sections(RUNBOOKS / page)}, url
+        assert not anchor or anchor in {heading.lower() for heading in sections(RUNBOOKS / page)}, (
+            url
+        )
 
 
 def test_every_family_is_used():
     """On a panel or in a rule. One that is left out with a reason would be listed here; there is none."""
-    text = "\n".join([*(expression for _, _, expression in EXPRESSIONS), *(rule["expr"] for rule in RULES)])
+    text = "\n".join(
+        [*(expression for _, _, expression in EXPRESSIONS), *(rule["expr"] for rule in RULES)]
+    )
     names = set(re.findall(r"\bnexus_[a-z_]+", text))
     names |= {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
     assert [family.name for family in FAMILIES if family.name not in names] == []
 
 
 def test_provisioning():
-    (source,) = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "nexus.yml").read_text())["datasources"]
+    (source,) = yaml.safe_load(
+        (GRAFANA / "provisioning" / "datasources" / "nexus.yml").read_text()
+    )["datasources"]
     assert (source["type"], source["url"]) == ("prometheus", "http://127.0.0.1:9090")
     shipped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
     assert source["jsonData"]["timeInterval"] == shipped["global"]["scrape_interval"]
-    (provider,) = yaml.safe_load((GRAFANA / "provisioning" / "dashboards" / "nexus.yml").read_text())["providers"]
-    assert (provider["type"], provider["options"]["path"]) == ("file", "/var/lib/grafana/dashboards/nexus")
+    (provider,) = yaml.safe_load(
+        (GRAFANA / "provisioning" / "dashboards" / "nexus.yml").read_text()
+    )["providers"]
+    assert (provider["type"], provider["options"]["path"]) == (
+        "file",
+        "/var/lib/grafana/dashboards/nexus",
+    )
     defaults = {d["templating"]["list"][1]["query"] for d in DASHBOARDS.values()}
-    assert defaults == {shipped["global"]["external_labels"]["runbooks"]}, "one place for the runbooks"
+    assert defaults == {shipped["global"]["external_labels"]["runbooks"]}, (
+        "one place for the runbooks"
+    )
 
 
 CONFIG = """
@@ -159,7 +189,7 @@ TOLD = {
 }  # fmt: skip
 
 
-def mixed(number: int) -> Ask:
+def mixed(number: int) -> ParsedRequest:
     """A bit of everything."""
     usage = {"stream_options": {"include_usage": True}}
     asks = (
@@ -172,7 +202,7 @@ def mixed(number: int) -> Ask:
         chat("exhausted", "hopeless"),
         chat("unknown", "nobody's"),
         chat("narrow", "narrow", max_tokens=3),
-        Ask("embeddings", "/v1/embeddings", {"model": "shared", "input": "a"}),
+        ParsedRequest("embeddings", "/v1/embeddings", {"model": "shared", "input": "a"}),
     )
     return asks[number % len(asks)]
 
@@ -182,25 +212,40 @@ def scraped(module_dir: Path) -> Iterator[Prometheus]:
     """A Prometheus that has seen streams, failures, retries and their denial, a queue, fallbacks, a dead backend."""
     with (
         Demo(module_dir, name="rack/1", models=["shared"], pace=200) as first,
-        Demo(module_dir, name="rack/2", models=["breaks"], pace=200, fault="break_after=5") as breaks,
+        Demo(
+            module_dir, name="rack/2", models=["breaks"], pace=200, fault="break_after=5"
+        ) as breaks,
         Demo(module_dir, name="slow", models=["narrow"], pace=0, fault="delay=0.15") as narrow,
-        Demo(module_dir, name="sick-1", models=["sick", "ailing"], pace=0, fault="status=500") as sick,
+        Demo(
+            module_dir, name="sick-1", models=["sick", "ailing"], pace=0, fault="status=500"
+        ) as sick,
         Demo(module_dir, name="sick-2", models=["sick"], pace=0, fault="status=500") as ill,
         Demo(module_dir, name="gone", models=["lonely"]) as gone,
         Replay() as told,
     ):
         told.scripts["told"] = whole(200, TOLD)
-        config = backend_toml(first, breaks, sick, ill, gone) + backend_toml(narrow, max_concurrent=1) + CONFIG
+        config = (
+            backend_toml(first, breaks, sick, ill, gone)
+            + backend_toml(narrow, max_concurrent=1)
+            + CONFIG
+        )
         config += f'\n[[backends]]\nname = "told"\nurl = "{told.url}"\ntype = "openai"\n'
         with (
             Gateway(module_dir, config) as gateway,
-            Prometheus(module_dir / "prometheus", f"127.0.0.1:{gateway.operations_port}", faster=60) as prometheus,
+            Prometheus(
+                module_dir / "prometheus", f"127.0.0.1:{gateway.operations_port}", faster=60
+            ) as prometheus,
         ):
             load = Load(gateway.port, rate=60, clients=12, ask=mixed)
             try:
                 # What several backends fail counts against none of them; what one fails opens its circuit.
                 for model in ("sick", "ailing"):
-                    run(gateway.port, [chat(model, model)] * 300, concurrency=30, seen=lambda *_: None)
+                    run(
+                        gateway.port,
+                        [chat(model, model)] * 300,
+                        concurrency=30,
+                        seen=lambda *_: None,
+                    )
                 with pytest.raises(urllib.error.HTTPError) as refused:
                     urllib.request.urlopen(f"{gateway.base}/nowhere", timeout=10)
                 refused.value.close()
@@ -214,8 +259,14 @@ def scraped(module_dir: Path) -> Iterator[Prometheus]:
                 refused.value.close()
                 until(lambda: left(gateway))
                 gone.stop(number=signal.SIGKILL)
-                until(lambda: prometheus.query("changes(nexus_fleet_last_update_timestamp_seconds[2s]) > 0"))
-                os.kill(gateway.health_pid(), signal.SIGHUP)  # reads the configuration again, which is annotated
+                until(
+                    lambda: prometheus.query(
+                        "changes(nexus_fleet_last_update_timestamp_seconds[2s]) > 0"
+                    )
+                )
+                os.kill(
+                    gateway.health_pid(), signal.SIGHUP
+                )  # reads the configuration again, which is annotated
                 yield prometheus
             finally:
                 load.stop()
@@ -269,7 +320,9 @@ def test_what_rules_look_at_is_there(scraped):
     selectors = {
         found[0]
         for rule in RULES
-        for found in re.finditer(r"\b(?:nexus_|up\b|job:|job_\w+:)[\w:]*(?:\{[^}]*\})?", rule["expr"])
+        for found in re.finditer(
+            r"\b(?:nexus_|up\b|job:|job_\w+:)[\w:]*(?:\{[^}]*\})?", rule["expr"]
+        )
     }
     assert len(selectors) > 50
     missing = set(selectors)
@@ -297,5 +350,7 @@ def test_variables_have_values(scraped, variable):
     selector, label = re.fullmatch(r"label_values\((.+), (\w+)\)", query).groups()
     values = {entry["metric"][label] for entry in scraped.result(substituted(selector))}
     assert label == variable
-    assert values >= {"model": {"shared", "told"}, "backend": {"rack_1", "slow"}}.get(variable, set())
+    assert values >= {"model": {"shared", "told"}, "backend": {"rack_1", "slow"}}.get(
+        variable, set()
+    )
     assert values

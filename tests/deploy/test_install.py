@@ -80,7 +80,11 @@ def listing(root: Path) -> dict[str, tuple[int, float, bytes]]:
 
 
 def outside_releases(root: Path) -> set[str]:
-    names = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir() or path.is_symlink()}
+    names = {
+        str(path.relative_to(root))
+        for path in root.rglob("*")
+        if not path.is_dir() or path.is_symlink()
+    }
     return {name for name in names if not name.startswith("opt/nexus/releases/")}
 
 
@@ -120,7 +124,9 @@ def test_settings_in_the_environment_file_are_known(root: Path):
     text = (ROOT / "gunicorn.conf.py").read_text() + (ROOT / "nexus/config/records.py").read_text()
     lines = (root / "etc/nexus/nexus.env").read_text().splitlines()
     names = [
-        line[1:].partition("=")[0] for line in lines if line.startswith("#") and line[1:2].isupper() and "=" in line
+        line[1:].partition("=")[0]
+        for line in lines
+        if line.startswith("#") and line[1:2].isupper() and "=" in line
     ]
     assert "NEXUS_WORKERS" in names
     for name in names:
@@ -144,7 +150,9 @@ def test_what_was_installed_serves(root: Path, tmp_path: Path, demo):
     paths |= {there: path for there, path in here(tmp_path).items() if not there.startswith("/opt")}
     config = (root / "etc/nexus/nexus.toml").read_text().replace("/run/nexus", paths["/run/nexus"])
     (tmp_path / "etc/nexus.toml").write_text(config + backend_toml(demo))
-    (tmp_path / "etc/nexus.env").write_text(f"NEXUS_WORKERS=1\nNEXUS_HEALTH_LISTEN=127.0.0.1:{free_port()}\n")
+    (tmp_path / "etc/nexus.env").write_text(
+        f"NEXUS_WORKERS=1\nNEXUS_HEALTH_LISTEN=127.0.0.1:{free_port()}\n"
+    )
     listener = held_listener()
     with (
         Service(Unit("nexus-health.service", paths), tmp_path) as health,
@@ -154,7 +162,12 @@ def test_what_was_installed_serves(root: Path, tmp_path: Path, demo):
         gateway.wait_ready()
         statuses: list[int] = []
         asks = [chat("x", "demo-small")] * 4
-        run(listener.getsockname()[1], asks, concurrency=2, seen=lambda _, status, __: statuses.append(status))
+        run(
+            listener.getsockname()[1],
+            asks,
+            concurrency=2,
+            seen=lambda _, status, __: statuses.append(status),
+        )
         assert statuses == [200] * 4
         assert str(release).encode() in Path(f"/proc/{gateway.pid}/cmdline").read_bytes()
         assert gateway.unit.run("ExecReload").stdout == "Reloaded: 1 backend.\n"
@@ -186,16 +199,22 @@ def test_dry_run_does_nothing(root: Path, tmp_path: Path):
     for there, source in FILES.items():
         assert f"would run: install -D -m 644 {UNITS / source} {tmp_path / there}\n" in said
     before = listing(root)
-    assert f"would run: rm -rf {root}/opt/nexus\n" in install(root, "--uninstall", "--purge", "--dry-run")
+    assert f"would run: rm -rf {root}/opt/nexus\n" in install(
+        root, "--uninstall", "--purge", "--dry-run"
+    )
     assert listing(root) == before
 
 
 def test_packages_from_the_network_are_taken_by_hash(tmp_path: Path):
     lock = (ROOT / "deploy" / "requirements.lock").read_text()
-    locked = re.findall(r"^([\w-]+==\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", lock, re.MULTILINE)
+    locked = re.findall(
+        r"^([\w-]+==\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", lock, re.MULTILINE
+    )
     assert len(locked) == lock.count("==")
     pinned = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line]
-    assert {pin.replace(".", "-", pin.partition("==")[0].count(".")) for pin in pinned} <= {pin for pin, _ in locked}
+    assert {pin.replace(".", "-", pin.partition("==")[0].count(".")) for pin in pinned} <= {
+        pin for pin, _ in locked
+    }
     said = install(tmp_path, "--dry-run")
     assert f"--require-hashes -r {ROOT}/deploy/requirements.lock\n" in said
     assert f"--no-deps --no-build-isolation {ROOT}\n" in said
@@ -220,5 +239,7 @@ def test_options_that_are_none():
 
 def test_shellcheck():
     for script in (SCRIPT, ROOT / "tests/install-packages.sh"):
-        done = subprocess.run(["shellcheck", "--shell=sh", str(script)], capture_output=True, text=True)
+        done = subprocess.run(
+            ["shellcheck", "--shell=sh", str(script)], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout

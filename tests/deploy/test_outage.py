@@ -29,7 +29,9 @@ def watched(module_dir: Path) -> Iterator[tuple[Gateway, dict[str, Demo], Promet
         Demo(module_dir, name="rack-1", models=["shared"], pace=0) as first,
         Demo(module_dir, name="rack-2", models=["shared", "solo"], pace=0) as second,
         Gateway(module_dir, backend_toml(first, second)) as gateway,
-        Prometheus(module_dir / "prometheus", f"127.0.0.1:{gateway.operations_port}", faster=FASTER) as prometheus,
+        Prometheus(
+            module_dir / "prometheus", f"127.0.0.1:{gateway.operations_port}", faster=FASTER
+        ) as prometheus,
     ):
         load = Load(gateway.port, rate=20, clients=4)
         try:
@@ -51,7 +53,9 @@ def fires(prometheus: Prometheus, names: set[str], *, within_s: float = 30) -> N
 
 
 def labels(prometheus: Prometheus, alert: str, label: str) -> set[str]:
-    return {each["labels"][label] for each in prometheus.alerts()[alert] if each["state"] == "firing"}
+    return {
+        each["labels"][label] for each in prometheus.alerts()[alert] if each["state"] == "firing"
+    }
 
 
 def test_outage(watched):
@@ -93,10 +97,12 @@ def test_outage(watched):
         for text in alert["annotations"].values():
             assert "<" not in text, text
             assert "{" not in text, text
-        assert alert["annotations"]["runbook_url"].startswith("https://nexus.example/docs/runbooks/")
-    assert {(rule["name"], rule["health"], rule.get("lastError")) for rule in prometheus.rules()} == {
-        (rule["name"], "ok", None) for rule in prometheus.rules()
-    }
+        assert alert["annotations"]["runbook_url"].startswith(
+            "https://nexus.example/docs/runbooks/"
+        )
+    assert {
+        (rule["name"], rule["health"], rule.get("lastError")) for rule in prometheus.rules()
+    } == {(rule["name"], "ok", None) for rule in prometheus.rules()}
 
     # The host goes: its other alerts end with its figures, but that of the windows, which have the outage in them.
     load.stop()

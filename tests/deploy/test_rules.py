@@ -45,7 +45,11 @@ def test_configurations(name):
 
 def test_rules():
     told = promtool("check", "rules", *sorted((SHIPPED / "rules").glob("*.yml")))
-    assert sum(map(int, re.findall(r"(\d+) rules found", told))) == len(RULES) == len(ALERTS) + len(RECORDS)
+    assert (
+        sum(map(int, re.findall(r"(\d+) rules found", told)))
+        == len(RULES)
+        == len(ALERTS) + len(RECORDS)
+    )
 
 
 @pytest.mark.parametrize("path", RULE_TESTS, ids=lambda path: path.stem)
@@ -61,7 +65,12 @@ def fed(test: dict[str, Any]) -> set[str]:
 @pytest.mark.parametrize("name", ALERTS)
 def test_alert_is_tested(name):
     """It fires in one case, with its labels and texts; in another, which has figures that it looks at, it does not."""
-    cases = [(test, case) for test in TESTS for case in test.get("alert_rule_test", ()) if case["alertname"] == name]
+    cases = [
+        (test, case)
+        for test in TESTS
+        for case in test.get("alert_rule_test", ())
+        if case["alertname"] == name
+    ]
     firing = [case["exp_alerts"] for _, case in cases if case.get("exp_alerts")]
     assert firing, "no test has it fire"
     for expected in firing:
@@ -90,7 +99,12 @@ def test_alert_waits(name):
 @pytest.mark.parametrize("name", RECORDS)
 def test_recording_rule_is_tested(name):
     """Once with the figure that it gives, once where it gives none, or 0."""
-    cases = [case for test in TESTS for case in test.get("promql_expr_test", ()) if name in NAME.findall(case["expr"])]
+    cases = [
+        case
+        for test in TESTS
+        for case in test.get("promql_expr_test", ())
+        if name in NAME.findall(case["expr"])
+    ]
     values = [[sample["value"] for sample in case.get("exp_samples") or []] for case in cases]
     assert any(value for found in values for value in found), "no test has a figure"
     assert any(not any(found) for found in values), "no test has none"
@@ -104,7 +118,10 @@ def test_alert_says_enough(name):
     for text in (rule["annotations"]["summary"], rule["annotations"]["description"]):
         assert text.endswith("."), text
     page, _, anchor = rule["annotations"]["runbook_url"].rpartition("/")[2].partition("#")
-    assert rule["annotations"]["runbook_url"] == f"{{{{ $externalLabels.runbooks }}}}/{page}#{name.lower()}"
+    assert (
+        rule["annotations"]["runbook_url"]
+        == f"{{{{ $externalLabels.runbooks }}}}/{page}#{name.lower()}"
+    )
     assert anchor == name.lower()
     assert name in sections(RUNBOOKS / page), f"{page} has no section {name}"
 
@@ -134,7 +151,11 @@ def test_runbook_says_enough(name):
 
 def commands(text: str) -> list[list[str]]:
     """The `nexus …` commands of a page, from blocks and within sentences."""
-    lines = [line for block in re.findall(r"^```text\n(.*?)^```$", text, re.M | re.S) for line in block.splitlines()]
+    lines = [
+        line
+        for block in re.findall(r"^```text\n(.*?)^```$", text, re.M | re.S)
+        for line in block.splitlines()
+    ]
     spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
     return [words.split() for words in (*lines, *spans) if words.startswith("nexus ")]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nexus.config import Config
-from tests.support.load import Ask, chat, run
+from tests.support.load import ParsedRequest, chat, run
 from tests.support.polling import until
 from tests.support.processes import Demo, backend_toml, free_port
 from tests.support.services import UNITS, Service, Unit, held_listener, here, processes_of
@@ -51,7 +51,12 @@ class Host:
         return service
 
     def health(self, *, watchdog_s: float = 20, **environ: str) -> Service:
-        return Service(self.unit("nexus-health.service"), self.directory, watchdog_s=watchdog_s, environ=environ)
+        return Service(
+            self.unit("nexus-health.service"),
+            self.directory,
+            watchdog_s=watchdog_s,
+            environ=environ,
+        )
 
     def close(self) -> None:
         self.listener.close()
@@ -81,7 +86,7 @@ class Load:
             thread.start()
         self.goes_on()
 
-    def _endless(self) -> Iterator[Ask]:
+    def _endless(self) -> Iterator[ParsedRequest]:
         while not self._ending.is_set():
             yield chat("x", "demo-small", max_tokens=2)
 
@@ -89,10 +94,10 @@ class Load:
         for ask in self._endless():
             self._ask([ask], 1)
 
-    def _ask(self, asks: Iterable[Ask], concurrency: int) -> None:
+    def _ask(self, asks: Iterable[ParsedRequest], concurrency: int) -> None:
         run(self._port, asks, concurrency=concurrency, seen=self._seen)
 
-    def _seen(self, _: Ask, status: int, content: bytes) -> None:
+    def _seen(self, _: ParsedRequest, status: int, content: bytes) -> None:
         self.statuses[status] += 1
         if status != 200:
             self.broken.append(content)
@@ -136,7 +141,9 @@ def units(tmp_path: Path) -> Path:
 
 
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["systemd-analyze", "--no-pager", *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        ["systemd-analyze", "--no-pager", *arguments], capture_output=True, text=True, timeout=60
+    )
 
 
 def test_verify(units: Path):
@@ -166,15 +173,27 @@ def test_time_outs_fit():
     assert gateway.seconds("TimeoutStopSec") > 2 * grace_s
     assert gateway.one("KillMode") == "mixed"
     assert gateway.all("WatchdogSec") == [], "gunicorn's master does not ping"
-    assert Unit("nexus-health.service", {}).seconds("TimeoutStartSec") > 2 * Config().health_check.timeout_seconds
+    assert (
+        Unit("nexus-health.service", {}).seconds("TimeoutStartSec")
+        > 2 * Config().health_check.timeout_seconds
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a directory to another user takes root")
 def test_user_and_run_directory(tmp_path: Path):
     (tmp_path / "etc").mkdir()
-    subprocess.run(["systemd-sysusers", f"--root={tmp_path}", str(UNITS / "sysusers.conf")], check=True)
-    user = next(line.split(":") for line in (tmp_path / "etc/passwd").read_text().splitlines() if line[:6] == "nexus:")
-    subprocess.run(["systemd-tmpfiles", f"--root={tmp_path}", "--create", str(UNITS / "tmpfiles.conf")], check=True)
+    subprocess.run(
+        ["systemd-sysusers", f"--root={tmp_path}", str(UNITS / "sysusers.conf")], check=True
+    )
+    user = next(
+        line.split(":")
+        for line in (tmp_path / "etc/passwd").read_text().splitlines()
+        if line[:6] == "nexus:"
+    )
+    subprocess.run(
+        ["systemd-tmpfiles", f"--root={tmp_path}", "--create", str(UNITS / "tmpfiles.conf")],
+        check=True,
+    )
     made = (tmp_path / "run/nexus").stat()
     assert (made.st_uid, made.st_gid, made.st_mode & 0o777) == (int(user[2]), int(user[3]), 0o700)
     assert user[-1].endswith("nologin")
@@ -186,18 +205,34 @@ def test_user_and_run_directory(tmp_path: Path):
 def test_ready_only_when_it_serves(host: Host):
     """Not when gunicorn's master is up, nor when a worker is, but when a worker has a fleet."""
     with host.gateway() as gateway:
-        until(lambda: gateway.notify.status().startswith("Waiting for the health process"), within_s=20)
+        until(
+            lambda: gateway.notify.status().startswith("Waiting for the health process"),
+            within_s=20,
+        )
         master, workers = gateway.pid, processes_of(gateway.pid)
         assert len(workers) == 2
-        assert subprocess.run(["curl", "-sf", f"{gateway.base}/livez"], stdout=subprocess.DEVNULL).returncode == 0
+        assert (
+            subprocess.run(
+                ["curl", "-sf", f"{gateway.base}/livez"], stdout=subprocess.DEVNULL
+            ).returncode
+            == 0
+        )
         assert gateway.notify.having("READY") == []
         with host.health() as health:
             found = health.wait_ready()
-            assert (found.pid, found.fields["STATUS"]) == (health.pid, "1 of 1 backend healthy, 2 models")
+            assert (found.pid, found.fields["STATUS"]) == (
+                health.pid,
+                "1 of 1 backend healthy, 2 models",
+            )
             ready = gateway.wait_ready()
             assert ready.pid in workers
             statuses: list[int] = []
-            run(host.port, [chat("x", "demo-small")], concurrency=1, seen=lambda _, status, __: statuses.append(status))
+            run(
+                host.port,
+                [chat("x", "demo-small")],
+                concurrency=1,
+                seen=lambda _, status, __: statuses.append(status),
+            )
             assert statuses == [200]
             assert master not in {told.pid for told in gateway.notify.told}
             health.send(signal.SIGTERM)
@@ -207,12 +242,16 @@ def test_ready_only_when_it_serves(host: Host):
         for service in (gateway, health):
             lines = service.output().splitlines()
             assert lines
-            assert all(re.match(r"<[2-7]>[a-z.]+: ", line) for line in lines), "every line has the journal's priority"
+            assert all(re.match(r"<[2-7]>[a-z.]+: ", line) for line in lines), (
+                "every line has the journal's priority"
+            )
 
 
 def test_status_follows_the_fleet(tmp_path: Path, demo: Demo):
     with Demo(tmp_path, name="b", models=["other"], pace=0) as second:
-        host = Host(tmp_path, backend_toml(demo, second) + "[health_check]\ninterval_seconds = 0.2\n")
+        host = Host(
+            tmp_path, backend_toml(demo, second) + "[health_check]\ninterval_seconds = 0.2\n"
+        )
         with host.health() as health:
             health.wait_ready()
             assert health.notify.status() == "2 of 2 backends healthy, 3 models"
@@ -276,16 +315,18 @@ def serving(host: Host) -> Iterator[tuple[Service, Service]]:
             yield gateway, health
 
 
-def test_no_connection_is_refused_while_the_gateway_restarts(host: Host, serving: tuple[Service, Service]):
+def test_no_connection_is_refused_while_the_gateway_restarts(
+    host: Host, serving: tuple[Service, Service]
+):
     gateway, _ = serving
     with Load(host) as load:
         assert gateway.stop() == 0
         # Nothing serves now: connections wait where systemd holds the socket.
-        waiting = [socket.create_connection(("127.0.0.1", host.port), timeout=20) for _ in range(50)]
+        waiting = [
+            socket.create_connection(("127.0.0.1", host.port), timeout=20) for _ in range(50)
+        ]
         body = json.dumps(chat("x", "demo-small", max_tokens=2).body).encode()
-        head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
-        )
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
         for sock in waiting:
             sock.sendall(head.encode() + body)
         with host.gateway() as again:
@@ -307,7 +348,10 @@ def test_a_stop_lets_a_stream_end(tmp_path: Path):
             stream = threading.Thread(
                 target=run,
                 args=(host.port, [chat("stream", "slow", stream=True)]),
-                kwargs={"concurrency": 1, "seen": lambda _, status, content: ended.append((status, content))},
+                kwargs={
+                    "concurrency": 1,
+                    "seen": lambda _, status, content: ended.append((status, content)),
+                },
             )
             stream.start()
             until(lambda: slow.tally()["open"] == 1)
@@ -332,13 +376,17 @@ def test_reload_under_load_fails_no_request(host: Host, serving: tuple[Service, 
         refused = health.unit.run("ExecReload")
         assert refused.returncode == 2
         assert "did you mean strategy?" in refused.stderr
-        assert health.notify.status().endswith("; the configuration file is wrong and was not taken up")
+        assert health.notify.status().endswith(
+            "; the configuration file is wrong and was not taken up"
+        )
         host.file.write_text(good)
         assert health.unit.run("ExecReload").returncode == 0
         load.goes_on()
     load.assert_none_failed()
     assert processes_of(gateway.pid) == workers
-    told = [key for told in health.notify.told for key in told.fields if key in ("RELOADING", "READY")]
+    told = [
+        key for told in health.notify.told for key in told.fields if key in ("RELOADING", "READY")
+    ]
     assert told == ["READY"] + ["RELOADING", "READY"] * 7
     assert health.notify.status() == "1 of 1 backend healthy, 2 models"
 
@@ -348,15 +396,21 @@ def test_hup_replaces_the_workers_and_says_when(host: Host, serving: tuple[Servi
     old = set(processes_of(gateway.pid))
     with Load(host) as load:
         gateway.send(signal.SIGHUP)
-        until(lambda: len(now := set(processes_of(gateway.pid))) == 2 and not old & now, within_s=20)
+        until(
+            lambda: len(now := set(processes_of(gateway.pid))) == 2 and not old & now, within_s=20
+        )
         load.goes_on()
     load.assert_none_failed()
     began = gateway.notify.having("RELOADING")
     assert [told.pid for told in began] == [gateway.pid]
-    assert any(told.at > began[0].at and told.pid not in old for told in gateway.notify.having("READY"))
+    assert any(
+        told.at > began[0].at and told.pid not in old for told in gateway.notify.having("READY")
+    )
 
 
-def test_the_health_process_restarts_without_a_failed_request(host: Host, serving: tuple[Service, Service]):
+def test_the_health_process_restarts_without_a_failed_request(
+    host: Host, serving: tuple[Service, Service]
+):
     gateway, health = serving
     with Load(host) as load:
         before = gateway.scrape()

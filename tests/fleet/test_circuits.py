@@ -7,7 +7,7 @@ import time
 import pytest
 
 from nexus.fleet.circuits import Circuit, CircuitTable
-from nexus.fleet.load import COLUMNS
+from nexus.fleet.load_table import COLUMNS
 from nexus.fleet.locks import LockFile
 
 SECOND = 1_000_000_000
@@ -43,7 +43,10 @@ def test_what_one_process_learns_the_others_know(path):
     table = CircuitTable(path)
     assert not table.noted[3]
     assert (
-        elsewhere(path, f"print(t.open(3, until_ns={9 * SECOND}, trips=1), t.open(3, until_ns=1, trips=2))")
+        elsewhere(
+            path,
+            f"print(t.open(3, until_ns={9 * SECOND}, trips=1), t.open(3, until_ns=1, trips=2))",
+        )
         == "True False"
     )
     assert table.noted[3]
@@ -60,9 +63,13 @@ def test_one_half_open_probe_over_all_processes(path):
     assert elsewhere(path, lease.format(9, 14)) == "False", "it is not half open yet"
     assert elsewhere(path, lease.format(10, 15)) == "True"
     assert not table.lease_probe(3, 14 * SECOND, 19 * SECOND), "another process has it"
-    assert table.lease_probe(3, 15 * SECOND, 20 * SECOND), "its lease has ended, as it does if its process dies"
+    assert table.lease_probe(3, 15 * SECOND, 20 * SECOND), (
+        "its lease has ended, as it does if its process dies"
+    )
     table.end_lease(3, 15 * SECOND)
-    assert elsewhere(path, lease.format(16, 21)) == "False", "who comes late gives nothing back that is not his"
+    assert elsewhere(path, lease.format(16, 21)) == "False", (
+        "who comes late gives nothing back that is not his"
+    )
     table.end_lease(3, 20 * SECOND)
     assert elsewhere(path, lease.format(16, 21)) == "True"
 
@@ -107,7 +114,11 @@ def test_models_that_share_a_pair_of_cells_are_told_apart():
 def test_probe_that_is_wanted(path):
     table = CircuitTable(path)
     elsewhere(path, "t.want_probe(3)")
-    assert [table.probe_wanted(2), table.probe_wanted(3), table.probe_wanted(3)] == [False, True, False]
+    assert [table.probe_wanted(2), table.probe_wanted(3), table.probe_wanted(3)] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_what_is_over_is_forgotten(path):
@@ -122,7 +133,9 @@ def test_what_is_over_is_forgotten(path):
     assert not table.noted[1]
     table.open(1, until_ns=10 * SECOND, trips=2)
     table.forget_if(1, 99 * SECOND)
-    assert table.state(1, 99 * SECOND) == "half_open", "an open circuit is closed by a trial, not by time"
+    assert table.state(1, 99 * SECOND) == "half_open", (
+        "an open circuit is closed by a trial, not by time"
+    )
     table.reset(1, 7)
     assert table.read(1) == Circuit(recovered=7)
     assert not table.noted[1]

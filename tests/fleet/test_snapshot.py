@@ -11,7 +11,10 @@ def test_round_trip(tmp_path):
     writer, reader = SnapshotWriter(tmp_path), SnapshotReader(tmp_path)
     assert (reader.number, reader.read()) == (0, None)
     backend = Backend(
-        config=BackendConfig(name="a", url="http://a"), label="a", column=3, models=(Model(name="m", vision=True),)
+        config=BackendConfig(name="a", url="http://a"),
+        label="a",
+        column=3,
+        models=(Model(name="m", vision=True),),
     )
     snapshot = Snapshot(
         number=writer.next_number(), published_at=1.5, config=Config(), backends=(backend,),
@@ -23,7 +26,9 @@ def test_round_trip(tmp_path):
     assert SnapshotWriter(tmp_path).next_number() == 2
 
 
-@pytest.mark.parametrize("text", ['{"number": "x"}', "", "\n", "[1]\n[]", '{"snapshot": {}, "pages": [1]}'])
+@pytest.mark.parametrize(
+    "text", ['{"number": "x"}', "", "\n", "[1]\n[]", '{"snapshot": {}, "pages": [1]}']
+)
 def test_a_file_that_cannot_be_understood_is_no_snapshot(tmp_path, text):
     reader = SnapshotReader(tmp_path)
     (tmp_path / "fleet.json").write_text(text)
@@ -41,7 +46,9 @@ def fleet(number: int, *lists: tuple[Model, ...], latency_ms: float = 1.0) -> Sn
     return Snapshot(number=number, published_at=1.0, config=Config(), backends=tuple(backends))
 
 
-def models(count: int, *, name: str = "m", vision: frozenset[int] = frozenset()) -> tuple[Model, ...]:
+def models(
+    count: int, *, name: str = "m", vision: frozenset[int] = frozenset()
+) -> tuple[Model, ...]:
     return tuple(Model(name=f"{name}{n}", vision=n in vision) for n in range(count))
 
 
@@ -66,7 +73,10 @@ def test_models_that_did_not_change_are_neither_encoded_nor_decoded_again(tmp_pa
     again, encoded, decoded, paused = read()
     assert again == second
     assert (encoded, decoded, paused) == (13, 0, 0), "nothing new"
-    assert [x.models is y.models for x, y in zip(found.backends, again.backends, strict=True)] == [True, True]
+    assert [x.models is y.models for x, y in zip(found.backends, again.backends, strict=True)] == [
+        True,
+        True,
+    ]
 
     writer.publish(third := fleet(3, models(5_000, vision=frozenset({600})), two))
     changed, encoded, decoded, paused = read()

@@ -3,7 +3,7 @@
 import pytest
 
 from nexus.config import BackendConfig, Config
-from nexus.config.changes import Layered
+from nexus.config.changes import Overlay
 from nexus.config.records import HealthCheck, Metrics, Routing
 from nexus.fleet.records import Model
 from nexus.health.fleet import Fleet
@@ -14,11 +14,13 @@ BAD = Result(None, None, "refused")
 
 
 def config(*names: str, **more) -> Config:
-    return Config(backends=[BackendConfig(name=name, url=f"http://{name}") for name in names], **more)
+    return Config(
+        backends=[BackendConfig(name=name, url=f"http://{name}") for name in names], **more
+    )
 
 
 def fleet(*names: str, before=None, idle=lambda columns: columns, **more) -> Fleet:
-    made = Fleet(Layered(file=config(*names, **more)), now=1.0, before=before)
+    made = Fleet(Overlay(file=config(*names, **more)), now=1.0, before=before)
     made.give_columns(idle)
     return made
 
@@ -28,7 +30,12 @@ def test_findings_reach_the_snapshot():
     assert watched.take("a", GOOD, now=2.0) == ("unknown", "healthy")
     assert watched.take("b", BAD, now=3.0) == ("unknown", "unhealthy")
     a, b = watched.snapshot(number=4, now=5.0).backends
-    assert (a.status, a.since, a.latency_ms, [m.name for m in a.models]) == ("healthy", 2.0, 12.3, ["m", "n"])
+    assert (a.status, a.since, a.latency_ms, [m.name for m in a.models]) == (
+        "healthy",
+        2.0,
+        12.3,
+        ["m", "n"],
+    )
     assert (b.status, b.last_error, b.models) == ("unhealthy", "refused", ())
 
 
@@ -56,7 +63,10 @@ def test_backend_at_another_address_is_another():
     first.take("a", GOOD, now=2.0)
     before = first.snapshot(number=1, now=3.0)
     moved = Config(backends=[BackendConfig(name="a", url="http://elsewhere")])
-    assert Fleet(Layered(file=moved), now=4.0, before=before).backends["a"].standing.status == "unknown"
+    assert (
+        Fleet(Overlay(file=moved), now=4.0, before=before).backends["a"].standing.status
+        == "unknown"
+    )
 
 
 def test_columns_in_use_are_not_given_away():
@@ -65,7 +75,9 @@ def test_columns_in_use_are_not_given_away():
 
 
 def test_labels():
-    watched = fleet("x-1", "x_1", routing=Routing(aliases={"gpt-4": "m"}), metrics=Metrics(max_models=6))
+    watched = fleet(
+        "x-1", "x_1", routing=Routing(aliases={"gpt-4": "m"}), metrics=Metrics(max_models=6)
+    )
     watched.take("x-1", GOOD, now=2.0)
     labels = watched.snapshot(number=1, now=3.0).labels
     assert labels.models == {"gpt-4": "gpt_4", "m": "m", "n": "n"}
@@ -87,7 +99,9 @@ def test_models_get_half_of_the_labels_when_discovered_and_the_rest_when_asked_f
     watched.retire_labels(monotonic=0.0)
     watched.retire_labels(monotonic=24 * 3600.0)
     labels = watched.snapshot(number=3, now=5.0).labels
-    assert set(labels.models) == {"alias", "m1", "m9", "m6"}, "a free label goes to whoever was asked for earlier"
+    assert set(labels.models) == {"alias", "m1", "m9", "m6"}, (
+        "a free label goes to whoever was asked for earlier"
+    )
     assert (labels.retired_models, labels.models_over) == (("m2", "m8", "m7"), ())
 
 
@@ -141,4 +155,4 @@ def test_without_health_checks_every_backend_counts_as_healthy():
 @pytest.mark.parametrize("kind", ["anthropic", "google"])
 def test_kinds_that_are_not_spoken_are_left_out(kind):
     wanted = Config(backends=[BackendConfig(name="c", url="https://c", type=kind)])
-    assert Fleet(Layered(file=wanted), now=1.0, before=None).backends == {}
+    assert Fleet(Overlay(file=wanted), now=1.0, before=None).backends == {}

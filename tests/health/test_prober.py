@@ -25,7 +25,9 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, answers: Answers, context: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, answers: Answers, context: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    ) -> None:
         self.answers = answers
         self.seen: list[tuple[str, str]] = []
         self.heads: list[dict[str, str]] = []
@@ -34,7 +36,9 @@ class Server(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         super().__init__((host, 0), _Handler)
         if context is not None:
-            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+            self.socket = context.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, *_: object) -> None:
@@ -159,7 +163,10 @@ def says(sent: bytes) -> Iterator[int]:
     [
         (b"", "/v1/models: it closed the connection before its answer was complete"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "/v1/models answered what is not HTTP that can be trusted: "),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{", "/v1/models: it closed the connection before"),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{",
+            "/v1/models: it closed the connection before",
+        ),
     ],
 )
 def test_what_is_no_answer(sent, said):
@@ -217,7 +224,9 @@ def test_a_kept_connection_that_died_is_replaced():
                 with client:
                     client.recv(65536)
                     content = json.dumps(LIST).encode()
-                    client.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(content), content))
+                    client.sendall(
+                        b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(content), content)
+                    )
                     client.recv(65536)  # it takes the next request, and closes
 
         thread = threading.Thread(target=serve, daemon=True)
@@ -244,7 +253,10 @@ def test_ipv6():
         ({}, "/v1/models"),
         ({"url": "/v1beta/openai/"}, "/v1beta/openai/models"),
         ({"url": "/v2", "base_path": "/openai"}, "/openai/models"),
-        ({"query": {"api-version": "2026-01-01", "a": "b c"}}, "/v1/models?api-version=2026-01-01&a=b+c"),
+        (
+            {"query": {"api-version": "2026-01-01", "a": "b c"}},
+            "/v1/models?api-version=2026-01-01&a=b+c",
+        ),
     ],
 )
 def test_where_the_models_are_asked_for(settings, path):
@@ -263,7 +275,9 @@ def ollama(models: dict[str, str], shown: Callable[[str], tuple[int, Any]]) -> A
 
     def answers(_: str, path: str, body: bytes) -> tuple[int, Any]:
         if path == "/api/tags":
-            return 200, {"models": [{"name": name, "digest": digest} for name, digest in models.items()]}
+            return 200, {
+                "models": [{"name": name, "digest": digest} for name, digest in models.items()]
+            }
         return shown(json.loads(body)["model"])
 
     return answers
@@ -294,7 +308,9 @@ def test_details_are_fetched_after_the_probe_and_kept_until_they_change():
         assert seen(server) == 0, "the list alone says that it is healthy"
         partly = prober.more_details(10)
         assert partly is not None
-        assert sum(model.vision is True for model in partly.models or ()) == 64, "published before all are there"
+        assert sum(model.vision is True for model in partly.models or ()) == 64, (
+            "published before all are there"
+        )
         assert [model.vision for model in all_details(prober) or ()] == [True] * 70
         assert seen(server) == 70
 
@@ -324,7 +340,9 @@ def test_details_that_are_silent_or_refused_are_no_fault_of_the_backend():
         result = prober.more_details(0.3)
         assert result is not None
         assert [model.vision for model in result.models or ()] == [None, True, None, None]
-        assert prober.more_details(0.3) is None, "a backend that is silent is asked again at the next probe"
+        assert prober.more_details(0.3) is None, (
+            "a backend that is silent is asked again at the next probe"
+        )
         release.set()
         assert prober.probe(10).success
         assert [model.vision for model in all_details(prober) or ()] == [None, True, True, True]
@@ -412,7 +430,10 @@ def test_a_client_certificate(authority, other_authority):
         without = prober_of(server, **settings).probe(10).error or ""
         # The reset that follows the server's alert may overtake it.
         assert "client_cert_file" in without
-        refused = prober_of(server, **settings, client_cert_file=str(strange.both())).probe(10).error or ""
+        refused = (
+            prober_of(server, **settings, client_cert_file=str(strange.both())).probe(10).error
+            or ""
+        )
         assert "client_cert_file" in refused
 
 
@@ -425,7 +446,9 @@ def test_tls_where_there_is_none():
 
 
 @pytest.mark.parametrize("named_in", ["ca_file", "SSL_CERT_FILE"])
-def test_replaced_files_count_from_the_next_connection_on(authority, other_authority, tmp_path, monkeypatch, named_in):
+def test_replaced_files_count_from_the_next_connection_on(
+    authority, other_authority, tmp_path, monkeypatch, named_in
+):
     bundle = tmp_path / "bundle.pem"
     settings = {"ca_file": str(bundle)} if named_in == "ca_file" else {}
     if not settings:
@@ -439,4 +462,6 @@ def test_replaced_files_count_from_the_next_connection_on(authority, other_autho
         assert prober.probe(10).success
         bundle.write_bytes(b"half a file")
         server.answers = always(200, {"data": [{"id": "after"}]})
-        assert [model.name for model in prober.probe(10).models or ()] == ["after"], "what was good stays"
+        assert [model.name for model in prober.probe(10).models or ()] == ["after"], (
+            "what was good stays"
+        )

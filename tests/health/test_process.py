@@ -13,7 +13,7 @@ BROKEN = """
 from gevent import monkey
 monkey.patch_all()
 from nexus.config import load
-from nexus.fleet.rundir import RunDirectory
+from nexus.fleet.run_directory import RunDirectory
 from nexus.health.process import HealthProcess
 from nexus.metrics.files import ReservedFile
 import sys

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nexus.health.thresholds import Standing
+from nexus.health.thresholds import ProbeState
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from nexus.health.thresholds import Standing
     ],
 )
 def test_state_machine(results, statuses):
-    standing, seen = Standing(), ""
+    standing, seen = ProbeState(), ""
     for result in results:
         standing = standing.after(result == "+", failure_threshold=3, recovery_threshold=2)
         seen += standing.status[0]

@@ -7,7 +7,7 @@ from nexus.health.windows import Windows
 from nexus.metrics import families
 
 
-class Figures:
+class Collector:
     """Counters that are set by hand, read as those of a gateway are."""
 
     def __init__(self):
@@ -20,22 +20,35 @@ class Figures:
 
     def samples(self, name: str, *, family: str | None = None):
         if name == families.ATTEMPTS.name:
-            return [({"backend": b, "outcome": o}, value) for (b, o), value in self.attempts.items()]
+            return [
+                ({"backend": b, "outcome": o}, value) for (b, o), value in self.attempts.items()
+            ]
         which = 0 if name.endswith("_count") else 1
         return [({"model": "m", "backend": b}, pair[which]) for b, pair in self.ttft.items()]
 
 
 def test_rates_are_of_what_says_something_of_the_backend():
-    figures, windows = Figures(), Windows(started=100.0)
-    figures.add("b", ok=6, backend_error=2, invalid_request=9, client_disconnect=9, rate_limited=9, other=9, shutdown=9)
+    figures, windows = Collector(), Windows(started=100.0)
+    figures.add(
+        "b",
+        ok=6,
+        backend_error=2,
+        invalid_request=9,
+        client_disconnect=9,
+        rate_limited=9,
+        other=9,
+        shutdown=9,
+    )
     figures.ttft["b"] = (4, 2.0)
     lately = windows.sample(figures, now=110.0)["b"]
-    expected = Window(seconds=10, attempts=8, error_rate=0.25, success_rate=0.75, average_ttft_ms=500.0)
+    expected = Window(
+        seconds=10, attempts=8, error_rate=0.25, success_rate=0.75, average_ttft_ms=500.0
+    )
     assert lately.last_hour == lately.last_day == expected
 
 
 def test_the_hour_forgets_what_the_day_keeps():
-    figures, windows = Figures(), Windows(started=0.0)
+    figures, windows = Collector(), Windows(started=0.0)
     figures.add("b", timeout=10)
     figures.ttft["b"] = (1, 9.0)
     for now in range(0, 7200, 5):
@@ -46,7 +59,11 @@ def test_the_hour_forgets_what_the_day_keeps():
     assert lately.last_hour == Window(
         seconds=3600, attempts=10, error_rate=0.0, success_rate=1.0, average_ttft_ms=500.0
     )
-    assert (lately.last_day.seconds, lately.last_day.attempts, lately.last_day.error_rate) == (7200, 20, 0.5)
+    assert (lately.last_day.seconds, lately.last_day.attempts, lately.last_day.error_rate) == (
+        7200,
+        20,
+        0.5,
+    )
     for now in range(7200, 7200 + 86400 + 1800, 300):
         lately = windows.sample(figures, now=float(now))["b"]
     assert lately.last_day.attempts == 0
@@ -60,7 +77,11 @@ def test_the_hour_forgets_what_the_day_keeps():
         ({"client_disconnect": 3}, 0, "hangs"),
         ({"timeout": 1, "deadline_exceeded": 1, "client_disconnect": 1}, 0, "hangs"),
         ({"client_disconnect": 2}, 0, None),
-        ({"client_disconnect": 3}, 1, None),  # a stream began: people stop answers that they have seen enough of
+        (
+            {"client_disconnect": 3},
+            1,
+            None,
+        ),  # a stream began: people stop answers that they have seen enough of
         ({"client_disconnect": 3, "ok": 1}, 0, None),
         ({"invalid_request": 5}, 0, "refuses_all"),
         ({"invalid_request": 4, "model_not_found": 1}, 0, "refuses_all"),
@@ -70,7 +91,7 @@ def test_the_hour_forgets_what_the_day_keeps():
     ],
 )
 def test_a_backend_that_serves_nothing_though_it_is_asked(outcomes, first_tokens, trouble):
-    figures, windows = Figures(), Windows(started=0.0)
+    figures, windows = Collector(), Windows(started=0.0)
     figures.add("b", ok=100)
     windows.sample(figures, now=60.0)
     figures.add("b", **outcomes)
@@ -79,7 +100,7 @@ def test_a_backend_that_serves_nothing_though_it_is_asked(outcomes, first_tokens
 
 
 def test_what_is_written_is_what_is_read(tmp_path):
-    figures = Figures()
+    figures = Collector()
     figures.add("b", ok=1)
     assert read_windows(tmp_path) == {}
     found = Windows(started=0.0).sample(figures, now=1.0)

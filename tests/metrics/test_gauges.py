@@ -18,7 +18,10 @@ def backend(name: str, label: str, *models: str, status: str = "healthy", **conf
 
 
 def snapshot(*backends: Backend, models: dict[str, str]) -> Snapshot:
-    labels = Labels(models=models, backends={each.name: each.label for each in backends if each.label != "other"})
+    labels = Labels(
+        models=models,
+        backends={each.name: each.label for each in backends if each.label != "other"},
+    )
     return Snapshot(number=1, published_at=1, config=Config(), backends=backends, labels=labels)
 
 
@@ -47,7 +50,10 @@ def test_what_is_written(tmp_path, value):
     assert value("nexus_fleet_last_update_timestamp_seconds") == 123
     assert [value("nexus_backend_up", backend=label) for label in ("a_1", "b")] == [1, 0]
     info = {"type": "generic", "url": "http://h"}
-    assert value("nexus_backend_info", backend="a_1", name="a/1", zone="restricted", tier="1", **info) == 1
+    assert (
+        value("nexus_backend_info", backend="a_1", name="a/1", zone="restricted", tier="1", **info)
+        == 1
+    )
     assert value("nexus_backend_info", backend="b", name="b", zone="open", tier="3", **info) == 1
     assert value("nexus_model_info", model="m", name="m") == 1
     assert value("nexus_labels_overflowed", kind="model") == 0, "nobody asked for p or y"
@@ -66,10 +72,14 @@ def test_what_shares_a_label_shows_its_worst(tmp_path, value):
         backend("d", "other", "x", "z"),
         models={"m": "m"},
     )
-    fleet = msgspec.structs.replace(fleet, labels=msgspec.structs.replace(fleet.labels, models_over=("x",)))
+    fleet = msgspec.structs.replace(
+        fleet, labels=msgspec.structs.replace(fleet.labels, models_over=("x",))
+    )
     write_fleet_gauges(tmp_path, fleet, updated_at=1.0, loaded_at=1.0, last_reload_good=True)
     assert [value("nexus_backend_up", backend=label) for label in ("a", "other")] == [1, 0]
-    assert value("nexus_backend_draining", backend="other") == 0, "one that is down and not drained is an alert"
+    assert value("nexus_backend_draining", backend="other") == 0, (
+        "one that is down and not drained is an alert"
+    )
     nothing = {"type": "", "url": "", "zone": "", "tier": ""}
     assert value("nexus_backend_info", backend="other", name="other", **nothing) == 1
     assert [value("nexus_model_backends", model=label) for label in ("m", "other")] == [2, 0]
@@ -97,7 +107,11 @@ def test_backend_that_is_gone_is_gone(tmp_path, value):
     write_fleet_gauges(tmp_path, both, updated_at=1.0, loaded_at=7.0, last_reload_good=True)
     assert value("nexus_backend_up", backend="b") == 1
     write_fleet_gauges(
-        tmp_path, snapshot(both.backends[0], models={"m": "m"}), updated_at=2.0, loaded_at=7.0, last_reload_good=True
+        tmp_path,
+        snapshot(both.backends[0], models={"m": "m"}),
+        updated_at=2.0,
+        loaded_at=7.0,
+        last_reload_good=True,
     )
     assert value("nexus_backend_up", backend="b") is None
     assert value("nexus_backends_total") == 1
@@ -106,4 +120,10 @@ def test_backend_that_is_gone_is_gone(tmp_path, value):
 
 def test_directory_that_is_gone_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
-        write_fleet_gauges(tmp_path / "gone", snapshot(models={}), updated_at=1.0, loaded_at=7.0, last_reload_good=True)
+        write_fleet_gauges(
+            tmp_path / "gone",
+            snapshot(models={}),
+            updated_at=1.0,
+            loaded_at=7.0,
+            last_reload_good=True,
+        )

@@ -29,7 +29,13 @@ class Writer:
         monkeypatch.setattr(values, "ValueClass", self._value)
         metric = self._metrics.get(name)
         if metric is None:
-            metric = kind(name, f"help of {name}\nwith \\ a line", list(labels), registry=CollectorRegistry(), **more)
+            metric = kind(
+                name,
+                f"help of {name}\nwith \\ a line",
+                list(labels),
+                registry=CollectorRegistry(),
+                **more,
+            )
             self._metrics[name] = metric
         return metric.labels(**labels) if labels else metric
 
@@ -62,10 +68,14 @@ def ours(reader: FileReader) -> str:
     return "".join(texts.values())
 
 
-label_text = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=6) | st.sampled_from(
-    ['a"b', "a\\b", "a\nb", "{}", "ü✓"]
+label_text = st.text(
+    alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=6
+) | st.sampled_from(['a"b', "a\\b", "a\nb", "{}", "ü✓"])
+amounts = (
+    st.floats(min_value=0, max_value=1e300)
+    | st.integers(0, 10_000_000).map(float)
+    | st.sampled_from([1.0, 0.5])
 )
-amounts = st.floats(min_value=0, max_value=1e300) | st.integers(0, 10_000_000).map(float) | st.sampled_from([1.0, 0.5])
 operations = st.lists(
     st.tuples(
         st.sampled_from(["0", "1", "10", "2", "x-1"]),
@@ -83,7 +93,9 @@ def apply(writers, monkeypatch, slot: str, name: str, label: str, amount: float)
         labels = {} if name == "counter_b" else {"x": label, "a": "1"}
         writer.make(monkeypatch, Counter, name, labels).inc(amount)
     elif name.startswith("gauge"):
-        mode = {"max": "max", "all": "all", "sum": "livesum", "recent": "mostrecent"}[name.partition("_")[2]]
+        mode = {"max": "max", "all": "all", "sum": "livesum", "recent": "mostrecent"}[
+            name.partition("_")[2]
+        ]
         writer.make(monkeypatch, Gauge, name, {"x": label}, multiprocess_mode=mode).set(amount)
     elif name.startswith("summary"):
         writer.make(monkeypatch, Summary, name, {"x": label}).observe(amount)

@@ -4,14 +4,14 @@ import os
 
 import pytest
 
-from nexus.fleet.rundir import RunDirectory, Started
-from nexus.fleet.seat import Seat
+from nexus.fleet.run_directory import RunDirectory, Started
+from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics import families
-from nexus.metrics.figures import Figures
+from nexus.metrics.collector import Collector
 from nexus.metrics.recorder import Finished, Recorder
-from nexus.metrics.settlement import book_lost, settle, sweep
+from nexus.metrics.recovery import book_lost, settle, sweep
 from nexus.metrics.store import Store
-from tests.support.figures import Scrape
+from tests.support.metrics import Scrape
 
 
 @pytest.fixture
@@ -24,13 +24,13 @@ def generation(tmp_path):
 class Process:
     """What a process has, without the process."""
 
-    def __init__(self, seat: Seat) -> None:
-        settle(seat)
-        self.seat = seat
-        self.store = Store(seat)
-        self.recorder = Recorder(self.store, seat)
-        self.figures = Figures(
-            seat,
+    def __init__(self, slot_lease: SlotLease) -> None:
+        settle(slot_lease)
+        self.slot_lease = slot_lease
+        self.store = Store(slot_lease)
+        self.recorder = Recorder(self.store, slot_lease)
+        self.figures = Collector(
+            slot_lease,
             self.store.registry,
             started=Started.now(workers=1),
             snapshot=lambda: None,
@@ -42,7 +42,7 @@ class Process:
 
     def end(self) -> None:
         self.store.close()
-        self.seat.leave()
+        self.slot_lease.leave()
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def process_at(generation):
     """Makes processes, and ends those that are still there."""
     made = []
 
-    def make(seat: Seat) -> Process:
-        made.append(Process(seat))
+    def make(slot_lease: SlotLease) -> Process:
+        made.append(Process(slot_lease))
         return made[-1]
 
     yield make
@@ -64,32 +64,34 @@ def finished(**more) -> Finished:
 
 
 def test_one_request(generation, process_at):
-    process = process_at(Seat.lease(generation))
+    process = process_at(SlotLease.lease(generation))
     process.recorder.started("chat_completions")
-    assert process.seat.row.in_flight == 1
+    assert process.slot_lease.row.in_flight == 1
     process.recorder.finished(finished(prompt_tokens=7, completion_tokens=120, fallback_from="old"))
-    assert process.seat.row.in_flight == 0
-    assert process.seat.row.sequence % 2 == 0
+    assert process.slot_lease.row.in_flight == 0
+    assert process.slot_lease.row.sequence % 2 == 0
     s = process.scrape()
     assert s.value("nexus_requests_total", model="m", backend="b", status="200") == 1
     assert s.value("nexus_request_duration_seconds_bucket", model="m", backend="b", le="0.25") == 0
     assert s.value("nexus_request_duration_seconds_bucket", model="m", backend="b", le="0.5") == 1
     assert s.value("nexus_tokens_total_sum", model="m", backend="b", type="completion") == 120
-    assert s.value("nexus_tokens_total_bucket", model="m", backend="b", type="prompt", le="10.0") == 1
+    assert (
+        s.value("nexus_tokens_total_bucket", model="m", backend="b", type="prompt", le="10.0") == 1
+    )
     assert s.value("nexus_fallbacks_total", from_model="old", to_model="m") == 1
     assert s.total("nexus_errors_total") == 0
 
 
 def test_processes_are_summed_and_the_next_lessee_goes_on(generation, process_at):
-    first, second = process_at(Seat.lease(generation)), process_at(Seat.lease(generation))
+    first, second = process_at(SlotLease.lease(generation)), process_at(SlotLease.lease(generation))
     for process, times in ((first, 3), (second, 4)):
         for _ in range(times):
             process.recorder.finished(finished())
     assert second.scrape().total("nexus_requests_total") == 7
     first.end()
     assert second.scrape().total("nexus_requests_total") == 7
-    third = process_at(Seat.lease(generation))
-    assert third.seat.slot == 0
+    third = process_at(SlotLease.lease(generation))
+    assert third.slot_lease.slot == 0
     third.recorder.finished(finished())
     assert second.scrape().total("nexus_requests_total") == 8
     assert len(list(generation.metrics.glob("*.db"))) == 4
@@ -97,16 +99,31 @@ def test_processes_are_summed_and_the_next_lessee_goes_on(generation, process_at
 
 def test_buckets_are_the_contracts():
     assert families.DURATION.buckets == (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-    assert families.TOKENS_USED.buckets == (10, 50, 100, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 128000)
+    assert families.TOKENS_USED.buckets == (
+        10,
+        50,
+        100,
+        500,
+        1000,
+        2000,
+        4000,
+        8000,
+        16000,
+        32000,
+        64000,
+        128000,
+    )
     assert set(families.DURATION.buckets) <= set(families.PROBE_LATENCY.buckets)
 
 
 def test_damaged_file_does_not_fail_the_scrape(generation, process_at):
-    process = process_at(Seat.lease(generation))
+    process = process_at(SlotLease.lease(generation))
     process.recorder.finished(finished())
     (generation.metrics / "counter_7.db").write_bytes(b"")
     (generation.metrics / "counter_8.db").write_bytes(b"\x40\x00\x00\x00garbage" + b"\xff" * 80)
-    (generation.metrics / "counter_somebody-else.db").write_bytes((generation.metrics / "counter_0.db").read_bytes())
+    (generation.metrics / "counter_somebody-else.db").write_bytes(
+        (generation.metrics / "counter_0.db").read_bytes()
+    )
     process.scrape()
     s = process.scrape()
     assert s.total("nexus_requests_total") == 2
@@ -114,7 +131,7 @@ def test_damaged_file_does_not_fail_the_scrape(generation, process_at):
 
 
 def test_alone_it_counts_in_memory(process_at):
-    process = process_at(Seat.alone())
+    process = process_at(SlotLease.alone())
     process.recorder.finished(finished(error_type="timeout", status="504"))
     s = process.scrape()
     assert s.total("nexus_requests_total", status="504") == 1
@@ -125,49 +142,49 @@ def test_alone_it_counts_in_memory(process_at):
 
 def test_balance_of_a_process_that_was_killed(generation, process_at):
     """What it had in flight is lost once, whoever books it; then everything adds up again."""
-    killed, other = process_at(Seat.lease(generation)), process_at(Seat.lease(generation))
+    killed, other = process_at(SlotLease.lease(generation)), process_at(SlotLease.lease(generation))
     for _ in range(5):
         killed.recorder.started("embeddings")
     killed.recorder.finished(finished())
     killed.recorder.attempt_began(3, 0.0)
     assert other.scrape().value("nexus_accounting_imbalance") == 0
     assert other.scrape().value("nexus_workers") == 2
-    killed.seat.leave()  # as the kernel does
+    killed.slot_lease.leave()  # as the kernel does
     assert other.scrape().value("nexus_workers") == 1
-    sweep(other.seat)
-    sweep(other.seat)
+    sweep(other.slot_lease)
+    sweep(other.slot_lease)
     s = other.scrape()
     assert s.value("nexus_requests_lost_total") == 4
     assert s.value("nexus_accounting_imbalance") == 0
-    assert other.seat.table.pending(3) == 0
-    again = process_at(Seat.lease(generation))
-    assert again.seat.slot == killed.seat.slot
+    assert other.slot_lease.table.pending(3) == 0
+    again = process_at(SlotLease.lease(generation))
+    assert again.slot_lease.slot == killed.slot_lease.slot
     assert other.scrape().value("nexus_requests_lost_total") == 4
     assert other.scrape().value("nexus_worker_restarts_total") == 2
 
 
 @pytest.mark.parametrize("moment", ["before the row", "after the row", "within the recording"])
 def test_killed_at_any_moment_of_the_accounts(generation, process_at, moment):
-    killed = process_at(Seat.lease(generation))
+    killed = process_at(SlotLease.lease(generation))
     killed.recorder.started("embeddings")
     if moment == "before the row":
-        killed.seat.row.leave()
+        killed.slot_lease.row.leave()
     if moment == "within the recording":
-        killed.seat.row.turn()
+        killed.slot_lease.row.turn()
         killed.store.child(families.REQUESTS, ("m", "b", "200")).inc()
-    killed.seat.leave()
-    after = process_at(Seat.lease(generation))
+    killed.slot_lease.leave()
+    after = process_at(SlotLease.lease(generation))
     s = after.scrape()
     assert s.value("nexus_requests_lost_total") == (0 if moment == "within the recording" else 1)
     assert s.value("nexus_accounting_imbalance") == 0
-    assert after.seat.row.sequence % 2 == 0
+    assert after.slot_lease.row.sequence % 2 == 0
 
 
 def test_imbalance_can_be_wrong(generation, process_at):
     """It comes from independent counts: a request that is forgotten shows."""
-    process = process_at(Seat.lease(generation))
+    process = process_at(SlotLease.lease(generation))
     process.recorder.started("embeddings")
-    process.seat.row.leave()
+    process.slot_lease.row.leave()
     assert process.scrape().value("nexus_accounting_imbalance") == 1
 
 
@@ -176,7 +193,7 @@ def test_booking_finds_nothing_in_a_directory_without_files(tmp_path):
 
 
 def test_processes_show_their_memory(generation, process_at):
-    process = process_at(Seat.lease(generation))
+    process = process_at(SlotLease.lease(generation))
     labels = {"slot": "0", "role": "worker", "pid": str(os.getpid())}
     s = process.scrape()
     assert s.value("nexus_process_resident_memory_bytes", **labels) > 1 << 20
@@ -185,7 +202,7 @@ def test_processes_show_their_memory(generation, process_at):
 
 def test_series_that_find_no_space_are_counted_in_the_process(generation, process_at, monkeypatch):
     """The file cannot grow: said, counted, and the request goes on."""
-    process = process_at(Seat.lease(generation))
+    process = process_at(SlotLease.lease(generation))
 
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexus.config import BackendConfig, Config
-from nexus.config.changes import Layered
+from nexus.config.changes import Overlay
 from nexus.config.records import Metrics
 from nexus.fleet.records import Model
 from nexus.health.fleet import Fleet
@@ -41,7 +41,7 @@ def fleet_of(before=None):
         backends=[BackendConfig(name="b", url="http://h")],
         metrics=Metrics(max_models=LIMIT, retire_after_hours=24),
     )
-    return Fleet(Layered(file=config), now=0, before=before)
+    return Fleet(Overlay(file=config), now=0, before=before)
 
 
 @given(STEPS)
@@ -60,7 +60,10 @@ def test_whatever_comes_and_goes(tmp_path_factory, steps):
             label = snapshot.labels.models.get(given_, OTHER)
             if label == OTHER:
                 fleet.label_models([given_])
-            for family, values in (families.REQUESTS, (label, "b", "200")), (families.DURATION, (label, "b")):
+            for family, values in (
+                (families.REQUESTS, (label, "b", "200")),
+                (families.DURATION, (label, "b")),
+            ):
                 child = children.get((family.name, label))
                 if child is None:
                     child = children[family.name, label] = store.child(family, values)
@@ -81,13 +84,17 @@ def test_whatever_comes_and_goes(tmp_path_factory, steps):
         assert not set(labels.models.values()) & ({*labels.retired_models} | RESERVED)
         assert len(set(labels.retired_models)) == len(labels.retired_models)
 
-        shown = {r.text.name: r for r in reader.read((labels.retired_models, labels.retired_backends))}
+        shown = {
+            r.text.name: r for r in reader.read((labels.retired_models, labels.retired_backends))
+        }
         requests, durations = Tally(), Tally()
         if families.REQUESTS.name in shown:
             for found, value in shown[families.REQUESTS.name].samples(families.REQUESTS.name):
                 assert found["model"] not in requests, "each series is shown once"
                 requests[found["model"]] = value
-            for found, value in shown[families.DURATION.name].samples(f"{families.DURATION.name}_count"):
+            for found, value in shown[families.DURATION.name].samples(
+                f"{families.DURATION.name}_count"
+            ):
                 durations[found["model"]] = value
         expected = Tally()
         for label, amount in counted.items():

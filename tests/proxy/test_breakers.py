@@ -9,7 +9,7 @@ from nexus.config import BackendConfig, Config
 from nexus.config.records import CircuitBreaker
 from nexus.errors import FAULTS, Blame
 from nexus.fleet.records import Backend
-from nexus.fleet.seat import Seat
+from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics.recorder import Recorder
 from nexus.metrics.store import Store
 from nexus.proxy.breakers import REFUSED, Breakers, Evidence
@@ -32,20 +32,30 @@ class Host:
     """The shared tables of a host, at a time that the test sets."""
 
     def __init__(self) -> None:
-        self.seat, self.now_ns = Seat.alone(), 100 * SECOND
-        recorder = Recorder(Store(self.seat), self.seat)
+        self.slot_lease, self.now_ns = SlotLease.alone(), 100 * SECOND
+        recorder = Recorder(Store(self.slot_lease), self.slot_lease)
         self.breakers = Breakers(
-            self.seat.circuits, self.seat.table, recorder, clock_ns=lambda: self.now_ns, chance=lambda: 0.5
+            self.slot_lease.circuits,
+            self.slot_lease.table,
+            recorder,
+            clock_ns=lambda: self.now_ns,
+            chance=lambda: 0.5,
         )
 
     def attempt(self, column: int, *, lease: bool = False, model: str = "m") -> Attempt:
-        backend = Backend(config=BackendConfig(name=f"b{column}", url="http://b"), label=f"b{column}", column=column)
+        backend = Backend(
+            config=BackendConfig(name=f"b{column}", url="http://b"),
+            label=f"b{column}",
+            column=column,
+        )
         attempt = Attempt(Choice(backend, model, "capability-match"))
         if lease:
             attempt.lease_ns = self.breakers.lease_probe(backend, CONFIG)
         return attempt
 
-    def end(self, attempt: Attempt, name: str | None, *, retry_after_s: float | None = None) -> None:
+    def end(
+        self, attempt: Attempt, name: str | None, *, retry_after_s: float | None = None
+    ) -> None:
         """An attempt that was the only one of its request."""
         evidence = Evidence(self.breakers)
         fault = FAULTS[name] if name else None
@@ -58,7 +68,7 @@ class Host:
         evidence.close()
 
     def state(self, column: int) -> str:
-        return self.seat.circuits.state(column, self.now_ns)
+        return self.slot_lease.circuits.state(column, self.now_ns)
 
     def standing(self, column: int, model: str = "m"):
         return self.breakers.standing(column, model, CONFIG)
@@ -71,19 +81,27 @@ def host() -> Host:
 
 @pytest.mark.parametrize("name", [None, *FAULTS])
 def test_half_open_probe(host, name):
-    host.seat.circuits.open(3, until_ns=99 * SECOND, trips=1)
+    host.slot_lease.circuits.open(3, until_ns=99 * SECOND, trips=1)
     attempt = host.attempt(3, lease=True)
     assert attempt.lease_ns == host.now_ns + 5 * SECOND
     assert not host.attempt(3, lease=True).lease_ns, "another has the right"
     host.end(attempt, name)
     fault = FAULTS[name] if name else None
-    expected = "half_open" if name in SAYS_NOTHING else "open" if fault and fault.blame is Blame.BACKEND else "closed"
+    expected = (
+        "half_open"
+        if name in SAYS_NOTHING
+        else "open"
+        if fault and fault.blame is Blame.BACKEND
+        else "closed"
+    )
     assert host.state(3) == expected
-    assert bool(host.attempt(3, lease=True).lease_ns) is (expected == "half_open"), "the right to try was given back"
+    assert bool(host.attempt(3, lease=True).lease_ns) is (expected == "half_open"), (
+        "the right to try was given back"
+    )
 
 
 def test_half_open_probe_that_takes_long_keeps_nobody_out(host):
-    host.seat.circuits.open(3, until_ns=99 * SECOND, trips=1)
+    host.slot_lease.circuits.open(3, until_ns=99 * SECOND, trips=1)
     slow = host.attempt(3, lease=True)
     host.now_ns += 5 * SECOND
     quick = host.attempt(3, lease=True)
@@ -132,7 +150,10 @@ def of_request(host: Host, *attempts: tuple[int, str | None]) -> None:
 def test_one_request_counts_once_for_a_backend(host, attempts, counted):
     for _ in range(2):
         of_request(host, *attempts)
-    found = {column: host.seat.table.outcomes(column, time.monotonic_ns())[1] for column in (1, 2, 3)}
+    found = {
+        column: host.slot_lease.table.outcomes(column, time.monotonic_ns())[1]
+        for column in (1, 2, 3)
+    }
     assert found == {column: 2 if column in counted else 0 for column in (1, 2, 3)}
     assert {host.state(column) for column in (1, 2, 3)} == {"closed"}
 
@@ -146,11 +167,11 @@ def test_a_refusal_elsewhere_shows_that_the_request_was_at_fault(host, name):
         host.breakers.blameless(host.attempt(2), FAULTS[name], None)
         evidence.close()
     assert (host.state(1), host.state(2)) == ("closed", "closed")
-    assert host.seat.table.outcomes(1, time.monotonic_ns())[1] == 0
+    assert host.slot_lease.table.outcomes(1, time.monotonic_ns())[1] == 0
 
 
 def test_refusal_elsewhere_gives_the_half_open_probe_back(host):
-    host.seat.circuits.open(1, until_ns=99 * SECOND, trips=1)
+    host.slot_lease.circuits.open(1, until_ns=99 * SECOND, trips=1)
     evidence = Evidence(host.breakers)
     evidence.failed(host.attempt(1, lease=True), FAULTS["backend_5xx"], served=False)
     evidence.refused()
@@ -177,6 +198,6 @@ def test_busy_holds_for_a_model_or_for_the_whole_backend(host):
 
 def test_missing_model_has_the_backend_probed(host):
     host.end(host.attempt(1), "backend_lacks_model")
-    assert host.seat.circuits.probe_wanted(1)
+    assert host.slot_lease.circuits.probe_wanted(1)
     host.end(host.attempt(1), "backend_4xx")
-    assert not host.seat.circuits.probe_wanted(1)
+    assert not host.slot_lease.circuits.probe_wanted(1)

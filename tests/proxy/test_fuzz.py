@@ -19,11 +19,12 @@ from gunicorn.http import get_parser
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from nexus.proxy.http1 import AnswerReader, MalformedAnswer, PlainAnswerHead
-from nexus.proxy.sse import EventReader
-from nexus.proxy.stream import Stream
-from nexus.proxy.worker.heads import HeadReader, Limits, read_plain_head
-from nexus.routing import requirements
+from nexus.dialects.json_body import InvalidBody
+from nexus.dialects.openai import request as openai_request
+from nexus.dialects.openai.stream import Stream
+from nexus.http.response_parser import CachedResponseHead, MalformedResponse, ResponseParser
+from nexus.http.sse import EventReader
+from nexus.server.request_head import Limits, RequestHeadParser, read_plain_head
 
 SECONDS = float(os.environ.get("NEXUS_FUZZ_SECONDS", "15"))
 SEED = int(os.environ.get("NEXUS_FUZZ_SEED", "1"))
@@ -65,7 +66,9 @@ def damaged(draw: st.DrawFn, whole: st.SearchStrategy[list[bytes]], tokens: list
     """Lines, some of them doubled, lost or changed places with, then some bytes replaced, put in or cut out."""
     lines = draw(whole)
     for kind, first, second in draw(
-        st.lists(st.tuples(st.sampled_from("dls"), st.integers(0, 30), st.integers(0, 30)), max_size=2)
+        st.lists(
+            st.tuples(st.sampled_from("dls"), st.integers(0, 30), st.integers(0, 30)), max_size=2
+        )
     ):
         at, other = first % len(lines), second % len(lines)
         if kind == "d":
@@ -75,14 +78,18 @@ def damaged(draw: st.DrawFn, whole: st.SearchStrategy[list[bytes]], tokens: list
         elif len(lines) > 1:
             del lines[at]
     data = b"".join(lines)
-    edits = st.tuples(st.integers(0, 10_000), st.integers(0, 3), st.sampled_from(tokens) | st.binary(max_size=3))
+    edits = st.tuples(
+        st.integers(0, 10_000), st.integers(0, 3), st.sampled_from(tokens) | st.binary(max_size=3)
+    )
     for place, gone, put in draw(st.lists(edits, max_size=3)):
         at = place % (len(data) + 1)
         data = data[:at] + put + data[at + gone :]
     return data
 
 
-def lines_of(first: list[bytes], fields: list[bytes], last: list[bytes]) -> st.SearchStrategy[list[bytes]]:
+def lines_of(
+    first: list[bytes], fields: list[bytes], last: list[bytes]
+) -> st.SearchStrategy[list[bytes]]:
     """A first line, some fields, an empty line, and what follows."""
     return st.builds(
         lambda begin, between, end: [begin, *between, b"\r\n", end],
@@ -110,7 +117,7 @@ REQUESTS = lines_of(
 )  # fmt: skip
 
 
-HEADS = HeadReader(LIMITS)
+HEADS = RequestHeadParser(LIMITS)
 
 
 def same_as_gunicorn(data: bytes) -> bool:
@@ -124,7 +131,9 @@ def same_as_gunicorn(data: bytes) -> bool:
     request = next(parser)
     assert (request.method, request.path, request.query) == ("POST", plain.target.endpoint.path, "")
     assert request.version == (1, 1)
-    headers = [(name.lower(), value) for name, value in request.headers if name.lower() != "content-length"]
+    headers = [
+        (name.lower(), value) for name, value in request.headers if name.lower() != "content-length"
+    ]
     assert headers == plain.headers.pairs
     assert request.body.read() == data[plain.end : plain.end + plain.length]
     assert request.should_close() == (not plain.keep_alive)
@@ -147,7 +156,7 @@ ANSWERS = lines_of(
 )  # fmt: skip
 
 
-class LongWay(AnswerReader):
+class LongWay(ResponseParser):
     """Without its short paths: the parser reads everything."""
 
     def _read_plain(self, data: bytes) -> bool:
@@ -157,10 +166,10 @@ class LongWay(AnswerReader):
         return None
 
 
-Verdict = tuple[Any, ...] | str
+CandidateReport = tuple[Any, ...] | str
 
 
-def verdict(reader: AnswerReader, pieces: list[bytes]) -> Verdict:
+def verdict(reader: ResponseParser, pieces: list[bytes]) -> CandidateReport:
     """What the answer is to whoever reads it up to its end, the backend's close included."""
     body = b""
     try:
@@ -172,7 +181,7 @@ def verdict(reader: AnswerReader, pieces: list[bytes]) -> Verdict:
                 left = b"".join(pieces[number + 1 :]).lstrip(b"\r\n")
                 return (reader.status, reader.headers, body, reader.reusable, left)
         reader.feed(b"")
-    except MalformedAnswer:
+    except MalformedResponse:
         return "refused"
     return (reader.status, reader.headers, body, reader.complete, reader.reusable, "closed")
 
@@ -182,21 +191,21 @@ def cut(data: bytes, at: list[int]) -> list[bytes]:
     return [data[begin:end] for begin, end in pairwise(places)]
 
 
-LAST: list[PlainAnswerHead] = []
+LAST: list[CachedResponseHead] = []
 
 
 def same_in_pieces(example: tuple[bytes, list[int]]) -> bool:
     """What is taken in one piece is taken in any, by the short paths and by the parser, with the same result."""
     data, at = example
-    before = AnswerReader()
+    before = ResponseParser()
     whole = verdict(before, [data] if data else [])
     for plain in (*LAST, before.plain):  # whichever head came before
-        assert verdict(AnswerReader(plain), [data] if data else []) == whole
+        assert verdict(ResponseParser(plain), [data] if data else []) == whole
     if before.plain is not None:
         LAST[:] = [before.plain]
     assert verdict(LongWay(), [data] if data else []) == whole
     for pieces in (cut(data, at), [data[n : n + 1] for n in range(len(data))]):
-        found = verdict(AnswerReader(), pieces)
+        found = verdict(ResponseParser(), pieces)
         if whole == "refused":
             # What follows an answer is refused with it where it comes at once, and left unread where it comes after.
             assert found == "refused" or (found[-1] not in ("closed", b""))
@@ -317,22 +326,35 @@ JSON = [
 def same_as_json(data: bytes) -> bool:
     """What routing takes is JSON, with the same model and the same wish for a stream."""
     try:
-        ask = requirements.read(data, ("messages",))
-    except requirements.InvalidBody:
+        ask = openai_request.read(data, ("messages",))
+    except InvalidBody:
         return False
     fields = json.loads(data.decode("utf-8-sig", "surrogatepass"))
     assert (ask.model, ask.stream) == (fields["model"], bool(fields.get("stream")))
     assert isinstance(fields["messages"], list)
-    changed = json.loads(requirements.with_model(data, "other").decode("utf-8-sig", "surrogatepass"))
-    assert json.dumps(changed) == json.dumps({**fields, "model": "other"})  # NaN does not equal itself
+    changed = json.loads(
+        openai_request.with_model(data, "other").decode("utf-8-sig", "surrogatepass")
+    )
+    assert json.dumps(changed) == json.dumps(
+        {**fields, "model": "other"}
+    )  # NaN does not equal itself
     return True
 
 
 PARSERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], bool]]] = {
     "request heads": (damaged(REQUESTS, TOKENS), same_as_gunicorn),
-    "answers": (st.tuples(damaged(ANSWERS, TOKENS), st.lists(st.integers(0, 500), max_size=5)), same_in_pieces),
-    "events": (st.tuples(damaged(EVENTS, TOKENS), st.lists(st.integers(0, 200), max_size=5)), same_events),
-    "streams": (st.tuples(damaged(CHUNKS, TOKENS + JSON), st.lists(st.integers(0, 900), max_size=6)), same_stream),
+    "answers": (
+        st.tuples(damaged(ANSWERS, TOKENS), st.lists(st.integers(0, 500), max_size=5)),
+        same_in_pieces,
+    ),
+    "events": (
+        st.tuples(damaged(EVENTS, TOKENS), st.lists(st.integers(0, 200), max_size=5)),
+        same_events,
+    ),
+    "streams": (
+        st.tuples(damaged(CHUNKS, TOKENS + JSON), st.lists(st.integers(0, 900), max_size=6)),
+        same_stream,
+    ),
     "bodies": (damaged(BODIES, JSON), same_as_json),
 }
 

@@ -14,7 +14,22 @@ TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}{% endif %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WORDS = ["▁the", "▁a", "▁of", "▁and", "▁to", "▁in", "▁is", "▁it", "▁you", "▁that", "▁hello", "▁backend", "ing", "er"]
+WORDS = [
+    "▁the",
+    "▁a",
+    "▁of",
+    "▁and",
+    "▁to",
+    "▁in",
+    "▁is",
+    "▁it",
+    "▁you",
+    "▁that",
+    "▁hello",
+    "▁backend",
+    "ing",
+    "er",
+]
 
 
 def main(path: str) -> None:
@@ -59,7 +74,12 @@ def _vocabulary(writer: gguf.GGUFWriter) -> int:
     letters = [chr(code) for code in range(33, 127)] + ["▁"]
     tokens = control + [f"<0x{byte:02X}>" for byte in range(256)] + letters + WORDS
     kind = gguf.TokenType
-    types = [kind.UNKNOWN, *[kind.CONTROL] * 4, *[kind.BYTE] * 256, *[kind.NORMAL] * (len(letters) + len(WORDS))]
+    types = [
+        kind.UNKNOWN,
+        *[kind.CONTROL] * 4,
+        *[kind.BYTE] * 256,
+        *[kind.NORMAL] * (len(letters) + len(WORDS)),
+    ]
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
     writer.add_token_scores([0.0] * 261 + [-10.0] * len(letters) + [-1.0] * len(WORDS))

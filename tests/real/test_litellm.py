@@ -41,7 +41,10 @@ def test_a_model_answers_whole_and_as_a_stream(client: OpenAI, gateway: Gateway)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert completion.choices[0].message.content == text == "Hello from the proxy."
     after = gateway.settled()
-    served = after.series("nexus_requests_total", "status"), before.series("nexus_requests_total", "status")
+    served = (
+        after.series("nexus_requests_total", "status"),
+        before.series("nexus_requests_total", "status"),
+    )
     assert served[0]["200",] - served[1].get(("200",), 0) == 2
 
 
@@ -49,7 +52,9 @@ def test_a_limited_model_holds_no_other(client: OpenAI):
     with pytest.raises(APIStatusError) as limited:
         client.chat.completions.create(model="limited", messages=HELLO)
     assert limited.value.status_code == 429
-    assert client.chat.completions.create(model="mock-gpt", messages=HELLO).choices[0].message.content
+    assert (
+        client.chat.completions.create(model="mock-gpt", messages=HELLO).choices[0].message.content
+    )
 
 
 def test_a_failing_model_shuts_out_no_other(client: OpenAI):
@@ -59,4 +64,6 @@ def test_a_failing_model_shuts_out_no_other(client: OpenAI):
             client.chat.completions.create(model="failing", messages=HELLO)
         words.append(str(failed.value))
     assert "InternalServerError" in words[0], "the backend's words reach the client"
-    assert client.chat.completions.create(model="mock-gpt", messages=HELLO).choices[0].message.content
+    assert (
+        client.chat.completions.create(model="mock-gpt", messages=HELLO).choices[0].message.content
+    )

@@ -45,7 +45,10 @@ def test_it_is_built_again_only_for_other_models_or_kinds():
 
 
 def test_offers_are_those_of_the_backends_that_are_asked_for():
-    well, down = backend("a", Model(name="m"), Model(name="n")), backend("b", Model(name="m"), status="unhealthy")
+    well, down = (
+        backend("a", Model(name="m"), Model(name="n")),
+        backend("b", Model(name="m"), status="unhealthy"),
+    )
     table = RouteTable(snapshot(well, down))
     assert [offer.backend.name for offer in table.offers["m"]] == ["a", "b"]
     assert [offer.backend.name for offer in table.healthy["m"]] == ["a"]
@@ -58,6 +61,8 @@ def test_offers_are_those_of_the_backends_that_are_asked_for():
 def test_equivalent_names_are_known_while_others_run():
     pauses: list[None] = []
     models = tuple(Model(name=f"m{n}:latest") for n in range(1_000))
-    table = RouteTable(snapshot(backend("o", *models, kind="ollama")), pause=lambda: pauses.append(None))
+    table = RouteTable(
+        snapshot(backend("o", *models, kind="ollama")), pause=lambda: pauses.append(None)
+    )
     assert table.resolve("m999") == "m999:latest"
     assert len(pauses) == 4

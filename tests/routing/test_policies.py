@@ -3,7 +3,7 @@
 import pytest
 
 from nexus.config.records import Policy
-from nexus.routing.policies import Demands, Policies
+from nexus.routing.policies import Constraints, Policies
 
 SECRET = Policy(model_pattern="secret-*", privacy="restricted")
 LARGE = Policy(model_pattern="*-70b", min_tier=3)
@@ -12,12 +12,12 @@ LARGE = Policy(model_pattern="*-70b", min_tier=3)
 @pytest.mark.parametrize(
     ("names", "demands"),
     [
-        (("m",), Demands()),
-        (("secret-m",), Demands(restricted=True)),
-        (("llama-70b",), Demands(min_tier=3)),
-        (("secret-70b",), Demands(restricted=True, min_tier=3)),
-        (("nick", "secret-70b"), Demands(restricted=True, min_tier=3)),
-        (("SECRET-m",), Demands()),
+        (("m",), Constraints()),
+        (("secret-m",), Constraints(restricted=True)),
+        (("llama-70b",), Constraints(min_tier=3)),
+        (("secret-70b",), Constraints(restricted=True, min_tier=3)),
+        (("nick", "secret-70b"), Constraints(restricted=True, min_tier=3)),
+        (("SECRET-m",), Constraints()),
     ],
 )
 def test_all_that_match_hold(names, demands):
@@ -26,9 +26,11 @@ def test_all_that_match_hold(names, demands):
 
 def test_as_a_table_of_tables():
     found = Policies({"default": Policy(min_tier=2), "gpt-*": Policy(privacy="restricted")})
-    assert found.demands("m") == Demands(min_tier=2)
-    assert found.demands("gpt-4") == Demands(restricted=True, min_tier=2)
+    assert found.demands("m") == Constraints(min_tier=2)
+    assert found.demands("gpt-4") == Constraints(restricted=True, min_tier=2)
     found = Policies({"house": Policy(model_pattern="*", privacy="restricted")})
-    assert found.demands("m") == Demands(restricted=True), "what is written holds, not the table's name"
-    assert Policies([Policy(min_tier=2)]).demands("m") == Demands(min_tier=2)
+    assert found.demands("m") == Constraints(restricted=True), (
+        "what is written holds, not the table's name"
+    )
+    assert Policies([Policy(min_tier=2)]).demands("m") == Constraints(min_tier=2)
     assert not Policies([]).rules

@@ -19,7 +19,9 @@ def test_an_outage_is_not_multiplied(requests, wanted_each):
 
 
 def test_one_failing_backend_of_two_costs_the_clients_nothing():
-    assert all(may_retry(requests, requests // 2, window_s=10) for requests in range(0, 100_000, 100))
+    assert all(
+        may_retry(requests, requests // 2, window_s=10) for requests in range(0, 100_000, 100)
+    )
 
 
 @given(st.integers(1, 10), st.floats(0, 1, exclude_max=True))

@@ -10,16 +10,29 @@ from nexus.config import BackendConfig, Config
 from nexus.config.records import Policy, Routing
 from nexus.errors import RequestFailed
 from nexus.fleet.records import Backend, Model, Snapshot
-from nexus.routing.policies import NOTHING, Demands
-from nexus.routing.requirements import Requirements
-from nexus.routing.router import CLEAR, Asked, Choice, NoRoom, Standing, Supposed, choose
+from nexus.routing.needs import Requirements
+from nexus.routing.policies import NOTHING, Constraints
+from nexus.routing.router import (
+    CLEAR,
+    AtCapacity,
+    Choice,
+    EndpointStatus,
+    RouteQuery,
+    WhatIf,
+    choose,
+)
 from nexus.routing.table import RouteTable
 
 ANY = Requirements()
 
 
 def backend(
-    name: str, *models: str | Model, column: int = 0, status: str = "healthy", latency_ms: float = 0, **config
+    name: str,
+    *models: str | Model,
+    column: int = 0,
+    status: str = "healthy",
+    latency_ms: float = 0,
+    **config,
 ) -> Backend:
     return Backend(
         config=BackendConfig(name=name, url="http://x", **config), label=name, column=column, status=status,
@@ -28,14 +41,25 @@ def backend(
 
 
 def table(*backends: Backend, **routing) -> RouteTable:
-    return RouteTable(Snapshot(number=1, published_at=0, config=Config(routing=Routing(**routing)), backends=backends))
+    return RouteTable(
+        Snapshot(
+            number=1, published_at=0, config=Config(routing=Routing(**routing)), backends=backends
+        )
+    )
 
 
 def pick(
-    routes: RouteTable, model: str, *, needs=ANY, demands=NOTHING, flexible=False, tried=frozenset(), **now
+    routes: RouteTable,
+    model: str,
+    *,
+    needs=ANY,
+    demands=NOTHING,
+    flexible=False,
+    tried=frozenset(),
+    **now,
 ) -> Choice:
-    asked = Asked(model=model, needs=needs, demands=demands, flexible=flexible)
-    return choose(routes, asked, tried=tried, now=Supposed(**{"load": lambda _: 0, **now}))
+    asked = RouteQuery(model=model, needs=needs, demands=demands, flexible=flexible)
+    return choose(routes, asked, tried=tried, now=WhatIf(**{"load": lambda _: 0, **now}))
 
 
 def refused(*args, **kwargs) -> str:
@@ -61,12 +85,19 @@ def test_smart_score(first, second, loads, wins):
 
 
 def test_strategies():
-    backends = (backend("a", "m", priority=9), backend("b", "m", priority=1), backend("c", "m", priority=9))
-    assert [pick(table(*backends, strategy="round_robin"), "m", turn=n).backend.name for n in range(4)] == list("abca")
-    assert pick(table(*backends, strategy="priority_only"), "m", chance=0.9).backend.name == "b"
-    assert [pick(table(*backends, strategy="random"), "m", chance=c).backend.name for c in (0, 0.4, 0.99)] == list(
-        "abc"
+    backends = (
+        backend("a", "m", priority=9),
+        backend("b", "m", priority=1),
+        backend("c", "m", priority=9),
     )
+    assert [
+        pick(table(*backends, strategy="round_robin"), "m", turn=n).backend.name for n in range(4)
+    ] == list("abca")
+    assert pick(table(*backends, strategy="priority_only"), "m", chance=0.9).backend.name == "b"
+    assert [
+        pick(table(*backends, strategy="random"), "m", chance=c).backend.name
+        for c in (0, 0.4, 0.99)
+    ] == list("abc")
 
 
 def test_equal_scores_share_by_chance():
@@ -82,7 +113,9 @@ def test_aliases_resolve_three_deep():
 
 def test_tried_backends_come_last():
     """First another backend, then the fallback on another one, then the failed one with the fallback's model."""
-    routes = table(backend("a", "m", "f"), backend("b", "m"), backend("c", "f"), fallbacks={"m": ["f"]})
+    routes = table(
+        backend("a", "m", "f"), backend("b", "m"), backend("c", "f"), fallbacks={"m": ["f"]}
+    )
     tried: set[tuple[str, str]] = set()
     order = []
     for _ in range(4):
@@ -104,7 +137,10 @@ def test_overflow_is_told():
 
 
 def test_full_backends_are_left_out():
-    routes = table(backend("a", "m", column=0, priority=1, max_concurrent=2), backend("b", "m", column=1, priority=99))
+    routes = table(
+        backend("a", "m", column=0, priority=1, max_concurrent=2),
+        backend("b", "m", column=1, priority=99),
+    )
     assert pick(routes, "m", load=lambda column: (1, 0)[column]).backend.name == "a"
     assert pick(routes, "m", load=lambda column: (2, 50)[column]).backend.name == "b"
 
@@ -116,11 +152,36 @@ def test_full_backends_are_left_out():
         ([backend("a", "other-model")], {}, ANY, "model_not_found"),
         ([backend("a", "m", status="unhealthy")], {}, ANY, "no_healthy_backend"),
         ([backend("a", status="unknown")], {}, ANY, "no_healthy_backend"),
-        ([backend("a", "m", status="unhealthy")], {"fallbacks": {"m": ["f"]}}, ANY, "fallback_exhausted"),
-        ([backend("a", Model(name="m", tools=False))], {}, Requirements(tools=True), "capability_mismatch"),
-        ([backend("a", Model(name="m", vision=False))], {}, Requirements(vision=True), "capability_mismatch"),
-        ([backend("a", Model(name="m", json_mode=False))], {}, Requirements(json_mode=True), "capability_mismatch"),
-        ([backend("a", Model(name="m", tasks=("rerank",)))], {}, Requirements(task="chat"), "capability_mismatch"),
+        (
+            [backend("a", "m", status="unhealthy")],
+            {"fallbacks": {"m": ["f"]}},
+            ANY,
+            "fallback_exhausted",
+        ),
+        (
+            [backend("a", Model(name="m", tools=False))],
+            {},
+            Requirements(tools=True),
+            "capability_mismatch",
+        ),
+        (
+            [backend("a", Model(name="m", vision=False))],
+            {},
+            Requirements(vision=True),
+            "capability_mismatch",
+        ),
+        (
+            [backend("a", Model(name="m", json_mode=False))],
+            {},
+            Requirements(json_mode=True),
+            "capability_mismatch",
+        ),
+        (
+            [backend("a", Model(name="m", tasks=("rerank",)))],
+            {},
+            Requirements(task="chat"),
+            "capability_mismatch",
+        ),
     ],
 )
 def test_why_none_can_serve(backends, routing, needs, fault):
@@ -134,7 +195,9 @@ EVERYTHING = Requirements(task="chat", vision=True, tools=True, json_mode=True, 
 def test_what_is_not_known_refuses_nobody(name):
     """Nor does it take the request to another model."""
     routes = table(
-        backend("a", name), backend("b", Model(name="other", vision=True, tools=True)), fallbacks={name: ["other"]}
+        backend("a", name),
+        backend("b", Model(name="other", vision=True, tools=True)),
+        fallbacks={name: ["other"]},
     )
     for needs in (Requirements(tools=True), Requirements(vision=True), EVERYTHING):
         choice = pick(routes, name, needs=needs)
@@ -149,7 +212,9 @@ def test_a_known_lack_leaves_a_backend_out():
 
 
 def test_a_fallback_serves_what_the_model_is_known_not_to_do():
-    routes = table(backend("a", Model(name="m", tools=False)), backend("b", "f"), fallbacks={"m": ["f"]})
+    routes = table(
+        backend("a", Model(name="m", tools=False)), backend("b", "f"), fallbacks={"m": ["f"]}
+    )
     choice = pick(routes, "m", needs=Requirements(tools=True))
     assert (choice.backend.name, choice.model, choice.reason) == ("b", "f", "failover")
 
@@ -163,10 +228,15 @@ def test_a_fallback_serves_what_the_model_is_known_not_to_do():
     ],
 )
 def test_a_refusal_names_what_was_asked_and_is_lacking(needs, words):
-    routes = table(backend("a", Model(name="m", vision=False, tools=False, tasks=("chat",), context_length=10)))
+    routes = table(
+        backend("a", Model(name="m", vision=False, tools=False, tasks=("chat",), context_length=10))
+    )
     with pytest.raises(RequestFailed) as failed:
         pick(routes, "m", needs=needs)
-    assert failed.value.message == f"No backend that has 'm' can do what the request asks for: {words}."
+    assert (
+        failed.value.message
+        == f"No backend that has 'm' can do what the request asks for: {words}."
+    )
 
 
 def sized(**lengths: int | None) -> RouteTable:
@@ -197,8 +267,10 @@ def test_a_context_decides_between_known_lengths(lengths, context, may):
 
 def test_an_estimate_gives_way_to_an_open_circuit():
     routes = sized(a=1000, b=4000)
-    standing = lambda c, _: (CLEAR, Standing(state="open", ready_in_s=1))[c]  # noqa: E731
-    assert pick(routes, "m", needs=Requirements(context=2000), standing=standing).backend.name == "a"
+    standing = lambda c, _: (CLEAR, EndpointStatus(state="open", ready_in_s=1))[c]  # noqa: E731
+    assert (
+        pick(routes, "m", needs=Requirements(context=2000), standing=standing).backend.name == "a"
+    )
 
 
 def test_beyond_a_context_only_longer_ones_that_are_known():
@@ -208,11 +280,16 @@ def test_beyond_a_context_only_longer_ones_that_are_known():
         backend("c", Model(name="f", context_length=8000)),
         fallbacks={"m": ["f"]},
     )
-    asked = Asked(model="m", beyond=1000)
-    choice = choose(routes, asked, tried={("a", "m")}, now=Supposed(load=lambda _: 0))
+    asked = RouteQuery(model="m", beyond=1000)
+    choice = choose(routes, asked, tried={("a", "m")}, now=WhatIf(load=lambda _: 0))
     assert (choice.backend.name, choice.model, choice.context_length) == ("c", "f", 8000)
     with pytest.raises(RequestFailed):
-        choose(routes, Asked(model="m", beyond=8000), tried=frozenset(), now=Supposed(load=lambda _: 0))
+        choose(
+            routes,
+            RouteQuery(model="m", beyond=8000),
+            tried=frozenset(),
+            now=WhatIf(load=lambda _: 0),
+        )
 
 
 class Unread:
@@ -283,9 +360,13 @@ def test_fallbacks_know_equivalent_names():
 
 
 def test_a_pattern_in_a_list_covers_names():
-    routes = table(backend("p", "wild/*"), backend("q", "wild/listed"), fallbacks={"m": ["wild/one"]})
+    routes = table(
+        backend("p", "wild/*"), backend("q", "wild/listed"), fallbacks={"m": ["wild/one"]}
+    )
     choice = pick(routes, "wild/not-listed")
-    assert (choice.backend.name, choice.model) == ("p", "wild/not-listed"), "it is asked for by its own name"
+    assert (choice.backend.name, choice.model) == ("p", "wild/not-listed"), (
+        "it is asked for by its own name"
+    )
     assert pick(routes, "wild/listed").backend.name == "q"
     assert pick(routes, "m").model == "wild/one"
     assert refused(routes, "tame/one") == "model_not_found"
@@ -297,14 +378,16 @@ def test_a_busy_model_that_a_pattern_covers_is_not_asked_for_again():
     routes = table(backend("p", "wild/*", column=1), backend("q", "wild/*", column=2))
     asked_about = []
 
-    def standing(column: int, model: str) -> Standing:
+    def standing(column: int, model: str) -> EndpointStatus:
         asked_about.append(model)
-        return Standing(busy_s=20.0) if (column, model) == (1, "wild/one") else CLEAR
+        return EndpointStatus(busy_s=20.0) if (column, model) == (1, "wild/one") else CLEAR
 
-    assert {pick(routes, "wild/one", standing=standing, chance=n / 10).backend.name for n in range(10)} == {"q"}
+    assert {
+        pick(routes, "wild/one", standing=standing, chance=n / 10).backend.name for n in range(10)
+    } == {"q"}
     assert set(asked_about) == {"wild/one"}
     only = table(backend("p", "wild/*", column=1))
-    with pytest.raises(NoRoom) as no_room:
+    with pytest.raises(AtCapacity) as no_room:
         pick(only, "wild/one", standing=standing)
     assert (no_room.value.fault.name, no_room.value.ready_in_s) == ("at_capacity", 20.0)
     assert no_room.value.headers["retry-after"] == "20"
@@ -331,7 +414,10 @@ def test_near_equals_are_spread_and_better_ones_win():
     """Those within one request of the best count as equal; of two at random, the better one."""
     routes = table(*(backend(name, "m", column=column) for column, name in enumerate("abcd")))
     loads = (0, 1, 1, 9)
-    picks = Counter(pick(routes, "m", load=lambda c: loads[c], chance=n / 1000).backend.name for n in range(1000))
+    picks = Counter(
+        pick(routes, "m", load=lambda c: loads[c], chance=n / 1000).backend.name
+        for n in range(1000)
+    )
     assert set(picks) == {"a", "b", "c"}
     assert picks["a"] > picks["b"] + picks["c"], "it wins each pair that it is in"
 
@@ -339,8 +425,8 @@ def test_near_equals_are_spread_and_better_ones_win():
 @pytest.mark.parametrize(
     ("standing", "fault", "retry_after"),
     [
-        (Standing(state="open", ready_in_s=3.2), "no_healthy_backend", "4"),
-        (Standing(busy_s=2.0), "at_capacity", "2"),
+        (EndpointStatus(state="open", ready_in_s=3.2), "no_healthy_backend", "4"),
+        (EndpointStatus(busy_s=2.0), "at_capacity", "2"),
     ],
 )
 def test_taken_out_by_what_requests_saw(standing, fault, retry_after):
@@ -350,20 +436,20 @@ def test_taken_out_by_what_requests_saw(standing, fault, retry_after):
         pick(routes, "m", standing=lambda *_: standing, tried={("x", "m")})
     assert failed.value.fault.name == fault
     assert failed.value.headers["retry-after"] == retry_after
-    assert isinstance(failed.value, NoRoom) is (fault == "at_capacity")
+    assert isinstance(failed.value, AtCapacity) is (fault == "at_capacity")
 
 
-OPEN = Standing(state="open", ready_in_s=3.2)
+OPEN = EndpointStatus(state="open", ready_in_s=3.2)
 
 
 @pytest.mark.parametrize(
     ("a", "b", "picked"),
     [
         (OPEN, OPEN, "a"),  # the best one is tried all the same
-        (OPEN, Standing(state="open", failures=9), "a"),
-        (Standing(state="open", busy_s=2.0), OPEN, "b"),
-        (OPEN, Standing(busy_s=2.0), None),  # one that only is busy is waited for
-        (Standing(state="open", busy_s=2.0), Standing(state="open", busy_s=1.0), None),
+        (OPEN, EndpointStatus(state="open", failures=9), "a"),
+        (EndpointStatus(state="open", busy_s=2.0), OPEN, "b"),
+        (OPEN, EndpointStatus(busy_s=2.0), None),  # one that only is busy is waited for
+        (EndpointStatus(state="open", busy_s=2.0), EndpointStatus(state="open", busy_s=1.0), None),
     ],
 )
 def test_open_circuits_never_keep_all_backends_out(a, b, picked):
@@ -373,7 +459,7 @@ def test_open_circuits_never_keep_all_backends_out(a, b, picked):
         choice = pick(routes, "m", standing=standing)
         assert (choice.backend.name, choice.trial) == (picked, False)
     else:
-        with pytest.raises(NoRoom):
+        with pytest.raises(AtCapacity):
             pick(routes, "m", standing=standing)
     with pytest.raises(RequestFailed):
         pick(routes, "m", standing=standing, tried={("x", "m")})
@@ -386,52 +472,68 @@ def test_open_circuits_give_way_to_a_fallback_first():
 
 def test_open_circuits_let_nobody_past_a_limit():
     routes = table(backend("a", "m", column=0, max_concurrent=2))
-    with pytest.raises(NoRoom):
+    with pytest.raises(AtCapacity):
         pick(routes, "m", standing=lambda *_: OPEN, load=lambda _: 2)
 
 
 def test_busy_holds_for_the_model_that_it_was_said_of():
     routes = table(backend("a", "m", "n", column=0))
-    standing = lambda _, model: Standing(busy_s=9.0) if model == "m" else CLEAR  # noqa: E731
+    standing = lambda _, model: EndpointStatus(busy_s=9.0) if model == "m" else CLEAR  # noqa: E731
     assert pick(routes, "n", standing=standing).model == "n"
-    with pytest.raises(NoRoom):
+    with pytest.raises(AtCapacity):
         pick(routes, "m", standing=standing)
 
 
 def test_half_open_is_tried_first_but_not_by_a_retry():
     routes = table(
-        backend("a", "m", column=0, priority=1), backend("b", "m", column=1), backend("c", "x", "m", column=2)
+        backend("a", "m", column=0, priority=1),
+        backend("b", "m", column=1),
+        backend("c", "x", "m", column=2),
     )
-    standing = lambda c, _: (CLEAR, Standing(state="half_open"), CLEAR)[c]  # noqa: E731
+    standing = lambda c, _: (CLEAR, EndpointStatus(state="half_open"), CLEAR)[c]  # noqa: E731
     choice = pick(routes, "m", standing=standing)
     assert (choice.backend.name, choice.trial) == ("b", True)
     assert pick(routes, "m", standing=standing, tried={("c", "m")}).backend.name == "a"
 
 
 def test_slow_start_gives_a_share():
-    routes = table(backend("a", "m", column=0), backend("b", "m", column=1, priority=99), strategy="priority_only")
-    standing = lambda c, _: (Standing(share=0.25), CLEAR)[c]  # noqa: E731
-    picks = Counter(pick(routes, "m", standing=standing, chance=n / 4000).backend.name for n in range(4000))
-    assert 900 < picks["a"] < 1100
-    assert pick(table(backend("a", "m", column=0)), "m", standing=standing, chance=0.99).backend.name == "a", (
-        "it is alone"
+    routes = table(
+        backend("a", "m", column=0),
+        backend("b", "m", column=1, priority=99),
+        strategy="priority_only",
     )
+    standing = lambda c, _: (EndpointStatus(share=0.25), CLEAR)[c]  # noqa: E731
+    picks = Counter(
+        pick(routes, "m", standing=standing, chance=n / 4000).backend.name for n in range(4000)
+    )
+    assert 900 < picks["a"] < 1100
+    assert (
+        pick(table(backend("a", "m", column=0)), "m", standing=standing, chance=0.99).backend.name
+        == "a"
+    ), "it is alone"
 
 
 def test_failing_fast_is_no_attraction():
     routes = table(backend("a", "m", column=0), backend("b", "m", column=1))
-    standing = lambda c, _: (Standing(failures=4), CLEAR)[c]  # noqa: E731
-    assert pick(routes, "m", standing=standing, load=lambda c: (0, 3)[c], chance=0.5).backend.name == "b"
+    standing = lambda c, _: (EndpointStatus(failures=4), CLEAR)[c]  # noqa: E731
+    assert (
+        pick(routes, "m", standing=standing, load=lambda c: (0, 3)[c], chance=0.5).backend.name
+        == "b"
+    )
 
 
 def test_a_full_backend_that_others_wait_for():
-    routes = table(backend("a", "m", column=0, max_concurrent=9), backend("b", "m", column=1, max_concurrent=9))
+    routes = table(
+        backend("a", "m", column=0, max_concurrent=9), backend("b", "m", column=1, max_concurrent=9)
+    )
     assert pick(routes, "m", waited_for=lambda c: c == 0).backend.name == "b"
-    with pytest.raises(NoRoom) as none:
+    with pytest.raises(AtCapacity) as none:
         pick(routes, "m", waited_for=lambda _: True)
     assert [backend.name for backend in none.value.backends] == ["a", "b"]
     routes = table(backend("a", "m", column=0, max_concurrent=9), backend("b", "m", column=1))
-    assert pick(routes, "m", waited_for=lambda _: True).backend.name == "b", "without a limit nobody waits"
+    assert pick(routes, "m", waited_for=lambda _: True).backend.name == "b", (
+        "without a limit nobody waits"
+    )
 
 
 fleets = st.lists(
@@ -444,8 +546,8 @@ fleets = st.lists(
         st.sampled_from(["open", "restricted"]),
         st.integers(1, 5),
         st.sampled_from(
-            [CLEAR, Standing(state="open", ready_in_s=1), Standing(state="half_open"), Standing(busy_s=1),
-             Standing(share=0.3, failures=2)]
+            [CLEAR, EndpointStatus(state="open", ready_in_s=1), EndpointStatus(state="half_open"), EndpointStatus(busy_s=1),
+             EndpointStatus(share=0.3, failures=2)]
         ),
     ),
     max_size=6,
@@ -463,7 +565,9 @@ fleets = st.lists(
     st.integers(0, 5),
     st.booleans(),
 )
-def test_never_one_that_is_excluded(fleet, strategy, loads, turn, chance, restricted, min_tier, flexible):
+def test_never_one_that_is_excluded(
+    fleet, strategy, loads, turn, chance, restricted, min_tier, flexible
+):
     backends = [
         backend(
             name,
@@ -483,7 +587,7 @@ def test_never_one_that_is_excluded(fleet, strategy, loads, turn, chance, restri
     for _ in range(13):
         given_ = {
             "tried": frozenset(tried), "load": lambda c: loads[c], "turn": turn, "chance": chance,
-            "standing": lambda c, _: standings[c], "demands": Demands(restricted, min_tier), "flexible": flexible,
+            "standing": lambda c, _: standings[c], "demands": Constraints(restricted, min_tier), "flexible": flexible,
         }  # fmt: skip
         try:
             choice = pick(routes, "m", **given_)

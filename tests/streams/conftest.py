@@ -19,5 +19,7 @@ def replay():
 def gateway(module_dir: Path, replay: Replay):
     config = CONFIG
     others = ["learn", "refuses", "broken", "slow", "large", "whole", "timed", "done"]
-    with Workers(module_dir, config, [backend("up", replay.url, *NAMES, *others)], workers=1) as workers:
+    with Workers(
+        module_dir, config, [backend("up", replay.url, *NAMES, *others)], workers=1
+    ) as workers:
         yield workers

@@ -7,8 +7,8 @@ from typing import Any
 from nexus.config import Config
 from nexus.config.records import CircuitBreaker, Routing
 from tests.corpus import RECORDINGS
-from tests.support.figures import moved
 from tests.support.load import chat, run
+from tests.support.metrics import moved
 
 CONFIG = Config(routing=Routing(max_retries=0), circuit_breaker=CircuitBreaker(enabled=False))
 NAMES = [f"r{number}" for number in range(len(RECORDINGS))]
@@ -27,7 +27,12 @@ MOVED = (
 
 def stream(gateway, model: str, **more) -> tuple[int, bytes]:
     got: list[tuple[int, bytes]] = []
-    run(gateway.port, [chat("x", model, stream=True, **more)], concurrency=1, seen=lambda _, s, c: got.append((s, c)))
+    run(
+        gateway.port,
+        [chat("x", model, stream=True, **more)],
+        concurrency=1,
+        seen=lambda _, s, c: got.append((s, c)),
+    )
     return got[0]
 
 
@@ -46,7 +51,9 @@ class Client:
         body = json.dumps(chat("x", model, stream=True, **more).body).encode()
         headers = {"content-type": "application/json"}
         content: Any = iter([body]) if flask else body
-        self._connection.request("POST", "/v1/chat/completions", content, headers, encode_chunked=flask)
+        self._connection.request(
+            "POST", "/v1/chat/completions", content, headers, encode_chunked=flask
+        )
         self._response: http.client.HTTPResponse | None = None
         self.content = b""
 

@@ -29,31 +29,45 @@ def test_comments_while_it_waits(tmp_path: Path):
         Demo(tmp_path, name="e", models=["sick"], pace=0, fault="delay=0.5,status=500") as sick,
     ):
         config = Config(server=Server(stream_keepalive_seconds=0.2), routing=Routing(max_retries=0))
-        with Workers(tmp_path, config, [backend("d", demo.url, "m"), backend("e", sick.url, "sick")]) as workers:
+        with Workers(
+            tmp_path, config, [backend("d", demo.url, "m"), backend("e", sick.url, "sick")]
+        ) as workers:
             sick.fault("hang")
             status, content = stream(workers, "m")
             assert status == 200
             assert content.startswith(b": waiting\n\n: waiting\n\n: waiting\n\ndata: {")
             assert content.endswith(b"data: [DONE]\n\n")
             workers.publish(
-                config, [backend("d", demo.url, "m"), backend("e", sick.url, "sick", first_byte_timeout_seconds=0.5)]
+                config,
+                [
+                    backend("d", demo.url, "m"),
+                    backend("e", sick.url, "sick", first_byte_timeout_seconds=0.5),
+                ],
             )
             before = workers.settled()
             status, content = stream(workers, "sick")
             assert status == 200
             *comments, event = content.strip().split(b"\n\n")
             assert comments == [b": waiting"] * 2
-            assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "first_byte_timeout"
+            assert (
+                json.loads(event.removeprefix(b"data: "))["error"]["code"] == "first_byte_timeout"
+            )
             assert flat(before, workers.settled()) == {"requests_total{e,sick,504}": 1}
             demo.fault("")
-            assert stream(workers, "m")[1].startswith(b"data: "), "nothing is added where it is not needed"
+            assert stream(workers, "m")[1].startswith(b"data: "), (
+                "nothing is added where it is not needed"
+            )
             with contextlib.suppress(OSError):
                 sick.fault("hang")
             connection = http.client.HTTPConnection("127.0.0.1", workers.port, timeout=10)
-            connection.request("POST", "/v1/chat/completions", json.dumps(chat("x", "sick", stream=True).body))
+            connection.request(
+                "POST", "/v1/chat/completions", json.dumps(chat("x", "sick", stream=True).body)
+            )
             assert connection.getresponse().readline() == b": waiting\n"
             connection.close()
-            scrape = until(lambda: (s := workers.settled()).total("nexus_requests_total") == 4 and s)
+            scrape = until(
+                lambda: (s := workers.settled()).total("nexus_requests_total") == 4 and s
+            )
             assert scrape.total("nexus_requests_total", model="sick") == 2
             assert scrape.value("nexus_accounting_imbalance") == 0
 
@@ -71,10 +85,15 @@ def test_a_backends_own_refusal_after_comments(gateway, replay, answer, message)
 
     def refuse(_, sock: socket.socket) -> None:
         time.sleep(0.4)
-        sock.sendall(b"HTTP/1.1 404 X\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (len(answer), answer))
+        sock.sendall(
+            b"HTTP/1.1 404 X\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (len(answer), answer)
+        )
 
     replay.scripts["gone"] = refuse
-    gateway.publish(Config(server=Server(stream_keepalive_seconds=0.1)), [backend("up", replay.url, "gone")])
+    gateway.publish(
+        Config(server=Server(stream_keepalive_seconds=0.1)), [backend("up", replay.url, "gone")]
+    )
     before = gateway.settled()
     status, content = stream(gateway, "gone")
     assert status == 200
@@ -91,7 +110,9 @@ def test_at_a_stop_a_slow_client_of_comments_is_told(tmp_path: Path):
             tmp_path, backend_toml(demo), workers=1, server="stream_keepalive_seconds = 0.2",
             environ={"NEXUS_GRACEFUL_TIMEOUT": str(GRACE_S)},
         )  # fmt: skip
-        body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}).encode()
+        body = json.dumps(
+            {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+        ).encode()
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", gateway.port))

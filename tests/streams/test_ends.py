@@ -15,8 +15,8 @@ import pytest
 from nexus.config import Config
 from nexus.config.records import CircuitBreaker
 from tests.streams.exact import CONFIG, Client, flat, stream
-from tests.support.figures import moved
 from tests.support.load import chat, run
+from tests.support.metrics import moved
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend, backend_toml
 from tests.support.replay import HEAD, Replay, in_packets
@@ -26,13 +26,18 @@ pytestmark = pytest.mark.e2e
 
 def test_a_refusal_within_a_stream_is_the_clients(gateway, replay):
     """It is tried nowhere else and speaks against no backend, however often; as a status of 400 would."""
-    error = {"message": "This model's maximum context length is 4096 tokens", "type": "BadRequestError", "code": 400}
+    error = {
+        "message": "This model's maximum context length is 4096 tokens",
+        "type": "BadRequestError",
+        "code": 400,
+    }
     event = b"data: " + json.dumps({"error": error}).encode() + b"\n\ndata: [DONE]\n\n"
     replay.scripts["refuses"] = in_packets(event, 10_000)
     replay.asked.clear()
     names = ["a", "b"]
     gateway.publish(
-        Config(circuit_breaker=CircuitBreaker(failures=2)), [backend(n, replay.url, "refuses") for n in names]
+        Config(circuit_breaker=CircuitBreaker(failures=2)),
+        [backend(n, replay.url, "refuses") for n in names],
     )
     for _ in range(6):
         status, content = stream(gateway, "refuses")
@@ -45,20 +50,32 @@ def test_a_refusal_within_a_stream_is_the_clients(gateway, replay):
 def test_the_limit_for_the_first_content_is_that_for_the_first_byte(gateway, replay):
     """Not that for silences within the stream; and neither a head nor a role ends it."""
     role, word = (
-        b'data: {"choices":[{"delta":%b}]}\n\n' % delta for delta in (b'{"role":"assistant"}', b'{"content":"x"}')
+        b'data: {"choices":[{"delta":%b}]}\n\n' % delta
+        for delta in (b'{"role":"assistant"}', b'{"content":"x"}')
     )
 
     def prefill(_, sock: socket.socket) -> None:
-        sock.sendall(HEAD + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n%x\r\n%b\r\n" % (len(role), role))
+        sock.sendall(
+            HEAD
+            + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n%x\r\n%b\r\n"
+            % (len(role), role)
+        )
         time.sleep(0.8)
         sock.sendall(b"%x\r\n%b\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n" % (len(word), word))
 
     replay.scripts["prefill"] = prefill
-    patient = backend("up", replay.url, "prefill", first_byte_timeout_seconds=5, idle_timeout_seconds=0.3)
+    patient = backend(
+        "up", replay.url, "prefill", first_byte_timeout_seconds=5, idle_timeout_seconds=0.3
+    )
     gateway.publish(CONFIG, [patient])
     assert stream(gateway, "prefill") == (200, role + word + b"data: [DONE]\n\n")
     gateway.publish(
-        CONFIG, [backend("up", replay.url, "prefill", first_byte_timeout_seconds=0.4, idle_timeout_seconds=5)]
+        CONFIG,
+        [
+            backend(
+                "up", replay.url, "prefill", first_byte_timeout_seconds=0.4, idle_timeout_seconds=5
+            )
+        ],
     )
     began = time.monotonic()
     status, content = stream(gateway, "prefill")
@@ -67,7 +84,9 @@ def test_the_limit_for_the_first_content_is_that_for_the_first_byte(gateway, rep
 
 
 @pytest.mark.parametrize("asks", [False, True])
-@pytest.mark.parametrize(("end", "code"), [(b"", "stream_reset"), (b"0\r\n\r\n", "stream_truncated")])
+@pytest.mark.parametrize(
+    ("end", "code"), [(b"", "stream_reset"), (b"0\r\n\r\n", "stream_truncated")]
+)
 @pytest.mark.parametrize("length", [40, 100_000])
 def test_a_stream_that_breaks_off_within_an_event(gateway, replay, asks, end, code, length):
     """The error is an event of its own, whatever of the broken one has gone on."""
@@ -83,7 +102,9 @@ def test_a_stream_that_breaks_off_within_an_event(gateway, replay, asks, end, co
 
     replay.scripts["broken"] = send
     gateway.publish(CONFIG, [backend("up", replay.url, "broken")])
-    status, content = stream(gateway, "broken", **({"stream_options": {"include_usage": True}} if asks else {}))
+    status, content = stream(
+        gateway, "broken", **({"stream_options": {"include_usage": True}} if asks else {})
+    )
     assert status == 200
     first, *broken, last = content.removesuffix(b"\n\n").split(b"\n\n")
     assert first + b"\n\n" == said
@@ -106,7 +127,8 @@ def test_the_silence_that_ends_a_stream_is_its_longest(gateway, replay):
     assert b"stream_idle" in stream(gateway, "silent")[1]
     asked_on.set()
     changes = {
-        key[0]: change for key, change in moved(before, gateway.settled(), (f"{gap}_sum", f"{gap}_count")).items()
+        key[0]: change
+        for key, change in moved(before, gateway.settled(), (f"{gap}_sum", f"{gap}_count")).items()
     }
     assert changes[f"{gap}_count"] == 1
     assert 0.35 < changes[f"{gap}_sum"] < 2
@@ -118,7 +140,9 @@ def test_a_client_that_closes_at_done_has_all_it_asked_for(gateway, replay):
 
     def send(_, sock: socket.socket) -> None:
         event = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\ndata: [DONE]\n\n'
-        sock.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"%x\r\n%b\r\n" % (len(event), event))
+        sock.sendall(
+            HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"%x\r\n%b\r\n" % (len(event), event)
+        )
         asked_on.wait(10)
 
     replay.scripts["at-done"] = send
@@ -126,12 +150,15 @@ def test_a_client_that_closes_at_done_has_all_it_asked_for(gateway, replay):
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as sock:
         body = json.dumps(chat("x", "at-done", stream=True).body).encode()
         sock.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b"
+            % (len(body), body)
         )
         received = b""
         while b"[DONE]" not in received:
             received += sock.recv(65536)
-    after = until(lambda: (s := gateway.settled()).total("nexus_requests_total", model="at_done") and s)
+    after = until(
+        lambda: (s := gateway.settled()).total("nexus_requests_total", model="at_done") and s
+    )
     asked_on.set()
     assert after.series("nexus_requests_total", "model", "status")["at_done", "200"] == 1
     assert after.total("nexus_requests_total", model="at_done") == 1
@@ -143,21 +170,38 @@ def test_tokens_of_a_client_that_leaves_are_counted(gateway, replay):
 
     def send(_, sock: socket.socket) -> None:
         event = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
-        sock.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"%x\r\n%s\r\n" % (3 * len(event), 3 * event))
+        sock.sendall(
+            HEAD
+            + b"transfer-encoding: chunked\r\n\r\n"
+            + b"%x\r\n%s\r\n" % (3 * len(event), 3 * event)
+        )
         going.wait(10)
 
     replay.scripts["slow"] = send
     before = gateway.settled()
     sock = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
     body = json.dumps(chat("x", "slow", stream=True).body).encode()
-    sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+    sock.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
+        % (len(body), body)
+    )
     read = b""
     while read.count(b"data: {") < 3:
         read += sock.recv(65536)
     assert gateway.scrape().value("nexus_streams_active") == 1
-    assert gateway.scrape().value("nexus_time_to_first_token_seconds_count", model="slow", backend="up") == 1, "already"
+    assert (
+        gateway.scrape().value(
+            "nexus_time_to_first_token_seconds_count", model="slow", backend="up"
+        )
+        == 1
+    ), "already"
     sock.close()
-    after = until(lambda: (s := gateway.settled()).total("nexus_stream_ends_total", reason="client_disconnect") and s)
+    after = until(
+        lambda: (
+            (s := gateway.settled()).total("nexus_stream_ends_total", reason="client_disconnect")
+            and s
+        )
+    )
     going.set()
     assert flat(before, after) == {
         "requests_total{up,slow,499}": 1,
@@ -194,7 +238,10 @@ def test_a_slow_client_slows_its_backend(gateway, replay):
     sock = socket.create_connection(("127.0.0.1", gateway.port), timeout=30)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
     body = json.dumps(chat("x", "large", stream=True).body).encode()
-    sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+    sock.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
+        % (len(body), body)
+    )
     assert sock.recv(1000)
     last = -1
     while last != sent[0]:
@@ -209,13 +256,18 @@ def test_a_slow_client_slows_its_backend(gateway, replay):
             break
     sock.close()
     assert received > total
-    assert gateway.settled().value("nexus_requests_total", model="large", backend="up", status="200") == 1
+    assert (
+        gateway.settled().value("nexus_requests_total", model="large", backend="up", status="200")
+        == 1
+    )
 
 
 def test_at_a_stop_streams_are_told(tmp_path: Path):
     """They get their grace; what goes on for longer ends with an error event, what has no answer yet with a 503."""
     with Demo(tmp_path, name="d", models=["m"], pace=20, length=100_000) as demo:
-        gateway = Gateway(tmp_path, backend_toml(demo), workers=2, environ={"NEXUS_GRACEFUL_TIMEOUT": "3"})
+        gateway = Gateway(
+            tmp_path, backend_toml(demo), workers=2, environ={"NEXUS_GRACEFUL_TIMEOUT": "3"}
+        )
         results: list[tuple[str, int, bytes]] = []
         asks = [
             *[chat("short", "m", stream=True, max_tokens=30)] * 3,
@@ -250,7 +302,10 @@ def test_at_a_stop_streams_are_told(tmp_path: Path):
             elif kind == "long":
                 last = content.strip().split(b"\n\n")[-1].removeprefix(b"data: ")
                 assert json.loads(last)["error"]["code"] == "shutdown"
-        lines = [(line["status"], line.get("fault"), line.get("end")) for line in gateway.lines("request")]
+        lines = [
+            (line["status"], line.get("fault"), line.get("end"))
+            for line in gateway.lines("request")
+        ]
         assert sorted(lines, key=str) == [
             *[(200, None, "complete")] * 3, *[(502, "shutdown", "shutdown")] * 3, (503, "stopping", None),
         ]  # fmt: skip
@@ -288,7 +343,9 @@ class Ending:
 @pytest.mark.parametrize("end", ["hangs", "resets", "closes", "sends on"])
 def test_done_is_the_end(gateway, replay, end, together, flask):
     """Whatever the connection does then: the client gets its end at once, and the stream is complete."""
-    replay.scripts["done"] = ending = Ending(end, *([SAID + DONE] if together else [SAID, SAID, DONE]))
+    replay.scripts["done"] = ending = Ending(
+        end, *([SAID + DONE] if together else [SAID, SAID, DONE])
+    )
     gateway.publish(CONFIG, [backend("up", replay.url, "done", idle_timeout_seconds=60)])
     before = gateway.settled()
     for _ in range(2):
@@ -297,9 +354,9 @@ def test_done_is_the_end(gateway, replay, end, together, flask):
     ending.seen.set()
     changes = flat(before, gateway.settled())
     assert changes["stream_ends_total{up,complete}"] == 2
-    assert {name: change for name, change in changes.items() if name.startswith("requests_total")} == {
-        "requests_total{up,done,200}": 2
-    }
+    assert {
+        name: change for name, change in changes.items() if name.startswith("requests_total")
+    } == {"requests_total{up,done,200}": 2}
 
 
 def test_the_connection_of_a_stream_is_kept_if_its_response_ends(gateway):

@@ -70,7 +70,9 @@ def test_pings_reach_the_client_as_they_come(gateway, replay, ping, flask):
         prefill.go_on.set()
         content = client.read()
     assert content.endswith(CONTENT + DONE)
-    assert set(content.removesuffix(CONTENT + DONE).split(b"\n\n")[:-1]) == {ping.removesuffix(b"\n\n")}
+    assert set(content.removesuffix(CONTENT + DONE).split(b"\n\n")[:-1]) == {
+        ping.removesuffix(b"\n\n")
+    }
     changes = flat(before, gateway.settled())
     data_pings = content.count(ping) if b"choices" in ping else 0
     assert changes == {
@@ -89,7 +91,9 @@ def test_pings_keep_the_limits_from_firing(gateway, replay, flask):
     """A prompt that takes far longer than the limits is read once, as long as the backend shows that it is alive."""
     prefill = Prefill(b":\n\n", every_s=0.1)
     config = Config(server=Server(request_timeout_seconds=1.2), routing=Routing(max_retries=3))
-    serve(gateway, replay, prefill, config, first_byte_timeout_seconds=1.5, idle_timeout_seconds=0.4)
+    serve(
+        gateway, replay, prefill, config, first_byte_timeout_seconds=1.5, idle_timeout_seconds=0.4
+    )
     with Client(gateway.port, "prefill", flask=flask) as client:
         client.read_until(20 * b":\n\n")
         prefill.go_on.set()
@@ -177,7 +181,10 @@ def test_a_failure_in_the_first_moments_is_another_backends_chance(gateway, repl
         replay.scripts["prefill"] = pings_and_fails
         gateway.publish(
             Config(routing=Routing(strategy="priority_only")),
-            [backend("up", replay.url, "prefill", priority=1), backend("two", second.url, "prefill", priority=50)],
+            [
+                backend("up", replay.url, "prefill", priority=1),
+                backend("two", second.url, "prefill", priority=50),
+            ],
         )
         with Client(gateway.port, "prefill", flask=flask) as client:
             assert client.read() == CONTENT + DONE
@@ -189,7 +196,11 @@ def test_a_failure_in_the_first_moments_is_another_backends_chance(gateway, repl
 @pytest.mark.parametrize(
     ("error", "end", "status"),
     [
-        (b'data: {"error":{"message":"too long","code":400,"type":"invalid_request_error"}}\n\n', "in_band_error", 502),
+        (
+            b'data: {"error":{"message":"too long","code":400,"type":"invalid_request_error"}}\n\n',
+            "in_band_error",
+            502,
+        ),
         (b'data: {"error":{"message":"broken","code":500}}\n\n', "in_band_error", 502),
         (b"", "upstream_reset", 502),
     ],
@@ -213,12 +224,17 @@ def test_a_failure_after_pings_is_told_in_the_stream(gateway, replay, error, end
     assert changes[f"stream_ends_total{{up,{end}}}"] == 1
     kind = "invalid_request" if b"400" in error else "stream_interrupted"
     errors = {"error_type": kind, "model": "prefill"}
-    assert after.total("nexus_errors_total", **errors) - before.total("nexus_errors_total", **errors) == 1
+    assert (
+        after.total("nexus_errors_total", **errors) - before.total("nexus_errors_total", **errors)
+        == 1
+    )
 
 
 def test_with_comments_of_our_own_pings_only_count_as_life(gateway, replay):
     """The client sees ours, and until the first content another backend can still be tried."""
-    prefill = Prefill(b": ping\n\n", b'data: {"error":{"message":"no","code":500}}\n\n', every_s=0.1)
+    prefill = Prefill(
+        b": ping\n\n", b'data: {"error":{"message":"no","code":500}}\n\n', every_s=0.1
+    )
     config = Config(
         server=Server(stream_keepalive_seconds=0.3),
         routing=Routing(strategy="priority_only"),

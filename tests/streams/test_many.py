@@ -16,8 +16,8 @@ import pytest
 
 from nexus.config import Config
 from nexus.config.records import Server
-from tests.support.figures import moved
 from tests.support.load import chat
+from tests.support.metrics import moved
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend, backend_toml
 from tests.support.replay import HEAD
@@ -28,7 +28,9 @@ pytestmark = pytest.mark.e2e
 def test_times_at_two_hundred_streams(gateway, replay):
     """Two hundred streams at once, begun one after another: the gateway's times are those of client and backend, which
     share a clock, within five milliseconds."""
-    gateway.publish(Config(server=Server(max_concurrent_requests=1000)), [backend("up", replay.url, "timed")])
+    gateway.publish(
+        Config(server=Server(max_concurrent_requests=1000)), [backend("up", replay.url, "timed")]
+    )
     count, events, first_s, gap_s = 200, 5, 3.0, 0.2
     asked: dict[str, float] = {}
     said: dict[str, list[float]] = {}
@@ -65,7 +67,9 @@ def test_times_at_two_hundred_streams(gateway, replay):
     after = gateway.settled()
 
     def lines_of_all() -> dict[str, dict[str, Any]] | None:
-        found = {line["id"]: line for line in gateway.lines("request") if line["id"].startswith("timed-")}
+        found = {
+            line["id"]: line for line in gateway.lines("request") if line["id"].startswith("timed-")
+        }
         return found if len(found) == count else None
 
     lines = until(lines_of_all)
@@ -73,7 +77,10 @@ def test_times_at_two_hundred_streams(gateway, replay):
 
     def off_by(measured: str, last: int) -> list[float]:
         """By how much each was measured wrong, in seconds; smallest first."""
-        return sorted(abs(line[measured] / 1000 - (said[name][last] - asked[name])) for name, line in lines.items())
+        return sorted(
+            abs(line[measured] / 1000 - (said[name][last] - asked[name]))
+            for name, line in lines.items()
+        )
 
     for measured, last in (("ttft_ms", 0), ("duration_ms", -1)):
         errors = off_by(measured, last)
@@ -87,7 +94,9 @@ def test_times_at_two_hundred_streams(gateway, replay):
     mean = sum(line["ttft_ms"] for line in lines.values()) / 1000 / count
     assert sums["nexus_time_to_first_token_seconds_sum"] / count == pytest.approx(mean, abs=0.001)
     spoken = sum((times[-1] - times[0]) / (events - 1) for times in said.values()) / count
-    assert sums["nexus_time_per_output_token_seconds_sum"] / count == pytest.approx(spoken, abs=0.002)
+    assert sums["nexus_time_per_output_token_seconds_sum"] / count == pytest.approx(
+        spoken, abs=0.002
+    )
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
@@ -96,7 +105,9 @@ def test_the_real_client(tmp_path: Path, kind: str):
     with (
         Demo(tmp_path, name="d", models=["m"], pace=100, length=5_000, usage="asked") as demo,
         Gateway(
-            tmp_path, backend_toml(demo, total_timeout_seconds=60) + "[circuit_breaker]\nenabled = false\n", workers=2
+            tmp_path,
+            backend_toml(demo, total_timeout_seconds=60) + "[circuit_breaker]\nenabled = false\n",
+            workers=2,
         ) as gateway,
     ):
         plan = ["leave"] * 20 + ["break"] * 20 + ["usage"] * 80 + ["plain"] * 80
@@ -131,9 +142,13 @@ def test_the_real_client(tmp_path: Path, kind: str):
                                 break
                     seen[role] += 1
                 except openai.APIError as error:
-                    seen["broken" if role == "break" and "broke off" in str(error) else str(error)] += 1
+                    seen[
+                        "broken" if role == "break" and "broke off" in str(error) else str(error)
+                    ] += 1
 
-            with openai.OpenAI(base_url=f"{gateway.base}/v1", api_key="x", max_retries=0, timeout=60) as client:
+            with openai.OpenAI(
+                base_url=f"{gateway.base}/v1", api_key="x", max_retries=0, timeout=60
+            ) as client:
                 threads = [threading.Thread(target=one, args=(role,)) for role in plan]
                 for thread in threads:
                     thread.start()
@@ -151,7 +166,9 @@ def test_the_real_client(tmp_path: Path, kind: str):
                                 break
                     seen[role] += 1
                 except openai.APIError as error:
-                    seen["broken" if role == "break" and "broke off" in str(error) else str(error)] += 1
+                    seen[
+                        "broken" if role == "break" and "broke off" in str(error) else str(error)
+                    ] += 1
 
             async def all_of_them() -> None:
                 async with openai.AsyncOpenAI(
@@ -163,11 +180,19 @@ def test_the_real_client(tmp_path: Path, kind: str):
         assert seen == {"leave": 20, "broken": 20, "usage": 80, "plain": 80}
         assert tokens[0] == 80 * 60
         scrape = until(lambda: (s := gateway.settled()).total("nexus_requests_total") == 200 and s)
-        assert scrape.series("nexus_requests_total", "status") == {("200",): 160, ("499",): 20, ("502",): 20}
+        assert scrape.series("nexus_requests_total", "status") == {
+            ("200",): 160,
+            ("499",): 20,
+            ("502",): 20,
+        }
         assert scrape.series("nexus_stream_ends_total", "reason") == {
             ("complete",): 160, ("client_disconnect",): 20, ("upstream_reset",): 20,
         }  # fmt: skip
-        assert scrape.series("nexus_usage_total", "source") == {("reported",): 80, ("requested",): 80, ("counted",): 40}
+        assert scrape.series("nexus_usage_total", "source") == {
+            ("reported",): 80,
+            ("requested",): 80,
+            ("counted",): 40,
+        }
         assert scrape.series("nexus_errors_total", "error_type") == {
             ("client_disconnect",): 20,
             ("stream_interrupted",): 20,
@@ -175,9 +200,15 @@ def test_the_real_client(tmp_path: Path, kind: str):
         assert scrape.total("nexus_time_to_first_token_seconds_count") == 200
         assert scrape.total("nexus_time_per_output_token_seconds_count", by="tokens") == 160
         assert scrape.total("nexus_time_per_output_token_seconds_count", by="events") == 40
-        assert scrape.value("nexus_tokens_total_count", model="m", backend="d", type="prompt") == 160
+        assert (
+            scrape.value("nexus_tokens_total_count", model="m", backend="d", type="prompt") == 160
+        )
         counted = 20 * 19  # the role, then nineteen words, then it is cut
-        left = scrape.value("nexus_tokens_total_sum", model="m", backend="d", type="completion") - 160 * 60 - counted
+        left = (
+            scrape.value("nexus_tokens_total_sum", model="m", backend="d", type="completion")
+            - 160 * 60
+            - counted
+        )
         assert left >= 20 * 9, "what was sent to those who left, at least what they read"
         assert scrape.value("nexus_streams_active") == 0
         assert scrape.value("nexus_accounting_imbalance") == 0

@@ -25,15 +25,24 @@ def test_recordings(gateway, replay, number, size):
     recording, model = RECORDINGS[number], NAMES[number]
     if len(recording.data) > 10_000 and size < 64:
         size *= 64
-    replay.scripts[model] = in_packets(recording.data, size, pause_at=recording.pause_at, head=recording.head)
+    replay.scripts[model] = in_packets(
+        recording.data, size, pause_at=recording.pause_at, head=recording.head
+    )
     before = gateway.settled()
     status, content = stream(gateway, model)
     assert status == 200
-    end = "in_band_error" if recording.error else "complete" if recording.finished else "upstream_truncated"
+    end = (
+        "in_band_error"
+        if recording.error
+        else "complete"
+        if recording.finished
+        else "upstream_truncated"
+    )
     if end == "upstream_truncated":
         assert content.startswith(recording.shown)
         assert (
-            json.loads(content[len(recording.shown) :].removeprefix(b"data: "))["error"]["code"] == "stream_truncated"
+            json.loads(content[len(recording.shown) :].removeprefix(b"data: "))["error"]["code"]
+            == "stream_truncated"
         )
     else:
         assert content == recording.shown
@@ -81,7 +90,9 @@ def test_a_backend_that_tells_nonsense_is_counted_all_the_same(gateway, replay):
     """What cannot be a count of tokens moves no series of them; the request is recorded as any other."""
     gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
     before = gateway.settled()
-    replay.scripts["whole"] = whole(200, {"usage": {"prompt_tokens": 10**400, "completion_tokens": -3}})
+    replay.scripts["whole"] = whole(
+        200, {"usage": {"prompt_tokens": 10**400, "completion_tokens": -3}}
+    )
     assert stream(gateway, "whole")[0] == 200
     event = b'data: {"choices":[{"delta":{"content":"x"}}],"usage":{}}\n\n'
     replay.scripts["whole"] = in_packets(2 * event + b"data: [DONE]\n\n", 10_000)
@@ -121,18 +132,28 @@ def test_an_encoded_stream_goes_on_whole(gateway, replay):
     content = gzip.compress(RECORDINGS[1].data)
 
     def send(_, sock: socket.socket) -> None:
-        head = HEAD + b"content-encoding: gzip\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+        head = (
+            HEAD
+            + b"content-encoding: gzip\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+        )
         sock.sendall(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content))
 
     replay.scripts["whole"] = send
     before = gateway.settled()
     assert stream(gateway, "whole") == (200, content)
-    assert flat(before, gateway.settled()) == {"requests_total{up,whole,200}": 1, "usage_total{none}": 1}
+    assert flat(before, gateway.settled()) == {
+        "requests_total{up,whole,200}": 1,
+        "usage_total{none}": 1,
+    }
 
 
 @pytest.mark.parametrize("flask", [False, True], ids=["fast path", "flask"])
-@pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf", b": hello\n\n", b"event: message\r\n", b"\n\n"])
-@pytest.mark.parametrize("kind", [b"text/plain", b"application/json", b"application/octet-stream", b""])
+@pytest.mark.parametrize(
+    "begin", [b"", b"\xef\xbb\xbf", b": hello\n\n", b"event: message\r\n", b"\n\n"]
+)
+@pytest.mark.parametrize(
+    "kind", [b"text/plain", b"application/json", b"application/octet-stream", b""]
+)
 def test_a_stream_under_another_content_type(gateway, replay, kind, begin, flask):
     """If a stream was asked for, its first bytes tell it, and the client gets it under the content type of streams."""
     body = begin + RECORDINGS[0].data
@@ -157,7 +178,9 @@ def test_a_stream_under_another_content_type(gateway, replay, kind, begin, flask
 
 @pytest.mark.parametrize("flask", [False, True], ids=["fast path", "flask"])
 @pytest.mark.parametrize("kind", [b"application/json", b"text/plain"])
-@pytest.mark.parametrize("content", [b'{"choices":[],"usage":{"prompt_tokens":1}}', b'{"choices":[{"score":NaN}]}'])
+@pytest.mark.parametrize(
+    "content", [b'{"choices":[],"usage":{"prompt_tokens":1}}', b'{"choices":[{"score":NaN}]}']
+)
 def test_a_whole_answer_where_a_stream_was_asked_for(gateway, replay, content, kind, flask):
     """Some backends do not stream; nothing of what was looked at is lost."""
 

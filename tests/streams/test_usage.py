@@ -8,7 +8,7 @@ import pytest
 
 from tests.corpus import RECORDINGS
 from tests.streams.exact import CONFIG, flat, stream
-from tests.support.figures import moved
+from tests.support.metrics import moved
 from tests.support.processes import backend
 from tests.support.replay import in_packets, whole
 
@@ -29,7 +29,9 @@ def test_a_backend_that_refuses_to_be_asked(gateway, replay):
     recording = RECORDINGS[1]
     good = in_packets(recording.data, 10_000)
     refusal = whole(422, {"error": {"message": "stream_options: extra fields not permitted"}})
-    replay.scripts["refuses"] = lambda body, sock: (refusal if "stream_options" in body else good)(body, sock)
+    replay.scripts["refuses"] = lambda body, sock: (refusal if "stream_options" in body else good)(
+        body, sock
+    )
     replay.scripts["learn"] = whole(400, {"error": {"message": "bad"}})
     replay.asked.clear()
     attempts = ("nexus_upstream_attempts_total", "nexus_retries_total")
@@ -42,7 +44,9 @@ def test_a_backend_that_refuses_to_be_asked(gateway, replay):
     changes = {key[0]: 0.0 for key in moved(before, gateway.settled(), attempts)}
     for key, change in moved(before, gateway.settled(), attempts).items():
         changes[key[0]] += change
-    assert changes == {"nexus_upstream_attempts_total": 5, "nexus_retries_total": 2}, "as many as it was asked"
+    assert changes == {"nexus_upstream_attempts_total": 5, "nexus_retries_total": 2}, (
+        "as many as it was asked"
+    )
 
 
 def test_a_backend_that_comes_to_refuse_to_be_asked(gateway, replay):
@@ -56,7 +60,9 @@ def test_a_backend_that_comes_to_refuse_to_be_asked(gateway, replay):
     replay.scripts["learn"] = whole(400, {"error": {"message": "bad"}})
     status, content = stream(gateway, "learn")
     assert (status, json.loads(content)["error"]["message"]) == (400, "bad")
-    replay.scripts["refuses"] = lambda body, sock: (refusal if "stream_options" in body else good)(body, sock)
+    replay.scripts["refuses"] = lambda body, sock: (refusal if "stream_options" in body else good)(
+        body, sock
+    )
     assert stream(gateway, "refuses") == (200, RECORDINGS[1].data)
     assert stream(gateway, "refuses") == (200, RECORDINGS[1].data)
     assert ["stream_options" in body for body in replay.asked] == [True, True, True, False, False]
@@ -75,4 +81,8 @@ def test_a_refusal_to_be_asked_is_no_time_of_the_gateways(gateway, replay):
     before = gateway.settled()
     assert stream(gateway, "refuses")[0] == 200
     overhead = "nexus_gateway_overhead_seconds_sum"
-    assert 0 < gateway.settled().value(overhead, phase="before") - before.value(overhead, phase="before") < 0.25
+    assert (
+        0
+        < gateway.settled().value(overhead, phase="before") - before.value(overhead, phase="before")
+        < 0.25
+    )

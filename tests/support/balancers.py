@@ -30,7 +30,11 @@ def substituted(text: str, ours: Mapping[str, str]) -> str:
     """The text with each of these words replaced, all of which it must have."""
     missing = [word for word in ours if word not in text]
     assert not missing, missing
-    return re.sub("|".join(map(re.escape, sorted(ours, key=len, reverse=True))), lambda word: ours[word[0]], text)
+    return re.sub(
+        "|".join(map(re.escape, sorted(ours, key=len, reverse=True))),
+        lambda word: ours[word[0]],
+        text,
+    )
 
 
 def certificate(directory: Path) -> tuple[Path, Path]:
@@ -50,10 +54,14 @@ class Balancer(Process):
     check: Sequence[str]
     start: Sequence[str]
 
-    def __init__(self, command: list[str], directory: Path, port: int, operators: Sequence[int]) -> None:
+    def __init__(
+        self, command: list[str], directory: Path, port: int, operators: Sequence[int]
+    ) -> None:
         self.port, self.operators = port, operators
         self.tls = ssl.create_default_context(cafile=directory / "certificate.pem")
-        done = subprocess.run([*command, *self.check], capture_output=True, text=True, env=clean_environ())
+        done = subprocess.run(
+            [*command, *self.check], capture_output=True, text=True, env=clean_environ()
+        )
         self.verdict = done.stdout + done.stderr
         assert done.returncode == 0, self.verdict
         super().__init__([*command, *self.start], log=directory / "balancer.log")
@@ -74,17 +82,25 @@ class Balancer(Process):
     def connect(self, *, source: str = PUBLIC, port: int = 0) -> http.client.HTTPConnection:
         """A client's connection; `port` is that of an operator, without TLS."""
         if port:
-            return http.client.HTTPConnection("127.0.0.1", port, timeout=30, source_address=(source, 0))
+            return http.client.HTTPConnection(
+                "127.0.0.1", port, timeout=30, source_address=(source, 0)
+            )
         return http.client.HTTPSConnection(
             "127.0.0.1", self.port, timeout=30, source_address=(source, 0), context=self.tls
         )
 
-    def get(self, path: str, *, source: str = PUBLIC, port: int = 0) -> tuple[int, dict[str, str], bytes]:
+    def get(
+        self, path: str, *, source: str = PUBLIC, port: int = 0
+    ) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and content."""
         with contextlib.closing(self.connect(source=source, port=port)) as connection:
             connection.request("GET", path)
             answer = connection.getresponse()
-            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+            return (
+                answer.status,
+                {name.lower(): value for name, value in answer.getheaders()},
+                answer.read(),
+            )
 
 
 class Nginx(Balancer):
@@ -101,7 +117,9 @@ class Nginx(Balancer):
         for name in ("http.conf", "proxy.conf"):
             shutil.copy(files / name, directory / "nexus" / name)
         server = (files / "server.conf").read_text()
-        (directory / "nexus" / "server.conf").write_text(substituted(server, {"/var/log/nginx": str(directory)}))
+        (directory / "nexus" / "server.conf").write_text(
+            substituted(server, {"/var/log/nginx": str(directory)})
+        )
         name, ours = _addresses(gateways, operators)
         ours |= {
             "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
@@ -129,7 +147,7 @@ class Nginx(Balancer):
                 },
             )
         )
-        self._log = directory / "nexus.log"
+        self._log = directory / "nexus.runtime.log"
         self._file = directory / "nexus" / f"{name}.conf"
         self._gateways = gateways
         self._command = [program("nginx"), "-c", str(directory / "nginx.conf")]
@@ -187,12 +205,16 @@ class Haproxy(Balancer):
             return sock.makefile().read()
 
     def drain(self, number: int, *, on: bool = True) -> None:
-        assert not self.tell(f"set server nexus/gateway-{number + 1} state {'drain' if on else 'ready'}").strip()
+        assert not self.tell(
+            f"set server nexus/gateway-{number + 1} state {'drain' if on else 'ready'}"
+        ).strip()
 
 
 def _addresses(gateways: Sequence[Gateway], operators: Sequence[int]) -> tuple[str, dict[str, str]]:
     """Which file it is, and what stands in it for our addresses."""
-    ours = {f"127.0.0.1:{8081 + number}": f"127.0.0.1:{port}" for number, port in enumerate(operators)}
+    ours = {
+        f"127.0.0.1:{8081 + number}": f"127.0.0.1:{port}" for number, port in enumerate(operators)
+    }
     if len(gateways) == 1:
         (gateway,) = gateways
         return "one-gateway", ours | {
@@ -200,7 +222,8 @@ def _addresses(gateways: Sequence[Gateway], operators: Sequence[int]) -> tuple[s
             "127.0.0.1:9464": f"127.0.0.1:{gateway.operations_port}",
         }
     return "several-gateways", ours | {
-        f"10.0.0.{11 + number}:8000": f"127.0.0.1:{gateway.port}" for number, gateway in enumerate(gateways)
+        f"10.0.0.{11 + number}:8000": f"127.0.0.1:{gateway.port}"
+        for number, gateway in enumerate(gateways)
     }
 
 

@@ -33,7 +33,10 @@ class Authority:
 
     def issue(self, subject: str, names: str = "DNS:localhost,IP:127.0.0.1") -> Certificate:
         base = self._directory / f"{self._name}-{subject}"
-        made, request = Certificate(base.with_suffix(".pem"), base.with_suffix(".key")), base.with_suffix(".csr")
+        made, request = (
+            Certificate(base.with_suffix(".pem"), base.with_suffix(".key")),
+            base.with_suffix(".csr"),
+        )
         extensions = base.with_suffix(".ext")
         extensions.write_text(f"subjectAltName={names}\n")
         _openssl(

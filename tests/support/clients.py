@@ -21,7 +21,13 @@ _numbers = itertools.count()
 
 def body(*, pause: float = 0.0, events: int = 1, stream: bool = False) -> bytes:
     message = {"role": "user", "content": "Hello there"}
-    ask = {"model": MODEL, "messages": [message], "stream": stream, "pause": pause, "max_tokens": events}
+    ask = {
+        "model": MODEL,
+        "messages": [message],
+        "stream": stream,
+        "pause": pause,
+        "max_tokens": events,
+    }
     return json.dumps(ask).encode()
 
 
@@ -34,7 +40,9 @@ def request(ask: bytes) -> bytes:
     return f"{head}content-length: {len(ask)}\r\n\r\n".encode() + ask
 
 
-async def stream(balancer: Balancer, source: str, late: list[tuple[float, float]], ask: bytes) -> bytes:
+async def stream(
+    balancer: Balancer, source: str, late: list[tuple[float, float]], ask: bytes
+) -> bytes:
     """Read one to its end, and note of each event when it was sent and how much later it came."""
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", balancer.port, ssl=balancer.tls, local_addr=(source, 0), limit=2**20
@@ -55,7 +63,9 @@ async def stream(balancer: Balancer, source: str, late: list[tuple[float, float]
 async def answers(balancer: Balancer, source: str, ask: bytes, count: int) -> list[bytes]:
     """The first line of each answer to so many requests at once, before any of them is read on."""
     opened = [
-        await asyncio.open_connection("127.0.0.1", balancer.port, ssl=balancer.tls, local_addr=(source, 0))
+        await asyncio.open_connection(
+            "127.0.0.1", balancer.port, ssl=balancer.tls, local_addr=(source, 0)
+        )
         for _ in range(count)
     ]
     for _, writer in opened:
@@ -143,4 +153,6 @@ class Load:
     def assert_none_failed(self, backend: Timed) -> None:
         assert not self.broken, self.broken[:5]
         asked = backend.asked()
-        assert {asked[request_id] for request_id in self.ids} == {1}, "each reached the backend once"
+        assert {asked[request_id] for request_id in self.ids} == {1}, (
+            "each reached the backend once"
+        )

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Ask:
+class ParsedRequest:
     """A request to send; `kind` is for the tally."""
 
     kind: str
@@ -18,17 +18,22 @@ class Ask:
     body: dict[str, Any]
 
 
-def chat(kind: str, model: str, *, stream: bool = False, **more: Any) -> Ask:
-    body = {"model": model, "messages": [{"role": "user", "content": "Hello there"}], "stream": stream, **more}
-    return Ask(kind, "/v1/chat/completions", body)
+def chat(kind: str, model: str, *, stream: bool = False, **more: Any) -> ParsedRequest:
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "Hello there"}],
+        "stream": stream,
+        **more,
+    }
+    return ParsedRequest(kind, "/v1/chat/completions", body)
 
 
 def run(
     port: int,
-    asks: Iterable[Ask],
+    asks: Iterable[ParsedRequest],
     *,
     concurrency: int,
-    seen: Callable[[Ask, int, bytes], None],
+    seen: Callable[[ParsedRequest, int, bytes], None],
     pause_s: float = 0.0,
 ) -> None:
     """Send them all; `seen` gets each with its status (0 where the connection broke) and content, under a lock.
@@ -48,7 +53,10 @@ def run(
                 return
             try:
                 connection.request(
-                    "POST", ask.path, json.dumps(ask.body).encode(), {"content-type": "application/json"}
+                    "POST",
+                    ask.path,
+                    json.dumps(ask.body).encode(),
+                    {"content-type": "application/json"},
                 )
                 answer = connection.getresponse()
                 status, content = answer.status, answer.read()
@@ -79,27 +87,28 @@ class Load:
         *,
         rate: float,
         clients: int = 40,
-        ask: Callable[[int], Ask] = lambda _: chat("chat", "shared", max_tokens=3),
+        ask: Callable[[int], ParsedRequest] = lambda _: chat("chat", "shared", max_tokens=3),
     ) -> None:
         self.results: list[tuple[float, int, float]] = []
         self._stopping = threading.Event()
         self._threads = [
-            threading.Thread(target=self._client, args=(port, clients / rate, ask)) for _ in range(clients)
+            threading.Thread(target=self._client, args=(port, clients / rate, ask))
+            for _ in range(clients)
         ]
         for thread in self._threads:
             thread.start()
 
-    def _client(self, port: int, pause_s: float, ask: Callable[[int], Ask]) -> None:
+    def _client(self, port: int, pause_s: float, ask: Callable[[int], ParsedRequest]) -> None:
         began = [0.0]
 
-        def asks() -> Iterator[Ask]:
+        def asks() -> Iterator[ParsedRequest]:
             number = 0
             while not self._stopping.is_set():
                 began[0] = time.monotonic()
                 yield ask(number)
                 number += 1
 
-        def seen(_: Ask, status: int, __: bytes) -> None:
+        def seen(_: ParsedRequest, status: int, __: bytes) -> None:
             self.results.append((began[0], status, time.monotonic() - began[0]))
 
         run(port, asks(), concurrency=1, seen=seen, pause_s=pause_s)

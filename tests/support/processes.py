@@ -20,12 +20,12 @@ from nexus.config import BackendConfig, Config
 from nexus.config.addresses import bracketed
 from nexus.config.records import Logging
 from nexus.fleet.circuits import CircuitTable
-from nexus.fleet.load import COLUMNS
+from nexus.fleet.load_table import COLUMNS
 from nexus.fleet.records import Backend, Labels, Model, Snapshot
-from nexus.fleet.rundir import RunDirectory
+from nexus.fleet.run_directory import RunDirectory
 from nexus.fleet.snapshot import SnapshotWriter
 from nexus.metrics.labels import sanitize
-from tests.support.figures import Scrape, scrape
+from tests.support.metrics import Scrape, scrape
 from tests.support.polling import until
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,7 +48,9 @@ def free_port() -> int:
 def clean_environ(**more: str) -> dict[str, str]:
     """This process's environment without what would steer a gateway."""
     kept = {
-        k: v for k, v in os.environ.items() if not k.startswith(("NEXUS_", "PROMETHEUS_")) and k != "RUNTIME_DIRECTORY"
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("NEXUS_", "PROMETHEUS_")) and k != "RUNTIME_DIRECTORY"
     }
     return {**kept, **more}
 
@@ -103,7 +105,9 @@ class Process:
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()
-            raise AssertionError(f"did not end within {within_s} s:\n{self.output()[-3000:]}") from None
+            raise AssertionError(
+                f"did not end within {within_s} s:\n{self.output()[-3000:]}"
+            ) from None
 
     def __enter__(self):
         return self
@@ -120,7 +124,9 @@ def get_json(url: str, *, body: bytes | None = None) -> Any:
 class Demo(Process):
     """A demo backend as a process."""
 
-    def __init__(self, directory: Path, *, name: str = "demo", port: int = 0, **options: Any) -> None:
+    def __init__(
+        self, directory: Path, *, name: str = "demo", port: int = 0, **options: Any
+    ) -> None:
         models = options.pop("models", ["demo-small"])
         words = [word for model in models for word in ("--model", model)]
         words += [word for key, value in options.items() for word in (f"--{key}", str(value))]
@@ -128,10 +134,23 @@ class Demo(Process):
         log = directory / f"{name.replace(chr(47), chr(45))}.log"
         log.unlink(missing_ok=True)
         super().__init__(
-            [sys.executable, "-m", "nexus", "demo-backend", "--name", name, "--port", str(port), *words], log=log
+            [
+                sys.executable,
+                "-m",
+                "nexus",
+                "demo-backend",
+                "--name",
+                name,
+                "--port",
+                str(port),
+                *words,
+            ],
+            log=log,
         )
         self.url: str = until(
-            lambda: next((line for line in self.output().splitlines() if line.startswith("http")), "")
+            lambda: next(
+                (line for line in self.output().splitlines() if line.startswith("http")), ""
+            )
         )
 
     @property
@@ -239,14 +258,18 @@ class Workers(Measured):
             msgspec.structs.replace(backend, column=column, label=sanitize(backend.name))
             for column, backend in enumerate(backends, first)
         ]
-        models = {model.name: sanitize(model.name) for backend in backends for model in backend.models}
+        models = {
+            model.name: sanitize(model.name) for backend in backends for model in backend.models
+        }
         writer.publish(
             Snapshot(
                 number=writer.next_number(),
                 published_at=time.time(),
                 config=msgspec.structs.replace(config, logging=Logging(format="json")),
                 backends=tuple(placed),
-                labels=Labels(models=models, backends={backend.name: backend.label for backend in placed}),
+                labels=Labels(
+                    models=models, backends={backend.name: backend.label for backend in placed}
+                ),
             )
         )
 
@@ -354,11 +377,16 @@ class Gateway(Measured):
 
     def worker_pids(self) -> list[int]:
         """The workers that are alive now."""
-        children = Path(f"/proc/{self.master_pid()}/task/{self.master_pid()}/children").read_text().split()
+        children = (
+            Path(f"/proc/{self.master_pid()}/task/{self.master_pid()}/children").read_text().split()
+        )
         return [int(pid) for pid in children]
 
 
 def backend_toml(*demos: Demo, **settings: Any) -> str:
     """`[[backends]]` for these demo backends, with further keys for all of them."""
     more = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-    return "".join(f'\n[[backends]]\nname = "{demo.name}"\nurl = "{demo.url}"\ntype = "vllm"\n{more}' for demo in demos)
+    return "".join(
+        f'\n[[backends]]\nname = "{demo.name}"\nurl = "{demo.url}"\ntype = "vllm"\n{more}'
+        for demo in demos
+    )

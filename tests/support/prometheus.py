@@ -22,7 +22,10 @@ _TIME_KEYS = ("scrape_interval", "evaluation_interval", "for", "interval")
 
 def seconds(duration: str) -> float:
     """`1h30m` in seconds."""
-    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(r"(\d+)(ms|s|m|h|d)", duration))
+    return sum(
+        float(number) * _SECONDS[unit]
+        for number, unit in re.findall(r"(\d+)(ms|s|m|h|d)", duration)
+    )
 
 
 def shortened(text: str, by: float) -> str:
@@ -33,7 +36,9 @@ def shortened(text: str, by: float) -> str:
         return f"{found[1]}{round(seconds(found[2]) / by * 1000)}ms{found[3]}"
 
     text = re.sub(r"(\[)(\d+[a-z]+)(\])", shorter, text)
-    return re.sub(rf"((?:{'|'.join(_TIME_KEYS)}): )(\d+[a-z]+)()$", shorter, text, flags=re.MULTILINE)
+    return re.sub(
+        rf"((?:{'|'.join(_TIME_KEYS)}): )(\d+[a-z]+)()$", shorter, text, flags=re.MULTILINE
+    )
 
 
 class Prometheus(Process):
@@ -66,7 +71,9 @@ class Prometheus(Process):
         """An answer; an AssertionError has what Prometheus says is wrong."""
         assert self.child.poll() is None, self.output()[-3000:]
         try:
-            with urllib.request.urlopen(f"{self.base}{path}?{urllib.parse.urlencode(params)}", timeout=10) as answer:
+            with urllib.request.urlopen(
+                f"{self.base}{path}?{urllib.parse.urlencode(params)}", timeout=10
+            ) as answer:
                 return bytes(answer.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -88,7 +95,9 @@ class Prometheus(Process):
 
     def range(self, expression: str, *, last_s: float, step_s: float = 1.0) -> list[dict[str, Any]]:
         now = time.time()
-        found = self._data("/api/v1/query_range", query=expression, start=now - last_s, end=now, step=step_s)
+        found = self._data(
+            "/api/v1/query_range", query=expression, start=now - last_s, end=now, step=step_s
+        )
         return list(found["result"])
 
     def alerts(self) -> dict[str, list[dict[str, Any]]]:
@@ -99,7 +108,11 @@ class Prometheus(Process):
         return found
 
     def firing(self) -> set[str]:
-        return {name for name, alerts in self.alerts().items() if any(a["state"] == "firing" for a in alerts)}
+        return {
+            name
+            for name, alerts in self.alerts().items()
+            if any(a["state"] == "firing" for a in alerts)
+        }
 
     def rules(self) -> list[dict[str, Any]]:
         """Every rule with its health and last error."""

@@ -39,7 +39,9 @@ class Replay:
                     if name.lower() == b"content-length":
                         length = int(value)
                 if get:
-                    whole(200, {"object": "list", "data": [{"id": name} for name in self.scripts]})({}, sock)
+                    whole(200, {"object": "list", "data": [{"id": name} for name in self.scripts]})(
+                        {}, sock
+                    )
                     return
                 body = json.loads(lines.read(length))
                 self.asked.append(body)

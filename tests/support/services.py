@@ -61,14 +61,23 @@ class Unit:
         for named in self.all("EnvironmentFile"):
             file = Path(named.removeprefix("-"))
             if file.exists() or not named.startswith("-"):
-                lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
+                lines = [
+                    line
+                    for line in file.read_text().splitlines()
+                    if line and not line.startswith("#")
+                ]
                 given |= dict(line.split("=", 1) for line in lines)
         return given
 
     def run(self, key: str) -> subprocess.CompletedProcess[str]:
         """A command of the unit, such as `ExecReload`, beside the service."""
         return subprocess.run(
-            self.command(key), env=self.environ(), cwd="/", capture_output=True, text=True, timeout=30
+            self.command(key),
+            env=self.environ(),
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
 
 
@@ -96,7 +105,9 @@ class NotifySocket:
 
     def _listen(self) -> None:
         while True:
-            data, ancillary, _, _ = self._sock.recvmsg(4096, socket.CMSG_SPACE(struct.calcsize("3i")))
+            data, ancillary, _, _ = self._sock.recvmsg(
+                4096, socket.CMSG_SPACE(struct.calcsize("3i"))
+            )
             if not data:
                 return
             pid = struct.unpack("3i", ancillary[0][2])[0]

@@ -26,7 +26,10 @@ class Timed(Process):
     def __init__(self, directory: Path) -> None:
         self.name, self.port = MODEL, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        super().__init__([sys.executable, "-m", "tests.support.timed", str(self.port)], log=directory / "timed.log")
+        super().__init__(
+            [sys.executable, "-m", "tests.support.timed", str(self.port)],
+            log=directory / "timed.log",
+        )
         until(lambda: "listens" in self.output())
 
     def _told(self, what: str) -> list[list[str]]:
@@ -39,7 +42,11 @@ class Timed(Process):
 
     def left_at(self, request_id: str) -> float:
         """When, on the monotonic clock, the caller of a request was seen to leave."""
-        return until(lambda: next((float(at) for _, which, at in self._told("left") if which == request_id), 0.0))
+        return until(
+            lambda: next(
+                (float(at) for _, which, at in self._told("left") if which == request_id), 0.0
+            )
+        )
 
 
 def sent_at(event: bytes) -> float | None:
@@ -53,10 +60,16 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
+            fields = {
+                name.lower(): value.strip()
+                for name, _, value in (line.partition(":") for line in head[1:])
+            }
             body = await reader.readexactly(int(fields.get("content-length", 0)))
             if head[0].startswith("GET"):
-                models = {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 1, "owned_by": "x"}]}
+                models = {
+                    "object": "list",
+                    "data": [{"id": MODEL, "object": "model", "created": 1, "owned_by": "x"}],
+                }
                 _whole(writer, models)
             else:
                 await _answer(reader, writer, json.loads(body), fields["x-request-id"])
@@ -78,24 +91,41 @@ async def _answer(
         if streams:
             if number == 0:
                 writer.write(HEAD % (b"text/event-stream", b"transfer-encoding: chunked\r\n"))
-            choice = {"index": 0, "delta": {"content": f"{time.monotonic_ns():020d}"}, "finish_reason": None}
+            choice = {
+                "index": 0,
+                "delta": {"content": f"{time.monotonic_ns():020d}"},
+                "finish_reason": None,
+            }
             _event(writer, json.dumps(_frame([choice]), separators=(",", ":")).encode())
     # The next request of this connection must not be taken by the watch on this one.
     leaves.cancel()
     await asyncio.wait([leaves])
     if streams:
-        _event(writer, json.dumps(_frame([{"index": 0, "delta": {}, "finish_reason": "stop"}])).encode())
+        _event(
+            writer,
+            json.dumps(_frame([{"index": 0, "delta": {}, "finish_reason": "stop"}])).encode(),
+        )
         _event(writer, b"[DONE]")
         writer.write(b"0\r\n\r\n")
     else:
         message = {"role": "assistant", "content": "x"}
         _whole(
-            writer, {**_frame([{"index": 0, "message": message, "finish_reason": "stop"}]), "object": "chat.completion"}
+            writer,
+            {
+                **_frame([{"index": 0, "message": message, "finish_reason": "stop"}]),
+                "object": "chat.completion",
+            },
         )
 
 
 def _frame(choices: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": MODEL, "choices": choices}
+    return {
+        "id": "x",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": MODEL,
+        "choices": choices,
+    }
 
 
 def _event(writer: asyncio.StreamWriter, data: bytes) -> None:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from panels import BACKEND, BOTH, HOST, MODEL, WINDOWS, Dashboard, Panel, percentiles, quantile, rate
+from panels import (
+    BACKEND,
+    BOTH,
+    HOST,
+    MODEL,
+    WINDOWS,
+    Dashboard,
+    Panel,
+    percentiles,
+    quantile,
+    rate,
+)
 
 REQUESTS = "nexus_requests_total"
 DURATION = "nexus_request_duration_seconds"

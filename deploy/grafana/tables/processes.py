@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from panels import EVERY, HOST, YES_IS_GOOD, ZERO_IS_GOOD, Dashboard, Panel, mean, percentiles, quantile, rate
+from panels import (
+    EVERY,
+    HOST,
+    YES_IS_GOOD,
+    ZERO_IS_GOOD,
+    Dashboard,
+    Panel,
+    mean,
+    percentiles,
+    quantile,
+    rate,
+)
 
 PROCESSES = Dashboard(
     uid="nexus-processes",

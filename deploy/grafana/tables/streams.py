@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from panels import BACKEND, BOTH, EVERY, HOST, WINDOWS, Dashboard, Panel, percentiles, quantile, rate
+from panels import (
+    BACKEND,
+    BOTH,
+    EVERY,
+    HOST,
+    WINDOWS,
+    Dashboard,
+    Panel,
+    percentiles,
+    quantile,
+    rate,
+)
 
 TTFT = "nexus_time_to_first_token_seconds"
 TPOT = "nexus_time_per_output_token_seconds"

@@ -16,7 +16,11 @@ from nexus.cli.output import GOOD, NO, counted, json_option, say, say_json, stat
 
 @click.command("doctor", short_help="Look for what is wrong, and name the mend.")
 @config_option
-@click.option("--no-request", is_flag=True, help="Leave out the request through a gateway of the doctor's own.")
+@click.option(
+    "--no-request",
+    is_flag=True,
+    help="Leave out the request through a gateway of the doctor's own.",
+)
 @json_option
 def doctor(config: str | None, no_request: bool, as_json: bool) -> None:
     """Look for what is wrong: libraries, limits, configuration, keys, run directory, ports, processes, backends.
@@ -42,7 +46,7 @@ def examine(config: str | None, *, request: bool) -> Iterator[Finding]:
     """Every finding, as soon as it is there."""
     from nexus.cli.doctor import host, place, reach, trial
     from nexus.cli.gateway import find
-    from nexus.fleet.rundir import RunDirectory
+    from nexus.fleet.run_directory import RunDirectory
 
     yield from host.libraries()
     yield from host.variables(os.environ)

@@ -36,7 +36,11 @@ def libraries() -> Iterator[Finding]:
         else:
             wrong.append(f"{wanted.name} is {version}, and {wanted.specifier} is needed")
     for what in wrong:
-        yield fail("libraries", f"{what}.", "install what requirements.txt pins: pip install -r requirements.txt")
+        yield fail(
+            "libraries",
+            f"{what}.",
+            "install what requirements.txt pins: pip install -r requirements.txt",
+        )
     if not wrong:
         yield ok("libraries", f"Python {platform.python_version()}, {', '.join(right)}")
 
@@ -62,7 +66,9 @@ def variables(environ: Mapping[str, str]) -> Iterator[Finding]:
     wrong = False
     words = shlex.split(environ.get("GUNICORN_CMD_ARGS", ""))
     for word, following in itertools.pairwise([*words, ""]):
-        kind = following if word in ("-k", "--worker-class") else word.removeprefix("--worker-class=")
+        kind = (
+            following if word in ("-k", "--worker-class") else word.removeprefix("--worker-class=")
+        )
         if kind == "sync":
             wrong = True
             yield fail(
@@ -85,4 +91,6 @@ def variables(environ: Mapping[str, str]) -> Iterator[Finding]:
             "unset PROMETHEUS_MULTIPROC_DIR; the figures are in the run directory",
         )
     if not wrong:
-        yield ok("environment", "nothing in it gets in gunicorn's, gevent's or prometheus_client's way")
+        yield ok(
+            "environment", "nothing in it gets in gunicorn's, gevent's or prometheus_client's way"
+        )

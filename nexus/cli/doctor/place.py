@@ -10,12 +10,12 @@ from contextlib import closing
 from pathlib import Path
 
 from nexus.cli.doctor.findings import Finding, fail, ok, warn
-from nexus.cli.gateway import Gateway, NoAnswer, call
+from nexus.cli.gateway import Gateway, NoResponse, call
 from nexus.cli.output import counted
 from nexus.config import ConfigError, Loaded, load
 from nexus.config.secrets import secret
-from nexus.fleet.reloads import last_reload
-from nexus.fleet.rundir import RunDirectory, RunDirectoryError
+from nexus.fleet.reload_report import last_reload
+from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
 
 _LEAST_FREE = 16 * 1024 * 1024
 _IN_MEMORY = ("tmpfs", "ramfs")
@@ -32,13 +32,22 @@ def configuration(given: str | None) -> tuple[Loaded | None, list[Finding]]:
         warn("configuration", warning, "change the configuration, or leave it: the gateway starts")
         for warning in loaded.warnings
     ]
-    name = str(loaded.path) if loaded.path else "no file; the demo fleet is what `nexus serve` starts"
-    return loaded, [*found, ok("configuration", f"{name}, {counted(len(loaded.config.backends), 'backend')}")]
+    name = (
+        str(loaded.path) if loaded.path else "no file; the demo fleet is what `nexus serve` starts"
+    )
+    return loaded, [
+        *found,
+        ok("configuration", f"{name}, {counted(len(loaded.config.backends), 'backend')}"),
+    ]
 
 
 def secrets(loaded: Loaded, environ: Mapping[str, str]) -> Iterator[Finding]:
     """Whether every key that a backend names is there."""
-    named = [(backend.name, backend.api_key_env) for backend in loaded.config.backends if backend.api_key_env]
+    named = [
+        (backend.name, backend.api_key_env)
+        for backend in loaded.config.backends
+        if backend.api_key_env
+    ]
     missing = [(name, key) for name, key in named if key and secret(key, environ) is None]
     for name, key in missing:
         yield fail(
@@ -64,14 +73,20 @@ def run_directory(run_dir: RunDirectory) -> Iterator[Finding]:
         if os.access(parent, os.W_OK):
             yield ok("run directory", f"{path} is made at the start")
         else:
-            yield fail("run directory", f"{path} cannot be made: {parent} is not ours to write.", elsewhere)
+            yield fail(
+                "run directory", f"{path} cannot be made: {parent} is not ours to write.", elsewhere
+            )
         return
     if (free := shutil.disk_usage(path).free) < _LEAST_FREE:
         mend = f"make space: {counted(_LEAST_FREE // 1024 // 1024, 'MiB')} at least, or {elsewhere}"
         yield fail("run directory", f"Only {free // 1024:,} KiB are free in {path}.", mend)
     kind = _file_system(path)
     if kind not in _IN_MEMORY:
-        yield warn("run directory", f"{path} is on a disk ({kind}), not in memory.", "name one under /run or /dev/shm")
+        yield warn(
+            "run directory",
+            f"{path} is on a disk ({kind}), not in memory.",
+            "name one under /run or /dev/shm",
+        )
     else:
         yield ok("run directory", f"{path}, in memory")
 
@@ -97,17 +112,25 @@ def addresses(gateway: Gateway) -> Iterator[Finding]:
             continue
         try:
             answer = call("GET", f"{base}/livez", timeout_s=2)
-        except NoAnswer as why:
+        except NoResponse as why:
             if running:
                 mend = "see its log, `journalctl -u nexus` under systemd"
                 yield fail(area, f"{running} runs, and does not answer at {base} ({why}).", mend)
             elif _taken(base):
-                yield fail(area, f"Something that is not Nexus has {base}.", f"stop it, or name another in {key}")
+                yield fail(
+                    area,
+                    f"Something that is not Nexus has {base}.",
+                    f"stop it, or name another in {key}",
+                )
             else:
                 yield ok(area, f"{base} is free; no gateway runs")
             continue
         if answer.status != 200 or b"ok" not in answer.content:
-            yield fail(area, f"Something that is not Nexus has {base}.", f"stop it, or name another in {key}")
+            yield fail(
+                area,
+                f"Something that is not Nexus has {base}.",
+                f"stop it, or name another in {key}",
+            )
         elif not running:
             yield fail(area, f"Another gateway has {base}.", f"stop it, or name another in {key}")
         else:
@@ -129,7 +152,15 @@ def processes(run_dir: RunDirectory) -> Iterator[Finding]:
         yield ok("health process", f"runs (pid {run_dir.health_process_pid()})")
     else:
         mend = "start it: `systemctl start nexus-health`, or `nexus-health` with the same run directory"
-        yield fail("health process", "None runs: the fleet is the last one that was known, nobody probes.", mend)
+        yield fail(
+            "health process",
+            "None runs: the fleet is the last one that was known, nobody probes.",
+            mend,
+        )
     reload = last_reload(run_dir.path)
     if reload.problems:
-        yield fail("reload", f"The last one was refused: {reload.problems[0]}", "mend the file, then `nexus reload`")
+        yield fail(
+            "reload",
+            f"The last one was refused: {reload.problems[0]}",
+            "mend the file, then `nexus reload`",
+        )

@@ -27,17 +27,23 @@ def _backend(backend: BackendConfig, environ: Mapping[str, str]) -> Finding:
     area = f"backend {backend.name}"
     if backend.type in NOT_SPOKEN:
         return warn(
-            area, f"Nexus does not speak {backend.type}'s protocol yet.", "take it out, or leave it: it is not used"
+            area,
+            f"Nexus does not speak {backend.type}'s protocol yet.",
+            "take it out, or leave it: it is not used",
         )
     with closing(Prober(backend, environ)) as prober:
         result = prober.probe(_TIMEOUT_S)
     if result.error is not None:
         what, _, fix = result.error.partition("; ")
-        key = f"${backend.api_key_env}" if backend.api_key_env else "its key (it has no api_key_env)"
+        key = (
+            f"${backend.api_key_env}" if backend.api_key_env else "its key (it has no api_key_env)"
+        )
         if any(f"answered {status}" in what for status in (401, 403)):
             fix = f"it refuses our key: check {key}"
         return fail(
-            area, f"Its probe fails: {what}.", fix or f"look at its log; is it really of type {backend.type!r}?"
+            area,
+            f"Its probe fails: {what}.",
+            fix or f"look at its log; is it really of type {backend.type!r}?",
         )
     if not result.models:
         return warn(area, "It is well, and has no model.", "load one there")

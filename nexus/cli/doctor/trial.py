@@ -13,11 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nexus.cli.doctor.findings import Finding, fail, ok
-from nexus.cli.gateway import NoAnswer, call
+from nexus.cli.gateway import NoResponse, call
 from nexus.cli.samples import parse
 
 _PATIENCE_S = 20.0
-_REQUEST = {"model": "demo-large", "messages": [{"role": "user", "content": "Is all well?"}], "max_tokens": 3}
+_REQUEST = {
+    "model": "demo-large",
+    "messages": [{"role": "user", "content": "Is all well?"}],
+    "max_tokens": 3,
+}
 _MOVED = {
     'nexus_requests_total{backend="demo_1",model="demo_large",status="200"}': 1,
     'nexus_request_duration_seconds_count{backend="demo_1",model="demo_large"}': 1,
@@ -25,7 +29,12 @@ _MOVED = {
     'nexus_upstream_attempts_total{backend="demo_1",outcome="ok"}': 1,
 }
 """Series that the request moves → by how much; of the families named here no other may move."""
-_STILL = ("nexus_errors_total", "nexus_fallbacks_total", "nexus_retries_total", "nexus_requests_lost_total")
+_STILL = (
+    "nexus_errors_total",
+    "nexus_fallbacks_total",
+    "nexus_retries_total",
+    "nexus_requests_lost_total",
+)
 
 
 def request() -> Finding:
@@ -43,14 +52,22 @@ def request() -> Finding:
         log = Path(scratch) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "nexus", "serve"], cwd=scratch, env=environ, stdout=output, stderr=output
+                [sys.executable, "-m", "nexus", "serve"],
+                cwd=scratch,
+                env=environ,
+                stdout=output,
+                stderr=output,
             )
         try:
             return _tried(f"http://127.0.0.1:{port}", process)
-        except (NoAnswer, TimeoutError) as why:
+        except (NoResponse, TimeoutError) as why:
             lines = log.read_text(errors="replace").strip().splitlines()
             said = f"; it said: {lines[-1]}" if lines else ""
-            return fail("request", f"A gateway of the doctor's own did not serve ({why}){said}", "see what it said")
+            return fail(
+                "request",
+                f"A gateway of the doctor's own did not serve ({why}){said}",
+                "see what it said",
+            )
         finally:
             process.terminate()
             try:
@@ -63,11 +80,11 @@ def request() -> Finding:
 def _tried(base: str, process: subprocess.Popen[bytes]) -> Finding:
     def ready() -> bool:
         if process.poll() is not None:
-            raise NoAnswer(f"it ended with exit status {process.returncode}")
+            raise NoResponse(f"it ended with exit status {process.returncode}")
         try:
             # Ready it is with any backend; here it is to be the one that has the model.
             return call("GET", f"{base}/v1/models/{_REQUEST['model']}").status == 200
-        except NoAnswer:
+        except NoResponse:
             return False
 
     _until(ready, "it was not ready in time")
@@ -80,9 +97,16 @@ def _tried(base: str, process: subprocess.Popen[bytes]) -> Finding:
         timeout_s=_PATIENCE_S,
     )
     if answer.status != 200:
-        return fail("request", f"A request through a demo backend failed: {answer.message()}", "see the error")
+        return fail(
+            "request",
+            f"A request through a demo backend failed: {answer.message()}",
+            "see the error",
+        )
     _until(
-        lambda: _total(_series(base), "nexus_requests_total") > _total(before, "nexus_requests_total"), "not counted"
+        lambda: (
+            _total(_series(base), "nexus_requests_total") > _total(before, "nexus_requests_total")
+        ),
+        "not counted",
     )
     after = _series(base)
     families = (*{name.partition("{")[0] for name in _MOVED}, *_STILL)
@@ -92,9 +116,14 @@ def _tried(base: str, process: subprocess.Popen[bytes]) -> Finding:
         if name.partition("{")[0] in families and value != before.get(name, 0)
     }
     if moved != _MOVED:
-        wrong = ", ".join(f"{name} by {amount:g}" for name, amount in sorted(set(moved.items()) ^ set(_MOVED.items())))
+        wrong = ", ".join(
+            f"{name} by {amount:g}"
+            for name, amount in sorted(set(moved.items()) ^ set(_MOVED.items()))
+        )
         return fail(
-            "request", f"A request moved other series than it should: {wrong}", "please report this as a defect"
+            "request",
+            f"A request moved other series than it should: {wrong}",
+            "please report this as a defect",
         )
     return ok("request", f"one through a demo backend moved exactly its {len(_MOVED)} series")
 
@@ -121,5 +150,8 @@ def _until(condition: Callable[[], bool], otherwise: str) -> None:
 
 
 def _free_ports() -> list[int]:
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
         return [sock.getsockname()[1] for sock in (one, other)]

@@ -1,0 +1,362 @@
+"""The table of what each process has in hand: one row for each process, one writer for each row.
+
+Layout, in 64-bit integers: a head of `HEAD` cells (format, number of rows ever used), then for each slot a row: `HEAD`
+cells of its own (see `Row`), and for each of the `_PLANES` a block of `COLUMNS` cells, one for each backend. Aligned
+8-byte stores are not torn on the machines we support, so readers take no lock; a row that is being written twice in a
+row is told by its sequence number.
+
+Times are nanoseconds on the host's monotonic clock, which all processes share.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+SLOTS = 256
+COLUMNS = 512
+HEAD = 16
+FORMAT = 2
+_SEQUENCE, _IN_FLIGHT, _PID, _ROLE, _STARTS, _STREAMS, _WAITING, _QUEUE_SEEN, _TRIES = range(9)
+_HEARTBEAT, _DRAINING, _DEPARTED, _DEATHS, _READING, _NAMESPACE = (
+    10,
+    11,
+    12,
+    13,
+    14,
+    15,
+)  # tries count in two cells
+_PENDING, _QUEUED, _TICKET, _OUTCOMES = range(4)
+_PLANES = 6  # the two above that count within a window have two cells each, for the current and the last half of it
+_STRIDE = HEAD + _PLANES * COLUMNS
+_CELLS = HEAD + SLOTS * _STRIDE
+WORKER, HEALTH = 1, 2
+"""Roles of a process."""
+
+SILENT_NS = 10_000_000_000
+"""A process counts as silent when its event loop has shown no sign of life for so long."""
+
+HALF_WINDOW_NS = 5_000_000_000
+WINDOW_S = 2 * HALF_WINDOW_NS / 1e9
+"""Outcomes count for the last one to two halves of it."""
+_EPOCH_SHIFT, _SECOND_SHIFT, _COUNT = 40, 20, (1 << 20) - 1
+_EPOCHS = (1 << 22) - 1  # they go round after 240 days
+
+NORMAL_TICKET = 1 << 62
+"""Set in the ticket of a request of normal priority: those of high priority are lower, whenever they came."""
+
+
+def _plane(plane: int, column: int) -> int:
+    return HEAD + plane * COLUMNS + column
+
+
+_FIRST_PENDING = _plane(_PENDING, 0)
+_FIRST_OUTCOMES = _plane(_OUTCOMES, 0)
+
+
+@cache
+def _pid_namespace() -> int:
+    """Which process ids this process sees; 0 if the kernel does not say."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
+
+
+class LoadTable:
+    """All rows, for reading; `row()` is for the process that writes it."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Open or create the table at `path`; None gives one that no other process sees."""
+        size = _CELLS * 8
+        self.path = path
+        if path is None:
+            self._map = mmap.mmap(-1, size)
+        else:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if os.fstat(fd).st_size < size:
+                    os.posix_fallocate(fd, 0, HEAD * 8)
+                    os.ftruncate(fd, size)  # rows get their space when they are put into use
+                self._map = mmap.mmap(fd, size)
+            finally:
+                os.close(fd)
+        self._cells = memoryview(self._map).cast("q")
+        self._cells[0] = FORMAT
+
+    @property
+    def rows(self) -> int:
+        """How many rows were ever used; they are the first ones, since the lowest free slot is leased."""
+        return self._cells[1]
+
+    def use_row(self, slot: int) -> None:
+        """Have readers look at the row of `slot` from now on. Two lessees must not call this at once.
+
+        Its space is reserved now: a full file system then fails here, and not as a SIGBUS at a later store.
+        """
+        if self.path is not None and slot >= self.rows:
+            fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.posix_fallocate(
+                    fd, (HEAD + self.rows * _STRIDE) * 8, (slot + 1 - self.rows) * _STRIDE * 8
+                )
+            finally:
+                os.close(fd)
+        self._cells[1] = max(self._cells[1], slot + 1)
+
+    def restore_size(self) -> bool:
+        """Give the file its size back if somebody truncated it; gives whether that was so.
+
+        Whoever touches a page that is missing is killed (SIGBUS), so this must come before.
+        """
+        try:
+            if self.path is None or self.path.stat().st_size >= _CELLS * 8:
+                return False
+            os.truncate(self.path, _CELLS * 8)
+        except OSError:
+            return False  # it is gone, and what is mapped stays
+        self._cells[0] = FORMAT
+        return True
+
+    def row(self, slot: int) -> Row:
+        """The row of `slot`, to be written by its one lessee."""
+        return Row(self._cells, HEAD + slot * _STRIDE)
+
+    def _over_rows(self, cell: int) -> memoryview:
+        """This cell of every row in use."""
+        first = HEAD + cell
+        return self._cells[first : first + self._cells[1] * _STRIDE : _STRIDE]
+
+    def pending(self, column: int) -> int:
+        """Requests in flight to one backend over all processes."""
+        return sum(self._over_rows(_plane(_PENDING, column)))
+
+    def in_flight(self) -> int:
+        """Requests in the gateway over all processes, at a backend or not."""
+        cells = self._cells
+        return sum(cells[HEAD + _IN_FLIGHT : HEAD + _IN_FLIGHT + cells[1] * _STRIDE : _STRIDE])
+
+    def reading(self) -> int:
+        """Those of `in_flight` whose body is still being read."""
+        return sum(self._over_rows(_READING))
+
+    def waiting(self) -> int:
+        """Requests that wait for room at a backend, over all processes."""
+        return sum(self._over_rows(_WAITING))
+
+    def pending_in(self, column: int, slots: Iterable[int]) -> int:
+        """Requests queued for a backend or in flight to it, over these slots only."""
+        cells, places = self._cells, (_plane(_PENDING, column), _plane(_QUEUED, column))
+        return sum(cells[HEAD + slot * _STRIDE + place] for slot in slots for place in places)
+
+    def streams_in(self, slots: Iterable[int]) -> int:
+        """Streams whose content goes to a client now, over these slots."""
+        return sum(self._cells[HEAD + slot * _STRIDE + _STREAMS] for slot in slots)
+
+    def waiting_in(self, slots: Iterable[int]) -> int:
+        """As `waiting`, over these slots only."""
+        return sum(self._cells[HEAD + slot * _STRIDE + _WAITING] for slot in slots)
+
+    def waits_before(self, column: int, ticket: int, *, since_ns: int) -> bool:
+        """Whether a request with an earlier ticket waits for the backend, in a process that looked since then.
+
+        A process that has not looked for room lately stands still, or has ended without taking its tickets back.
+        """
+        tickets, seen = self._over_rows(_plane(_TICKET, column)), self._over_rows(_QUEUE_SEEN)
+        return any(
+            0 < found < ticket and at >= since_ns for found, at in zip(tickets, seen, strict=True)
+        )
+
+    def outcomes(self, column: int, now_ns: int, *, since_ns: int = 0) -> tuple[int, int]:
+        """(successes, failures) of attempts at a backend in the last window, over all processes.
+
+        With `since_ns`, those of the half window that began before then are left out.
+        """
+        return self._window(_plane(_OUTCOMES, column), now_ns, since_ns, apart=COLUMNS)
+
+    def tries(self, now_ns: int) -> tuple[int, int]:
+        """(requests started, further attempts made for them) in the last window, over all processes."""
+        return self._window(_TRIES, now_ns, 0, apart=1)
+
+    def _window(self, cell: int, now_ns: int, since_ns: int, *, apart: int) -> tuple[int, int]:
+        now = now_ns // HALF_WINDOW_NS
+        epochs = {epoch & _EPOCHS for epoch in (now - 1, now) if epoch * HALF_WINDOW_NS >= since_ns}
+        first = second = 0
+        for half in (0, 1):
+            for packed in self._over_rows(cell + half * apart):
+                if packed >> _EPOCH_SHIFT in epochs:
+                    first += packed & _COUNT
+                    second += packed >> _SECOND_SHIFT & _COUNT
+        return first, second
+
+    def worker_starts(self) -> int:
+        """How many workers the gateway has started."""
+        return max((self.row(slot).worker_starts for slot in range(self.rows)), default=0)
+
+    def last_heartbeat(self, role: int) -> int | None:
+        """The latest heartbeat of a process of this role; None where none has a row."""
+        rows = map(self.row, range(self.rows))
+        return max((row.heartbeat for row in rows if row.role == role), default=None)
+
+    def idle_columns(self, columns: Sequence[int]) -> list[int]:
+        """Those of `columns` that no row counts anything in, and that may go to another backend."""
+        return [column for column in columns if self.pending(column) == 0]
+
+    def close(self) -> None:
+        self._cells.release()
+        self._map.close()
+
+
+class Row:
+    """The cells of one process. Its owner writes; under threads, under a lock of the process."""
+
+    __slots__ = ("_base", "_cells")
+
+    def __init__(self, cells: memoryview, base: int) -> None:
+        self._cells = cells
+        self._base = base
+
+    @property
+    def in_flight(self) -> int:
+        return self._cells[self._base + _IN_FLIGHT]
+
+    @property
+    def sequence(self) -> int:
+        """Odd while a finished request is being recorded."""
+        return self._cells[self._base + _SEQUENCE]
+
+    def turn(self) -> None:
+        """Mark the start (odd) or the end (even) of a recording."""
+        self._cells[self._base + _SEQUENCE] += 1
+
+    def enter(self, now_ns: int) -> None:
+        self._cells[self._base + _IN_FLIGHT] += 1
+        self._count(_TRIES, now_ns, 1, apart=1)
+
+    def leave(self) -> None:
+        self._cells[self._base + _IN_FLIGHT] -= 1
+
+    def begin(self, column: int) -> None:
+        self._cells[self._base + _FIRST_PENDING + column] += 1
+
+    def end(self, column: int) -> None:
+        self._cells[self._base + _FIRST_PENDING + column] -= 1
+
+    def count_retry(self, now_ns: int) -> None:
+        self._count(_TRIES, now_ns, 1 << _SECOND_SHIFT, apart=1)
+
+    def count_outcome(self, column: int, now_ns: int, *, success: bool) -> None:
+        """Count how an attempt at a backend ended."""
+        self._count(
+            _FIRST_OUTCOMES + column, now_ns, 1 if success else 1 << _SECOND_SHIFT, apart=COLUMNS
+        )
+
+    def _count(self, cell: int, now_ns: int, amount: int, *, apart: int) -> None:
+        epoch = now_ns // HALF_WINDOW_NS & _EPOCHS
+        at = self._base + cell + (epoch & 1) * apart
+        packed = self._cells[at]
+        self._cells[at] = (
+            packed if packed >> _EPOCH_SHIFT == epoch else epoch << _EPOCH_SHIFT
+        ) + amount
+
+    def stream(self, change: int) -> None:
+        """One stream more (1) or fewer (-1) is going on."""
+        self._cells[self._base + _STREAMS] += change
+
+    def read_body(self, change: int) -> None:
+        """One body more (1) or fewer (-1) is being read."""
+        self._cells[self._base + _READING] += change
+
+    def queue(self, column: int, change: int) -> None:
+        """One request more (1) or fewer (-1) waits for room; it is shown at the backend in `column`."""
+        self._cells[self._base + _WAITING] += change
+        self._cells[self._base + _plane(_QUEUED, column)] += change
+
+    def look(self, now_ns: int) -> None:
+        """Say that this process looks for room for those that wait in it."""
+        self._cells[self._base + _QUEUE_SEEN] = now_ns
+
+    def post_ticket(self, column: int, ticket: int) -> None:
+        """Show the earliest ticket that waits for the backend here; 0 where none does."""
+        self._cells[self._base + _plane(_TICKET, column)] = ticket
+
+    @property
+    def heartbeat(self) -> int:
+        """When its event loop last moved; 0 for a process that does not tell."""
+        return self._cells[self._base + _HEARTBEAT]
+
+    def beat(self, now_ns: int) -> None:
+        self._cells[self._base + _HEARTBEAT] = now_ns
+
+    def is_silent(self, now_ns: int) -> bool:
+        return 0 < self.heartbeat < now_ns - SILENT_NS
+
+    @property
+    def draining(self) -> bool:
+        """Whether it has been replaced, and only ends what it serves."""
+        return bool(self._cells[self._base + _DRAINING])
+
+    def drain(self) -> None:
+        self._cells[self._base + _DRAINING] = 1
+
+    @property
+    def pid(self) -> int:
+        """Its process; 0 where none took it since it was cleared."""
+        return self._cells[self._base + _PID]
+
+    @property
+    def in_our_namespace(self) -> bool:
+        """Whether its process id means the same process to us; in another container it would be a stranger's."""
+        return self._cells[self._base + _NAMESPACE] == _pid_namespace()
+
+    @property
+    def role(self) -> int:
+        return self._cells[self._base + _ROLE]
+
+    @property
+    def worker_starts(self) -> int:
+        """How many workers the gateway had started when the last one of this row was, itself included."""
+        return self._cells[self._base + _STARTS]
+
+    def set_worker_starts(self, count: int) -> None:
+        self._cells[self._base + _STARTS] = count
+
+    @property
+    def worker_deaths(self) -> int:
+        """How many workers that had it were killed or crashed."""
+        return self._cells[self._base + _DEATHS]
+
+    def depart(self) -> None:
+        """Say that the process ends as it was told to."""
+        self._cells[self._base + _DEPARTED] = 1
+
+    def take(self, pid: int, role: int) -> None:
+        """Say whose it is now."""
+        self._cells[self._base + _NAMESPACE] = _pid_namespace()
+        self._cells[self._base + _PID] = pid
+        self._cells[self._base + _ROLE] = role
+
+    def clear(self) -> None:
+        """Zero the counts of a process that is gone; readers that look meanwhile look again."""
+        cells, base = self._cells, self._base
+        cells[base + _SEQUENCE] |= 1
+        if self.pid and self.role == WORKER and not cells[base + _DEPARTED]:
+            cells[base + _DEATHS] += 1
+        for cell in (
+            _IN_FLIGHT,
+            _PID,
+            _ROLE,
+            _STREAMS,
+            _WAITING,
+            _HEARTBEAT,
+            _DRAINING,
+            _DEPARTED,
+            _READING,
+        ):
+            cells[base + cell] = 0
+        blank = _OUTCOMES * COLUMNS  # outcomes hold for their window, whoever saw them
+        cells[base + HEAD : base + HEAD + blank] = memoryview(bytes(blank * 8)).cast("q")
+        cells[base + _SEQUENCE] += 1

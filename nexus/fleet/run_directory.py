@@ -1,0 +1,330 @@
+"""The run directory: one per gateway, owned by it, the place through which all its processes speak.
+
+<run_dir>/
+  format               version of this layout
+  gateway.lock         held by the gateway's first process; says who that is
+  health.lock          held by the health process
+  fleet.json           the fleet snapshot, replaced whole     (see snapshot.py)
+  fleet.number         8 shared bytes that tell of a new one
+  reload.wanted        there while somebody waits for a reload
+  reload.json          how the last reload went              (see reloads.py)
+  admin.token          what operators' requests must carry where they have no token of their own
+  current              → generations/<id>, moved atomically
+  generations/<id>/    one start of the gateway
+    started.json       when that was
+    slots              a locked byte for each process         (see seat.py)
+    load               what each process has in hand          (see load.py)
+    circuits           what is known of each backend          (see circuits.py)
+    recent             the requests that ended last           (see recent.py)
+    changes.json       what operators changed for this run    (see health/changes.py)
+    metrics/           prometheus_client's files, by slot
+"""
+
+from __future__ import annotations
+
+import calendar
+import contextlib
+import logging
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from nexus.config import Config
+from nexus.fleet.load_table import HEALTH, SLOTS, LoadTable
+from nexus.fleet.locks import LockFile
+
+log = logging.getLogger("nexus.fleet")
+
+FORMAT = "3"
+_NAMED_BY = "%Y%m%dT%H%M%S"
+_PROBE_BYTES = 4096
+_RELOAD_REQUEST = "reload.wanted"
+
+
+class RunDirectoryError(Exception):
+    """The run directory cannot be used; the message is one sentence that says why and what to do."""
+
+
+class Started(msgspec.Struct, frozen=True):
+    """When a generation began: `at` in Unix seconds, `monotonic` on the host's monotonic clock; and with how many
+    workers."""
+
+    at: float
+    monotonic: float
+    workers: int = 0
+
+    @classmethod
+    def now(cls, workers: int = 0) -> Started:
+        return cls(at=time.time(), monotonic=time.monotonic(), workers=workers)
+
+
+class Generation:
+    """One start of the gateway: its slots, counters and tables."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.slots = path / "slots"
+        self.load = path / "load"
+        self.circuits = path / "circuits"
+        self.recent = path / "recent"
+        self.metrics = path / "metrics"
+
+    def started(self) -> Started:
+        """When it began; a file that is damaged is written anew, from what the generation's name and table say."""
+        file = self.path / "started.json"
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=Started)
+        except (OSError, msgspec.MsgspecError) as error:
+            started = self._started_by_name()
+            log.error(
+                "the start of the gateway cannot be read, writing it anew",
+                extra={"path": file, "why": error},
+            )
+        with contextlib.suppress(OSError):
+            _replace(file, msgspec.json.encode(started))
+        return started
+
+    def _started_by_name(self) -> Started:
+        try:
+            at = float(calendar.timegm(time.strptime(self.name.partition("-")[0], _NAMED_BY)))
+        except ValueError:
+            at = time.time()
+        workers = 0
+        with contextlib.suppress(OSError):
+            table = LoadTable(self.load)
+            workers = sum(table.row(slot).worker_starts > 0 for slot in range(table.rows))
+            table.close()
+        return Started(at=at, monotonic=time.monotonic() - (time.time() - at), workers=workers)
+
+    def held(self) -> bool:
+        """Whether any process still has a slot in it."""
+        locks = LockFile(self.slots)
+        try:
+            return any(map(locks.held_elsewhere, range(SLOTS)))
+        finally:
+            locks.close()
+
+
+class RunDirectory:
+    """Makes, claims and reads the directory; every method is safe from any process of the gateway."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def of(cls, config: Config) -> RunDirectory:
+        """The directory that the configuration names, or the default one for its port."""
+        return cls(config.server.run_dir or default_run_dir(config.server.port))
+
+    def check(self) -> bool:
+        """Whether the directory exists. Raises `RunDirectoryError` if anybody else could have put files into it.
+
+        Every process and command calls this before it opens, writes or believes anything in the directory. What
+        is below a directory that passes was made by this user, so links there need no further check.
+        """
+        try:
+            about = self.path.lstat()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._unusable(error) from error
+        if not stat.S_ISDIR(about.st_mode):
+            raise RunDirectoryError(
+                f"The run directory {self.path} is a link or a file, not a directory; "
+                "name a directory in [server] run_dir or $NEXUS_RUN_DIR."
+            )
+        if about.st_uid != os.geteuid():
+            raise RunDirectoryError(
+                f"The run directory {self.path} belongs to another user (uid {about.st_uid}); run this as that user, "
+                "or name one of your own in [server] run_dir or $NEXUS_RUN_DIR."
+            )
+        if stat.S_IMODE(about.st_mode) & 0o022:
+            raise RunDirectoryError(
+                f"Other users may write in the run directory {self.path}; "
+                "stop the gateway, delete the directory, and give the new one mode 0700."
+            )
+        return True
+
+    def _unusable(self, error: OSError) -> RunDirectoryError:
+        return RunDirectoryError(
+            f"The run directory {self.path} cannot be used ({error.strerror}); "
+            "name one that this user may write, with space, in [server] run_dir or $NEXUS_RUN_DIR."
+        )
+
+    def prepare(self) -> None:
+        """Make the directory if it is missing, and refuse one that is not ours to use, or that is full."""
+        try:
+            self._prepare()
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _prepare(self) -> None:
+        if not self.check():
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.check()  # somebody else may have been quicker
+        (self.path / "generations").mkdir(mode=0o700, exist_ok=True)
+        probe = self.path / f".probe-{os.getpid()}"
+        probe.unlink(missing_ok=True)
+        fd = os.open(
+            probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
+        try:
+            os.write(fd, bytes(_PROBE_BYTES))
+        finally:
+            os.close(fd)
+            probe.unlink(missing_ok=True)
+        version = self.path / "format"
+        found = version.read_text().strip() if version.exists() else ""
+        if found != FORMAT:
+            if found and any(generation.held() for generation in self.generations()):
+                raise RunDirectoryError(
+                    f"The run directory {self.path} is in use by another version of Nexus; stop that first."
+                )
+            for stale in (self.path / "fleet.json", self.path / "fleet.number"):
+                stale.unlink(missing_ok=True)
+            _replace(version, FORMAT.encode())
+
+    def claim(self, owner: str) -> LockFile:
+        """Own the directory until the returned lock is closed; `owner` is the note that a second gateway is shown."""
+        self.prepare()
+        lock = LockFile(self.path / "gateway.lock")
+        if not lock.take(0):
+            note = lock.read_note()
+            lock.close()
+            raise RunDirectoryError(
+                f"The run directory {self.path} is in use by {note or 'another gateway'}; "
+                "stop that one, or give this one a directory of its own in [server] run_dir or $NEXUS_RUN_DIR."
+            )
+        lock.write_note(owner)
+        return lock
+
+    def owner(self) -> str | None:
+        """Who holds the directory, as its note says; None where nobody does."""
+        if not (self.path / "gateway.lock").exists():
+            return None
+        lock = LockFile(self.path / "gateway.lock")
+        try:
+            return (lock.read_note() or "another gateway") if lock.held_elsewhere(0) else None
+        finally:
+            lock.close()
+
+    def health_process_alive(self) -> bool:
+        if not (self.path / "health.lock").exists():
+            return False
+        lock = LockFile(self.path / "health.lock")
+        try:
+            return lock.held_elsewhere(0)
+        finally:
+            lock.close()
+
+    def request_reload(self) -> None:
+        """Have the health process read the configuration again, soon. Raises OSError."""
+        _replace(self.path / _RELOAD_REQUEST, b"")
+
+    def take_reload_request(self) -> bool:
+        """Whether a reload was requested since the last call. Raises OSError."""
+        try:
+            (self.path / _RELOAD_REQUEST).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def own_token(self) -> str | None:
+        """The token that only who may read the directory knows; None if there is none."""
+        try:
+            return (self.path / "admin.token").read_text(encoding="ascii").strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def health_process_pid(self) -> int | None:
+        """The health process; None where none runs."""
+        if not self.health_process_alive():
+            return None
+        lock = LockFile(self.path / "health.lock")
+        try:
+            note = lock.read_note().removeprefix("pid ")
+            return int(note) if note.isdigit() else None
+        finally:
+            lock.close()
+
+    def health_heartbeat_ns(self) -> int | None:
+        """When the health process's event loop last moved, on the monotonic clock; None where that is not known."""
+        try:
+            table = LoadTable(generation.load) if (generation := self.current()) else None
+        except OSError:
+            return None
+        if table is None:
+            return None
+        try:
+            return table.last_heartbeat(HEALTH)
+        finally:
+            table.close()
+
+    def new_generation(self, *, workers: int = 0) -> Generation:
+        """Start a generation, make it the current one, and delete those that nobody holds any more."""
+        name = f"{time.strftime(_NAMED_BY, time.gmtime())}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
+        generation = Generation(self.path / "generations" / name)
+        generation.path.mkdir(mode=0o700)
+        generation.metrics.mkdir(mode=0o700)
+        _replace(
+            generation.path / "started.json",
+            msgspec.json.encode(Started.now(workers)),
+        )
+        link = self.path / f".current-{name}"
+        link.symlink_to(Path("generations") / name)
+        link.replace(self.path / "current")
+        for other in self.generations():
+            if other.name != name and not other.held():
+                shutil.rmtree(other.path, ignore_errors=True)
+        return generation
+
+    def current(self) -> Generation | None:
+        """The generation that new processes join; None before the first start."""
+        try:
+            target = (self.path / "current").readlink()
+        except OSError:
+            return None
+        generation = Generation(self.path / target)
+        return generation if generation.metrics.is_dir() else None
+
+    def generations(self) -> list[Generation]:
+        parent = self.path / "generations"
+        return [Generation(path) for path in sorted(parent.iterdir())] if parent.is_dir() else []
+
+
+def default_run_dir(port: int, environ: Mapping[str, str] | None = None) -> Path:
+    """`$RUNTIME_DIRECTORY` (systemd), else a directory of the user's in memory, named by the port."""
+    environ = os.environ if environ is None else environ
+    if given := environ.get("RUNTIME_DIRECTORY"):
+        return Path(given.split(":")[0])
+    if (runtime := environ.get("XDG_RUNTIME_DIR")) and os.access(runtime, os.W_OK):
+        return Path(runtime) / f"nexus-{port}"
+    memory = Path("/dev/shm")
+    base = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+    return base / f"nexus-{os.geteuid()}-{port}"
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file by one that its owner alone may read. Raises OSError."""
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)
+    aside.replace(path)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    aside.write_bytes(content)
+    aside.replace(path)

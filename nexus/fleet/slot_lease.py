@@ -1,0 +1,218 @@
+"""A process's seat in the gateway: its slot, and with it its row of the load table and its metrics files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+
+from nexus.fleet.circuits import CircuitTable
+from nexus.fleet.load_table import HEALTH, SILENT_NS, SLOTS, WORKER, LoadTable, Row
+from nexus.fleet.locks import LockFile
+from nexus.fleet.request_log import RequestLogTable
+from nexus.fleet.run_directory import Generation, Started
+
+log = logging.getLogger("nexus.fleet")
+
+_ROWS_LOCK = (
+    SLOTS  # a byte behind the slots' own, held for the moment in which a row is put into use
+)
+
+_PATIENCE_S = 5.0
+_HANDED_OVER = "NEXUS_SEAT"
+
+
+class NoFreeSlotError(Exception):
+    """Every slot of the generation is taken, or its directory cannot be used."""
+
+
+class SlotLease:
+    """A slot leased from a generation until `leave()` or until the process ends, however it ends.
+
+    A generation of None is a seat of the process's own: it counts in memory, and no other process sees it.
+    """
+
+    def __init__(
+        self,
+        generation: Generation | None,
+        *,
+        slot: int,
+        locks: LockFile | None,
+        table: LoadTable,
+        circuits: CircuitTable,
+        recent: RequestLogTable,
+        role: int = WORKER,
+        nth: int = 0,
+    ) -> None:
+        self.generation = generation
+        self.slot = slot
+        self.table = table
+        self.circuits = circuits
+        self.recent = recent
+        self.row: Row = table.row(slot)
+        self._locks = locks
+        self._role = role
+        self._nth = nth
+        self._claim: LockFile | None = None
+
+    @classmethod
+    def lease(
+        cls, generation: Generation, *, role: int = WORKER, nth: int | None = None
+    ) -> SlotLease:
+        """Take the lowest free slot. Raises `NoFreeSlotError`.
+
+        `nth`: how many workers the gateway has started with this one; by default, one more than its rows tell.
+        """
+        try:
+            locks = LockFile(generation.slots)
+            table = LoadTable(generation.load)
+            circuits = CircuitTable(generation.circuits)
+            recent = RequestLogTable(generation.recent)
+        except OSError as error:
+            raise NoFreeSlotError(f"{generation.path}: {error.strerror}") from error
+        for slot in range(SLOTS):
+            if locks.take(slot):
+                if not locks.take_within(_ROWS_LOCK, _PATIENCE_S):
+                    locks.close()
+                    raise NoFreeSlotError(
+                        f"{generation.path}: another process holds the lock on its rows"
+                    )
+                try:
+                    table.use_row(slot)
+                except OSError as error:
+                    locks.close()
+                    raise NoFreeSlotError(f"{generation.path}: {error.strerror}") from error
+                if (
+                    role == WORKER
+                ):  # now: a worker that is killed while it boots is replaced as well
+                    nth = table.worker_starts() + 1 if nth is None else nth
+                    table.row(slot).set_worker_starts(nth)
+                locks.release(_ROWS_LOCK)
+                return cls(
+                    generation, slot=slot, locks=locks, table=table, circuits=circuits, recent=recent, role=role,
+                    nth=nth or 0,
+                )  # fmt: skip
+        locks.close()
+        raise NoFreeSlotError(f"{generation.path}: all {SLOTS} slots are taken")
+
+    def hand_over(self, environ: MutableMapping[str, str]) -> None:
+        """Leave a note in the environment by which the application, loaded later in this process, finds its seat."""
+        if self.generation is not None and self._locks is not None:
+            environ[_HANDED_OVER] = (
+                f"{self.slot}:{self._locks.fileno()}:{self._nth}:{self.generation.path}"
+            )
+
+    @classmethod
+    def handed_over(cls, environ: MutableMapping[str, str]) -> SlotLease | None:
+        """The seat that a server's hook took for this process; None where no hook did."""
+        note = environ.pop(_HANDED_OVER, None)
+        if note is None:
+            return None
+        slot, fd, nth, path = note.split(":", 3)
+        generation = Generation(Path(path))
+        locks = LockFile(generation.slots, fd=int(fd))
+        return cls(
+            generation,
+            slot=int(slot),
+            locks=locks,
+            table=LoadTable(generation.load),
+            circuits=CircuitTable(generation.circuits),
+            recent=RequestLogTable(generation.recent),
+            nth=int(nth),
+        )
+
+    @classmethod
+    def alone(cls) -> SlotLease:
+        table = LoadTable(None)
+        table.use_row(0)
+        return cls(
+            None,
+            slot=0,
+            locks=None,
+            table=table,
+            circuits=CircuitTable(None),
+            recent=RequestLogTable(None),
+        )
+
+    def take_over(self) -> None:
+        """Zero what the slot's last holder left in its row; its lost requests must have been booked before."""
+        self.row.clear()
+        self.row.take(os.getpid(), self._role)
+
+    def hold(self) -> None:
+        """Restore what others see of this process, if the table was damaged. To be called a few times a second."""
+        if self.table.restore_size():
+            log.error(
+                "the load table was truncated and is restored", extra={"path": self.table.path}
+            )
+        if self.table.rows <= self.slot or self.row.pid != os.getpid():
+            try:
+                self.table.use_row(self.slot)
+            except OSError as error:
+                log.error(
+                    "the row of this process cannot be restored",
+                    extra={"slot": self.slot, "why": error},
+                )
+                return
+            if (
+                self._role == WORKER
+            ):  # first: whoever sees this worker must see how many have been started
+                self.row.set_worker_starts(self._nth)
+            self.row.take(os.getpid(), self._role)
+
+    @property
+    def metrics(self) -> Path | None:
+        """Directory of the counters' files; None where they are kept in memory."""
+        return self.generation.metrics if self.generation else None
+
+    def started(self) -> Started | None:
+        return self.generation.started() if self.generation else None
+
+    def held_slots(self) -> list[int]:
+        """The slots that a living process holds, this one's included."""
+        if self._locks is None:
+            return [self.slot]
+        slots = range(self.table.rows)
+        return [slot for slot in slots if slot == self.slot or self._locks.held_elsewhere(slot)]
+
+    def workers(self) -> list[Row]:
+        """The rows of the worker processes that live."""
+        rows = map(self.table.row, self.held_slots())
+        return [row for row in rows if row.role == WORKER]
+
+    def health_process_silent(self) -> bool:
+        """Whether the event loop of the health process stands still; False where that is not known."""
+        last = self.table.last_heartbeat(HEALTH)
+        return last is not None and 0 < last < time.monotonic_ns() - SILENT_NS
+
+    def sweep(self, book: Callable[[int], object]) -> list[int]:
+        """Clear the rows of processes that are gone, and give their slots; `book` is told each before that.
+
+        A slot is locked meanwhile, so that two sweepers or a new lessee never book the same requests twice.
+        """
+        if self._locks is None:
+            return []
+        swept, held = [], set(self.held_slots())
+        for slot in range(self.table.rows):
+            if slot in held or not self.table.row(slot).pid or not self._locks.take(slot):
+                continue
+            try:
+                book(slot)
+                self.table.row(slot).clear()
+                swept.append(slot)
+            finally:
+                self._locks.release(slot)
+        return swept
+
+    def keep(self, claim: LockFile) -> None:
+        """Hold another lock, that on the run directory, for as long as the seat."""
+        self._claim = claim
+
+    def leave(self) -> None:
+        for lock in (self._locks, self._claim):
+            if lock is not None:
+                lock.close()
+        self.circuits.leave()
+        self.recent.close()

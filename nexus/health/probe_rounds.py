@@ -1,0 +1,110 @@
+"""Rounds of probes: every backend of the fleet is probed once per interval, many at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+import gevent
+import gevent.event
+from gevent.pool import Pool
+
+from nexus.health.fleet import Fleet
+from nexus.health.prober import Prober, Result
+from nexus.http.connection_pool import ConnectionPool
+
+log = logging.getLogger("nexus.health")
+
+_MOST_PROBES_AT_ONCE = 64
+
+
+class Rounds:
+    """Probes the backends of the fleet that it follows.
+
+    Attributes:
+        first_done: Set when the first round has ended.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        on_result: Callable[[str, Result], None],
+        on_details: Callable[[str, Result], None],
+        on_round: Callable[[], None],
+    ) -> None:
+        """`on_result` gets each backend's name and result at once, `on_details` its models when more is known of them.
+
+        `on_round` is called at the end of a round. Nothing is told of a backend that was removed or changed meanwhile.
+        """
+        self._environ = environ
+        self._on_result = on_result
+        self._on_details = on_details
+        self._on_round = on_round
+        self._fleet: Fleet | None = None
+        self._connections = ConnectionPool(time.monotonic)
+        self._probers: dict[str, Prober] = {}
+        self._probing: set[Prober] = set()
+        self._asking: set[Prober] = set()
+        self.first_done = gevent.event.Event()
+
+    def follow(self, fleet: Fleet) -> None:
+        """Probe this fleet from now on."""
+        self._fleet, before = fleet, self._probers
+        self._probers = {}
+        for name, watched in fleet.backends.items():
+            old = before.get(name)
+            if old is None or old.config != watched.config:
+                old = Prober(watched.config, self._environ, self._connections)
+            self._probers[name] = old
+
+    def run(self) -> None:
+        """Probe round after round, without end."""
+        while True:
+            started = time.monotonic()
+            self.round()
+            assert self._fleet is not None
+            interval_s = self._fleet.config.health_check.interval_seconds
+            gevent.sleep(max(0.0, started + interval_s - time.monotonic()))
+
+    def round(self) -> None:
+        """Probe all backends once, side by side."""
+        fleet = self._fleet
+        pool = Pool(_MOST_PROBES_AT_ONCE)
+        for name in list(self._probers):
+            pool.spawn(self.probe, name)
+        pool.join()
+        if fleet is self._fleet:
+            self._on_round()
+        self.first_done.set()
+
+    def probe(self, name: str) -> None:
+        """Probe one backend now."""
+        fleet, prober = self._fleet, self._probers.get(name)
+        if fleet is None or prober is None:
+            return  # removed while it waited for its turn
+        timeout_s = fleet.config.health_check.timeout_seconds
+        if prober in self._probing:
+            return  # a probe of the fleet before, whose result is as good
+        self._probing.add(prober)
+        try:
+            result = prober.probe(timeout_s)
+        finally:
+            self._probing.discard(prober)
+        if prober is self._probers.get(name):
+            self._on_result(name, result)
+            if prober not in self._asking:
+                gevent.spawn(self._ask_details, name, prober, timeout_s)
+
+    def _ask_details(self, name: str, prober: Prober, timeout_s: float) -> None:
+        """Fetch what a probe did not wait for; one at a time, so that a backend has little work with it."""
+        self._asking.add(prober)
+        try:
+            while prober is self._probers.get(name) and (result := prober.more_details(timeout_s)):
+                if prober is self._probers.get(name):
+                    self._on_details(name, result)
+        except Exception:
+            log.exception("details of a backend's models cannot be read", extra={"backend": name})
+        finally:
+            self._asking.discard(prober)

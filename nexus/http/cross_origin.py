@@ -1,0 +1,68 @@
+"""Which web pages may use the gateway: requests that browsers send for pages of other origins are refused.
+
+Browsers say so themselves, by `Origin` and `Sec-Fetch-Site` (the Fetch standard); pages cannot forge either. Clients
+that are no browsers send neither.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from nexus.config.records import Cors
+
+_EVERY = "*"
+_METHODS = "GET, POST, OPTIONS"
+_USUAL_HEADERS = "authorization, content-type, x-request-id"
+_NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2000}")
+REFUSAL = "Requests from pages of other origins are refused; name the origin in [cors] origins to allow it."
+
+Headers = list[tuple[str, str]]
+
+
+def admits(headers: Mapping[str, str], origins: Sequence[str]) -> bool:
+    """Whether a request may be served, by its headers: it comes from no page, from our own, or from one that is named.
+
+    A page is our own if its origin names the host that the request names, or if the browser says so: behind a proxy
+    that changes Host, only the browser can tell.
+    """
+    if _EVERY in origins:
+        return True
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if origin is None:
+        return site not in ("cross-site", "same-site")
+    return (
+        origin in origins
+        or site == "same-origin"
+        or origin.partition("://")[2] == headers.get("host", "").lower()
+    )
+
+
+def answer_headers(origin: str | None, origins: Sequence[str]) -> Headers:
+    """What an answer tells the browser, so that a page of a named origin may read it."""
+    if origin is None or not origins:
+        return []
+    if _EVERY in origins:
+        return [("access-control-allow-origin", _EVERY), ("access-control-expose-headers", "*")]
+    if origin not in origins:
+        return [("vary", "Origin")]
+    return [
+        ("access-control-allow-origin", origin),
+        ("access-control-expose-headers", "*"),
+        ("vary", "Origin"),
+    ]
+
+
+def preflight(headers: Mapping[str, str], cors: Cors) -> Headers | None:
+    """The headers that answer a preflight; None if its origin may not use the gateway."""
+    allowed = answer_headers(headers.get("origin"), cors.origins)
+    if not admits(headers, cors.origins):
+        return None
+    asked = headers.get("access-control-request-headers", "")
+    names = asked if _NAMES.fullmatch(asked) else _USUAL_HEADERS
+    return [
+        *(allowed or [("access-control-allow-origin", headers.get("origin", ""))]),
+        ("access-control-allow-methods", _METHODS),
+        ("access-control-allow-headers", names),
+        ("access-control-max-age", str(cors.max_age_seconds)),
+    ]

@@ -1,0 +1,157 @@
+"""The fleet as this process last saw it, ready for requests; a new snapshot is taken up at the next request."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nexus.config.records import Routing
+from nexus.fleet.records import Backend, Snapshot
+from nexus.fleet.snapshot import SnapshotReader
+from nexus.http.address import Address
+from nexus.http.headers import header_text
+from nexus.metrics import labels
+from nexus.routing.table import RouteTable
+
+log = logging.getLogger("nexus.proxy")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One snapshot with what follows from it."""
+
+    snapshot: Snapshot
+    table: RouteTable
+    configured: frozenset[str]
+    want_label: Callable[[str], None]
+    _told: dict[tuple[int, str], list[tuple[str, str]]] = field(default_factory=dict)
+    _wanted: set[str] = field(default_factory=set)
+    _addresses: dict[int, Address] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        snapshot: Snapshot,
+        want_label: Callable[[str], None] = lambda _: None,
+        *,
+        before: View | None = None,
+        pause: Callable[[], object] = lambda: None,
+    ) -> View:
+        """`want_label` is called once for each model that is used and has no label value.
+
+        `before` is the view of an earlier snapshot; `pause` is called now and then, so that others can run.
+        """
+        return cls(
+            snapshot=snapshot,
+            table=RouteTable(snapshot, before=before.table if before else None, pause=pause),
+            want_label=want_label,
+            configured=frozenset(configured_models(snapshot.config.routing)),
+        )
+
+    def address(self, backend: Backend) -> Address:
+        """Where requests to the backend go."""
+        address = self._addresses.get(backend.column)
+        if address is None:
+            address = self._addresses[backend.column] = Address.of_backend(backend.config)
+        return address
+
+    def route_headers(self, backend: Backend, reason: str) -> list[tuple[str, str]]:
+        """What a client is told of where its request went, as the original tells it."""
+        key = backend.column, reason
+        told = self._told.get(key)
+        if told is None:
+            told = self._told[key] = [
+                ("x-nexus-backend", header_text(backend.name)),
+                ("x-nexus-backend-type", "cloud" if backend.cloud else "local"),
+                ("x-nexus-route-reason", reason),
+                ("x-nexus-privacy-zone", "restricted" if backend.restricted else "open"),
+            ]
+        return told
+
+    def model_label(self, name: str) -> str:
+        """The label value of a model: assigned, `other` beyond the cap, `unknown` for what a client made up."""
+        label = self.snapshot.labels.models.get(name)
+        if label is None and (entry := self.table.entry(name)) != name:
+            name, label = entry, self.snapshot.labels.models.get(entry)
+        if label is not None:
+            return label
+        if name not in self.configured and name not in self.table.listing.by_name:
+            return labels.UNKNOWN
+        if name not in self._wanted:
+            self._wanted.add(name)
+            if name not in self.snapshot.labels.models_over:
+                self.want_label(name)
+        return labels.OTHER
+
+
+def configured_models(routing: Routing) -> set[str]:
+    """The model names that the configuration itself speaks of."""
+    stand_ins = {model for chain in routing.fallbacks.values() for model in chain}
+    return {*routing.aliases, *routing.aliases.values(), *routing.fallbacks, *stand_ins}
+
+
+def _let_others_run() -> None:
+    time.sleep(0)
+
+
+class FleetView:
+    """Follows the snapshot file."""
+
+    def __init__(
+        self,
+        reader: SnapshotReader | None,
+        *,
+        on_change: Callable[[Snapshot], None],
+        want_label: Callable[[str], None] = lambda _: None,
+        pause: Callable[[], object] = _let_others_run,
+    ) -> None:
+        """`on_change` is told of every new snapshot; before the first one there is no view.
+
+        `pause` is called now and then while a snapshot is taken up.
+        """
+        self._reader = reader
+        self._on_change = on_change
+        self._want_label = want_label
+        self._pause = pause
+        self._view: View | None = None
+        self._renewing = threading.Lock()
+        self._seen = 0
+
+    def current(self) -> View | None:
+        """The view to use now; None while no fleet has been seen. Costs no system call when nothing is new."""
+        # The number is taken before the file is read: where that turns out newer, the next call reads once more. It is
+        # kept after the view: another thread never takes the number as seen while the view is still the old one.
+        if self._reader is not None and (number := self._reader.number) != self._seen:
+            self._renew(self._reader, number)
+        return self._view
+
+    def _renew(self, reader: SnapshotReader, number: int) -> None:
+        """Take up a new snapshot. Others run meanwhile, and go on with the view that there is."""
+        before = self._view
+        if before is None:  # nobody has anything to go on with
+            self._take(reader.read(), number, before, pause=lambda: None)
+        elif self._renewing.acquire(blocking=False):
+            try:
+                self._take(reader.read(self._pause), number, before, pause=self._pause)
+            finally:
+                self._renewing.release()
+
+    def _take(
+        self,
+        snapshot: Snapshot | None,
+        number: int,
+        before: View | None,
+        *,
+        pause: Callable[[], object],
+    ) -> None:
+        if snapshot is not None:
+            self._view = View.of(snapshot, self._want_label, before=before, pause=pause)
+            self._on_change(snapshot)
+            self._seen = number
+
+    def snapshot(self) -> Snapshot | None:
+        view = self.current()
+        return view.snapshot if view else None

@@ -1,0 +1,32 @@
+"""A client's request, as the engine gets it from a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from nexus.http.client_watch import DisconnectWatch
+from nexus.http.headers import RequestHeaders
+from nexus.proxy.endpoints import Target
+
+
+class Request(msgspec.Struct):
+    """A request whose head was read.
+
+    `body` is the whole body if it came with the head; else it reads the body, up to a limit in bytes, tells its second
+    argument the number of bytes of each piece, and raises `RequestFailed`. `watch` waits for what is needed to serve
+    it. `received` is on the monotonic clock. `held`: bytes counted for it in the process's `Buffers`.
+    """
+
+    method: str
+    target: Target
+    headers: RequestHeaders
+    body: bytes | Callable[[int, Callable[[int], None]], bytes]
+    received: float
+    watch: DisconnectWatch
+    held: int = 0
+
+    def header(self, name: str) -> str | None:
+        """The value of a header by its name in lower case."""
+        return self.headers.first.get(name)

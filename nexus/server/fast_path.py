@@ -1,0 +1,310 @@
+"""The short way: plain requests go from the client's socket straight to the engine, and their answers straight back.
+
+What gunicorn and Flask would do for such a request is done here once, or not needed. Whatever is not plain is left
+untouched for gunicorn, with the bytes that were read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from http import HTTPStatus
+
+import msgspec
+
+from nexus.config.records import Server
+from nexus.errors import RequestFailed, error_body
+from nexus.http.client_watch import ClientGone, Stopping
+from nexus.http.connection_pool import Connection
+from nexus.proxy.engine import ClientResponse, Engine
+from nexus.proxy.exchange import Exchange, WholeBody
+from nexus.proxy.keepalive_comments import CommentedBody
+from nexus.proxy.relay import StreamBody, chunk
+from nexus.proxy.request import Request
+from nexus.server.body_pace import Pace
+from nexus.server.event_loop import BufferedWriter, HubDisconnectWatch, HubRelay, Waits
+from nexus.server.request_head import Limits, RequestHeadParser
+
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus
+}
+log = logging.getLogger("nexus.proxy")
+
+_TO_SAY_GOODBYE_S = 0.5
+HEAD_S = 30.0
+"""How long a request's head may take from its first byte to its last."""
+_MOST_HEAD = 64 * 1024
+LINGER_S = 30.0
+"""How long the rest of a refused body is read and dropped: if the connection were closed at once, the client could
+lose the response (RFC 9112, section 9.6)."""
+_LINGER_SILENCE_S = 2.0
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_HEADS_REFUSED = {
+    "head_too_large": f"The head of a request may have {_MOST_HEAD} bytes.",
+    "head_too_slow": "The head of the request did not arrive in time.",
+}
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class _Clock:
+    """The lines that all answers of a second have, `Date` among them."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._lines = {True: "", False: ""}
+
+    def lines(self, *, keep_alive: bool) -> str:
+        second = int(time.time())
+        if second != self._second:
+            server = f"Server: gunicorn\r\nDate: {formatdate(second, usegmt=True)}\r\nConnection: "
+            self._second, self._lines = (
+                second,
+                {True: f"{server}keep-alive\r\n", False: f"{server}close\r\n"},
+            )
+        return self._lines[keep_alive]
+
+
+class FastPath:
+    """Serves one connection for as long as its requests are plain."""
+
+    _clock = _Clock()
+
+    def __init__(
+        self,
+        engine: Engine,
+        client: socket.socket,
+        limits: Limits | None,
+        *,
+        waits: Waits,
+        keep_alive: Callable[[], bool],
+    ) -> None:
+        """`keep_alive` says, when an answer begins, whether the connection may carry another request."""
+        client.setblocking(False)
+        self._engine = engine
+        self._client = client
+        self._heads = RequestHeadParser(limits)
+        self._keep_alive = keep_alive
+        self._timeout_s = 0.0
+        self._watch = HubDisconnectWatch(client, waits)
+        self._outlet = BufferedWriter(self._watch.sock)
+
+    def receive(self, timeout_s: float) -> bytes:
+        """What the client sends next; empty where it closes, or sends nothing for so long."""
+        return self._watch.receive(timeout_s)
+
+    def complete_head(self, data: bytes, timeout_s: float) -> bytes:
+        """`data` and what the client sends next, up to a whole head; empty if the connection is to be closed.
+
+        A head that breaks HTTP's form is given as far as it came: gunicorn's parser says what is wrong with it.
+        """
+        deadline = time.monotonic() + min(timeout_s, HEAD_S)
+        while b"\r\n\r\n" not in data and data.count(b"\n") == data.count(b"\r\n"):
+            if len(data) > _MOST_HEAD:
+                return self._refuse_head("431 Request Header Fields Too Large", "head_too_large")
+            piece = self._watch.receive(max(0.0, deadline - time.monotonic()))
+            if not piece:
+                return (
+                    b""
+                    if self._watch.closed()
+                    else self._refuse_head("408 Request Timeout", "head_too_slow")
+                )
+            data += piece
+        return data
+
+    def _refuse_head(self, status: str, reason: str) -> bytes:
+        self._engine.recorder.rejected(reason)
+        content = error_body(_HEADS_REFUSED[reason], status=int(status[:3]), code=reason)
+        head = f"HTTP/1.1 {status}\r\n{self._clock.lines(keep_alive=False)}Content-Type: application/json\r\n"
+        with contextlib.suppress(OSError):
+            self._outlet.send(
+                f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content,
+                _TO_SAY_GOODBYE_S,
+            )
+        self.linger()
+        return b""
+
+    def linger(self) -> None:
+        """End our side, and drop what the client still sends until it ends its side, within bounds."""
+        deadline = time.monotonic() + LINGER_S
+        with contextlib.suppress(OSError):
+            self._watch.sock.shutdown(socket.SHUT_WR)
+            while (
+                self._keep_alive()
+                and time.monotonic() < deadline
+                and self._watch.receive(_LINGER_SILENCE_S)
+            ):
+                pass
+
+    def serve(self, data: bytes) -> bytes | None:
+        """Serve the request that `data` begins with.
+
+        Gives what the client sent after it, None where the connection is to be closed. Raises `NotEligible` where the
+        request is not plain, before anything was done, and `ClientGone`.
+        """
+        head = self._heads.read(data)
+        engine = self._engine
+        server = engine.server()
+        if head is None:
+            raise NotEligible
+        received = engine.clock()
+        self._timeout_s = server.client_timeout_seconds
+        end = head.end + head.length
+        if len(data) >= end:
+            request = Request(
+                "POST", head.target, head.headers, data[head.end : end], received, self._watch
+            )
+            answer = Exchange(engine, request, head.target.endpoint).answer()
+            return (
+                data[end:]
+                if self._write(answer, keep_alive=head.keep_alive and self._keep_alive())
+                else None
+            )
+        body = _Body(self._watch, self._outlet, server, data[head.end :], head.length, head.expects)
+        request = Request("POST", head.target, head.headers, body.read, received, self._watch)
+        answer = Exchange(engine, request, head.target.endpoint).answer()
+        if self._write(answer, keep_alive=head.keep_alive and self._keep_alive() and body.complete):
+            return body.ahead
+        if not body.complete and isinstance(answer.body, WholeBody):
+            self.linger()
+        return None
+
+    def _write(self, answer: ClientResponse, *, keep_alive: bool) -> bool:
+        """Write the answer; gives whether the connection can carry another request."""
+        body = answer.body
+        if isinstance(body, WholeBody):
+            try:
+                head = self._head(answer, keep_alive=keep_alive)
+                self._outlet.send(head + body.content, self._timeout_s)
+            except OSError:
+                body.close()
+                return False
+            except BaseException:
+                body.close()
+                raise
+            body.written()
+            return keep_alive
+        if answer.status == 499:
+            return False
+        return self._write_stream(answer, keep_alive=keep_alive)
+
+    def _write_stream(self, answer: ClientResponse, *, keep_alive: bool) -> bool:
+        body, send = answer.body, self._send
+        chunked = not any(name == "content-length" for name, _ in answer.headers)
+        head = self._head(answer, keep_alive=keep_alive, chunked=chunked)
+        try:
+            if isinstance(body, StreamBody) and (backend := body.backend) is not None:
+                send(head + chunk(body.begin()))
+                keep_alive = self._relay(body, backend) and keep_alive
+                send(_LAST_CHUNK)
+                body.written()
+            else:
+                for shown in body:
+                    data, head = head + (chunk(shown) if chunked else shown), b""
+                    send(data)
+                send(head + (_LAST_CHUNK if chunked else b""))
+        except (OSError, ClientGone):
+            return False
+        except Stopping:
+            if isinstance(body, StreamBody | CommentedBody):
+                ending = chunk(body.stop()) + _LAST_CHUNK
+                with contextlib.suppress(OSError):
+                    self._outlet.send(bytes(self._outlet.unsent) + ending, _TO_SAY_GOODBYE_S)
+            raise
+        finally:
+            close = getattr(body, "close", None)
+            if close is not None:
+                close()
+        return keep_alive
+
+    def _send(self, data: bytes) -> None:
+        self._outlet.send(data, self._timeout_s)
+
+    def _relay(self, body: StreamBody, backend: Connection) -> bool:
+        """Relay a stream to its end; gives False where that is not its own."""
+        relay = HubRelay(body, backend, self._watch, timeout_s=self._timeout_s)
+        try:
+            relay.run()
+        except ClientGone:
+            if not relay.unsent:
+                body.left()
+            raise
+        except OSError:
+            raise
+        except Stopping:
+            ending = chunk(body.stop())
+        except Exception:
+            log.exception("stream failed inside the gateway")
+            failure = RequestFailed("internal", "The gateway failed; its log tells more.")
+            ending = b"" if body.over else chunk(body.fail(failure))
+        else:
+            return True
+        self._outlet.send(relay.unsent + ending, _TO_SAY_GOODBYE_S)
+        return False
+
+    def _head(self, answer: ClientResponse, *, keep_alive: bool, chunked: bool = False) -> bytes:
+        status = _STATUS_LINES.get(answer.status) or f"HTTP/1.1 {answer.status} Status\r\n"
+        lines = "\r\n".join(map(": ".join, answer.headers))
+        coding = "Transfer-Encoding: chunked\r\n" if chunked else ""
+        return f"{status}{self._clock.lines(keep_alive=keep_alive)}{coding}{lines}\r\n\r\n".encode(
+            "latin-1"
+        )
+
+    def close(self) -> None:
+        self._watch.close()
+
+
+class NotEligible(Exception):
+    """The request is gunicorn's to read."""
+
+
+class _Body(msgspec.Struct):
+    """The body of a request, of `length` bytes, of which only the beginning came with the head.
+
+    `expects`: the client waits for 100 before it sends the body; `ahead`: what came after the body.
+    """
+
+    watch: HubDisconnectWatch
+    outlet: BufferedWriter
+    server: Server
+    begun: bytes
+    length: int
+    expects: bool
+    complete: bool = False
+    ahead: bytes = b""
+
+    def read(self, limit: int, hold: Callable[[int], None]) -> bytes:
+        """The whole body. Raises `RequestFailed` for one too large, too slow or cut short."""
+        if self.length > limit:
+            raise RequestFailed(
+                "body_too_large", f"The body is {self.length} bytes; at most {limit} are taken."
+            )
+        pieces, received = [self.begun], len(self.begun)
+        hold(received)
+        pace = Pace(time.monotonic(), self.server)
+        try:
+            if self.expects and not self.begun:
+                self.outlet.send(_CONTINUE, self.server.client_timeout_seconds)
+            while received < self.length:
+                piece = self.watch.receive(max(0.0, pace.left_s(time.monotonic(), received)))
+                if not piece:
+                    raise self._short(received)
+                hold(len(piece))
+                pieces.append(piece)
+                received += len(piece)
+        except OSError as error:
+            raise ClientGone from error
+        body = b"".join(pieces)
+        self.ahead = body[self.length :]
+        self.complete = True
+        return body[: self.length] if self.ahead else body
+
+    def _short(self, got: int) -> RequestFailed:
+        if self.watch.closed():
+            return RequestFailed(
+                "body_cut_short", f"The body ended after {got} of {self.length} bytes."
+            )
+        return RequestFailed("body_too_slow", "The body did not arrive in time.")

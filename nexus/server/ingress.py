@@ -1,0 +1,103 @@
+"""What holds for every request before its route is looked for: its Host, its path, and the page it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from nexus.config.records import Cors
+from nexus.errors import error_body
+from nexus.http import cross_origin
+from nexus.proxy.endpoints import BY_PATH, canonical
+
+DEPLOYMENT = "nexus.deployment"
+"""The key of the WSGI environment under which the model is that the path names."""
+
+_Start = Callable[..., Any]
+_App = Callable[[dict[str, Any], _Start], Iterable[bytes]]
+
+
+class Ingress:
+    """A WSGI application around another. `rejected` counts refusals by reason, `preflight` counts preflights."""
+
+    def __init__(
+        self,
+        app: _App,
+        *,
+        cors: Callable[[], Cors],
+        rejected: Callable[[str], None],
+        preflight: Callable[[], None],
+    ) -> None:
+        self._app = app
+        self._cors = cors
+        self._rejected = rejected
+        self._preflight = preflight
+
+    def __call__(self, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
+        host = environ.get("HTTP_HOST")
+        if host is None and environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
+            return self._refuse(
+                start,
+                "400 Bad Request",
+                "bad_request",
+                "A request must name a Host (RFC 9112, 3.2).",
+            )
+        environ["PATH_INFO"], deployment = canonical(environ["PATH_INFO"])
+        if deployment is not None:
+            environ[DEPLOYMENT] = deployment.encode("latin-1").decode("utf-8", "replace")
+        if "HTTP_ORIGIN" not in environ and "HTTP_SEC_FETCH_SITE" not in environ:
+            return self._app(environ, start)
+        return self._from_browser(environ, start)
+
+    def _from_browser(self, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
+        cors, headers = self._cors(), _browser_headers(environ)
+        if (
+            environ["REQUEST_METHOD"] == "OPTIONS"
+            and {"origin", "access-control-request-method"} <= headers.keys()
+        ):
+            self._preflight()
+            allowed = cross_origin.preflight(headers, cors)
+            if allowed is None:
+                return _answer(start, "403 Forbidden", "origin_refused", cross_origin.REFUSAL)
+            start("204 No Content", allowed)
+            return []
+        if environ["PATH_INFO"] in BY_PATH:
+            return self._app(
+                environ, start
+            )  # it is counted as a request there, whatever comes of it
+        if not cross_origin.admits(headers, cors.origins) and not _navigates(environ):
+            return self._refuse(start, "403 Forbidden", "origin_refused", cross_origin.REFUSAL)
+        given = cross_origin.answer_headers(headers.get("origin"), cors.origins)
+        return self._app(environ, lambda status, ours, *more: start(status, [*ours, *given], *more))
+
+    def _refuse(self, start: _Start, status: str, reason: str, message: str) -> list[bytes]:
+        self._rejected(reason)
+        return _answer(start, status, reason, message)
+
+
+def _browser_headers(environ: dict[str, Any]) -> dict[str, str]:
+    names = (
+        "host",
+        "origin",
+        "sec-fetch-site",
+        "access-control-request-method",
+        "access-control-request-headers",
+    )
+    given = ((name, environ.get(f"HTTP_{name.upper().replace('-', '_')}")) for name in names)
+    return {name: value for name, value in given if value is not None}
+
+
+def _navigates(environ: dict[str, Any]) -> bool:
+    """Whether the user follows a link to a page of ours: the page with the link cannot read it."""
+    return (
+        environ["REQUEST_METHOD"] in ("GET", "HEAD")
+        and "HTTP_ORIGIN" not in environ
+        and environ.get("HTTP_SEC_FETCH_MODE") == "navigate"
+        and environ.get("HTTP_SEC_FETCH_DEST") == "document"
+    )
+
+
+def _answer(start: _Start, status: str, code: str, message: str) -> list[bytes]:
+    content = error_body(message, status=int(status[:3]), code=code)
+    start(status, [("content-type", "application/json"), ("content-length", str(len(content)))])
+    return [content]

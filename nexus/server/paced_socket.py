@@ -1,0 +1,37 @@
+"""What gunicorn's parser reads a request from, with a limit for the body as a whole."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+from nexus.server.body_pace import Pace
+
+
+class PacedSocket:
+    """Reads from a client's socket: without a limit of its own at first, at the pace of a body after `begin_body`."""
+
+    def __init__(self, client: socket.socket) -> None:
+        self._client = client
+        self._pace: Pace | None = None
+        self._received = 0
+
+    def begin_body(self, pace: Pace) -> None:
+        self._pace = pace
+
+    def recv(self, size: int) -> bytes:
+        """Raises TimeoutError if the body is too slow."""
+        pace, client = self._pace, self._client
+        if pace is None:
+            return client.recv(size)
+        left_s = pace.left_s(time.monotonic(), self._received)
+        if left_s <= 0:
+            raise TimeoutError
+        for_answers_s = client.gettimeout()
+        client.settimeout(left_s)
+        try:
+            data = client.recv(size)
+        finally:
+            client.settimeout(for_answers_s)
+        self._received += len(data)
+        return data

@@ -1,0 +1,96 @@
+"""From a WSGI environment to the engine's `Request`."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from nexus.errors import RequestFailed
+from nexus.http.client_watch import ClientGone, DisconnectWatch, watchable
+from nexus.http.headers import RequestHeaders
+from nexus.proxy.endpoints import Endpoint, Target
+from nexus.proxy.request import Request
+from nexus.server.ingress import DEPLOYMENT
+
+_PIECE = 64 * 1024
+
+
+def request_from(
+    environ: dict[str, Any], endpoint: Endpoint, *, received: float, client_timeout_s: float
+) -> Request:
+    """The request of a WSGI call. A client's socket that the server shows us gets a time limit and is watched."""
+    sock = environ.get("gunicorn.socket")
+    if isinstance(sock, socket.socket):
+        sock.settimeout(client_timeout_s)
+    return Request(
+        method=environ["REQUEST_METHOD"],
+        target=Target(endpoint, environ.get("QUERY_STRING", ""), environ.get(DEPLOYMENT)),
+        headers=RequestHeaders.of(list(_headers(environ))),
+        body=lambda limit, hold: read_body(environ, limit, hold),
+        received=received,
+        watch=DisconnectWatch(watchable(sock)),
+    )
+
+
+def release(environ: dict[str, Any]) -> None:
+    """Give the client's socket back to the server as it was: idle connections follow the server's own limits."""
+    sock = environ.get("gunicorn.socket")
+    if isinstance(sock, socket.socket) and sock.fileno() >= 0:
+        sock.settimeout(None)
+
+
+def _headers(environ: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in environ.items():
+        if key.startswith("HTTP_"):
+            yield key[5:].replace("_", "-").lower(), value
+    if environ.get("CONTENT_TYPE"):
+        yield "content-type", environ["CONTENT_TYPE"]
+
+
+def read_body(environ: dict[str, Any], limit: int, hold: Callable[[int], None]) -> bytes:
+    """The whole body, at most `limit` bytes; `hold` counts those of each piece.
+
+    Raises `RequestFailed` for one too large, too slow or cut short.
+    """
+    stream = environ["wsgi.input"]
+    given = environ.get("CONTENT_LENGTH") or ""
+    expected = int(given) if given.isdigit() else None
+    if expected is not None and expected > limit:
+        raise RequestFailed(
+            "body_too_large", f"The body is {expected} bytes; at most {limit} are taken."
+        )
+    if expected is None and not environ.get("wsgi.input_terminated"):
+        return b""  # without a length and without a server that marks the end, there is no body (PEP 3333)
+    try:
+        body = _read(stream, limit, expected, hold)
+    except TimeoutError as error:
+        raise RequestFailed("body_too_slow", "The body did not arrive in time.") from error
+    except ConnectionError as error:
+        raise ClientGone from error
+    except OSError as error:
+        raise RequestFailed("body_cut_short", f"The body cannot be read: {error}.") from error
+    except RequestFailed:
+        raise
+    except Exception as error:  # each server has errors of its own for it
+        raise RequestFailed("body_malformed", f"The body cannot be read: {error}.") from error
+    if expected is not None and len(body) < expected:
+        raise RequestFailed(
+            "body_cut_short", f"The body ended after {len(body)} of {expected} bytes."
+        )
+    return body
+
+
+def _read(stream: Any, limit: int, expected: int | None, hold: Callable[[int], None]) -> bytes:
+    """All of the stream, or so many bytes of it as are expected."""
+    pieces, size = [], 0
+    while size != expected:
+        piece = stream.read(_PIECE if expected is None else min(_PIECE, expected - size))
+        if not piece:
+            break
+        size += len(piece)
+        if size > limit:
+            raise RequestFailed("body_too_large", f"The body is over {limit} bytes.")
+        hold(len(piece))
+        pieces.append(piece)
+    return b"".join(pieces)

@@ -1,0 +1,400 @@
+"""The demo backend's server: HTTP/1.1 over gevent, close enough to the socket to break off anywhere."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import gevent
+from gevent.server import StreamServer
+from httptools import HttpParserError, HttpRequestParser
+
+from nexus_demo import responses
+from nexus_demo.faults import FaultSource, FaultSpec
+
+_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed"}
+
+
+_NOT_THERE: dict[str, tuple[str, ...]] = {
+    "any": ("/props",),
+    "ollama": ("/health", "/props"),
+    "llamacpp": ("/api/tags", "/api/show"),
+    "vllm": ("/props", "/api/tags", "/api/show"),
+    "generic": ("/props", "/api/tags", "/api/show"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behaviour:
+    """How a demo backend behaves when nothing is wrong."""
+
+    name: str = "demo"
+    models: tuple[str, ...] = ("demo-small",)
+    pace: float = 40.0  # events a second; 0 for as fast as it can
+    length: int = 40  # words of an answer
+    usage: str = "asked"  # in streams: "asked", "always" or "never"
+    seed: int = 0
+    kind: str = "any"  # whose management paths it has: "ollama", "llamacpp", "vllm", "generic" or "any" for most
+    says: dict[str, Any] = field(
+        default_factory=dict
+    )  # path → what it answers to a GET there; None: 404
+
+
+class _Request:
+    """One request as the parser calls it out."""
+
+    def __init__(self) -> None:
+        self.path = ""
+        self.headers: dict[str, str] = {}
+        self.body = bytearray()
+        self.complete = False
+
+    def on_url(self, url: bytes) -> None:
+        self.path += url.decode("latin-1")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, data: bytes) -> None:
+        self.body += data
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+class DemoBackend:
+    """Serves until stopped; `tally` counts what it was asked and how it answered; `last` is the last request."""
+
+    def __init__(self, manner: Behaviour, fault: FaultSpec) -> None:
+        self.manner = manner
+        self._faults = FaultSource(fault)
+        self._rng = random.Random(manner.seed)
+        self.requests: Counter[str] = Counter()
+        self.statuses: Counter[str] = Counter()
+        self.models: Counter[str] = Counter()
+        self.events: Counter[str] = Counter()
+        self.open = 0
+        self._hurried = 0
+        self.last: dict[str, Any] = {}
+        self._routes: dict[tuple[str, str], Callable[[_Request], Any]] = {
+            ("GET", "/v1/models"): lambda _: responses.model_list(
+                list(manner.models), manner.name, context=manner.kind in ("any", "vllm")
+            ),
+            ("GET", "/health"): lambda _: {"status": "ok"},
+            ("GET", "/props"): lambda _: {"total_slots": 4},
+            ("GET", "/api/tags"): lambda _: responses.ollama_tags(list(manner.models)),
+            ("POST", "/api/show"): lambda request: responses.ollama_show(
+                str(_json(request).get("model"))
+            ),
+            ("GET", "/demo/tally"): lambda _: self.tally(),
+            ("GET", "/demo/last"): lambda _: self.last,
+            ("POST", "/demo/fault"): self._set_fault,
+            ("POST", "/demo/hurry"): self._hurry,
+        }
+        for path, said in manner.says.items():
+            self._routes["GET", path] = partial(_said, said)
+        for path in (
+            *_NOT_THERE[manner.kind],
+            *(path for path, said in manner.says.items() if said is None),
+        ):
+            for method in ("GET", "POST"):
+                self._routes.pop((method, path), None)
+
+    def serve(self, host: str, port: int) -> StreamServer:
+        """Listen; the caller keeps the server running. Port 0 takes a free one (`server.server_port`)."""
+        server = StreamServer((host, port), self._handle)
+        server.start()
+        return server
+
+    def tally(self) -> dict[str, Any]:
+        """Counts of proxied requests by path, model and status (`cut`: broken off by us, `gone`: by the caller)."""
+        return {
+            "requests": dict(self.requests),
+            "models": dict(self.models),
+            "statuses": dict(self.statuses),
+            "events": dict(self.events),
+            "open": self.open,
+        }
+
+    def _set_fault(self, request: _Request) -> Any:
+        spec = FaultSpec.parse(request.body.decode())
+        self._faults = FaultSource(spec)
+        return asdict(spec)
+
+    def _hurry(self, _: _Request) -> Any:
+        """Streams that go on send what is left of them at once."""
+        self._hurried += 1
+        return self.tally()
+
+    def _handle(self, sock: socket.socket, _address: object) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            while self._serve_one(sock):
+                pass
+        except (OSError, HttpParserError):
+            pass
+        finally:
+            sock.close()
+
+    def _serve_one(self, sock: socket.socket) -> bool:
+        """One request; False where the connection ends with it."""
+        request = _Request()
+        parser = HttpRequestParser(request)
+        while not request.complete:
+            data = sock.recv(65536)
+            if not data:
+                return False
+            parser.feed_data(data)
+        method = parser.get_method().decode()
+        path = request.path.partition("?")[0]
+        route = self._routes.get((method, path))
+        if route is not None:
+            if path in ("/v1/models", "/api/tags", "/health") and self._faults.spec.models:
+                return self._strike(sock, self._faults.next(), path, request.headers)
+            try:
+                _respond(sock, 200, route(request))
+            except ValueError as error:
+                _respond(sock, 400, responses.error(str(error), code="invalid"))
+            return True
+        if method != "POST" or path not in (
+            "/v1/chat/completions",
+            "/v1/completions",
+            "/v1/embeddings",
+        ):
+            _respond(sock, 404, responses.error(f"nothing at {method} {path}", code="not_found"))
+            return True
+        return self._proxied(sock, request, path)
+
+    def _proxied(self, sock: socket.socket, request: _Request, path: str) -> bool:
+        self.last = {
+            "target": request.path,
+            "headers": request.headers,
+            "body": request.body.decode("latin-1"),
+        }
+        given = request.headers.get("x-demo-fault")
+        try:
+            fault = FaultSpec.parse(given) if given is not None else self._faults.next()
+            body = {} if fault.unread else _json(request)
+        except ValueError as error:
+            _respond(sock, 400, responses.error(str(error), code="invalid"))
+            return True
+        self.requests[path] += 1
+        self.models[str(body.get("model"))] += 1
+        self.open += 1
+        try:
+            return self._answer(sock, request, body, path, fault)
+        except OSError:
+            self.statuses["gone"] += 1
+            raise
+        finally:
+            self.open -= 1
+
+    def _answer(
+        self,
+        sock: socket.socket,
+        request: _Request,
+        body: dict[str, Any],
+        path: str,
+        fault: FaultSpec,
+    ) -> bool:
+        if fault.delay and not _wait(sock, fault.delay):
+            self.statuses["gone"] += 1
+            return False
+        if fault.status or fault.hang or fault.close or fault.reset or fault.malformed:
+            return self._strike(sock, fault, path, request.headers)
+        usage = not fault.no_usage
+        if path == "/v1/embeddings":
+            return self._whole(sock, responses.embeddings(body, usage=usage), fault)
+        reply = responses.Reply(
+            body, chat=path.startswith("/v1/chat"), rng=self._rng, length=self.manner.length
+        )
+        if body.get("stream") is True:
+            reply.usage_asked = {"always": True, "never": False}.get(
+                self.manner.usage, reply.usage_asked
+            )
+            return self._stream(
+                sock, reply, fault, usage=usage, authorization=request.headers.get("authorization")
+            )
+        return self._whole(sock, reply.whole(usage=usage), fault)
+
+    def _strike(
+        self, sock: socket.socket, fault: FaultSpec, path: str, headers: dict[str, str]
+    ) -> bool:
+        if fault.status:
+            self.statuses[str(fault.status)] += 1
+            extra = [f"retry-after: {fault.retry_after}"] if fault.retry_after else []
+            extra += [f"location: {fault.location}"] if fault.location else []
+            message = fault.message or f"{path} fails as asked"
+            if fault.body == "echo":
+                message = f"wrong key: {headers.get('authorization')}"
+            error = responses.error(message, code=fault.error_code or "demo_fault", kind=fault.kind)
+            if fault.body in ("", "echo"):
+                _respond(sock, fault.status, error, extra)
+                return True
+            return self._other_body(sock, fault, json.dumps(error).encode(), extra)
+        self.statuses["cut"] += 1
+        if fault.hang:
+            _wait(sock, 3600)
+        elif fault.malformed:
+            sock.sendall(b"HTTP/1.1 banana\r\n\r\nwhat?")
+        elif fault.reset:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return False
+
+    def _other_body(
+        self, sock: socket.socket, fault: FaultSpec, error: bytes, extra: list[str]
+    ) -> bool:
+        """Answer with one of `BODIES`; False where the connection ends with it."""
+        kind, content = "application/json", error
+        if fault.body == "html":
+            kind, content = (
+                "text/html",
+                b"<!DOCTYPE html><html><head><title>Tunnel offline</title></head></html>",
+            )
+        elif fault.body == "empty":
+            content = b""
+        elif fault.body == "nan":
+            content = b'{"id":"x","object":"chat.completion","choices":[{"index":0,"logprob":NaN}]}'
+        elif fault.body == "large":
+            content = b'{"object":"list","data":"' + b"x" * fault.size + b'"}'
+        if fault.body in ("cut", "unclosed"):
+            content = (
+                b'{"id":"x","choices":[{"index":0,"message":{"role":"assistant","content":"hal"}}'
+            )
+            content += b"]}" if fault.body == "unclosed" else b""
+            sock.sendall(_head(fault.status, kind, "connection: close", *extra) + content)
+            return False
+        if fault.body == "blank":
+            sock.sendall(_head(fault.status, kind, "connection: close", *extra))
+            while True:
+                sock.sendall(b"\n" * 16384)
+        sent = content if fault.body not in ("stalled", "dripped") else content[:8]
+        sock.sendall(_head(fault.status, kind, f"content-length: {len(content)}", *extra) + sent)
+        while fault.body == "dripped" and len(sent) < len(content) and _wait(sock, 0.5):
+            sock.sendall(content[len(sent) : len(sent) + 1])
+            sent = content[: len(sent) + 1]
+        if fault.body == "stalled":
+            _wait(sock, 3600)
+        return len(sent) == len(content)
+
+    def _whole(self, sock: socket.socket, answer: dict[str, Any], fault: FaultSpec) -> bool:
+        if fault.break_after >= 0 or fault.stall_after >= 0:
+            content = json.dumps(answer).encode()
+            sock.sendall(
+                _head(200, "application/json", f"content-length: {len(content)}")
+                + content[: len(content) // 2]
+            )
+            self.statuses["cut"] += 1
+            if fault.stall_after >= 0:
+                _wait(sock, 3600)
+            return False
+        _respond(sock, 200, answer, [fault.header] if fault.header else [])
+        self.statuses["200"] += 1
+        return True
+
+    def _stream(
+        self,
+        sock: socket.socket,
+        reply: responses.Reply,
+        fault: FaultSpec,
+        *,
+        usage: bool,
+        authorization: str | None,
+    ) -> bool:
+        sock.sendall(
+            _head(
+                200,
+                "text/event-stream; charset=utf-8",
+                "transfer-encoding: chunked",
+                "cache-control: no-cache",
+            )
+        )
+        pause = 1 / self.manner.pace if self.manner.pace > 0 else 0
+        hurried = self._hurried
+        for sent, event in enumerate(reply.events(usage=usage)):
+            if sent == fault.break_after:
+                self.statuses["cut"] += 1
+                return False
+            if sent == fault.stall_after:
+                self.statuses["cut"] += 1
+                _wait(sock, 3600)
+                return False
+            if sent == fault.error_after:
+                message = (
+                    f"wrong key: {authorization}"
+                    if fault.body == "echo"
+                    else "the stream fails as asked"
+                )
+                error = responses.error(message, code=fault.error_code or "demo_fault")
+                _chunk(sock, _event(error) + b"data: [DONE]\n\n")
+                sock.sendall(b"0\r\n\r\n")
+                self.statuses["cut"] += 1
+                return True
+            if pause and sent and self._hurried == hurried and not _wait(sock, pause):
+                self.statuses["gone"] += 1
+                return False
+            if fault.no_done and not (
+                event["choices"] and event["choices"][0]["finish_reason"] is None
+            ):
+                break
+            _chunk(sock, _event(event))
+            self.events["sent"] += 1
+        if not fault.no_done:
+            _chunk(sock, b"data: [DONE]\n\n")
+        sock.sendall(b"0\r\n\r\n")
+        self.statuses["cut" if fault.no_done else "200"] += 1
+        return True
+
+
+def _said(said: Any, _request: _Request) -> Any:
+    return said
+
+
+def _json(request: _Request) -> dict[str, Any]:
+    body = json.loads(request.body)
+    if not isinstance(body, dict):
+        raise ValueError("the body must be an object")
+    return body
+
+
+def _wait(sock: socket.socket, seconds: float) -> bool:
+    """Wait; False at once when the caller closes its side meanwhile."""
+    try:
+        with gevent.Timeout(seconds):
+            return bool(sock.recv(1, socket.MSG_PEEK))
+    except gevent.Timeout:
+        return True
+    except OSError:
+        return False
+
+
+def _head(status: int, content_type: str, *headers: str) -> bytes:
+    lines = [
+        f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}",
+        f"content-type: {content_type}",
+        *headers,
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def _respond(
+    sock: socket.socket, status: int, answer: Any, headers: list[str] | None = None
+) -> None:
+    content = b"" if status == 204 else json.dumps(answer).encode()
+    length = [] if status == 204 else [f"content-length: {len(content)}"]
+    sock.sendall(_head(status, "application/json", *length, *(headers or ())) + content)
+
+
+def _event(event: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event).encode() + b"\n\n"
+
+
+def _chunk(sock: socket.socket, data: bytes) -> None:
+    sock.sendall(b"%x\r\n%s\r\n" % (len(data), data))

@@ -1,0 +1,148 @@
+"""Asking for the usage of a stream, and reading it from whole answers."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexus.dialects.openai.usage import (
+    Usage,
+    asks_for_usage,
+    timings_usage,
+    usage_in,
+    usage_of,
+    with_usage_asked,
+)
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=8), values, min_size=1, max_size=5),
+    st.none() | st.just({}) | st.just({"include_usage": False, "x": 1}),
+    st.sampled_from([None, 1]),
+)
+def test_nothing_else_changes(fields, options, indent):
+    fields.pop("stream_options", None)
+    given_ = {**fields, **({"stream_options": options} if options is not None else {})}
+    asked = json.loads(with_usage_asked(json.dumps(given_, indent=indent).encode() + b" \n"))
+    assert asked.pop("stream_options") == {**(options or {}), "include_usage": True}
+    assert asked == fields
+    assert asks_for_usage(with_usage_asked(json.dumps(given_).encode()))
+
+
+def test_what_is_no_object_is_left_to_the_backend():
+    body = b'{"model":"m","stream_options":[1]}'
+    assert with_usage_asked(body) == body
+
+
+@pytest.mark.parametrize(
+    ("body", "asks"),
+    [
+        ({"stream_options": {"include_usage": True}}, True),
+        ({"stream_options": {"include_usage": False}}, False),
+        ({"stream_options": None, "x": "include_usage"}, False),
+        ({"stream_options": {"other": 1}, "text": '"include_usage"'}, False),
+    ],
+)
+def test_asks_for_usage(body, asks):
+    assert asks_for_usage(json.dumps(body).encode()) is asks
+
+
+def test_usage_of_a_whole_answer():
+    answer = {
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 2},
+        }
+    }
+    assert usage_of(json.dumps(answer).encode()) == Usage(3, 5, cached_tokens=2)
+    assert usage_of(b'{"usage": null}') is None
+    assert usage_of(b'{"usage": "odd"}') is None
+    assert usage_of(b"{}") is None
+
+
+@pytest.mark.parametrize(
+    ("told", "usage"),
+    [
+        ({"prompt_tokens": 3, "completion_tokens": -1}, Usage(3, None)),
+        ({"prompt_tokens": 10**400, "completion_tokens": 5}, Usage(None, 5)),
+        ({"prompt_tokens": 3.0, "completion_tokens": 2.5}, Usage(3, None)),
+        ({"prompt_tokens": True, "completion_tokens": "5"}, None),
+        (
+            {"prompt_tokens": 3, "prompt_tokens_details": [], "completion_tokens_details": "x"},
+            Usage(3),
+        ),
+        ({"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": -1}}, Usage(3)),
+        ({"total_tokens": 8}, None),
+        (
+            {"prompt_tokens": 100_000_000, "completion_tokens": 100_000_001},
+            Usage(100_000_000, None),
+        ),
+        ({"prompt_tokens": 2**53, "completion_tokens": 2.0**53}, None),
+        ({}, None),
+    ],
+)
+def test_a_figure_that_is_no_count_is_not_told(told, usage):
+    """A counter that went down, or a sum that overflowed, would be wrong for as long as the gateway runs."""
+    assert usage_of(json.dumps({"usage": told}).encode()) == usage
+    assert usage_in(json.dumps(told).encode()) == usage
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        '{"prompt_tokens":3,"completion_tokens":5}',
+        '{"prompt_tokens": 3, "completion_tokens": 5, "x": NaN}',
+    ],
+)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('{"data":[{"embedding":[0.1,NaN,-Infinity]}],"usage": ', "}"),
+        ('{"usage" : ', ',"data":[{"embedding":[NaN]}]}'),
+        ('\ufeff{"choices":[],"usage":', "}"),
+        (
+            '{"choices":[{"message":{"content":"\\ud83d"},"finish_reason":"\\ud83d"}],"usage":',
+            ',"x":Infinity}',
+        ),
+    ],
+)
+def test_usage_beside_json_that_is_not_strict(before, after, usage):
+    answer = f"{before}{usage}{after}".encode()
+    assert usage_of(answer, lenient=True) == Usage(3, 5)
+    assert usage_of(answer) is None, "it may be cut short as well"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b'{"x":NaN,"usage":[]}', b'NaN "usage"', b'NaN "usage":{"prompt_tokens":', b'NaN "usage":[1]'],
+)
+def test_what_is_no_usage_beside_json_that_is_not_strict(answer):
+    assert usage_of(answer, lenient=True) is None
+
+
+@pytest.mark.parametrize(
+    ("timings", "usage"),
+    [
+        (
+            {"cache_n": 13, "prompt_n": 1, "predicted_n": 4, "predicted_ms": 0.8},
+            Usage(14, 4, cached_tokens=13),
+        ),
+        ({"prompt_n": 1, "predicted_n": 4}, Usage(None, 4)),
+        ({"cache_n": 13, "prompt_n": 1}, None),
+        ({"predicted_n": -1}, None),
+        ([], None),
+    ],
+)
+def test_timings(timings, usage):
+    """llama.cpp counts the prompt's cached tokens apart; its older versions do not tell them."""
+    assert timings_usage(json.dumps(timings).encode()) == usage

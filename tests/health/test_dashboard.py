@@ -1,0 +1,39 @@
+"""The dashboard's state: what is made anew each second, and how much of it there is."""
+
+from msgspec.structs import replace
+
+from nexus.config import BackendConfig, Config
+from nexus.fleet.records import Backend, Model, Snapshot
+from nexus.health.dashboard import Matrix
+
+
+def snapshot(*lists: tuple[Model, ...]) -> Snapshot:
+    return Snapshot(
+        number=1, published_at=1.0, config=Config(),
+        backends=tuple(
+            Backend(config=BackendConfig(name=f"b{n}", url="http://h"), label=f"b{n}", column=n, models=models)
+            for n, models in enumerate(lists)
+        ),
+    )  # fmt: skip
+
+
+def test_of_thousands_of_models_the_first_are_shown():
+    many = tuple(Model(name=f"m{n:04}", vision=True) for n in reversed(range(5_000)))
+    matrix = Matrix.of(()).renewed(snapshot(many, (Model(name="m0003"), Model(name="z"))))
+    assert [row["name"] for row in matrix.rows] == [f"m{n:04}" for n in range(100)]
+    assert matrix.not_shown == 4_901
+    assert list(matrix.rows[3]["offers"]) == ["b0", "b1"]
+    assert matrix.rows[4]["offers"]["b0"]["can"] == ["vision"]
+
+
+def test_it_is_made_anew_only_for_other_models():
+    one, two = (Model(name="a"),), (Model(name="b"),)
+    before = snapshot(one, two)
+    matrix = Matrix.of(()).renewed(before)
+    later = replace(
+        before, number=2, backends=tuple(replace(one, latency_ms=5.0) for one in before.backends)
+    )
+    assert matrix.renewed(later) is matrix
+    assert matrix.renewed(snapshot(one)) is not matrix
+    changed = matrix.renewed(snapshot(one, (Model(name="c"),)))
+    assert [row["name"] for row in changed.rows] == ["a", "c"]

@@ -1,0 +1,80 @@
+"""What a log line looks like to a person, to a machine, and to the journal."""
+
+import contextlib
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from nexus.runtime.log import complain, goes_to_journal, make_formatter
+
+
+@pytest.fixture
+def connect(tmp_path, monkeypatch):
+    """Called in the test, since pytest sets standard error anew before it: leads it into a file, which it gives; as
+    systemd connects it, the environment names the first one by device and inode."""
+    with contextlib.ExitStack() as streams:
+
+        def connect(name: str = "journal") -> Path:
+            file = tmp_path / name
+            stream = streams.enter_context(file.open("w", buffering=1))
+            monkeypatch.setattr(sys, "stderr", stream)
+            if name == "journal":
+                monkeypatch.setenv("JOURNAL_STREAM", f"{file.stat().st_dev}:{file.stat().st_ino}")
+            return file
+
+        yield connect
+
+
+def record(level: int, event: str, **fields) -> logging.LogRecord:
+    made = logging.LogRecord("nexus.health", level, __file__, 1, event, None, None)
+    vars(made).update(fields)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3)],
+)
+def test_lines_for_the_journal_have_its_priority(connect, level, priority):
+    connect()
+    line = make_formatter("pretty").format(record(level, "backend added", backend="a b"))
+    assert line == f'<{priority}>health: backend added backend="a b"'
+    line = make_formatter("json").format(record(level, "backend added"))
+    assert line.startswith(f"<{priority}>{{")
+    assert json.loads(line[3:])["event"] == "backend added"
+
+
+def test_each_line_of_a_trace_has_the_priority(connect):
+    connect()
+    made = record(logging.ERROR, "failed")
+    try:
+        raise ValueError("why")
+    except ValueError:
+        made.exc_info = sys.exc_info()
+    lines = make_formatter("pretty").format(made).splitlines()
+    assert len(lines) > 3
+    assert all(line.startswith("<3>") for line in lines)
+
+
+def test_a_file_that_standard_error_was_led_to_is_not_the_journal(connect):
+    connect()
+    assert goes_to_journal()
+    connect("file")
+    assert not goes_to_journal()
+    assert make_formatter("json").format(record(logging.INFO, "x")).startswith("{")
+    assert " info  health: x" in make_formatter("pretty").format(record(logging.INFO, "x"))
+
+
+def test_a_complaint_is_an_error(connect):
+    file = connect()
+    complain("One.\nTwo.")
+    assert file.read_text() == "<3>One.\n<3>Two.\n"
+
+
+def test_a_complaint_to_a_person_is_as_it_is(monkeypatch, capsys):
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    complain("One.")
+    assert capsys.readouterr().err == "One.\n"
