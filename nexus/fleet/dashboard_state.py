@@ -7,9 +7,10 @@ further reading of figures.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from nexus.runtime.files import write_atomically
 
 _FILE = "live.json"
 
@@ -25,9 +26,7 @@ class DashboardState:
 
 def write_live(run_dir: Path, tick: bytes, history: bytes) -> None:
     """Replace the state. Raises OSError."""
-    aside = run_dir / f".{_FILE}-{os.getpid()}"
-    aside.write_bytes(tick + b"\n" + history)
-    aside.replace(run_dir / _FILE)
+    write_atomically(run_dir / _FILE, tick + b"\n" + history)
 
 
 def read_live(run_dir: Path, *, unlike: DashboardState | None = None) -> DashboardState | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
+
+from nexus.runtime.files import write_atomically
 
 _FILE = "reload.json"
 
@@ -30,6 +31,4 @@ def last_reload(run_dir: Path) -> Reload:
 
 def write_reload(run_dir: Path, reload: Reload) -> None:
     """Replace what is there. Raises OSError."""
-    aside = run_dir / f".{_FILE}-{os.getpid()}"
-    aside.write_bytes(msgspec.json.encode(reload))
-    aside.replace(run_dir / _FILE)
+    write_atomically(run_dir / _FILE, msgspec.json.encode(reload))

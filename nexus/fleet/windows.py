@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+
+from nexus.runtime.files import write_atomically
 
 _FILE = "windows.json"
 
@@ -37,9 +38,7 @@ class RecentOutcomes(msgspec.Struct, frozen=True, kw_only=True):
 
 def write_windows(run_dir: Path, windows: dict[str, RecentOutcomes]) -> None:
     """Replace what is there, by label value. Raises OSError."""
-    aside = run_dir / f".{_FILE}-{os.getpid()}"
-    aside.write_bytes(msgspec.json.encode(windows))
-    aside.replace(run_dir / _FILE)
+    write_atomically(run_dir / _FILE, msgspec.json.encode(windows))
 
 
 def read_windows(run_dir: Path) -> dict[str, RecentOutcomes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import msgspec
 
 from nexus.config import Config, ConfigError
 from nexus.config.changes import Changes, Overlay
+from nexus.runtime.files import write_atomically
 
 log = logging.getLogger("nexus.health")
 
@@ -81,10 +81,9 @@ class ChangeFiles:
             self._replace(self.session_at, after.session)
 
     def _replace(self, file: Path, changes: Changes) -> None:
-        aside = file.with_name(f".{file.name}-{os.getpid()}")
+        content = msgspec.json.format(msgspec.json.encode(changes), indent=2) + b"\n"
         try:
-            aside.write_bytes(msgspec.json.format(msgspec.json.encode(changes), indent=2) + b"\n")
-            aside.replace(file)
+            write_atomically(file, content)
         except OSError as error:
             raise ConfigError(
                 [

@@ -32,7 +32,7 @@ from nexus.fleet.load_table import HEALTH, Row
 from nexus.fleet.records import Snapshot
 from nexus.fleet.reload_report import Reload, last_reload, write_reload
 from nexus.fleet.request_log import RequestRecord
-from nexus.fleet.run_directory import RunDirectory, Started, write_private
+from nexus.fleet.run_directory import RunDirectory, Started
 from nexus.fleet.slot_lease import NoFreeSlotError, SlotLease
 from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
 from nexus.fleet.windows import RecentOutcomes, write_windows
@@ -52,6 +52,7 @@ from nexus.metrics.recovery import settle, sweep
 from nexus.metrics.store import Store
 from nexus.runtime import log as logs
 from nexus.runtime import stderr
+from nexus.runtime.files import PRIVATE, write_atomically
 from nexus.runtime.sd_notify import Notifier
 from nexus.runtime.text import redact, remember_secret
 
@@ -124,7 +125,7 @@ class HealthProcess:
         self._token_file = run_dir.path / "admin.token"
         self._own_token = secrets.token_urlsafe(32)
         remember_secret(self._own_token)
-        write_private(self._token_file, self._own_token.encode())
+        write_atomically(self._token_file, self._own_token.encode(), mode=PRIVATE)
         self._probed_for: dict[str, float] = {}
         self._dashboard = Dashboard()
         self._lately: dict[str, RecentOutcomes] = {}

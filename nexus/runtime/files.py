@@ -1,0 +1,27 @@
+"""Files that are replaced whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PRIVATE = 0o600
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Replace a file, so that a reader sees the old content or the new one, never a part.
+
+    `mode` is that of the new file, less the umask; `PRIVATE` keeps others from reading it. Raises
+    OSError, after which the old file is still there.
+    """
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    # A file that a killed process left aside may have another mode.
+    aside.unlink(missing_ok=True)
+    try:
+        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
