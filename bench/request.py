@@ -27,7 +27,7 @@ from nexus.proxy.engine import Engine
 from nexus.proxy.fleet_view import View
 from nexus.server.event_loop import BufferedWriter
 from nexus.server.fast_path import FastPath
-from nexus.server.request_head import Limits, RequestHeadParser
+from nexus.server.request_head import HeadLimits, RequestHeadParser
 
 REQUESTS = 20_000
 PARTS = {
@@ -106,7 +106,7 @@ def lane() -> FastPath:
     engine.connections._connect = lambda *_: connection  # type: ignore[method-assign]
     made = object.__new__(FastPath)
     made.__dict__.update(
-        _client=sock, _timeout_s=60.0, _engine=engine, _heads=RequestHeadParser(Limits(100, 16380, 8190)), _keep_alive=lambda: True,
+        _client=sock, _timeout_s=60.0, _engine=engine, _heads=RequestHeadParser(HeadLimits(100, 16380, 8190)), _keep_alive=lambda: True,
         _watch=_Watch(None), _outlet=BufferedWriter(sock),
     )  # fmt: skip
     due: list[Any] = []

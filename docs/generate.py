@@ -11,7 +11,7 @@ from nexus.cli.output import EXIT_STATUSES
 from nexus.config.loading import describe
 from nexus.config.records import (
     ENVIRONMENT,
-    NOT_YET,
+    NOT_SUPPORTED,
     RESTART_ONLY,
     BackendConfig,
     Config,
@@ -19,7 +19,7 @@ from nexus.config.records import (
     Policy,
     Section,
 )
-from nexus.config.template import default_of, documentation, template, toml
+from nexus.config.template import documentation, field_default, template, toml
 from nexus.errors import FAULTS
 from nexus.metrics.families import FAMILIES
 
@@ -138,7 +138,7 @@ def configuration() -> str:
         if name == "backends":
             lines += _section("[[backends]]", BackendConfig, ("backends",))
             lines += _section("[[backends.models]]", ModelConfig, ("backends", "models"))
-        elif isinstance(hint, type) and issubclass(hint, Section) and name not in NOT_YET:
+        elif isinstance(hint, type) and issubclass(hint, Section) and name not in NOT_SUPPORTED:
             lines += _section(f"[{name}]", hint, (name,))
         if name == "routing":
             lines += _section("[[routing.policies]]", Policy, (name, "policies"))
@@ -149,7 +149,7 @@ def configuration() -> str:
         "",
         "| key | what holds instead |",
         "|---|---|",
-        *(f"| `{key}` | {meaning} |" for key, meaning in NOT_YET.items()),
+        *(f"| `{key}` | {meaning} |" for key, meaning in NOT_SUPPORTED.items()),
         "",
         "## Environment",
         "",
@@ -183,12 +183,12 @@ def _section(title: str, record: type[Section], path: tuple[str, ...]) -> list[s
     within: list[str] = []
     for name, hint in get_type_hints(record, include_extras=True).items():
         dotted = ".".join((*path, name))
-        if dotted in (*NOT_YET, "routing.policies", "backends.models"):
+        if dotted in (*NOT_SUPPORTED, "routing.policies", "backends.models"):
             continue
         if isinstance(hint, type) and issubclass(hint, Section):
             within += _section(f"[{dotted}]", hint, (*path, name))
             continue
-        default = default_of(defaults[name])
+        default = field_default(defaults[name])
         shown = (
             "must be given"
             if default is msgspec.NODEFAULT

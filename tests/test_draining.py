@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nexus.fleet.load_table import SLOTS
-from nexus.server.arbiter import most_leaving
+from nexus.server.arbiter import max_replaced
 from tests.support.load import chat, run
 from tests.support.metrics import scrape
 from tests.support.polling import until
@@ -187,8 +187,8 @@ def test_draining_has_a_limit_and_a_stop_is_heard_by_workers_that_drain(tmp_path
 @pytest.mark.parametrize("workers", [1, 2, 8, 50, 120])
 def test_slots_suffice_for_replaced_workers(workers):
     """Those that serve, those that start in their stead, those that drain, and the health process."""
-    assert most_leaving(workers) >= 1
-    assert 2 * workers + most_leaving(workers) + 1 <= SLOTS
+    assert max_replaced(workers) >= 1
+    assert 2 * workers + max_replaced(workers) + 1 <= SLOTS
 
 
 def test_a_frozen_host_thaws_without_losing_streams(tmp_path, slow):

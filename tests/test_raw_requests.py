@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexus.server.request_head import Limits, read_plain_head
+from nexus.server.request_head import HeadLimits, parse_request_head
 from tests.support.processes import Demo, Gateway, backend_toml
 
 BODY = b'{"model":"demo-small","max_tokens":2,"messages":[{"role":"user","content":"hi"}]}'
 PATH = b"/v1/chat/completions"
-LIMITS = Limits(fields=100, field=16380, line=8190)
+LIMITS = HeadLimits(fields=100, field=16380, line=8190)
 
 
 def post(
@@ -239,7 +239,7 @@ def test_a_body_that_never_comes(tmp_path):
 
 @given(st.binary(max_size=400))
 def test_nothing_plain_in_noise(data):
-    assert read_plain_head(data, LIMITS) is None
+    assert parse_request_head(data, LIMITS) is None
 
 
 @settings(max_examples=500)
@@ -247,7 +247,7 @@ def test_nothing_plain_in_noise(data):
 def test_what_is_changed_is_refused_or_understood_alike(at, noise):
     """A plain head with some bytes written over: either it is not plain any more, or its framing is what it says."""
     data = PLAIN[:at] + noise + PLAIN[at + len(noise) :]
-    head = read_plain_head(data, LIMITS)
+    head = parse_request_head(data, LIMITS)
     if head is None:
         return
     block = data[: head.end]

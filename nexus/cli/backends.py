@@ -10,15 +10,14 @@ from typing import Any, get_args
 
 import click
 
-from nexus.cli.gateway import Command, Gateway, find_operations, operations_options, path_part
+from nexus.cli.gateway import Command, Gateway, admin_options, find_admin, path_part
 from nexus.cli.output import (
-    MISUSED,
-    NO,
+    Exit,
     Failure,
     json_option,
     milliseconds,
-    say,
-    say_json,
+    print_json,
+    print_text,
     since,
     state,
     table,
@@ -53,25 +52,28 @@ def _save_option(command: Command) -> Command:
     type=click.Choice(get_args(Status), case_sensitive=False),
     help="Only those of this status.",
 )
-@operations_options
+@admin_options
 @json_option
 def list_(status: str | None, config: str | None, url: str | None, as_json: bool) -> None:
     """Show every backend: how it is, what it serves, how busy it is.
 
     It exits with 1 if there is none.
     """
-    everything = find_operations(config, url).backends()
+    everything = find_admin(config, url).backends()
     found = [backend for backend in everything if status in (None, backend["status"])]
     if as_json:
-        say_json({"backends": found})
+        print_json({"backends": found})
     elif found:
-        say(backend_table(found))
+        print_text(backend_table(found))
     if everything and not found:
         raise Failure(
-            f"No backend is {status}; there are {len(everything)} of another status.", status=NO
+            f"No backend is {status}; there are {len(everything)} of another status.",
+            status=Exit.NEGATIVE,
         )
     if not found:
-        raise Failure("There is no backend; add one with `nexus backends add URL`.", status=NO)
+        raise Failure(
+            "There is no backend; add one with `nexus backends add URL`.", status=Exit.NEGATIVE
+        )
 
 
 def backend_table(found: list[dict[str, Any]]) -> str:
@@ -159,7 +161,7 @@ def _setting(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
     help="Any other key of a backend.",
 )
 @_save_option
-@operations_options
+@admin_options
 @json_option
 def add(
     address: str,
@@ -176,16 +178,16 @@ def add(
     It gets requests as soon as a probe found it healthy, which is tried at once.
     """
     if "://" not in address and not _HOST_AND_PORT.match(address):
-        raise Failure(f"{address} is not an address; it takes http://HOST:PORT.", status=MISUSED)
+        raise Failure(f"{address} is not an address; it takes http://HOST:PORT.", status=Exit.USAGE)
     address = address if "://" in address else f"http://{address}"
     settings = {"type": given.pop("kind"), **given, **more}
     body = {"name": name or address.partition("://")[2].split("/")[0], "url": address, "save": save}
     body |= {key: value for key, value in settings.items() if value is not None}
-    added = find_operations(config, url).change("POST", "backends", body)
+    added = find_admin(config, url).admin("POST", "backends", body)
     if as_json:
-        say_json(added)
+        print_json(added)
     else:
-        say(
+        print_text(
             f"Added {added['name']} ({added['type']}){_kept(save)}; it gets requests once a probe found it healthy."
         )
 
@@ -193,19 +195,19 @@ def add(
 @backends.command("remove")
 @click.argument("name")
 @_save_option
-@operations_options
+@admin_options
 @json_option
 def remove(name: str, save: bool, config: str | None, url: str | None, as_json: bool) -> None:
     """Take a backend out of the running gateway. Requests in flight there end undisturbed."""
-    gateway = find_operations(config, url)
+    gateway = find_admin(config, url)
     found = _named(gateway, name)
-    removed = gateway.change(
+    removed = gateway.admin(
         "DELETE", f"backends/{path_part(found['name'])}{'?save=1' if save else ''}"
     )
     if as_json:
-        say_json(removed)
+        print_json(removed)
     else:
-        say(f"Removed {found['name']}{_kept(save)}.")
+        print_text(f"Removed {found['name']}{_kept(save)}.")
 
 
 @backends.command("drain", short_help="Give a backend no new requests.")
@@ -218,7 +220,7 @@ def remove(name: str, save: bool, config: str | None, url: str | None, as_json: 
     help="Wait so long for its last request to end.",
 )
 @_save_option
-@operations_options
+@admin_options
 @json_option
 def drain(
     name: str, wait_s: float | None, save: bool, config: str | None, url: str | None, as_json: bool
@@ -227,40 +229,42 @@ def drain(
 
     With --wait it exits with 1 where some are still in flight after that time.
     """
-    gateway = find_operations(config, url)
+    gateway = find_admin(config, url)
     found = _drained(gateway, name, on=True, save=save)
     deadline = time.monotonic() + (wait_s or 0)
     while found["in_flight"] and time.monotonic() < deadline:
         time.sleep(_POLL_S)
         found = _named(gateway, found["name"])
     if as_json:
-        say_json(found)
+        print_json(found)
     else:
-        say(f"{found['name']} gets no new requests{_kept(save)}; {found['in_flight']} in flight.")
+        print_text(
+            f"{found['name']} gets no new requests{_kept(save)}; {found['in_flight']} in flight."
+        )
     if found["in_flight"] and wait_s is not None:
         raise Failure(
             f"{found['name']} still has {found['in_flight']} in flight after {wait_s:g} s.",
-            status=NO,
+            status=Exit.NEGATIVE,
         )
 
 
 @backends.command("undrain")
 @click.argument("name")
 @_save_option
-@operations_options
+@admin_options
 @json_option
 def undrain(name: str, save: bool, config: str | None, url: str | None, as_json: bool) -> None:
     """Give a drained backend requests again."""
-    found = _drained(find_operations(config, url), name, on=False, save=save)
+    found = _drained(find_admin(config, url), name, on=False, save=save)
     if as_json:
-        say_json(found)
+        print_json(found)
     else:
-        say(f"{found['name']} gets requests again{_kept(save)}; it is {found['status']}.")
+        print_text(f"{found['name']} gets requests again{_kept(save)}; it is {found['status']}.")
 
 
 def _drained(gateway: Gateway, name: str, *, on: bool, save: bool) -> dict[str, Any]:
     path = f"backends/{path_part(_named(gateway, name)['name'])}/{'drain' if on else 'undrain'}"
-    found: dict[str, Any] = gateway.change("POST", path, {"save": save})
+    found: dict[str, Any] = gateway.admin("POST", path, {"save": save})
     return found
 
 
@@ -274,7 +278,7 @@ def _named(gateway: Gateway, name: str) -> dict[str, Any]:
     names = [backend["name"] for backend in found]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names) or 'none'}."
-    raise Failure(f"There is no backend {name}; {hint}", status=NO)
+    raise Failure(f"There is no backend {name}; {hint}", status=Exit.NEGATIVE)
 
 
 def _kept(save: bool) -> str:

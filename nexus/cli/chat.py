@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from nexus.cli.gateway import NoResponse, error_message, find, gateway_options, open_call
-from nexus.cli.output import MISUSED, NO, Failure, counted, json_option, milliseconds, say_json
+from nexus.cli.gateway import NoResponse, error_message, find_gateway, gateway_options, open_request
+from nexus.cli.output import Exit, Failure, counted, json_option, milliseconds, print_json
 from nexus.runtime.text import printable
 
 _SILENCE_S = 600.0
@@ -93,7 +93,7 @@ def chat(
 
     It exits with 1 where the gateway answered with an error, or the stream broke off.
     """
-    gateway = find(config, url)
+    gateway = find_gateway(config, url)
     assert gateway.base is not None
     content = text if text not in (None, "-") else sys.stdin.read()
     messages = [{"role": "system", "content": system}] if system else []
@@ -108,20 +108,20 @@ def chat(
         try:
             heard, response = _ask(base, body, _headers(headers), quiet=as_json)
         except NoResponse:
-            if not gateway.follow():
+            if not gateway.relocate():
                 raise
             base = gateway.base
             heard, response = _ask(base, body, _headers(headers), quiet=as_json)
     except NoResponse as why:
-        raise gateway.unreached({base: str(why)}) from why
+        raise gateway.unreachable({base: str(why)}) from why
     route = _route(response, heard, model)
     if as_json:
-        say_json(route)
+        print_json(route)
     else:
         click.echo()
         click.echo(click.style(printable(_line(route)), dim=True), err=True)
     if heard.error:
-        raise Failure(f"The answer broke off: {heard.error}", status=NO)
+        raise Failure(f"The answer broke off: {heard.error}", status=Exit.NEGATIVE)
 
 
 def _headers(given: tuple[str, ...]) -> dict[str, str]:
@@ -129,7 +129,7 @@ def _headers(given: tuple[str, ...]) -> dict[str, str]:
     for item in given:
         name, colon, value = item.partition(":")
         if not colon or not name.strip():
-            raise Failure(f"{item!r} is not a header; it takes 'NAME: VALUE'.", status=MISUSED)
+            raise Failure(f"{item!r} is not a header; it takes 'NAME: VALUE'.", status=Exit.USAGE)
         found[name.strip().lower()] = value.strip()
     return found
 
@@ -142,7 +142,7 @@ def _ask(
     for options in ({"stream_options": {"include_usage": True}}, {}):
         heard = ChatResult(time.monotonic())
         content = json.dumps({**body, "stream": True, **options}).encode()
-        connection, response = open_call(
+        connection, response = open_request(
             "POST", target, body=content, headers=headers, timeout_s=_SILENCE_S
         )
         with closing(connection):
@@ -150,9 +150,9 @@ def _ask(
                 refusal = response.read()
                 if b"stream_options" in refusal or b"include_usage" in refusal:
                     continue
-                raise Failure(error_message(refusal, response.status), status=NO)
+                raise Failure(error_message(refusal, response.status), status=Exit.NEGATIVE)
             if response.status != 200:
-                raise Failure(error_message(response.read(), response.status), status=NO)
+                raise Failure(error_message(response.read(), response.status), status=Exit.NEGATIVE)
             try:
                 for event in _events(response):
                     piece = heard.take(event)

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from nexus.cli.gateway import config_option
-from nexus.cli.output import counted, json_option, say, say_json
-from nexus.config import ConfigError, Loaded, load
+from nexus.cli.output import counted, json_option, print_json, print_text
+from nexus.config import ConfigError, LoadedConfig, load
 from nexus.config.loading import DEFAULT_FILE
 
 _SECRET = re.compile(r"(api_?key|password|secret|token)$", re.IGNORECASE)
@@ -35,7 +35,7 @@ def check(file: str | None, config: str | None, as_json: bool) -> None:
     except ConfigError as error:
         if as_json:
             named = file or config or os.environ.get("NEXUS_CONFIG") or DEFAULT_FILE
-            say_json(
+            print_json(
                 {
                     "file": named,
                     "usable": False,
@@ -48,7 +48,7 @@ def check(file: str | None, config: str | None, as_json: bool) -> None:
     count = len(loaded.config.backends)
     if as_json:
         shown = str(loaded.path) if loaded.path else None
-        say_json(
+        print_json(
             {
                 "file": shown,
                 "usable": True,
@@ -59,8 +59,8 @@ def check(file: str | None, config: str | None, as_json: bool) -> None:
         )
         return
     for warning in loaded.warnings:
-        say(f"warning: {warning}", err=True)
-    say(f"{loaded.path or 'defaults'}: ok, {counted(count, 'backend')}.")
+        print_text(f"warning: {warning}", err=True)
+    print_text(f"{loaded.path or 'defaults'}: ok, {counted(count, 'backend')}.")
 
 
 @config.command("init")
@@ -91,9 +91,9 @@ def init(output: str, force: bool, as_json: bool) -> None:
             [f"{path} cannot be written ({error.strerror}); name another file with -o."]
         ) from error
     if as_json:
-        say_json({"file": str(path)})
+        print_json({"file": str(path)})
     else:
-        say(f"Wrote {path}; name your backends in it, then run `nexus serve`.")
+        print_text(f"Wrote {path}; name your backends in it, then run `nexus serve`.")
 
 
 @config.command("show", short_help="Show every setting that holds, and its origin.")
@@ -117,9 +117,9 @@ def show(file: str | None, config: str | None, origin: bool, as_json: bool) -> N
             shown["origins"] = {
                 ".".join(path): _origin(loaded, path) for path, _ in _settings(settings)
             }
-        say_json(shown)
+        print_json(shown)
         return
-    say("\n".join(_toml(settings, loaded if origin else None)))
+    print_text("\n".join(_toml(settings, loaded if origin else None)))
 
 
 def _masked(value: Any) -> Any:
@@ -156,14 +156,14 @@ def _settings(
             yield from _settings(value, (*path, key))
 
 
-def _origin(loaded: Loaded, path: tuple[str, ...]) -> str:
+def _origin(loaded: LoadedConfig, path: tuple[str, ...]) -> str:
     """Where a setting comes from; a table of the operator's own is from where its entries are."""
     dotted = ".".join(path)
     inside = (origin for key, origin in loaded.origins.items() if key.startswith(f"{dotted}."))
     return loaded.origins.get(dotted) or next(inside, "default")
 
 
-def _toml(settings: dict[str, Any], origins_of: Loaded | None) -> Iterator[str]:
+def _toml(settings: dict[str, Any], origins_of: LoadedConfig | None) -> Iterator[str]:
     """The settings as TOML, each with a comment that names its origin where that is asked for."""
     from nexus.config.template import toml
 

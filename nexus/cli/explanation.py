@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from nexus.cli.gateway import run_directory
-from nexus.cli.output import UNREACHED, Failure, say, state, table
+from nexus.cli.output import Exit, Failure, print_text, state, table
 from nexus.config import ConfigError
 from nexus.dialects.json_body import InvalidBody, read_fields, with_field
 from nexus.dialects.openai.request import read
@@ -37,7 +37,7 @@ def route_explain(
     if snapshot is None or generation is None:
         raise Failure(
             f"No gateway has run in {run_dir.path}; name its configuration with -c.",
-            status=UNREACHED,
+            status=Exit.UNREACHABLE,
         )
     routes, load_table, circuits = (
         RouteTable(snapshot),
@@ -64,9 +64,9 @@ def route_explain(
         name=model,
     )
     if as_json:
-        say(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        print_text(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
     else:
-        say(_shown(found))
+        print_text(_shown(found))
     return 1 if found.refusal else 0
 
 

@@ -7,16 +7,15 @@ from typing import Any
 
 import click
 
-from nexus.cli.gateway import find, gateway_options
+from nexus.cli.gateway import find_gateway, gateway_options
 from nexus.cli.output import (
-    GOOD,
-    NO,
+    Exit,
     Failure,
     counted,
     duration,
     json_option,
-    say,
-    say_json,
+    print_json,
+    print_text,
     state,
     table,
 )
@@ -32,7 +31,7 @@ def models(backend: str | None, config: str | None, url: str | None, as_json: bo
     It exits with 1 where there is none.
     """
     listed: list[dict[str, Any]] = []
-    for entry in find(config, url).read("/v1/models").json()["data"]:
+    for entry in find_gateway(config, url).get("/v1/models").json()["data"]:
         if backend is None or backend in entry["backends"]:
             known = {
                 key: entry.get(key) for key in ("backends", "alias_of", "context_length", "tasks")
@@ -42,7 +41,7 @@ def models(backend: str | None, config: str | None, url: str | None, as_json: bo
             )
     listed.sort(key=lambda model: str(model["name"]))
     if as_json:
-        say_json({"models": listed})
+        print_json({"models": listed})
     elif listed:
         rows = [
             (
@@ -56,12 +55,14 @@ def models(backend: str | None, config: str | None, url: str | None, as_json: bo
             )
             for m in listed
         ]
-        say(table(("MODEL", "CONTEXT", "CAN", "BACKENDS"), rows, right=("CONTEXT",)))
+        print_text(table(("MODEL", "CONTEXT", "CAN", "BACKENDS"), rows, right=("CONTEXT",)))
     if not listed:
         where = (
             f"The backend {backend} offers" if backend else "No backend that takes requests offers"
         )
-        raise Failure(f"{where} no model now; `nexus status` says how the backends are.", status=NO)
+        raise Failure(
+            f"{where} no model now; `nexus status` says how the backends are.", status=Exit.NEGATIVE
+        )
 
 
 @click.command("health", short_help="Say how the fleet is.")
@@ -69,14 +70,14 @@ def models(backend: str | None, config: str | None, url: str | None, as_json: bo
 @json_option
 def health(config: str | None, url: str | None, as_json: bool) -> None:
     """Say how the fleet is: healthy (exit status 0), degraded or unhealthy (1)."""
-    found = find(config, url).read("/health").json()
+    found = find_gateway(config, url).get("/health").json()
     if as_json:
-        say_json(found)
+        print_json(found)
     else:
         backends = found["backends"]
-        say(
+        print_text(
             f"{state(found['status'])}: {backends['healthy']} of {counted(backends['total'], 'backend')} healthy, "
             f"{counted(found['models']['total'], 'model')}, up {duration(found['uptime_seconds'])}, "
             f"version {found['version']}"
         )
-    sys.exit(GOOD if found["status"] == "healthy" else NO)
+    sys.exit(Exit.OK if found["status"] == "healthy" else Exit.NEGATIVE)

@@ -21,10 +21,10 @@ from urllib.parse import quote, urlencode, urlsplit
 import click
 from msgspec.structs import replace
 
-from nexus.cli.output import MISUSED, NO, UNREACHED, Failure
+from nexus.cli.output import Exit, Failure
 from nexus.config import Config, ConfigError, load
 from nexus.config.addresses import listen_address, url_to
-from nexus.config.loading import DEFAULT_FILE, run_dir_of_broken
+from nexus.config.loading import DEFAULT_FILE, partial_config
 from nexus.config.secrets import SecretError, secret
 from nexus.fleet.identity_proof import CHALLENGE, PROOF, proof
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
@@ -49,7 +49,7 @@ def gateway_options(command: Command) -> Command:
     return config_option(url(command))
 
 
-def operations_options(command: Command) -> Command:
+def admin_options(command: Command) -> Command:
     """`-c` and `--url`, for commands that change the gateway."""
     note = "The address of its health process ([health_check] listen) [$NEXUS_OPERATIONS_URL]."
     url = click.option("--url", metavar="URL", envvar="NEXUS_OPERATIONS_URL", help=note)
@@ -61,7 +61,7 @@ class NoResponse(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What an address answered."""
 
     status: int
@@ -84,7 +84,7 @@ def error_message(content: bytes, status: int) -> str:
         return f"It answered {status}" + (f": {text}" if text else ".")
 
 
-def open_call(
+def open_request(
     method: str,
     url: str,
     *,
@@ -98,7 +98,7 @@ def open_call(
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
     except ValueError as error:
-        raise Failure(f"{url} is not an address ({error}).", status=MISUSED) from error
+        raise Failure(f"{url} is not an address ({error}).", status=Exit.USAGE) from error
     try:
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         connection.request(method, target or "/", body=body, headers=dict(headers or {}))
@@ -108,23 +108,25 @@ def open_call(
         raise NoResponse(_why(error)) from error
 
 
-def call(
+def http_request(
     method: str,
     url: str,
     *,
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
-) -> Answer:
+) -> Response:
     """One request and its whole answer, whatever its status. Raises `NoResponse`."""
-    connection, response = open_call(method, url, body=body, headers=headers, timeout_s=timeout_s)
+    connection, response = open_request(
+        method, url, body=body, headers=headers, timeout_s=timeout_s
+    )
     try:
         content = response.read()
     except (OSError, HTTPException) as error:
         raise NoResponse(_why(error)) from error
     finally:
         connection.close()
-    return Answer(
+    return Response(
         response.status, {name.lower(): value for name, value in response.getheaders()}, content
     )
 
@@ -162,7 +164,7 @@ class Gateway:
         except RunDirectoryError as error:
             self.run_dir, self.distrust = None, str(error)
 
-    def read(self, path: str, **query: Any) -> Answer:
+    def get(self, path: str, **query: Any) -> Response:
         """What the gateway, or where that is no help its health process, answers; 200. Raises `Failure`."""
         target = path + (
             f"?{urlencode(given)}"
@@ -173,25 +175,28 @@ class Gateway:
         bases = [base for base in (self.base, self.operations) if base]
         for base in bases:
             try:
-                answer = call("GET", base + target, headers=self._credentials(base, self.secret()))
+                answer = http_request(
+                    "GET", base + target, headers=self._credentials(base, self.secret())
+                )
             except NoResponse as why:
                 failed[base] = str(why)
-                if base == self.base and self.follow():
+                if base == self.base and self.relocate():
                     bases.insert(1, self.base)
                 continue
             if answer.status == 200:
                 return answer
             answered = answered or (base, answer)
         if answered is None:
-            raise self.unreached(failed)
+            raise self.unreachable(failed)
         base, answer = answered
         if answer.status == 401:
             raise self._unauthorized(base)
         raise Failure(
-            f"{base}{path}: {answer.message()}", status=MISUSED if answer.status == 400 else NO
+            f"{base}{path}: {answer.message()}",
+            status=Exit.USAGE if answer.status == 400 else Exit.NEGATIVE,
         )
 
-    def follow(self) -> bool:
+    def relocate(self) -> bool:
         """Go by what the health process says of the gateway's address; whether that is another one than before.
 
         An option of `nexus serve` may have set it, of which the configuration knows nothing.
@@ -200,7 +205,7 @@ class Gateway:
             return False
         try:
             port, _, host = (
-                call("GET", f"{self.operations}/livez")
+                http_request("GET", f"{self.operations}/livez")
                 .headers.get("x-nexus-gateway", "")
                 .partition(" ")
             )
@@ -215,13 +220,13 @@ class Gateway:
         self.use_run_directory()
         return True
 
-    def change(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    def admin(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """What the operators' endpoint answers, as JSON. Raises `Failure`."""
         if self.operations is None:
             raise Failure(
                 f'{self.origin} has [health_check] listen = "off", so that the gateway takes no changes while it runs; '
                 "change the file and run `nexus reload`.",
-                status=MISUSED,
+                status=Exit.USAGE,
             )
         url = f"{self.operations}/admin/{path}"
         headers = {
@@ -229,7 +234,7 @@ class Gateway:
             **self._credentials(self.operations, self.token()),
         }
         try:
-            answer = call(
+            answer = http_request(
                 method,
                 url,
                 body=None if body is None else json.dumps(body).encode(),
@@ -237,23 +242,25 @@ class Gateway:
                 timeout_s=15,
             )
         except NoResponse as why:
-            raise self.unreached({self.operations: str(why)}) from why
+            raise self.unreachable({self.operations: str(why)}) from why
         if answer.status == 401:
-            if self.follow():
-                return self.change(method, path, body)
+            if self.relocate():
+                return self.admin(method, path, body)
             raise self._unauthorized(self.operations)
         if answer.status == 404 and b"unknown_backend" not in answer.content:
             raise Failure(
                 f"{self.operations} takes no changes ({answer.message()}); name the health process's address with "
                 "--url or $NEXUS_OPERATIONS_URL.",
-                status=MISUSED,
+                status=Exit.USAGE,
             )
         if answer.status >= 300:
-            raise Failure(answer.message(), status=MISUSED if answer.status == 400 else NO)
+            raise Failure(
+                answer.message(), status=Exit.USAGE if answer.status == 400 else Exit.NEGATIVE
+            )
         return answer.json()
 
     def backends(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.change("GET", "backends")["backends"]
+        found: list[dict[str, Any]] = self.admin("GET", "backends")["backends"]
         return found
 
     def _credentials(self, base: str, token: str | None) -> dict[str, str]:
@@ -268,9 +275,9 @@ class Gateway:
             self._proved[base] = False
             key, challenge = self.run_dir.own_token() if self.run_dir else None, token_urlsafe()
             with suppress(NoResponse):
-                shown = call("GET", f"{base}/livez", headers={CHALLENGE: challenge}).headers.get(
-                    PROOF, ""
-                )
+                shown = http_request(
+                    "GET", f"{base}/livez", headers={CHALLENGE: challenge}
+                ).headers.get(PROOF, "")
                 expected = proof(key, challenge, urlsplit(base).port or 0) if key else None
                 self._proved[base] = expected is not None and compare_digest(shown, expected)
         return self._proved[base]
@@ -280,7 +287,7 @@ class Gateway:
         try:
             return secret(self.config.admin.token_env)
         except SecretError as error:
-            raise Failure(str(error), status=MISUSED) from error
+            raise Failure(str(error), status=Exit.USAGE) from error
 
     def token(self) -> str | None:
         """The operators' own, else that of the run directory; which never goes to an address that somebody named."""
@@ -288,7 +295,7 @@ class Gateway:
             return own
         return self.run_dir.own_token()
 
-    def unreached(self, failed: Mapping[str, str]) -> Failure:
+    def unreachable(self, failed: Mapping[str, str]) -> Failure:
         places = " nor at ".join(f"{base} ({why})" for base, why in failed.items())
         mend = (
             "start it with `nexus serve`, or name its configuration with -c or its address with --url"
@@ -296,7 +303,8 @@ class Gateway:
             else "name another address with --url, or leave it out for the gateway of this host's configuration"
         )
         return Failure(
-            f"No gateway answers at {places}, where {self.origin} has it; {mend}.", status=UNREACHED
+            f"No gateway answers at {places}, where {self.origin} has it; {mend}.",
+            status=Exit.UNREACHABLE,
         )
 
     def _unauthorized(self, base: str) -> Failure:
@@ -304,16 +312,16 @@ class Gateway:
             why = self.distrust or "start the gateway, or name its address with --url"
             raise Failure(
                 f"{base} does not prove to be this gateway and was sent no token: {why}",
-                status=MISUSED,
+                status=Exit.USAGE,
             )
         name = self.config.admin.token_env
         mend = f"set ${name}" if self.secret() is None else f"${name} holds another one"
         if self.run_dir is not None and self.secret() is None:
             mend += f", or run this as the user who owns {self.run_dir.path}"
-        return Failure(f"{base} asks for the operators' token: {mend}.", status=MISUSED)
+        return Failure(f"{base} asks for the operators' token: {mend}.", status=Exit.USAGE)
 
 
-def find(config: str | None, url: str | None) -> Gateway:
+def find_gateway(config: str | None, url: str | None) -> Gateway:
     """The gateway that a command is about. Raises `ConfigError` where the file that was named is not there.
 
     A configuration that cannot be used just now still leads to the gateway that runs with an older one.
@@ -330,15 +338,15 @@ def find(config: str | None, url: str | None) -> Gateway:
     return gateway
 
 
-def find_operations(config: str | None, url: str | None) -> Gateway:
+def find_admin(config: str | None, url: str | None) -> Gateway:
     """The gateway that a command is to change; never the one of this host where the user means another."""
     if url is None and os.environ.get("NEXUS_URL"):
         raise Failure(
             "$NEXUS_URL names a gateway, but changes go to its health process: name that one's address with --url or "
             "$NEXUS_OPERATIONS_URL (or unset $NEXUS_URL for the gateway of this host).",
-            status=MISUSED,
+            status=Exit.USAGE,
         )
-    gateway = find(config, None)
+    gateway = find_gateway(config, None)
     if url is not None:
         return Gateway(None, _base_of(url), "--url or $NEXUS_OPERATIONS_URL", gateway.config, None)
     return gateway
@@ -349,11 +357,11 @@ def run_directory(config: str | None, given: str | None = None) -> RunDirectory:
     try:
         found = RunDirectory(given) if given else RunDirectory.of(load(config).config)
     except ConfigError:
-        found = RunDirectory.of(run_dir_of_broken(config, os.environ))
+        found = RunDirectory.of(partial_config(config, os.environ))
     try:
         found.check()
     except RunDirectoryError as error:
-        raise Failure(str(error), status=MISUSED) from error
+        raise Failure(str(error), status=Exit.USAGE) from error
     return found
 
 
@@ -369,12 +377,12 @@ def _settings(config: str | None) -> tuple[Config, str, list[str]]:
         file = Path(config or os.environ.get("NEXUS_CONFIG") or DEFAULT_FILE)
         if not file.exists():
             raise
-        return run_dir_of_broken(config, os.environ), str(file), error.problems
+        return partial_config(config, os.environ), str(file), error.problems
     return loaded.config, str(loaded.path) if loaded.path else "the default configuration", []
 
 
 def _base_of(url: str) -> str:
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Failure(f"{url} is not an address; it takes http://HOST:PORT.", status=MISUSED)
+        raise Failure(f"{url} is not an address; it takes http://HOST:PORT.", status=Exit.USAGE)
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"

@@ -8,8 +8,17 @@ from typing import Any
 
 import click
 
-from nexus.cli.gateway import Gateway, find, gateway_options
-from nexus.cli.output import NO, Failure, json_option, milliseconds, safe, say, say_json, state
+from nexus.cli.gateway import Gateway, find_gateway, gateway_options
+from nexus.cli.output import (
+    Exit,
+    Failure,
+    json_option,
+    milliseconds,
+    print_json,
+    print_text,
+    safe,
+    state,
+)
 
 _POLL_S = 1.0
 _MOST = 1000
@@ -49,23 +58,23 @@ def history(
     --json has them newest first, as /v1/history; with --follow it is one object a line, as they come. It exits with 1
     where there is none.
     """
-    gateway = find(config, url)
+    gateway = find_gateway(config, url)
     filters = {"status": status, "model": model, "backend": backend}
     found = _ended(gateway, limit, filters)
     if follow:
         _follow(gateway, found, filters, as_json=as_json)
     elif as_json:
-        say_json(found)
+        print_json(found)
     elif found:
-        say(click.style(_line(_HEAD), bold=True))
+        print_text(click.style(_line(_HEAD), bold=True))
         for request in reversed(found):
-            say(_shown(request))
+            print_text(_shown(request))
     if not found:
-        raise Failure("No such request has ended yet.", status=NO)
+        raise Failure("No such request has ended yet.", status=Exit.NEGATIVE)
 
 
 def _ended(gateway: Gateway, limit: int, filters: dict[str, str | None]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = gateway.read("/v1/history", limit=limit, **filters).json()
+    found: list[dict[str, Any]] = gateway.get("/v1/history", limit=limit, **filters).json()
     return found
 
 
@@ -74,13 +83,13 @@ def _follow(
 ) -> None:
     """Never returns; the user ends it."""
     if not as_json:
-        say(click.style(_line(_HEAD), bold=True))
+        print_text(click.style(_line(_HEAD), bold=True))
     seen: set[tuple[Any, ...]] = set()
     while True:
         for request in reversed(found):
             key = (request["id"], request["timestamp"], request["duration_ms"])
             if key not in seen:
-                say(json.dumps(request, ensure_ascii=False) if as_json else _shown(request))
+                print_text(json.dumps(request, ensure_ascii=False) if as_json else _shown(request))
         # What the answer no longer has cannot come again.
         seen = {(request["id"], request["timestamp"], request["duration_ms"]) for request in found}
         time.sleep(_POLL_S)

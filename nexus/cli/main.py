@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nexus import __version__
-from nexus.cli.output import EXIT_STATUSES, say, wants_colour
+from nexus.cli.output import EXIT_STATUSES, print_text, wants_colour
 from nexus.config.loading import ConfigError
 
 COMMANDS: dict[str, str] = {
@@ -79,7 +79,7 @@ def main() -> None:
     try:
         cli(prog_name="nexus")
     except ConfigError as error:
-        say(str(error), err=True)
+        print_text(str(error), err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

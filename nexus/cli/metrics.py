@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nexus.cli.gateway import config_option, find, gateway_options
-from nexus.cli.output import MISUSED, NO, Failure, json_option, plain_number, say, say_json, table
+from nexus.cli.gateway import config_option, find_gateway, gateway_options
+from nexus.cli.output import (
+    Exit,
+    Failure,
+    format_number,
+    json_option,
+    print_json,
+    print_text,
+    table,
+)
 
 if TYPE_CHECKING:
     from nexus.cli.samples import Sample
@@ -30,7 +38,7 @@ def list_(as_json: bool) -> None:
     from nexus.metrics.families import FAMILIES
 
     if as_json:
-        say_json([asdict(family) for family in FAMILIES])
+        print_json([asdict(family) for family in FAMILIES])
         return
     rows = [
         (
@@ -40,7 +48,7 @@ def list_(as_json: bool) -> None:
         )
         for family in FAMILIES
     ]
-    say(table(("FAMILY", "TYPE", "MEANING"), rows))
+    print_text(table(("FAMILY", "TYPE", "MEANING"), rows))
 
 
 @metrics.command("bound")
@@ -54,12 +62,12 @@ def bound(config: str | None, as_json: bool) -> None:
     series = bound_of(load(config).config)
     total = sum(series.values())
     if as_json:
-        say_json({"total": total, "families": series})
+        print_json({"total": total, "families": series})
         return
     rows = [
         (name, f"{count:,}") for name, count in sorted(series.items(), key=lambda item: -item[1])
     ]
-    say(table(("FAMILY", "AT MOST"), [*rows, ("in all", f"{total:,}")], right=("AT MOST",)))
+    print_text(table(("FAMILY", "AT MOST"), [*rows, ("in all", f"{total:,}")], right=("AT MOST",)))
 
 
 @metrics.command("get")
@@ -88,7 +96,7 @@ def get(
     names = {known.name} | {
         f"{known.name}_{part}" for part in ("bucket", "sum", "count") if known.kind == "histogram"
     }
-    scrape = parse(find(config, url).read("/metrics").content.decode())
+    scrape = parse(find_gateway(config, url).get("/metrics").content.decode())
     samples = sorted(
         (sample for sample in scrape if sample.name in names and _matches(sample, wanted)),
         key=_by_labels,
@@ -97,11 +105,13 @@ def get(
         shown = [
             {"name": s.name, "labels": dict(s.labels), "value": _number(s.value)} for s in samples
         ]
-        say(json.dumps({"family": known.name, "type": known.kind, "samples": shown}, indent=2))
+        print_text(
+            json.dumps({"family": known.name, "type": known.kind, "samples": shown}, indent=2)
+        )
     elif samples:
-        say(_shown(known, samples))
+        print_text(_shown(known, samples))
     if not samples:
-        raise Failure(f"{known.name} has no such sample yet.", status=NO)
+        raise Failure(f"{known.name} has no such sample yet.", status=Exit.NEGATIVE)
 
 
 def _by_labels(sample: Sample) -> list[str]:
@@ -120,7 +130,7 @@ def _family(name: str) -> Family:
 
     close = difflib.get_close_matches(f"nexus_{name.removeprefix('nexus_')}", known, n=1)
     hint = f"did you mean {close[0]}?" if close else "`nexus metrics list` shows all."
-    raise Failure(f"There is no family {name}; {hint}", status=MISUSED)
+    raise Failure(f"There is no family {name}; {hint}", status=Exit.USAGE)
 
 
 def _filters(family: Family, given: Sequence[str]) -> dict[str, str]:
@@ -130,7 +140,7 @@ def _filters(family: Family, given: Sequence[str]) -> dict[str, str]:
         if not is_pair or label not in family.labels:
             has = f"has the labels {', '.join(family.labels)}" if family.labels else "has no labels"
             raise Failure(
-                f"{item} is not LABEL=VALUE for {family.name}, which {has}.", status=MISUSED
+                f"{item} is not LABEL=VALUE for {family.name}, which {has}.", status=Exit.USAGE
             )
         filters[label] = value
     return filters
@@ -152,7 +162,7 @@ def _shown(family: Family, samples: list[Sample]) -> str:
     heads = [label.upper() for label in family.labels]
     if family.kind != "histogram":
         rows = [
-            [*(s.labels.get(label, "") for label in family.labels), plain_number(s.value)]
+            [*(s.labels.get(label, "") for label in family.labels), format_number(s.value)]
             for s in samples
         ]
         return table([*heads, "VALUE"], rows, right=("VALUE",))
@@ -162,7 +172,7 @@ def _shown(family: Family, samples: list[Sample]) -> str:
     rows = [
         [
             *(found["labels"].get(label, "") for label in family.labels),
-            *("-" if found[figure] is None else plain_number(found[figure]) for figure in figures),
+            *("-" if found[figure] is None else format_number(found[figure]) for figure in figures),
         ]
         for found in histograms(samples, family.name)
     ]

@@ -11,24 +11,29 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any
 
 import click
 
 from nexus.runtime.text import printable
 
-GOOD = 0
-NO = 1
-MISUSED = 2
-UNREACHED = 3
+
+class Exit(IntEnum):
+    """Exit statuses, the same for every command. Ctrl-C ends a command with 130."""
+
+    OK = 0
+    NEGATIVE = 1
+    USAGE = 2
+    UNREACHABLE = 3
+
 
 EXIT_STATUSES: dict[int, str] = {
-    GOOD: "it worked, and the answer is good",
-    NO: "it worked, and the answer is no: not healthy, nothing found, refused, a check failed",
-    MISUSED: "wrong use, or a configuration or a token that is wrong; nothing was changed",
-    UNREACHED: "no gateway was reached; the sentence says where it was looked for",
+    Exit.OK: "success, and the answer is good",
+    Exit.NEGATIVE: "success, but the answer is no: not healthy, nothing found, refused, a check failed",
+    Exit.USAGE: "wrong usage, or an invalid configuration or token; nothing was changed",
+    Exit.UNREACHABLE: "no gateway answered; the message says which addresses were tried",
 }
-"""Exit status → what it means. 130 is Ctrl-C, as everywhere."""
 
 
 class Failure(click.ClickException):
@@ -39,7 +44,7 @@ class Failure(click.ClickException):
         self.exit_code = status  # type: ignore[misc]  # click means it to be set so
 
     def show(self, file: Any = None) -> None:
-        say(self.message, file=file, err=file is None)
+        print_text(self.message, file=file, err=file is None)
 
 
 def wants_colour() -> bool | None:
@@ -60,13 +65,13 @@ def safe(text: str, *, keep: str = "") -> str:
     return "".join(part if n % 2 else printable(part, keep=keep) for n, part in enumerate(parts))
 
 
-def say(text: str, **how: Any) -> None:
+def print_text(text: str, **how: Any) -> None:
     """Print what may hold names and messages that come from elsewhere."""
     click.echo(safe(text, keep="\n"), **how)
 
 
-def say_json(value: Any) -> None:
-    say(json.dumps(value, indent=2, ensure_ascii=False))
+def print_json(value: Any) -> None:
+    print_text(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> str:
@@ -129,6 +134,6 @@ def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "0 %"
 
 
-def plain_number(value: float) -> str:
+def format_number(value: float) -> str:
     """A figure without a point where it has no fraction."""
     return f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"

@@ -7,7 +7,7 @@ import time
 import click
 
 from nexus.cli.gateway import config_option, run_directory
-from nexus.cli.output import MISUSED, NO, UNREACHED, Failure, counted, json_option, say
+from nexus.cli.output import Exit, Failure, counted, json_option, print_text
 from nexus.config import load
 
 _PATIENCE_S = 15.0
@@ -33,7 +33,7 @@ def reload_command(config: str | None, run_dir: str | None, as_json: bool) -> No
         raise Failure(
             f"No health process runs for {directory.path}; name the gateway's configuration with -c, "
             "or, where its port or run directory has changed in there, the old one with --run-dir.",
-            status=UNREACHED,
+            status=Exit.UNREACHABLE,
         )
     before = last_reload(directory.path).count
     directory.request_reload()
@@ -42,23 +42,23 @@ def reload_command(config: str | None, run_dir: str | None, as_json: bool) -> No
         if time.monotonic() > deadline:
             raise Failure(
                 f"The health process did not say within {_PATIENCE_S:.0f} s how it went; its log does.",
-                status=NO,
+                status=Exit.NEGATIVE,
             )
         time.sleep(0.02)
     if as_json:
-        say(
+        print_text(
             msgspec.json.encode(
                 {"reloaded": not outcome.problems, **msgspec.to_builtins(outcome)}
             ).decode()
         )
     for warning in outcome.warnings:
-        say(f"warning: {warning}", err=True)
+        print_text(f"warning: {warning}", err=True)
     if outcome.problems:
         lines = [*outcome.problems, "Nothing was changed; the gateway goes on as before."]
-        raise Failure("\n".join(lines), status=MISUSED)
+        raise Failure("\n".join(lines), status=Exit.USAGE)
     if not as_json:
-        say(f"Reloaded: {counted(outcome.backends, 'backend')}.")
+        print_text(f"Reloaded: {counted(outcome.backends, 'backend')}.")
         if outcome.restart:
-            say(
+            print_text(
                 f"These take effect when the gateway is started again: {', '.join(outcome.restart)}."
             )

@@ -16,7 +16,7 @@ from typing import Any
 
 import nexus
 from nexus.cli.output import counted
-from nexus.config import ConfigError, Loaded, load
+from nexus.config import ConfigError, LoadedConfig, load
 from nexus.config.addresses import bracketed, listen_address, url_to
 from nexus.config.loading import COMMAND_LINE
 from nexus.config.records import ENVIRONMENT, NOT_SPOKEN, Server
@@ -93,7 +93,7 @@ def _gunicorn() -> list[str]:
     return ["-m", "gunicorn", "-c", str(files[0]), "nexus.app:create_app()"]
 
 
-def _environment(loaded: Loaded, run_dir: RunDirectory) -> dict[str, str]:
+def _environment(loaded: LoadedConfig, run_dir: RunDirectory) -> dict[str, str]:
     """What the children are told: the settings as they were resolved here, so that all agree."""
     server, logging_ = loaded.config.server, loaded.config.logging
     given = {
@@ -122,7 +122,7 @@ def _environment(loaded: Loaded, run_dir: RunDirectory) -> dict[str, str]:
     return environ
 
 
-def _refuse_what_is_taken(loaded: Loaded, run_dir: RunDirectory) -> None:
+def _refuse_what_is_taken(loaded: LoadedConfig, run_dir: RunDirectory) -> None:
     if owner := run_dir.owner():
         raise ConfigError(
             [
@@ -320,7 +320,7 @@ def _model_to_try(run_dir: RunDirectory) -> str | None:
     return None
 
 
-def _first_screen(loaded: Loaded, run_dir: RunDirectory, *, demo: bool, ready: bool) -> None:
+def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, ready: bool) -> None:
     """What a person wants to know first: what runs, where, how to try it, where the figures are."""
     server, listen = loaded.config.server, loaded.config.health_check.listen
     base = url_to(server.host, server.port)

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from nexus.cli.gateway import find, gateway_options
+from nexus.cli.gateway import find_gateway, gateway_options
 from nexus.cli.output import (
     counted,
     duration,
     json_option,
     milliseconds,
-    say,
-    say_json,
+    print_json,
+    print_text,
     share,
     state,
     table,
@@ -25,12 +25,12 @@ from nexus.cli.output import (
 @json_option
 def stats(config: str | None, url: str | None, as_json: bool) -> None:
     """Show what was counted since the gateway was started, in all, by backend and by model."""
-    found = find(config, url).read("/v1/stats").json()
+    found = find_gateway(config, url).get("/v1/stats").json()
     if as_json:
-        say_json(found)
+        print_json(found)
         return
-    say(f"up {duration(found['uptime_seconds'])}")
-    say(summary(found))
+    print_text(f"up {duration(found['uptime_seconds'])}")
+    print_text(summary(found))
     if found["backends"]:
         rows = [
             (
@@ -44,7 +44,7 @@ def stats(config: str | None, url: str | None, as_json: bool) -> None:
             for backend in found["backends"]
         ]
         head = ("BACKEND", "REQUESTS", "ON AVERAGE", "PROBE", "IN FLIGHT", "CIRCUIT")
-        say("\n" + table(head, rows, right=head[1:5]))
+        print_text("\n" + table(head, rows, right=head[1:5]))
     if found["models"]:
         rows_of_models = [
             (
@@ -56,7 +56,7 @@ def stats(config: str | None, url: str | None, as_json: bool) -> None:
             for model in found["models"]
         ]
         head_of_models = ("MODEL", "REQUESTS", "ON AVERAGE", "FIRST TOKEN")
-        say("\n" + table(head_of_models, rows_of_models, right=head_of_models[1:]))
+        print_text("\n" + table(head_of_models, rows_of_models, right=head_of_models[1:]))
 
 
 def summary(found: dict[str, Any]) -> str:

@@ -8,18 +8,17 @@ from typing import Any
 
 import click
 
-from nexus.cli.gateway import Gateway, NoResponse, call, find, gateway_options
+from nexus.cli.gateway import Gateway, NoResponse, find_gateway, gateway_options, http_request
 from nexus.cli.output import (
-    GOOD,
-    NO,
+    Exit,
     Failure,
     counted,
     duration,
     json_option,
     milliseconds,
+    print_json,
+    print_text,
     safe,
-    say,
-    say_json,
     since,
     state,
     table,
@@ -49,20 +48,20 @@ def status(config: str | None, url: str | None, as_json: bool) -> None:
 
     It exits with 0 where nothing is wrong, with 1 where something is.
     """
-    gateway = find(config, url)
+    gateway = find_gateway(config, url)
     found = look(gateway)
     if as_json:
-        say_json(found)
+        print_json(found)
     else:
-        say(screen(found))
-    sys.exit(NO if found["problems"] else GOOD)
+        print_text(screen(found))
+    sys.exit(Exit.NEGATIVE if found["problems"] else Exit.OK)
 
 
 def look(gateway: Gateway) -> dict[str, Any]:
     """Everything that the screen shows. Raises `Failure` where nothing answers."""
-    health = gateway.read("/health").json()
-    stats = gateway.read("/v1/stats").json()
-    samples = parse(gateway.read("/metrics").content.decode())
+    health = gateway.get("/health").json()
+    stats = gateway.get("/v1/stats").json()
+    samples = parse(gateway.get("/metrics").content.decode())
     backends, names = _backends(gateway), {b["id"]: b for b in stats["backends"]}
     if backends is None:
         backends = [
@@ -146,7 +145,7 @@ def _unanswered(gateway: Gateway) -> list[Problem]:
     ):
         try:
             if base:
-                call("GET", f"{base}/livez")
+                http_request("GET", f"{base}/livez")
         except NoResponse as why:
             problems.append(Problem(f"{what} at {base} ({why}).", mend))
     return problems

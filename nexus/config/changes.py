@@ -10,13 +10,13 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from nexus.config.loading import ConfigError, check_table, contradictions
+from nexus.config.loading import ConfigError, check_table, find_conflicts
 from nexus.config.records import BackendConfig, Config
 
 Origin = Literal["file", "saved", "added"]
 
 
-class Changes(
+class OverlayLayer(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
     """One layer: backends taken out, then backends added, and those that get no new requests (or do again)."""
@@ -28,7 +28,7 @@ class Changes(
     def adds(self, name: str) -> bool:
         return any(backend.name == name for backend in self.added)
 
-    def forgetting(self, name: str) -> Changes:
+    def forgetting(self, name: str) -> OverlayLayer:
         """Without anything that was said of this backend but its removal."""
         return replace(
             self,
@@ -36,16 +36,16 @@ class Changes(
             drained={other: on for other, on in self.drained.items() if other != name},
         )
 
-    def removing(self, name: str) -> Changes:
+    def removing(self, name: str) -> OverlayLayer:
         return replace(self.forgetting(name), removed=tuple(dict.fromkeys((*self.removed, name))))
 
-    def restoring(self, name: str) -> Changes:
+    def restoring(self, name: str) -> OverlayLayer:
         return replace(self, removed=tuple(other for other in self.removed if other != name))
 
-    def adding(self, backend: BackendConfig) -> Changes:
+    def adding(self, backend: BackendConfig) -> OverlayLayer:
         return replace(self, added=(*self.forgetting(backend.name).added, backend))
 
-    def draining(self, name: str, *, on: bool) -> Changes:
+    def draining(self, name: str, *, on: bool) -> OverlayLayer:
         return replace(self, drained={**self.drained, name: on})
 
 
@@ -53,13 +53,13 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration file with both layers over it."""
 
     file: Config
-    saved: Changes = Changes()
-    session: Changes = Changes()
+    saved: OverlayLayer = OverlayLayer()
+    session: OverlayLayer = OverlayLayer()
 
     def config(self) -> Config:
         """The configuration that holds. Raises `ConfigError` where the layers do not go together with the file."""
         config = replace(self.file, backends=[backend for backend, _ in self._backends().values()])
-        if problems := list(contradictions(config)):
+        if problems := list(find_conflicts(config)):
             raise ConfigError(problems)
         return config
 
@@ -119,7 +119,7 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
         found: dict[str, tuple[BackendConfig, Origin]] = {
             backend.name: (backend, "file") for backend in self.file.backends
         }
-        layers: tuple[tuple[Changes, Origin], ...] = (
+        layers: tuple[tuple[OverlayLayer, Origin], ...] = (
             (self.saved, "saved"),
             (self.session, "added"),
         )
@@ -132,7 +132,7 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
 
-def backend_of(data: Any) -> BackendConfig:
+def parse_backend(data: Any) -> BackendConfig:
     """A backend from a table in the form of `[[backends]]`. Raises `ConfigError` with every fault."""
     return msgspec.convert(
         check_table(data, BackendConfig, source="the request", path=("backends",)), BackendConfig

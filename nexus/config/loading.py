@@ -22,17 +22,16 @@ from msgspec.structs import replace
 from nexus.config.addresses import backend_problems, listen_address, proxies_ignored
 from nexus.config.records import (
     ENVIRONMENT,
+    MAX_ALIAS_DEPTH,
+    MAX_BACKENDS,
     NOT_SPOKEN,
-    NOT_YET,
+    NOT_SUPPORTED,
     RESTART_ONLY,
     BackendConfig,
     Config,
 )
-from nexus.config.secrets import SecretError, secret, shown_name
+from nexus.config.secrets import SecretError, displayable_name, secret
 
-ALIAS_DEPTH = 3
-MOST_BACKENDS = 500
-"""As many as the load table has columns for, with some left for those that have just gone."""
 DEFAULT_FILE = "nexus.toml"
 _SHORT_TOKEN = 16
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~\[\]:-]+")
@@ -49,7 +48,7 @@ class ConfigError(Exception):
         self.problems = problems
 
 
-class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+class LoadedConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A checked configuration, where it came from, and what the operator should know about it."""
 
     config: Config
@@ -63,7 +62,7 @@ def load(
     *,
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
-) -> Loaded:
+) -> LoadedConfig:
     """Read and check the configuration.
 
     `path` None takes `$NEXUS_CONFIG`, else `nexus.toml` in the working directory where there is one.
@@ -82,7 +81,7 @@ def load(
     source = str(used) if used else "defaults"
     origins = {key: source for key, _ in _leaves(data)}
     ignored_targets = _split_log_directives(data)
-    in_file = frozenset(key for key in NOT_YET if _is_set(data, key.split(".")))
+    in_file = frozenset(key for key in NOT_SUPPORTED if _is_set(data, key.split(".")))
 
     for variable, (table, key) in ENVIRONMENT.items():
         if environ.get(variable):
@@ -101,8 +100,8 @@ def load(
     config = msgspec.convert(checked, Config)
     if config.server.host.startswith("["):  # IPv6 as a url has it
         config = replace(config, server=replace(config.server, host=config.server.host.strip("[]")))
-    problems = [f"{source}: {problem}" for problem in contradictions(config)]
-    problems += [f"{source}: {problem}" for problem in secret_problems(config, environ)]
+    problems = [f"{source}: {problem}" for problem in find_conflicts(config)]
+    problems += [f"{source}: {problem}" for problem in find_secret_problems(config, environ)]
     if problems:
         raise ConfigError(problems)
     warnings = _warnings(config, source, in_file, environ)
@@ -111,7 +110,7 @@ def load(
         warnings.append(
             f"{source}: [logging] level has no effect for {names}; only parts of nexus have levels."
         )
-    return Loaded(config=config, path=used, origins=origins, warnings=warnings)
+    return LoadedConfig(config=config, path=used, origins=origins, warnings=warnings)
 
 
 def process_config(environ: Mapping[str, str] | None = None) -> Config:
@@ -123,7 +122,7 @@ def process_config(environ: Mapping[str, str] | None = None) -> Config:
     return load(os.devnull, environ=environ).config
 
 
-def run_dir_of_broken(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Config:
+def partial_config(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Config:
     """Enough of a configuration that cannot be used to find the gateway that runs: its run directory and port."""
     try:
         server = _lookup(_read(Path(path or environ.get("NEXUS_CONFIG") or DEFAULT_FILE)), "server")
@@ -403,10 +402,10 @@ def _of_models(backend: BackendConfig) -> Iterator[str]:
         yield f'models name = "{name}" is used twice; state each model once.'
 
 
-def contradictions(config: Config) -> Iterator[str]:
+def find_conflicts(config: Config) -> Iterator[str]:
     """What no single key shows: names used twice, addresses that are none, aliases that never arrive."""
-    if len(config.backends) > MOST_BACKENDS:
-        yield f"[[backends]] has {len(config.backends)} entries; at most {MOST_BACKENDS} are taken."
+    if len(config.backends) > MAX_BACKENDS:
+        yield f"[[backends]] has {len(config.backends)} entries; at most {MAX_BACKENDS} are taken."
     seen: set[str] = set()
     for number, backend in enumerate(config.backends):
         where = f"[backends[{number}]]"
@@ -433,12 +432,12 @@ def contradictions(config: Config) -> Iterator[str]:
     aliases = config.routing.aliases
     for name in aliases:
         target, depth = name, 0
-        while target in aliases and depth <= ALIAS_DEPTH:
+        while target in aliases and depth <= MAX_ALIAS_DEPTH:
             target, depth = aliases[target], depth + 1
-        if depth > ALIAS_DEPTH:
+        if depth > MAX_ALIAS_DEPTH:
             yield (
-                f'[routing.aliases] "{name}" does not end within {ALIAS_DEPTH} steps; point it at a model. '
-                f"The Rust gateway stopped after step {ALIAS_DEPTH} and ignored the rest."
+                f'[routing.aliases] "{name}" does not end within {MAX_ALIAS_DEPTH} steps; point it at a model. '
+                f"The Rust gateway stopped after step {MAX_ALIAS_DEPTH} and ignored the rest."
             )
     for name, chain in config.routing.fallbacks.items():
         if name in chain:
@@ -460,7 +459,7 @@ def _of_clients(config: Config) -> Iterator[str]:
             )
 
 
-def secret_problems(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
+def find_secret_problems(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
     """A sentence for each secret of this configuration that no header can carry."""
     named = [(f"backend {backend.name}", backend.api_key_env) for backend in config.backends]
     for where, name in [*named, ("[admin] token_env", config.admin.token_env)]:
@@ -480,7 +479,7 @@ def _warnings(
     }
     missing = [
         f"[{key}] ({meaning})"
-        for key, meaning in NOT_YET.items()
+        for key, meaning in NOT_SUPPORTED.items()
         if key in in_file and not fine.get(key)
     ]
     if missing:
@@ -502,7 +501,7 @@ def _warnings(
         ):
             warnings.append(
                 f"{source}: backend {backend.name} gets no key: api_key_env names "
-                f"{shown_name(backend.api_key_env)}, which is not set in this environment."
+                f"{displayable_name(backend.api_key_env)}, which is not set in this environment."
             )
     by_default = [backend for backend in config.backends if backend.forwards_by_default]
     if len({urlsplit(backend.url).hostname for backend in by_default}) > 1:
@@ -518,7 +517,7 @@ def _warnings(
         )
     if len(secret(config.admin.token_env, environ) or "") in range(1, _SHORT_TOKEN):
         warnings.append(
-            f"{source}: the token in {shown_name(config.admin.token_env)} can be guessed; "
+            f"{source}: the token in {displayable_name(config.admin.token_env)} can be guessed; "
             f"take at least {_SHORT_TOKEN} random characters."
         )
     if config.logging.enable_content_logging:

@@ -22,6 +22,10 @@ LogFormat = Literal["pretty", "json"]
 Task = Literal["chat", "embeddings", "rerank", "classify", "images", "transcription", "speech"]
 Strategy = Literal["smart", "round_robin", "priority_only", "random"]
 
+MAX_ALIAS_DEPTH = 3
+MAX_BACKENDS = 500
+"""The load table has columns for so many, and some left for those that were just removed."""
+
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the configuration file; the keys keep their names from the file."""
@@ -473,13 +477,13 @@ class Queue(Section, frozen=True):
     )
 
     @property
-    def most_waiting(self) -> int:
+    def max_waiting(self) -> int:
         """The requests that may wait; 0 where the queue is off."""
         size = self.max_size if self.max_queue_size is None else self.max_queue_size
         return size if self.enabled else 0
 
     @property
-    def longest_wait_s(self) -> float:
+    def max_wait_s(self) -> float:
         return self.default_timeout_seconds or self.max_wait_seconds
 
 
@@ -623,7 +627,7 @@ ENVIRONMENT: dict[str, tuple[str, str]] = {
 }
 """Environment variable → the setting that it overrides. `NEXUS_CONFIG` names the file itself."""
 
-NOT_YET: dict[str, str] = {
+NOT_SUPPORTED: dict[str, str] = {
     "discovery": "backends are taken from the file only",
     "quality.ttft_penalty_threshold_ms": "a slow first token costs a backend nothing",
     "quality.ttft_threshold_ms": "a slow first token costs a backend nothing",

@@ -42,13 +42,13 @@ def _checked(name: str, value: str) -> str | None:
     remember_secret(value)
     if not (value.isascii() and value.isprintable()):
         raise SecretError(
-            f"The value of ${shown_name(name)} has a character that no header can carry, such as a line end or a "
+            f"The value of ${displayable_name(name)} has a character that no header can carry, such as a line end or a "
             "typographic quote; set it again without that character."
         )
     return value or None
 
 
-def shown_name(name: str) -> str:
+def displayable_name(name: str) -> str:
     """The name of a secret for a message; what is no name may be the secret itself and is not shown."""
     return (
         name

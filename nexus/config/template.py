@@ -11,10 +11,17 @@ import msgspec
 from msgspec import inspect as shapes
 
 from nexus.config.loading import describe
-from nexus.config.records import ENVIRONMENT, NOT_YET, BackendConfig, Config, ModelConfig, Section
+from nexus.config.records import (
+    ENVIRONMENT,
+    NOT_SUPPORTED,
+    BackendConfig,
+    Config,
+    ModelConfig,
+    Section,
+)
 
 _WIDTH = 100
-_LEFT_OUT = {*NOT_YET, "backends.models"}
+_LEFT_OUT = {*NOT_SUPPORTED, "backends.models"}
 
 
 def template() -> str:
@@ -42,7 +49,7 @@ def template() -> str:
                 "# [[backends.models]]",
             ]
             lines += [*_keys(ModelConfig, ("backends", "models"), "# "), ""]
-        elif isinstance(hint, type) and issubclass(hint, Section) and name not in NOT_YET:
+        elif isinstance(hint, type) and issubclass(hint, Section) and name not in NOT_SUPPORTED:
             lines += [*_table(hint, (name,)), ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -55,7 +62,7 @@ def _table(record: type[Section], path: tuple[str, ...]) -> Iterator[str]:
         if (
             isinstance(hint, type)
             and issubclass(hint, Section)
-            and ".".join((*path, name)) not in NOT_YET
+            and ".".join((*path, name)) not in NOT_SUPPORTED
         ):
             yield ""
             yield from _table(hint, (*path, name))
@@ -77,7 +84,7 @@ def _keys(record: type[Section], path: tuple[str, ...], mark: str) -> Iterator[s
             + "".join(f" Also ${variable}." for variable in variables)
         )
         yield from (f"# {line}" for line in textwrap.wrap(note, _WIDTH))
-        default = default_of(defaults[name])
+        default = field_default(defaults[name])
         yield (
             f"{mark}{name} = {toml(default)}"
             if default is not msgspec.NODEFAULT and default is not None
@@ -85,7 +92,7 @@ def _keys(record: type[Section], path: tuple[str, ...], mark: str) -> Iterator[s
         )
 
 
-def default_of(field: Any) -> Any:
+def field_default(field: Any) -> Any:
     """A field's default; NODEFAULT where it must be given."""
     return (
         field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default

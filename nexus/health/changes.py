@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from nexus.config import Config, ConfigError
-from nexus.config.changes import Changes, Overlay
+from nexus.config.changes import Overlay, OverlayLayer
 from nexus.runtime.files import write_atomically
 
 log = logging.getLogger("nexus.health")
@@ -39,13 +39,13 @@ class ChangeFiles:
         """The configuration file with both layers. Raises `ConfigError` where the saved one cannot be used."""
         return Overlay(file=config, saved=self._saved(), session=self._session())
 
-    def _saved(self) -> Changes:
+    def _saved(self) -> OverlayLayer:
         if self.saved_at is None:
-            return Changes()
+            return OverlayLayer()
         try:
-            return msgspec.json.decode(self.saved_at.read_bytes(), type=Changes)
+            return msgspec.json.decode(self.saved_at.read_bytes(), type=OverlayLayer)
         except FileNotFoundError:
-            return Changes()
+            return OverlayLayer()
         except (OSError, msgspec.DecodeError) as error:
             raise ConfigError(
                 [
@@ -53,18 +53,18 @@ class ChangeFiles:
                 ]
             ) from error
 
-    def _session(self) -> Changes:
+    def _session(self) -> OverlayLayer:
         assert self.session_at is not None
         try:
-            return msgspec.json.decode(self.session_at.read_bytes(), type=Changes)
+            return msgspec.json.decode(self.session_at.read_bytes(), type=OverlayLayer)
         except FileNotFoundError:
-            return Changes()
+            return OverlayLayer()
         except (OSError, msgspec.DecodeError) as error:
             log.error(
                 "changes made at the running gateway are lost",
                 extra={"file": self.session_at, "why": error},
             )
-            return Changes()
+            return OverlayLayer()
 
     def write(self, before: Overlay, after: Overlay) -> None:
         """Keep what changed. Raises `ConfigError` where it cannot be kept; then nothing is."""
@@ -80,7 +80,7 @@ class ChangeFiles:
             assert self.session_at is not None
             self._replace(self.session_at, after.session)
 
-    def _replace(self, file: Path, changes: Changes) -> None:
+    def _replace(self, file: Path, changes: OverlayLayer) -> None:
         content = msgspec.json.format(msgspec.json.encode(changes), indent=2) + b"\n"
         try:
             write_atomically(file, content)

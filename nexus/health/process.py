@@ -21,9 +21,9 @@ from nexus.admin.changes import BackendExists, UnknownBackend
 from nexus.admin.dashboard import DashboardContext
 from nexus.admin.live_updates import Live
 from nexus.admin.operations import Operations
-from nexus.config import Config, ConfigError, Loaded, load
+from nexus.config import Config, ConfigError, LoadedConfig, load
 from nexus.config.addresses import listen_address
-from nexus.config.changes import Changes, Overlay, backend_of
+from nexus.config.changes import Overlay, OverlayLayer, parse_backend
 from nexus.config.loading import restart_needed
 from nexus.config.records import NOT_SPOKEN
 from nexus.fleet.dashboard_state import write_live
@@ -95,7 +95,7 @@ class HealthProcess:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedConfig,
         run_dir: RunDirectory,
         environ: Mapping[str, str] = os.environ,
         *,
@@ -257,7 +257,7 @@ class HealthProcess:
         return backend_states(self._snapshot, self._place.slot_lease) if self._snapshot else []
 
     def add_backend(self, data: dict[str, Any], *, save: bool) -> dict[str, Any]:
-        backend = backend_of(data)
+        backend = parse_backend(data)
         self._check_key_name(backend.api_key_env)
         if data.get("type") is None and not self._fleet.layered.has(backend.name):
             kind = detect(
@@ -455,10 +455,10 @@ class HealthProcess:
         )
         old.leave()
         self._changes.follow(current.path)
-        if self._fleet.layered.session != Changes():  # that was for the gateway's last run
+        if self._fleet.layered.session != OverlayLayer():  # that was for the gateway's last run
             self._take_up(
                 Fleet(
-                    replace(self._fleet.layered, session=Changes()),
+                    replace(self._fleet.layered, session=OverlayLayer()),
                     now=time.time(),
                     before=self._snapshot,
                 )

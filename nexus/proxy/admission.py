@@ -163,7 +163,7 @@ class Admission:
                 self._count_exclusions(waiter, place.choice)
             return place
         settings = self._view().snapshot.config.queue
-        if not settings.most_waiting:
+        if not settings.max_waiting:
             raise no_room
         began = time.monotonic()
         place = self._queue.wait(

@@ -78,9 +78,9 @@ class Queue:
 
         Waits at most `most_s`, and no longer than `settings` allow. Raises `RequestFailed`, or `ClientGone`.
         """
-        if no_room.ready_in_s > settings.longest_wait_s:
+        if no_room.ready_in_s > settings.max_wait_s:
             raise no_room
-        if self._load.waiting() >= settings.most_waiting:
+        if self._load.waiting() >= settings.max_waiting:
             self._recorder.queue_rejected("full")
             raise _refusal(
                 "queue_full",
@@ -88,7 +88,7 @@ class Queue:
                 "As many requests wait for a backend as may; try again shortly.",
             )
         began_ns = self._clock_ns()
-        deadline_ns = began_ns + int(min(settings.longest_wait_s, most_s) * 1e9)
+        deadline_ns = began_ns + int(min(settings.max_wait_s, most_s) * 1e9)
         shown_at = no_room.backends[0].column
         waiter = _Waiter(ticket, _columns(no_room.backends))
         self._recorder.queued(shown_at)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nexus.config.loading import ALIAS_DEPTH
+from nexus.config.records import MAX_ALIAS_DEPTH
 from nexus.fleet.records import Backend, Model, Snapshot
 from nexus.routing.listing import Listing
 from nexus.routing.names import matches, ollama_form
@@ -131,7 +131,7 @@ class RouteTable:
         """The listed name of what a client asks for: aliases followed up to three deep, equivalent names known."""
         aliases = self.routing.aliases
         depth = 0
-        while name in aliases and depth < ALIAS_DEPTH:
+        while name in aliases and depth < MAX_ALIAS_DEPTH:
             name, depth = aliases[name], depth + 1
         return name if name in self.listing.by_name else self.listed(name)
 

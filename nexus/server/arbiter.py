@@ -19,13 +19,13 @@ from gunicorn.arbiter import Arbiter
 
 from nexus.fleet.load_table import SLOTS
 from nexus.runtime import stderr
-from nexus.server.worker_stage import DRAINING, WORN
+from nexus.server.worker_stage import DRAINING, RETIRING
 
 _FROZEN_S = 5.0
 """The main loop turns once a second. After a longer gap this process was stopped, as a rule with its workers."""
 
 
-def most_leaving(workers: int) -> int:
+def max_replaced(workers: int) -> int:
     """How many replaced workers may be alive beside so many that serve: twice as many, as far as slots go."""
     return max(1, min(2 * workers, SLOTS - 2 * workers - 1))
 
@@ -35,8 +35,8 @@ class Master(Arbiter):  # type: ignore[misc]
 
     WORKERS: dict[int, Any]
     leaving: dict[int, Any]
-    turned_at: float
-    spared_until: float
+    last_iteration_at: float
+    spare_until: float
 
     @classmethod
     def take_over(cls, arbiter: Arbiter) -> None:
@@ -44,7 +44,7 @@ class Master(Arbiter):  # type: ignore[misc]
         if getattr(arbiter.worker_class, "drains", False):
             arbiter.__class__ = cls
             arbiter.leaving = {}
-            arbiter.turned_at, arbiter.spared_until = time.monotonic(), 0.0
+            arbiter.last_iteration_at, arbiter.spare_until = time.monotonic(), 0.0
 
     # What starts and what ends
 
@@ -60,9 +60,9 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def _worn(self) -> Iterable[int]:
         """Workers that have served `max_requests`, as many as may be replaced now; the others can wait."""
-        worn = [pid for pid, worker in self.WORKERS.items() if worker.stage.now == WORN]
+        worn = [pid for pid, worker in self.WORKERS.items() if worker.stage.now == RETIRING]
         return worn[
-            : max(0, min(self.num_workers, most_leaving(self.num_workers)) - len(self.leaving))
+            : max(0, min(self.num_workers, max_replaced(self.num_workers)) - len(self.leaving))
         ]
 
     def _let_go(self, pid: int) -> None:
@@ -75,7 +75,7 @@ class Master(Arbiter):  # type: ignore[misc]
         for pid in serving[: max(0, len(serving) + others - self.num_workers)]:
             self.log.info("Worker is replaced and drains (pid:%s)", pid)
             self.leaving[pid].stage.set(DRAINING)
-        too_many = len(self.leaving) - most_leaving(self.num_workers)
+        too_many = len(self.leaving) - max_replaced(self.num_workers)
         draining = [pid for pid, worker in self.leaving.items() if worker.stage.now == DRAINING]
         for pid in draining[: max(0, too_many)]:
             if not self.leaving[pid].told_to_end:
@@ -106,10 +106,10 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def murder_workers(self) -> None:
         now = time.monotonic()
-        if now - self.turned_at > _FROZEN_S:
-            self.spared_until = now + self.timeout  # they could not show that they live either
-        self.turned_at = now
-        if now < self.spared_until:
+        if now - self.last_iteration_at > _FROZEN_S:
+            self.spare_until = now + self.timeout  # they could not show that they live either
+        self.last_iteration_at = now
+        if now < self.spare_until:
             return
         with self._all_together():
             super().murder_workers()

@@ -10,7 +10,7 @@ _GRACE_S = 5.0
 """For so long a body may come at any rate: connections start slowly."""
 
 
-class Pace(msgspec.Struct):
+class BodyPace(msgspec.Struct):
     """The limits of one body that began to be read at `began`, on the monotonic clock."""
 
     began: float

@@ -33,7 +33,7 @@ _LONG_S = 1.0
 _NEVER = float("inf")
 
 
-class Waits:
+class WaitScheduler:
     """All the waits of a worker: ended when they take too long, woken in the order in which they began.
 
     Their limits are looked at now and then, and so are clients that may have left after they sent bytes ahead: a wait
@@ -86,7 +86,7 @@ class HubReadinessNotifier:
 
     __slots__ = ("_waits", "_watcher", "early", "waiter")
 
-    def __init__(self, fd: int, waits: Waits) -> None:
+    def __init__(self, fd: int, waits: WaitScheduler) -> None:
         self._waits = waits
         self._watcher = get_hub().loop.io(fd, _READ)
         self.early = False
@@ -120,7 +120,7 @@ class HubDisconnectWatch(DisconnectWatch):
     that it is readable whether it leaves or not.
     """
 
-    def __init__(self, client: socket.socket, waits: Waits) -> None:
+    def __init__(self, client: socket.socket, waits: WaitScheduler) -> None:
         super().__init__(client)
         # The same socket without what gevent does around each call: it costs as much as the call.
         self.sock = _socket.socket(fileno=client.fileno())
@@ -288,7 +288,7 @@ def _send_now(client: _socket.socket, data: bytes | memoryview) -> int:
         return 0
 
 
-class HubRelay:
+class StreamRelay:
     """Carries a stream from its backend to its client in the hub's callbacks; its greenlet sleeps until the end.
 
     A switch of greenlets for each event would cost more than the event. Where the client takes less than comes, the

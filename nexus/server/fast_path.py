@@ -25,9 +25,9 @@ from nexus.proxy.exchange import Exchange, WholeBody
 from nexus.proxy.keepalive_comments import CommentedBody
 from nexus.proxy.relay import StreamBody, chunk
 from nexus.proxy.request import Request
-from nexus.server.body_pace import Pace
-from nexus.server.event_loop import BufferedWriter, HubDisconnectWatch, HubRelay, Waits
-from nexus.server.request_head import Limits, RequestHeadParser
+from nexus.server.body_pace import BodyPace
+from nexus.server.event_loop import BufferedWriter, HubDisconnectWatch, StreamRelay, WaitScheduler
+from nexus.server.request_head import HeadLimits, RequestHeadParser
 
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus
@@ -77,9 +77,9 @@ class FastPath:
         self,
         engine: Engine,
         client: socket.socket,
-        limits: Limits | None,
+        limits: HeadLimits | None,
         *,
-        waits: Waits,
+        waits: WaitScheduler,
         keep_alive: Callable[[], bool],
     ) -> None:
         """`keep_alive` says, when an answer begins, whether the connection may carry another request."""
@@ -225,7 +225,7 @@ class FastPath:
 
     def _relay(self, body: StreamBody, backend: Connection) -> bool:
         """Relay a stream to its end; gives False where that is not its own."""
-        relay = HubRelay(body, backend, self._watch, timeout_s=self._timeout_s)
+        relay = StreamRelay(body, backend, self._watch, timeout_s=self._timeout_s)
         try:
             relay.run()
         except ClientGone:
@@ -284,7 +284,7 @@ class _Body(msgspec.Struct):
             )
         pieces, received = [self.begun], len(self.begun)
         hold(received)
-        pace = Pace(time.monotonic(), self.server)
+        pace = BodyPace(time.monotonic(), self.server)
         try:
             if self.expects and not self.begun:
                 self.outlet.send(_CONTINUE, self.server.client_timeout_seconds)

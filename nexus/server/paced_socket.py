@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 
-from nexus.server.body_pace import Pace
+from nexus.server.body_pace import BodyPace
 
 
 class PacedSocket:
@@ -13,10 +13,10 @@ class PacedSocket:
 
     def __init__(self, client: socket.socket) -> None:
         self._client = client
-        self._pace: Pace | None = None
+        self._pace: BodyPace | None = None
         self._received = 0
 
-    def begin_body(self, pace: Pace) -> None:
+    def start_body(self, pace: BodyPace) -> None:
         self._pace = pace
 
     def recv(self, size: int) -> bytes:

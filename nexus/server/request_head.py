@@ -25,7 +25,7 @@ _NOT_PLAIN = frozenset(
 )
 
 
-class PlainHead(msgspec.Struct):
+class RequestHead(msgspec.Struct):
     """`headers` are without Content-Length; the body, of `length` bytes, begins at `end`. `expects`: the client waits
     for 100 before it sends the body."""
 
@@ -37,7 +37,7 @@ class PlainHead(msgspec.Struct):
     expects: bool
 
 
-class Limits(NamedTuple):
+class HeadLimits(NamedTuple):
     """gunicorn's limits for a head: how many fields, how long a field, how long the first line, in bytes."""
 
     fields: int
@@ -45,7 +45,7 @@ class Limits(NamedTuple):
     line: int
 
 
-def read_plain_head(data: bytes, limits: Limits) -> PlainHead | None:
+def parse_request_head(data: bytes, limits: HeadLimits) -> RequestHead | None:
     """The head that `data` begins with; None where it is not complete, or not plain."""
     end = data.find(b"\r\n\r\n")
     if end < 0:
@@ -76,26 +76,28 @@ def read_plain_head(data: bytes, limits: Limits) -> PlainHead | None:
         return None
     keep_alive = connection is None or connection.lower() != "close"
     others = RequestHeaders.of([field for field in headers if field[0] != "content-length"])
-    return PlainHead(target, others, int(length), end + 4, keep_alive, "expect" in fields)
+    return RequestHead(target, others, int(length), end + 4, keep_alive, "expect" in fields)
 
 
 class RequestHeadParser:
     """Reads the heads of one connection."""
 
-    def __init__(self, limits: Limits | None) -> None:
+    def __init__(self, limits: HeadLimits | None) -> None:
         """Without limits, no head is plain."""
         self._limits = limits
-        self._last: PlainHead | None = None
+        self._last: RequestHead | None = None
         self._repeated: HeadCache | None = None
 
-    def read(self, data: bytes) -> PlainHead | None:
+    def read(self, data: bytes) -> RequestHead | None:
         """As `read_plain_head`; a head like the last one costs little."""
         if self._repeated is not None and (found := self._repeated.length_in(data)) is not None:
             length, end = found
             last = self._last
             assert last is not None
-            return PlainHead(last.target, last.headers, length, end, last.keep_alive, last.expects)
-        head = read_plain_head(data, self._limits) if self._limits is not None else None
+            return RequestHead(
+                last.target, last.headers, length, end, last.keep_alive, last.expects
+            )
+        head = parse_request_head(data, self._limits) if self._limits is not None else None
         self._last = self._repeated = None
         if head is not None and head.end <= _REMEMBERED_BYTES:
             self._last, self._repeated = head, HeadCache.of(data[: head.end])

@@ -37,12 +37,12 @@ from nexus.proxy.endpoints import BY_PATH, canonical
 from nexus.proxy.engine import Engine
 from nexus.runtime import stderr
 from nexus.runtime.host import descriptor_limit
-from nexus.server.body_pace import Pace
-from nexus.server.event_loop import Waits
+from nexus.server.body_pace import BodyPace
+from nexus.server.event_loop import WaitScheduler
 from nexus.server.fast_path import LINGER_S, FastPath, NotEligible
 from nexus.server.paced_socket import PacedSocket
-from nexus.server.request_head import Limits
-from nexus.server.worker_stage import DRAINING, SERVING, WORN, Stage
+from nexus.server.request_head import HeadLimits
+from nexus.server.worker_stage import DRAINING, RETIRING, SERVING, Stage
 
 _LOOK_EVERY_S = 0.1
 _NOTIFY_EVERY_S = 1.0
@@ -136,11 +136,11 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._deadline = math.inf
         self._goodbye_at = math.inf
         self._clients: dict[socket.socket, _Client] = {}
-        self._limits: Limits | None = None
+        self._limits: HeadLimits | None = None
         self._keepalive = True
         self._patience_s = _PATIENCE_S
         self._engine: Engine
-        self._waits = Waits()
+        self._waits = WaitScheduler()
         self._pools: list[Pool] = []
         self._to_stop = Event()
 
@@ -209,7 +209,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             if not self.alive:
                 self._to_stop.set()
 
-    def _plain_limits(self) -> Limits | None:
+    def _plain_limits(self) -> HeadLimits | None:
         """The limits of the short way; None where every request must go through gunicorn: it is to log or to call a
         hook for each, or connections carry more than plain HTTP."""
         cfg, default = self.cfg, Config()
@@ -222,7 +222,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             or os.environ.get(_WITHOUT)
         ):
             return None
-        return Limits(
+        return HeadLimits(
             fields=cfg.limit_request_fields,
             field=cfg.limit_request_field_size,
             line=cfg.limit_request_line,
@@ -359,7 +359,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             if req is None:
                 return None
             req.proxy_protocol_info = req.proxy_protocol_info or {}
-            source.begin_body(Pace(time.monotonic(), self._engine.server()))
+            source.start_body(BodyPace(time.monotonic(), self._engine.server()))
             self.handle_request(listener.getsockname(), req, client, addr)
             drained = False
             with gevent.Timeout(min(LINGER_S, self._patience_s), False):  # type: ignore[arg-type]  # what gevent calls silent
@@ -393,7 +393,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
     def _ask_to_be_replaced(self) -> None:
         if self.stage.now == SERVING:
             self.log.info("Worker asks to be replaced (pid:%s)", self.pid)
-            self.stage.set(WORN)
+            self.stage.set(RETIRING)
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
         held = self._clients[sock]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 
-STARTING, SERVING, WORN, DRAINING = range(4)
+STARTING, SERVING, RETIRING, DRAINING = range(4)
 """A worker serves, asks to be replaced when it is worn, and drains when its master says so."""
 
 
@@ -24,4 +24,4 @@ class Stage:
     @property
     def serves(self) -> bool:
         """Whether it takes connections."""
-        return self.now in (SERVING, WORN)
+        return self.now in (SERVING, RETIRING)

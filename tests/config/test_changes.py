@@ -3,7 +3,7 @@
 import pytest
 
 from nexus.config import BackendConfig, Config, ConfigError
-from nexus.config.changes import Overlay, backend_of
+from nexus.config.changes import Overlay, parse_backend
 
 
 def backend(name, port=1):
@@ -79,7 +79,7 @@ def test_what_cannot_be_added():
     with pytest.raises(ConfigError, match="not allowed; it takes an address"):
         FILE.add(BackendConfig(name="c", url="ftp://x"), save=False)
     with pytest.raises(ConfigError) as found:
-        backend_of({"name": "c", "uri": "http://x", "tier": 6})
+        parse_backend({"name": "c", "uri": "http://x", "tier": 6})
     assert found.value.problems == [
         "the request: [backends] has no key uri; did you mean url?",
         "the request: [backends] tier = 6 is not allowed; it takes a whole number from 1 to 5.",

@@ -3,7 +3,7 @@
 import pytest
 
 from nexus.config import ConfigError, load
-from nexus.config.secrets import SecretError, secret, shown_name
+from nexus.config.secrets import SecretError, displayable_name, secret
 from nexus.runtime.text import redact
 
 
@@ -84,7 +84,7 @@ def test_a_secret_is_masked_however_it_is_quoted():
 
 
 def test_a_key_in_the_place_of_its_name_is_not_shown(tmp_path):
-    assert shown_name("RACK_1_KEY") == "RACK_1_KEY"
+    assert displayable_name("RACK_1_KEY") == "RACK_1_KEY"
     file = tmp_path / "nexus.toml"
     key = "sk-" + "abcdef0123456789" * 6
     file.write_text(f'[[backends]]\nname = "b"\nurl = "http://h"\napi_key_env = "{key}"\n')

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from nexus.http.head_cache import HeadCache
 from nexus.http.response_parser import ResponseParser
-from nexus.server.request_head import Limits, RequestHeadParser, read_plain_head
+from nexus.server.request_head import HeadLimits, RequestHeadParser, parse_request_head
 
-LIMITS = Limits(100, 16380, 8190)
+LIMITS = HeadLimits(100, 16380, 8190)
 HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: 120\r\nX-A: b\r\n\r\n"
 LAST = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\ncontent-length:\t120\r\n\r\n"
 
@@ -48,9 +48,9 @@ def test_what_is_not_known_again(head):
 def test_a_reader_that_knows_a_head_reads_as_one_that_does_not(at, noise):
     data = HEAD[:at] + noise + HEAD[at + len(noise) :]
     reader = RequestHeadParser(LIMITS)
-    assert reader.read(HEAD) == read_plain_head(HEAD, LIMITS)
-    assert reader.read(data) == read_plain_head(data, LIMITS)
-    assert reader.read(HEAD) == read_plain_head(HEAD, LIMITS)
+    assert reader.read(HEAD) == parse_request_head(HEAD, LIMITS)
+    assert reader.read(data) == parse_request_head(data, LIMITS)
+    assert reader.read(HEAD) == parse_request_head(HEAD, LIMITS)
 
 
 def test_what_is_sent_on_is_kept_for_the_next_request():

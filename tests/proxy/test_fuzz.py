@@ -24,13 +24,13 @@ from nexus.dialects.openai import request as openai_request
 from nexus.dialects.openai.stream import Stream
 from nexus.http.response_parser import CachedResponseHead, MalformedResponse, ResponseParser
 from nexus.http.sse import EventReader
-from nexus.server.request_head import Limits, RequestHeadParser, read_plain_head
+from nexus.server.request_head import HeadLimits, RequestHeadParser, parse_request_head
 
 SECONDS = float(os.environ.get("NEXUS_FUZZ_SECONDS", "15"))
 SEED = int(os.environ.get("NEXUS_FUZZ_SEED", "1"))
 ROUND = 300
 """Examples between two looks at the clock."""
-LIMITS = Limits(fields=100, field=16380, line=8190)
+LIMITS = HeadLimits(fields=100, field=16380, line=8190)
 GUNICORN = Config()
 GUNICORN.set("limit_request_field_size", LIMITS.field)
 GUNICORN.set("limit_request_line", LIMITS.line)
@@ -122,7 +122,7 @@ HEADS = RequestHeadParser(LIMITS)
 
 def same_as_gunicorn(data: bytes) -> bool:
     """What the short way takes gunicorn takes, with the same parts and the same bytes left, whichever head came before."""
-    plain = read_plain_head(data, LIMITS)
+    plain = parse_request_head(data, LIMITS)
     assert HEADS.read(data) == plain
     assert HEADS.read(data) == plain
     if plain is None:

@@ -12,7 +12,7 @@ import pytest
 from nexus.errors import RequestFailed
 from nexus.http.client_watch import ClientGone
 from nexus.http.connection_pool import Connection
-from nexus.server.event_loop import HubDisconnectWatch, HubRelay, Waits
+from nexus.server.event_loop import HubDisconnectWatch, StreamRelay, WaitScheduler
 
 LONG_S = 10.0
 
@@ -20,7 +20,7 @@ LONG_S = 10.0
 class Ends:
     """A client and a backend, with their other ends."""
 
-    def __init__(self, waits: Waits) -> None:
+    def __init__(self, waits: WaitScheduler) -> None:
         self.client, self.far_client = socket.socketpair()
         self.client.setblocking(False)
         near, self.far_backend = _socket.socketpair()
@@ -37,7 +37,7 @@ class Ends:
 
 @pytest.fixture
 def ends() -> Iterator[list[Ends]]:
-    waits = Waits()
+    waits = WaitScheduler()
     made = [Ends(waits) for _ in range(5)]
     yield made
     for one in made:
@@ -81,7 +81,7 @@ def test_a_stream_that_closes_its_connection_leaves_no_watcher_on_its_number(end
     def serve() -> Any:
         one.watch.wait_for(one.backend, LONG_S)
         arrivals = one.backend.arrivals
-        HubRelay(body, one.backend, one.watch, timeout_s=LONG_S).run()
+        StreamRelay(body, one.backend, one.watch, timeout_s=LONG_S).run()
         return arrivals
 
     greenlet = gevent.spawn(serve)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing, suppress
 import pytest
 
 from nexus.config.records import Server
-from nexus.server.body_pace import Pace
+from nexus.server.body_pace import BodyPace
 from tests.server.asking import (
     BODY,
     CHAT,
@@ -234,8 +234,8 @@ def blocked(gateway: Gateway) -> int:
      (290.0, 10**9, 10.0), (301.0, 10**9, -1.0)],
 )  # fmt: skip
 def test_pace(at, received, left):
-    assert Pace(100.0, Server()).left_s(100.0 + at, received) == pytest.approx(left)
+    assert BodyPace(100.0, Server()).left_s(100.0 + at, received) == pytest.approx(left)
 
 
 def test_pace_without_a_least_rate():
-    assert Pace(0.0, Server(min_body_bytes_per_second=0)).left_s(200.0, 1) == 60.0
+    assert BodyPace(0.0, Server(min_body_bytes_per_second=0)).left_s(200.0, 1) == 60.0

@@ -11,7 +11,7 @@ import click
 
 from nexus.cli.doctor.findings import Finding
 from nexus.cli.gateway import config_option
-from nexus.cli.output import GOOD, NO, counted, json_option, say, say_json, state
+from nexus.cli.output import Exit, counted, json_option, print_json, print_text, state
 
 
 @click.command("doctor", short_help="Look for what is wrong, and name the mend.")
@@ -33,26 +33,26 @@ def doctor(config: str | None, no_request: bool, as_json: bool) -> None:
     for finding in examine(config, request=not no_request):
         found.append(finding)
         if not as_json:
-            say(_shown(finding))
+            print_text(_shown(finding))
     faults = sum(finding.state == "fail" for finding in found)
     if as_json:
-        say_json({"healthy": not faults, "findings": [asdict(finding) for finding in found]})
+        print_json({"healthy": not faults, "findings": [asdict(finding) for finding in found]})
     else:
-        say(f"\n{counted(faults, 'fault')}." if faults else "\nNothing is wrong.")
-    sys.exit(NO if faults else GOOD)
+        print_text(f"\n{counted(faults, 'fault')}." if faults else "\nNothing is wrong.")
+    sys.exit(Exit.NEGATIVE if faults else Exit.OK)
 
 
 def examine(config: str | None, *, request: bool) -> Iterator[Finding]:
     """Every finding, as soon as it is there."""
     from nexus.cli.doctor import host, place, reach, trial
-    from nexus.cli.gateway import find
+    from nexus.cli.gateway import find_gateway
     from nexus.fleet.run_directory import RunDirectory
 
     yield from host.libraries()
     yield from host.variables(os.environ)
     loaded, findings = place.configuration(config)
     yield from findings
-    gateway = find(config, None)
+    gateway = find_gateway(config, None)
     yield from host.descriptors(gateway.config)
     if loaded is not None:
         yield from place.secrets(loaded, os.environ)

@@ -10,9 +10,9 @@ from contextlib import closing
 from pathlib import Path
 
 from nexus.cli.doctor.findings import Finding, fail, ok, warn
-from nexus.cli.gateway import Gateway, NoResponse, call
+from nexus.cli.gateway import Gateway, NoResponse, http_request
 from nexus.cli.output import counted
-from nexus.config import ConfigError, Loaded, load
+from nexus.config import ConfigError, LoadedConfig, load
 from nexus.config.secrets import secret
 from nexus.fleet.reload_report import last_reload
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
@@ -21,7 +21,7 @@ _LEAST_FREE = 16 * 1024 * 1024
 _IN_MEMORY = ("tmpfs", "ramfs")
 
 
-def configuration(given: str | None) -> tuple[Loaded | None, list[Finding]]:
+def configuration(given: str | None) -> tuple[LoadedConfig | None, list[Finding]]:
     """The configuration, None where it cannot be used."""
     try:
         loaded = load(given)
@@ -41,7 +41,7 @@ def configuration(given: str | None) -> tuple[Loaded | None, list[Finding]]:
     ]
 
 
-def secrets(loaded: Loaded, environ: Mapping[str, str]) -> Iterator[Finding]:
+def secrets(loaded: LoadedConfig, environ: Mapping[str, str]) -> Iterator[Finding]:
     """Whether every key that a backend names is there."""
     named = [
         (backend.name, backend.api_key_env)
@@ -111,7 +111,7 @@ def addresses(gateway: Gateway) -> Iterator[Finding]:
         if base is None:
             continue
         try:
-            answer = call("GET", f"{base}/livez", timeout_s=2)
+            answer = http_request("GET", f"{base}/livez", timeout_s=2)
         except NoResponse as why:
             if running:
                 mend = "see its log, `journalctl -u nexus` under systemd"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nexus.cli.doctor.findings import Finding, fail, ok
-from nexus.cli.gateway import NoResponse, call
+from nexus.cli.gateway import NoResponse, http_request
 from nexus.cli.samples import parse
 
 _PATIENCE_S = 20.0
@@ -83,13 +83,13 @@ def _tried(base: str, process: subprocess.Popen[bytes]) -> Finding:
             raise NoResponse(f"it ended with exit status {process.returncode}")
         try:
             # Ready it is with any backend; here it is to be the one that has the model.
-            return call("GET", f"{base}/v1/models/{_REQUEST['model']}").status == 200
+            return http_request("GET", f"{base}/v1/models/{_REQUEST['model']}").status == 200
         except NoResponse:
             return False
 
     _until(ready, "it was not ready in time")
     before = _series(base)
-    answer = call(
+    answer = http_request(
         "POST",
         f"{base}/v1/chat/completions",
         body=json.dumps(_REQUEST).encode(),
@@ -131,7 +131,7 @@ def _tried(base: str, process: subprocess.Popen[bytes]) -> Finding:
 def _series(base: str) -> dict[str, float]:
     """Every sample of a scrape, its labels in the order of their names."""
     found = {}
-    for sample in parse(call("GET", f"{base}/metrics").content.decode()):
+    for sample in parse(http_request("GET", f"{base}/metrics").content.decode()):
         labels = ",".join(f'{key}="{value}"' for key, value in sorted(sample.labels.items()))
         found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
     return found
