@@ -6,16 +6,15 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
-from nexus import __version__
 from nexus.admin.access import refusal, shows
 from nexus.fleet.identity_proof import CHALLENGE, PROOF, proof
 from nexus.fleet.load_table import Row
 from nexus.fleet.records import Snapshot
 from nexus.fleet.run_directory import Started
+from nexus.fleet.status import fleet_health
 from nexus.fleet.windows import RecentOutcomes
 from nexus.metrics.collector import Collector
 from nexus.metrics.exposition import CONTENT_TYPE
@@ -110,26 +109,6 @@ def operations_endpoints(operations: Operations) -> Blueprint:
         return _probe(checks, advisory=advisory)
 
     return blueprint
-
-
-def fleet_health(snapshot: Snapshot | None, uptime_s: float) -> dict[str, Any]:
-    """The original's `/health`: healthy when all backends are, unhealthy when none is."""
-    backends = snapshot.backends if snapshot else ()
-    healthy = [backend for backend in backends if backend.status == "healthy"]
-    status = (
-        "unhealthy" if not healthy else "healthy" if len(healthy) == len(backends) else "degraded"
-    )
-    return {
-        "status": status,
-        "version": __version__,
-        "uptime_seconds": int(uptime_s),
-        "backends": {
-            "total": len(backends),
-            "healthy": len(healthy),
-            "unhealthy": len(backends) - len(healthy),
-        },
-        "models": {"total": len({model.name for backend in healthy for model in backend.models})},
-    }
 
 
 Checks = dict[str, tuple[bool, str]]

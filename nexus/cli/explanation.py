@@ -17,7 +17,7 @@ from nexus.dialects.openai.request import read
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load_table import LoadTable
 from nexus.fleet.snapshot import SnapshotReader
-from nexus.proxy.breakers import standing_of
+from nexus.fleet.status import status_of
 from nexus.proxy.endpoints import ENDPOINTS
 from nexus.routing.explain import Explanation, explain
 from nexus.routing.needs import ANYTHING, Needs
@@ -57,7 +57,7 @@ def route_explain(
         asked,
         WhatIf(
             load=load_table.pending,
-            standing=lambda column, model: standing_of(
+            standing=lambda column, model: status_of(
                 column, model, circuits, load_table, config=snapshot.config, now_ns=now_ns
             ),
         ),

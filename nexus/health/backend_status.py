@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from nexus.admin.operations import fleet_health
 from nexus.fleet.records import Backend, Snapshot
 from nexus.fleet.slot_lease import SlotLease
-from nexus.proxy.breakers import standing_of
+from nexus.fleet.status import fleet_health, status_of
 
 
 def backend_states(snapshot: Snapshot, slot_lease: SlotLease) -> list[dict[str, Any]]:
@@ -16,7 +15,7 @@ def backend_states(snapshot: Snapshot, slot_lease: SlotLease) -> list[dict[str, 
     held, now_ns = slot_lease.held_slots(), time.monotonic_ns()
 
     def state(backend: Backend) -> dict[str, Any]:
-        standing = standing_of(
+        status = status_of(
             backend.column,
             "",
             slot_lease.circuits,
@@ -36,7 +35,7 @@ def backend_states(snapshot: Snapshot, slot_lease: SlotLease) -> list[dict[str, 
             "since": backend.since,
             "draining": backend.draining,
             "origin": backend.origin,
-            "circuit": standing.state,
+            "circuit": status.state,
             "in_flight": slot_lease.table.pending_in(backend.column, held),
             "capacity": backend.limit,
             "latency_ms": backend.latency_ms,

@@ -13,11 +13,11 @@ import msgspec
 
 from nexus import __version__
 from nexus.admin.history import entry
-from nexus.admin.operations import fleet_health
 from nexus.admin.pages import KEPT_S, TILES, parts, rows
 from nexus.fleet.records import Model, Snapshot
 from nexus.fleet.request_log import RequestRecord
 from nexus.fleet.slot_lease import SlotLease
+from nexus.fleet.status import fleet_health
 from nexus.fleet.windows import RecentOutcomes
 from nexus.health.backend_status import backend_states
 from nexus.metrics import families

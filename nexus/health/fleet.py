@@ -16,7 +16,7 @@ from nexus.health.prober import Result
 from nexus.health.thresholds import ProbeState
 from nexus.metrics.labels import OTHER, assign, retire
 from nexus.providers import with_configured
-from nexus.proxy.fleet_view import configured_models
+from nexus.routing.table import configured_models
 
 
 @dataclass(slots=True)

@@ -13,16 +13,15 @@ from nexus.config import Config
 from nexus.errors import Blame, Fault, RequestFailed
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load_table import NORMAL_TICKET, LoadTable, Row
+from nexus.fleet.status import CLEAR, EndpointStatus
 from nexus.metrics.recorder import Recorder
 from nexus.proxy.breakers import REFUSED, Breakers, Evidence
 from nexus.proxy.fleet_view import View
 from nexus.proxy.queue import Queue
 from nexus.proxy.request import Request
 from nexus.routing.router import (
-    CLEAR,
     AtCapacity,
     Choice,
-    EndpointStatus,
     RouteQuery,
     Tried,
     choose,

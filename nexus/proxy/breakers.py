@@ -11,9 +11,10 @@ from nexus.errors import Blame, Fault
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load_table import WINDOW_S, LoadTable
 from nexus.fleet.records import Backend
+from nexus.fleet.status import CLEAR, EndpointStatus, status_of
 from nexus.metrics.recorder import Recorder
-from nexus.routing.circuit import open_for_s, share_after, should_open
-from nexus.routing.router import CLEAR, Choice, EndpointStatus
+from nexus.routing.circuit import open_for_s, should_open
+from nexus.routing.router import Choice
 
 log = logging.getLogger("nexus.proxy")
 
@@ -98,31 +99,6 @@ class Evidence:
             self._breakers.end_lease(attempt)
 
 
-def standing_of(
-    column: int, model: str, circuits: CircuitTable, load: LoadTable, *, config: Config, now_ns: int
-) -> EndpointStatus:
-    """How a backend stands at this moment for requests for a model, by the shared tables."""
-    if not circuits.noted[column]:
-        return CLEAR
-    circuit = circuits.read(column)
-    busy_until = circuit.busy_until
-    if circuit.models_until > now_ns:
-        busy_until = max(busy_until, circuits.model_busy_until(column, model))
-    failures = 0
-    if circuit.failed > circuit.recovered and now_ns - circuit.failed < WINDOW_S * 1e9:
-        failures = load.outcomes(column, now_ns, since_ns=circuit.recovered)[1]
-    slow_start_s = config.circuit_breaker.slow_start_seconds
-    return EndpointStatus(
-        state=circuit.state(now_ns) if config.circuit_breaker.enabled else "closed",
-        ready_in_s=max(0.0, (circuit.open_until - now_ns) / 1e9),
-        busy_s=max(0.0, (busy_until - now_ns) / 1e9),
-        share=share_after((now_ns - circuit.recovered) / 1e9, slow_start_s)
-        if circuit.trips
-        else 1.0,
-        failures=failures,
-    )
-
-
 class Breakers:
     """Reads and moves the circuits of the host. Safe from any greenlet or thread."""
 
@@ -149,7 +125,7 @@ class Breakers:
         self._circuits.forget_if(
             column, now_ns - int(max(WINDOW_S, config.circuit_breaker.slow_start_seconds) * 1e9)
         )
-        return standing_of(column, model, self._circuits, self._load, config=config, now_ns=now_ns)
+        return status_of(column, model, self._circuits, self._load, config=config, now_ns=now_ns)
 
     def lease_probe(self, backend: Backend, config: Config) -> int:
         """Take the right to be the request that tries a backend whose circuit is half open, for `open_seconds`; gives

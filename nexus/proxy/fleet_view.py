@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from nexus.config.records import Routing
 from nexus.fleet.records import Backend, Snapshot
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.http.address import Address
 from nexus.http.headers import header_text
 from nexus.metrics import labels
-from nexus.routing.table import RouteTable
+from nexus.routing.table import RouteTable, configured_models
 
 log = logging.getLogger("nexus.proxy")
 
@@ -85,12 +84,6 @@ class View:
             if name not in self.snapshot.labels.models_over:
                 self.want_label(name)
         return labels.OTHER
-
-
-def configured_models(routing: Routing) -> set[str]:
-    """The model names that the configuration itself speaks of."""
-    stand_ins = {model for chain in routing.fallbacks.values() for model in chain}
-    return {*routing.aliases, *routing.aliases.values(), *routing.fallbacks, *stand_ins}
 
 
 def _let_others_run() -> None:

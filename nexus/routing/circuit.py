@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from nexus.config.records import CircuitBreaker
 
-_LEAST_SHARE = 0.05
 _JITTER = 0.1
 
 
@@ -24,8 +23,3 @@ def open_for_s(trips: int, settings: CircuitBreaker, *, chance: float) -> float:
     """
     seconds: float = min(settings.open_seconds * 2 ** min(trips - 1, 16), settings.max_open_seconds)
     return seconds * (1 + _JITTER * (2 * chance - 1))
-
-
-def share_after(recovered_for_s: float, slow_start_s: float) -> float:
-    """The share of its usual traffic that a backend gets so long after it recovered."""
-    return min(1.0, max(_LEAST_SHARE, recovered_for_s / slow_start_s))

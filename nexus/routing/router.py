@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 import msgspec
 
 from nexus.errors import RequestFailed
-from nexus.fleet.circuits import State
 from nexus.fleet.records import Backend
+from nexus.fleet.status import CLEAR, EndpointStatus
 from nexus.routing.needs import ANYTHING, Needs
 from nexus.routing.policies import NOTHING, Constraints
 from nexus.routing.strategies import STRATEGIES, Circumstances
@@ -26,24 +26,6 @@ Tried = Set[tuple[str, str]]
 _LISTED = 20
 _SECOND_CHANCE = 8191
 """Makes another chance out of the one given, which is independent of it for all that matters here."""
-
-
-class EndpointStatus(msgspec.Struct, frozen=True, gc=False):
-    """How a backend stands at this moment, by what requests saw of it.
-
-    `ready_in_s`: until an open circuit lets a request try; `busy_s`: for how much longer it said that it is busy;
-    `share`: the part of its traffic that it may get, below 1 after a recovery; `failures`: recent ones.
-    """
-
-    state: State = "closed"
-    ready_in_s: float = 0.0
-    busy_s: float = 0.0
-    share: float = 1.0
-    failures: int = 0
-
-
-CLEAR = EndpointStatus()
-"""Of nearly every backend at nearly every moment."""
 
 
 class RoutingContext(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nexus.config.records import MAX_ALIAS_DEPTH
+from nexus.config.records import MAX_ALIAS_DEPTH, Routing
 from nexus.fleet.records import Backend, Model, Snapshot
 from nexus.routing.listing import Listing
 from nexus.routing.names import matches, ollama_form
@@ -191,6 +191,12 @@ class RouteTable:
                 known=len(self.offers[name]),
             )
         return found
+
+
+def configured_models(routing: Routing) -> set[str]:
+    """The model names that the configuration mentions as aliases, their targets, or fallbacks."""
+    fallbacks = {model for chain in routing.fallbacks.values() for model in chain}
+    return {*routing.aliases, *routing.aliases.values(), *routing.fallbacks, *fallbacks}
 
 
 def _decisive_fields(offers: Sequence[Candidate]) -> tuple[str, ...]:

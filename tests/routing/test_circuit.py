@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.config.records import CircuitBreaker
-from nexus.routing.circuit import open_for_s, share_after, should_open
+from nexus.routing.circuit import open_for_s, should_open
 
 SETTINGS = CircuitBreaker(failures=5, open_seconds=5, max_open_seconds=60)
 
@@ -43,11 +43,3 @@ def test_the_spread_is_small(trips, chance):
         <= open_for_s(trips, SETTINGS, chance=chance) / open_for_s(trips, SETTINGS, chance=0.5)
         <= 1.1
     )
-
-
-@given(st.floats(0, 1e6), st.floats(0.1, 100))
-def test_share_grows_to_the_whole(recovered_for_s, slow_start_s):
-    share = share_after(recovered_for_s, slow_start_s)
-    assert 0 < share <= 1
-    assert share <= share_after(recovered_for_s + 1, slow_start_s)
-    assert share_after(slow_start_s, slow_start_s) == 1

@@ -10,13 +10,12 @@ from nexus.config import BackendConfig, Config
 from nexus.config.records import Policy, Routing
 from nexus.errors import RequestFailed
 from nexus.fleet.records import Backend, Model, Snapshot
+from nexus.fleet.status import CLEAR, EndpointStatus
 from nexus.routing.needs import Requirements
 from nexus.routing.policies import NOTHING, Constraints
 from nexus.routing.router import (
-    CLEAR,
     AtCapacity,
     Choice,
-    EndpointStatus,
     RouteQuery,
     WhatIf,
     choose,
