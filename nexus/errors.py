@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import msgspec
-
 
 class Blame(Enum):
     """Whose fault it was, for the record that is kept of a backend."""
@@ -181,23 +179,3 @@ class RequestFailed(Exception):
         self.passed_on = passed_on
         self.retry_after_s = retry_after_s
         super().__init__(self.message)
-
-
-def error_body(
-    message: str,
-    *,
-    status: int,
-    code: str | None,
-    param: str | None = None,
-    context: Mapping[str, Any] | None = None,
-) -> bytes:
-    """An error in OpenAI's form; a 503 carries the original's `context` beside it."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    if status == 429:
-        kind = "rate_limit_error"
-    body: dict[str, Any] = {
-        "error": {"message": message, "type": kind, "param": param, "code": code}
-    }
-    if context is not None:
-        body["context"] = context
-    return msgspec.json.encode(body)

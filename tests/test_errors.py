@@ -1,10 +1,8 @@
 """The table of faults."""
 
-import json
-
 import pytest
 
-from nexus.errors import ERROR_TYPES, FAULTS, error_body, status_label
+from nexus.errors import ERROR_TYPES, FAULTS, status_label
 
 ORIGINAL = {"timeout", "backend_error", "no_backend", "no_healthy_backend", "parse_error", "other", "model_not_found",
             "fallback_exhausted", "capability_mismatch"}  # fmt: skip
@@ -41,13 +39,3 @@ def test_every_row_is_whole():
 )
 def test_statuses_are_bounded(status, label):
     assert status_label(status) == label
-
-
-def test_form():
-    body = json.loads(
-        error_body("why", status=503, code="no_backend", context={"eta_seconds": None})
-    )
-    assert body == {
-        "error": {"message": "why", "type": "server_error", "param": None, "code": "no_backend"},
-        "context": {"eta_seconds": None},
-    }

@@ -15,7 +15,7 @@ from flask import Response, request
 
 from nexus.config.records import Admin
 from nexus.config.secrets import SecretError, secret
-from nexus.errors import error_body
+from nexus.dialects.openai.errors import error_body
 from nexus.fleet.records import Snapshot
 
 _READING = ("GET", "HEAD", "OPTIONS")

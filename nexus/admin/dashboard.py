@@ -16,7 +16,8 @@ from nexus.admin.history import MOST, Filter, entry
 from nexus.admin.limits import Costly, TooOften
 from nexus.admin.live_updates import Live
 from nexus.admin.pages import page
-from nexus.errors import FAULTS, RequestFailed, error_body
+from nexus.dialects.openai.errors import error_body
+from nexus.errors import FAULTS, RequestFailed
 from nexus.fleet.records import Snapshot
 from nexus.fleet.request_log import RequestRecord
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
-from nexus.errors import error_body
+from nexus.dialects.openai.errors import error_body
 
 
 def register_errors(app: Flask, *, rejected: Callable[[str], None]) -> None:

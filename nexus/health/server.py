@@ -28,7 +28,7 @@ from nexus.admin.dashboard import DashboardContext, dashboard_endpoints
 from nexus.admin.errors import register_errors
 from nexus.admin.openapi import openapi_endpoint
 from nexus.admin.operations import Operations, operations_endpoints
-from nexus.errors import error_body
+from nexus.dialects.openai.errors import error_body
 
 log = logging.getLogger("nexus.health")
 

@@ -173,15 +173,6 @@ def printable(text: str, *, longest: int = _LONGEST_MESSAGE) -> str:
     return line if len(line) <= longest else line[:longest] + "…"
 
 
-def masked(content: bytes, key: str | None) -> bytes:
-    """`content` without the gateway's own key, which some servers repeat when they refuse it."""
-    if not key:
-        return content
-    for form in {key, key.replace("/", "\\/")}:
-        content = content.replace(form.encode(), b"***")
-    return content
-
-
 def _told(content: bytes) -> tuple[str, str, str]:
     """An error's (message, type, code), from `{"error": {…}}`, `{"error": "…"}`, `{"message": …}`, `{"detail": …}`; of
     anything else its text."""

@@ -7,9 +7,10 @@ import json
 import msgspec
 
 from nexus.config.secrets import SecretError
+from nexus.dialects.openai.errors import error_body
 from nexus.dialects.openai.stream import Stream, error_in
 from nexus.dialects.openai.usage import Usage, usage_of, with_usage_asked
-from nexus.errors import Fault, PassedOn, RequestFailed, error_body
+from nexus.errors import Fault, PassedOn, RequestFailed
 from nexus.http.address import forwards_authorization, own_key
 from nexus.http.connection_pool import Connection
 from nexus.http.headers import request_head, retry_after_s
@@ -19,7 +20,6 @@ from nexus.providers.errors import (
     classify,
     fault_within_stream,
     is_page,
-    masked,
     message_of,
     printable,
     status_for_client,
@@ -27,6 +27,7 @@ from nexus.providers.errors import (
 from nexus.proxy.admission import Reservation
 from nexus.proxy.engine import Engine
 from nexus.proxy.request import Request
+from nexus.runtime.text import mask_key
 
 _MOST_HELD_BACK = 256 * 1024
 """Bytes of a stream held back while no content has come; beyond that they go on as they are."""
@@ -366,7 +367,7 @@ class Attempt:
         answer, name, status = self.answer, self._backend.name, self.status
         key = own_key(self._backend.config, self._engine.environ)
         content, whole = self._failed_body()
-        content = masked(content, key)
+        content = mask_key(content, key)
         readable = (
             content
             if (answer.header("content-encoding") or "identity").lower() == "identity"
@@ -378,7 +379,7 @@ class Attempt:
         )
         message = f"Backend {name} answered {status}"
         if fault.name == "backend_redirects":
-            location = printable(masked((answer.header("location") or "").encode(), key).decode())
+            location = printable(mask_key((answer.header("location") or "").encode(), key).decode())
             message += f" and points to {location or 'nothing'}; its url in the configuration is not the right one."
         else:
             said = message_of(readable)
@@ -386,7 +387,7 @@ class Attempt:
         if fault.status is not None:
             return RequestFailed(fault, message, retry_after_s=retry_after_s)
         headers = [
-            (field, masked(value.encode("latin-1"), key).decode("latin-1"))
+            (field, mask_key(value.encode("latin-1"), key).decode("latin-1"))
             for field, value in self.headers
         ]
         status = status_for_client(fault, status)
@@ -426,9 +427,9 @@ class Attempt:
     def _told(self, message: str, status: int, content: bytes) -> RequestFailed:
         """The failure that an error before any content means: that of an answer with its status."""
         key = own_key(self._backend.config, self._engine.environ)
-        content = masked(content, key)
+        content = mask_key(content, key)
         message = (
-            f"Backend {self._backend.name}: {printable(masked(message.encode(), key).decode())}"
+            f"Backend {self._backend.name}: {printable(mask_key(message.encode(), key).decode())}"
         )
         fault = classify(status, content, own_key=self._own_key)
         if fault.status is not None:

@@ -15,10 +15,11 @@ import msgspec
 
 from nexus.dialects.json_body import InvalidBody
 from nexus.dialects.openai import request as openai_request
+from nexus.dialects.openai.errors import error_body
 from nexus.dialects.openai.request import ParsedRequest
 from nexus.dialects.openai.stream import Stream
 from nexus.dialects.openai.usage import Usage, asks_for_usage
-from nexus.errors import FAULTS, Blame, Fault, RequestFailed, error_body, status_label
+from nexus.errors import FAULTS, Blame, Fault, RequestFailed, status_label
 from nexus.fleet.request_log import AttemptRecord, RequestRecord
 from nexus.http import content_coding, cross_origin
 from nexus.http.address import Address

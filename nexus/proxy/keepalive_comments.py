@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from nexus.errors import error_body
+from nexus.dialects.openai.errors import error_body
 from nexus.http.client_watch import Stopping
 from nexus.proxy.engine import ClientResponse
 from nexus.proxy.relay import StreamBody

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nexus.errors import FAULTS, Fault, RequestFailed, error_body
+from nexus.dialects.openai.errors import error_body
+from nexus.errors import FAULTS, Fault, RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.connection_pool import Connection
 from nexus.proxy.attempt import Attempt, StreamError

@@ -41,3 +41,12 @@ def redact(text: str) -> str:
         if secret in text:
             text = text.replace(secret, MASK)
     return text
+
+
+def mask_key(content: bytes, key: str | None) -> bytes:
+    """`content` with this key masked, as it is or with `/` escaped as some JSON encoders do."""
+    if not key:
+        return content
+    for form in {key, key.replace("/", "\\/")}:
+        content = content.replace(form.encode(), MASK.encode())
+    return content

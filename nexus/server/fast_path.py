@@ -17,7 +17,8 @@ from http import HTTPStatus
 import msgspec
 
 from nexus.config.records import Server
-from nexus.errors import RequestFailed, error_body
+from nexus.dialects.openai.errors import error_body
+from nexus.errors import RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.connection_pool import Connection
 from nexus.proxy.engine import ClientResponse, Engine

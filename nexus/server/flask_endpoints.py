@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from flask import Blueprint, Response, jsonify, request
 
-from nexus.errors import error_body
+from nexus.dialects.openai.errors import error_body
 from nexus.proxy.endpoints import ENDPOINTS, Endpoint
 from nexus.proxy.engine import Engine
 from nexus.proxy.exchange import Exchange

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from nexus.config.records import Cors
-from nexus.errors import error_body
+from nexus.dialects.openai.errors import error_body
 from nexus.http import cross_origin
 from nexus.proxy.endpoints import BY_PATH, canonical
 

@@ -9,7 +9,6 @@ from nexus.providers.errors import (
     RULES,
     classify,
     fault_within_stream,
-    masked,
     message_of,
     printable,
     rule_for,
@@ -167,8 +166,3 @@ def test_message(body, message):
 
 def test_printable_keeps_one_short_line():
     assert printable("a\r\n\x9b\u2028\u202eb" + "x" * 5000) == "a b" + "x" * 297 + "…"
-
-
-def test_own_key_is_masked_in_both_of_its_spellings():
-    assert masked(b'{"m":"sk-a/b and sk-a\\/b"}', "sk-a/b") == b'{"m":"*** and ***"}'
-    assert masked(b"nothing", None) == b"nothing"

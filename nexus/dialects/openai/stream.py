@@ -15,7 +15,7 @@ import msgspec
 from nexus.dialects.lenient_json import UNREADABLE, lenient
 from nexus.dialects.openai.usage import Usage, timings_usage, usage_in
 from nexus.http.sse import Event, EventReader
-from nexus.providers.errors import masked
+from nexus.runtime.text import mask_key
 
 _NOT_CONTENT = frozenset({"role", "name", "provider_specific_fields"})
 """Keys of a delta that carry no piece of the answer. All others do: each kind of backend has its own for reasoning."""
@@ -180,7 +180,7 @@ class Stream:
         if self._look(event.data, event.kind) and self._hide_usage:
             return self._without_usage(event)
         if self.error is not None:
-            return masked(event.raw, self._own_key)
+            return mask_key(event.raw, self._own_key)
         return event.raw
 
     def _without_usage(self, event: Event) -> bytes:
