@@ -22,7 +22,7 @@ from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics.collector import Collector
 from nexus.metrics.reader import FileReader
 from nexus.metrics.recorder import Finished, Recorder
-from nexus.metrics.recovery import settle
+from nexus.metrics.recovery import recover_slot
 from nexus.metrics.store import Store
 
 RESULTS = Path(__file__).parent / "results" / "metrics.md"
@@ -126,7 +126,7 @@ class Process:
     """What a worker has, without the worker."""
 
     def __init__(self, slot_lease: SlotLease) -> None:
-        settle(slot_lease)
+        recover_slot(slot_lease)
         self.store = Store(slot_lease)
         self.recorder = Recorder(self.store, slot_lease)
         self.figures = Collector(
@@ -158,8 +158,8 @@ def one_gateway() -> tuple[list[float], int, list[float]]:
         workers = [Process(SlotLease.lease(generation)) for _ in range(8)]
         for worker in workers:
             for number in range(22):
-                worker.recorder.started("chat_completions")
-                worker.recorder.finished(finished(number))
+                worker.recorder.request_started("chat_completions")
+                worker.recorder.request_finished(finished(number))
         figures = workers[0].figures
         series = sum(
             not line.startswith("#") for line in figures.read().exposition().decode().splitlines()
@@ -167,18 +167,18 @@ def one_gateway() -> tuple[list[float], int, list[float]]:
         scrapes = []
         for number in range(2000):
             for worker in workers:
-                worker.recorder.finished(finished(number % 22))
+                worker.recorder.request_finished(finished(number % 22))
             began = time.perf_counter()
             figures.read().exposition()
             scrapes.append(1000 * (time.perf_counter() - began))
 
         recorder, request = workers[0].recorder, finished(1)
-        recorder.finished(request)
+        recorder.request_finished(request)
         recording = []
         for _ in range(REPEATS):
             began = time.perf_counter()
             for _ in range(20_000):
-                recorder.finished(request)
+                recorder.request_finished(request)
             recording.append((time.perf_counter() - began) / 20_000 * 1e6)
         for worker in workers:
             worker.store.close()

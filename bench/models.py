@@ -35,7 +35,7 @@ def fleet(
     number: int, backends: int, models: int, *, changed: int = 0, latency_ms: float = 1.0
 ) -> Snapshot:
     return Snapshot(
-        number=number,
+        revision=number,
         published_at=time.time(),
         config=Config(),
         backends=tuple(
@@ -73,11 +73,11 @@ def stall_ms(backends: int, models: int) -> tuple[float, float]:
         writer.publish(first)
         view.current()
         found = []
-        same = replace(first, number=2, published_at=time.time())
+        same = replace(first, revision=2, published_at=time.time())
         for snapshot in (same, fleet(3, backends, models, changed=models // 2)):
             best = float("inf")
             for _ in range(3 if snapshot is same else 1):
-                writer.publish(replace(snapshot, number=writer.next_number()))
+                writer.publish(replace(snapshot, revision=writer.next_revision()))
                 stalls = Stalls()
                 sleep, time.sleep = (
                     time.sleep,

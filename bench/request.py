@@ -21,7 +21,7 @@ from nexus.fleet.slot_lease import SlotLease
 from nexus.http.client_watch import DisconnectWatch
 from nexus.http.connection_pool import Connection
 from nexus.metrics.recorder import Recorder
-from nexus.metrics.recovery import settle
+from nexus.metrics.recovery import recover_slot
 from nexus.metrics.store import Store
 from nexus.proxy.engine import Engine
 from nexus.proxy.fleet_view import View
@@ -85,19 +85,19 @@ def lane() -> FastPath:
     run_dir = RunDirectory(tempfile.mkdtemp())
     run_dir.prepare()
     slot_lease = SlotLease.lease(run_dir.new_generation())
-    settle(slot_lease)
+    recover_slot(slot_lease)
     backend = Backend(
         config=BackendConfig(name="up", url="http://127.0.0.1:1", type="vllm"), label="up", column=0, status="healthy",
         latency_ms=1.0, models=(Model(name="m", context_length=32768),),
     )  # fmt: skip
     labels = Labels(models={"m": "m"}, backends={"up": "up"})
     view = View.of(
-        Snapshot(number=1, published_at=0, config=Config(), backends=(backend,), labels=labels)
+        Snapshot(revision=1, published_at=0, config=Config(), backends=(backend,), labels=labels)
     )
     fleet: Any = SimpleNamespace(current=lambda: view)
     engine = Engine(
         fleet=fleet, recorder=Recorder(Store(slot_lease), slot_lease), load=slot_lease.table, row=slot_lease.row,
-        circuits=slot_lease.circuits, ring=slot_lease.recent.ring(0), environ={},
+        circuits=slot_lease.circuits, ring=slot_lease.request_log.ring(0), environ={},
     )  # fmt: skip
     sock: Any = _Socket()
     connection = Connection(sock, reused=False)

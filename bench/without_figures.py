@@ -15,8 +15,8 @@ from nexus.metrics.recorder import Finished, Recorder
 class Silent(Recorder):
     """Keeps the row of requests in flight, and how attempts ended: limits and circuits live on them."""
 
-    def started(self, endpoint: str) -> None:  # noqa: ARG002
-        self._row.enter(time.monotonic_ns())
+    def request_started(self, endpoint: str) -> None:  # noqa: ARG002
+        self._row.request_started(time.monotonic_ns())
 
     def attempt_ended(
         self,
@@ -26,18 +26,18 @@ class Silent(Recorder):
         *,
         success: bool | None,
     ) -> None:
-        self._row.end(column)
+        self._row.attempt_ended(column)
         if success is not None:
             self._row.count_outcome(column, time.monotonic_ns(), success=success)
 
-    def attempt_began(self, column: int, decision_s: float) -> None:  # noqa: ARG002
-        self._row.begin(column)
+    def attempt_started(self, column: int, decision_s: float) -> None:  # noqa: ARG002
+        self._row.attempt_started(column)
 
-    def refused(self, decision_s: float) -> None:
+    def routing_failed(self, decision_s: float) -> None:
         pass
 
-    def finished(self, request: Finished) -> None:  # noqa: ARG002
-        self._row.leave()
+    def request_finished(self, request: Finished) -> None:  # noqa: ARG002
+        self._row.request_finished()
 
 
 nexus.app.Recorder = Silent  # type: ignore[misc]

@@ -113,7 +113,7 @@ def errors() -> str:
     for fault in FAULTS.values():
         status = fault.status or "the backend's"
         lines.append(
-            f"| `{fault.code}` | {status} | `{fault.error_type}` | {'yes' if fault.retry else 'no'} | {fault.meaning} |"
+            f"| `{fault.code}` | {status} | `{fault.error_type}` | {'yes' if fault.retry else 'no'} | {fault.description} |"
         )
     return "\n".join([*lines, ""])
 

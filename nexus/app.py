@@ -29,7 +29,7 @@ from nexus.fleet.windows import read_windows
 from nexus.metrics.collector import Collector
 from nexus.metrics.gauges import FILE as GAUGE_FILE
 from nexus.metrics.recorder import Recorder
-from nexus.metrics.recovery import settle
+from nexus.metrics.recovery import recover_slot
 from nexus.metrics.store import Store
 from nexus.proxy.engine import Engine
 from nexus.proxy.fleet_view import FleetView
@@ -54,7 +54,7 @@ class Gateway:
         """Give back the seat, the files and the connections; for a process that goes on without the gateway."""
         self.engine.connections.close()
         self.store.close()
-        self.slot_lease.leave()
+        self.slot_lease.release()
 
 
 def create_app(
@@ -126,7 +126,7 @@ def create_app(
 
     def latest(limit: int) -> list[RequestRecord]:
         engine.request_log.flush()
-        return slot_lease.recent.latest(range(slot_lease.table.rows), limit=limit)
+        return slot_lease.request_log.latest(range(slot_lease.table.rows), limit=limit)
 
     app.register_blueprint(
         dashboard_endpoints(
@@ -163,11 +163,11 @@ def _gateway_name(slot_lease: SlotLease) -> str | None:
 
 def _take_seat(run_dir: RunDirectory, environ: MutableMapping[str, str]) -> SlotLease:
     try:
-        if slot_lease := SlotLease.handed_over(environ):
+        if slot_lease := SlotLease.from_environ(environ):
             return slot_lease
         lock = run_dir.claim(f"pid {os.getpid()}")
         slot_lease = SlotLease.lease(run_dir.new_generation(workers=1))
-        slot_lease.keep(lock)
+        slot_lease.attach(lock)
     except (RunDirectoryError, NoFreeSlotError, OSError) as error:
         return _alone(error)
     return slot_lease
@@ -176,18 +176,18 @@ def _take_seat(run_dir: RunDirectory, environ: MutableMapping[str, str]) -> Slot
 def _open_store(slot_lease: SlotLease) -> tuple[SlotLease, Store]:
     """The files of the seat, taken over from its last holder; in memory where they cannot be used."""
     try:
-        settle(slot_lease)
+        recover_slot(slot_lease)
         return slot_lease, Store(slot_lease)
     except OSError as error:
-        slot_lease.leave()
+        slot_lease.release()
         slot_lease = _alone(error)
-        settle(slot_lease)
+        recover_slot(slot_lease)
         return slot_lease, Store(slot_lease)
 
 
 def _ring(slot_lease: SlotLease) -> Ring:
     try:
-        return slot_lease.recent.ring(slot_lease.slot)
+        return slot_lease.request_log.ring(slot_lease.slot)
     except OSError as error:
         log.error(
             "requests of this process are not shown among the last ones", extra={"why": error}
@@ -200,7 +200,7 @@ def _alone(error: Exception) -> SlotLease:
         "figures of this process stay in its memory, no scrape of another shows them",
         extra={"why": error},
     )
-    return SlotLease.alone()
+    return SlotLease.private()
 
 
 def _snapshot_reader(path: Path) -> SnapshotReader | None:

@@ -14,8 +14,8 @@ def test_values_of_the_original_are_there():
 
 def test_every_row_is_whole():
     for name, fault in FAULTS.items():
-        assert name == fault.name
-        assert fault.meaning.endswith(".")
+        assert name == fault.code
+        assert fault.description.endswith(".")
         assert fault.status is None or 400 <= fault.status <= 599
         if fault.stream_end is not None and name != "client_gone":
             assert fault.status in (502, 504), (

@@ -271,7 +271,7 @@ def test_with_one_backend(fleet, case, stream):
     """The client gets the row's answer, after as many attempts as the row allows."""
     workers, first, _ = fleet
     row = FAULTS[case.fault]
-    attempts = 1 + MAX_RETRIES if row.again else 1
+    attempts = 1 + MAX_RETRIES if row.retry_same else 1
     status = case.status or row.status
     reached, before, lines = asked(first), workers.settled(), len(workers.lines("request"))
     with struck(fleet, case):

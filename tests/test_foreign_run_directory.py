@@ -84,7 +84,7 @@ def test_no_process_is_signalled(trap):
     ) as child:
         child.stdout.readline()
         lock = LockFile(trap / "health.lock")
-        assert lock.take(0)
+        assert lock.acquire(0)
         lock.write_note(f"pid {child.pid}")
         os.chown(trap / "health.lock", STRANGER, STRANGER)
         assert nexus(trap, "nexus", "reload").returncode == 2

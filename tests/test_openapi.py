@@ -68,7 +68,7 @@ def test_every_fault_is_described():
     for fault in FAULTS.values():
         if fault.status != 499:  # nobody is there to see it
             assert (
-                f"`{fault.code}`: {fault.meaning}"
+                f"`{fault.code}`: {fault.description}"
                 in responses[str(fault.status or "default")]["description"]
             )
 

@@ -114,7 +114,7 @@ def dashboard_endpoints(viewed: DashboardContext) -> Blueprint:
 
     @blueprint.errorhandler(RequestFailed)
     def invalid(failure: RequestFailed) -> Response:
-        fault = FAULTS[failure.fault.name]
+        fault = FAULTS[failure.fault.code]
         status = fault.status or 400
         content = error_body(failure.message, status=status, code=fault.code, param=failure.param)
         return Response(content, status, mimetype="application/json")

@@ -189,7 +189,7 @@ def _faults() -> dict[str, Any]:
     for fault in FAULTS.values():
         if fault.status != _NEVER_SEEN:
             status = str(fault.status) if fault.status else "default"
-            by_status.setdefault(status, []).append(f"`{fault.code}`: {fault.meaning}")
+            by_status.setdefault(status, []).append(f"`{fault.code}`: {fault.description}")
     return {status: _refused("\n\n".join(lines)) for status, lines in sorted(by_status.items())}
 
 

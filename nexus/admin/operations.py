@@ -129,7 +129,7 @@ def readiness(operations: Operations, *, named: bool = True) -> Checks:
     return {
         "fleet_seen": (
             snapshot is not None,
-            f"number {snapshot.number}" if snapshot else "no fleet was published yet",
+            f"number {snapshot.revision}" if snapshot else "no fleet was published yet",
         ),
         "backend_usable": (bool(usable), told or "no backend that is healthy and takes requests"),
         "health_process": (

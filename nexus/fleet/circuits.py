@@ -219,7 +219,7 @@ class CircuitTable:
         """Nobody else changes the record meanwhile; gives False, at once, where somebody does."""
         byte = _CHANGING + column
         with self._mine:
-            free = self._locks is None or self._locks.take(byte)
+            free = self._locks is None or self._locks.acquire(byte)
             try:
                 yield free
             finally:
@@ -243,11 +243,11 @@ class CircuitTable:
     def _take_soon(self, locks: LockFile, byte: int) -> bool:
         """Take a lock that others hold for microseconds. This blocks the thread, so not for long: its holder may have
         been stopped, and then nobody waits for it again for a while."""
-        if locks.take(byte):
+        if locks.acquire(byte):
             return True
         deadline = time.monotonic() + _PATIENCE_S
         while time.monotonic() < deadline and time.monotonic() > self._impatient_until:
-            if locks.take(byte):
+            if locks.acquire(byte):
                 return True
             os.sched_yield()
         self._impatient_until = deadline + _IMPATIENT_S

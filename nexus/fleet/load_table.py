@@ -139,7 +139,7 @@ class LoadTable:
         cells = self._cells
         return sum(cells[HEAD + _IN_FLIGHT : HEAD + _IN_FLIGHT + cells[1] * _STRIDE : _STRIDE])
 
-    def reading(self) -> int:
+    def reading_bodies(self) -> int:
         """Those of `in_flight` whose body is still being read."""
         return sum(self._over_rows(_READING))
 
@@ -177,7 +177,7 @@ class LoadTable:
         """
         return self._window(_plane(_OUTCOMES, column), now_ns, since_ns, apart=COLUMNS)
 
-    def tries(self, now_ns: int) -> tuple[int, int]:
+    def requests_and_retries(self, now_ns: int) -> tuple[int, int]:
         """(requests started, further attempts made for them) in the last window, over all processes."""
         return self._window(_TRIES, now_ns, 0, apart=1)
 
@@ -228,21 +228,25 @@ class Row:
         """Odd while a finished request is being recorded."""
         return self._cells[self._base + _SEQUENCE]
 
-    def turn(self) -> None:
-        """Mark the start (odd) or the end (even) of a recording."""
+    def write_begin(self) -> None:
+        """Make the sequence number odd: readers that see it read again."""
         self._cells[self._base + _SEQUENCE] += 1
 
-    def enter(self, now_ns: int) -> None:
+    def write_end(self) -> None:
+        """Make the sequence number even again, and another than before."""
+        self._cells[self._base + _SEQUENCE] += 1
+
+    def request_started(self, now_ns: int) -> None:
         self._cells[self._base + _IN_FLIGHT] += 1
         self._count(_TRIES, now_ns, 1, apart=1)
 
-    def leave(self) -> None:
+    def request_finished(self) -> None:
         self._cells[self._base + _IN_FLIGHT] -= 1
 
-    def begin(self, column: int) -> None:
+    def attempt_started(self, column: int) -> None:
         self._cells[self._base + _FIRST_PENDING + column] += 1
 
-    def end(self, column: int) -> None:
+    def attempt_ended(self, column: int) -> None:
         self._cells[self._base + _FIRST_PENDING + column] -= 1
 
     def count_retry(self, now_ns: int) -> None:
@@ -262,20 +266,20 @@ class Row:
             packed if packed >> _EPOCH_SHIFT == epoch else epoch << _EPOCH_SHIFT
         ) + amount
 
-    def stream(self, change: int) -> None:
+    def add_streams(self, change: int) -> None:
         """One stream more (1) or fewer (-1) is going on."""
         self._cells[self._base + _STREAMS] += change
 
-    def read_body(self, change: int) -> None:
+    def add_bodies(self, change: int) -> None:
         """One body more (1) or fewer (-1) is being read."""
         self._cells[self._base + _READING] += change
 
-    def queue(self, column: int, change: int) -> None:
+    def add_queued(self, column: int, change: int) -> None:
         """One request more (1) or fewer (-1) waits for room; it is shown at the backend in `column`."""
         self._cells[self._base + _WAITING] += change
         self._cells[self._base + _plane(_QUEUED, column)] += change
 
-    def look(self, now_ns: int) -> None:
+    def record_queue_poll(self, now_ns: int) -> None:
         """Say that this process looks for room for those that wait in it."""
         self._cells[self._base + _QUEUE_SEEN] = now_ns
 
@@ -288,7 +292,7 @@ class Row:
         """When its event loop last moved; 0 for a process that does not tell."""
         return self._cells[self._base + _HEARTBEAT]
 
-    def beat(self, now_ns: int) -> None:
+    def record_heartbeat(self, now_ns: int) -> None:
         self._cells[self._base + _HEARTBEAT] = now_ns
 
     def is_silent(self, now_ns: int) -> bool:
@@ -299,7 +303,7 @@ class Row:
         """Whether it has been replaced, and only ends what it serves."""
         return bool(self._cells[self._base + _DRAINING])
 
-    def drain(self) -> None:
+    def mark_draining(self) -> None:
         self._cells[self._base + _DRAINING] = 1
 
     @property
@@ -329,11 +333,11 @@ class Row:
         """How many workers that had it were killed or crashed."""
         return self._cells[self._base + _DEATHS]
 
-    def depart(self) -> None:
+    def mark_departed(self) -> None:
         """Say that the process ends as it was told to."""
         self._cells[self._base + _DEPARTED] = 1
 
-    def take(self, pid: int, role: int) -> None:
+    def assign(self, pid: int, role: int) -> None:
         """Say whose it is now."""
         self._cells[self._base + _NAMESPACE] = _pid_namespace()
         self._cells[self._base + _PID] = pid

@@ -24,7 +24,7 @@ class LockFile:
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if fd is None else fd
 
-    def take(self, byte: int) -> bool:
+    def acquire(self, byte: int) -> bool:
         """Lock one byte; False where another open file holds it."""
         request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
         try:
@@ -33,10 +33,10 @@ class LockFile:
             return False
         return True
 
-    def take_within(self, byte: int, seconds: float) -> bool:
+    def acquire_within(self, byte: int, seconds: float) -> bool:
         """The same, but wait so long for it: a holder that was stopped must not stop whoever waits."""
         deadline = time.monotonic() + seconds
-        while not (taken := self.take(byte)) and time.monotonic() < deadline:
+        while not (taken := self.acquire(byte)) and time.monotonic() < deadline:
             time.sleep(_RETRY_S)
         return taken
 

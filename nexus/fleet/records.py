@@ -95,7 +95,7 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The fleet at one moment, with the configuration that holds for it. `published_at` in Unix seconds."""
 
-    number: int
+    revision: int
     published_at: float
     config: Config
     backends: tuple[Backend, ...] = ()

@@ -5,7 +5,7 @@
   gateway.lock         held by the gateway's first process; says who that is
   health.lock          held by the health process
   fleet.json           the fleet snapshot, replaced whole     (see snapshot.py)
-  fleet.number         8 shared bytes that tell of a new one
+  fleet.revision         8 shared bytes that tell of a new one
   reload.wanted        there while somebody waits for a reload
   reload.json          how the last reload went              (see reloads.py)
   admin.token          what operators' requests must carry where they have no token of their own
@@ -73,7 +73,7 @@ class Generation:
         self.slots = path / "slots"
         self.load = path / "load"
         self.circuits = path / "circuits"
-        self.recent = path / "recent"
+        self.request_log = path / "recent"
         self.metrics = path / "metrics"
 
     def started(self) -> Started:
@@ -187,7 +187,7 @@ class RunDirectory:
                 raise RunDirectoryError(
                     f"The run directory {self.path} is in use by another version of Nexus; stop that first."
                 )
-            for stale in (self.path / "fleet.json", self.path / "fleet.number"):
+            for stale in (self.path / "fleet.json", self.path / "fleet.revision"):
                 stale.unlink(missing_ok=True)
             _replace(version, FORMAT.encode())
 
@@ -195,7 +195,7 @@ class RunDirectory:
         """Own the directory until the returned lock is closed; `owner` is the note that a second gateway is shown."""
         self.prepare()
         lock = LockFile(self.path / "gateway.lock")
-        if not lock.take(0):
+        if not lock.acquire(0):
             note = lock.read_note()
             lock.close()
             raise RunDirectoryError(
@@ -228,7 +228,7 @@ class RunDirectory:
         """Have the health process read the configuration again, soon. Raises OSError."""
         _replace(self.path / _RELOAD_REQUEST, b"")
 
-    def take_reload_request(self) -> bool:
+    def consume_reload_request(self) -> bool:
         """Whether a reload was requested since the last call. Raises OSError."""
         try:
             (self.path / _RELOAD_REQUEST).unlink()

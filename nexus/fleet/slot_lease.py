@@ -20,8 +20,8 @@ _ROWS_LOCK = (
     SLOTS  # a byte behind the slots' own, held for the moment in which a row is put into use
 )
 
-_PATIENCE_S = 5.0
-_HANDED_OVER = "NEXUS_SEAT"
+_ROWS_LOCK_TIMEOUT_S = 5.0
+_ENVIRON_KEY = "NEXUS_SLOT_LEASE"
 
 
 class NoFreeSlotError(Exception):
@@ -29,7 +29,7 @@ class NoFreeSlotError(Exception):
 
 
 class SlotLease:
-    """A slot leased from a generation until `leave()` or until the process ends, however it ends.
+    """A slot leased from a generation until `release()` or until the process ends, however it ends.
 
     A generation of None is a seat of the process's own: it counts in memory, and no other process sees it.
     """
@@ -42,7 +42,7 @@ class SlotLease:
         locks: LockFile | None,
         table: LoadTable,
         circuits: CircuitTable,
-        recent: RequestLogTable,
+        request_log: RequestLogTable,
         role: int = WORKER,
         nth: int = 0,
     ) -> None:
@@ -50,7 +50,7 @@ class SlotLease:
         self.slot = slot
         self.table = table
         self.circuits = circuits
-        self.recent = recent
+        self.request_log = request_log
         self.row: Row = table.row(slot)
         self._locks = locks
         self._role = role
@@ -69,12 +69,12 @@ class SlotLease:
             locks = LockFile(generation.slots)
             table = LoadTable(generation.load)
             circuits = CircuitTable(generation.circuits)
-            recent = RequestLogTable(generation.recent)
+            request_log = RequestLogTable(generation.request_log)
         except OSError as error:
             raise NoFreeSlotError(f"{generation.path}: {error.strerror}") from error
         for slot in range(SLOTS):
-            if locks.take(slot):
-                if not locks.take_within(_ROWS_LOCK, _PATIENCE_S):
+            if locks.acquire(slot):
+                if not locks.acquire_within(_ROWS_LOCK, _ROWS_LOCK_TIMEOUT_S):
                     locks.close()
                     raise NoFreeSlotError(
                         f"{generation.path}: another process holds the lock on its rows"
@@ -91,23 +91,23 @@ class SlotLease:
                     table.row(slot).set_worker_starts(nth)
                 locks.release(_ROWS_LOCK)
                 return cls(
-                    generation, slot=slot, locks=locks, table=table, circuits=circuits, recent=recent, role=role,
+                    generation, slot=slot, locks=locks, table=table, circuits=circuits, request_log=request_log, role=role,
                     nth=nth or 0,
                 )  # fmt: skip
         locks.close()
         raise NoFreeSlotError(f"{generation.path}: all {SLOTS} slots are taken")
 
-    def hand_over(self, environ: MutableMapping[str, str]) -> None:
+    def export_to(self, environ: MutableMapping[str, str]) -> None:
         """Leave a note in the environment by which the application, loaded later in this process, finds its seat."""
         if self.generation is not None and self._locks is not None:
-            environ[_HANDED_OVER] = (
+            environ[_ENVIRON_KEY] = (
                 f"{self.slot}:{self._locks.fileno()}:{self._nth}:{self.generation.path}"
             )
 
     @classmethod
-    def handed_over(cls, environ: MutableMapping[str, str]) -> SlotLease | None:
+    def from_environ(cls, environ: MutableMapping[str, str]) -> SlotLease | None:
         """The seat that a server's hook took for this process; None where no hook did."""
-        note = environ.pop(_HANDED_OVER, None)
+        note = environ.pop(_ENVIRON_KEY, None)
         if note is None:
             return None
         slot, fd, nth, path = note.split(":", 3)
@@ -119,12 +119,12 @@ class SlotLease:
             locks=locks,
             table=LoadTable(generation.load),
             circuits=CircuitTable(generation.circuits),
-            recent=RequestLogTable(generation.recent),
+            request_log=RequestLogTable(generation.request_log),
             nth=int(nth),
         )
 
     @classmethod
-    def alone(cls) -> SlotLease:
+    def private(cls) -> SlotLease:
         table = LoadTable(None)
         table.use_row(0)
         return cls(
@@ -133,15 +133,15 @@ class SlotLease:
             locks=None,
             table=table,
             circuits=CircuitTable(None),
-            recent=RequestLogTable(None),
+            request_log=RequestLogTable(None),
         )
 
-    def take_over(self) -> None:
+    def claim_row(self) -> None:
         """Zero what the slot's last holder left in its row; its lost requests must have been booked before."""
         self.row.clear()
-        self.row.take(os.getpid(), self._role)
+        self.row.assign(os.getpid(), self._role)
 
-    def hold(self) -> None:
+    def restore_row(self) -> None:
         """Restore what others see of this process, if the table was damaged. To be called a few times a second."""
         if self.table.restore_size():
             log.error(
@@ -160,7 +160,7 @@ class SlotLease:
                 self._role == WORKER
             ):  # first: whoever sees this worker must see how many have been started
                 self.row.set_worker_starts(self._nth)
-            self.row.take(os.getpid(), self._role)
+            self.row.assign(os.getpid(), self._role)
 
     @property
     def metrics(self) -> Path | None:
@@ -187,7 +187,7 @@ class SlotLease:
         last = self.table.last_heartbeat(HEALTH)
         return last is not None and 0 < last < time.monotonic_ns() - SILENT_NS
 
-    def sweep(self, book: Callable[[int], object]) -> list[int]:
+    def reclaim_abandoned(self, book: Callable[[int], object]) -> list[int]:
         """Clear the rows of processes that are gone, and give their slots; `book` is told each before that.
 
         A slot is locked meanwhile, so that two sweepers or a new lessee never book the same requests twice.
@@ -196,7 +196,7 @@ class SlotLease:
             return []
         swept, held = [], set(self.held_slots())
         for slot in range(self.table.rows):
-            if slot in held or not self.table.row(slot).pid or not self._locks.take(slot):
+            if slot in held or not self.table.row(slot).pid or not self._locks.acquire(slot):
                 continue
             try:
                 book(slot)
@@ -206,13 +206,13 @@ class SlotLease:
                 self._locks.release(slot)
         return swept
 
-    def keep(self, claim: LockFile) -> None:
+    def attach(self, claim: LockFile) -> None:
         """Hold another lock, that on the run directory, for as long as the seat."""
         self._claim = claim
 
-    def leave(self) -> None:
+    def release(self) -> None:
         for lock in (self._locks, self._claim):
             if lock is not None:
                 lock.close()
         self.circuits.leave()
-        self.recent.close()
+        self.request_log.close()

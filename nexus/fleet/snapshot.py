@@ -28,7 +28,7 @@ class _Head(msgspec.Struct, frozen=True):
     pages: tuple[int, ...]
 
 
-class _SharedNumber:
+class _SharedRevision:
     """Eight bytes that all processes map; one process writes them."""
 
     def __init__(self, path: Path) -> None:
@@ -50,7 +50,7 @@ class _SharedNumber:
 
 
 class SnapshotReader:
-    """Reads the snapshot; asking for its `number` costs no system call and may be done at every request.
+    """Reads the snapshot; asking for its `revision` costs no system call and may be done at every request.
 
     Attributes:
         decoded: How many pages of models were decoded so far.
@@ -58,13 +58,13 @@ class SnapshotReader:
 
     def __init__(self, run_dir: Path) -> None:
         self._file = run_dir / "fleet.json"
-        self._number = _SharedNumber(run_dir / "fleet.number")
+        self._number = _SharedRevision(run_dir / "fleet.revision")
         self._pages: dict[bytes, tuple[Model, ...]] = {}
         self._models: dict[str, tuple[list[bytes], tuple[Model, ...]]] = {}
         self.decoded = 0
 
     @property
-    def number(self) -> int:
+    def revision(self) -> int:
         """That of the newest snapshot; 0 before the first."""
         return self._number.value
 
@@ -121,11 +121,11 @@ class SnapshotWriter:
 
     def __init__(self, run_dir: Path) -> None:
         self._file = run_dir / "fleet.json"
-        self._number = _SharedNumber(run_dir / "fleet.number")
+        self._number = _SharedRevision(run_dir / "fleet.revision")
         self._pages: dict[str, tuple[tuple[Model, ...], list[bytes]]] = {}
         self.encoded = 0
 
-    def next_number(self) -> int:
+    def next_revision(self) -> int:
         return self._number.value + 1
 
     def publish(self, snapshot: Snapshot) -> None:
@@ -140,7 +140,7 @@ class SnapshotWriter:
         aside = self._file.with_name(f".fleet-{os.getpid()}")
         aside.write_bytes(b"\n".join([head, *(line for lines in pages for line in lines)]))
         aside.replace(self._file)
-        self._number.value = snapshot.number
+        self._number.value = snapshot.revision
 
     def _pages_of(self, backend: Backend) -> list[bytes]:
         before = self._pages.get(backend.name)

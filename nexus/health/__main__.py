@@ -45,7 +45,7 @@ def main() -> None:
         run_dir = RunDirectory.of(loaded.config)
         run_dir.prepare()
         lock = LockFile(run_dir.path / "health.lock")
-        if not lock.take(0):
+        if not lock.acquire(0):
             logs.complain(
                 f"Another health process serves {run_dir.path} ({lock.read_note()}); stop that one first."
             )

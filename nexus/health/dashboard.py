@@ -68,7 +68,7 @@ class Dashboard:
         self._lately = lately
         self._number += 1
         fresh = sorted(
-            slot_lease.recent.newer_than(self._seen, range(slot_lease.table.rows)),
+            slot_lease.request_log.newer_than(self._seen, range(slot_lease.table.rows)),
             key=attrgetter("order"),
         )
         self._times.extend(fresh)

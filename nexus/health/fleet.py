@@ -170,10 +170,10 @@ class Fleet:
         self.labels = replace(self.labels, models=models, models_over=over)
         return changed
 
-    def snapshot(self, *, number: int, now: float) -> Snapshot:
+    def snapshot(self, *, revision: int, now: float) -> Snapshot:
         self.labels = self._labels()
         return Snapshot(
-            number=number,
+            revision=revision,
             published_at=now,
             config=self.config,
             labels=self.labels,

@@ -48,7 +48,7 @@ from nexus.health.windows import Windows
 from nexus.metrics.collector import Collector
 from nexus.metrics.gauges import write_fleet_gauges
 from nexus.metrics.recorder import Recorder
-from nexus.metrics.recovery import settle, sweep
+from nexus.metrics.recovery import recover_abandoned, recover_slot
 from nexus.metrics.store import Store
 from nexus.runtime import log as logs
 from nexus.runtime import stderr
@@ -72,7 +72,7 @@ class GenerationContext:
     """The process's seat in one generation, and what counts and reads there."""
 
     def __init__(self, slot_lease: SlotLease, health: HealthProcess) -> None:
-        settle(slot_lease)
+        recover_slot(slot_lease)
         self.slot_lease = slot_lease
         self.store = Store(slot_lease)
         self.recorder = Recorder(self.store, slot_lease)
@@ -87,7 +87,7 @@ class GenerationContext:
 
     def leave(self) -> None:
         self.store.close()
-        self.slot_lease.leave()
+        self.slot_lease.release()
 
 
 class HealthProcess:
@@ -345,7 +345,7 @@ class HealthProcess:
         watched = fleet.backends[name]
         if result.latency_s is not None:
             label = self._snapshot_label(name)
-            self._place.recorder.probed(label, result.latency_s)
+            self._place.recorder.probe_answered(label, result.latency_s)
         before, last_error = watched.models, watched.last_error
         changed = fleet.take(name, result, now=time.time())
         if changed:
@@ -378,7 +378,9 @@ class HealthProcess:
         return next(backend.label for backend in self._snapshot.backends if backend.name == name)
 
     def _publish(self) -> bool:
-        self._snapshot = self._fleet.snapshot(number=self._writer.next_number(), now=time.time())
+        self._snapshot = self._fleet.snapshot(
+            revision=self._writer.next_revision(), now=time.time()
+        )
         try:
             self._writer.publish(self._snapshot)
         except OSError as error:
@@ -418,15 +420,15 @@ class HealthProcess:
     def _ticks(self) -> None:
         while True:
             gevent.sleep(_TICK_S)
-            self._place.slot_lease.hold()
-            self._place.slot_lease.row.beat(time.monotonic_ns())
+            self._place.slot_lease.restore_row()
+            self._place.slot_lease.row.record_heartbeat(time.monotonic_ns())
             stderr.tend()
-            self._place.recorder.log_lines_dropped()
+            self._place.recorder.count_dropped_log_lines()
             try:
                 self._follow()
-                if self._run_dir.take_reload_request():
+                if self._run_dir.consume_reload_request():
                     gevent.spawn(self.reload)
-                sweep(self._place.slot_lease)
+                recover_abandoned(self._place.slot_lease)
                 if (wanted := self._wanted.take()) and self._fleet.label_models(wanted):
                     self._publish()
                 self._probe_wanted()
@@ -507,7 +509,7 @@ class HealthProcess:
 
     def _latest(self, limit: int) -> list[RequestRecord]:
         slot_lease = self._place.slot_lease
-        return slot_lease.recent.latest(range(slot_lease.table.rows), limit=limit)
+        return slot_lease.request_log.latest(range(slot_lease.table.rows), limit=limit)
 
     def _workers(self) -> list[Row]:
         return self._place.slot_lease.workers()

@@ -108,21 +108,21 @@ class Recorder:
             child = self._children[key] = self._store.child(family, labels)
         return child
 
-    def started(self, endpoint: str) -> None:
+    def request_started(self, endpoint: str) -> None:
         with self._lock:
             row, counter = self._row, self._started.get(endpoint)
             if counter is None:
                 counter = self._started[endpoint] = self._store.child(families.STARTED, (endpoint,))
-            row.turn()
+            row.write_begin()
             counter.inc()
-            row.enter(time.monotonic_ns())
-            row.turn()
+            row.request_started(time.monotonic_ns())
+            row.write_end()
 
-    def attempt_began(self, column: int, decision_s: float) -> None:
+    def attempt_started(self, column: int, decision_s: float) -> None:
         """A backend was chosen, in so many seconds."""
         with self._lock:
             self._decision.observe(decision_s)
-            self._row.begin(column)
+            self._row.attempt_started(column)
 
     def attempt_ended(self, column: int, backend: str, outcome: str, *, success: bool) -> None:
         """Count an attempt's end; a failure may count against the backend later (`backend_failed`)."""
@@ -133,7 +133,7 @@ class Recorder:
                     families.ATTEMPTS, backend, outcome
                 )
             counter.inc()
-            self._row.end(column)
+            self._row.attempt_ended(column)
             if success:
                 self._row.count_outcome(column, time.monotonic_ns(), success=True)
 
@@ -148,15 +148,15 @@ class Recorder:
             self.child(families.ATTEMPTS, backend, error_type).inc()
             self.child(families.RETRIES, backend, error_type).inc()
 
-    def stream_began(self) -> None:
+    def stream_started(self) -> None:
         with self._lock:
-            self._row.stream(1)
+            self._row.add_streams(1)
 
     def first_token(self, model: str, backend: str, seconds: float) -> None:
         with self._lock:
             self.child(families.TTFT, model, backend).observe(seconds)
 
-    def log_lines_dropped(self) -> None:
+    def count_dropped_log_lines(self) -> None:
         """Count the lines of this process's log that were lost since the last call."""
         if (total := stderr.dropped_lines()) != self._dropped_before:
             with self._lock:
@@ -167,7 +167,7 @@ class Recorder:
         with self._lock:
             self.child(families.LOOP_LAG).observe(seconds)
 
-    def finished(self, request: Finished) -> None:
+    def request_finished(self, request: Finished) -> None:
         """Count a request that ended. The row's sequence number is odd meanwhile, for readers to look again."""
         key = (
             request.model, request.backend, request.status, request.error_type, request.fallback_from, request.usage,
@@ -182,7 +182,7 @@ class Recorder:
             rarer: Sequence[_Move] = ()
             if request.stream is not None or request.cached_tokens or request.reasoning_tokens:
                 rarer = self._rarer(request)
-            row.turn()
+            row.write_begin()
             for counter in bundle.counters:
                 counter.inc()
             bundle.duration.observe(request.duration_s)
@@ -196,10 +196,10 @@ class Recorder:
                 self._after.observe(request.after_s)
             for move, amount in rarer:
                 move(amount)
-            row.leave()
+            row.request_finished()
             if request.stream is not None:
-                row.stream(-1)
-            row.turn()
+                row.add_streams(-1)
+            row.write_end()
 
     def _rarer(self, request: Finished) -> list[_Move]:
         """What only some requests move besides, each with by how much."""
@@ -231,7 +231,7 @@ class Recorder:
             self.child(families.RETRIES, backend, error_type).inc()
             self._row.count_retry(time.monotonic_ns())
 
-    def excluded(self, reason: str) -> None:
+    def backend_excluded(self, reason: str) -> None:
         """A backend that has the model of a request was not considered for it."""
         with self._lock:
             self.child(families.EXCLUSIONS, reason).inc()
@@ -240,7 +240,7 @@ class Recorder:
         with self._lock:
             self.child(families.RETRIES_DENIED, backend).inc()
 
-    def refused(self, decision_s: float) -> None:
+    def routing_failed(self, decision_s: float) -> None:
         """No backend was found, in so many seconds."""
         with self._lock:
             self._decision.observe(decision_s)
@@ -256,16 +256,16 @@ class Recorder:
     def reading_body(self, change: int) -> None:
         """One body more (1) or fewer (-1) is being read."""
         with self._lock:
-            self._row.read_body(change)
+            self._row.add_bodies(change)
 
-    def queued(self, column: int) -> None:
-        """A request began to wait; it is shown at the backend in `column` until `unqueued`."""
+    def enqueued(self, column: int) -> None:
+        """A request began to wait; it is shown at the backend in `column` until `dequeued`."""
         with self._lock:
-            self._row.queue(column, 1)
+            self._row.add_queued(column, 1)
 
-    def unqueued(self, column: int, waited_s: float) -> None:
+    def dequeued(self, column: int, waited_s: float) -> None:
         with self._lock:
-            self._row.queue(column, -1)
+            self._row.add_queued(column, -1)
             self._queue_wait.observe(waited_s)
 
     def queue_rejected(self, reason: str) -> None:
@@ -285,6 +285,6 @@ class Recorder:
         with self._lock:
             self.child(families.PREFLIGHTS).inc()
 
-    def probed(self, backend: str, latency_s: float) -> None:
+    def probe_answered(self, backend: str, latency_s: float) -> None:
         with self._lock:
             self.child(families.PROBE_LATENCY, backend).observe(latency_s)

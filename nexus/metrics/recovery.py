@@ -19,7 +19,7 @@ from nexus.metrics.files import ReservedFile
 log = logging.getLogger("nexus.metrics")
 
 
-def book_lost(directory: Path, slot: int) -> int:
+def record_lost(directory: Path, slot: int) -> int:
     """Book the requests that the last holder of `slot` lost; returns how many.
 
     The caller holds the slot, and nobody has its files open for writing. Raises OSError where they cannot be used.
@@ -47,25 +47,27 @@ def book_lost(directory: Path, slot: int) -> int:
         file.close()
 
 
-def settle(slot_lease: SlotLease) -> None:
+def recover_slot(slot_lease: SlotLease) -> None:
     """Take a leased seat over from whoever held its slot before: book what that one lost, then zero its row."""
-    if slot_lease.metrics is not None and (lost := book_lost(slot_lease.metrics, slot_lease.slot)):
+    if slot_lease.metrics is not None and (
+        lost := record_lost(slot_lease.metrics, slot_lease.slot)
+    ):
         log.warning(
             "requests lost with a process that was killed",
             extra={"slot": slot_lease.slot, "requests": lost},
         )
-    slot_lease.take_over()
+    slot_lease.claim_row()
 
 
-def sweep(slot_lease: SlotLease) -> None:
+def recover_abandoned(slot_lease: SlotLease) -> None:
     """The same for all slots whose holder is gone and that nobody has taken yet."""
 
     def book(slot: int) -> None:
         assert slot_lease.metrics is not None
-        if lost := book_lost(slot_lease.metrics, slot):
+        if lost := record_lost(slot_lease.metrics, slot):
             log.warning(
                 "requests lost with a process that was killed",
                 extra={"slot": slot, "requests": lost},
             )
 
-    slot_lease.sweep(book)
+    slot_lease.reclaim_abandoned(book)

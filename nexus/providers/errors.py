@@ -145,7 +145,7 @@ def fault_within_stream(
     likened = classify(status, error, own_key=own_key)
     if likened.blame is Blame.BUSY:
         return FAULTS["stream_error_busy"]
-    if likened.name == "backend_limits_client":
+    if likened.code == "backend_limits_client":
         return FAULTS["stream_error_limits_client"]
     return FAULTS[
         "stream_error" if content or likened.blame is not Blame.CLIENT else "stream_refused"

@@ -181,7 +181,7 @@ class Admission:
         view = self._view()
         now = _Now(self, waiter, view.snapshot.config, self.load.pending, 0.0)
         for reason in exclusions(view.table, waiter.asked, now, chosen=chosen):
-            self._recorder.excluded(reason)
+            self._recorder.backend_excluded(reason)
 
     def _admit(self, waiter: Waiter, tried: Tried) -> Reservation:
         view = self._view()
@@ -190,9 +190,9 @@ class Admission:
             try:
                 choice, lease_ns = self._choose(view, waiter, tried)
             except BaseException:
-                self._recorder.refused(time.perf_counter() - began)
+                self._recorder.routing_failed(time.perf_counter() - began)
                 raise
-            self._recorder.attempt_began(choice.backend.column, time.perf_counter() - began)
+            self._recorder.attempt_started(choice.backend.column, time.perf_counter() - began)
             return Reservation(self, waiter, choice, view, lease_ns)
 
     def _choose(self, view: View, waiter: Waiter, tried: Tried) -> tuple[Choice, int]:
@@ -229,7 +229,7 @@ class Admission:
                 waiter.evidence = Evidence(self.breakers)
             waiter.evidence.failed(place, fault, served=place.is_served)
         else:
-            if waiter.evidence is not None and fault.name in REFUSED:
+            if waiter.evidence is not None and fault.code in REFUSED:
                 waiter.evidence.refused()
             self.breakers.blameless(place, fault, retry_after_s)
         if self._queue.groups:

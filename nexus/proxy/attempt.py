@@ -378,7 +378,7 @@ class Attempt:
             status, readable, retry_after=retry_after_s is not None, own_key=self._own_key
         )
         message = f"Backend {name} answered {status}"
-        if fault.name == "backend_redirects":
+        if fault.code == "backend_redirects":
             location = printable(mask_key((answer.header("location") or "").encode(), key).decode())
             message += f" and points to {location or 'nothing'}; its url in the configuration is not the right one."
         else:

@@ -67,7 +67,7 @@ class Evidence:
 
     def failed(self, attempt: Attempted, fault: Fault, *, served: bool) -> None:
         """An attempt has failed; `served` says that it had come to its first content."""
-        if served or fault.name in _BEFORE_THE_REQUEST:
+        if served or fault.code in _BEFORE_THE_REQUEST:
             self._count(attempt)
         else:
             self._waiting.append(attempt)
@@ -154,9 +154,9 @@ class Breakers:
                 self._circuits.note_model_busy(column, model, until_ns)
             else:
                 self._circuits.note_busy(column, until_ns)
-        if fault.name == "backend_lacks_model":
+        if fault.code == "backend_lacks_model":
             self._circuits.want_probe(column)
-        if fault.name in _TELLS_NOTHING:
+        if fault.code in _TELLS_NOTHING:
             self.end_lease(attempt)  # the next request tries
         elif attempt.lease_ns:
             self._close(attempt.choice.backend)

@@ -110,7 +110,7 @@ class Engine:
 
     def may_retry(self) -> bool:
         """Whether the host's budget for retries allows one more."""
-        return may_retry(*self.load.tries(time.monotonic_ns()), window_s=WINDOW_S)
+        return may_retry(*self.load.requests_and_retries(time.monotonic_ns()), window_s=WINDOW_S)
 
     @staticmethod
     def chance() -> float:

@@ -81,7 +81,7 @@ class Exchange:
         )
         self.failed: list[AttemptRecord] = []
         self._began = request.received
-        engine.recorder.started(endpoint.name)
+        engine.recorder.request_started(endpoint.name)
 
     def answer(self) -> ClientResponse:
         """Serve the request; what fails becomes an error in OpenAI's form."""
@@ -165,7 +165,7 @@ class Exchange:
         if not isinstance(body, bytes):
             body = self._wait_for_body(body, server.max_request_bytes)
         load, most = self.engine.load, server.max_concurrent_requests
-        if load.in_flight() > most and load.in_flight() - load.reading() > most:
+        if load.in_flight() > most and load.in_flight() - load.reading_bodies() > most:
             raise RequestFailed(
                 "at_capacity",
                 f"The gateway is serving {most} requests, its limit; try again shortly.",
@@ -278,7 +278,7 @@ class Exchange:
                         AttemptRecord(
                             choice.backend.name,
                             choice.model[:_SHOWN_NAME],
-                            failure.fault.name,
+                            failure.fault.code,
                             _ms(took_s),
                         )
                     )
@@ -293,7 +293,7 @@ class Exchange:
                     extra={
                         "id": self.request_id,
                         "backend": choice.backend.name,
-                        "fault": failure.fault.name,
+                        "fault": failure.fault.code,
                         "why": _why(failure, place.view.address(choice.backend)),
                     },
                 )
@@ -318,7 +318,7 @@ class Exchange:
 
     def _pause(self, failure: RequestFailed, nth: int, deadline: float) -> bool:
         """Wait before the same backends are asked again; False where that makes no sense, or would take too long."""
-        if not failure.fault.again:
+        if not failure.fault.retry_same:
             return False
         pause_s = backoff_s(nth, chance=self.engine.chance())
         if failure.fault.blame is Blame.BUSY:
@@ -404,7 +404,7 @@ class Exchange:
         )  # its needs hold the whole body, which may go now
         if self.request.held:
             self.engine.buffers.release(self.request)
-        self.engine.recorder.stream_began()
+        self.engine.recorder.stream_started()
         headers = self._headers(choice) + attempt.headers
         self._time_overhead(attempt)
         return ClientResponse(attempt.status, headers, StreamBody(self, attempt))
@@ -475,7 +475,7 @@ class Exchange:
         fell_back = self.served and self.model != self.asked_model
         usage, source = self._usage()
         facts = stream_facts(stream, fault, usage) if stream is not None else None
-        self.engine.recorder.finished(
+        self.engine.recorder.request_finished(
             Finished(
                 model=label(self.model),
                 backend=choice.backend.label if choice else labels.NONE,
@@ -521,7 +521,7 @@ class Exchange:
                 else None,
                 "end": facts.end if facts is not None else None,
                 "why": choice.reason if choice else None,
-                "fault": fault.name if fault else None,
+                "fault": fault.code if fault else None,
             },
         )
 
@@ -533,7 +533,7 @@ class Exchange:
             last = AttemptRecord(
                 choice.backend.name,
                 model,
-                fault.name if fault else "success",
+                fault.code if fault else "success",
                 _ms(ended - self._attempt_began),
             )
             attempts = [*attempts, last] if attempts else [last]
@@ -548,7 +548,7 @@ class Exchange:
                 status,
                 _ms(ended - self._began),
                 fault.error_type if fault is not None else None,
-                fault.name if fault is not None else None,
+                fault.code if fault is not None else None,
                 choice.reason if choice is not None else None,
                 stream is not None,
                 _ms(stream.first_token_at - self._began)
@@ -631,6 +631,6 @@ class WholeBody(msgspec.Struct):
 def _why(failure: RequestFailed, address: Address) -> str:
     """What the log says of a failure: also why no connection came about, which clients are not told."""
     cause = failure.__cause__
-    if cause is None or failure.fault.name not in _CONNECTING:
+    if cause is None or failure.fault.code not in _CONNECTING:
         return failure.message
     return f"{failure.message} ({reason(cause, address)})"

@@ -117,7 +117,7 @@ class FleetView:
         """The view to use now; None while no fleet has been seen. Costs no system call when nothing is new."""
         # The number is taken before the file is read: where that turns out newer, the next call reads once more. It is
         # kept after the view: another thread never takes the number as seen while the view is still the old one.
-        if self._reader is not None and (number := self._reader.number) != self._seen:
+        if self._reader is not None and (number := self._reader.revision) != self._seen:
             self._renew(self._reader, number)
         return self._view
 

@@ -91,13 +91,13 @@ class Queue:
         deadline_ns = began_ns + int(min(settings.max_wait_s, most_s) * 1e9)
         shown_at = no_room.backends[0].column
         waiter = _Waiter(ticket, _columns(no_room.backends))
-        self._recorder.queued(shown_at)
+        self._recorder.enqueued(shown_at)
         self._join(waiter)
         try:
             while True:
                 first = self.groups[waiter.columns][0] is waiter
                 if first:
-                    self._row.look(self._clock_ns())
+                    self._row.record_queue_poll(self._clock_ns())
                     try:
                         return admit()
                     except AtCapacity as still:
@@ -120,7 +120,7 @@ class Queue:
         finally:
             self._leave(waiter)
             os.close(waiter.bell)
-            self._recorder.unqueued(shown_at, (self._clock_ns() - began_ns) / 1e9)
+            self._recorder.dequeued(shown_at, (self._clock_ns() - began_ns) / 1e9)
 
     def freed(self, column: int) -> None:
         """Room came up at a backend: those who wait for it first look at once."""
@@ -133,7 +133,7 @@ class Queue:
         with self._lock:
             group = self.groups.setdefault(waiter.columns, [])
             bisect.insort(group, waiter, key=lambda other: other.ticket)
-            self._row.look(self._clock_ns())
+            self._row.record_queue_poll(self._clock_ns())
             self._post(waiter.columns)
 
     def _leave(self, waiter: _Waiter) -> None:

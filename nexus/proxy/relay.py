@@ -94,7 +94,7 @@ class StreamBody:
     def fail(self, failure: RequestFailed) -> bytes:
         """The stream ends here; gives the event that tells the client."""
         stream = self._stream
-        if failure.fault.name in _CONNECTION_ENDS and (stream.error is not None or stream.finished):
+        if failure.fault.code in _CONNECTION_ENDS and (stream.error is not None or stream.finished):
             return self._conclude()  # all was said before
         stream.failed()
         self._end(failure.fault)

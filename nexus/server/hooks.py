@@ -76,7 +76,7 @@ def post_fork(server: Any, worker: Any) -> None:
         # The lock is shared with the master over the fork; a worker that outlives its master must not keep it.
         claim.close()
         generation: Generation = server.nexus_generation
-        SlotLease.lease(generation, nth=worker.age).hand_over(os.environ)
+        SlotLease.lease(generation, nth=worker.age).export_to(os.environ)
     except (NoFreeSlotError, OSError, AttributeError) as error:
         log.error("worker has no slot", extra={"pid": worker.pid, "why": error})
     worker.nexus_notifier = getattr(server, "nexus_notifier", None)
@@ -98,7 +98,7 @@ def worker_exit(_server: Any, worker: Any) -> None:
         with contextlib.suppress(
             AttributeError, KeyError, TypeError
         ):  # it never had an application
-            worker.wsgi.extensions["nexus"].slot_lease.row.depart()
+            worker.wsgi.extensions["nexus"].slot_lease.row.mark_departed()
 
 
 def on_reload(server: Any) -> None:

@@ -239,20 +239,20 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         gateway = self.wsgi.extensions["nexus"]
         recorder, slot_lease = gateway.recorder, gateway.slot_lease
         while True:
-            slot_lease.hold()
-            slot_lease.row.beat(time.monotonic_ns())
+            slot_lease.restore_row()
+            slot_lease.row.record_heartbeat(time.monotonic_ns())
             due = time.monotonic() + _LAG_EVERY_S
             gevent.sleep(_LAG_EVERY_S)
             recorder.loop_lag(max(0.0, time.monotonic() - due))
             if any(pool.full() for pool in self._pools):
                 self._end_idle()  # others wait in the backlog for their places
             stderr.tend()
-            recorder.log_lines_dropped()
+            recorder.count_dropped_log_lines()
             self._engine.fleet.current()  # also a worker that has served nothing yet knows the fleet it last saw
 
     def _drain(self) -> None:
         """Another worker serves now: take no more connections, and end with the last request."""
-        self.wsgi.extensions["nexus"].slot_lease.row.drain()
+        self.wsgi.extensions["nexus"].slot_lease.row.mark_draining()
         snapshot = self._engine.fleet.snapshot()
         server = snapshot.config.server if snapshot else Server()
         self._end_within(server.drain_timeout_seconds)

@@ -37,7 +37,7 @@ def publish(app, run_dir):
         )
         writer.publish(
             Snapshot(
-                number=writer.next_number(), published_at=time.time(), config=Config(**config), backends=backends,
+                revision=writer.next_revision(), published_at=time.time(), config=Config(**config), backends=backends,
                 labels=labels,
             )
         )  # fmt: skip

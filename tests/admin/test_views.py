@@ -116,7 +116,7 @@ def test_head_is_counted_as_a_wrong_method(client):
 
 def test_max_concurrent_requests(app, client, publish, backend_at, demo):
     publish(backend_at(demo.url, "demo-small"), server=Server(max_concurrent_requests=1))
-    app.extensions["nexus"].recorder.started("chat_completions")  # one that is in progress
+    app.extensions["nexus"].recorder.request_started("chat_completions")  # one that is in progress
     answer = client.post("/v1/chat/completions", json=CHAT)
     assert (answer.status_code, answer.json["error"]["code"]) == (503, "at_capacity")
 

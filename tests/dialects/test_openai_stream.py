@@ -190,7 +190,7 @@ def test_whose_error_it_is(error, blame):
     assert fault_within_stream(429, own_key=False).blame is Blame.CLIENT
     if blame is Blame.CLIENT:
         assert (
-            fault_within_stream(stream.error_status, stream.error_data, content=False).name
+            fault_within_stream(stream.error_status, stream.error_data, content=False).code
             == "stream_refused"
         ), "only pings went before"
 

@@ -180,7 +180,7 @@ def test_a_holder_that_was_stopped_stops_nobody(path):
     table, stopped = CircuitTable(path), LockFile(path)
     assert table.next_turn(7) == 1
     for byte in range(COLUMNS, 3 * COLUMNS):
-        stopped.take(byte)
+        stopped.acquire(byte)
     began = time.monotonic()
     assert [table.next_turn(7) for _ in range(100)] == list(range(2, 102))
     assert time.monotonic() - began < 5, "one short wait, not one for each"

@@ -36,19 +36,19 @@ def test_outcomes_are_those_of_the_window(events):
     )
 
 
-def test_tries():
+def test_requests_and_retries():
     load = table()
     for row in range(3):
-        load.row(row).enter(1)
+        load.row(row).request_started(1)
         load.row(row).count_retry(2)
-    assert load.tries(3) == (3, 3)
+    assert load.requests_and_retries(3) == (3, 3)
     assert load.in_flight() == 3
 
 
 def test_earlier_tickets_go_first():
     load = table()
     load.row(0).post_ticket(4, 100 | NORMAL_TICKET)
-    load.row(0).look(1000)
+    load.row(0).record_queue_poll(1000)
     assert load.waits_before(4, 101 | NORMAL_TICKET, since_ns=900)
     assert not load.waits_before(4, 100 | NORMAL_TICKET, since_ns=900), "not before itself"
     assert not load.waits_before(4, 5000, since_ns=900), (
@@ -57,14 +57,14 @@ def test_earlier_tickets_go_first():
     assert not load.waits_before(5, 101 | NORMAL_TICKET, since_ns=900), "for another backend"
     assert not load.waits_before(4, 101 | NORMAL_TICKET, since_ns=1001), "its process stands still"
     load.row(1).post_ticket(4, 200)
-    load.row(1).look(1000)
+    load.row(1).record_queue_poll(1000)
     assert load.waits_before(4, 99 | NORMAL_TICKET, since_ns=900)
 
 
 def test_queued_count_as_pending_but_take_no_room():
     load = table()
-    load.row(1).queue(4, 1)
-    load.row(2).begin(4)
+    load.row(1).add_queued(4, 1)
+    load.row(2).attempt_started(4)
     assert load.pending(4) == 1
     assert load.pending_in(4, [0, 1, 2]) == 2
     assert load.waiting() == load.waiting_in([1]) == 1

@@ -30,7 +30,7 @@ def test_generations_are_kept_while_anyone_holds_them(run_dir):
     second = run_dir.new_generation()
     assert run_dir.current().name == second.name
     assert {g.name for g in run_dir.generations()} == {first.name, second.name}
-    slot_lease.leave()
+    slot_lease.release()
     third = run_dir.new_generation()
     assert {g.name for g in run_dir.generations()} == {third.name}
 
@@ -73,7 +73,7 @@ def test_older_format_in_use_is_refused(run_dir):
     (run_dir.path / "format").write_text("0")
     with pytest.raises(RunDirectoryError, match="another version"):
         run_dir.prepare()
-    slot_lease.leave()
+    slot_lease.release()
 
 
 def test_default_directory(tmp_path):

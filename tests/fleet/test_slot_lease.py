@@ -19,9 +19,9 @@ from pathlib import Path
 from nexus.fleet.run_directory import Generation
 from nexus.fleet.slot_lease import SlotLease
 seat = SlotLease.lease(Generation(Path(sys.argv[1])))
-seat.take_over()
-for _ in range(3): seat.row.enter(0)
-seat.row.begin(5)
+seat.claim_row()
+for _ in range(3): seat.row.request_started(0)
+seat.row.attempt_started(5)
 print(seat.slot, flush=True)
 time.sleep(60)
 """
@@ -57,7 +57,7 @@ def test_lowest_free_slot(generation):
     first, second, third = (SlotLease.lease(generation) for _ in range(3))
     assert [first.slot, second.slot, third.slot] == [0, 1, 2]
     assert first.held_slots() == [0, 1, 2]
-    second.leave()
+    second.release()
     assert first.held_slots() == [0, 2]
     assert SlotLease.lease(generation).slot == 1
 
@@ -66,7 +66,7 @@ def test_held_slots_whatever_their_order(generation):
     """The kernel tells of one holder in a range, not of the lowest: one that came back late is not missed."""
     slot_leases = [SlotLease.lease(generation) for _ in range(5)]
     for slot in (0, 3, 1):
-        slot_leases[slot].leave()
+        slot_leases[slot].release()
         slot_leases[slot] = SlotLease.lease(generation)
     for slot_lease in slot_leases:
         assert slot_lease.held_slots() == [0, 1, 2, 3, 4]
@@ -82,8 +82,8 @@ def test_killed_holder_gives_its_slot_back(generation):
     assert watcher.held_slots() == [1]
     assert watcher.table.pending_in(5, watcher.held_slots()) == 0
     booked: list[int] = []
-    assert watcher.sweep(booked.append) == [0]
-    assert watcher.sweep(booked.append) == []
+    assert watcher.reclaim_abandoned(booked.append) == [0]
+    assert watcher.reclaim_abandoned(booked.append) == []
     assert booked == [0]
     assert watcher.table.pending(5) == 0
     assert watcher.table.in_flight() == 0
@@ -99,7 +99,7 @@ def test_next_lessee_finds_what_was_left(generation):
         process.pid,
         1,
     )
-    slot_lease.take_over()
+    slot_lease.claim_row()
     assert (slot_lease.row.in_flight, slot_lease.row.pid, slot_lease.table.pending(5)) == (
         0,
         os.getpid(),
@@ -111,10 +111,10 @@ def test_next_lessee_finds_what_was_left(generation):
 def test_sweep_leaves_the_living_alone(generation):
     process, _ = holder(generation)
     watcher = SlotLease.lease(generation)
-    assert watcher.sweep(print) == []
+    assert watcher.reclaim_abandoned(print) == []
     assert watcher.table.in_flight() == 3
     kill(process)
-    until(lambda: watcher.sweep(print) == [0])
+    until(lambda: watcher.reclaim_abandoned(print) == [0])
 
 
 def test_asking_takes_nothing(generation):
@@ -124,18 +124,18 @@ def test_asking_takes_nothing(generation):
         assert watcher.held_slots() == [0]
         new = SlotLease.lease(generation)
         assert new.slot == 1
-        new.leave()
+        new.release()
 
 
 def test_handing_over(generation):
     taken = SlotLease.lease(generation)
     environ: dict[str, str] = {}
-    taken.hand_over(environ)
-    slot_lease = SlotLease.handed_over(environ)
+    taken.export_to(environ)
+    slot_lease = SlotLease.from_environ(environ)
     assert slot_lease is not None
     assert slot_lease.slot == taken.slot
     assert environ == {}
-    assert SlotLease.handed_over(environ) is None
+    assert SlotLease.from_environ(environ) is None
 
 
 def test_no_slot_is_left(generation):
@@ -143,15 +143,15 @@ def test_no_slot_is_left(generation):
     with pytest.raises(NoFreeSlotError, match="all 256 slots are taken"):
         SlotLease.lease(generation)
     for slot_lease in slot_leases:
-        slot_lease.leave()
+        slot_lease.release()
 
 
-def test_alone():
-    slot_lease = SlotLease.alone()
-    slot_lease.row.enter(0)
+def test_private():
+    slot_lease = SlotLease.private()
+    slot_lease.row.request_started(0)
     assert (
         slot_lease.held_slots(),
         slot_lease.metrics,
-        slot_lease.sweep(print),
+        slot_lease.reclaim_abandoned(print),
         slot_lease.table.in_flight(),
     ) == ([0], None, [], 1)

@@ -9,7 +9,7 @@ from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
 
 def test_round_trip(tmp_path):
     writer, reader = SnapshotWriter(tmp_path), SnapshotReader(tmp_path)
-    assert (reader.number, reader.read()) == (0, None)
+    assert (reader.revision, reader.read()) == (0, None)
     backend = Backend(
         config=BackendConfig(name="a", url="http://a"),
         label="a",
@@ -17,13 +17,13 @@ def test_round_trip(tmp_path):
         models=(Model(name="m", vision=True),),
     )
     snapshot = Snapshot(
-        number=writer.next_number(), published_at=1.5, config=Config(), backends=(backend,),
+        revision=writer.next_revision(), published_at=1.5, config=Config(), backends=(backend,),
         labels=Labels(models={"m": "m"}, backends={"a": "a"}),
     )  # fmt: skip
     writer.publish(snapshot)
-    assert reader.number == 1
+    assert reader.revision == 1
     assert reader.read() == snapshot
-    assert SnapshotWriter(tmp_path).next_number() == 2
+    assert SnapshotWriter(tmp_path).next_revision() == 2
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def fleet(number: int, *lists: tuple[Model, ...], latency_ms: float = 1.0) -> Sn
         )
         for n, models in enumerate(lists)
     )  # fmt: skip
-    return Snapshot(number=number, published_at=1.0, config=Config(), backends=tuple(backends))
+    return Snapshot(revision=number, published_at=1.0, config=Config(), backends=tuple(backends))
 
 
 def models(

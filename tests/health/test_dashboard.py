@@ -9,7 +9,7 @@ from nexus.health.dashboard import Matrix
 
 def snapshot(*lists: tuple[Model, ...]) -> Snapshot:
     return Snapshot(
-        number=1, published_at=1.0, config=Config(),
+        revision=1, published_at=1.0, config=Config(),
         backends=tuple(
             Backend(config=BackendConfig(name=f"b{n}", url="http://h"), label=f"b{n}", column=n, models=models)
             for n, models in enumerate(lists)
@@ -31,7 +31,7 @@ def test_it_is_made_anew_only_for_other_models():
     before = snapshot(one, two)
     matrix = Matrix.of(()).renewed(before)
     later = replace(
-        before, number=2, backends=tuple(replace(one, latency_ms=5.0) for one in before.backends)
+        before, revision=2, backends=tuple(replace(one, latency_ms=5.0) for one in before.backends)
     )
     assert matrix.renewed(later) is matrix
     assert matrix.renewed(snapshot(one)) is not matrix

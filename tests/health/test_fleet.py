@@ -29,7 +29,7 @@ def test_findings_reach_the_snapshot():
     watched = fleet("a", "b")
     assert watched.take("a", GOOD, now=2.0) == ("unknown", "healthy")
     assert watched.take("b", BAD, now=3.0) == ("unknown", "unhealthy")
-    a, b = watched.snapshot(number=4, now=5.0).backends
+    a, b = watched.snapshot(revision=4, now=5.0).backends
     assert (a.status, a.since, a.latency_ms, [m.name for m in a.models]) == (
         "healthy",
         2.0,
@@ -43,15 +43,15 @@ def test_models_of_a_backend_that_fails_are_kept():
     watched = fleet("a")
     watched.take("a", GOOD, now=2.0)
     watched.take("a", BAD, now=3.0)
-    assert [m.name for m in watched.snapshot(number=1, now=4.0).backends[0].models] == ["m", "n"]
+    assert [m.name for m in watched.snapshot(revision=1, now=4.0).backends[0].models] == ["m", "n"]
 
 
 def test_a_new_health_process_takes_up_what_was_known():
     first = fleet("a", "b")
     first.take("a", GOOD, now=2.0)
-    before = first.snapshot(number=1, now=3.0)
+    before = first.snapshot(revision=1, now=3.0)
     second = fleet("b", "a", "c", before=before)
-    after = {b.name: b for b in second.snapshot(number=2, now=4.0).backends}
+    after = {b.name: b for b in second.snapshot(revision=2, now=4.0).backends}
     assert after["a"].status == "healthy"
     assert after["a"].column == before.backends[0].column
     assert after["c"].status == "unknown"
@@ -61,7 +61,7 @@ def test_a_new_health_process_takes_up_what_was_known():
 def test_backend_at_another_address_is_another():
     first = fleet("a")
     first.take("a", GOOD, now=2.0)
-    before = first.snapshot(number=1, now=3.0)
+    before = first.snapshot(revision=1, now=3.0)
     moved = Config(backends=[BackendConfig(name="a", url="http://elsewhere")])
     assert (
         Fleet(Overlay(file=moved), now=4.0, before=before).backends["a"].standing.status
@@ -79,7 +79,7 @@ def test_labels():
         "x-1", "x_1", routing=Routing(aliases={"gpt-4": "m"}), metrics=Metrics(max_models=6)
     )
     watched.take("x-1", GOOD, now=2.0)
-    labels = watched.snapshot(number=1, now=3.0).labels
+    labels = watched.snapshot(revision=1, now=3.0).labels
     assert labels.models == {"gpt-4": "gpt_4", "m": "m", "n": "n"}
     assert labels.backends["x-1"] == "x_1"
     assert labels.backends["x_1"].startswith("x_1_")
@@ -88,17 +88,17 @@ def test_labels():
 def test_models_get_half_of_the_labels_when_discovered_and_the_rest_when_asked_for():
     watched = fleet("a", routing=Routing(aliases={"alias": "m1"}), metrics=Metrics(max_models=6))
     watched.take("a", Result(tuple(Model(name=f"m{n}") for n in range(1, 10)), 0.01), now=2.0)
-    assert set(watched.snapshot(number=1, now=3.0).labels.models) == {"alias", "m1", "m2"}
+    assert set(watched.snapshot(revision=1, now=3.0).labels.models) == {"alias", "m1", "m2"}
     assert watched.label_models(["m9", "m9", "made-up", "m1"])
     assert not watched.label_models(["m9"])
     assert watched.label_models(["m8", "m7", "m6"])
-    labels = watched.snapshot(number=2, now=3.0).labels
+    labels = watched.snapshot(revision=2, now=3.0).labels
     assert set(labels.models) == {"alias", "m1", "m2", "m9", "m8", "m7"}
     assert labels.models_over == ("m6",)
     watched.take("a", Result((Model(name="m6"), Model(name="m9")), 0.01), now=4.0)
     watched.retire_labels(monotonic=0.0)
     watched.retire_labels(monotonic=24 * 3600.0)
-    labels = watched.snapshot(number=3, now=5.0).labels
+    labels = watched.snapshot(revision=3, now=5.0).labels
     assert set(labels.models) == {"alias", "m1", "m9", "m6"}, (
         "a free label goes to whoever was asked for earlier"
     )
@@ -112,19 +112,19 @@ def test_a_name_that_returns_gets_a_label_never_used_before():
     for day in range(4):
         watched.take("a", one, now=2.0)
         watched.retire_labels(monotonic=day * 90_000.0)
-        seen.append(watched.snapshot(number=1, now=3.0).labels.models["m"])
+        seen.append(watched.snapshot(revision=1, now=3.0).labels.models["m"])
         watched.take("a", none, now=2.0)
         watched.retire_labels(monotonic=day * 90_000.0 + 1)
         watched.retire_labels(monotonic=day * 90_000.0 + 86_401)
     assert len(set(seen)) == 4
     assert seen[0] == "m"
-    assert watched.snapshot(number=1, now=3.0).labels.retired_models == tuple(seen)
+    assert watched.snapshot(revision=1, now=3.0).labels.retired_models == tuple(seen)
 
 
 def test_a_name_that_returns_in_time_keeps_its_label():
     watched = fleet("a")
     watched.take("a", GOOD, now=2.0)
-    watched.snapshot(number=1, now=3.0)
+    watched.snapshot(revision=1, now=3.0)
     for monotonic, result in (
         (0.0, Result((), 0.01)),
         (80_000.0, GOOD),
@@ -133,23 +133,23 @@ def test_a_name_that_returns_in_time_keeps_its_label():
     ):
         watched.take("a", result, now=2.0)
         watched.retire_labels(monotonic=monotonic)
-    assert watched.snapshot(number=2, now=3.0).labels.models == {"m": "m", "n": "n"}
+    assert watched.snapshot(revision=2, now=3.0).labels.models == {"m": "m", "n": "n"}
 
 
 def test_labels_of_the_absent_are_forgotten_at_a_new_start_only():
     first = fleet("a")
     first.take("a", GOOD, now=2.0)
-    second = fleet("b", before=first.snapshot(number=1, now=3.0))
-    assert set(second.snapshot(number=2, now=4.0).labels.models) == {"m", "n"}
+    second = fleet("b", before=first.snapshot(revision=1, now=3.0))
+    assert set(second.snapshot(revision=2, now=4.0).labels.models) == {"m", "n"}
     second.forget_absent_labels()
-    labels = second.snapshot(number=3, now=5.0).labels
+    labels = second.snapshot(revision=3, now=5.0).labels
     assert (labels.models, set(labels.backends)) == ({}, {"b"})
 
 
 def test_without_health_checks_every_backend_counts_as_healthy():
     watched = fleet("a", health_check=HealthCheck(enabled=False))
     assert watched.take("a", BAD, now=2.0) is None
-    assert watched.snapshot(number=1, now=3.0).backends[0].status == "healthy"
+    assert watched.snapshot(revision=1, now=3.0).backends[0].status == "healthy"
 
 
 @pytest.mark.parametrize("kind", ["anthropic", "google"])

@@ -99,7 +99,7 @@ def test_tls_with_one_that_is_not(listener, certificate):
     serve_tls(listener, certificate)
     with pytest.raises(RequestFailed) as failed:
         connections().open(address(listener, tls=True), CONFIG, watch=DisconnectWatch(None))
-    assert failed.value.fault.name == "tls_failed"
+    assert failed.value.fault.code == "tls_failed"
 
 
 def leaves(client: socket.socket, doing, *arguments) -> float:
@@ -156,7 +156,7 @@ def test_time_limits(listener):
             BackendConfig(name="b", url="http://x", connect_timeout_seconds=0.2),
             watch=DisconnectWatch(None),
         )
-    assert failed.value.fault.name == "connect_timeout"
+    assert failed.value.fault.code == "connect_timeout"
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_all_addresses_are_silent(deaf):
             BackendConfig(name="b", url="http://x", connect_timeout_seconds=0.4),
             watch=DisconnectWatch(None),
         )
-    assert failed.value.fault.name == "connect_timeout"
+    assert failed.value.fault.code == "connect_timeout"
     assert 0.3 < time.monotonic() - began < 1
 
 

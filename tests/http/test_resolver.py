@@ -45,7 +45,7 @@ def test_a_name_is_not_waited_for_longer_than_a_connection(slow):
         ConnectionPool(time.monotonic, Resolver(slow)).open(
             Address.of("http://name"), CONFIG, watch=DisconnectWatch(None)
         )
-    assert failed.value.fault.name == "connect_timeout"
+    assert failed.value.fault.code == "connect_timeout"
     assert 0.25 < time.monotonic() - began < 2
 
 
@@ -87,7 +87,7 @@ def test_a_name_that_nobody_knows(slow):
         ConnectionPool(time.monotonic, Resolver(slow)).open(
             Address.of("http://nobody"), CONFIG, watch=DisconnectWatch(None)
         )
-    assert failed.value.fault.name == "dns_failed"
+    assert failed.value.fault.code == "dns_failed"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from nexus.fleet.run_directory import RunDirectory, Started
 from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics.collector import Collector
-from nexus.metrics.recovery import settle
+from nexus.metrics.recovery import recover_slot
 from nexus.metrics.store import Store
 from tests.support.polling import until
 
@@ -17,9 +17,9 @@ def slot_lease(tmp_path):
     run_dir = RunDirectory(tmp_path / "run")
     run_dir.prepare()
     slot_lease = SlotLease.lease(run_dir.new_generation())
-    settle(slot_lease)
+    recover_slot(slot_lease)
     yield slot_lease
-    slot_lease.leave()
+    slot_lease.release()
 
 
 def test_readings_that_overlap_share_the_next_one(slot_lease):

@@ -22,7 +22,7 @@ def snapshot(*backends: Backend, models: dict[str, str]) -> Snapshot:
         models=models,
         backends={each.name: each.label for each in backends if each.label != "other"},
     )
-    return Snapshot(number=1, published_at=1, config=Config(), backends=backends, labels=labels)
+    return Snapshot(revision=1, published_at=1, config=Config(), backends=backends, labels=labels)
 
 
 @pytest.fixture

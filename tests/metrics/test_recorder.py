@@ -9,7 +9,7 @@ from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics import families
 from nexus.metrics.collector import Collector
 from nexus.metrics.recorder import Finished, Recorder
-from nexus.metrics.recovery import book_lost, settle, sweep
+from nexus.metrics.recovery import record_lost, recover_abandoned, recover_slot
 from nexus.metrics.store import Store
 from tests.support.metrics import Scrape
 
@@ -25,7 +25,7 @@ class Process:
     """What a process has, without the process."""
 
     def __init__(self, slot_lease: SlotLease) -> None:
-        settle(slot_lease)
+        recover_slot(slot_lease)
         self.slot_lease = slot_lease
         self.store = Store(slot_lease)
         self.recorder = Recorder(self.store, slot_lease)
@@ -42,7 +42,7 @@ class Process:
 
     def end(self) -> None:
         self.store.close()
-        self.slot_lease.leave()
+        self.slot_lease.release()
 
 
 @pytest.fixture
@@ -65,9 +65,11 @@ def finished(**more) -> Finished:
 
 def test_one_request(generation, process_at):
     process = process_at(SlotLease.lease(generation))
-    process.recorder.started("chat_completions")
+    process.recorder.request_started("chat_completions")
     assert process.slot_lease.row.in_flight == 1
-    process.recorder.finished(finished(prompt_tokens=7, completion_tokens=120, fallback_from="old"))
+    process.recorder.request_finished(
+        finished(prompt_tokens=7, completion_tokens=120, fallback_from="old")
+    )
     assert process.slot_lease.row.in_flight == 0
     assert process.slot_lease.row.sequence % 2 == 0
     s = process.scrape()
@@ -86,13 +88,13 @@ def test_processes_are_summed_and_the_next_lessee_goes_on(generation, process_at
     first, second = process_at(SlotLease.lease(generation)), process_at(SlotLease.lease(generation))
     for process, times in ((first, 3), (second, 4)):
         for _ in range(times):
-            process.recorder.finished(finished())
+            process.recorder.request_finished(finished())
     assert second.scrape().total("nexus_requests_total") == 7
     first.end()
     assert second.scrape().total("nexus_requests_total") == 7
     third = process_at(SlotLease.lease(generation))
     assert third.slot_lease.slot == 0
-    third.recorder.finished(finished())
+    third.recorder.request_finished(finished())
     assert second.scrape().total("nexus_requests_total") == 8
     assert len(list(generation.metrics.glob("*.db"))) == 4
 
@@ -118,7 +120,7 @@ def test_buckets_are_the_contracts():
 
 def test_damaged_file_does_not_fail_the_scrape(generation, process_at):
     process = process_at(SlotLease.lease(generation))
-    process.recorder.finished(finished())
+    process.recorder.request_finished(finished())
     (generation.metrics / "counter_7.db").write_bytes(b"")
     (generation.metrics / "counter_8.db").write_bytes(b"\x40\x00\x00\x00garbage" + b"\xff" * 80)
     (generation.metrics / "counter_somebody-else.db").write_bytes(
@@ -131,8 +133,8 @@ def test_damaged_file_does_not_fail_the_scrape(generation, process_at):
 
 
 def test_alone_it_counts_in_memory(process_at):
-    process = process_at(SlotLease.alone())
-    process.recorder.finished(finished(error_type="timeout", status="504"))
+    process = process_at(SlotLease.private())
+    process.recorder.request_finished(finished(error_type="timeout", status="504"))
     s = process.scrape()
     assert s.total("nexus_requests_total", status="504") == 1
     assert s.value("nexus_errors_total", error_type="timeout", model="m") == 1
@@ -144,15 +146,15 @@ def test_balance_of_a_process_that_was_killed(generation, process_at):
     """What it had in flight is lost once, whoever books it; then everything adds up again."""
     killed, other = process_at(SlotLease.lease(generation)), process_at(SlotLease.lease(generation))
     for _ in range(5):
-        killed.recorder.started("embeddings")
-    killed.recorder.finished(finished())
-    killed.recorder.attempt_began(3, 0.0)
+        killed.recorder.request_started("embeddings")
+    killed.recorder.request_finished(finished())
+    killed.recorder.attempt_started(3, 0.0)
     assert other.scrape().value("nexus_accounting_imbalance") == 0
     assert other.scrape().value("nexus_workers") == 2
-    killed.slot_lease.leave()  # as the kernel does
+    killed.slot_lease.release()  # as the kernel does
     assert other.scrape().value("nexus_workers") == 1
-    sweep(other.slot_lease)
-    sweep(other.slot_lease)
+    recover_abandoned(other.slot_lease)
+    recover_abandoned(other.slot_lease)
     s = other.scrape()
     assert s.value("nexus_requests_lost_total") == 4
     assert s.value("nexus_accounting_imbalance") == 0
@@ -166,13 +168,13 @@ def test_balance_of_a_process_that_was_killed(generation, process_at):
 @pytest.mark.parametrize("moment", ["before the row", "after the row", "within the recording"])
 def test_killed_at_any_moment_of_the_accounts(generation, process_at, moment):
     killed = process_at(SlotLease.lease(generation))
-    killed.recorder.started("embeddings")
+    killed.recorder.request_started("embeddings")
     if moment == "before the row":
-        killed.slot_lease.row.leave()
+        killed.slot_lease.row.request_finished()
     if moment == "within the recording":
-        killed.slot_lease.row.turn()
+        killed.slot_lease.row.write_begin()
         killed.store.child(families.REQUESTS, ("m", "b", "200")).inc()
-    killed.slot_lease.leave()
+    killed.slot_lease.release()
     after = process_at(SlotLease.lease(generation))
     s = after.scrape()
     assert s.value("nexus_requests_lost_total") == (0 if moment == "within the recording" else 1)
@@ -183,13 +185,13 @@ def test_killed_at_any_moment_of_the_accounts(generation, process_at, moment):
 def test_imbalance_can_be_wrong(generation, process_at):
     """It comes from independent counts: a request that is forgotten shows."""
     process = process_at(SlotLease.lease(generation))
-    process.recorder.started("embeddings")
-    process.slot_lease.row.leave()
+    process.recorder.request_started("embeddings")
+    process.slot_lease.row.request_finished()
     assert process.scrape().value("nexus_accounting_imbalance") == 1
 
 
 def test_booking_finds_nothing_in_a_directory_without_files(tmp_path):
-    assert book_lost(tmp_path, 0) == 0
+    assert record_lost(tmp_path, 0) == 0
 
 
 def test_processes_show_their_memory(generation, process_at):
@@ -209,7 +211,7 @@ def test_series_that_find_no_space_are_counted_in_the_process(generation, proces
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     for number in range(400):
-        process.recorder.finished(finished(model=f"model-{number}"))
+        process.recorder.request_finished(finished(model=f"model-{number}"))
     monkeypatch.undo()
     s = process.scrape()
     errors = s.value("nexus_metrics_write_errors_total")

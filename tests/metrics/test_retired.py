@@ -50,7 +50,7 @@ def test_whatever_comes_and_goes(tmp_path_factory, steps):
     directory = tmp_path_factory.mktemp("retired")
     store, reader = Store(_Seat(directory)), FileReader(directory)
     fleet, number, hours = fleet_of(), 1, 0
-    snapshot = fleet.snapshot(number=number, now=0)
+    snapshot = fleet.snapshot(revision=number, now=0)
     children, counted, ever, before = {}, Tally(), {}, Tally()
     for what, given_ in steps:
         if what == "models":
@@ -75,7 +75,7 @@ def test_whatever_comes_and_goes(tmp_path_factory, steps):
             fleet = fleet_of(before=snapshot)
         fleet.retire_labels(monotonic=hours * 3600.0)
         number += 1
-        snapshot = fleet.snapshot(number=number, now=0)
+        snapshot = fleet.snapshot(revision=number, now=0)
         labels = snapshot.labels
 
         for name, label in labels.models.items():

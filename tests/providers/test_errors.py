@@ -104,7 +104,7 @@ CASES = [
 )
 def test_error(status, body, known, fault, shown):
     found = classify(status, body, **known)
-    assert found.name == fault
+    assert found.code == fault
     assert (found.status is None) == bool(shown), "passed on, or with a status of its own"
     if shown:
         assert status_for_client(found, status) == shown
@@ -124,7 +124,7 @@ def test_every_rule_names_a_row():
 @pytest.mark.parametrize("status", [100, 204, 600, 999])
 def test_what_is_no_errors_status_is_no_answer(status):
     assert rule_for(status) is None
-    assert classify(status).name == "malformed_answer"
+    assert classify(status).code == "malformed_answer"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_what_is_no_errors_status_is_no_answer(status):
     ],
 )
 def test_error_within_a_stream(status, body, known, fault):
-    assert fault_within_stream(status, body, **known).name == fault
+    assert fault_within_stream(status, body, **known).code == fault
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Host:
     """The shared tables of a host, at a time that the test sets."""
 
     def __init__(self) -> None:
-        self.slot_lease, self.now_ns = SlotLease.alone(), 100 * SECOND
+        self.slot_lease, self.now_ns = SlotLease.private(), 100 * SECOND
         recorder = Recorder(Store(self.slot_lease), self.slot_lease)
         self.breakers = Breakers(
             self.slot_lease.circuits,

@@ -14,7 +14,7 @@ def publish(writer: SnapshotWriter, *models: Model) -> None:
     backend = Backend(config=config, label="a", column=0, status="healthy", models=models)
     writer.publish(
         Snapshot(
-            number=writer.next_number(),
+            revision=writer.next_revision(),
             published_at=time.time(),
             config=Config(),
             backends=(backend,),
@@ -30,7 +30,9 @@ def test_while_one_takes_up_a_snapshot_others_go_on_with_the_one_before(tmp_path
     def pause() -> None:
         meanwhile.append(fleet.current())
 
-    fleet = FleetView(reader, on_change=lambda snapshot: seen.append(snapshot.number), pause=pause)
+    fleet = FleetView(
+        reader, on_change=lambda snapshot: seen.append(snapshot.revision), pause=pause
+    )
     assert fleet.current() is None
     publish(writer, Model(name="m"))
     first = fleet.current()
@@ -40,7 +42,7 @@ def test_while_one_takes_up_a_snapshot_others_go_on_with_the_one_before(tmp_path
     publish(writer, *(Model(name=f"m{n}") for n in range(2_000)))
     second = fleet.current()
     assert second is not None
-    assert second.snapshot.number == 2
+    assert second.snapshot.revision == 2
     assert len(meanwhile) == 8, "after each of four pages, and at each 500 models of the table"
     assert set(map(id, meanwhile)) == {id(first)}
     assert (fleet.current(), seen) == (second, [1, 2])
@@ -49,5 +51,5 @@ def test_while_one_takes_up_a_snapshot_others_go_on_with_the_one_before(tmp_path
     publish(writer, *second.snapshot.backends[0].models)
     third = fleet.current()
     assert third is not None
-    assert (third.snapshot.number, third.table.listing is second.table.listing) == (3, True)
+    assert (third.snapshot.revision, third.table.listing is second.table.listing) == (3, True)
     assert not meanwhile, "nothing was decoded or built anew"

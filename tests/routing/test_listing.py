@@ -13,7 +13,7 @@ def backend(name: str, *models: Model, kind: str = "openai", status: Status = "h
 
 
 def snapshot(*backends: Backend) -> Snapshot:
-    return Snapshot(number=1, published_at=1.0, config=Config(), backends=backends)
+    return Snapshot(revision=1, published_at=1.0, config=Config(), backends=backends)
 
 
 MANY = tuple(Model(name=f"m{n}") for n in range(5_000))

@@ -42,7 +42,7 @@ def backend(
 def table(*backends: Backend, **routing) -> RouteTable:
     return RouteTable(
         Snapshot(
-            number=1, published_at=0, config=Config(routing=Routing(**routing)), backends=backends
+            revision=1, published_at=0, config=Config(routing=Routing(**routing)), backends=backends
         )
     )
 
@@ -64,7 +64,7 @@ def pick(
 def refused(*args, **kwargs) -> str:
     with pytest.raises(RequestFailed) as failed:
         pick(*args, **kwargs)
-    return failed.value.fault.name
+    return failed.value.fault.code
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_a_busy_model_that_a_pattern_covers_is_not_asked_for_again():
     only = table(backend("p", "wild/*", column=1))
     with pytest.raises(AtCapacity) as no_room:
         pick(only, "wild/one", standing=standing)
-    assert (no_room.value.fault.name, no_room.value.ready_in_s) == ("at_capacity", 20.0)
+    assert (no_room.value.fault.code, no_room.value.ready_in_s) == ("at_capacity", 20.0)
     assert no_room.value.headers["retry-after"] == "20"
     assert "busy" in no_room.value.headers["x-nexus-rejection-reasons"]
     assert pick(only, "wild/two", standing=standing).model == "wild/two"
@@ -433,7 +433,7 @@ def test_taken_out_by_what_requests_saw(standing, fault, retry_after):
     assert pick(routes, "m", standing=lambda c, _: (standing, CLEAR)[c]).backend.name == "b"
     with pytest.raises(RequestFailed) as failed:
         pick(routes, "m", standing=lambda *_: standing, tried={("x", "m")})
-    assert failed.value.fault.name == fault
+    assert failed.value.fault.code == fault
     assert failed.value.headers["retry-after"] == retry_after
     assert isinstance(failed.value, AtCapacity) is (fault == "at_capacity")
 

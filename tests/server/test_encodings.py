@@ -123,7 +123,7 @@ def test_decoding_stops_at_the_limit(coding):
             hold=held.append,
             pause=lambda: None,
         )
-    assert refusal.value.fault.name == "body_too_large"
+    assert refusal.value.fault.code == "body_too_large"
     assert sum(held) <= 5_000_000
 
 

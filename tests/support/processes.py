@@ -263,7 +263,7 @@ class Workers(Measured):
         }
         writer.publish(
             Snapshot(
-                number=writer.next_number(),
+                revision=writer.next_revision(),
                 published_at=time.time(),
                 config=msgspec.structs.replace(config, logging=Logging(format="json")),
                 backends=tuple(placed),
