@@ -48,7 +48,7 @@ def route_explain(
     asked = RouteQuery(
         model=resolved,
         needs=_needs(body) if body else ANYTHING,
-        demands=routes.demands(model, resolved),
+        constraints=routes.constraints(model, resolved),
         flexible=flexible,
     )
     now_ns = time.monotonic_ns()
@@ -57,7 +57,7 @@ def route_explain(
         asked,
         WhatIf(
             load=load_table.pending,
-            standing=lambda column, model: status_of(
+            status=lambda column, model: status_of(
                 column, model, circuits, load_table, config=snapshot.config, now_ns=now_ns
             ),
         ),

@@ -57,7 +57,7 @@ class Circuit:
     `models_until` is the latest time until which any of the backend's models is busy."""
 
     open_until: int = 0
-    trips: int = 0
+    consecutive_opens: int = 0
     busy_until: int = 0
     recovered: int = 0
     failed: int = 0
@@ -84,7 +84,7 @@ class CircuitTable:
                 os.posix_fallocate(fd, 0, _SIZE)
             self._map = mmap.mmap(fd, _SIZE)
         self._cells = memoryview(self._map).cast("q")
-        self.noted = self._cells[: COLUMNS * _RECORD : _RECORD]
+        self.dirty = self._cells[: COLUMNS * _RECORD : _RECORD]
         """By column, whether there is anything to know of a backend; nearly always there is not."""
         # The locks are between processes; within one, its threads and greenlets need these.
         self._mine = threading.Lock()
@@ -95,14 +95,14 @@ class CircuitTable:
         return Circuit(*self._cells[base + 1 : base + 7])
 
     def state(self, column: int, now_ns: int) -> State:
-        return self.read(column).state(now_ns) if self.noted[column] else "closed"
+        return self.read(column).state(now_ns) if self.dirty[column] else "closed"
 
     def _write(self, column: int, cell: int, value: int) -> None:
         # The field first, then the note of it: a reader that sees the note sees the field.
         self._cells[column * _RECORD + cell] = value
         self._cells[column * _RECORD] = 1
 
-    def forget_if(self, column: int, before_ns: int) -> None:
+    def clear_if_expired(self, column: int, before_ns: int) -> None:
         """Take the note away where all that it says was over before then."""
         base = column * _RECORD
         if self._over(column, before_ns):
@@ -115,21 +115,21 @@ class CircuitTable:
         last = max(found.busy_until, found.models_until, found.recovered, found.failed)
         return not found.open_until and last < before_ns
 
-    def note_failure(self, column: int, now_ns: int) -> int:
+    def record_failure(self, column: int, now_ns: int) -> int:
         """Gives how many failures there were in a row; one may be missed where two processes see one at once."""
         self._cells[column * _RECORD + _STREAK] += 1
         self._write(column, _FAILED, now_ns)
         return self._cells[column * _RECORD + _STREAK]
 
-    def note_success(self, column: int) -> None:
+    def record_success(self, column: int) -> None:
         if self._cells[column * _RECORD + _STREAK]:
             self._cells[column * _RECORD + _STREAK] = 0
 
-    def note_busy(self, column: int, until_ns: int) -> None:
+    def record_busy(self, column: int, until_ns: int) -> None:
         if until_ns > self._cells[column * _RECORD + _BUSY_UNTIL]:
             self._write(column, _BUSY_UNTIL, until_ns)
 
-    def note_model_busy(self, column: int, model: str, until_ns: int) -> None:
+    def record_model_busy(self, column: int, model: str, until_ns: int) -> None:
         """As `note_busy`, for one model of the backend."""
         at, whose = _model_pair(column, model)
         if self._cells[at] != whose or self._cells[at + 1] < until_ns:
@@ -141,28 +141,28 @@ class CircuitTable:
         at, whose = _model_pair(column, model)
         return self._cells[at + 1] if self._cells[at] == whose else 0
 
-    def want_probe(self, column: int) -> None:
+    def request_health_probe(self, column: int) -> None:
         """Have the health process probe the backend at once: what it answered does not fit what it told."""
         self._cells[column * _RECORD + _PROBE_WANTED] = 1
 
-    def probe_wanted(self, column: int) -> bool:
+    def pop_probe_request(self, column: int) -> bool:
         """Whether a probe was wanted since this was last asked."""
         cell = column * _RECORD + _PROBE_WANTED
         wanted, self._cells[cell] = self._cells[cell], 0
         return bool(wanted)
 
-    def open(self, column: int, *, until_ns: int, trips: int) -> bool:
+    def open(self, column: int, *, until_ns: int, consecutive_opens: int) -> bool:
         """Open a circuit that is closed; False where another process has done so, or is about to."""
         with self._changing(column) as free:
             if not free or self.read(column).open_until:
                 return False
-            self._write(column, _TRIPS, trips)
+            self._write(column, _TRIPS, consecutive_opens)
             self._write(column, _OPEN_UNTIL, until_ns)
             return True
 
-    def keep_open(self, column: int, *, until_ns: int, trips: int) -> None:
+    def keep_open(self, column: int, *, until_ns: int, consecutive_opens: int) -> None:
         """Keep it open after a half-open probe that failed."""
-        self._write(column, _TRIPS, trips)
+        self._write(column, _TRIPS, consecutive_opens)
         self._write(column, _OPEN_UNTIL, until_ns)
 
     def allow_trial(self, column: int, now_ns: int) -> None:
@@ -189,8 +189,8 @@ class CircuitTable:
         told = self._cells[column * _RECORD + _STREAM_USAGE]
         return None if told == 0 else told > 0
 
-    def note_stream_usage(self, column: int, *, taken: bool) -> None:
-        self._cells[column * _RECORD + _STREAM_USAGE] = 1 if taken else -1
+    def record_stream_usage(self, column: int, *, supported: bool) -> None:
+        self._cells[column * _RECORD + _STREAM_USAGE] = 1 if supported else -1
 
     def reset(self, column: int, now_ns: int) -> None:
         """Forget everything: the column goes to another backend, for which nothing counts that was before."""
@@ -198,7 +198,7 @@ class CircuitTable:
         self._cells[base : base + _RECORD] = memoryview(bytes(_RECORD * 8)).cast("q")
         self._cells[base + _RECOVERED] = now_ns
 
-    def lease_probe(self, column: int, now_ns: int, until_ns: int) -> bool:
+    def acquire_probe_lease(self, column: int, now_ns: int, until_ns: int) -> bool:
         """Take the right to be the half-open probe until then. False if another request has it, or the circuit is not
         half open (any more)."""
         with self._changing(column) as free:
@@ -208,7 +208,7 @@ class CircuitTable:
             self._cells[cell] = until_ns
             return True
 
-    def end_lease(self, column: int, until_ns: int) -> None:
+    def release_probe_lease(self, column: int, until_ns: int) -> None:
         """Give the right back; one that has passed to another meanwhile stays there."""
         cell = column * _RECORD + _LEASE
         if self._cells[cell] == until_ns:
@@ -226,7 +226,7 @@ class CircuitTable:
                 if free and self._locks is not None:
                     self._locks.release(byte)
 
-    def next_turn(self, key: int) -> int:
+    def next_cursor(self, key: int) -> int:
         """A number that goes up by one at each call with the same `key`, whichever process calls.
 
         Two may get the same number where a process is stopped just while it counts: nobody waits for it.
@@ -253,7 +253,7 @@ class CircuitTable:
         self._impatient_until = deadline + _IMPATIENT_S
         return False
 
-    def leave(self) -> None:
+    def release_locks(self) -> None:
         """Give back what this process holds of it. It can still be read."""
         if self._locks is not None:
             self._locks.close()

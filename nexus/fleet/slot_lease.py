@@ -214,5 +214,5 @@ class SlotLease:
         for lock in (self._locks, self._claim):
             if lock is not None:
                 lock.close()
-        self.circuits.leave()
+        self.circuits.release_locks()
         self.request_log.close()

@@ -41,7 +41,7 @@ def status_of(
     column: int, model: str, circuits: CircuitTable, load: LoadTable, *, config: Config, now_ns: int
 ) -> EndpointStatus:
     """Return the status of the backend in `column` for requests for `model`."""
-    if not circuits.noted[column]:
+    if not circuits.dirty[column]:
         return CLEAR
     circuit = circuits.read(column)
     busy_until = circuit.busy_until
@@ -52,7 +52,7 @@ def status_of(
         failures = load.outcomes(column, now_ns, since_ns=circuit.recovered)[1]
     settings = config.circuit_breaker
     share = 1.0
-    if circuit.trips:
+    if circuit.consecutive_opens:
         share = share_after((now_ns - circuit.recovered) / 1e9, settings.slow_start_seconds)
     return EndpointStatus(
         state=circuit.state(now_ns) if settings.enabled else "closed",

@@ -442,7 +442,7 @@ class HealthProcess:
         for name, watched in self._fleet.backends.items():
             if now - self._probed_for.get(
                 name, -_WANTED_EVERY_S
-            ) >= _WANTED_EVERY_S and circuits.probe_wanted(watched.column):
+            ) >= _WANTED_EVERY_S and circuits.pop_probe_request(watched.column):
                 self._probed_for[name] = now
                 gevent.spawn(self._rounds.probe, name)
 

@@ -33,7 +33,7 @@ _STANDS_STILL_NS = 250_000_000
 
 
 class Reservation(msgspec.Struct):
-    """A request's place at a backend, counted from its admission until `leave()`.
+    """A request's place at a backend, counted from its admission until `release()`.
 
     `view`: the fleet as it was when the choice was made. `lease_ns`: the backend's circuit is half open, and this is
     the request that tries it, with a right that ends then; else 0. `waited_s` in the queue for it.
@@ -43,39 +43,39 @@ class Reservation(msgspec.Struct):
     waiter: Waiter
     choice: Choice
     view: View
-    lease_ns: int
+    probe_lease_ns: int
     waited_s: float = 0.0
     is_served: bool = False
-    has_left: bool = False
+    released: bool = False
 
     @property
     def config(self) -> Config:
         return self.view.snapshot.config
 
-    def served(self) -> None:
+    def mark_served(self) -> None:
         """A stream of the backend has come to its first content: no other place is needed.
 
         What was asked for refers to the whole body, which the stream must not keep in memory.
         """
         self.is_served = True
-        self.waiter.asked = RouteQuery(self.waiter.asked.model)
+        self.waiter.query = RouteQuery(self.waiter.query.model)
         self.admission.served(self)
 
-    def leave(self, fault: Fault | None, *, retry_after_s: float | None = None) -> None:
+    def release(self, fault: Fault | None, *, retry_after_s: float | None = None) -> None:
         """Give the place back and tell how the attempt ended. Only the first call counts."""
-        if not self.has_left:
-            self.has_left = True
-            self.admission.left(self, fault, retry_after_s)
+        if not self.released:
+            self.released = True
+            self.admission.on_released(self, fault, retry_after_s)
 
 
 class Waiter(msgspec.Struct):
-    """A request that wants a place; `deadline` is on the monotonic clock. `turn_taken`: see `turn`. `evidence`: what it
+    """A request that wants a place; `deadline` is on the monotonic clock. `_cursor`: see `turn`. `evidence`: what it
     saw of backends that failed, if any did."""
 
-    asked: RouteQuery
+    query: RouteQuery
     request: Request
     deadline: float
-    turn_taken: int = 0
+    _cursor: int = 0
     evidence: Evidence | None = None
 
     @property
@@ -86,9 +86,9 @@ class Waiter(msgspec.Struct):
 
     def turn(self, circuits: CircuitTable) -> int:
         """The request's own turn among those for its model, over all workers."""
-        if not self.turn_taken:
-            self.turn_taken = circuits.next_turn(crc32(self.asked.model.encode()))
-        return self.turn_taken
+        if not self._cursor:
+            self._cursor = circuits.next_cursor(crc32(self.query.model.encode()))
+        return self._cursor
 
 
 class _Now(msgspec.Struct):
@@ -99,13 +99,17 @@ class _Now(msgspec.Struct):
     config: Config
     load: Callable[[int], int]
     chance: float
-    on_trial: tuple[int, ...] = ()
+    probed_by_others: tuple[int, ...] = ()
 
-    def standing(self, column: int, model: str) -> EndpointStatus:
-        if not self.admission.circuits.noted[column]:
+    def status(self, column: int, model: str) -> EndpointStatus:
+        if not self.admission.circuits.dirty[column]:
             return CLEAR
-        found = self.admission.breakers.standing(column, model, self.config)
-        return msgspec.structs.replace(found, state="open") if column in self.on_trial else found
+        found = self.admission.breakers.status(column, model, self.config)
+        return (
+            msgspec.structs.replace(found, state="open")
+            if column in self.probed_by_others
+            else found
+        )
 
     def waited_for(self, column: int) -> bool:
         since_ns = self.admission.clock_ns() - _STANDS_STILL_NS
@@ -158,7 +162,7 @@ class Admission:
                 raise
             no_room = failure
         else:
-            if place.choice.passed_over and not tried:
+            if place.choice.has_exclusions and not tried:
                 self._count_exclusions(waiter, place.choice)
             return place
         settings = self._view().snapshot.config.queue
@@ -180,7 +184,7 @@ class Admission:
         """Count, once for each request, why backends that have the model were not considered."""
         view = self._view()
         now = _Now(self, waiter, view.snapshot.config, self.load.pending, 0.0)
-        for reason in exclusions(view.table, waiter.asked, now, chosen=chosen):
+        for reason in exclusions(view.table, waiter.query, now, chosen=chosen):
             self._recorder.backend_excluded(reason)
 
     def _admit(self, waiter: Waiter, tried: Tried) -> Reservation:
@@ -188,23 +192,23 @@ class Admission:
         with self._lock:
             began = time.perf_counter()
             try:
-                choice, lease_ns = self._choose(view, waiter, tried)
+                choice, probe_lease_ns = self._choose(view, waiter, tried)
             except BaseException:
                 self._recorder.routing_failed(time.perf_counter() - began)
                 raise
             self._recorder.attempt_started(choice.backend.column, time.perf_counter() - began)
-            return Reservation(self, waiter, choice, view, lease_ns)
+            return Reservation(self, waiter, choice, view, probe_lease_ns)
 
     def _choose(self, view: View, waiter: Waiter, tried: Tried) -> tuple[Choice, int]:
         """A choice, with the end of its lease if it is the half-open probe of its backend."""
         now = _Now(self, waiter, view.snapshot.config, self.load.pending, self.chance())
         while True:
-            choice = choose(view.table, waiter.asked, tried=tried, now=now)
-            if not choice.trial:
+            choice = choose(view.table, waiter.query, tried=tried, now=now)
+            if not choice.half_open_probe:
                 return choice, 0
-            if lease_ns := self.breakers.lease_probe(choice.backend, now.config):
-                return choice, lease_ns
-            now.on_trial += (choice.backend.column,)
+            if probe_lease_ns := self.breakers.acquire_probe_lease(choice.backend, now.config):
+                return choice, probe_lease_ns
+            now.probed_by_others += (choice.backend.column,)
 
     def served(self, place: Reservation) -> None:
         """A place has served its request."""
@@ -212,7 +216,9 @@ class Admission:
             place.waiter.evidence.served()
         self.breakers.served(place)
 
-    def left(self, place: Reservation, fault: Fault | None, retry_after_s: float | None) -> None:
+    def on_released(
+        self, place: Reservation, fault: Fault | None, retry_after_s: float | None
+    ) -> None:
         """A place was given back."""
         backend, waiter = place.choice.backend, place.waiter
         self._recorder.attempt_ended(

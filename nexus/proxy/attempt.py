@@ -168,9 +168,9 @@ class Attempt:
             self.usage_asked = False
             self._send(path, body)
             if self.status < 300:
-                circuits.note_stream_usage(column, taken=False)
+                circuits.record_stream_usage(column, supported=False)
         elif known is None and self.status < 300:
-            circuits.note_stream_usage(column, taken=True)
+            circuits.record_stream_usage(column, supported=True)
 
     def _send(self, path: str, body: bytes) -> None:
         """A connection that was kept for reuse may have died meanwhile: where one fails before the first byte of the
@@ -571,7 +571,7 @@ class Attempt:
             self._engine.connections.give_back(
                 self._address, self._connection, self._backend.config.keepalive_seconds, ending=done
             )
-        self._place.leave(fault, retry_after_s=retry_after_s)
+        self._place.release(fault, retry_after_s=retry_after_s)
 
 
 def _speaks_of_it(refusal: bytes) -> bool:

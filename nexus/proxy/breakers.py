@@ -48,7 +48,7 @@ class Attempted(Protocol):
     @property
     def config(self) -> Config: ...
     @property
-    def lease_ns(self) -> int: ...
+    def probe_lease_ns(self) -> int: ...
 
 
 class Evidence:
@@ -81,7 +81,7 @@ class Evidence:
     def refused(self) -> None:
         """A backend has refused the request as wrong, so that what failed before was the request's fault."""
         for attempt in self._waiting:
-            self._breakers.end_lease(attempt)
+            self._breakers.release_probe_lease(attempt)
         self._waiting.clear()
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ class Evidence:
             self._counted.add(column)
             self._breakers.failed(attempt)
         else:
-            self._breakers.end_lease(attempt)
+            self._breakers.release_probe_lease(attempt)
 
 
 class Breakers:
@@ -117,31 +117,35 @@ class Breakers:
         self._clock_ns = clock_ns
         self._chance = chance
 
-    def standing(self, column: int, model: str, config: Config) -> EndpointStatus:
+    def status(self, column: int, model: str, config: Config) -> EndpointStatus:
         """How the backend stands now. Costs one look into shared memory where there is nothing to tell."""
-        if not self._circuits.noted[column]:
+        if not self._circuits.dirty[column]:
             return CLEAR
         now_ns = self._clock_ns()
-        self._circuits.forget_if(
+        self._circuits.clear_if_expired(
             column, now_ns - int(max(WINDOW_S, config.circuit_breaker.slow_start_seconds) * 1e9)
         )
         return status_of(column, model, self._circuits, self._load, config=config, now_ns=now_ns)
 
-    def lease_probe(self, backend: Backend, config: Config) -> int:
+    def acquire_probe_lease(self, backend: Backend, config: Config) -> int:
         """Take the right to be the request that tries a backend whose circuit is half open, for `open_seconds`; gives
         the end of the lease, 0 if another request has it."""
         now_ns = self._clock_ns()
         until_ns = now_ns + int(config.circuit_breaker.open_seconds * 1e9)
-        return until_ns if self._circuits.lease_probe(backend.column, now_ns, until_ns) else 0
+        return (
+            until_ns if self._circuits.acquire_probe_lease(backend.column, now_ns, until_ns) else 0
+        )
 
-    def end_lease(self, attempt: Attempted) -> None:
-        if attempt.lease_ns:
-            self._circuits.end_lease(attempt.choice.backend.column, attempt.lease_ns)
+    def release_probe_lease(self, attempt: Attempted) -> None:
+        if attempt.probe_lease_ns:
+            self._circuits.release_probe_lease(
+                attempt.choice.backend.column, attempt.probe_lease_ns
+            )
 
     def served(self, attempt: Attempted) -> None:
         """The backend has answered, or has come to the first content of a stream."""
-        self._circuits.note_success(attempt.choice.backend.column)
-        if attempt.lease_ns:
+        self._circuits.record_success(attempt.choice.backend.column)
+        if attempt.probe_lease_ns:
             self._close(attempt.choice.backend)
 
     def blameless(self, attempt: Attempted, fault: Fault, retry_after_s: float | None) -> None:
@@ -151,24 +155,24 @@ class Breakers:
             busy_s = min(retry_after_s if retry_after_s is not None else BUSY_S, _LONGEST_BUSY_S)
             until_ns = self._clock_ns() + int(busy_s * 1e9)
             if fault.per_model:
-                self._circuits.note_model_busy(column, model, until_ns)
+                self._circuits.record_model_busy(column, model, until_ns)
             else:
-                self._circuits.note_busy(column, until_ns)
+                self._circuits.record_busy(column, until_ns)
         if fault.code == "backend_lacks_model":
-            self._circuits.want_probe(column)
+            self._circuits.request_health_probe(column)
         if fault.code in _TELLS_NOTHING:
-            self.end_lease(attempt)  # the next request tries
-        elif attempt.lease_ns:
+            self.release_probe_lease(attempt)  # the next request tries
+        elif attempt.probe_lease_ns:
             self._close(attempt.choice.backend)
 
     def failed(self, attempt: Attempted) -> None:
         """A failure counts against the backend."""
         backend, config, now_ns = attempt.choice.backend, attempt.config, self._clock_ns()
         self._recorder.backend_failed(backend.column)
-        in_a_row = self._circuits.note_failure(backend.column, now_ns)
-        if attempt.lease_ns:
+        in_a_row = self._circuits.record_failure(backend.column, now_ns)
+        if attempt.probe_lease_ns:
             self._keep_open(backend, config, now_ns)
-            self.end_lease(attempt)
+            self.release_probe_lease(attempt)
         elif config.circuit_breaker.enabled:
             self._open_if_due(backend, config, now_ns, in_a_row)
 
@@ -195,9 +199,13 @@ class Breakers:
         ):
             return
         lately = circuit.recovered and now_ns - circuit.recovered < settings.max_open_seconds * 1e9
-        trips = circuit.trips + 1 if lately else 1
-        seconds = open_for_s(trips, settings, chance=self._chance())
-        if self._circuits.open(backend.column, until_ns=now_ns + int(seconds * 1e9), trips=trips):
+        consecutive_opens = circuit.consecutive_opens + 1 if lately else 1
+        seconds = open_for_s(consecutive_opens, settings, chance=self._chance())
+        if self._circuits.open(
+            backend.column,
+            until_ns=now_ns + int(seconds * 1e9),
+            consecutive_opens=consecutive_opens,
+        ):
             self._recorder.circuit_opened(backend.label)
             log.warning(
                 "circuit opened",
@@ -210,8 +218,12 @@ class Breakers:
         circuit = self._circuits.read(backend.column)
         if not circuit.open_until:
             return  # closed meanwhile, by another request or a good probe
-        seconds = open_for_s(circuit.trips + 1, config.circuit_breaker, chance=self._chance())
+        seconds = open_for_s(
+            circuit.consecutive_opens + 1, config.circuit_breaker, chance=self._chance()
+        )
         self._circuits.keep_open(
-            backend.column, until_ns=now_ns + int(seconds * 1e9), trips=circuit.trips + 1
+            backend.column,
+            until_ns=now_ns + int(seconds * 1e9),
+            consecutive_opens=circuit.consecutive_opens + 1,
         )
         log.info("circuit stays open", extra={"backend": backend.name, "for_s": round(seconds, 1)})

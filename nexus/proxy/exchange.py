@@ -236,8 +236,8 @@ class Exchange:
         assert ask is not None
         request, server = self.request, view.snapshot.config.server
         flexible = "x-nexus-flexible" in request.headers.first and self._is_flexible()
-        demands = view.table.demands(ask.model, self.asked_model)
-        asked = RouteQuery(self.asked_model, ask.needs, demands, flexible)
+        constraints = view.table.constraints(ask.model, self.asked_model)
+        asked = RouteQuery(self.asked_model, ask.needs, constraints, flexible)
         waiter = Waiter(asked, request, request.received + server.request_timeout_seconds)
         engine = self.engine
         tried: set[tuple[str, str]] = set()
@@ -283,8 +283,8 @@ class Exchange:
                         )
                     )
                 if failure.fault is FAULTS["context_exceeded"] and choice.context_length:
-                    waiter.asked = msgspec.structs.replace(
-                        waiter.asked, beyond=choice.context_length
+                    waiter.query = msgspec.structs.replace(
+                        waiter.query, longer_than=choice.context_length
                     )
                 elif not failure.fault.retry:
                     raise failure
@@ -347,7 +347,7 @@ class Exchange:
                 request_id=self.request_id,
             )
         except BaseException:
-            place.leave(FAULTS["internal"])
+            place.release(FAULTS["internal"])
             raise
         try:
             streams = ask.stream and self.endpoint.streams
@@ -361,7 +361,7 @@ class Exchange:
             if attempt.is_stream(asked=streams):
                 every_s = view.snapshot.config.server.stream_keepalive_seconds
                 stream = attempt.await_content(show_life=not every_s)
-                place.served()
+                place.mark_served()
                 return self._stream(attempt, stream, choice)
             content = attempt.read_all()
             usage = attempt.usage_of_whole(content)

@@ -16,10 +16,12 @@ def should_open(
     return failures >= settings.failures and failures >= share * (successes + failures)
 
 
-def open_for_s(trips: int, settings: CircuitBreaker, *, chance: float) -> float:
+def open_for_s(consecutive_opens: int, settings: CircuitBreaker, *, chance: float) -> float:
     """How long a circuit stays open that opened for the `trips`-th time in a row; doubled each time, spread a little.
 
     The spread keeps backends that failed together from being tried together.
     """
-    seconds: float = min(settings.open_seconds * 2 ** min(trips - 1, 16), settings.max_open_seconds)
+    seconds: float = min(
+        settings.open_seconds * 2 ** min(consecutive_opens - 1, 16), settings.max_open_seconds
+    )
     return seconds * (1 + _JITTER * (2 * chance - 1))

@@ -57,9 +57,9 @@ def explain(table: RouteTable, asked: RouteQuery, now: RoutingContext, *, name: 
     return Explanation(
         asked=name,
         resolved=asked.model,
-        chain=table.chain(asked.model, asked.demands),
-        restricted=asked.demands.restricted,
-        min_tier=asked.demands.min_tier,
+        chain=table.chain(asked.model, asked.constraints),
+        restricted=asked.constraints.restricted,
+        min_tier=asked.constraints.min_tier,
         strategy=table.routing.strategy,
         verdicts=tuple(_verdicts(table, asked, now, order)),
         refusal=refusal,
@@ -72,10 +72,14 @@ def _verdicts(
     circumstances = Circumstances(
         load=now.load, weights=table.routing.weights, turn=now.turn, chance=now.chance
     )
-    for name in table.chain(asked.model, asked.demands):
+    for name in table.chain(asked.model, asked.constraints):
         for backend in table.backends:
-            offer = next(
-                (offer for offer in table.offers_of(name) if offer.backend.name == backend.name),
+            candidate = next(
+                (
+                    candidate
+                    for candidate in table.candidates_for(name)
+                    if candidate.backend.name == backend.name
+                ),
                 None,
             )
             turn = order.get((backend.name, name))
@@ -85,8 +89,8 @@ def _verdicts(
                 model=name,
                 out=out,
                 turn=turn,
-                score=round(score(offer, circumstances), 1) if offer and not out else None,
+                score=round(score(candidate, circumstances), 1) if candidate and not out else None,
                 pending=now.load(backend.column),
                 limit=backend.limit,
-                circuit=now.standing(backend.column, name).state,
+                circuit=now.status(backend.column, name).state,
             )

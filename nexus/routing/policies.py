@@ -49,12 +49,12 @@ class Policies:
     def __init__(self, policies: Sequence[Policy] | dict[str, Policy]) -> None:
         self.rules = list(_rules(policies))
 
-    def demands(self, *names: str) -> Constraints:
+    def constraints(self, *names: str) -> Constraints:
         """What is demanded where a request goes by these names: as asked, after aliases, and that of the model."""
         found = NOTHING
-        for pattern, demands in self.rules:
+        for pattern, constraints in self.rules:
             if any(fnmatchcase(name, pattern) for name in names):
-                found |= demands
+                found |= constraints
         return found
 
 

@@ -38,7 +38,7 @@ class RoutingContext(Protocol):
     @property
     def load(self) -> Callable[[int], int]: ...
     @property
-    def standing(self) -> Callable[[int, str], EndpointStatus]: ...
+    def status(self) -> Callable[[int, str], EndpointStatus]: ...
     @property
     def waited_for(self) -> Callable[[int], bool]: ...
     @property
@@ -51,7 +51,7 @@ class WhatIf(msgspec.Struct, frozen=True, kw_only=True):
     """Conditions that somebody wants to see a choice under."""
 
     load: Callable[[int], int]
-    standing: Callable[[int, str], EndpointStatus] = lambda *_: CLEAR
+    status: Callable[[int, str], EndpointStatus] = lambda *_: CLEAR
     waited_for: Callable[[int], bool] = lambda _: False
     turn: int = 0
     chance: float = 0.0
@@ -62,8 +62,8 @@ class _IgnoringCircuits(msgspec.Struct, frozen=True):
 
     now: RoutingContext
 
-    def standing(self, column: int, model: str) -> EndpointStatus:
-        found = self.now.standing(column, model)
+    def status(self, column: int, model: str) -> EndpointStatus:
+        found = self.now.status(column, model)
         return msgspec.structs.replace(found, state="closed") if found.state == "open" else found
 
     @property
@@ -92,9 +92,9 @@ class RouteQuery(msgspec.Struct, frozen=True, gc=False):
 
     model: str
     needs: Needs = ANYTHING
-    demands: Constraints = NOTHING
+    constraints: Constraints = NOTHING
     flexible: bool = False
-    beyond: int = 0
+    longer_than: int = 0
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
@@ -107,8 +107,8 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     backend: Backend
     model: str
     reason: Reason
-    trial: bool = False
-    passed_over: bool = False
+    half_open_probe: bool = False
+    has_exclusions: bool = False
     context_length: int | None = None
 
 
@@ -144,8 +144,10 @@ def choose(table: RouteTable, asked: RouteQuery, *, tried: Tried, now: RoutingCo
         return choice
     failure = no_route(table, asked, now)
     if blocked:
-        backends = tuple({offer.backend.name: offer.backend for offer, _ in blocked}.values())
-        raise AtCapacity(failure, backends, min(standing.busy_s for _, standing in blocked))
+        backends = tuple(
+            {candidate.backend.name: candidate.backend for candidate, _ in blocked}.values()
+        )
+        raise AtCapacity(failure, backends, min(status.busy_s for _, status in blocked))
     raise failure
 
 
@@ -156,35 +158,35 @@ def _choose(
     now: RoutingContext,
     blocked: list[tuple[Candidate, EndpointStatus]],
 ) -> Choice | None:
-    for demands in _in_order(asked) if asked.flexible else (asked.demands,):
+    for constraints in _in_order(asked) if asked.flexible else (asked.constraints,):
         for again in (False, True) if tried else (False,):
-            for name in table.chain(asked.model, asked.demands):
-                candidates = table.candidates(name, asked.needs, demands)
-                offers: Sequence[Candidate] = candidates.offers
+            for name in table.chain(asked.model, asked.constraints):
+                suitable = table.suitable(name, asked.needs, constraints)
+                candidates: Sequence[Candidate] = suitable.candidates
                 if tried:
-                    offers = _untried(offers, tried, name, again=again)
-                if asked.beyond:
-                    offers = [
-                        offer
-                        for offer in offers
-                        if (offer.model.context_length or 0) > asked.beyond
+                    candidates = _untried(candidates, tried, name, again=again)
+                if asked.longer_than:
+                    candidates = [
+                        candidate
+                        for candidate in candidates
+                        if (candidate.model.context_length or 0) > asked.longer_than
                     ]
-                usable = _usable(offers, name, now, blocked)
+                usable = _usable(candidates, name, now, blocked)
                 if usable:
-                    passed_over = len(usable) < candidates.known or name != asked.model
+                    has_exclusions = len(usable) < suitable.known or name != asked.model
                     if len(usable) > 1:
-                        if candidates.lengths_differ:
+                        if suitable.lengths_differ:
                             usable = _fitting(usable, asked.needs)
                         usable = [_pick(table, usable, now, first=not tried)]
-                    offer, standing = usable[0]
-                    reason = _reason(offer, candidates, asked, name, tried=tried)
+                    candidate, status = usable[0]
+                    reason = _reason(candidate, suitable, asked, name, tried=tried)
                     return Choice(
-                        offer.backend,
+                        candidate.backend,
                         name,
                         reason,
-                        standing.state == "half_open",
-                        passed_over,
-                        offer.model.context_length,
+                        status.state == "half_open",
+                        has_exclusions,
+                        candidate.model.context_length,
                     )
     return None
 
@@ -192,26 +194,28 @@ def _choose(
 def _in_order(asked: RouteQuery) -> tuple[Constraints, ...]:
     """The demands to try in turn: a flexible request comes back for a lower tier, never for another zone."""
     return (
-        (asked.demands, msgspec.structs.replace(asked.demands, any_tier=True))
+        (asked.constraints, msgspec.structs.replace(asked.constraints, any_tier=True))
         if asked.flexible
-        else (asked.demands,)
+        else (asked.constraints,)
     )
 
 
 def _untried(
-    offers: Sequence[Candidate], tried: Tried, model: str, *, again: bool
+    candidates: Sequence[Candidate], tried: Tried, model: str, *, again: bool
 ) -> Sequence[Candidate]:
     if again:
-        return [offer for offer in offers if (offer.backend.name, model) not in tried]
+        return [
+            candidate for candidate in candidates if (candidate.backend.name, model) not in tried
+        ]
     failed = {backend for backend, _ in tried}
-    return [offer for offer in offers if offer.backend.name not in failed]
+    return [candidate for candidate in candidates if candidate.backend.name not in failed]
 
 
 def _fitting(
     usable: list[tuple[Candidate, EndpointStatus]], needs: Needs
 ) -> list[tuple[Candidate, EndpointStatus]]:
     """Those whose known context takes the request, by an estimate, else the longest; an unknown one always may."""
-    lengths = {offer.model.context_length for offer, _ in usable}
+    lengths = {candidate.model.context_length for candidate, _ in usable}
     least = min(needs.context, max(length or 0 for length in lengths))
     return [
         entry
@@ -221,36 +225,36 @@ def _fitting(
 
 
 def _usable(
-    offers: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     model: str,
     now: RoutingContext,
     blocked: list[tuple[Candidate, EndpointStatus]],
 ) -> list[tuple[Candidate, EndpointStatus]]:
     """Those that can take a request for the model now; those that lack room are added to `blocked`."""
     usable = []
-    for offer in offers:
-        backend = offer.backend
-        standing = now.standing(backend.column, model)
+    for candidate in candidates:
+        backend = candidate.backend
+        status = now.status(backend.column, model)
         unavailability = (
             None
-            if standing is CLEAR and backend.limit is None
-            else hindrance_of(backend, standing, now)
+            if status is CLEAR and backend.limit is None
+            else unavailable_now(backend, status, now)
         )
         if unavailability is None:
-            usable.append((offer, standing))
+            usable.append((candidate, status))
         elif unavailability != "circuit_open":
-            blocked.append((offer, standing))
+            blocked.append((candidate, status))
     return usable
 
 
-def hindrance_of(
-    backend: Backend, standing: EndpointStatus, now: RoutingContext
+def unavailable_now(
+    backend: Backend, status: EndpointStatus, now: RoutingContext
 ) -> Hindrance | None:
     """Why a backend that may serve cannot take a request at this moment."""
-    if standing is not CLEAR:
-        if standing.state == "open":
+    if status is not CLEAR:
+        if status.state == "open":
             return "circuit_open"
-        if standing.busy_s > 0:
+        if status.busy_s > 0:
             return "busy"
     limit = backend.limit
     if limit is not None and (now.load(backend.column) >= limit or now.waited_for(backend.column)):
@@ -268,76 +272,81 @@ def _pick(
     if len(usable) == 1:
         return usable[0]
     load = now.load
-    if any(standing is not CLEAR for _, standing in usable):
+    if any(status is not CLEAR for _, status in usable):
         # Whether a backend is well again shows only when it is tried: with a request that others can still serve.
-        on_trial = next((entry for entry in usable if entry[1].state == "half_open"), None)
-        if on_trial is not None and first:
-            return on_trial
+        probed_by_others = next((entry for entry in usable if entry[1].state == "half_open"), None)
+        if probed_by_others is not None and first:
+            return probed_by_others
         # One that came back gets its traffic back little by little, and one that fails fast must not look idle.
         second = now.chance * _SECOND_CHANCE % 1.0
         usable = [entry for entry in usable if entry[1].share > second] or usable
-        failures = {offer.backend.column: standing.failures for offer, standing in usable}
+        failures = {candidate.backend.column: status.failures for candidate, status in usable}
         load = lambda column: now.load(column) + failures[column]  # noqa: E731
     if len(usable) == 1:
         return usable[0]
     circumstances = Circumstances(
         load=load, weights=table.routing.weights, turn=now.turn, chance=now.chance
     )
-    picked = STRATEGIES[table.routing.strategy]([offer for offer, _ in usable], circumstances)
+    picked = STRATEGIES[table.routing.strategy](
+        [candidate for candidate, _ in usable], circumstances
+    )
     return next(entry for entry in usable if entry[0] is picked)
 
 
 def _reason(
-    offer: Candidate, candidates: CandidateSet, asked: RouteQuery, served: str, *, tried: Tried
+    candidate: Candidate, suitable: CandidateSet, asked: RouteQuery, served: str, *, tried: Tried
 ) -> Reason:
     if tried or served != asked.model:
         return "failover"
-    if asked.demands.restricted:
+    if asked.constraints.restricted:
         return "privacy-requirement"
     return (
         "capability-match"
-        if offer.backend.config.priority <= candidates.preferred
+        if candidate.backend.config.priority <= suitable.preferred
         else "capacity-overflow"
     )
 
 
 def no_route(table: RouteTable, asked: RouteQuery, now: RoutingContext) -> RequestFailed:
     """Why no backend can serve: the fault that says most about what the client or the operator could change."""
-    model, chain = asked.model, table.chain(asked.model, asked.demands)
+    model, chain = asked.model, table.chain(asked.model, asked.constraints)
     told = _Told(table, asked, now)
     if not table.backends:
         return told.unavailable("no_backend", "No backend is registered with this gateway.")
     named = [
-        (name, offer) for name in chain for offer in table.offers_of(name) if offer.backend.usable
+        (name, candidate)
+        for name in chain
+        for candidate in table.candidates_for(name)
+        if candidate.backend.usable
     ]
-    healthy = [offer for _, offer in named]
+    healthy = [candidate for _, candidate in named]
     allowed = [
-        (name, offer)
-        for name, offer in named
-        if told.demands(name, offer).rejects(offer.backend) is None
+        (name, candidate)
+        for name, candidate in named
+        if told.constraints(name, candidate).rejects(candidate.backend) is None
     ]
-    able = [(name, offer) for name, offer in allowed if offer.can(asked.needs)]
+    able = [(name, candidate) for name, candidate in allowed if candidate.can(asked.needs)]
     if able:
-        standings = [now.standing(offer.backend.column, name) for name, offer in able]
-        if all(standing.state == "open" for standing in standings):
-            ready_in_s = min(standing.ready_in_s for standing in standings)
+        statuses = [now.status(candidate.backend.column, name) for name, candidate in able]
+        if all(status.state == "open" for status in statuses):
+            ready_in_s = min(status.ready_in_s for status in statuses)
             message = (
                 f"Every backend that serves {model!r} has been failing; it is tried again shortly."
             )
             return told.unavailable(
                 "no_healthy_backend", message, retry_after_s=max(1, math.ceil(ready_in_s))
             )
-        busy_s = min(standing.busy_s for standing in standings if standing.state != "open")
+        busy_s = min(status.busy_s for status in statuses if status.state != "open")
         message = f"Every backend that serves {model!r} is at its limit; try again shortly."
         return told.unavailable("at_capacity", message, retry_after_s=max(1, math.ceil(busy_s)))
-    if healthy and not allowed and any(offer.can(asked.needs) for offer in healthy):
+    if healthy and not allowed and any(candidate.can(asked.needs) for candidate in healthy):
         message = (
             f"The policies for {model!r} allow none of the backends that have it and are healthy."
         )
         return told.unavailable("routing_rejected", message, retry_after_s=5)
     if healthy:
         lacking = ", ".join(
-            dict.fromkeys(word for offer in healthy for word in offer.lacks(asked.needs))
+            dict.fromkeys(word for candidate in healthy for word in candidate.lacks(asked.needs))
         )
         return RequestFailed(
             "capability_mismatch",
@@ -353,7 +362,7 @@ def no_route(table: RouteTable, asked: RouteQuery, now: RoutingContext) -> Reque
             f"No backend serves {model!r} nor its fallbacks {', '.join(chain[1:])}.",
             param="model",
         )
-    if table.offers_of(model):
+    if table.candidates_for(model):
         return told.unavailable(
             "no_healthy_backend", f"No healthy backend serves {model!r} now.", retry_after_s=5
         )
@@ -376,14 +385,14 @@ class _Told:
         self._asked = asked
         self._now = now
 
-    def demands(self, model: str, offer: Candidate) -> Constraints:
+    def constraints(self, model: str, candidate: Candidate) -> Constraints:
         """What is demanded of an offer for a model, by both names; the least that a flexible request accepts."""
-        return _in_order(self._asked)[-1] | self._table.demands(model, offer.model.name)
+        return _in_order(self._asked)[-1] | self._table.constraints(model, candidate.model.name)
 
     def unavailable(
         self, fault: str, message: str, *, retry_after_s: int | None = None
     ) -> RequestFailed:
-        table, demands = self._table, self._asked.demands
+        table, constraints = self._table, self._asked.constraints
         rejected = [
             {"backend": backend.name, "reason": rejection(table, self._asked, backend, self._now)}
             for backend in table.backends[:_LISTED]
@@ -397,10 +406,10 @@ class _Told:
                 rejected
             )  # in ASCII, whatever the names are
         context = {
-            "required_tier": demands.min_tier or None,
+            "required_tier": constraints.min_tier or None,
             "available_backends": [backend.name for backend in table.backends if backend.usable],
             "eta_seconds": retry_after_s,
-            "privacy_zone_required": "restricted" if demands.restricted else None,
+            "privacy_zone_required": "restricted" if constraints.restricted else None,
         }
         return RequestFailed(fault, message, headers=headers, context=context)
 
@@ -412,14 +421,14 @@ def exclusions(
 
     It goes down the fallback chain to the chosen model, and to its end if none was chosen.
     """
-    chain = table.chain(asked.model, asked.demands)
+    chain = table.chain(asked.model, asked.constraints)
     if chosen is not None:
         chain = chain[: chain.index(chosen.model) + 1]
     reasons = [
-        rejection(table, asked, offer.backend, now, model=model)
+        rejection(table, asked, candidate.backend, now, model=model)
         for model in chain
-        for offer in table.offers_of(model)
-        if chosen is None or offer.backend is not chosen.backend
+        for candidate in table.candidates_for(model)
+        if chosen is None or candidate.backend is not chosen.backend
     ]
     return [reason for reason in reasons if reason]
 
@@ -437,22 +446,23 @@ def rejection(
         return backend.status
     if backend.draining:
         return "draining"
-    chain = (model,) if model is not None else table.chain(asked.model, asked.demands)
-    offers = [
-        (name, offer)
+    chain = (model,) if model is not None else table.chain(asked.model, asked.constraints)
+    candidates = [
+        (name, candidate)
         for name in chain
-        for offer in table.offers_of(name)
-        if offer.backend.name == backend.name
+        for candidate in table.candidates_for(name)
+        if candidate.backend.name == backend.name
     ]
-    if not offers:
+    if not candidates:
         return "model_not_found"
-    able = [(name, offer) for name, offer in offers if offer.can(asked.needs)]
+    able = [(name, candidate) for name, candidate in candidates if candidate.can(asked.needs)]
     if not able:
         return "capability_mismatch"
     least = _in_order(asked)[-1]
     refusals = [
-        (least | table.demands(name, offer.model.name)).rejects(backend) for name, offer in able
+        (least | table.constraints(name, candidate.model.name)).rejects(backend)
+        for name, candidate in able
     ]
     if all(refusals):
         return str(refusals[0])
-    return hindrance_of(backend, now.standing(backend.column, able[0][0]), now) or ""
+    return unavailable_now(backend, now.status(backend.column, able[0][0]), now) or ""

@@ -23,24 +23,24 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     chance: float
 
 
-def smart(offers: Sequence[Candidate], now: Circumstances) -> Candidate:
+def smart(candidates: Sequence[Candidate], now: Circumstances) -> Candidate:
     """The highest score of priority, load and probe latency.
 
     Those within one request of the highest count as equal: of two of them, taken at random, the better one is picked,
     so that workers and hosts that look at the same moment do not all choose the same backend.
     """
-    scores = [score(offer, now) for offer in offers]
+    scores = [score(candidate, now) for candidate in candidates]
     least = max(scores) - now.weights.load
     best = [n for n, points in enumerate(scores) if points >= least]
     if len(best) == 1:
-        return offers[best[0]]
+        return candidates[best[0]]
     first, second = _two(len(best), now.chance)
-    return offers[max(best[first], best[second], key=lambda n: (scores[n], n == best[first]))]
+    return candidates[max(best[first], best[second], key=lambda n: (scores[n], n == best[first]))]
 
 
-def score(offer: Candidate, now: Circumstances) -> float:
+def score(candidate: Candidate, now: Circumstances) -> float:
     """The original's score: each part from 0 to 100, times its weight."""
-    backend, weights = offer.backend, now.weights
+    backend, weights = candidate.backend, now.weights
     priority = backend.config.priority
     if not 0 <= priority <= 100:
         priority = 0 if priority < 0 else 100
@@ -51,24 +51,24 @@ def score(offer: Candidate, now: Circumstances) -> float:
     )
 
 
-def round_robin(offers: Sequence[Candidate], now: Circumstances) -> Candidate:
+def round_robin(candidates: Sequence[Candidate], now: Circumstances) -> Candidate:
     """Each in its turn; `turn` counts over all workers."""
-    return offers[now.turn % len(offers)]
+    return candidates[now.turn % len(candidates)]
 
 
-def priority_only(offers: Sequence[Candidate], now: Circumstances) -> Candidate:
+def priority_only(candidates: Sequence[Candidate], now: Circumstances) -> Candidate:
     """The best priority; equal ones share by chance, the less loaded of two."""
-    highest = min(offer.backend.config.priority for offer in offers)
-    best = [offer for offer in offers if offer.backend.config.priority == highest]
+    highest = min(candidate.backend.config.priority for candidate in candidates)
+    best = [candidate for candidate in candidates if candidate.backend.config.priority == highest]
     if len(best) == 1:
         return best[0]
     first, second = _two(len(best), now.chance)
-    return min(best[first], best[second], key=lambda offer: now.load(offer.backend.column))
+    return min(best[first], best[second], key=lambda candidate: now.load(candidate.backend.column))
 
 
-def random(offers: Sequence[Candidate], now: Circumstances) -> Candidate:
+def random(candidates: Sequence[Candidate], now: Circumstances) -> Candidate:
     """Any."""
-    return offers[int(now.chance * len(offers))]
+    return candidates[int(now.chance * len(candidates))]
 
 
 def _two(count: int, chance: float) -> tuple[int, int]:

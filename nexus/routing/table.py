@@ -48,7 +48,7 @@ class CandidateSet:
     `known`: the number of all offers of the model, the unhealthy and the unsuitable ones included.
     """
 
-    offers: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
     lengths_differ: bool
     preferred: int
     known: int
@@ -69,18 +69,18 @@ class CandidateSource(Mapping[str, Sequence[Candidate]]):
         self._made: dict[str, list[Candidate]] = {}
 
     def __getitem__(self, name: str) -> Sequence[Candidate]:
-        offers = self._made.get(name)
-        if offers is None:
+        candidates = self._made.get(name)
+        if candidates is None:
             listed = self._listing.by_name[name]
-            offers = [
+            candidates = [
                 Candidate(self._backends[at], model)
                 for at, model in listed
                 if at in self._positions
             ]
-            if not offers:
+            if not candidates:
                 raise KeyError(name)
-            self._made[name] = offers
-        return offers
+            self._made[name] = candidates
+        return candidates
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._listing.names(self._positions))
@@ -115,7 +115,7 @@ class RouteTable:
             before.listing if before is not None and same else Listing(self.backends, pause)
         )
         usable = frozenset(at for at, backend in enumerate(self.backends) if backend.usable)
-        self.offers = CandidateSource(
+        self.candidates = CandidateSource(
             self.listing, self.backends, frozenset(range(len(self.backends)))
         )
         self.healthy = CandidateSource(self.listing, self.backends, usable)
@@ -153,42 +153,48 @@ class RouteTable:
             )
         return name
 
-    def chain(self, model: str, demands: Constraints = NOTHING) -> tuple[str, ...]:
+    def chain(self, model: str, constraints: Constraints = NOTHING) -> tuple[str, ...]:
         """The model, then those that may stand in for it."""
-        return (None if demands.own_model else self._chains.get(model)) or (model,)
+        return (None if constraints.own_model else self._chains.get(model)) or (model,)
 
-    def demands(self, *names: str) -> Constraints:
-        return self.policies.demands(*names) if self.policies.rules else NOTHING
+    def constraints(self, *names: str) -> Constraints:
+        return self.policies.constraints(*names) if self.policies.rules else NOTHING
 
-    def offers_of(self, model: str) -> Sequence[Candidate]:
+    def candidates_for(self, model: str) -> Sequence[Candidate]:
         """Who has the model, well or not."""
-        return self.offers.get(self.entry(model), ())
+        return self.candidates.get(self.entry(model), ())
 
-    def candidates(self, model: str, needs: Needs, demands: Constraints) -> CandidateSet:
+    def suitable(self, model: str, needs: Needs, constraints: Constraints) -> CandidateSet:
         """Healthy backends that have the model, may serve it, and are not known to lack what is asked.
 
         Found once for each sort of request. Of the needs only those are read that tell the backends apart.
         """
         name = model
         if self.listing.patterns and (name := self.entry(model)) != model:
-            demands |= self.demands(model)  # policies may name what a pattern only covers
+            constraints |= self.constraints(model)  # policies may name what a pattern only covers
         fields = self._decisive.get(name)
         if fields is None:
             if name not in self.healthy:
                 return _NO_CANDIDATES
             fields = self._decisive[name] = _decisive_fields(self.healthy[name])
-        key = (name, demands, tuple([getattr(needs, field) for field in fields]) if fields else ())
+        key = (
+            name,
+            constraints,
+            tuple([getattr(needs, field) for field in fields]) if fields else (),
+        )
         found = self._candidates.get(key)
         if found is None:
-            demands |= self.demands(name)
+            constraints |= self.constraints(name)
             good = tuple(
-                o for o in self.healthy[name] if o.can(needs) and demands.rejects(o.backend) is None
+                o
+                for o in self.healthy[name]
+                if o.can(needs) and constraints.rejects(o.backend) is None
             )
             found = self._candidates[key] = CandidateSet(
-                offers=good,
+                candidates=good,
                 lengths_differ=len({o.model.context_length for o in good} - {None}) > 1,
                 preferred=min((o.backend.config.priority for o in good), default=0),
-                known=len(self.offers[name]),
+                known=len(self.candidates[name]),
             )
         return found
 
@@ -199,13 +205,13 @@ def configured_models(routing: Routing) -> set[str]:
     return {*routing.aliases, *routing.aliases.values(), *routing.fallbacks, *fallbacks}
 
 
-def _decisive_fields(offers: Sequence[Candidate]) -> tuple[str, ...]:
+def _decisive_fields(candidates: Sequence[Candidate]) -> tuple[str, ...]:
     """The fields of `Needs` of which some of the offers are known to lack something."""
     fields = [
         field
         for field in CAPABILITIES
-        if any(getattr(offer.model, field) is False for offer in offers)
+        if any(getattr(candidate.model, field) is False for candidate in candidates)
     ]
-    if any(offer.model.tasks for offer in offers):
+    if any(candidate.model.tasks for candidate in candidates):
         fields.append("task")
     return tuple(fields)

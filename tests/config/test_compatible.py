@@ -150,8 +150,10 @@ def test_the_score_takes_a_priority_outside_its_range_as_the_nearer_end(
 ):
     def of(number):
         config = taken(tmp_path, BACKEND + f"priority = {number}").config.backends[0]
-        offer = Candidate(Backend(config=config, label="b", column=0), Model(name="m"))
-        return score(offer, Circumstances(load=lambda _: 0, weights=Weights(), turn=0, chance=0.0))
+        candidate = Candidate(Backend(config=config, label="b", column=0), Model(name="m"))
+        return score(
+            candidate, Circumstances(load=lambda _: 0, weights=Weights(), turn=0, chance=0.0)
+        )
 
     assert of(priority) == of(counts_as)
 
@@ -159,5 +161,5 @@ def test_the_score_takes_a_priority_outside_its_range_as_the_nearer_end(
 def test_a_policy_without_fallback_holds_for_its_models_alone(tmp_path):
     text = '[[routing.policies]]\nmodel_pattern = "big-*"\nfallback_allowed = false'
     policies = Policies(taken(tmp_path, text).config.routing.policies)
-    assert policies.demands("alias", "big-1").own_model
-    assert not policies.demands("small").own_model
+    assert policies.constraints("alias", "big-1").own_model
+    assert not policies.constraints("small").own_model

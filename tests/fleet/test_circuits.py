@@ -30,9 +30,9 @@ def elsewhere(path, code: str) -> str:
     ("circuit", "now_s", "state"),
     [
         (Circuit(), 5, "closed"),
-        (Circuit(open_until=7 * SECOND, trips=1), 5, "open"),
-        (Circuit(open_until=7 * SECOND, trips=1), 7, "half_open"),
-        (Circuit(recovered=3 * SECOND, trips=1), 5, "closed"),
+        (Circuit(open_until=7 * SECOND, consecutive_opens=1), 5, "open"),
+        (Circuit(open_until=7 * SECOND, consecutive_opens=1), 7, "half_open"),
+        (Circuit(recovered=3 * SECOND, consecutive_opens=1), 5, "closed"),
     ],
 )
 def test_states(circuit, now_s, state):
@@ -41,80 +41,82 @@ def test_states(circuit, now_s, state):
 
 def test_what_one_process_learns_the_others_know(path):
     table = CircuitTable(path)
-    assert not table.noted[3]
+    assert not table.dirty[3]
     assert (
         elsewhere(
             path,
-            f"print(t.open(3, until_ns={9 * SECOND}, trips=1), t.open(3, until_ns=1, trips=2))",
+            f"print(t.open(3, until_ns={9 * SECOND}, consecutive_opens=1), t.open(3, until_ns=1, consecutive_opens=2))",
         )
         == "True False"
     )
-    assert table.noted[3]
-    assert table.read(3) == Circuit(open_until=9 * SECOND, trips=1)
-    assert not table.open(3, until_ns=1, trips=1), "it is open already"
+    assert table.dirty[3]
+    assert table.read(3) == Circuit(open_until=9 * SECOND, consecutive_opens=1)
+    assert not table.open(3, until_ns=1, consecutive_opens=1), "it is open already"
     assert table.state(3, 8 * SECOND) == "open"
     assert table.state(2, 8 * SECOND) == "closed"
 
 
 def test_one_half_open_probe_over_all_processes(path):
     table = CircuitTable(path)
-    table.open(3, until_ns=10 * SECOND, trips=1)
-    lease = "print(t.lease_probe(3, {} * 10**9, {} * 10**9))"
+    table.open(3, until_ns=10 * SECOND, consecutive_opens=1)
+    lease = "print(t.acquire_probe_lease(3, {} * 10**9, {} * 10**9))"
     assert elsewhere(path, lease.format(9, 14)) == "False", "it is not half open yet"
     assert elsewhere(path, lease.format(10, 15)) == "True"
-    assert not table.lease_probe(3, 14 * SECOND, 19 * SECOND), "another process has it"
-    assert table.lease_probe(3, 15 * SECOND, 20 * SECOND), (
+    assert not table.acquire_probe_lease(3, 14 * SECOND, 19 * SECOND), "another process has it"
+    assert table.acquire_probe_lease(3, 15 * SECOND, 20 * SECOND), (
         "its lease has ended, as it does if its process dies"
     )
-    table.end_lease(3, 15 * SECOND)
+    table.release_probe_lease(3, 15 * SECOND)
     assert elsewhere(path, lease.format(16, 21)) == "False", (
         "who comes late gives nothing back that is not his"
     )
-    table.end_lease(3, 20 * SECOND)
+    table.release_probe_lease(3, 20 * SECOND)
     assert elsewhere(path, lease.format(16, 21)) == "True"
 
 
 def test_good_health_probe_closes_what_no_request_tries(path):
     table = CircuitTable(path)
     table.close_untried(3, 90 * SECOND, after_ns=5 * SECOND)
-    assert not table.noted[3]
-    table.open(3, until_ns=10 * SECOND, trips=1)
+    assert not table.dirty[3]
+    table.open(3, until_ns=10 * SECOND, consecutive_opens=1)
     table.close_untried(3, 14 * SECOND, after_ns=5 * SECOND)
     assert table.state(3, 14 * SECOND) == "half_open"
-    assert table.lease_probe(3, 14 * SECOND, 16 * SECOND)
+    assert table.acquire_probe_lease(3, 14 * SECOND, 16 * SECOND)
     table.close_untried(3, 17 * SECOND, after_ns=5 * SECOND)
     assert table.state(3, 17 * SECOND) == "half_open", "a request has been trying it since then"
-    table.end_lease(3, 16 * SECOND)
+    table.release_probe_lease(3, 16 * SECOND)
     table.close_untried(3, 17 * SECOND, after_ns=5 * SECOND)
     assert table.state(3, 17 * SECOND) == "closed"
 
 
 def test_busy_models(path):
     table = CircuitTable(path)
-    elsewhere(path, "t.note_model_busy(1, 'm', 8 * 10**9); t.note_model_busy(1, 'm', 6 * 10**9)")
-    assert table.noted[1]
+    elsewhere(
+        path, "t.record_model_busy(1, 'm', 8 * 10**9); t.record_model_busy(1, 'm', 6 * 10**9)"
+    )
+    assert table.dirty[1]
     assert table.read(1) == Circuit(models_until=8 * SECOND)
     assert [table.model_busy_until(1, "m"), table.model_busy_until(1, "n"), table.model_busy_until(2, "m")] == [
         8 * SECOND, 0, 0,
     ]  # fmt: skip
-    table.forget_if(1, 7 * SECOND)
-    assert table.noted[1]
-    table.forget_if(1, 9 * SECOND)
-    assert not table.noted[1]
+    table.clear_if_expired(1, 7 * SECOND)
+    assert table.dirty[1]
+    table.clear_if_expired(1, 9 * SECOND)
+    assert not table.dirty[1]
 
 
 def test_models_that_share_a_pair_of_cells_are_told_apart():
     table = CircuitTable(None)
     for n in range(20_000):
-        table.note_model_busy(1, f"m{n}", SECOND)
+        table.record_model_busy(1, f"m{n}", SECOND)
     known = [n for n in range(20_000) if table.model_busy_until(1, f"m{n}")]
     assert 3000 < len(known) <= 4096, "the later one holds, and none is taken for another"
 
 
 def test_probe_that_is_wanted(path):
     table = CircuitTable(path)
-    elsewhere(path, "t.want_probe(3)")
-    assert [table.probe_wanted(2), table.probe_wanted(3), table.probe_wanted(3)] == [
+    elsewhere(path, "t.request_health_probe(3)")
+    assert [table.pop_probe_request(2), table.pop_probe_request(3), table.pop_probe_request(3)] == [
         False,
         True,
         False,
@@ -123,40 +125,40 @@ def test_probe_that_is_wanted(path):
 
 def test_what_is_over_is_forgotten(path):
     table = CircuitTable(path)
-    table.note_failure(1, 5 * SECOND)
-    table.note_busy(1, 8 * SECOND)
-    table.note_busy(1, 6 * SECOND)
+    table.record_failure(1, 5 * SECOND)
+    table.record_busy(1, 8 * SECOND)
+    table.record_busy(1, 6 * SECOND)
     assert table.read(1).busy_until == 8 * SECOND, "the later one holds"
-    table.forget_if(1, 7 * SECOND)
-    assert table.noted[1]
-    table.forget_if(1, 9 * SECOND)
-    assert not table.noted[1]
-    table.open(1, until_ns=10 * SECOND, trips=2)
-    table.forget_if(1, 99 * SECOND)
+    table.clear_if_expired(1, 7 * SECOND)
+    assert table.dirty[1]
+    table.clear_if_expired(1, 9 * SECOND)
+    assert not table.dirty[1]
+    table.open(1, until_ns=10 * SECOND, consecutive_opens=2)
+    table.clear_if_expired(1, 99 * SECOND)
     assert table.state(1, 99 * SECOND) == "half_open", (
         "an open circuit is closed by a trial, not by time"
     )
     table.reset(1, 7)
     assert table.read(1) == Circuit(recovered=7)
-    assert not table.noted[1]
+    assert not table.dirty[1]
 
 
 def test_failures_in_a_row(path):
     table = CircuitTable(path)
-    assert [table.note_failure(1, 5) for _ in range(3)] == [1, 2, 3]
-    assert elsewhere(path, "print(t.note_failure(1, 5)); t.note_success(1)") == "4"
-    assert table.note_failure(1, 5) == 1
+    assert [table.record_failure(1, 5) for _ in range(3)] == [1, 2, 3]
+    assert elsewhere(path, "print(t.record_failure(1, 5)); t.record_success(1)") == "4"
+    assert table.record_failure(1, 5) == 1
 
 
 def test_trial_that_ends_well_or_badly(path):
     table = CircuitTable(path)
-    table.open(1, until_ns=10 * SECOND, trips=1)
-    table.keep_open(1, until_ns=30 * SECOND, trips=2)
-    assert table.read(1) == Circuit(open_until=30 * SECOND, trips=2)
+    table.open(1, until_ns=10 * SECOND, consecutive_opens=1)
+    table.keep_open(1, until_ns=30 * SECOND, consecutive_opens=2)
+    assert table.read(1) == Circuit(open_until=30 * SECOND, consecutive_opens=2)
     table.allow_trial(1, 12 * SECOND)
     assert table.state(1, 12 * SECOND) == "half_open"
     table.close_circuit(1, 31 * SECOND)
-    assert table.read(1) == Circuit(trips=2, recovered=31 * SECOND)
+    assert table.read(1) == Circuit(consecutive_opens=2, recovered=31 * SECOND)
 
 
 def test_turns_go_up_over_all_processes(path):
@@ -165,24 +167,24 @@ def test_turns_go_up_over_all_processes(path):
         subprocess.Popen(
             [sys.executable, "-c",
              f"from pathlib import Path; from nexus.fleet.circuits import CircuitTable; t = CircuitTable(Path({str(path)!r}))\n"
-             "print(*[t.next_turn(7) for _ in range(2000)])"], stdout=subprocess.PIPE, text=True
+             "print(*[t.next_cursor(7) for _ in range(2000)])"], stdout=subprocess.PIPE, text=True
         )
         for _ in range(3)
     ]  # fmt: skip
     turns = [int(word) for worker in workers for word in worker.communicate()[0].split()]
     assert sorted(turns) == list(range(1, 6001))
-    assert table.next_turn(7) == 6001
-    assert table.next_turn(8) == 1
+    assert table.next_cursor(7) == 6001
+    assert table.next_cursor(8) == 1
 
 
 def test_a_holder_that_was_stopped_stops_nobody(path):
     """The lock is held by another open file, as by a process that gets SIGSTOP between taking it and giving it back."""
     table, stopped = CircuitTable(path), LockFile(path)
-    assert table.next_turn(7) == 1
+    assert table.next_cursor(7) == 1
     for byte in range(COLUMNS, 3 * COLUMNS):
         stopped.acquire(byte)
     began = time.monotonic()
-    assert [table.next_turn(7) for _ in range(100)] == list(range(2, 102))
+    assert [table.next_cursor(7) for _ in range(100)] == list(range(2, 102))
     assert time.monotonic() - began < 5, "one short wait, not one for each"
     stopped.close()
-    assert table.next_turn(7) == 102
+    assert table.next_cursor(7) == 102

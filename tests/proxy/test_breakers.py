@@ -25,7 +25,7 @@ SAYS_NOTHING = {
 class Attempt(msgspec.Struct):
     choice: Choice
     config: Config = CONFIG
-    lease_ns: int = 0
+    probe_lease_ns: int = 0
 
 
 class Host:
@@ -50,7 +50,7 @@ class Host:
         )
         attempt = Attempt(Choice(backend, model, "capability-match"))
         if lease:
-            attempt.lease_ns = self.breakers.lease_probe(backend, CONFIG)
+            attempt.probe_lease_ns = self.breakers.acquire_probe_lease(backend, CONFIG)
         return attempt
 
     def end(
@@ -70,8 +70,8 @@ class Host:
     def state(self, column: int) -> str:
         return self.slot_lease.circuits.state(column, self.now_ns)
 
-    def standing(self, column: int, model: str = "m"):
-        return self.breakers.standing(column, model, CONFIG)
+    def status(self, column: int, model: str = "m"):
+        return self.breakers.status(column, model, CONFIG)
 
 
 @pytest.fixture
@@ -81,10 +81,10 @@ def host() -> Host:
 
 @pytest.mark.parametrize("name", [None, *FAULTS])
 def test_half_open_probe(host, name):
-    host.slot_lease.circuits.open(3, until_ns=99 * SECOND, trips=1)
+    host.slot_lease.circuits.open(3, until_ns=99 * SECOND, consecutive_opens=1)
     attempt = host.attempt(3, lease=True)
-    assert attempt.lease_ns == host.now_ns + 5 * SECOND
-    assert not host.attempt(3, lease=True).lease_ns, "another has the right"
+    assert attempt.probe_lease_ns == host.now_ns + 5 * SECOND
+    assert not host.attempt(3, lease=True).probe_lease_ns, "another has the right"
     host.end(attempt, name)
     fault = FAULTS[name] if name else None
     expected = (
@@ -95,17 +95,17 @@ def test_half_open_probe(host, name):
         else "closed"
     )
     assert host.state(3) == expected
-    assert bool(host.attempt(3, lease=True).lease_ns) is (expected == "half_open"), (
+    assert bool(host.attempt(3, lease=True).probe_lease_ns) is (expected == "half_open"), (
         "the right to try was given back"
     )
 
 
 def test_half_open_probe_that_takes_long_keeps_nobody_out(host):
-    host.slot_lease.circuits.open(3, until_ns=99 * SECOND, trips=1)
+    host.slot_lease.circuits.open(3, until_ns=99 * SECOND, consecutive_opens=1)
     slow = host.attempt(3, lease=True)
     host.now_ns += 5 * SECOND
     quick = host.attempt(3, lease=True)
-    assert quick.lease_ns
+    assert quick.probe_lease_ns
     host.end(quick, None)
     assert host.state(3) == "closed"
     host.end(slow, "backend_5xx")
@@ -171,12 +171,12 @@ def test_a_refusal_elsewhere_shows_that_the_request_was_at_fault(host, name):
 
 
 def test_refusal_elsewhere_gives_the_half_open_probe_back(host):
-    host.slot_lease.circuits.open(1, until_ns=99 * SECOND, trips=1)
+    host.slot_lease.circuits.open(1, until_ns=99 * SECOND, consecutive_opens=1)
     evidence = Evidence(host.breakers)
     evidence.failed(host.attempt(1, lease=True), FAULTS["backend_5xx"], served=False)
     evidence.refused()
     assert host.state(1) == "half_open"
-    assert host.attempt(1, lease=True).lease_ns
+    assert host.attempt(1, lease=True).probe_lease_ns
 
 
 def test_poisoned_requests_open_no_circuit(host):
@@ -187,17 +187,17 @@ def test_poisoned_requests_open_no_circuit(host):
 
 def test_busy_holds_for_a_model_or_for_the_whole_backend(host):
     host.end(host.attempt(1, model="m"), "backend_rate_limited", retry_after_s=30)
-    assert (host.standing(1, "m").busy_s, host.standing(1, "n").busy_s) == (30, 0)
+    assert (host.status(1, "m").busy_s, host.status(1, "n").busy_s) == (30, 0)
     host.end(host.attempt(1, model="m"), "backend_busy")
-    assert (host.standing(1, "m").busy_s, host.standing(1, "n").busy_s) == (30, 1)
+    assert (host.status(1, "m").busy_s, host.status(1, "n").busy_s) == (30, 1)
     host.end(host.attempt(2), "backend_busy", retry_after_s=10**9)
-    assert host.standing(2).busy_s == 60, "a minute at most"
+    assert host.status(2).busy_s == 60, "a minute at most"
     host.end(host.attempt(4), "backend_limits_client", retry_after_s=30)
-    assert host.standing(4).busy_s == 0, "that is between the client and the backend"
+    assert host.status(4).busy_s == 0, "that is between the client and the backend"
 
 
 def test_missing_model_has_the_backend_probed(host):
     host.end(host.attempt(1), "backend_lacks_model")
-    assert host.slot_lease.circuits.probe_wanted(1)
+    assert host.slot_lease.circuits.pop_probe_request(1)
     host.end(host.attempt(1), "backend_4xx")
-    assert not host.slot_lease.circuits.probe_wanted(1)
+    assert not host.slot_lease.circuits.pop_probe_request(1)

@@ -30,16 +30,17 @@ def test_failures_in_a_row_open_it_whatever_went_before():
 
 
 @pytest.mark.parametrize(
-    ("trips", "seconds"), [(1, 5), (2, 10), (3, 20), (4, 40), (5, 60), (500, 60)]
+    ("consecutive_opens", "seconds"), [(1, 5), (2, 10), (3, 20), (4, 40), (5, 60), (500, 60)]
 )
-def test_open_for_longer_each_time(trips, seconds):
-    assert open_for_s(trips, SETTINGS, chance=0.5) == seconds
+def test_open_for_longer_each_time(consecutive_opens, seconds):
+    assert open_for_s(consecutive_opens, SETTINGS, chance=0.5) == seconds
 
 
 @given(st.integers(1, 100), st.floats(0, 1, exclude_max=True))
-def test_the_spread_is_small(trips, chance):
+def test_the_spread_is_small(consecutive_opens, chance):
     assert (
         0.9
-        <= open_for_s(trips, SETTINGS, chance=chance) / open_for_s(trips, SETTINGS, chance=0.5)
+        <= open_for_s(consecutive_opens, SETTINGS, chance=chance)
+        / open_for_s(consecutive_opens, SETTINGS, chance=0.5)
         <= 1.1
     )

@@ -31,7 +31,7 @@ def test_it_is_built_again_only_for_other_models_or_kinds():
     later = RouteTable(snapshot(slower, two), before=table, pause=pause)
     assert later.listing is table.listing
     assert not pauses
-    assert later.offers["m7"][0].backend is slower
+    assert later.candidates["m7"][0].backend is slower
     assert "m7" not in later.healthy
     assert list(later.healthy) == ["x"]
 
@@ -50,12 +50,12 @@ def test_offers_are_those_of_the_backends_that_are_asked_for():
         backend("b", Model(name="m"), status="unhealthy"),
     )
     table = RouteTable(snapshot(well, down))
-    assert [offer.backend.name for offer in table.offers["m"]] == ["a", "b"]
-    assert [offer.backend.name for offer in table.healthy["m"]] == ["a"]
-    assert (len(table.offers), sorted(table.offers)) == (2, ["m", "n"])
-    assert ("none" in table.offers, table.healthy.get("none")) == (False, None)
+    assert [candidate.backend.name for candidate in table.candidates["m"]] == ["a", "b"]
+    assert [candidate.backend.name for candidate in table.healthy["m"]] == ["a"]
+    assert (len(table.candidates), sorted(table.candidates)) == (2, ["m", "n"])
+    assert ("none" in table.candidates, table.healthy.get("none")) == (False, None)
     down_alone = RouteTable(snapshot(down))
-    assert (list(down_alone.healthy), len(down_alone.offers)) == ([], 1)
+    assert (list(down_alone.healthy), len(down_alone.candidates)) == ([], 1)
 
 
 def test_equivalent_names_are_known_while_others_run():

@@ -52,12 +52,12 @@ def pick(
     model: str,
     *,
     needs=ANY,
-    demands=NOTHING,
+    constraints=NOTHING,
     flexible=False,
     tried=frozenset(),
     **now,
 ) -> Choice:
-    asked = RouteQuery(model=model, needs=needs, demands=demands, flexible=flexible)
+    asked = RouteQuery(model=model, needs=needs, constraints=constraints, flexible=flexible)
     return choose(routes, asked, tried=tried, now=WhatIf(**{"load": lambda _: 0, **now}))
 
 
@@ -266,10 +266,8 @@ def test_a_context_decides_between_known_lengths(lengths, context, may):
 
 def test_an_estimate_gives_way_to_an_open_circuit():
     routes = sized(a=1000, b=4000)
-    standing = lambda c, _: (CLEAR, EndpointStatus(state="open", ready_in_s=1))[c]  # noqa: E731
-    assert (
-        pick(routes, "m", needs=Requirements(context=2000), standing=standing).backend.name == "a"
-    )
+    status = lambda c, _: (CLEAR, EndpointStatus(state="open", ready_in_s=1))[c]  # noqa: E731
+    assert pick(routes, "m", needs=Requirements(context=2000), status=status).backend.name == "a"
 
 
 def test_beyond_a_context_only_longer_ones_that_are_known():
@@ -279,13 +277,13 @@ def test_beyond_a_context_only_longer_ones_that_are_known():
         backend("c", Model(name="f", context_length=8000)),
         fallbacks={"m": ["f"]},
     )
-    asked = RouteQuery(model="m", beyond=1000)
+    asked = RouteQuery(model="m", longer_than=1000)
     choice = choose(routes, asked, tried={("a", "m")}, now=WhatIf(load=lambda _: 0))
     assert (choice.backend.name, choice.model, choice.context_length) == ("c", "f", 8000)
     with pytest.raises(RequestFailed):
         choose(
             routes,
-            RouteQuery(model="m", beyond=8000),
+            RouteQuery(model="m", longer_than=8000),
             tried=frozenset(),
             now=WhatIf(load=lambda _: 0),
         )
@@ -334,7 +332,7 @@ def test_equivalent_names(asked, resolved):
         aliases={"mine": "llama3.2"},
     )
     assert routes.resolve(asked) == resolved
-    known = resolved in routes.offers
+    known = resolved in routes.candidates
     assert (pick(routes, resolved).model if known else refused(routes, resolved)) == (
         resolved if known else "model_not_found"
     )
@@ -347,9 +345,15 @@ def test_a_listed_name_goes_before_an_equivalent_one_and_both_serve():
         backend("l", Model(name="tiny", aliases=("llama3.2",)), type="llamacpp"),
     )
     assert routes.resolve("llama3.2") == "llama3.2"
-    assert {offer.backend.name for offer in routes.offers_of("llama3.2")} == {"o", "v", "l"}
-    assert [offer.backend.name for offer in routes.offers_of("llama3.2:latest")] == ["o"]
-    assert [offer.backend.name for offer in routes.offers_of("tiny")] == ["l"]
+    assert {candidate.backend.name for candidate in routes.candidates_for("llama3.2")} == {
+        "o",
+        "v",
+        "l",
+    }
+    assert [candidate.backend.name for candidate in routes.candidates_for("llama3.2:latest")] == [
+        "o"
+    ]
+    assert [candidate.backend.name for candidate in routes.candidates_for("tiny")] == ["l"]
 
 
 def test_fallbacks_know_equivalent_names():
@@ -377,21 +381,21 @@ def test_a_busy_model_that_a_pattern_covers_is_not_asked_for_again():
     routes = table(backend("p", "wild/*", column=1), backend("q", "wild/*", column=2))
     asked_about = []
 
-    def standing(column: int, model: str) -> EndpointStatus:
+    def status(column: int, model: str) -> EndpointStatus:
         asked_about.append(model)
         return EndpointStatus(busy_s=20.0) if (column, model) == (1, "wild/one") else CLEAR
 
     assert {
-        pick(routes, "wild/one", standing=standing, chance=n / 10).backend.name for n in range(10)
+        pick(routes, "wild/one", status=status, chance=n / 10).backend.name for n in range(10)
     } == {"q"}
     assert set(asked_about) == {"wild/one"}
     only = table(backend("p", "wild/*", column=1))
     with pytest.raises(AtCapacity) as no_room:
-        pick(only, "wild/one", standing=standing)
+        pick(only, "wild/one", status=status)
     assert (no_room.value.fault.code, no_room.value.ready_in_s) == ("at_capacity", 20.0)
     assert no_room.value.headers["retry-after"] == "20"
     assert "busy" in no_room.value.headers["x-nexus-rejection-reasons"]
-    assert pick(only, "wild/two", standing=standing).model == "wild/two"
+    assert pick(only, "wild/two", status=status).model == "wild/two"
 
 
 def test_policies_hold_for_fallbacks_that_a_pattern_covers():
@@ -422,17 +426,17 @@ def test_near_equals_are_spread_and_better_ones_win():
 
 
 @pytest.mark.parametrize(
-    ("standing", "fault", "retry_after"),
+    ("status", "fault", "retry_after"),
     [
         (EndpointStatus(state="open", ready_in_s=3.2), "no_healthy_backend", "4"),
         (EndpointStatus(busy_s=2.0), "at_capacity", "2"),
     ],
 )
-def test_taken_out_by_what_requests_saw(standing, fault, retry_after):
+def test_taken_out_by_what_requests_saw(status, fault, retry_after):
     routes = table(backend("a", "m", column=0), backend("b", "m", column=1))
-    assert pick(routes, "m", standing=lambda c, _: (standing, CLEAR)[c]).backend.name == "b"
+    assert pick(routes, "m", status=lambda c, _: (status, CLEAR)[c]).backend.name == "b"
     with pytest.raises(RequestFailed) as failed:
-        pick(routes, "m", standing=lambda *_: standing, tried={("x", "m")})
+        pick(routes, "m", status=lambda *_: status, tried={("x", "m")})
     assert failed.value.fault.code == fault
     assert failed.value.headers["retry-after"] == retry_after
     assert isinstance(failed.value, AtCapacity) is (fault == "at_capacity")
@@ -453,34 +457,34 @@ OPEN = EndpointStatus(state="open", ready_in_s=3.2)
 )
 def test_open_circuits_never_keep_all_backends_out(a, b, picked):
     routes = table(backend("a", "m", column=0, priority=1), backend("b", "m", column=1))
-    standing = lambda c, _: (a, b)[c]  # noqa: E731
+    status = lambda c, _: (a, b)[c]  # noqa: E731
     if picked is not None:
-        choice = pick(routes, "m", standing=standing)
-        assert (choice.backend.name, choice.trial) == (picked, False)
+        choice = pick(routes, "m", status=status)
+        assert (choice.backend.name, choice.half_open_probe) == (picked, False)
     else:
         with pytest.raises(AtCapacity):
-            pick(routes, "m", standing=standing)
+            pick(routes, "m", status=status)
     with pytest.raises(RequestFailed):
-        pick(routes, "m", standing=standing, tried={("x", "m")})
+        pick(routes, "m", status=status, tried={("x", "m")})
 
 
 def test_open_circuits_give_way_to_a_fallback_first():
     routes = table(backend("a", "m", column=0), backend("b", "n", column=1), fallbacks={"m": ["n"]})
-    assert pick(routes, "m", standing=lambda c, _: (OPEN, CLEAR)[c]).backend.name == "b"
+    assert pick(routes, "m", status=lambda c, _: (OPEN, CLEAR)[c]).backend.name == "b"
 
 
 def test_open_circuits_let_nobody_past_a_limit():
     routes = table(backend("a", "m", column=0, max_concurrent=2))
     with pytest.raises(AtCapacity):
-        pick(routes, "m", standing=lambda *_: OPEN, load=lambda _: 2)
+        pick(routes, "m", status=lambda *_: OPEN, load=lambda _: 2)
 
 
 def test_busy_holds_for_the_model_that_it_was_said_of():
     routes = table(backend("a", "m", "n", column=0))
-    standing = lambda _, model: EndpointStatus(busy_s=9.0) if model == "m" else CLEAR  # noqa: E731
-    assert pick(routes, "n", standing=standing).model == "n"
+    status = lambda _, model: EndpointStatus(busy_s=9.0) if model == "m" else CLEAR  # noqa: E731
+    assert pick(routes, "n", status=status).model == "n"
     with pytest.raises(AtCapacity):
-        pick(routes, "m", standing=standing)
+        pick(routes, "m", status=status)
 
 
 def test_half_open_is_tried_first_but_not_by_a_retry():
@@ -489,10 +493,10 @@ def test_half_open_is_tried_first_but_not_by_a_retry():
         backend("b", "m", column=1),
         backend("c", "x", "m", column=2),
     )
-    standing = lambda c, _: (CLEAR, EndpointStatus(state="half_open"), CLEAR)[c]  # noqa: E731
-    choice = pick(routes, "m", standing=standing)
-    assert (choice.backend.name, choice.trial) == ("b", True)
-    assert pick(routes, "m", standing=standing, tried={("c", "m")}).backend.name == "a"
+    status = lambda c, _: (CLEAR, EndpointStatus(state="half_open"), CLEAR)[c]  # noqa: E731
+    choice = pick(routes, "m", status=status)
+    assert (choice.backend.name, choice.half_open_probe) == ("b", True)
+    assert pick(routes, "m", status=status, tried={("c", "m")}).backend.name == "a"
 
 
 def test_slow_start_gives_a_share():
@@ -501,23 +505,22 @@ def test_slow_start_gives_a_share():
         backend("b", "m", column=1, priority=99),
         strategy="priority_only",
     )
-    standing = lambda c, _: (EndpointStatus(share=0.25), CLEAR)[c]  # noqa: E731
+    status = lambda c, _: (EndpointStatus(share=0.25), CLEAR)[c]  # noqa: E731
     picks = Counter(
-        pick(routes, "m", standing=standing, chance=n / 4000).backend.name for n in range(4000)
+        pick(routes, "m", status=status, chance=n / 4000).backend.name for n in range(4000)
     )
     assert 900 < picks["a"] < 1100
     assert (
-        pick(table(backend("a", "m", column=0)), "m", standing=standing, chance=0.99).backend.name
+        pick(table(backend("a", "m", column=0)), "m", status=status, chance=0.99).backend.name
         == "a"
     ), "it is alone"
 
 
 def test_failing_fast_is_no_attraction():
     routes = table(backend("a", "m", column=0), backend("b", "m", column=1))
-    standing = lambda c, _: (EndpointStatus(failures=4), CLEAR)[c]  # noqa: E731
+    status = lambda c, _: (EndpointStatus(failures=4), CLEAR)[c]  # noqa: E731
     assert (
-        pick(routes, "m", standing=standing, load=lambda c: (0, 3)[c], chance=0.5).backend.name
-        == "b"
+        pick(routes, "m", status=status, load=lambda c: (0, 3)[c], chance=0.5).backend.name == "b"
     )
 
 
@@ -581,24 +584,24 @@ def test_never_one_that_is_excluded(
         for column, (name, models, status, priority, limit, zone, tier, _) in enumerate(fleet)
     ]
     routes = table(*backends, strategy=strategy, fallbacks={"m": ["f"]})
-    standings = [entry[-1] for entry in fleet]
+    statuses = [entry[-1] for entry in fleet]
     tried: set[tuple[str, str]] = set()
     for _ in range(13):
         given_ = {
             "tried": frozenset(tried), "load": lambda c: loads[c], "turn": turn, "chance": chance,
-            "standing": lambda c, _: standings[c], "demands": Constraints(restricted, min_tier), "flexible": flexible,
+            "status": lambda c, _: statuses[c], "constraints": Constraints(restricted, min_tier), "flexible": flexible,
         }  # fmt: skip
         try:
             choice = pick(routes, "m", **given_)
         except RequestFailed:
             break
         assert pick(routes, "m", **given_) == choice
-        found, standing = choice.backend, standings[choice.backend.column]
+        found, status = choice.backend, statuses[choice.backend.column]
         assert found.status == "healthy"
         assert choice.model in {model.name for model in found.models} & {"m", "f"}
         assert found.limit is None or loads[found.column] < found.limit
-        assert standing.state != "open" or not tried, "open circuits yield to a first attempt only"
-        assert not standing.busy_s
+        assert status.state != "open" or not tried, "open circuits yield to a first attempt only"
+        assert not status.busy_s
         assert found.restricted or not restricted
         assert found.config.tier >= min_tier or flexible
         assert (found.name, choice.model) not in tried

@@ -251,7 +251,7 @@ class Workers(Measured):
             circuits = CircuitTable(generation.circuits)
             for column in range(COLUMNS):
                 circuits.reset(column, time.monotonic_ns())
-            circuits.leave()
+            circuits.release_locks()
         first, self._columns = self._columns, self._columns + len(backends)
         writer = SnapshotWriter(self.run_dir.path)
         placed = [
