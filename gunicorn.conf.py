@@ -8,7 +8,7 @@ import os
 from nexus.runtime import host, stderr
 from nexus.server import hooks
 
-stderr.guard()  # before gunicorn's own log takes hold of it
+stderr.make_nonblocking()  # before gunicorn's own log takes hold of it
 
 _host = os.environ.get("NEXUS_HOST", "0.0.0.0").strip("[]")
 bind = f"{f'[{_host}]' if ':' in _host else _host}:{os.environ.get('NEXUS_PORT', '8000')}"

@@ -162,14 +162,15 @@ def one_gateway() -> tuple[list[float], int, list[float]]:
                 worker.recorder.request_finished(finished(number))
         figures = workers[0].figures
         series = sum(
-            not line.startswith("#") for line in figures.read().exposition().decode().splitlines()
+            not line.startswith("#")
+            for line in figures.collect().exposition().decode().splitlines()
         )
         scrapes = []
         for number in range(2000):
             for worker in workers:
                 worker.recorder.request_finished(finished(number % 22))
             began = time.perf_counter()
-            figures.read().exposition()
+            figures.collect().exposition()
             scrapes.append(1000 * (time.perf_counter() - began))
 
         recorder, request = workers[0].recorder, finished(1)

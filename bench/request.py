@@ -110,7 +110,7 @@ def lane() -> FastPath:
         _watch=_Watch(None), _outlet=BufferedWriter(sock),
     )  # fmt: skip
     due: list[Any] = []
-    engine.request_log.write_later(due.append)
+    engine.request_log.batch_with(due.append)
     for _ in range(800):  # as many requests as end in the time that they are shown after
         assert made.serve(ASK) == b""
     due.pop()()

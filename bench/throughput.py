@@ -108,9 +108,9 @@ def under_the_distribution(directory: Path, upstream: int) -> rig.Running:
     )
 
 
-def without_figures(directory: Path, upstream: int) -> rig.Running:
+def without_metrics(directory: Path, upstream: int) -> rig.Running:
     return rig.nexus(
-        directory, upstream, name="nexus-without-figures", module="bench.without_figures"
+        directory, upstream, name="nexus-without-metrics", module="bench.without_metrics"
     )
 
 
@@ -126,7 +126,7 @@ GATEWAYS: dict[str, Callable[[Path, int], rig.Running]] = {
     "Nexus": rig.nexus,
     "Nexus, distribution's Python": under_the_distribution,
     "Nexus through Flask": through_flask,
-    "Nexus without figures": without_figures,
+    "Nexus without metrics": without_metrics,
 }
 
 
@@ -381,9 +381,9 @@ def report(
             lines.append(
                 f"- At 32 connections Nexus serves {ratio:.{1 if ratio > 5 else 2}f} × {name}'s requests."
             )
-    figures_us = (of("Nexus", 32, "cpu_ms") - of("Nexus without figures", 32, "cpu_ms")) * 1000
+    figures_us = (of("Nexus", 32, "cpu_ms") - of("Nexus without metrics", 32, "cpu_ms")) * 1000
     lines.append(
-        f"- Figures cost {figures_us:.0f} µs of a request's processor time (*Nexus* less *Nexus without figures*)."
+        f"- Figures cost {figures_us:.0f} µs of a request's processor time (*Nexus* less *Nexus without metrics*)."
     )
     one, two = (
         {key: statistics.median(run[n][key] for run in scaled) for key in scaled[0][n]}
@@ -405,7 +405,7 @@ def picture(results: dict[str, list[dict[int, Run]]]) -> str:
     bars = [
         (name, median(results, name, 32, "rate"))
         for name in results
-        if name not in ("direct", "nginx", "haproxy", "Nexus without figures")
+        if name not in ("direct", "nginx", "haproxy", "Nexus without metrics")
     ]
     bars.sort(key=lambda bar: -bar[1])
     most, height = max(rate for _, rate in bars), 30

@@ -68,7 +68,7 @@ def test_what_is_not_read_is_dropped_and_told(kind):
     notice = f"{stream.dropped} lines of the log were dropped."
 
     def told() -> bool:
-        stream.tend()
+        stream.flush_pending()
         return notice in reader.lines()
 
     until(told)
@@ -87,7 +87,7 @@ def test_a_line_longer_than_the_pipe_is_written_whole():
     stream.write("y" * 300_000 + "\n")
     reader = Reader(read_end)
     reader.start()
-    until(lambda: (stream.tend(), reader.lines() == ["y" * 300_000])[1])
+    until(lambda: (stream.flush_pending(), reader.lines() == ["y" * 300_000])[1])
     assert stream.dropped == 0
 
 
@@ -97,7 +97,7 @@ def test_a_reader_that_has_gone_blocks_nothing_and_is_counted():
     os.close(read_end)
     for _ in range(10):
         stream.write("lost\n")
-        stream.tend()
+        stream.flush_pending()
     assert stream.dropped == 10
 
 
@@ -121,7 +121,7 @@ def test_a_descriptor_that_is_led_elsewhere_is_followed(tmp_path):
     stream.write("first\n")
     other = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
     os.dup2(other, write_end)
-    stream.tend()
+    stream.flush_pending()
     stream.write("second\n")
     assert os.read(read_end, 100) == b"first\n"
     assert (tmp_path / "log").read_text() == "second\n"

@@ -67,14 +67,14 @@ def operations_endpoints(operations: Operations) -> Blueprint:
 
     @blueprint.get("/metrics")
     def metrics() -> Response:
-        content = operations.figures().read().exposition()
+        content = operations.figures().collect().exposition()
         if not names_are_shown():
             content = _BACKEND_URL.sub(rb"\1", content)
         return Response(content, content_type=CONTENT_TYPE)
 
     @blueprint.get("/v1/stats")
     def statistics() -> Response:
-        reading = operations.figures().read()
+        reading = operations.figures().collect()
         return jsonify(
             stats(
                 reading,

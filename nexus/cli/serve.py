@@ -43,7 +43,7 @@ _BEYOND_GRACE_S = 10.0
 
 def serve(config: str | None, overrides: Mapping[str, Any]) -> int:
     """Run until TERM or INT. Returns the exit status; 2 where the configuration or a port cannot be used."""
-    stderr.guard()
+    stderr.make_nonblocking()
     raise_descriptor_limit()
     loaded = load(config, overrides=overrides)
     settings = loaded.config
@@ -232,7 +232,7 @@ class _Supervisor:
                     announced = True
 
     def _next_signal(self, wait_s: float) -> int | None:
-        stderr.tend()
+        stderr.flush_pending()
         try:
             return self._signals.get(timeout=wait_s)
         except queue.Empty:

@@ -158,7 +158,7 @@ class Ring:
 class RequestLog:
     """Writes the requests of one process that end. Safe from any greenlet or thread.
 
-    Each is written at once. With `write_later`, those of a busy process wait for the end of a short time, and are all
+    Each is written at once. With `batch_with`, those of a busy process wait for the end of a short time, and are all
     that failed, as far as a ring has room for them, and some of the others: of thousands in a second nobody could see
     each anyway.
     """
@@ -172,7 +172,7 @@ class RequestLog:
         self._held: deque[RequestRecord] = deque(maxlen=CELLS)
         self._failed: deque[RequestRecord] = deque(maxlen=CELLS)
 
-    def write_later(self, later: Callable[[Callable[[], None]], object]) -> None:
+    def batch_with(self, later: Callable[[Callable[[], None]], object]) -> None:
         """`later` calls what it is given when the time is over, once: a quarter of a second."""
         self._later = later
 

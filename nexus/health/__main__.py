@@ -33,9 +33,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     end_with_parent()
-    stderr.guard()
+    stderr.make_nonblocking()
     raise_descriptor_limit()
-    notifier = Notifier.taken_from(os.environ)
+    notifier = Notifier.from_environ(os.environ)
     try:
         loaded = load(arguments.config)
         settings = loaded.config.logging
@@ -46,7 +46,7 @@ def main() -> None:
         run_dir.prepare()
         lock = LockFile(run_dir.path / "health.lock")
         if not lock.acquire(0):
-            logs.complain(
+            logs.fatal(
                 f"Another health process serves {run_dir.path} ({lock.read_note()}); stop that one first."
             )
             sys.exit(1)
@@ -59,20 +59,20 @@ def main() -> None:
         )  # until it is handled: the note tells others where to send it
         lock.write_note(f"pid {os.getpid()}")
     except (ConfigError, RunDirectoryError) as error:
-        logs.complain(str(error))
+        logs.fatal(str(error))
         sys.exit(2)
     except OSError as error:
-        logs.complain(f"The run directory {run_dir.path} cannot be used ({error.strerror}).")
+        logs.fatal(f"The run directory {run_dir.path} cannot be used ({error.strerror}).")
         sys.exit(2)
     for warning in loaded.warnings:
         logging.getLogger("nexus.config").warning(warning)
     try:
         status = HealthProcess(loaded, run_dir, notifier=notifier).run()
     except ConfigError as error:
-        logs.complain(str(error))
+        logs.fatal(str(error))
         status = 2
     except (NoFreeSlotError, OSError) as error:
-        logs.complain(f"The health process cannot go on: {error}.")
+        logs.fatal(f"The health process cannot go on: {error}.")
         status = 1
     finally:
         lock.close()

@@ -422,7 +422,7 @@ class HealthProcess:
             gevent.sleep(_TICK_S)
             self._place.slot_lease.restore_row()
             self._place.slot_lease.row.record_heartbeat(time.monotonic_ns())
-            stderr.tend()
+            stderr.flush_pending()
             self._place.recorder.count_dropped_log_lines()
             try:
                 self._follow()
@@ -479,7 +479,7 @@ class HealthProcess:
             place = self._place
             uptime_s = max(0.0, time.monotonic() - place.started.monotonic)
             try:
-                reading = place.figures.read()
+                reading = place.figures.collect()
                 lines = self._dashboard.sample(
                     reading,
                     self._snapshot,
@@ -501,7 +501,7 @@ class HealthProcess:
             if place is not self._place:
                 place, windows = self._place, Windows(started=self._place.started.monotonic)
             try:
-                self._lately = windows.sample(place.figures.read(), now=time.monotonic())
+                self._lately = windows.sample(place.figures.collect(), now=time.monotonic())
                 write_windows(self._run_dir.path, self._lately)
             except OSError as error:
                 log.error("the last hour and day cannot be written", extra={"why": error})

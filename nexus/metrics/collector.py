@@ -102,7 +102,7 @@ class Collector:
         self._processes: tuple[float, list[FamilySnapshot]] = (-_PROCESSES_ANEW_S, [])
         self._was_usable = True
 
-    def read(self) -> MetricsSnapshot:
+    def collect(self) -> MetricsSnapshot:
         """The figures as they stand at some moment after the call."""
         asked = self._begun
         self.waiting += 1
@@ -111,10 +111,10 @@ class Collector:
             # Whoever else waited for the lock may have read meanwhile: a reading begun after we asked is good for us.
             if self._latest is None or self._begun == asked:
                 self._begun += 1
-                self._latest = self._read()
+                self._latest = self._collect()
             return self._latest
 
-    def _read(self) -> MetricsSnapshot:
+    def _collect(self) -> MetricsSnapshot:
         began = time.perf_counter()
         self._pacer.begin()
         if self._reader is None:

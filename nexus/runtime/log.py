@@ -120,7 +120,7 @@ def make_formatter(kind: str) -> logging.Formatter:
     return (JsonFormatter if kind == "json" else PrettyFormatter)(journal=goes_to_journal())
 
 
-def complain(text: str) -> None:
+def fatal(text: str) -> None:
     """Say why the process cannot start, to whoever started it."""
     text = redact(printable(text, keep="\n"))
     sys.stderr.write((_with_priority(text, logging.ERROR) if goes_to_journal() else text) + "\n")

@@ -22,7 +22,7 @@ class Notifier:
         """The manager ends this process when it hears nothing for so long; None where it does not watch."""
 
     @classmethod
-    def taken_from(cls, environ: MutableMapping[str, str]) -> Notifier:
+    def from_environ(cls, environ: MutableMapping[str, str]) -> Notifier:
         """The one that the environment names, and no longer names after this: whoever else looks there, a library or a
         child, would speak for the service."""
         watchdog_s = _watchdog_s(environ)

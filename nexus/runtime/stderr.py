@@ -84,7 +84,7 @@ class NonBlockingText(io.TextIOBase):
                 self._keep(data)
         return len(text)
 
-    def tend(self) -> None:
+    def flush_pending(self) -> None:
         """Write what waits. To be called a few times a second, since nothing else may be written."""
         if self._identity != _identity(self._fd):
             self._open()  # somebody led the descriptor elsewhere: gunicorn, when it becomes a daemon
@@ -175,7 +175,7 @@ class NonBlockingText(io.TextIOBase):
     def _say_goodbye(self) -> None:
         deadline = time.monotonic() + _GOODBYE_S
         while (self._waiting or self._untold) and time.monotonic() < deadline:
-            self.tend()
+            self.flush_pending()
             if self._waiting:
                 time.sleep(_RETRY_S)
 
@@ -188,16 +188,16 @@ def _identity(fd: int) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def guard() -> None:
+def make_nonblocking() -> None:
     """Have everything that this process writes to `sys.stderr` go this way, traces included."""
     if not isinstance(sys.stderr, NonBlockingText):
         sys.stderr = NonBlockingText()
 
 
-def tend() -> None:
+def flush_pending() -> None:
     """Write what waits for the reader of standard error, where it is guarded."""
     if isinstance(sys.stderr, NonBlockingText):
-        sys.stderr.tend()
+        sys.stderr.flush_pending()
 
 
 def dropped_lines() -> int:

@@ -49,7 +49,7 @@ class Master(Arbiter):  # type: ignore[misc]
     # What starts and what ends
 
     def manage_workers(self) -> None:
-        stderr.tend()
+        stderr.flush_pending()
         by_age = sorted(self.WORKERS, key=lambda pid: self.WORKERS[pid].age)
         for pid in by_age[: max(0, len(by_age) - self.num_workers)]:
             self._let_go(pid)

@@ -35,7 +35,7 @@ def on_starting(server: Any) -> None:
     raise_descriptor_limit()
     Master.take_over(server)
     # gunicorn itself says it is ready before it has a worker, where it finds whom to say it to.
-    server.nexus_notifier = Notifier.taken_from(os.environ)
+    server.nexus_notifier = Notifier.from_environ(os.environ)
     try:
         config = process_config()
         logs.configure(level=config.logging.level, kind=config.logging.format)
@@ -45,12 +45,10 @@ def on_starting(server: Any) -> None:
         server.nexus_generation = run_dir.new_generation(workers=server.cfg.workers)
         _check_scratch(server.cfg.worker_tmp_dir)
     except (ConfigError, RunDirectoryError) as error:
-        logs.complain(str(error))
+        logs.fatal(str(error))
         sys.exit(2)
     except OSError as error:
-        logs.complain(
-            f"The run directory cannot be used ({error}); name another in $NEXUS_RUN_DIR."
-        )
+        logs.fatal(f"The run directory cannot be used ({error}); name another in $NEXUS_RUN_DIR.")
         sys.exit(2)
     log.info("gateway starting", extra={"pid": os.getpid(), "run_dir": run_dir.path})
 

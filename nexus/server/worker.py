@@ -153,7 +153,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._keepalive = bool(self.cfg.keepalive)
         self._patience_s = self.cfg.keepalive or _PATIENCE_S
         self._engine = self.wsgi.extensions["nexus"].engine
-        self._engine.request_log.write_later(partial(gevent.spawn_later, _RECENTS_EVERY_S))
+        self._engine.request_log.batch_with(partial(gevent.spawn_later, _RECENTS_EVERY_S))
         gevent.spawn(self._meet_the_fleet)
         gevent.spawn(self._end_idle_connections)
         gevent.spawn(self._end_viewers)
@@ -246,7 +246,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             recorder.loop_lag(max(0.0, time.monotonic() - due))
             if any(pool.full() for pool in self._pools):
                 self._end_idle()  # others wait in the backlog for their places
-            stderr.tend()
+            stderr.flush_pending()
             recorder.count_dropped_log_lines()
             self._engine.fleet.current()  # also a worker that has served nothing yet knows the fleet it last saw
 

@@ -109,7 +109,7 @@ def test_a_busy_process_writes_most_of_it_later():
 
     end(range(2 * AT_ONCE))
     assert len(shown()) == 2 * AT_ONCE
-    request_log.write_later(due.append)
+    request_log.batch_with(due.append)
     end(range(100, 1100), failed={200})
     assert len(due) == 1, "one timer for all of them"
     assert max(shown()) == 100 + AT_ONCE - 1

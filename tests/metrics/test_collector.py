@@ -39,7 +39,9 @@ def test_readings_that_overlap_share_the_next_one(slot_lease):
         snapshot=slow_snapshot,
         health_process_alive=lambda: True,
     )
-    threads = [threading.Thread(target=lambda: readings.append(figures.read())) for _ in range(6)]
+    threads = [
+        threading.Thread(target=lambda: readings.append(figures.collect())) for _ in range(6)
+    ]
     threads[0].start()
     assert going.wait(10)
     for thread in threads[1:]:
@@ -50,5 +52,5 @@ def test_readings_that_overlap_share_the_next_one(slot_lease):
         thread.join(10)
     assert len(readings) == 6
     assert len({id(reading) for reading in readings}) == 2
-    assert figures.read() not in readings
+    assert figures.collect() not in readings
     store.close()

@@ -38,7 +38,7 @@ class Process:
         )
 
     def scrape(self) -> Scrape:
-        return Scrape(self.figures.read().exposition().decode())
+        return Scrape(self.figures.collect().exposition().decode())
 
     def end(self) -> None:
         self.store.close()

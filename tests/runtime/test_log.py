@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nexus.runtime.log import complain, goes_to_journal, make_formatter
+from nexus.runtime.log import fatal, goes_to_journal, make_formatter
 
 
 @pytest.fixture
@@ -70,11 +70,11 @@ def test_a_file_that_standard_error_was_led_to_is_not_the_journal(connect):
 
 def test_a_complaint_is_an_error(connect):
     file = connect()
-    complain("One.\nTwo.")
+    fatal("One.\nTwo.")
     assert file.read_text() == "<3>One.\n<3>Two.\n"
 
 
 def test_a_complaint_to_a_person_is_as_it_is(monkeypatch, capsys):
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
-    complain("One.")
+    fatal("One.")
     assert capsys.readouterr().err == "One.\n"

@@ -21,7 +21,7 @@ def manager(request, tmp_path):
 def test_what_is_told(manager):
     sock, name = manager
     environ = {"NOTIFY_SOCKET": name, "PATH": "/bin"}
-    notifier = Notifier.taken_from(environ)
+    notifier = Notifier.from_environ(environ)
     assert environ == {"PATH": "/bin"}, "a child must not find it"
     assert notifier
     notifier.status("Loading.")
@@ -43,7 +43,7 @@ class Enough(Exception):
 
 def test_watchdog(manager):
     sock, name = manager
-    notifier = Notifier.taken_from(
+    notifier = Notifier.from_environ(
         {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}
     )
     slept: list[float] = []
@@ -70,7 +70,7 @@ def test_watchdog(manager):
     ],
 )
 def test_no_watchdog_that_is_not_ours(environ):
-    notifier = Notifier.taken_from(environ)
+    notifier = Notifier.from_environ(environ)
     assert notifier.watchdog_s is None
     notifier.feed_watchdog(lambda _: pytest.fail("it must return at once"))
 

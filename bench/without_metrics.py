@@ -1,6 +1,6 @@
 """The same gateway counting nothing but what routing needs, so that a benchmark can tell what figures cost.
 
-`python -m bench.without_figures serve …` is `nexus serve …` with workers of this kind.
+`python -m bench.without_metrics serve …` is `nexus serve …` with workers of this kind.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     from nexus.cli import serve
 
     gunicorn = serve._gunicorn
-    serve._gunicorn = lambda: [*gunicorn()[:-1], "bench.without_figures:create_app()"]
+    serve._gunicorn = lambda: [*gunicorn()[:-1], "bench.without_metrics:create_app()"]
     command()
 
 
