@@ -17,11 +17,12 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.values import MultiProcessValue
 
 from bench.machine import machine, percentile, spread, versions
+from nexus.fleet.outcome import Outcome
 from nexus.fleet.run_directory import RunDirectory, Started
 from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics.collector import Collector
 from nexus.metrics.reader import FileReader
-from nexus.metrics.recorder import Finished, Recorder
+from nexus.metrics.recorder import Recorder
 from nexus.metrics.recovery import recover_slot
 from nexus.metrics.store import Store
 
@@ -138,11 +139,11 @@ class Process:
         )
 
 
-def finished(number: int) -> Finished:
-    return Finished(
-        model=f"model_{number}",
-        backend="backend",
-        status="200",
+def finished(number: int) -> Outcome:
+    return Outcome(
+        model_label=f"model_{number}",
+        backend_label="backend",
+        status=200,
         duration_s=0.42,
         prompt_tokens=300,
         completion_tokens=120,

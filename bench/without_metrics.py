@@ -9,7 +9,8 @@ import sys
 import time
 
 import nexus.app
-from nexus.metrics.recorder import Finished, Recorder
+from nexus.fleet.outcome import Outcome
+from nexus.metrics.recorder import Recorder
 
 
 class Silent(Recorder):
@@ -36,7 +37,7 @@ class Silent(Recorder):
     def routing_failed(self, decision_s: float) -> None:
         pass
 
-    def request_finished(self, request: Finished) -> None:  # noqa: ARG002
+    def request_finished(self, outcome: Outcome) -> None:  # noqa: ARG002
         self._row.request_finished()
 
 

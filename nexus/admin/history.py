@@ -30,7 +30,7 @@ def entry(record: RequestRecord) -> dict[str, Any]:
         "id": record.id,
         "ended": round(record.ended, 3),
         "endpoint": record.endpoint,
-        "asked_model": record.asked_model,
+        "asked_model": record.requested_model,
         "http_status": record.status,
         "error_type": record.error_type,
         "reason": record.reason,
@@ -83,7 +83,7 @@ class Filter:
             and (
                 not self.model
                 or self._means(self.model, record.model)
-                or self._means(self.model, record.asked_model)
+                or self._means(self.model, record.requested_model)
             )
             and (not self.backend or self._means(self.backend, record.backend or ""))
         )

@@ -20,12 +20,16 @@ from pathlib import Path
 
 import msgspec
 
+from nexus.fleet.outcome import AttemptRecord, Outcome, milliseconds
+
 CELLS = 128
 CELL = 2048
 _HEAD = 16
 _ROOM = CELL - _HEAD
 _RING = CELLS * CELL
 _MOST_ATTEMPTS = 6
+LONGEST_NAME = 200
+"""Characters of a model's name that are kept."""
 AT_ONCE = 16
 """So many requests of a process are shown at once within the time that its server sets for the others."""
 LATER = 8
@@ -35,25 +39,18 @@ _MOST_WITH_ROOM = CELLS // 4
 _QUIET_S = 1.0
 
 
-class AttemptRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One attempt of a request: where, with which model, how it ended (a fault's name, or `success`), how long."""
-
-    backend: str
-    model: str
-    outcome: str
-    ms: float
-
-
 class RequestRecord(msgspec.Struct, array_like=True, gc=False):
-    """A request that has ended; `ended` in Unix seconds. Names as people know them, not label values.
+    """A finished request, with names as people know them, not label values.
 
-    `order` is its end on the host's monotonic clock: no step of the wall clock changes what came first.
+    Attributes:
+        ended: In Unix seconds.
+        order: The end on the host's monotonic clock: no step of the wall clock changes what came first.
     """
 
     id: str
     ended: float
     endpoint: str
-    asked_model: str
+    requested_model: str
     model: str
     backend: str | None
     status: int
@@ -67,6 +64,37 @@ class RequestRecord(msgspec.Struct, array_like=True, gc=False):
     completion_tokens: int | None = None
     attempts: tuple[AttemptRecord, ...] = ()
     order: float = 0.0
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> RequestRecord:
+        """The record of a request that ends now."""
+        fault, stream, attempts = outcome.fault, outcome.stream, tuple(outcome.failed_attempts)
+        fault_name = fault.code if fault is not None else None
+        model = outcome.model[:LONGEST_NAME]
+        if outcome.backend is not None and outcome.last_attempt_s is not None:
+            ms = milliseconds(outcome.last_attempt_s)
+            attempts += (AttemptRecord(outcome.backend, model, fault_name or "success", ms),)
+        return cls(
+            id=outcome.request_id,
+            ended=time.time(),
+            endpoint=outcome.endpoint,
+            requested_model=outcome.requested_model[:LONGEST_NAME],
+            model=model,
+            backend=outcome.backend,
+            status=outcome.status,
+            duration_ms=milliseconds(outcome.duration_s),
+            error_type=fault.error_type if fault is not None else None,
+            fault=fault_name,
+            reason=outcome.reason,
+            stream=stream is not None,
+            ttft_ms=milliseconds(stream.ttft_s)
+            if stream is not None and stream.ttft_s is not None
+            else None,
+            prompt_tokens=outcome.prompt_tokens,
+            completion_tokens=outcome.completion_tokens,
+            attempts=attempts,
+            order=outcome.ended,
+        )
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -176,10 +204,11 @@ class RequestLog:
         """`later` calls what it is given when the time is over, once: a quarter of a second."""
         self._later = later
 
-    def wants(self, *, failed: bool) -> bool:
-        """Whether the request that ends now is one to add; to be asked once for each."""
+    def record(self, outcome: Outcome) -> None:
+        """Add a request that ends now; of a busy process's successes only some."""
         self._ended += 1
-        return failed or self._at_once > 0 or self._ended % self._each == 0
+        if outcome.fault is not None or self._at_once > 0 or self._ended % self._each == 0:
+            self.add(RequestRecord.of(outcome))
 
     def add(self, record: RequestRecord) -> None:
         if not self._at_once:
@@ -230,7 +259,7 @@ def _shortened(record: RequestRecord) -> RequestRecord:
     return msgspec.structs.replace(
         record,
         id=record.id[:64],
-        asked_model=record.asked_model[:24],
+        requested_model=record.requested_model[:24],
         model=record.model[:24],
         backend=record.backend[:24] if record.backend else None,
         attempts=attempts,

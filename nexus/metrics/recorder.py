@@ -12,70 +12,36 @@ from _thread import (
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
+from nexus.errors import status_label
 from nexus.fleet.load_table import Row
+from nexus.fleet.outcome import Outcome
 from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics import families
 from nexus.metrics.store import Store
 from nexus.runtime import stderr
 
-
-class StreamFacts(msgspec.Struct, kw_only=True, gc=False):
-    """What a stream came to whose content had begun. `end` is one of `STREAM_ENDS`; `tpot_by` says what was counted."""
-
-    end: str
-    events: int
-    longest_gap_s: float
-    tpot_s: float | None = None
-    tpot_by: str = "tokens"
-
-
-class Finished(msgspec.Struct, kw_only=True, gc=False):
-    """What a request came to, in label values; `status` as the client saw it (contract: 499, 502, 504 for its ends).
-
-    `usage` is where the tokens are known from, None for a request that no backend served; `before_s` and `after_s` are
-    the time that it took in the gateway itself.
-    """
-
-    model: str
-    backend: str
-    status: str
-    duration_s: float
-    error_type: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-    usage: str | None = None
-    fallback_from: str | None = None
-    stream: StreamFacts | None = None
-    before_s: float | None = None
-    after_s: float | None = None
-
-
 _Move = tuple[Callable[[float], None], float]
 
 
 class _Bundle:
-    """What requests that share their labels, and what is known of them, move; resolved once for all of them."""
+    """The series of requests with the same labels and the same known facts; resolved once."""
 
     __slots__ = ("completion", "counters", "duration", "prompt")
 
-    def __init__(self, child: Callable[..., Any], request: Finished) -> None:
-        model, backend = request.model, request.backend
-        self.counters = [child(families.REQUESTS, model, backend, request.status)]
-        if request.error_type is not None:
-            self.counters.append(child(families.ERRORS, request.error_type, model))
-        if request.fallback_from is not None:
-            self.counters.append(child(families.FALLBACKS, request.fallback_from, model))
-        if request.usage is not None:
-            self.counters.append(child(families.USAGE, request.usage))
+    def __init__(self, child: Callable[..., Any], outcome: Outcome) -> None:
+        model, backend, fault = outcome.model_label, outcome.backend_label, outcome.fault
+        self.counters = [child(families.REQUESTS, model, backend, status_label(outcome.status))]
+        if fault is not None:
+            self.counters.append(child(families.ERRORS, fault.error_type, model))
+        if outcome.fallback_from is not None:
+            self.counters.append(child(families.FALLBACKS, outcome.fallback_from, model))
+        if outcome.usage is not None:
+            self.counters.append(child(families.USAGE, outcome.usage))
         self.duration = child(families.DURATION, model, backend)
         self.prompt = self.completion = None
-        if request.prompt_tokens is not None:
+        if outcome.prompt_tokens is not None:
             self.prompt = child(families.TOKENS_USED, model, backend, "prompt")
-        if request.completion_tokens is not None:
+        if outcome.completion_tokens is not None:
             self.completion = child(families.TOKENS_USED, model, backend, "completion")
 
 
@@ -167,63 +133,64 @@ class Recorder:
         with self._lock:
             self.child(families.LOOP_LAG).observe(seconds)
 
-    def request_finished(self, request: Finished) -> None:
-        """Count a request that ended. The row's sequence number is odd meanwhile, for readers to look again."""
+    def request_finished(self, outcome: Outcome) -> None:
+        """Count a request that ended.
+
+        The row's sequence number is odd meanwhile, so that readers read again.
+        """
+        fault, stream = outcome.fault, outcome.stream
         key = (
-            request.model, request.backend, request.status, request.error_type, request.fallback_from, request.usage,
-            request.prompt_tokens is None, request.completion_tokens is None,
+            outcome.model_label, outcome.backend_label, status_label(outcome.status),
+            None if fault is None else fault.error_type, outcome.fallback_from, outcome.usage,
+            outcome.prompt_tokens is None, outcome.completion_tokens is None,
         )  # fmt: skip
         row = self._row
         with self._lock:
-            # Resolved first: making a child takes a hundred times as long as counting, and readers would wait for it.
+            # Resolve the series first: it takes 100 times as long, and readers would wait.
             bundle = self._bundles.get(key)
             if bundle is None:
-                bundle = self._bundles[key] = _Bundle(self.child, request)
+                bundle = self._bundles[key] = _Bundle(self.child, outcome)
             rarer: Sequence[_Move] = ()
-            if request.stream is not None or request.cached_tokens or request.reasoning_tokens:
-                rarer = self._rarer(request)
+            if stream is not None or outcome.cached_tokens or outcome.reasoning_tokens:
+                rarer = self._rarer(outcome)
             row.write_begin()
             for counter in bundle.counters:
                 counter.inc()
-            bundle.duration.observe(request.duration_s)
+            bundle.duration.observe(outcome.duration_s)
             if bundle.prompt is not None:
-                bundle.prompt.observe(request.prompt_tokens)
+                bundle.prompt.observe(outcome.prompt_tokens)
             if bundle.completion is not None:
-                bundle.completion.observe(request.completion_tokens)
-            if request.before_s is not None:
-                self._before.observe(request.before_s)
-            if request.after_s is not None:
-                self._after.observe(request.after_s)
+                bundle.completion.observe(outcome.completion_tokens)
+            if outcome.before_s is not None:
+                self._before.observe(outcome.before_s)
+            if outcome.after_s is not None:
+                self._after.observe(outcome.after_s)
             for move, amount in rarer:
                 move(amount)
             row.request_finished()
-            if request.stream is not None:
+            if stream is not None:
                 row.add_streams(-1)
             row.write_end()
 
-    def _rarer(self, request: Finished) -> list[_Move]:
-        """What only some requests move besides, each with by how much."""
-        model, backend, child = request.model, request.backend, self.child
+    def _rarer(self, outcome: Outcome) -> list[_Move]:
+        """The series that only some requests change, each with its amount."""
+        labels = outcome.model_label, outcome.backend_label
+        child = self.child
         moves: list[_Move] = []
-        if request.cached_tokens:
-            moves.append(
-                (child(families.TOKEN_DETAILS, model, backend, "cached").inc, request.cached_tokens)
-            )
-        if request.reasoning_tokens:
-            moves.append(
-                (
-                    child(families.TOKEN_DETAILS, model, backend, "reasoning").inc,
-                    request.reasoning_tokens,
-                )
-            )
-        if (stream := request.stream) is not None:
-            moves.append((child(families.STREAM_ENDS, backend, stream.end).inc, 1))
-            moves.append((child(families.STREAM_EVENTS, model, backend).inc, stream.events))
-            moves.append((child(families.STREAM_GAP, model, backend).observe, stream.longest_gap_s))
+        for kind, tokens in (
+            ("cached", outcome.cached_tokens),
+            ("reasoning", outcome.reasoning_tokens),
+        ):
+            if tokens:
+                moves.append((child(families.TOKEN_DETAILS, *labels, kind).inc, tokens))
+        if (stream := outcome.stream) is not None:
+            moves += [
+                (child(families.STREAM_ENDS, outcome.backend_label, stream.end).inc, 1),
+                (child(families.STREAM_EVENTS, *labels).inc, stream.events),
+                (child(families.STREAM_GAP, *labels).observe, stream.longest_gap_s),
+            ]
             if stream.tpot_s is not None:
-                moves.append(
-                    (child(families.TPOT, model, backend, stream.tpot_by).observe, stream.tpot_s)
-                )
+                moves.append((child(families.TPOT, *labels, stream.tpot_by).observe, stream.tpot_s))
         return moves
 
     def retried(self, backend: str, error_type: str) -> None:

@@ -15,6 +15,7 @@ from nexus.config.records import Cors, Server
 from nexus.errors import RequestFailed
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load_table import WINDOW_S, LoadTable, Row
+from nexus.fleet.outcome import Outcome
 from nexus.fleet.request_log import RequestLog, Ring
 from nexus.http.address import Address
 from nexus.http.connection_pool import ConnectionPool
@@ -22,6 +23,7 @@ from nexus.metrics.recorder import Recorder
 from nexus.proxy.admission import Admission
 from nexus.proxy.buffers import Buffers
 from nexus.proxy.fleet_view import FleetView, View
+from nexus.proxy.outcome import log_outcome
 from nexus.routing.retries import may_retry
 
 log = logging.getLogger("nexus.proxy")
@@ -64,6 +66,12 @@ class Engine:
         self.clock = clock
         self.circuits = circuits
         self.request_log = RequestLog(ring)
+        self.outcome_readers: tuple[Callable[[Outcome], None], ...] = (
+            recorder.request_finished,
+            self.request_log.record,
+            log_outcome,
+        )
+        """Each gets the outcome of every request, in this order."""
         self._id_prefix, self._ids = _id_prefix(), itertools.count(1)
         self.connections = ConnectionPool(clock, on_unsolicited=self._unsolicited)
         self.buffers = Buffers(lambda: self.server().max_buffered_bytes)

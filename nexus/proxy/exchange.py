@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -19,15 +18,15 @@ from nexus.dialects.openai.errors import error_body
 from nexus.dialects.openai.request import ParsedRequest
 from nexus.dialects.openai.stream import Stream
 from nexus.dialects.openai.usage import Usage, asks_for_usage
-from nexus.errors import FAULTS, Blame, Fault, RequestFailed, status_label
-from nexus.fleet.request_log import AttemptRecord, RequestRecord
+from nexus.errors import FAULTS, Blame, Fault, RequestFailed
+from nexus.fleet.outcome import AttemptRecord, Outcome, milliseconds
+from nexus.fleet.request_log import LONGEST_NAME
 from nexus.http import content_coding, cross_origin
 from nexus.http.address import Address
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.connect_errors import reason
 from nexus.http.headers import has_come_through, header_text
 from nexus.metrics import labels
-from nexus.metrics.recorder import Finished, StreamFacts
 from nexus.proxy.admission import Reservation, Waiter
 from nexus.proxy.attempt import Attempt
 from nexus.proxy.breakers import BUSY_S
@@ -35,6 +34,7 @@ from nexus.proxy.endpoints import Endpoint
 from nexus.proxy.engine import ClientResponse, Engine
 from nexus.proxy.fleet_view import View
 from nexus.proxy.keepalive_comments import answer_with_comments
+from nexus.proxy.outcome import stream_outcome
 from nexus.proxy.relay import StreamBody, error_event
 from nexus.proxy.request import Request
 from nexus.routing.retries import LONGEST_PAUSE_S, backoff_s
@@ -43,7 +43,6 @@ from nexus.routing.router import Choice, RouteQuery
 log = logging.getLogger("nexus.proxy")
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_SHOWN_NAME = 200
 _AT_ONCE_S = 0.001
 """A body that took longer to come may find another fleet than its head did."""
 _JSON = "application/json"
@@ -277,9 +276,9 @@ class Exchange:
                     self.failed.append(
                         AttemptRecord(
                             choice.backend.name,
-                            choice.model[:_SHOWN_NAME],
+                            choice.model[:LONGEST_NAME],
                             failure.fault.code,
-                            _ms(took_s),
+                            milliseconds(took_s),
                         )
                     )
                 if failure.fault is FAULTS["context_exceeded"] and choice.context_length:
@@ -416,7 +415,7 @@ class Exchange:
         )
         self._after_s = self.engine.clock() - attempt.answered_at
 
-    def tell_first_token(self, at: float) -> None:
+    def report_first_token(self, at: float) -> None:
         """The first piece of a stream's content came, on the engine's clock."""
         assert self.view is not None
         assert self.choice is not None
@@ -462,103 +461,49 @@ class Exchange:
     # The end
 
     def finish(self, fault: Fault | None, status: int | None = None) -> None:
-        """Record the request: figures first, then the log line. Only the first call counts."""
+        """Record the outcome of the request. Only the first call counts."""
         if self.finished:
             return
         self.finished = True
         if self.request.held:
             self.engine.buffers.release(self.request)
-        status = status or (fault.status if fault else None) or 502
+        outcome = self._outcome(fault, status or (fault.status if fault else None) or 502)
+        for read in self.engine.outcome_readers:
+            read(outcome)
+
+    def _outcome(self, fault: Fault | None, status: int) -> Outcome:
         ended = self.engine.clock()
         view, choice, stream = self.view, self.choice, self.stream
         label = view.model_label if view is not None else (lambda _: labels.UNKNOWN)
-        fell_back = self.served and self.model != self.asked_model
         usage, source = self._usage()
-        facts = stream_facts(stream, fault, usage) if stream is not None else None
-        self.engine.recorder.request_finished(
-            Finished(
-                model=label(self.model),
-                backend=choice.backend.label if choice else labels.NONE,
-                status=status_label(status),
-                duration_s=ended - self._began,
-                error_type=fault.error_type if fault else None,
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=usage.completion_tokens,
-                cached_tokens=usage.cached_tokens,
-                reasoning_tokens=usage.reasoning_tokens,
-                usage=source,
-                fallback_from=label(self.asked_model) if fell_back else None,
-                stream=facts,
-                before_s=self._before_s,
-                after_s=self._after_s if self.served else None,
-            )
-        )
-        if self.engine.request_log.wants(failed=fault is not None):
-            self._remember(fault, status, usage, ended)
-        if not log.isEnabledFor(logging.INFO):
-            return
-        log.info(
-            "request",
-            extra={
-                "id": self.request_id,
-                "endpoint": self.endpoint.name,
-                "model": self.model[:_SHOWN_NAME] or None,
-                "backend": choice.backend.name if choice else None,
-                "status": status,
-                "duration_ms": round((ended - self._began) * 1000, 1),
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.completion_tokens,
-                "cached_tokens": usage.cached_tokens,
-                "reasoning_tokens": usage.reasoning_tokens,
-                "usage": source,
-                "attempts": self.attempts,
-                "stream": stream is not None,
-                "ttft_ms": round((stream.first_token_at - self._began) * 1000, 1)
-                if stream is not None and stream.first_token_at
-                else None,
-                "tokens_per_s": round(1 / facts.tpot_s, 1)
-                if facts is not None and facts.tpot_s
-                else None,
-                "end": facts.end if facts is not None else None,
-                "why": choice.reason if choice else None,
-                "fault": fault.code if fault else None,
-            },
-        )
-
-    def _remember(self, fault: Fault | None, status: int, usage: Usage, ended: float) -> None:
-        """Keep what operators may want to see of it."""
-        choice, stream, attempts = self.choice, self.stream, self.failed
-        model = self.model[:_SHOWN_NAME]
-        if choice is not None and len(attempts) < self.attempts:
-            last = AttemptRecord(
-                choice.backend.name,
-                model,
-                fault.code if fault else "success",
-                _ms(ended - self._attempt_began),
-            )
-            attempts = [*attempts, last] if attempts else [last]
-        self.engine.request_log.add(
-            RequestRecord(
-                self.request_id,
-                time.time(),
-                self.endpoint.name,
-                (self.ask.model if self.ask is not None else "")[:_SHOWN_NAME],
-                model,
-                choice.backend.name if choice is not None else None,
-                status,
-                _ms(ended - self._began),
-                fault.error_type if fault is not None else None,
-                fault.code if fault is not None else None,
-                choice.reason if choice is not None else None,
-                stream is not None,
-                _ms(stream.first_token_at - self._began)
-                if stream is not None and stream.first_token_at
-                else None,
-                usage.prompt_tokens,
-                usage.completion_tokens,
-                tuple(attempts),
-                ended,
-            )
+        return Outcome(
+            request_id=self.request_id,
+            endpoint=self.endpoint.name,
+            requested_model=self.ask.model if self.ask is not None else "",
+            model=self.model,
+            model_label=label(self.model),
+            backend=choice.backend.name if choice else None,
+            backend_label=choice.backend.label if choice else labels.NONE,
+            reason=choice.reason if choice else None,
+            status=status,
+            fault=fault,
+            ended=ended,
+            duration_s=ended - self._began,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            usage=source,
+            fallback_from=label(self.asked_model)
+            if self.served and self.model != self.asked_model
+            else None,
+            stream=stream_outcome(stream, fault, usage, received=self._began) if stream else None,
+            failed_attempts=self.failed,
+            last_attempt_s=ended - self._attempt_began
+            if len(self.failed) < self.attempts
+            else None,
+            before_s=self._before_s,
+            after_s=self._after_s if self.served else None,
         )
 
     def _usage(self) -> tuple[Usage, str | None]:
@@ -572,27 +517,6 @@ class Exchange:
             return stream.usage, "requested" if self.usage_asked else "reported"
         counted = stream.counted_tokens()
         return (Usage(completion_tokens=counted), "counted") if counted else (Usage(), "none")
-
-
-def stream_facts(stream: Stream, fault: Fault | None, usage: Usage) -> StreamFacts:
-    """What the figures say of a stream that has ended."""
-    tokens, by = (
-        (usage.completion_tokens, "tokens") if stream.usage else (stream.counted_tokens(), "events")
-    )
-    tpot_s = None
-    if stream.first_token_at and tokens is not None and tokens > 1:
-        tpot_s = (stream.last_at - stream.first_token_at) / (tokens - 1)
-    return StreamFacts(
-        end=(fault.stream_end or "complete") if fault else "complete",
-        events=stream.events,
-        longest_gap_s=stream.longest_gap_s,
-        tpot_s=tpot_s,
-        tpot_by=by,
-    )
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
 
 
 def _is_on(header: str | None) -> bool:

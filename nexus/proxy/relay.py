@@ -6,7 +6,7 @@ what came (`take`) and tells how it ended. Either way the request is recorded on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from nexus.dialects.openai.errors import error_body
 from nexus.errors import FAULTS, Fault, RequestFailed
@@ -14,12 +14,18 @@ from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.connection_pool import Connection
 from nexus.proxy.attempt import Attempt, StreamError
 
-if TYPE_CHECKING:
-    from nexus.proxy.exchange import Exchange
-
-
 _CONNECTION_ENDS = frozenset({"stream_reset", "stream_idle", "stream_deadline"})
 """What a backend's connection may come to after the end of its stream, without harm."""
+
+
+class Recording(Protocol):
+    """Records the request whose stream is relayed."""
+
+    def report_first_token(self, at: float) -> None:
+        """The first content came, on the engine's clock."""
+
+    def finish(self, fault: Fault | None, status: int | None = None) -> None:
+        """The request ended. Only the first call counts."""
 
 
 class StreamBody:
@@ -28,8 +34,8 @@ class StreamBody:
     `over`: what was given last is the end, once it is written.
     """
 
-    def __init__(self, exchange: Exchange, attempt: Attempt) -> None:
-        self._exchange = exchange
+    def __init__(self, recording: Recording, attempt: Attempt) -> None:
+        self._recording = recording
         self._attempt = attempt
         self._fault: Fault | None = None
         assert attempt.stream is not None
@@ -129,13 +135,13 @@ class StreamBody:
         """What is told while it goes on: its first token."""
         if not self._told and self._stream.first_token_at:
             self._told = True
-            self._exchange.tell_first_token(self._stream.first_token_at)
+            self._recording.report_first_token(self._stream.first_token_at)
         self._settled = self._told
 
     def written(self) -> None:
         """All that was given was written."""
         if self.over:
-            self._exchange.finish(self._fault, None if self._fault else self._status)
+            self._recording.finish(self._fault, None if self._fault else self._status)
 
     def left(self) -> None:
         """The client went, and all that was given was written: one that has seen `[DONE]` has all it asked for."""
@@ -148,7 +154,7 @@ class StreamBody:
     def close(self) -> None:
         """The server is done, however that came; before the end, it means that the client is gone."""
         self._attempt.end(FAULTS["client_gone"])
-        self._exchange.finish(FAULTS["client_gone"])
+        self._recording.finish(FAULTS["client_gone"])
 
     def __iter__(self) -> StreamBody:
         return self
@@ -172,7 +178,7 @@ class StreamBody:
             shown = self.stop()
         except BaseException:
             self._attempt.end(FAULTS["shutdown"])
-            self._exchange.finish(FAULTS["shutdown"])
+            self._recording.finish(FAULTS["shutdown"])
             raise
         if shown or not self.over:
             return shown

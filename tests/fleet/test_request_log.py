@@ -2,12 +2,13 @@
 
 import pytest
 
+from nexus.errors import FAULTS
+from nexus.fleet.outcome import AttemptRecord, Outcome
 from nexus.fleet.request_log import (
     AT_ONCE,
     CELL,
     CELLS,
     LATER,
-    AttemptRecord,
     RequestLog,
     RequestLogTable,
     RequestRecord,
@@ -16,7 +17,7 @@ from nexus.fleet.request_log import (
 
 def record(n, **more):
     fields = {
-        "id": f"req_{n}", "ended": float(n), "order": float(n), "endpoint": "chat_completions", "asked_model": "m", "model": "m",
+        "id": f"req_{n}", "ended": float(n), "order": float(n), "endpoint": "chat_completions", "requested_model": "m", "model": "m",
         "backend": "b", "status": 200, "duration_ms": 1.5,
     }  # fmt: skip
     return RequestRecord(**{**fields, **more})
@@ -75,7 +76,7 @@ def test_the_next_lessee_goes_on(tmp_path):
 def test_long_names_are_cut(table, name):
     attempts = tuple(AttemptRecord(name, name, "refused", 1.0) for _ in range(11))
     table.ring(0).write(
-        record(1, id="x" * 128, asked_model=name, model=name, backend=name, attempts=attempts)
+        record(1, id="x" * 128, requested_model=name, model=name, backend=name, attempts=attempts)
     )
     (found,) = table.latest([0], limit=1)
     assert name.startswith(found.backend)
@@ -99,13 +100,21 @@ def test_a_busy_process_writes_most_of_it_later():
     """A few at once, the others when their time is over; nothing waits where there is no timer."""
     table, due = RequestLogTable(None), []
     request_log = RequestLog(table.ring(0))
-    shown = lambda: {entry.ended for entry in table.latest([0], limit=1000)}  # noqa: E731
+    shown = lambda: {entry.order for entry in table.latest([0], limit=1000)}  # noqa: E731
 
     def end(numbers, *, failed=()):
         for number in numbers:
-            fault = "connection_lost" if number in failed else None
-            if request_log.wants(failed=fault is not None):
-                request_log.add(record(number, fault=fault))
+            fault = FAULTS["connection_lost"] if number in failed else None
+            request_log.record(
+                Outcome(
+                    model_label="m",
+                    backend_label="b",
+                    status=200,
+                    fault=fault,
+                    ended=float(number),
+                    duration_s=0.1,
+                )
+            )
 
     end(range(2 * AT_ONCE))
     assert len(shown()) == 2 * AT_ONCE

@@ -4,11 +4,13 @@ import os
 
 import pytest
 
+from nexus.errors import FAULTS
+from nexus.fleet.outcome import Outcome
 from nexus.fleet.run_directory import RunDirectory, Started
 from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics import families
 from nexus.metrics.collector import Collector
-from nexus.metrics.recorder import Finished, Recorder
+from nexus.metrics.recorder import Recorder
 from nexus.metrics.recovery import record_lost, recover_abandoned, recover_slot
 from nexus.metrics.store import Store
 from tests.support.metrics import Scrape
@@ -59,8 +61,10 @@ def process_at(generation):
         process.end()
 
 
-def finished(**more) -> Finished:
-    return Finished(**{"model": "m", "backend": "b", "status": "200", "duration_s": 0.3, **more})
+def finished(**more) -> Outcome:
+    return Outcome(
+        **{"model_label": "m", "backend_label": "b", "status": 200, "duration_s": 0.3, **more}
+    )
 
 
 def test_one_request(generation, process_at):
@@ -134,7 +138,7 @@ def test_damaged_file_does_not_fail_the_scrape(generation, process_at):
 
 def test_alone_it_counts_in_memory(process_at):
     process = process_at(SlotLease.private())
-    process.recorder.request_finished(finished(error_type="timeout", status="504"))
+    process.recorder.request_finished(finished(fault=FAULTS["first_byte_timeout"], status=504))
     s = process.scrape()
     assert s.total("nexus_requests_total", status="504") == 1
     assert s.value("nexus_errors_total", error_type="timeout", model="m") == 1
@@ -211,7 +215,7 @@ def test_series_that_find_no_space_are_counted_in_the_process(generation, proces
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     for number in range(400):
-        process.recorder.request_finished(finished(model=f"model-{number}"))
+        process.recorder.request_finished(finished(model_label=f"model-{number}"))
     monkeypatch.undo()
     s = process.scrape()
     errors = s.value("nexus_metrics_write_errors_total")

@@ -1,0 +1,91 @@
+"""The record of one finished request, which metrics, the request log and the log line read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from nexus.errors import Fault
+
+
+class AttemptRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One attempt of a request.
+
+    Attributes:
+        outcome: The fault's code, or `success`.
+    """
+
+    backend: str
+    model: str
+    outcome: str
+    ms: float
+
+
+class StreamOutcome(msgspec.Struct, kw_only=True, gc=False):
+    """How a stream went that was relayed to the client.
+
+    Attributes:
+        end: One of `STREAM_ENDS`.
+        ttft_s: From the request's arrival to the first content; None if none came.
+        tpot_s: Mean time between two tokens; None for fewer than two.
+        tpot_by: What was counted for `tpot_s`: `tokens` (as reported) or `events`.
+    """
+
+    end: str
+    events: int
+    longest_gap_s: float
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    tpot_by: str = "tokens"
+
+
+class Outcome(msgspec.Struct, kw_only=True, gc=False):
+    """What a request came to. It is made once, when the request ends.
+
+    Attributes:
+        requested_model: The model as the client named it.
+        model: The model that served the request, or was to serve it.
+        model_label: The label value of `model`.
+        status: What the client saw; 499, 502 and 504 also for streams that ended early.
+        fault: None for a success.
+        ended: On the monotonic clock.
+        usage: Where the tokens are known from; None if no backend served the request.
+        fallback_from: The label value of the model in whose place another one served.
+        failed_attempts: The attempts before the last, or all of them.
+        last_attempt_s: How long the last attempt took; None if it is in `failed_attempts`.
+        before_s: Time in the gateway before the request was sent to the backend.
+        after_s: Time in the gateway after the response was there.
+    """
+
+    request_id: str = ""
+    endpoint: str = ""
+    requested_model: str = ""
+    model: str = ""
+    model_label: str
+    backend: str | None = None
+    backend_label: str
+    reason: str | None = None
+    status: int
+    fault: Fault | None = None
+    ended: float = 0.0
+    duration_s: float
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    usage: str | None = None
+    fallback_from: str | None = None
+    stream: StreamOutcome | None = None
+    failed_attempts: Sequence[AttemptRecord] = ()
+    last_attempt_s: float | None = None
+    before_s: float | None = None
+    after_s: float | None = None
+
+    @property
+    def attempts(self) -> int:
+        return len(self.failed_attempts) + (self.last_attempt_s is not None)
+
+
+def milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 3)

@@ -1,0 +1,65 @@
+"""The outcome of a request: what it was, from the facts of its end, and its line in the log."""
+
+from __future__ import annotations
+
+import logging
+
+from nexus.dialects.openai.stream import Stream
+from nexus.dialects.openai.usage import Usage
+from nexus.errors import Fault
+from nexus.fleet.outcome import Outcome, StreamOutcome
+from nexus.fleet.request_log import LONGEST_NAME
+
+log = logging.getLogger("nexus.proxy")
+
+
+def stream_outcome(
+    stream: Stream, fault: Fault | None, usage: Usage, *, received: float
+) -> StreamOutcome:
+    """How a stream went that has ended."""
+    tokens, by = usage.completion_tokens, "tokens"
+    if not stream.usage:
+        tokens, by = stream.counted_tokens(), "events"
+    ttft_s = tpot_s = None
+    if first_at := stream.first_token_at:
+        ttft_s = first_at - received
+        if tokens is not None and tokens > 1:
+            tpot_s = (stream.last_at - first_at) / (tokens - 1)
+    return StreamOutcome(
+        end=(fault.stream_end or "complete") if fault else "complete",
+        events=stream.events,
+        longest_gap_s=stream.longest_gap_s,
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
+        tpot_by=by,
+    )
+
+
+def log_outcome(outcome: Outcome) -> None:
+    """Write the one line that each request has in the log."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    stream = outcome.stream
+    log.info(
+        "request",
+        extra={
+            "id": outcome.request_id,
+            "endpoint": outcome.endpoint,
+            "model": outcome.model[:LONGEST_NAME] or None,
+            "backend": outcome.backend,
+            "status": outcome.status,
+            "duration_ms": round(outcome.duration_s * 1000, 1),
+            "prompt_tokens": outcome.prompt_tokens,
+            "completion_tokens": outcome.completion_tokens,
+            "cached_tokens": outcome.cached_tokens,
+            "reasoning_tokens": outcome.reasoning_tokens,
+            "usage": outcome.usage,
+            "attempts": outcome.attempts,
+            "stream": stream is not None,
+            "ttft_ms": round(stream.ttft_s * 1000, 1) if stream and stream.ttft_s else None,
+            "tokens_per_s": round(1 / stream.tpot_s, 1) if stream and stream.tpot_s else None,
+            "end": stream.end if stream else None,
+            "why": outcome.reason,
+            "fault": outcome.fault.code if outcome.fault else None,
+        },
+    )
