@@ -79,8 +79,8 @@ class _Watch(DisconnectWatch):
         pass
 
 
-def lane() -> FastPath:
-    """A lane of a busy worker whose client and backend are always ready, and cost nothing."""
+def fast_path() -> FastPath:
+    """The fast path of a busy worker whose client and backend are always ready, and cost nothing."""
     logging.getLogger("nexus").setLevel(logging.WARNING)
     run_dir = RunDirectory(tempfile.mkdtemp())
     run_dir.prepare()
@@ -118,7 +118,7 @@ def lane() -> FastPath:
 
 
 def main() -> None:
-    serve = lane().serve
+    serve = fast_path().serve
     whole = min(timeit.repeat(lambda: serve(ASK), number=REQUESTS, repeat=5)) / REQUESTS * 1e6
     profile = cProfile.Profile()
     profile.enable()

@@ -1,7 +1,7 @@
 """The body of a stream's answer: pieces from the backend become pieces for the client until either ends it.
 
 A server iterates over it, and it waits for the backend; or a server that waits itself, as our worker does, gives it
-what came (`take`) and tells how it ended. Either way the request is recorded once.
+what came (`feed`) and tells how it ended. Either way the request is recorded once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Recording(Protocol):
 class StreamBody:
     """One stream that has come to its content, or shown that it is alive.
 
-    `over`: what was given last is the end, once it is written.
+    `ended`: what was given last is the end, once it is written.
     """
 
     def __init__(self, recording: Recording, attempt: Attempt) -> None:
@@ -42,10 +42,9 @@ class StreamBody:
         self._stream = attempt.stream
         self._answer = attempt.answer
         self._status = attempt.status
-        self._begun = False
-        self._told = False
-        self._settled = False  # nothing is left to tell before its end
-        self.over = False
+        self._started = False
+        self._first_token_reported = False
+        self.ended = False
 
     @property
     def backend(self) -> Connection | None:
@@ -53,47 +52,47 @@ class StreamBody:
         connection = self._attempt.connection
         return None if connection.tls else connection
 
-    def begin(self) -> bytes:
+    def start(self) -> bytes:
         """The first bytes for the client."""
-        self._begun = True
+        self._started = True
         shown = self._attempt.begin()
-        self._tell()
+        self._report()
         return shown + self._conclude() if self._attempt.complete else shown
 
-    def take(self, data: bytes) -> bytes:
+    def feed(self, data: bytes) -> bytes:
         """What the client gets of bytes that the backend sent; empty ones say that it closed."""
         try:
             shown = self._attempt.take(data)
         except RequestFailed as failure:
             return self.fail(failure)
-        if not self._settled:
-            self._tell()
+        if not self._first_token_reported:
+            self._report()
         return shown + self._conclude() if self._attempt.complete else shown
 
-    def take_chunk(self, data: bytes) -> bytes:
-        """As `take`, for a client that gets the stream in chunks; a chunk that is to go on as it came does so."""
-        if self._settled and (piece := self._answer.whole_chunk(data)) is not None:
+    def feed_chunk(self, data: bytes) -> bytes:
+        """As `feed`, for a client that gets the stream in chunks; a chunk that is to go on as it came does so."""
+        if self._first_token_reported and (piece := self._answer.whole_chunk(data)) is not None:
             stream = self._stream
             shown = stream.take(piece)
             if stream.done:
                 return chunk(shown + self._conclude())
             return data if shown is piece else chunk(shown)
-        return chunk(self.take(data))
+        return chunk(self.feed(data))
 
-    def quiet_s(self) -> float:
+    def idle_s(self) -> float:
         """For how long the backend has sent nothing."""
         return self._stream.quiet_s()
 
-    def silence(self, quiet_s: float) -> tuple[float, RequestFailed]:
+    def silence_limit(self, quiet_s: float) -> tuple[float, RequestFailed]:
         """For how much longer the backend may be silent, in seconds, and with what to `fail` when that is over."""
         return self._attempt.silence(quiet_s)
 
     @property
-    def look_every_s(self) -> float:
-        """How often `silence` is to be asked at least: its limit becomes shorter with the first token."""
+    def check_every_s(self) -> float:
+        """How often `silence_limit` is to be asked at least: its limit becomes shorter with the first token."""
         return self._attempt.idle_s
 
-    def broken(self) -> RequestFailed:
+    def reset(self) -> RequestFailed:
         """With what to `fail` where the backend's connection breaks."""
         return self._attempt.broken()
 
@@ -113,7 +112,7 @@ class StreamBody:
         """The gateway ends it, and it is counted so; gives the event that tells the client."""
         event = (
             b""
-            if self.over
+            if self.ended
             else self.fail(RequestFailed("shutdown", "The gateway is being stopped."))
         )
         self.written()
@@ -127,25 +126,24 @@ class StreamBody:
         return rest
 
     def _end(self, fault: Fault | None) -> None:
-        self.over = True
+        self.ended = True
         self._fault = fault
         self._attempt.end(fault)  # before the client takes its time over the last bytes
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         """What is told while it goes on: its first token."""
-        if not self._told and self._stream.first_token_at:
-            self._told = True
+        if not self._first_token_reported and self._stream.first_token_at:
+            self._first_token_reported = True
             self._recording.report_first_token(self._stream.first_token_at)
-        self._settled = self._told
 
     def written(self) -> None:
         """All that was given was written."""
-        if self.over:
+        if self.ended:
             self._recording.finish(self._fault, None if self._fault else self._status)
 
-    def left(self) -> None:
+    def client_left(self) -> None:
         """The client went, and all that was given was written: one that has seen `[DONE]` has all it asked for."""
-        if self._stream.done and self._stream.error is None and not self.over:
+        if self._stream.done and self._stream.error is None and not self.ended:
             self._end(None)
             self.written()
         else:
@@ -161,18 +159,18 @@ class StreamBody:
 
     def __next__(self) -> bytes:
         # Asked for more, the server has written what it got before.
-        if not self._begun:
-            return self.begin()
-        if self.over:
+        if not self._started:
+            return self.start()
+        if self.ended:
             self.written()
             raise StopIteration
         try:
-            while not (shown := self.take(self._attempt.receive())) and not self.over:
+            while not (shown := self.feed(self._attempt.receive())) and not self.ended:
                 pass
         except RequestFailed as failure:
             shown = self.fail(failure)
         except ClientGone:
-            self.left()
+            self.client_left()
             raise StopIteration from None
         except Stopping:
             shown = self.stop()
@@ -180,7 +178,7 @@ class StreamBody:
             self._attempt.end(FAULTS["shutdown"])
             self._recording.finish(FAULTS["shutdown"])
             raise
-        if shown or not self.over:
+        if shown or not self.ended:
             return shown
         self.written()
         raise StopIteration

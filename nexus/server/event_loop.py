@@ -315,7 +315,7 @@ class StreamRelay:
 
     def run(self) -> None:
         """Relay until the stream is over and written. Raises `ClientGone`, or whatever is thrown into the greenlet."""
-        while not self._body.over:
+        while not self._body.ended:
             self.unsent = self._in_the_hub()
             while self.unsent:
                 self.unsent = self.unsent[_send_now(self._client, self.unsent) :]
@@ -326,14 +326,14 @@ class StreamRelay:
         """Relay in callbacks until the stream is over or the client takes no more; gives what is left to be sent."""
         hub = get_hub()
         self._switch = gevent.getcurrent().switch
-        limit_s, _ = self._body.silence(0.0)
+        limit_s, _ = self._body.silence_limit(0.0)
         arrivals = self._backend.arrivals
         if arrivals is not None:
             arrivals.pause()
         backend = hub.loop.io(self._backend.fileno(), _READ)
         client = hub.loop.io(self._client.fileno(), _READ)
         self._receive, self._put = self._backend.sock.recv, self._client.send
-        self._timer = hub.loop.timer(max(min(limit_s, self._body.look_every_s), 0))
+        self._timer = hub.loop.timer(max(min(limit_s, self._body.check_every_s), 0))
         backend.start(self._readable)
         client.start(self._client_readable, client)
         self._timer.start(self._look)
@@ -360,7 +360,7 @@ class StreamRelay:
         except OSError:
             pass
         try:
-            shown = chunk(body.fail(body.broken())) if data is None else body.take_chunk(data)
+            shown = chunk(body.fail(body.reset())) if data is None else body.feed_chunk(data)
         except BaseException as error:  # noqa: BLE001 - it belongs to the greenlet that serves the request
             self._switch(error)
             return
@@ -377,7 +377,7 @@ class StreamRelay:
                 self.unsent = shown
                 self._switch(ClientGone())
                 return
-        if sent < len(shown) or self._body.over:
+        if sent < len(shown) or self._body.ended:
             self._switch(shown[sent:])
 
     def _client_readable(self, watcher: Any) -> None:
@@ -388,7 +388,7 @@ class StreamRelay:
 
     def _look(self) -> None:
         """The limit for silence may be over: the timer is not touched at each event, so this sees when the last was."""
-        left_s, failure = self._body.silence(self._body.quiet_s())
+        left_s, failure = self._body.silence_limit(self._body.idle_s())
         if left_s <= 0:
             try:
                 shown = chunk(self._body.fail(failure))
@@ -399,5 +399,5 @@ class StreamRelay:
             return
         self._timer.stop()
         self._timer.close()
-        self._timer = get_hub().loop.timer(min(left_s, self._body.look_every_s))
+        self._timer = get_hub().loop.timer(min(left_s, self._body.check_every_s))
         self._timer.start(self._look)

@@ -198,7 +198,7 @@ class FastPath:
         head = self._head(answer, keep_alive=keep_alive, chunked=chunked)
         try:
             if isinstance(body, StreamBody) and (backend := body.backend) is not None:
-                send(head + chunk(body.begin()))
+                send(head + chunk(body.start()))
                 keep_alive = self._relay(body, backend) and keep_alive
                 send(_LAST_CHUNK)
                 body.written()
@@ -231,7 +231,7 @@ class FastPath:
             relay.run()
         except ClientGone:
             if not relay.unsent:
-                body.left()
+                body.client_left()
             raise
         except OSError:
             raise
@@ -240,7 +240,7 @@ class FastPath:
         except Exception:
             log.exception("stream failed inside the gateway")
             failure = RequestFailed("internal", "The gateway failed; its log tells more.")
-            ending = b"" if body.over else chunk(body.fail(failure))
+            ending = b"" if body.ended else chunk(body.fail(failure))
         else:
             return True
         self._outlet.send(relay.unsent + ending, _TO_SAY_GOODBYE_S)
