@@ -40,12 +40,12 @@ PROCESSES = Dashboard(
                 queries=[(f"min(nexus_config_last_reload_successful{{{HOST}}})", "")], names=YES_IS_GOOD,
             ),
             Panel(
-                title="Run directory usable", kind="stat", runbook="figures.md#nexusrundirectoryunusable",
+                title="Run directory usable", kind="stat", runbook="metrics.md#nexusrundirectoryunusable",
                 description="Whether new processes and series still find their place, on every host.",
                 queries=[(f"min(nexus_run_directory_usable{{{HOST}}})", "")], names=YES_IS_GOOD,
             ),
             Panel(
-                title="Accounts out by", kind="stat", limits=ZERO_IS_GOOD, runbook="figures.md#nexusaccountsoutofbalance",
+                title="Accounts out by", kind="stat", limits=ZERO_IS_GOOD, runbook="metrics.md#nexusaccountsoutofbalance",
                 description="Requests started, less those finished, in flight and lost; the host that is furthest out.",
                 queries=[(f"max(abs(nexus_accounting_imbalance{{{HOST}}}))", "")],
             ),
@@ -131,32 +131,32 @@ PROCESSES = Dashboard(
         ],
         "Figures": [
             Panel(
-                title="Series", runbook="figures.md#nexusseriesnearlimit",
+                title="Series", runbook="metrics.md#nexusseriesnearlimit",
                 description="Samples of a scrape; `nexus metrics bound` tells the most that there can be.",
                 queries=[('scrape_samples_scraped{job="nexus", instance=~"$instance"}', "{{instance}}")],
             ),
             Panel(
-                title="Names with a label value", unit="percentunit", runbook="figures.md#nexusseriesnearlimit",
+                title="Names with a label value", unit="percentunit", runbook="metrics.md#nexusseriesnearlimit",
                 description="Share of [metrics] max_models and max_backends.",
                 queries=[(f"max by (kind) (nexus_labels{{{HOST}}} / nexus_labels_limit{{{HOST}}})", "{{kind}}")],
             ),
             Panel(
-                title="Names counted as other", runbook="figures.md#nexusseriesnearlimit",
+                title="Names counted as other", runbook="metrics.md#nexusseriesnearlimit",
                 description="Those beyond the limit.",
                 queries=[(f"max by (kind) (nexus_labels_overflowed{{{HOST}}})", "{{kind}}")],
             ),
             Panel(
-                title="Metrics files damaged", runbook="figures.md#nexusmetricsfilesdamaged",
+                title="Metrics files damaged", runbook="metrics.md#nexusmetricsfilesdamaged",
                 description="Files that were set aside since the gateway was started.",
                 queries=[(f"nexus_metrics_damaged_files_total{{{HOST}}}", "{{instance}}")],
             ),
             Panel(
-                title="Series not shared", runbook="figures.md#nexusmetricsnotshared",
+                title="Series not shared", runbook="metrics.md#nexusmetricsnotshared",
                 description="Those that found no space, since the gateway was started.",
                 queries=[(f"nexus_metrics_write_errors_total{{{HOST}}}", "{{instance}}")],
             ),
             Panel(
-                title="Accounts out by, by host", signed=True, runbook="figures.md#nexusaccountsoutofbalance",
+                title="Accounts out by, by host", signed=True, runbook="metrics.md#nexusaccountsoutofbalance",
                 description="In passing it may be off by what is recorded at that moment; it must come back to 0.",
                 queries=[(f"nexus_accounting_imbalance{{{HOST}}}", "{{instance}}")],
             ),
