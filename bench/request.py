@@ -25,9 +25,9 @@ from nexus.metrics.recovery import recover_slot
 from nexus.metrics.store import Store
 from nexus.proxy.engine import Engine
 from nexus.proxy.fleet_view import View
-from nexus.server.event_loop import BufferedWriter
 from nexus.server.fast_path import FastPath
 from nexus.server.request_head import HeadLimits, RequestHeadParser
+from nexus.server.stream_relay import BufferedWriter
 
 REQUESTS = 20_000
 PARTS = {

@@ -1,7 +1,4 @@
-"""gunicorn's gevent worker made for this gateway: a short way for plain requests, and an end that cuts nothing.
-
-Everything that knows gevent and gunicorn is in here.
-"""
+"""Everything that knows gunicorn, gevent's hub or Flask's client endpoints."""
 
 from nexus.server.worker import GatewayWorker
 

@@ -7,19 +7,24 @@ import msgspec
 from nexus.config.records import Server
 
 _GRACE_S = 5.0
-"""For so long a body may come at any rate: connections start slowly."""
+"""The minimum rate holds only after this time: connections start slowly."""
 
 
 class BodyPace(msgspec.Struct):
-    """The limits of one body that began to be read at `began`, on the monotonic clock."""
+    """The time limits of one body.
 
-    began: float
+    Attributes:
+        started_at: When reading started, on the monotonic clock.
+        server: The settings that hold the limits.
+    """
+
+    started_at: float
     server: Server
 
-    def left_s(self, now: float, received: int) -> float:
-        """How long to wait for more, with so many bytes received; the body is too slow at zero and below."""
+    def remaining_s(self, now: float, received: int) -> float:
+        """How long to wait for more after `received` bytes; 0 or less if it is too slow."""
         server = self.server
-        ends = self.began + server.body_timeout_seconds
-        if server.min_body_bytes_per_second:
-            ends = min(ends, self.began + _GRACE_S + received / server.min_body_bytes_per_second)
+        ends = self.started_at + server.body_timeout_seconds
+        if rate := server.min_body_bytes_per_second:
+            ends = min(ends, self.started_at + _GRACE_S + received / rate)
         return min(ends - now, server.client_timeout_seconds)

@@ -27,8 +27,9 @@ from nexus.proxy.keepalive_comments import CommentedBody
 from nexus.proxy.relay import StreamBody, chunk
 from nexus.proxy.request import Request
 from nexus.server.body_pace import BodyPace
-from nexus.server.event_loop import BufferedWriter, HubDisconnectWatch, StreamRelay, WaitScheduler
+from nexus.server.event_loop import HubDisconnectWatch, WaitScheduler
 from nexus.server.request_head import HeadLimits, RequestHeadParser
+from nexus.server.stream_relay import BufferedWriter, StreamRelay
 
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus
@@ -80,7 +81,7 @@ class FastPath:
         client: socket.socket,
         limits: HeadLimits | None,
         *,
-        waits: WaitScheduler,
+        scheduler: WaitScheduler,
         keep_alive: Callable[[], bool],
     ) -> None:
         """`keep_alive` says, when an answer begins, whether the connection may carry another request."""
@@ -90,7 +91,7 @@ class FastPath:
         self._heads = RequestHeadParser(limits)
         self._keep_alive = keep_alive
         self._timeout_s = 0.0
-        self._watch = HubDisconnectWatch(client, waits)
+        self._watch = HubDisconnectWatch(client, scheduler)
         self._outlet = BufferedWriter(self._watch.sock)
 
     def receive(self, timeout_s: float) -> bytes:
@@ -146,7 +147,7 @@ class FastPath:
         Gives what the client sent after it, None where the connection is to be closed. Raises `NotEligible` where the
         request is not plain, before anything was done, and `ClientGone`.
         """
-        head = self._heads.read(data)
+        head = self._heads.parse(data)
         engine = self._engine
         server = engine.server()
         if head is None:
@@ -213,7 +214,7 @@ class FastPath:
             if isinstance(body, StreamBody | CommentedBody):
                 ending = chunk(body.stop()) + _LAST_CHUNK
                 with contextlib.suppress(OSError):
-                    self._outlet.send(bytes(self._outlet.unsent) + ending, _TO_SAY_GOODBYE_S)
+                    self._outlet.finish(ending, _TO_SAY_GOODBYE_S)
             raise
         finally:
             close = getattr(body, "close", None)
@@ -226,11 +227,11 @@ class FastPath:
 
     def _relay(self, body: StreamBody, backend: Connection) -> bool:
         """Relay a stream to its end; gives False where that is not its own."""
-        relay = StreamRelay(body, backend, self._watch, timeout_s=self._timeout_s)
+        relay = StreamRelay(body, backend, self._outlet, timeout_s=self._timeout_s)
         try:
             relay.run()
         except ClientGone:
-            if not relay.unsent:
+            if not self._outlet.unsent:
                 body.client_left()
             raise
         except OSError:
@@ -243,7 +244,7 @@ class FastPath:
             ending = b"" if body.ended else chunk(body.fail(failure))
         else:
             return True
-        self._outlet.send(relay.unsent + ending, _TO_SAY_GOODBYE_S)
+        self._outlet.finish(ending, _TO_SAY_GOODBYE_S)
         return False
 
     def _head(self, answer: ClientResponse, *, keep_alive: bool, chunked: bool = False) -> bytes:
@@ -290,7 +291,7 @@ class _Body(msgspec.Struct):
             if self.expects and not self.begun:
                 self.outlet.send(_CONTINUE, self.server.client_timeout_seconds)
             while received < self.length:
-                piece = self.watch.receive(max(0.0, pace.left_s(time.monotonic(), received)))
+                piece = self.watch.receive(max(0.0, pace.remaining_s(time.monotonic(), received)))
                 if not piece:
                     raise self._short(received)
                 hold(len(piece))

@@ -1,6 +1,7 @@
-"""gunicorn's hooks. After the start none may raise: an exception in one ends the whole service.
+"""gunicorn's hooks. After the start none may raise: an exception in a hook ends the whole service.
 
-The master never imports prometheus_client: a process must have its seat before the library opens files.
+The master never imports prometheus_client: a process must have leased its slot before the library
+opens files.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from nexus.config import ConfigError, process_config
 from nexus.fleet.locks import LockFile
 from nexus.fleet.run_directory import Generation, RunDirectory, RunDirectoryError
 from nexus.fleet.slot_lease import NoFreeSlotError, SlotLease
+from nexus.proxy.fleet_view import FleetView
 from nexus.runtime import log as logs
 from nexus.runtime.host import raise_descriptor_limit
 from nexus.runtime.parent_death import end_with_parent
@@ -26,15 +28,15 @@ from nexus.server.arbiter import Master
 
 log = logging.getLogger("nexus.server")
 
-_LOOK_EVERY_S = 0.05
+_POLL_INTERVAL_S = 0.05
 
 
 def on_starting(server: Any) -> None:
-    """Claim the run directory and start a generation, once for the master's life; a reload is no new generation."""
+    """Claim the run directory and start a generation, once: a reload keeps both."""
     end_with_parent()
     raise_descriptor_limit()
-    Master.take_over(server)
-    # gunicorn itself says it is ready before it has a worker, where it finds whom to say it to.
+    Master.install(server)
+    # gunicorn would report that it is ready before it has a worker, if it found $NOTIFY_SOCKET.
     server.nexus_notifier = Notifier.from_environ(os.environ)
     try:
         config = process_config()
@@ -43,7 +45,7 @@ def on_starting(server: Any) -> None:
         where = f"{config.server.host}:{config.server.port}"
         server.nexus_claim = run_dir.claim(f"the gateway at {where} (pid {os.getpid()})")
         server.nexus_generation = run_dir.new_generation(workers=server.cfg.workers)
-        _check_scratch(server.cfg.worker_tmp_dir)
+        _check_worker_tmp_dir(server.cfg.worker_tmp_dir)
     except (ConfigError, RunDirectoryError) as error:
         logs.fatal(str(error))
         sys.exit(2)
@@ -53,25 +55,26 @@ def on_starting(server: Any) -> None:
     log.info("gateway starting", extra={"pid": os.getpid(), "run_dir": run_dir.path})
 
 
-def _check_scratch(directory: str | None) -> None:
-    """gunicorn makes a file for each worker, which shows that it lives."""
+def _check_worker_tmp_dir(directory: str | None) -> None:
+    """gunicorn creates a heartbeat file for each worker there."""
     try:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
         where = directory or "any temporary directory"
         raise RunDirectoryError(
-            f"No file can be made in {where} ({error.strerror}); name a directory with --worker-tmp-dir or $TMPDIR."
+            f"No file can be created in {where} ({error.strerror}); "
+            "name another directory with --worker-tmp-dir or $TMPDIR."
         ) from error
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Take a slot for the new worker. Without one it still serves, and counts in its own memory."""
+    """Lease a slot for the worker. Without one it serves, and counts in its own memory."""
     try:
-        for sibling in getattr(server, "leaving", {}).values():
-            sibling.tmp.close()  # as gunicorn does with those that it knows of
+        for sibling in getattr(server, "replaced", {}).values():
+            sibling.tmp.close()  # as gunicorn does for the workers in its own table
         claim: LockFile = server.nexus_claim
-        # The lock is shared with the master over the fork; a worker that outlives its master must not keep it.
+        # The fork shares the lock. A worker that outlives its master must not hold it.
         claim.close()
         generation: Generation = server.nexus_generation
         SlotLease.lease(generation, nth=worker.age).export_to(os.environ)
@@ -81,67 +84,56 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """The application is loaded: tell the service manager when it can serve, and count what never reaches it."""
-    _count_unreadable_heads(worker)
-    _end_viewers_with(worker)
+    """The application is loaded: report when it can serve, and count what never reaches it."""
+    try:
+        gateway = worker.wsgi.extensions["nexus"]
+    except (AttributeError, KeyError) as error:
+        log.error("worker has not loaded Nexus", extra={"pid": worker.pid, "why": error})
+        return
+    _count_refused_heads(worker, gateway.recorder)
+    gateway.live.stopping = lambda: not worker.alive  # the dashboard's viewers do not delay the end
     if worker.nexus_notifier:
-        # Under gevent's patch this is a greenlet, which first runs when the worker's loop does.
-        threading.Thread(target=_tell_when_ready, args=(worker,), name="ready", daemon=True).start()
+        # gevent's patch makes this a greenlet, which first runs when the worker's loop does.
+        args = (worker.nexus_notifier, gateway.engine.fleet)
+        threading.Thread(target=_report_ready, args=args, name="ready", daemon=True).start()
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
-    """In the worker, as the last thing: a worker that ends as it was told to is not counted as one that died."""
-    ended = sys.exc_info()[1]
-    if isinstance(ended, SystemExit) and not ended.code:
-        with contextlib.suppress(
-            AttributeError, KeyError, TypeError
-        ):  # it never had an application
+    """Runs last in the worker. A worker that exits with 0 is not counted as one that died."""
+    error = sys.exc_info()[1]
+    if isinstance(error, SystemExit) and not error.code:
+        # It may never have loaded the application.
+        with contextlib.suppress(AttributeError, KeyError, TypeError):
             worker.wsgi.extensions["nexus"].slot_lease.row.mark_departed()
 
 
 def on_reload(server: Any) -> None:
-    """HUP: the workers are about to be replaced; the first new one says that this is over."""
+    """HUP: the workers are about to be replaced. The first new one reports that it is ready."""
     if notifier := getattr(server, "nexus_notifier", None):
         notifier.reloading()
 
 
-def _tell_when_ready(worker: Any) -> None:
-    """A worker serves once it has seen a fleet. Each one says so; the manager acts on the first."""
-    try:
-        fleet = worker.wsgi.extensions["nexus"].engine.fleet
-        while fleet.snapshot() is None:
-            worker.nexus_notifier.status("Waiting for the health process to publish the fleet.")
-            time.sleep(_LOOK_EVERY_S)
-        worker.nexus_notifier.ready("Serving.")
-    except (AttributeError, KeyError) as error:
-        log.error("the service manager is not told that the gateway is ready", extra={"why": error})
+def _report_ready(notifier: Notifier, fleet: FleetView) -> None:
+    """Report to the service manager once there is a fleet. Each worker does; the first counts."""
+    while fleet.snapshot() is None:
+        notifier.status("Waiting for the health process to publish the fleet.")
+        time.sleep(_POLL_INTERVAL_S)
+    notifier.ready("Serving.")
 
 
-def _count_unreadable_heads(worker: Any) -> None:
-    """Requests whose head gunicorn could not parse never reach the application."""
-    try:
-        recorder = worker.wsgi.extensions["nexus"].recorder
-        answer_error = worker.handle_error
+def _count_refused_heads(worker: Any, recorder: Any) -> None:
+    """Count requests whose head gunicorn's parser refuses: they never reach the application."""
+    respond = worker.handle_error
 
-        def handle_error(req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-            recorder.rejected("bad_request")
-            answer_error(req, client, addr, exc)
+    def handle_error(req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        recorder.rejected("bad_request")
+        respond(req, client, addr, exc)
 
-        worker.handle_error = handle_error
-    except (AttributeError, KeyError) as error:
-        log.error("requests with an unreadable head are not counted", extra={"why": error})
-
-
-def _end_viewers_with(worker: Any) -> None:
-    """The dashboard's viewers do not hold up the end of a worker."""
-    try:
-        worker.wsgi.extensions["nexus"].live.stopping = lambda: not worker.alive
-    except (AttributeError, KeyError) as error:
-        log.error("the dashboard's viewers are not told of the worker's end", extra={"why": error})
+    worker.handle_error = handle_error
 
 
 def log_config(kind: str, level: str) -> dict[str, Any]:
-    """gunicorn's own log, in the form of ours."""
+    """gunicorn's logging configuration, in the format of Nexus's own log."""
     return {
         "version": 1,
         "disable_existing_loggers": False,

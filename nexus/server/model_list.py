@@ -1,4 +1,4 @@
-"""The models that clients can ask for, as `/v1/models` lists them: only what is known of each."""
+"""The models that clients can ask for, as `/v1/models` lists them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def list_models(view: View) -> list[dict[str, Any]]:
 
 
 def find_model(view: View, name: str) -> dict[str, Any] | None:
-    """The entry of one name: a listed one, an alias, an equivalent name, or one that a pattern covers."""
+    """The entry of a name: listed, an alias, equivalent, or covered by a pattern."""
     model = view.table.resolve(name)
     candidates = [
         candidate for candidate in view.table.candidates_for(model) if candidate.backend.usable
@@ -57,7 +57,7 @@ def _entry(name: str, model: str, candidates: Sequence[Candidate]) -> dict[str, 
     return entry
 
 
-def _known(answers: Iterable[bool | None]) -> bool | None:
-    """True if a backend can, False if each is known not to."""
-    said = set(answers)
-    return True if True in said else None if None in said else False
+def _known(values: Iterable[bool | None]) -> bool | None:
+    """True if one backend can, False if each is known not to, else None."""
+    known = set(values)
+    return True if True in known else None if None in known else False

@@ -1,4 +1,4 @@
-"""What gunicorn's parser reads a request from, with a limit for the body as a whole."""
+"""The socket from which gunicorn's parser reads a request, with a limit for the body as a whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nexus.server.body_pace import BodyPace
 
 
 class PacedSocket:
-    """Reads from a client's socket: without a limit of its own at first, at the pace of a body after `begin_body`."""
+    """Reads from a client's socket, without a limit of its own until `start_body` sets one."""
 
     def __init__(self, client: socket.socket) -> None:
         self._client = client
@@ -24,14 +24,14 @@ class PacedSocket:
         pace, client = self._pace, self._client
         if pace is None:
             return client.recv(size)
-        left_s = pace.left_s(time.monotonic(), self._received)
-        if left_s <= 0:
+        remaining_s = pace.remaining_s(time.monotonic(), self._received)
+        if remaining_s <= 0:
             raise TimeoutError
-        for_answers_s = client.gettimeout()
-        client.settimeout(left_s)
+        write_timeout_s = client.gettimeout()
+        client.settimeout(remaining_s)
         try:
             data = client.recv(size)
         finally:
-            client.settimeout(for_answers_s)
+            client.settimeout(write_timeout_s)
         self._received += len(data)
         return data

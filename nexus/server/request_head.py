@@ -1,6 +1,7 @@
-"""Reading the head of a plain request: one that leaves no question open. All others are gunicorn's to read.
+"""Parses the heads of requests that are eligible for the fast path.
 
-What is plain is narrower than what HTTP allows, on purpose: the shorter a way is, the less it should have to judge.
+Eligible is narrower than what HTTP allows, on purpose: the fast path must never have to decide
+where two readers could disagree. gunicorn's parser reads every other request.
 """
 
 from __future__ import annotations
@@ -13,21 +14,33 @@ from nexus.http.head_cache import HeadCache
 from nexus.http.headers import RequestHeaders, plain_field
 from nexus.proxy.endpoints import Target, target_of
 
-_ONCE = (
-    "host", "content-length", "content-type", "content-encoding", "authorization", "connection", "x-request-id",
-    "origin", "sec-fetch-site", "expect",
+_SINGLETONS = frozenset(
+    {
+        "host", "content-length", "content-type", "content-encoding", "authorization", "connection",
+        "x-request-id", "origin", "sec-fetch-site", "expect",
+    }
 )  # fmt: skip
-_CONTINUE = "100-continue"
-_REMEMBERED_BYTES = 8 * 1024
-"""A longer head is not kept with its connection, of which there may be thousands that are idle."""
-_NOT_PLAIN = frozenset(
+"""Headers that decide something here. A request that repeats one is not eligible."""
+_NOT_ELIGIBLE = frozenset(
     {"transfer-encoding", "upgrade", "te", "trailer", "proxy-connection", "keep-alive"}
 )
+_CONTINUE = "100-continue"
+_MAX_CACHED_BYTES = 8 * 1024
+"""A longer head is not cached: thousands of connections may be idle, each with its own cache."""
+_MAX_LENGTH_DIGITS = 12
 
 
 class RequestHead(msgspec.Struct):
-    """`headers` are without Content-Length; the body, of `length` bytes, begins at `end`. `expects`: the client waits
-    for 100 before it sends the body."""
+    """The head of an eligible request.
+
+    Attributes:
+        target: The endpoint that its path names.
+        headers: All headers but Content-Length.
+        length: The body's length in bytes.
+        end: Where the head ends and the body starts.
+        keep_alive: The client keeps the connection open.
+        expects: The client waits for `100 Continue` before it sends the body.
+    """
 
     target: Target
     headers: RequestHeaders
@@ -38,7 +51,7 @@ class RequestHead(msgspec.Struct):
 
 
 class HeadLimits(NamedTuple):
-    """gunicorn's limits for a head: how many fields, how long a field, how long the first line, in bytes."""
+    """gunicorn's limits: how many headers, and the bytes of one and of the first line."""
 
     fields: int
     field: int
@@ -46,59 +59,76 @@ class HeadLimits(NamedTuple):
 
 
 def parse_request_head(data: bytes, limits: HeadLimits) -> RequestHead | None:
-    """The head that `data` begins with; None where it is not complete, or not plain."""
+    """The head that `data` starts with; None if it is incomplete or not eligible."""
     end = data.find(b"\r\n\r\n")
     if end < 0:
         return None
     lines = data[:end].decode("latin-1").split("\r\n")
     target = target_of(lines[0])
-    if target is None or len(lines[0]) > limits.line or len(lines) - 1 > limits.fields:
-        return None
-    if end > limits.field and any(len(line) + 2 > limits.field for line in lines):
+    if target is None or not _within(limits, lines, end):
         return None
     headers = [field for line in lines[1:] if (field := plain_field(line)) is not None]
-    if len(headers) != len(lines) - 1:
-        return None
     fields = dict(headers)
-    if len(fields) != len(headers):
-        names = [name for name, _ in headers]
-        if any(names.count(name) > 1 for name in _ONCE):
-            return None
-    length, connection = fields.get("content-length", ""), fields.get("connection")
+    if len(headers) != len(lines) - 1 or (len(fields) != len(headers) and _ambiguous(headers)):
+        return None
+    length = _body_length(fields)
+    if length is None:
+        return None
+    others = RequestHeaders.of([field for field in headers if field[0] != "content-length"])
+    keep_alive = fields.get("connection", "").lower() != "close"
+    return RequestHead(target, others, length, end + 4, keep_alive, "expect" in fields)
+
+
+def _within(limits: HeadLimits, lines: list[str], end: int) -> bool:
+    return (
+        len(lines[0]) <= limits.line
+        and len(lines) - 1 <= limits.fields
+        and (end <= limits.field or all(len(line) + 2 <= limits.field for line in lines))
+    )
+
+
+def _ambiguous(headers: list[tuple[str, str]]) -> bool:
+    """Whether a header is repeated that must be given once (RFC 9110, section 5.3)."""
+    names = [name for name, _ in headers]
+    return any(names.count(name) > 1 for name in _SINGLETONS)
+
+
+def _body_length(fields: dict[str, str]) -> int | None:
+    """The body's length; None if something else than Content-Length could frame the request."""
+    length = fields.get("content-length", "")
     if (
         "host" not in fields
         or not length.isdigit()
-        or len(length) > 12
-        or (connection is not None and connection.lower() not in ("keep-alive", "close"))
-        or not _NOT_PLAIN.isdisjoint(fields)
+        or len(length) > _MAX_LENGTH_DIGITS
+        or fields.get("connection", "close").lower() not in ("keep-alive", "close")
+        or not _NOT_ELIGIBLE.isdisjoint(fields)
         or fields.get("expect", _CONTINUE).lower() != _CONTINUE
     ):
         return None
-    keep_alive = connection is None or connection.lower() != "close"
-    others = RequestHeaders.of([field for field in headers if field[0] != "content-length"])
-    return RequestHead(target, others, int(length), end + 4, keep_alive, "expect" in fields)
+    return int(length)
 
 
 class RequestHeadParser:
-    """Reads the heads of one connection."""
+    """Parses the heads of one connection, and caches the last one."""
 
     def __init__(self, limits: HeadLimits | None) -> None:
-        """Without limits, no head is plain."""
+        """Without limits, no request is eligible."""
         self._limits = limits
         self._last: RequestHead | None = None
-        self._repeated: HeadCache | None = None
+        self._cache: HeadCache | None = None
 
-    def read(self, data: bytes) -> RequestHead | None:
-        """As `read_plain_head`; a head like the last one costs little."""
-        if self._repeated is not None and (found := self._repeated.length_in(data)) is not None:
-            length, end = found
+    def parse(self, data: bytes) -> RequestHead | None:
+        """As `parse_request_head`. A head that differs from the last one only in Content-Length is
+        served from the cache."""
+        if self._cache is not None and (hit := self._cache.length_in(data)) is not None:
+            length, end = hit
             last = self._last
             assert last is not None
             return RequestHead(
                 last.target, last.headers, length, end, last.keep_alive, last.expects
             )
         head = parse_request_head(data, self._limits) if self._limits is not None else None
-        self._last = self._repeated = None
-        if head is not None and head.end <= _REMEMBERED_BYTES:
-            self._last, self._repeated = head, HeadCache.of(data[: head.end])
+        self._last = self._cache = None
+        if head is not None and head.end <= _MAX_CACHED_BYTES:
+            self._last, self._cache = head, HeadCache.of(data[: head.end])
         return head

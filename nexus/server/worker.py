@@ -1,15 +1,18 @@
-"""gunicorn's gevent worker, with an end that does not wait for idle connections and does not cut streams.
+"""gunicorn's gevent worker with a fast path, and a stop that does not cut requests short.
 
-The stock worker counts a kept-alive connection as work in progress: with a balancer in front, which keeps some open,
-every stop and every recycling would take the whole `graceful_timeout`. And it is killed when that is over, with
-whatever it still serves; this one ends that a moment before, so that clients are told, and all is counted. It also
-hears of its end at once, where the stock one looks once a second. One that is replaced drains (see `nexus/server/arbiter.py`).
+The stock worker counts an idle kept-alive connection as work in progress. Behind a balancer, which
+keeps some open, every stop would take the whole `graceful_timeout`, at whose end the worker is
+killed with what it still serves. This worker closes idle connections, and ends what is left a
+moment before the timeout: clients get an error, and all is counted. It also reacts to signals at
+once instead of once a second. A replaced worker drains (see `nexus/server/arbiter.py`).
+
+Private parts of gunicorn used here, which `tests/test_private_parts.py` names: `handle`,
+`handle_request`, `handle_error`, `notify` and `PIPE` of its worker, and the parser's `unreader` and
+`finish_body`.
 """
 
 from __future__ import annotations
 
-import _socket
-import contextlib
 import gc
 import math
 import os
@@ -32,143 +35,95 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from nexus.config.records import Server
 from nexus.http.client_watch import Stopping
-from nexus.http.exhaustion import Shortage
 from nexus.proxy.endpoints import BY_PATH, canonical
 from nexus.proxy.engine import Engine
 from nexus.runtime import stderr
 from nexus.runtime.host import descriptor_limit
 from nexus.server.body_pace import BodyPace
+from nexus.server.client_connections import ClientConnection, ClientConnections
 from nexus.server.event_loop import WaitScheduler
 from nexus.server.fast_path import LINGER_S, FastPath, NotEligible
+from nexus.server.listener import DrainingListener
 from nexus.server.paced_socket import PacedSocket
 from nexus.server.request_head import HeadLimits
 from nexus.server.worker_stage import DRAINING, RETIRING, SERVING, Stage
 
-_LOOK_EVERY_S = 0.1
-_NOTIFY_EVERY_S = 1.0
+_POLL_INTERVAL_S = 0.1
+_NOTIFY_INTERVAL_S = 1.0
 """How often the master is shown that the worker lives."""
-_IDLE_S = 1.0
-"""A connection that was quiet for so long is ended at a stop. A busier one gets a request soon, and `Connection: close`
-with its answer, which is the better end: a request that is on its way when a connection ends is lost on the client."""
-
-
-_VIEWERS_S = 1.0
-"""So long after a stop, responses that are no proxied ones are cut."""
-_LAG_EVERY_S = 0.5
-_RECENTS_EVERY_S = 0.25
-"""How often a busy worker shows which requests have ended."""
-_TO_SAY_GOODBYE_S = 1.0
-"""So long before the end of the grace, what is still served is ended."""
-_PATIENCE_S = 60.0
-"""How long a connection may take to bring a request's head, where it is not kept for another one anyway."""
-_COLLECT_AFTER = 20_000
-"""Objects made, less those freed, before the collector looks for cycles; requests leave none."""
-_RESERVED = 64
-"""Descriptors that are for no connection: listeners, files of metrics, the log. Of the others, a client takes one and
-the backend that serves it another."""
-_WITHOUT = "NEXUS_WITHOUT_SHORT_WAY"
-"""Set, every request goes through gunicorn's parser and Flask; for comparison."""
-
-
-class _Listener(StreamServer):
-    """Leaves nobody waiting when it closes, and waits for descriptors where there are none."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._shortage = Shortage()
-
-    def do_read(self) -> Any:
-        """Accept a connection; without a descriptor for it, it stays in the backlog for a moment."""
-        try:
-            return super().do_read()
-        except OSError as error:
-            if not self._shortage.caused(error):
-                raise
-            self.stop_accepting()
-            self._timer = self.loop.timer(_LOOK_EVERY_S)
-            self._timer.start(self._start_accepting_if_started)  # type: ignore[attr-defined,call-arg]
-            return None
-
-    def close(self) -> None:
-        """Take the connections that the kernel has accepted for us, then stop listening.
-
-        Where the last process that listens closes with such connections in the backlog, the kernel resets them; and a
-        balancer that has sent a request by then can neither tell it from one that was served, nor send it again.
-        """
-        if not self.closed:
-            self.stop_accepting()
-            with contextlib.suppress(OSError):
-                while not self.full() and (accepted := self.do_read()):
-                    self.do_handle(*accepted)
-        super().close()
-
-
-class _Client:
-    """A client's connection, and the greenlet that serves it.
-
-    `idle_since` is on the monotonic clock, None while a request is served; `proxied`: that request is one to a proxied
-    endpoint; `ended`: the connection is being ended while idle.
-    """
-
-    __slots__ = ("ended", "greenlet", "idle_since", "proxied")
-
-    def __init__(self) -> None:
-        self.greenlet = gevent.getcurrent()
-        self.idle_since: float | None = time.monotonic()
-        self.ended = False
-        self.proxied = True
+_VIEWER_GRACE_S = 1.0
+"""How long after a stop responses that are not proxied may go on."""
+_LAG_INTERVAL_S = 0.5
+_REQUEST_LOG_DELAY_S = 0.25
+"""How late a busy worker writes ended requests into the request log."""
+_ENDING_S = 1.0
+"""How long before the end of the grace what is still served is ended."""
+_HEAD_TIMEOUT_S = 60.0
+"""Limit for receiving the headers of a request, if connections are not kept alive."""
+_GC_THRESHOLD = 20_000
+"""Objects made, less those freed, before the collector looks for cycles. Requests leave none."""
+_RESERVED_DESCRIPTORS = 64
+"""Descriptors for listeners, metrics files and the log. Each connection takes two of the others: a
+client's and a backend's."""
+_WITHOUT_FAST_PATH = "NEXUS_WITHOUT_SHORT_WAY"
+"""If this variable is set, every request goes through gunicorn's parser and Flask."""
 
 
 class GatewayWorker(GeventWorker):  # type: ignore[misc]
-    """Ends idle client connections once it is told to stop; requests in progress keep their grace."""
+    """A gevent worker that closes idle connections at a stop and lets requests finish."""
 
     alive: bool
     max_requests: int
-    drains = True
-    """It can be told to drain by its `stage`."""
+    supports_draining = True
+    """Its master may put it into the stage DRAINING."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stage = Stage()
-        self.told_to_end = False
-        # Another worker is to serve before this one stops: gunicorn must not end it at its last request.
-        self._worn_at, self.max_requests = self.max_requests, sys.maxsize
-        self._deadline = math.inf
-        self._goodbye_at = math.inf
-        self._clients: dict[socket.socket, _Client] = {}
+        self.term_sent = False
+        # Another worker must serve before this one stops, so gunicorn must not stop it after
+        # `max_requests`.
+        self._retire_after, self.max_requests = self.max_requests, sys.maxsize
+        self._deadline = self._ending_at = math.inf
+        self._clients = ClientConnections()
         self._limits: HeadLimits | None = None
         self._keepalive = True
-        self._patience_s = _PATIENCE_S
+        self._head_timeout_s = _HEAD_TIMEOUT_S
         self._engine: Engine
-        self._waits = WaitScheduler()
+        self._scheduler = WaitScheduler()
         self._pools: list[Pool] = []
-        self._to_stop = Event()
+        self._stopping = Event()
 
     def run(self) -> None:
-        # What is there now stays: the collector need not look at it again, nor stop every stream while it does.
+        # What exists now stays: the collector need not scan it again, nor pause every stream while
+        # it does.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(_COLLECT_AFTER, 20, 50)
-        self._limits = self._plain_limits()
+        gc.set_threshold(_GC_THRESHOLD, 20, 50)
+        self._limits = self._fast_path_limits()
         self._keepalive = bool(self.cfg.keepalive)
-        self._patience_s = self.cfg.keepalive or _PATIENCE_S
+        self._head_timeout_s = self.cfg.keepalive or _HEAD_TIMEOUT_S
         self._engine = self.wsgi.extensions["nexus"].engine
-        self._engine.request_log.batch_with(partial(gevent.spawn_later, _RECENTS_EVERY_S))
-        gevent.spawn(self._meet_the_fleet)
-        gevent.spawn(self._end_idle_connections)
-        gevent.spawn(self._end_viewers)
-        gevent.spawn(self._end_requests_after_the_grace)
-        gevent.spawn(self._watch_lag)
-        gevent.spawn(self._hear_signals)
+        self._engine.request_log.batch_with(partial(gevent.spawn_later, _REQUEST_LOG_DELAY_S))
+        for task in (
+            self._wait_for_fleet,
+            self._close_idle_connections,
+            self._close_viewers,
+            self._stop_requests,
+            self._watch_lag,
+            self._watch_signals,
+        ):
+            gevent.spawn(task)
         try:
-            self._accept_until_the_end()
+            self._serve_until_stopped()
         finally:
             self._engine.request_log.flush()
 
-    def _accept_until_the_end(self) -> None:
-        """Serve until told to stop, then until what is in progress has ended, or its grace has."""
-        most = min(self.worker_connections, max(1, (descriptor_limit() - _RESERVED) // 2))
-        self._pools = pools = [Pool(most) for _ in self.sockets]
+    def _serve_until_stopped(self) -> None:
+        """Serve until told to stop, then until all requests or their grace have ended."""
+        descriptors = descriptor_limit() - _RESERVED_DESCRIPTORS
+        size = min(self.worker_connections, max(1, descriptors // 2))
+        self._pools = pools = [Pool(size) for _ in self.sockets]
         servers = [
             self._listen(listener, pool) for listener, pool in zip(self.sockets, pools, strict=True)
         ]
@@ -177,16 +132,16 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self.stage.set(SERVING)
         while self.alive:
             self.notify()
-            self._to_stop.wait(_NOTIFY_EVERY_S)
+            self._stopping.wait(_NOTIFY_INTERVAL_S)
             if self.stage.now == DRAINING:
                 self._drain()
-        self._to_stop.set()
+        self._stopping.set()
         for server in servers:
             server.close()
         for pool in pools:
-            while pool and (left_s := self._deadline - time.monotonic()) > 0:
+            while pool and (remaining_s := self._deadline - time.monotonic()) > 0:
                 self.notify()
-                pool.join(timeout=min(_NOTIFY_EVERY_S, left_s))
+                pool.join(timeout=min(_NOTIFY_INTERVAL_S, remaining_s))
         if any(pools):
             self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
             for server in servers:
@@ -195,23 +150,18 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
     def _listen(self, listener: Any, pool: Pool) -> StreamServer:
         listener.setblocking(1)
         tls = {"ssl_context": ssl_context(self.cfg)} if self.cfg.is_ssl else {}
-        kind = StreamServer if tls else _Listener
+        kind = StreamServer if tls else DrainingListener
         server = kind(listener, handle=partial(self.handle, listener), spawn=pool, **tls)
         if self.cfg.workers > 1:
-            server.max_accept = 1  # so that they share what comes, as gunicorn has it
+            server.max_accept = 1  # as gunicorn does, so that workers share new connections
         return server
 
-    def _hear_signals(self) -> None:
-        """See at once that a signal has come; by itself the loop runs Python's handlers a few times a second only."""
-        while True:
-            gevent.socket.wait_read(self.PIPE[0])
-            os.read(self.PIPE[0], 4096)
-            if not self.alive:
-                self._to_stop.set()
+    def _fast_path_limits(self) -> HeadLimits | None:
+        """The limits of the fast path; None if every request must go through gunicorn.
 
-    def _plain_limits(self) -> HeadLimits | None:
-        """The limits of the short way; None where every request must go through gunicorn: it is to log or to call a
-        hook for each, or connections carry more than plain HTTP."""
+        That is so if gunicorn is to log or call a hook for each, or if connections carry more than
+        plain HTTP.
+        """
         cfg, default = self.cfg, Config()
         if (
             cfg.is_ssl
@@ -219,7 +169,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             or cfg.accesslog
             or cfg.pre_request is not default.pre_request
             or cfg.post_request is not default.post_request
-            or os.environ.get(_WITHOUT)
+            or os.environ.get(_WITHOUT_FAST_PATH)
         ):
             return None
         return HeadLimits(
@@ -228,78 +178,113 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             line=cfg.limit_request_line,
         )
 
-    def _meet_the_fleet(self) -> None:
-        """Know the fleet as soon as there is one, not at the first request only: by then it may have to be the last
-        that was seen."""
+    # Background tasks
+
+    def _watch_signals(self) -> None:
+        """React to a signal at once: by itself the loop runs Python's handlers only a few times a
+        second."""
+        while True:
+            gevent.socket.wait_read(self.PIPE[0])
+            os.read(self.PIPE[0], 4096)
+            if not self.alive:
+                self._stopping.set()
+
+    def _wait_for_fleet(self) -> None:
+        """Read the fleet as soon as there is one: at the first request, the health process may be
+        gone already."""
         while self._engine.fleet.current() is None and self.alive:
-            gevent.sleep(_LOOK_EVERY_S)
+            gevent.sleep(_POLL_INTERVAL_S)
 
     def _watch_lag(self) -> None:
-        """Show that the loop moves, and record how late it does."""
+        """Show in the worker's row that the loop moves, and record how late it does."""
         gateway = self.wsgi.extensions["nexus"]
         recorder, slot_lease = gateway.recorder, gateway.slot_lease
         while True:
             slot_lease.restore_row()
             slot_lease.row.record_heartbeat(time.monotonic_ns())
-            due = time.monotonic() + _LAG_EVERY_S
-            gevent.sleep(_LAG_EVERY_S)
+            due = time.monotonic() + _LAG_INTERVAL_S
+            gevent.sleep(_LAG_INTERVAL_S)
             recorder.loop_lag(max(0.0, time.monotonic() - due))
             if any(pool.full() for pool in self._pools):
-                self._end_idle()  # others wait in the backlog for their places
+                self._clients.close_idle()  # connections in the backlog need their places
             stderr.flush_pending()
             recorder.count_dropped_log_lines()
-            self._engine.fleet.current()  # also a worker that has served nothing yet knows the fleet it last saw
+            self._engine.fleet.current()  # an idle worker follows the fleet too
 
-    def _drain(self) -> None:
-        """Another worker serves now: take no more connections, and end with the last request."""
-        self.wsgi.extensions["nexus"].slot_lease.row.mark_draining()
-        snapshot = self._engine.fleet.snapshot()
-        server = snapshot.config.server if snapshot else Server()
-        self._end_within(server.drain_timeout_seconds)
+    def _close_idle_connections(self) -> None:
+        self._stopping.wait()
+        while True:
+            gevent.sleep(_POLL_INTERVAL_S)
+            self._clients.close_idle()
+
+    def _close_viewers(self) -> None:
+        self._stopping.wait()
+        gevent.sleep(_VIEWER_GRACE_S)
+        self._clients.close_viewers()
+
+    def _stop_requests(self) -> None:
+        self._stopping.wait()
+        while time.monotonic() < self._ending_at:
+            gevent.sleep(_POLL_INTERVAL_S)
+        self._clients.stop_requests()
+
+    # The end of the worker
 
     def init_signals(self) -> None:
         super().init_signals()
         for number in (signal.SIGHUP, signal.SIGUSR2):
-            signal.signal(
-                number, signal.SIG_IGN
-            )  # meant for the master; the default would end the worker
+            # They are meant for the master. The default action would end the worker.
+            signal.signal(number, signal.SIG_IGN)
 
     def handle_exit(self, *_: Any) -> None:
-        """TERM: the whole gateway ends."""
-        self._end_within(self.cfg.graceful_timeout)
+        """TERM: the whole gateway stops."""
+        self._stop_within(self.cfg.graceful_timeout)
 
     def handle_abort(self, *_: Any) -> None:
-        """The master has missed us for its `timeout`. This runs, so the loop goes on, or KILL follows in a second."""
+        """ABRT: the master got no heartbeat for `timeout`. This runs, so the loop moves, or KILL
+        follows in a second."""
         self.log.warning("Worker was silent for longer than the timeout (pid:%s)", self.pid)
         self.cfg.worker_abort(self)
 
-    def _end_within(self, grace_s: float) -> None:
-        """Stop serving; what is in progress has so long. A shorter grace than that of an earlier call holds."""
+    def _drain(self) -> None:
+        """Another worker has taken over: accept no more connections, and stop after the last
+        request."""
+        self.wsgi.extensions["nexus"].slot_lease.row.mark_draining()
+        snapshot = self._engine.fleet.snapshot()
+        server = snapshot.config.server if snapshot else Server()
+        self._stop_within(server.drain_timeout_seconds)
+
+    def _stop_within(self, grace_s: float) -> None:
+        """Stop serving; requests in progress have `grace_s`, or what is left of a shorter grace
+        given before."""
         self.alive = False
         now = time.monotonic()
         self._deadline = min(self._deadline, now + grace_s)
-        self._goodbye_at = min(
-            self._goodbye_at, now + max(grace_s - _TO_SAY_GOODBYE_S, grace_s / 2)
-        )
+        self._ending_at = min(self._ending_at, now + max(grace_s - _ENDING_S, grace_s / 2))
 
-    def _end_requests_after_the_grace(self) -> None:
-        self._to_stop.wait()
-        while time.monotonic() < self._goodbye_at:
-            gevent.sleep(_LOOK_EVERY_S)
-        for client in list(self._clients.values()):
-            if client.idle_since is None and isinstance(client.greenlet, gevent.Greenlet):
-                client.greenlet.kill(Stopping, block=False)
+    def _count_request(self) -> None:
+        self.nr += 1
+        self._retire_if_due()
+
+    def _retire_if_due(self) -> None:
+        """Ask the master for a replacement after `max_requests`."""
+        if self.nr >= self._retire_after and self.stage.now == SERVING:
+            self.log.info("Worker asks to be replaced (pid:%s)", self.pid)
+            self.stage.set(RETIRING)
+
+    # Serving a connection
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
-        """Serve one connection: its plain requests here, all others by gunicorn's own parser and the application."""
-        held = self._clients[client] = _Client()
+        """Serve one connection: eligible requests on the fast path, all others by gunicorn and
+        Flask."""
+        held = self._clients[client] = ClientConnection()
         try:
             if self.cfg.is_ssl or self.cfg.proxy_protocol != "off":
                 super().handle(listener, client, addr)
             else:
                 self._serve(held, listener, client, addr)
         except (OSError, StopIteration, Stopping):
-            pass  # the client's connection broke, or is to be closed; what there was to count was counted
+            pass  # the connection broke or is to be closed; its request has been recorded
         except Exception as error:
             self.log.exception("connection failed")
             self.handle_error(None, client, addr, error)
@@ -307,26 +292,32 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             del self._clients[client]
             util.close(client)
 
-    def _serve(self, held: _Client, listener: Any, client: socket.socket, addr: Any) -> None:
-        lane = FastPath(
-            self._engine, client, self._limits, waits=self._waits, keep_alive=self._goes_on
+    def _serve(
+        self, held: ClientConnection, listener: Any, client: socket.socket, addr: Any
+    ) -> None:
+        fast_path = FastPath(
+            self._engine,
+            client,
+            self._limits,
+            scheduler=self._scheduler,
+            keep_alive=self._keeps_alive,
         )
         data: bytes | None = b""
         try:
             while data is not None:
                 if not data:
-                    data = lane.receive(self._patience_s)
+                    data = fast_path.receive(self._head_timeout_s)
                     if not data:
                         return
-                if held.ended:
-                    return  # it came while the connection was being ended; its client sees that it was not served
+                if held.closing:
+                    return  # it came after the shutdown, which the client sees
                 held.idle_since = None
                 try:
-                    rest = lane.serve(data)
-                    self._count()
+                    rest = fast_path.serve(data)
+                    self._count_request()
                 except NotEligible:
                     held.idle_since = time.monotonic()
-                    whole = lane.complete_head(data, self._patience_s)
+                    whole = fast_path.complete_head(data, self._head_timeout_s)
                     if len(whole) != len(data):
                         data = whole or None
                         continue
@@ -334,27 +325,28 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
                     rest = self._serve_by_gunicorn(listener, client, addr, data)
                     if rest is None and client.fileno() >= 0:
                         client.setblocking(False)
-                        lane.linger()
+                        fast_path.linger()
                 data = rest
                 held.idle_since = time.monotonic()
                 if data:
-                    gevent.sleep(
-                        0
-                    )  # requests that were sent ahead must not starve other connections
+                    gevent.sleep(0)  # a client that sends requests ahead must not starve others
         finally:
-            lane.close()
+            fast_path.close()
 
     def _serve_by_gunicorn(
         self, listener: Any, client: socket.socket, addr: Any, data: bytes
     ) -> bytes | None:
-        """One request as gunicorn serves it, from the bytes that were read; gives what came after it."""
+        """Serve the request that `data` starts with by gunicorn's parser and the application.
+
+        Returns the bytes after it; None if the connection is to be closed.
+        """
         client.setblocking(True)
         source = PacedSocket(client)
         parser = http.get_parser(self.cfg, source, addr)
         parser.unreader.unread(data)
         req = None
         try:
-            with self._patience():
+            with _silent_timeout(self._head_timeout_s):
                 req = next(parser)
             if req is None:
                 return None
@@ -362,7 +354,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             source.start_body(BodyPace(time.monotonic(), self._engine.server()))
             self.handle_request(listener.getsockname(), req, client, addr)
             drained = False
-            with gevent.Timeout(min(LINGER_S, self._patience_s), False):  # type: ignore[arg-type]  # what gevent calls silent
+            with _silent_timeout(min(LINGER_S, self._head_timeout_s)):
                 drained = parser.finish_body()
             if not drained:
                 return None
@@ -370,90 +362,40 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             return None
         except OSError:
             raise
-        except Exception as error:  # noqa: BLE001 - as gunicorn does with what its parser refuses
+        except Exception as error:  # noqa: BLE001 - gunicorn answers what its parser refuses
             self.handle_error(req, client, addr, error)
             return None
         client.setblocking(False)
         return bytes(parser.unreader.take_buffered())
 
-    def _patience(self) -> gevent.Timeout:
-        """Ends a block that takes too long, silently."""
-        return gevent.Timeout(self._patience_s, False)  # type: ignore[arg-type]  # what gevent calls silent
-
-    def _goes_on(self) -> bool:
-        """Whether connections may carry further requests."""
-        return self.alive and self._keepalive
-
-    def _count(self) -> None:
-        """A request was served: one nearer to the worker's recycling, if that is wanted."""
-        self.nr += 1
-        if self.nr >= self._worn_at:
-            self._ask_to_be_replaced()
-
-    def _ask_to_be_replaced(self) -> None:
-        if self.stage.now == SERVING:
-            self.log.info("Worker asks to be replaced (pid:%s)", self.pid)
-            self.stage.set(RETIRING)
-
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
         held = self._clients[sock]
-        if held.ended:
-            raise StopIteration  # it came while the connection was being ended; its client sees that it was not served
+        if held.closing:
+            raise StopIteration  # it came after the shutdown, which the client sees
         held.idle_since = None
         held.proxied = canonical(req.path)[0] in BY_PATH
         server = self._engine.server()
         sock.settimeout(server.client_timeout_seconds)
         length = dict(req.headers).get("CONTENT-LENGTH", "")
-        if (
-            req._expected_100_continue
-            and length.isdigit()
-            and int(length) > server.max_request_bytes
-        ):
-            # It is told 413 instead of 100, and does not send the body: the connection cannot be used again.
+        too_large = length.isdigit() and int(length) > server.max_request_bytes
+        if req._expected_100_continue and too_large:
+            # Answer 413 instead of 100. The client does not send the body, so the connection cannot
+            # be used again.
             req._expected_100_continue = False
             req.force_close()
         try:
             super().handle_request(listener_name, req, sock, addr)
         except Stopping:
-            raise StopIteration from None  # it came between two waits; what there was to count was counted
+            raise StopIteration from None  # thrown between two waits; the request has been recorded
         finally:
-            if self.nr >= self._worn_at:
-                self._ask_to_be_replaced()
+            self._retire_if_due()
             held.idle_since = time.monotonic()
 
-    def _end_idle_connections(self) -> None:
-        self._to_stop.wait()
-        while True:
-            gevent.sleep(_LOOK_EVERY_S)
-            self._end_idle()
+    def _keeps_alive(self) -> bool:
+        """Whether connections may carry further requests."""
+        return self.alive and self._keepalive
 
-    def _end_idle(self) -> None:
-        # Nothing in this loop lets another greenlet run: a connection that is idle stays so until it is ended.
-        long_ago = time.monotonic() - _IDLE_S
-        for client, held in self._clients.items():
-            if held.idle_since is not None and held.idle_since < long_ago and not held.ended:
-                with contextlib.suppress(OSError, ValueError):  # it may have closed by itself
-                    held.ended = self._end(client)
 
-    def _end_viewers(self) -> None:
-        """Clients that do not read a page, or watch the dashboard, hold up no stop."""
-        self._to_stop.wait()
-        gevent.sleep(_VIEWERS_S)
-        for client, held in list(self._clients.items()):
-            if held.idle_since is None and not held.proxied:
-                with contextlib.suppress(OSError):
-                    client.shutdown(socket.SHUT_RDWR)
-
-    @staticmethod
-    def _end(client: socket.socket) -> bool:
-        """End it if nothing has come; gives whether that was so."""
-        # The same socket without gevent, which fails whoever waits for one that is shut down; a mere end is meant.
-        raw = _socket.socket(fileno=client.fileno())
-        try:
-            raw.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            raw.shutdown(socket.SHUT_RD)
-            return True
-        finally:
-            raw.detach()
-        return False  # a request has come after all
+def _silent_timeout(seconds: float) -> gevent.Timeout:
+    """A context that ends its block after `seconds` without raising."""
+    return gevent.Timeout(seconds, False)  # type: ignore[arg-type]

@@ -1,15 +1,15 @@
-"""Where a worker is in its life: one byte that it shares with the process that forked it."""
+"""A worker's stage of life, in one byte of memory that it shares with its master."""
 
 from __future__ import annotations
 
 import mmap
 
 STARTING, SERVING, RETIRING, DRAINING = range(4)
-"""A worker serves, asks to be replaced when it is worn, and drains when its master says so."""
+"""A retiring worker serves and asks for a replacement. A draining one accepts nothing more."""
 
 
 class Stage:
-    """Made before the fork. The worker writes all values but DRAINING, which its master writes."""
+    """Created before the fork. The master writes DRAINING; the worker writes all other values."""
 
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, 1)
@@ -23,5 +23,5 @@ class Stage:
 
     @property
     def serves(self) -> bool:
-        """Whether it takes connections."""
+        """Whether it accepts connections."""
         return self.now in (SERVING, RETIRING)

@@ -48,14 +48,14 @@ def test_what_is_not_known_again(head):
 def test_a_reader_that_knows_a_head_reads_as_one_that_does_not(at, noise):
     data = HEAD[:at] + noise + HEAD[at + len(noise) :]
     reader = RequestHeadParser(LIMITS)
-    assert reader.read(HEAD) == parse_request_head(HEAD, LIMITS)
-    assert reader.read(data) == parse_request_head(data, LIMITS)
-    assert reader.read(HEAD) == parse_request_head(HEAD, LIMITS)
+    assert reader.parse(HEAD) == parse_request_head(HEAD, LIMITS)
+    assert reader.parse(data) == parse_request_head(data, LIMITS)
+    assert reader.parse(HEAD) == parse_request_head(HEAD, LIMITS)
 
 
 def test_what_is_sent_on_is_kept_for_the_next_request():
     reader = RequestHeadParser(LIMITS)
-    first, second = reader.read(HEAD), reader.read(HEAD.replace(b"120", b"12"))
+    first, second = reader.parse(HEAD), reader.parse(HEAD.replace(b"120", b"12"))
     assert first is not None
     assert second is not None
     assert first.headers is second.headers

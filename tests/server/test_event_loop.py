@@ -1,4 +1,4 @@
-"""Waiting in the hub: whose turn it is, and what is left when a wait is over."""
+"""Waits in the hub: their order, and what is left when one is over."""
 
 import _socket
 import socket
@@ -12,21 +12,22 @@ import pytest
 from nexus.errors import RequestFailed
 from nexus.http.client_watch import ClientGone
 from nexus.http.connection_pool import Connection
-from nexus.server.event_loop import HubDisconnectWatch, StreamRelay, WaitScheduler
+from nexus.server.event_loop import HubDisconnectWatch, WaitScheduler
+from nexus.server.stream_relay import BufferedWriter, StreamRelay
 
 LONG_S = 10.0
 
 
-class Ends:
-    """A client and a backend, with their other ends."""
+class Sockets:
+    """A client's and a backend's connection, with their far ends."""
 
-    def __init__(self, waits: WaitScheduler) -> None:
+    def __init__(self, scheduler: WaitScheduler) -> None:
         self.client, self.far_client = socket.socketpair()
         self.client.setblocking(False)
         near, self.far_backend = _socket.socketpair()
         near.setblocking(False)
         self.backend = Connection(near, reused=False)
-        self.watch = HubDisconnectWatch(self.client, waits)
+        self.watch = HubDisconnectWatch(self.client, scheduler)
 
     def close(self) -> None:
         self.watch.close()
@@ -36,52 +37,53 @@ class Ends:
 
 
 @pytest.fixture
-def ends() -> Iterator[list[Ends]]:
-    waits = WaitScheduler()
-    made = [Ends(waits) for _ in range(5)]
-    yield made
-    for one in made:
+def sockets() -> Iterator[list[Sockets]]:
+    scheduler = WaitScheduler()
+    pairs = [Sockets(scheduler) for _ in range(5)]
+    yield pairs
+    for one in pairs:
         one.close()
 
 
-def test_ready_in_one_turn_they_go_on_in_the_order_in_which_they_began_to_wait(ends):
+def test_ready_waiters_wake_in_the_order_of_their_waits(sockets):
     woken: list[int] = []
 
     def serve(number: int) -> None:
-        ends[number].watch.wait_for(ends[number].backend, LONG_S)
+        sockets[number].watch.wait_for(sockets[number].backend, LONG_S)
         woken.append(number)
 
-    begun = [3, 0, 4, 1, 2]
-    greenlets = [gevent.spawn(serve, number) for number in begun]
+    started = [3, 0, 4, 1, 2]
+    greenlets = [gevent.spawn(serve, number) for number in started]
     gevent.sleep(0)
     for number in range(5):
-        ends[number].far_backend.send(b"x")
+        sockets[number].far_backend.send(b"x")
     gevent.joinall(greenlets, timeout=5, raise_error=True)
-    assert woken == begun
+    assert woken == started
 
 
-def test_a_stream_that_closes_its_connection_leaves_no_watcher_on_its_number(ends):
-    """libev aborts the process where it changes what it watches of a number that is closed."""
-    one = ends[0]
+def test_stream_that_closes_its_connection_leaves_no_watcher(sockets):
+    """libev aborts the process if it changes a watcher on a closed descriptor."""
+    one = sockets[0]
 
-    def take(data: bytes) -> bytes:
+    def feed(data: bytes) -> bytes:
         if not data:
-            body.over = True
+            body.ended = True
             one.backend.close()
         return data
 
     body: Any = SimpleNamespace(
-        over=False,
-        silence=lambda _: (LONG_S, RequestFailed("stream_idle")),
-        quiet_s=lambda: 0.0,
-        look_every_s=LONG_S,
-        take_chunk=take,
+        ended=False,
+        silence_limit=lambda _: (LONG_S, RequestFailed("stream_idle")),
+        idle_s=lambda: 0.0,
+        check_every_s=LONG_S,
+        feed_chunk=feed,
     )
 
     def serve() -> Any:
         one.watch.wait_for(one.backend, LONG_S)
         arrivals = one.backend.arrivals
-        StreamRelay(body, one.backend, one.watch, timeout_s=LONG_S).run()
+        writer = BufferedWriter(one.watch.sock)
+        StreamRelay(body, one.backend, writer, timeout_s=LONG_S).run()
         return arrivals
 
     greenlet = gevent.spawn(serve)
@@ -91,8 +93,8 @@ def test_a_stream_that_closes_its_connection_leaves_no_watcher_on_its_number(end
     assert not greenlet.get(timeout=5)._watcher.active
 
 
-def test_who_waits_when_the_client_is_closed_is_told(ends):
-    one = ends[0]
+def test_closing_a_watch_ends_its_wait(sockets):
+    one = sockets[0]
     greenlet = gevent.spawn(one.watch.wait_for, one.backend, LONG_S)
     gevent.sleep(0)
     one.watch.close()

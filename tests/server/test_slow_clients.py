@@ -234,8 +234,8 @@ def blocked(gateway: Gateway) -> int:
      (290.0, 10**9, 10.0), (301.0, 10**9, -1.0)],
 )  # fmt: skip
 def test_pace(at, received, left):
-    assert BodyPace(100.0, Server()).left_s(100.0 + at, received) == pytest.approx(left)
+    assert BodyPace(100.0, Server()).remaining_s(100.0 + at, received) == pytest.approx(left)
 
 
 def test_pace_without_a_least_rate():
-    assert BodyPace(0.0, Server(min_body_bytes_per_second=0)).left_s(200.0, 1) == 60.0
+    assert BodyPace(0.0, Server(min_body_bytes_per_second=0)).remaining_s(200.0, 1) == 60.0
