@@ -1,4 +1,4 @@
-"""gunicorn's settings for Nexus. It reads the environment only: `nexus.toml` is the health process's to read.
+"""gunicorn's settings for Nexus, from the environment; only the health process reads `nexus.toml`.
 
 Each value can be overridden on gunicorn's command line.
 """
@@ -13,44 +13,44 @@ stderr.make_nonblocking()  # before gunicorn's own log takes hold of it
 _host = os.environ.get("NEXUS_HOST", "0.0.0.0").strip("[]")
 bind = f"{f'[{_host}]' if ':' in _host else _host}:{os.environ.get('NEXUS_PORT', '8000')}"
 workers = int(os.environ.get("NEXUS_WORKERS") or 0) or host.usable_cores()
-# Requests mostly wait for backends: one process serves thousands of them on greenlets. This is gunicorn's gevent worker
-# but for its end; the stock one ("gevent") gives the same answers and figures.
-worker_class = "nexus.server.GatewayWorker"
-# Connections in one worker, most of them idle or waiting. `max_concurrent_requests` bounds the requests; this bounds
-# descriptors: twice as many, a client's and a backend's for each.
+# Requests mostly wait for backends: one process serves thousands of them on greenlets. The stock
+# worker ("gevent") gives the same responses and metrics, without the fast path and our stop.
+worker_class = "nexus.server.worker.GatewayWorker"
+# Connections of one worker, most of them idle. `max_concurrent_requests` bounds requests; this
+# bounds descriptors, of which each connection may take two: the client's and the backend's.
 worker_connections = 8192
 backlog = 2048
 
-# A slot must be taken after the fork, and prometheus_client must not be imported before it.
+# A slot is leased after the fork, and prometheus_client must not be imported before that.
 preload_app = False
 
-# A worker whose event loop stands still this long is replaced. Requests may take longer: they do not block the loop.
+# A worker whose event loop blocks for so long is replaced. Requests may take longer.
 timeout = 60
-# How long requests in progress may go on at a stop or when a worker is replaced.
+# How long requests in progress may go on at a stop.
 graceful_timeout = int(os.environ.get("NEXUS_GRACEFUL_TIMEOUT") or 30)
-# Longer than the idle time of the balancers in front (nginx keeps 60 s), so that they close first and never write into
-# a connection that we have just closed. It bounds the reading of a request's head, too.
+# Longer than the idle timeout of balancers (nginx: 60 s), so that they close first and never send a
+# request on a connection that was just closed. It also bounds how long request headers may take.
 keepalive = 75
 
-# Counters survive a worker's recycling, so it costs nothing but the start; it is off because nothing here needs it.
+# Recycling is off because nothing needs it. Counters survive it.
 max_requests = int(os.environ.get("NEXUS_MAX_REQUESTS") or 0)
 max_requests_jitter = max_requests // 10
 
-# Heads: long bearer tokens and tracing headers fit, abuse does not. Bodies are bounded by `max_request_bytes`.
+# Long bearer tokens and tracing headers fit. `max_request_bytes` bounds bodies.
 limit_request_line = 8190
 limit_request_fields = 100
 limit_request_field_size = 16380
 
-# Nothing here depends on the scheme or the path that a proxy in front tells of, so headers about them are not read:
-# gunicorn would refuse requests in which they contradict each other.
+# Nothing here depends on the scheme or path that a proxy reports. gunicorn would refuse requests
+# whose headers about them contradict each other, so it does not read them.
 secure_scheme_headers: dict[str, str] = {}
 forwarder_headers = ""
 
-# The heartbeat file must not be on a disk that can block; nor must a control thread run in the master.
+# The heartbeat file must not be on a disk that can block. No control thread may run in the master.
 worker_tmp_dir = host.scratch_directory("/dev/shm", os.environ.get("NEXUS_RUN_DIR", ""))
 control_socket_disable = True
 
-# Nexus writes one line per request itself, with what gunicorn cannot know.
+# Nexus logs each request itself, with what gunicorn cannot know.
 accesslog = None
 errorlog = "-"
 loglevel = os.environ.get("NEXUS_GUNICORN_LOG_LEVEL", "warning")

@@ -1,4 +1,4 @@
-"""The WSGI application, for any server: `gunicorn wsgi:app` (with gunicorn.conf.py), `waitress-serve wsgi:app`."""
+"""The WSGI application for any server: `gunicorn wsgi:app`, `waitress-serve wsgi:app`."""
 
 from nexus.app import create_app
 

@@ -247,7 +247,7 @@ def test_first_screen_when_no_backend_can_be_used(tmp_path):
     with Gateway(tmp_path, config, ready=False) as gateway:
         until(lambda: "is running, in front of 1 backend from" in gateway.output(), within_s=20)
         assert (
-            f"(none of them can be used yet; the log above and {gateway.base}/readyz?verbose say why)"
+            f"(no backend can be used yet; see the log above and {gateway.base}/readyz?verbose)"
             in gateway.output()
         )
         assert '"model": "YOUR-MODEL"' in gateway.output()
@@ -280,7 +280,7 @@ def test_what_another_holds_is_refused(tmp_path):
             f"is in use by the gateway at 127.0.0.1:{gateway.port} (pid {gateway.master_pid()})"
             in refused(a=port, b=listen)
         )
-        assert "cannot be listened on" in refused(a=run_dir, b=listen)
+        assert "Cannot listen on" in refused(a=run_dir, b=listen)
         assert "[health_check] listen" in refused(a=run_dir, b=port)
         assert scrape(gateway.base).value("nexus_backends_healthy") == 1
 

@@ -24,9 +24,14 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def reachable_host(host: str) -> str:
+    """The host by which a server that listens at `host` can be reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 def url_to(host: str, port: int) -> str:
-    """An address by which a server that listens at this host can be reached from here."""
-    return f"http://{bracketed({'0.0.0.0': '127.0.0.1', '': '127.0.0.1', '::': '::1'}.get(host, host))}:{port}"
+    """The URL by which a server that listens at `host` can be reached from this machine."""
+    return f"http://{bracketed(reachable_host(host))}:{port}"
 
 
 def listen_address(text: str) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Child processes under one parent: started in a group of their own, watched, and ended with it."""
+"""A child process: started in a process group of its own, watched, and restarted with a backoff."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ import sys
 import time
 from collections.abc import Mapping
 
-_FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 15.0
-_SETTLED_S = 30.0
+_FIRST_BACKOFF_S = 0.5
+_MAX_BACKOFF_S = 15.0
+_STABLE_S = 30.0
+"""The backoff starts anew after a child has run for so long."""
 
 
 class Child:
-    """A supervised program. `restart()` waits longer from one quick death to the next."""
+    """A supervised program."""
 
     def __init__(
         self, name: str, command: list[str], environ: Mapping[str, str], *, capture: bool = False
     ) -> None:
+        """`command` are arguments for Python; `capture` pipes its standard output to this
+        process."""
         self.name = name
         self._command = command
         self._environ = {**environ, "NEXUS_SUPERVISED": str(os.getpid())}
         self._capture = capture
-        self._pause_s = _FIRST_PAUSE_S
-        self._due = 0.0
+        self._backoff_s = _FIRST_BACKOFF_S
+        self._restart_at: float | None = None
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[str]:
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
         return subprocess.Popen(
             [sys.executable, *self._command],
             env=self._environ,
@@ -38,40 +41,38 @@ class Child:
             process_group=0,  # Ctrl-C reaches the parent alone, which ends its children in order
         )
 
-    def ended(self) -> int | None:
-        """Its exit status once it has ended."""
-        return self.process.poll()
-
-    @property
-    def waiting(self) -> bool:
-        """Whether it has ended and its new start is due later."""
-        return self._due > 0
-
     def age_s(self) -> float:
         """Seconds since its last start."""
-        return time.monotonic() - self._began
+        return time.monotonic() - self._started_at
 
     def pin(self, host: str, port: int) -> None:
         """Have later starts use the address that the first one was given."""
         self._command += ["--host", host, "--port", str(port)]
 
-    def due(self) -> float:
-        """After it has ended: when, on the monotonic clock, it should be started again."""
-        if not self._due:
-            if time.monotonic() - self._began > _SETTLED_S:
-                self._pause_s = _FIRST_PAUSE_S
-            self._due = time.monotonic() + self._pause_s
-            self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
-        return self._due
+    def keep_running(self) -> int | None:
+        """Restart it if it has ended and its backoff is over.
 
-    def restart(self) -> None:
-        self._due = 0.0
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        self.process = self._start()
+        Returns its exit status when this call is the first to see that it has ended.
+        """
+        status = self.process.poll()
+        if status is None:
+            return None
+        now = time.monotonic()
+        if self._restart_at is None:
+            if now - self._started_at > _STABLE_S:
+                self._backoff_s = _FIRST_BACKOFF_S
+            self._restart_at = now + self._backoff_s
+            self._backoff_s = min(self._backoff_s * 2, _MAX_BACKOFF_S)
+            return status
+        if now >= self._restart_at:
+            self._restart_at = None
+            if self.process.stdout is not None:
+                self.process.stdout.close()
+            self.process = self._start()
+        return None
 
     def stop(self, timeout_s: float) -> None:
-        """TERM, and KILL where that does not help in time."""
+        """Send TERM, and KILL if it has not ended by `timeout_s`."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
