@@ -10,8 +10,9 @@ from nexus.config.secrets import SecretError
 from nexus.dialects.openai.errors import error_body
 from nexus.dialects.openai.stream import Stream, error_in
 from nexus.dialects.openai.usage import Usage, usage_of, with_usage_asked
-from nexus.errors import Fault, PassedOn, RequestFailed
-from nexus.http.address import forwards_authorization, own_key
+from nexus.errors import FAULTS, Fault, PassedOn, RequestFailed
+from nexus.http.address import Address, forwards_authorization, own_key
+from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.connection_pool import Connection
 from nexus.http.headers import request_head, retry_after_s
 from nexus.http.response_parser import MalformedResponse, ResponseParser
@@ -53,6 +54,7 @@ class Attempt:
     """
 
     answer: ResponseParser
+    _address: Address
     stream: Stream | None = None
     usage_asked = False
     sent_at = answered_at = refused_s = 0.0
@@ -79,7 +81,6 @@ class Attempt:
         self._backend = place.choice.backend
         self._request_id = request_id
         config = self._backend.config
-        self._address = place.view.address(self._backend)
         self._first_byte_s = config.first_byte_timeout_seconds or timeout_s
         self.idle_s = config.idle_timeout_seconds or timeout_s
         self._timeout_s = config.total_timeout_seconds or timeout_s
@@ -151,6 +152,7 @@ class Attempt:
         it may be another server by now: then its refusal is taken for that only where it says so. Raises
         `RequestFailed`.
         """
+        self._address = self._place.view.address(self._backend)
         circuits, column = self._engine.circuits, self._backend.column
         if not ask_usage or (known := circuits.stream_usage(column)) is False:
             self._send(path, body)
@@ -576,6 +578,15 @@ class Attempt:
 
 def _speaks_of_it(refusal: bytes) -> bool:
     return b"stream_options" in refusal or b"include_usage" in refusal
+
+
+def fault_of(error: BaseException) -> Fault:
+    """The fault that an exception means for the request."""
+    if isinstance(error, RequestFailed):
+        return error.fault
+    if isinstance(error, ClientGone):
+        return FAULTS["client_gone"]
+    return FAULTS["stopping" if isinstance(error, Stopping) else "internal"]
 
 
 class StreamError(RequestFailed):

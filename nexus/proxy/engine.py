@@ -22,7 +22,7 @@ from nexus.http.connection_pool import ConnectionPool
 from nexus.metrics.recorder import Recorder
 from nexus.proxy.admission import Admission
 from nexus.proxy.buffers import Buffers
-from nexus.proxy.fleet_view import FleetView, View
+from nexus.proxy.fleet_view import NO_FLEET, FleetView, View
 from nexus.proxy.outcome import log_outcome
 from nexus.routing.retries import may_retry
 
@@ -35,10 +35,6 @@ class ClientResponse(msgspec.Struct):
     status: int
     headers: list[tuple[str, str]]
     body: Iterator[bytes]
-
-
-_UNTIL_KNOWN = Server()
-_NO_PAGES = Cors()
 
 
 class Engine:
@@ -108,13 +104,11 @@ class Engine:
 
     def server(self) -> Server:
         """What holds for all requests now, before any fleet is known too."""
-        view = self.fleet.current()
-        return view.snapshot.config.server if view is not None else _UNTIL_KNOWN
+        return (self.fleet.current() or NO_FLEET).snapshot.config.server
 
     def cors(self) -> Cors:
         """Which web pages may use the gateway now; none before a fleet is known."""
-        view = self.fleet.current()
-        return view.snapshot.config.cors if view is not None else _NO_PAGES
+        return (self.fleet.current() or NO_FLEET).snapshot.config.cors
 
     def may_retry(self) -> bool:
         """Whether the host's budget for retries allows one more."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from nexus.config import Config
 from nexus.fleet.records import Backend, Snapshot
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.http.address import Address
@@ -88,6 +89,10 @@ class View:
 
 def _let_others_run() -> None:
     time.sleep(0)
+
+
+NO_FLEET = View.of(Snapshot(revision=0, published_at=0, config=Config()))
+"""An empty fleet with the default configuration, until the first snapshot is seen."""
 
 
 class FleetView:

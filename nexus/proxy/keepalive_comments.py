@@ -20,7 +20,7 @@ _MOST_TOLD = 1000
 """Bytes of an answer that are told as a message."""
 
 
-def answer_with_comments(
+def respond_with_comments(
     serve: Callable[[], ClientResponse],
     *,
     every_s: float,

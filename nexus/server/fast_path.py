@@ -22,10 +22,11 @@ from nexus.errors import RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.connection_pool import Connection
 from nexus.proxy.engine import ClientResponse, Engine
-from nexus.proxy.exchange import Exchange, WholeBody
 from nexus.proxy.keepalive_comments import CommentedBody
 from nexus.proxy.relay import StreamBody, chunk
 from nexus.proxy.request import Request
+from nexus.proxy.responses import WholeBody
+from nexus.proxy.serve import serve
 from nexus.server.body_pace import BodyPace
 from nexus.server.event_loop import HubDisconnectWatch, WaitScheduler
 from nexus.server.request_head import HeadLimits, RequestHeadParser
@@ -159,7 +160,7 @@ class FastPath:
             request = Request(
                 "POST", head.target, head.headers, data[head.end : end], received, self._watch
             )
-            answer = Exchange(engine, request, head.target.endpoint).answer()
+            answer = serve(engine, request)
             return (
                 data[end:]
                 if self._write(answer, keep_alive=head.keep_alive and self._keep_alive())
@@ -167,7 +168,7 @@ class FastPath:
             )
         body = _Body(self._watch, self._outlet, server, data[head.end :], head.length, head.expects)
         request = Request("POST", head.target, head.headers, body.read, received, self._watch)
-        answer = Exchange(engine, request, head.target.endpoint).answer()
+        answer = serve(engine, request)
         if self._write(answer, keep_alive=head.keep_alive and self._keep_alive() and body.complete):
             return body.ahead
         if not body.complete and isinstance(answer.body, WholeBody):
@@ -240,7 +241,7 @@ class FastPath:
             ending = chunk(body.stop())
         except Exception:
             log.exception("stream failed inside the gateway")
-            failure = RequestFailed("internal", "The gateway failed; its log tells more.")
+            failure = RequestFailed("internal", "The gateway failed; see its log.")
             ending = b"" if body.ended else chunk(body.fail(failure))
         else:
             return True

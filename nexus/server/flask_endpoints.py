@@ -8,16 +8,18 @@ from flask import Blueprint, Response, jsonify, request
 
 from nexus.dialects.openai.errors import error_body
 from nexus.proxy.endpoints import ENDPOINTS, Endpoint
-from nexus.proxy.engine import Engine
-from nexus.proxy.exchange import Exchange
+from nexus.proxy.engine import ClientResponse, Engine
+from nexus.proxy.request import Request
+from nexus.proxy.serve import check_caller, serve
 from nexus.server.model_list import find_model, list_models
 from nexus.server.wsgi import release, request_from
 
 _ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+_MODELS = Endpoint("models", "/v1/models", required=(), task="", streams=False)
 
 
 def openai_endpoints(engine: Engine) -> Blueprint:
-    """The proxied endpoints, which take every method so that a wrong one is counted too, and the models list."""
+    """The proxied endpoints, which take every method to count a wrong one, and the models list."""
     blueprint = Blueprint("openai", __name__)
     for endpoint in ENDPOINTS:
         view = _proxied(engine, endpoint)
@@ -27,11 +29,15 @@ def openai_endpoints(engine: Engine) -> Blueprint:
 
     @blueprint.get("/v1/models")
     def models() -> Response:
+        if (refusal := _refused(engine)) is not None:
+            return refusal
         view = engine.fleet.current()
         return jsonify(object="list", data=list_models(view) if view else [])
 
     @blueprint.get("/v1/models/<path:name>")
     def model(name: str) -> Response:
+        if (refusal := _refused(engine)) is not None:
+            return refusal
         view = engine.fleet.current()
         for given in (name, f"/{name}"):  # a slash at the front of a name is lost in the path
             if view is not None and (entry := find_model(view, given)) is not None:
@@ -47,14 +53,26 @@ def openai_endpoints(engine: Engine) -> Blueprint:
 
 
 def _proxied(engine: Engine, endpoint: Endpoint) -> Callable[[], Response]:
-    def view() -> Response:
-        environ = request.environ
-        received = engine.clock()
-        timeout_s = engine.server().client_timeout_seconds
-        given = request_from(environ, endpoint, received=received, client_timeout_s=timeout_s)
-        answer = Exchange(engine, given, endpoint).answer()
-        response = Response(answer.body, answer.status, answer.headers)
-        response.call_on_close(lambda: release(environ))
-        return response
+    return lambda: _response(serve(engine, _given(engine, endpoint)))
 
-    return view
+
+def _refused(engine: Engine) -> Response | None:
+    """The refusal of a request for the models list, if its caller may not have it."""
+    refusal = check_caller(engine, _given(engine, _MODELS))
+    release(request.environ)
+    return None if refusal is None else _response(refusal)
+
+
+def _given(engine: Engine, endpoint: Endpoint) -> Request:
+    """Flask's request, as the engine takes it."""
+    timeout_s = engine.server().client_timeout_seconds
+    return request_from(
+        request.environ, endpoint, received=engine.clock(), client_timeout_s=timeout_s
+    )
+
+
+def _response(client_response: ClientResponse) -> Response:
+    environ = request.environ
+    response = Response(client_response.body, client_response.status, client_response.headers)
+    response.call_on_close(lambda: release(environ))
+    return response

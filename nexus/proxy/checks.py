@@ -1,0 +1,157 @@
+"""What is checked of a request before a backend is chosen: one ordered list, for every server.
+
+A check is a function of the `Exchange`. It finds there the engine, the request, the endpoint, and
+what the checks before it have set: `view` and `body` after `read_body`, `parsed` after `parse`,
+`model` and `resolved_model` after `resolve_model`.
+
+- To refuse, it raises `RequestFailed`: the fault decides the status, the metrics and the log.
+- Whatever it takes, it hands back by `exchange.on_release(give_back)`, called right after taking.
+  If a later check refuses, or the request ends in any way, `give_back` is called once.
+- To wait, it uses `exchange.request.watch`, which notices that the client is gone. It adds the
+  time to `exchange.waited_s`, which does not count as the gateway's own.
+
+A new check is one function and its place in one of the three lists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from nexus.dialects.json_body import InvalidBody
+from nexus.dialects.openai import request as openai_request
+from nexus.errors import RequestFailed
+from nexus.http import content_coding, cross_origin
+from nexus.http.headers import has_come_through
+from nexus.metrics import labels
+from nexus.proxy.exchange import Exchange
+
+Check = Callable[[Exchange], None]
+
+_JSON = "application/json"
+_AT_ONCE_S = 0.001
+"""If the body took longer to arrive, the fleet may have changed since the request's head."""
+
+
+def check_head(exchange: Exchange) -> None:
+    """Check the origin, the method, the Via header and the media type."""
+    request = exchange.request
+    first = request.headers.first
+    if request.headers.unusual:
+        _check_browser(exchange)
+    if request.method != "POST":
+        raise RequestFailed(
+            "method_not_allowed",
+            f"{exchange.endpoint.path} takes POST, not {request.method}.",
+            headers={"allow": "POST"},
+        )
+    if "via" in first and has_come_through(request.headers, exchange.engine.name):
+        raise RequestFailed("loop_detected")
+    given = first.get("content-type") or _JSON
+    if given != _JSON and (media_type := given.partition(";")[0].strip().lower()) != _JSON:
+        raise RequestFailed(
+            "unsupported_media_type", f"The body must be application/json, not {media_type}."
+        )
+    if "content-encoding" in first:
+        content_coding.coding_of(first["content-encoding"])
+
+
+def _check_browser(exchange: Exchange) -> None:
+    """Check the page that a browser sends the request for."""
+    request, allowed = exchange.request, exchange.engine.cors().origins
+    given = request.headers.first
+    if not cross_origin.admits(given, allowed):
+        raise RequestFailed("origin_refused", cross_origin.REFUSAL)
+    exchange.cors = cross_origin.answer_headers(given.get("origin"), allowed)
+    if "origin" in given and "content-type" not in given and request.method == "POST":
+        raise RequestFailed(
+            "unsupported_media_type",
+            "A browser must name the content type, which is application/json.",
+        )
+
+
+def read_body(exchange: Exchange) -> None:
+    """Read the body, whose size, time and memory are limited. Needs a fleet, for these limits.
+
+    A request whose body is still to come does not count as one in progress.
+    """
+    engine, body = exchange.engine, exchange.request.body
+    exchange.view = engine.view()
+    if isinstance(body, bytes):
+        exchange.body = body
+        return
+    started = engine.clock()
+    engine.recorder.reading_body(1)
+    try:
+        exchange.body = body(
+            exchange.view.snapshot.config.server.max_request_bytes,
+            lambda count: engine.buffers.hold(exchange.request, count),
+        )
+    finally:
+        engine.recorder.reading_body(-1)
+        exchange.waited_s = engine.clock() - started
+
+
+def check_capacity(exchange: Exchange) -> None:
+    """Refuse what is over `max_concurrent_requests`."""
+    load, limit = exchange.engine.load, exchange.view.snapshot.config.server.max_concurrent_requests
+    if load.in_flight() > limit and load.in_flight() - load.reading_bodies() > limit:
+        raise RequestFailed(
+            "at_capacity",
+            f"The gateway is serving {limit} requests, its limit; try again shortly.",
+            headers={"retry-after": "1"},
+        )
+
+
+def parse(exchange: Exchange) -> None:
+    """Decode the body, and read of it what routing needs."""
+    request, endpoint, body = exchange.request, exchange.endpoint, exchange.body
+    if "content-encoding" in request.headers.first:
+        body = _decoded(exchange, body)
+    if request.target.deployment is not None:
+        body = openai_request.with_model_if_object(body, request.target.deployment)
+    exchange.body = body
+    try:
+        exchange.parsed = openai_request.read(body, endpoint.required, task=endpoint.task)
+    except InvalidBody as error:
+        raise RequestFailed(
+            "invalid_request" if error.json else "invalid_json", str(error), param=error.param
+        ) from error
+
+
+def _decoded(exchange: Exchange, body: bytes) -> bytes:
+    coding = content_coding.coding_of(exchange.request.headers.first["content-encoding"])
+    if coding is None:
+        return body
+
+    def let_others_run() -> None:
+        with contextlib.suppress(TimeoutError):
+            exchange.request.watch.wait(None, 0, 0.0)
+
+    return content_coding.decode(
+        body,
+        coding,
+        limit=exchange.view.snapshot.config.server.max_request_bytes,
+        hold=lambda count: exchange.engine.buffers.hold(exchange.request, count),
+        pause=let_others_run,
+    )
+
+
+def resolve_model(exchange: Exchange) -> None:
+    """Find the model that the client's name stands for."""
+    if exchange.waited_s > _AT_ONCE_S:
+        exchange.view = exchange.engine.view()
+    view = exchange.view
+    model = exchange.resolved_model = exchange.model = view.table.resolve(exchange.parsed.model)
+    if model not in view.snapshot.labels.models and view.model_label(model) == labels.UNKNOWN:
+        exchange.engine.recorder.unknown_model()
+
+
+HEAD: tuple[Check, ...] = (check_head,)
+"""From the request's head alone."""
+CALLER: tuple[Check, ...] = ()
+"""Who sends the request, and what they may use. `GET /v1/models` runs these, too."""
+BODY: tuple[Check, ...] = (read_body, check_capacity, parse, resolve_model)
+"""From the body on; what depends on the model comes last."""
+CHECKS = (*HEAD, *CALLER, *BODY)
+"""All checks of a request to a proxied endpoint, in their order."""

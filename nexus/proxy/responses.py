@@ -1,0 +1,135 @@
+"""What the client gets: a whole response, a stream, or an error."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from nexus.dialects.openai.errors import error_body
+from nexus.dialects.openai.request import ParsedRequest
+from nexus.errors import FAULTS, Blame, Fault, RequestFailed
+from nexus.http.client_watch import ClientGone, Stopping
+from nexus.http.headers import header_text
+from nexus.proxy.attempt import Attempt
+from nexus.proxy.engine import ClientResponse
+from nexus.proxy.exchange import Exchange
+from nexus.proxy.relay import Recording, StreamBody
+
+log = logging.getLogger("nexus.proxy")
+
+
+class WholeBody(msgspec.Struct):
+    """The bytes of a whole response.
+
+    The request ends when they are written, or when the client leaves.
+    """
+
+    recording: Recording
+    content: bytes
+    fault: Fault | None
+    status: int
+    given: bool = False
+
+    def __iter__(self) -> WholeBody:
+        return self
+
+    def __next__(self) -> bytes:
+        # A server that asks for more has written what it got before, which was everything.
+        if self.given:
+            self.written()
+            raise StopIteration
+        self.given = True
+        return self.content
+
+    def written(self) -> None:
+        self.recording.finish(self.fault, self.status)
+
+    def close(self) -> None:
+        """The server is done. Before `written` this means that the client is gone."""
+        self.recording.finish(FAULTS["client_gone"])
+
+
+def base_headers(exchange: Exchange) -> list[tuple[str, str]]:
+    """The headers of every response to a request, those that name the backend included."""
+    headers = [("x-request-id", exchange.request_id), *exchange.cors]
+    if (choice := exchange.choice) is not None:
+        headers += exchange.view.route_headers(choice.backend, choice.reason)
+        if choice.model != exchange.resolved_model:
+            headers.append(("x-nexus-fallback-model", header_text(choice.model)))
+    return headers
+
+
+def whole_response(
+    exchange: Exchange,
+    status: int,
+    headers: list[tuple[str, str]],
+    content: bytes,
+    fault: Fault | None = None,
+) -> ClientResponse:
+    """A response that is all there; `headers` are those beside the base headers."""
+    headers = base_headers(exchange) + headers
+    headers.append(("content-length", str(len(content))))
+    if exchange.request.method == "HEAD" or status == 204:
+        # Servers never iterate an empty body, so record the request now.
+        exchange.finish(fault, status)
+        return ClientResponse(status, headers, iter(()))
+    return ClientResponse(status, headers, WholeBody(exchange, content, fault, status))
+
+
+def stream_response(exchange: Exchange, attempt: Attempt) -> ClientResponse:
+    """Relay a stream. The status is sent with its first bytes, so later errors go in band."""
+    exchange.response_started(attempt)
+    # The needs refer to the whole body, whose memory is released here.
+    exchange.parsed = ParsedRequest(model=exchange.parsed.model, stream=True)
+    if exchange.request.held:
+        exchange.engine.buffers.release(exchange.request)
+    exchange.engine.recorder.stream_started()
+    headers = base_headers(exchange) + attempt.headers
+    return ClientResponse(attempt.status, headers, StreamBody(exchange, attempt))
+
+
+def error_response(exchange: Exchange, error: BaseException) -> ClientResponse:
+    """What the client gets if the request fails; raises again what ends the process.
+
+    The request releases what it holds first: a slow client must not keep it.
+    """
+    exchange.release()
+    if isinstance(error, ClientGone):
+        exchange.finish(FAULTS["client_gone"])
+        return ClientResponse(499, base_headers(exchange), iter(()))
+    if isinstance(error, Stopping):
+        message, headers = "The gateway is being stopped.", {"retry-after": "1"}
+        error = RequestFailed("stopping", message, headers=headers)
+    elif not isinstance(error, Exception):
+        exchange.finish(FAULTS["stopping"])
+        raise error
+    elif not isinstance(error, RequestFailed):
+        log.error(
+            "request failed inside the gateway", exc_info=error, extra={"id": exchange.request_id}
+        )
+        error = RequestFailed("internal", "The gateway failed; see its log.")
+    return whole_response(exchange, *failure_content(error), error.fault)
+
+
+def failure_content(failure: RequestFailed) -> tuple[int, list[tuple[str, str]], bytes]:
+    """The status, the headers and the body that tell a client of a failure."""
+    fault, passed = failure.fault, failure.passed_on
+    if passed is not None and fault.status is None:
+        headers = list(passed.headers)
+        if fault.blame is Blame.BUSY and failure.retry_after_s is None:
+            headers.append(("retry-after", "1"))  # for so long the backend counts as busy here
+        return passed.status, headers, passed.body
+    status = fault.status or 502
+    content = error_body(
+        failure.message,
+        status=status,
+        code=fault.code,
+        param=failure.param,
+        context=failure.context,
+    )
+    headers = [("content-type", "application/json"), *failure.headers.items()]
+    if status >= 500 and "retry-after" not in failure.headers:
+        # OpenAI's clients would retry; Nexus has retried already.
+        headers.append(("x-should-retry", "false"))
+    return status, headers, content

@@ -1,0 +1,170 @@
+"""The attempts of a request: one backend after another, until one serves it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import msgspec
+
+from nexus.dialects.openai.request import with_model
+from nexus.dialects.openai.usage import asks_for_usage
+from nexus.errors import FAULTS, Blame, RequestFailed
+from nexus.http.address import Address
+from nexus.http.connect_errors import reason
+from nexus.proxy.admission import Reservation, Waiter
+from nexus.proxy.attempt import Attempt, fault_of
+from nexus.proxy.breakers import BUSY_S
+from nexus.proxy.engine import ClientResponse
+from nexus.proxy.exchange import Exchange
+from nexus.proxy.responses import stream_response, whole_response
+from nexus.routing.retries import LONGEST_PAUSE_S, backoff_s
+from nexus.routing.router import RouteQuery
+
+log = logging.getLogger("nexus.proxy")
+
+_CONNECTING = frozenset({"connect_failed", "connect_timeout", "dns_failed", "tls_failed"})
+
+
+def serve_by_backends(exchange: Exchange) -> ClientResponse:
+    """Try backends until one responds. Raises the last failure if none does."""
+    waiter = _waiter(exchange)
+    try:
+        return _try_until_served(exchange, waiter)
+    finally:
+        if waiter.evidence is not None:
+            waiter.evidence.close()
+
+
+def _waiter(exchange: Exchange) -> Waiter:
+    request, view, parsed = exchange.request, exchange.view, exchange.parsed
+    flexible = (
+        "x-nexus-flexible" in request.headers.first
+        and _is_on(request.header("x-nexus-flexible"))
+        and not _is_on(request.header("x-nexus-strict"))
+    )
+    constraints = view.table.constraints(parsed.model, exchange.resolved_model)
+    query = RouteQuery(exchange.resolved_model, parsed.needs, constraints, flexible)
+    timeout_s = view.snapshot.config.server.request_timeout_seconds
+    return Waiter(query, request, request.received + timeout_s)
+
+
+def _is_on(header: str | None) -> bool:
+    """Whether a yes-or-no header was given, and says yes."""
+    return header is not None and header.strip().lower() not in ("false", "0", "no")
+
+
+def _try_until_served(exchange: Exchange, waiter: Waiter) -> ClientResponse:
+    engine = exchange.engine
+    tried: set[tuple[str, str]] = set()
+    failure: RequestFailed | None = None
+    pauses = 0
+    while True:
+        try:
+            reservation = engine.admission.admit(waiter, tried=tried)
+        except RequestFailed as none_left:
+            if failure is None:
+                raise
+            pauses += 1
+            if (
+                not tried
+                or none_left.fault.error_type == "queued"
+                or not _pause(exchange, failure, pauses, waiter.deadline)
+            ):
+                raise failure from none_left
+            tried.clear()
+            continue
+        if failure is not None and exchange.choice is not None:
+            engine.recorder.retried(exchange.choice.backend.label, failure.fault.error_type)
+        exchange.start_attempt(reservation)
+        try:
+            return _attempt(exchange, reservation)
+        except RequestFailed as failed:
+            failure = failed
+        tried.add((reservation.choice.backend.name, reservation.choice.model))
+        exchange.attempt_failed(reservation.choice, failure)
+        _check_retry(exchange, reservation, failure, waiter)
+
+
+def _pause(exchange: Exchange, failure: RequestFailed, nth: int, deadline: float) -> bool:
+    """Wait before the same backends are tried again; False if that cannot help or is too long."""
+    if not failure.fault.retry_same:
+        return False
+    pause_s = backoff_s(nth, chance=exchange.engine.chance())
+    if failure.fault.blame is Blame.BUSY:
+        pause_s = max(pause_s, BUSY_S if failure.retry_after_s is None else failure.retry_after_s)
+    if pause_s > LONGEST_PAUSE_S or exchange.engine.clock() + pause_s >= deadline:
+        return False
+    with contextlib.suppress(TimeoutError):
+        exchange.request.watch.wait(None, 0, pause_s)
+    exchange.waited_s += pause_s
+    return True
+
+
+def _check_retry(
+    exchange: Exchange, reservation: Reservation, failure: RequestFailed, waiter: Waiter
+) -> None:
+    """Raise the failure if no other backend may be tried: by its fault, or by a retry budget."""
+    choice, engine = reservation.choice, exchange.engine
+    if failure.fault is FAULTS["context_exceeded"] and choice.context_length:
+        waiter.query = msgspec.structs.replace(waiter.query, longer_than=choice.context_length)
+    elif not failure.fault.retry:
+        raise failure
+    log.warning(
+        "attempt failed",
+        extra={
+            "id": exchange.request_id,
+            "backend": choice.backend.name,
+            "fault": failure.fault.code,
+            "why": _why(failure, reservation.view.address(choice.backend)),
+        },
+    )
+    max_retries = engine.view().snapshot.config.routing.max_retries
+    if len(exchange.failed) > max_retries or engine.clock() >= waiter.deadline:
+        raise failure
+    if not engine.may_retry():
+        engine.recorder.retry_denied(choice.backend.label)
+        raise failure
+
+
+def _why(failure: RequestFailed, address: Address) -> str:
+    """The reason of a failure for the log, with the cause of a failed connection."""
+    cause = failure.__cause__
+    if cause is None or failure.fault.code not in _CONNECTING:
+        return failure.message
+    return f"{failure.message} ({reason(cause, address)})"
+
+
+def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
+    """Get the whole response of a backend, or its stream up to the first content."""
+    server = reservation.view.snapshot.config.server
+    attempt = Attempt(
+        exchange.engine,
+        exchange.request,
+        reservation,
+        timeout_s=server.request_timeout_seconds,
+        request_id=exchange.request_id,
+    )
+    try:
+        parsed, choice, body = exchange.parsed, reservation.choice, exchange.body
+        if choice.model != parsed.model:
+            body = with_model(body, choice.model)
+        streams = parsed.stream and exchange.endpoint.streams
+        ask_usage = streams and choice.backend.config.stream_usage and not asks_for_usage(body)
+        attempt.send(exchange.endpoint.path, body, ask_usage=ask_usage)
+        status = attempt.status
+        if not 200 <= status < 300:
+            raise attempt.refused()
+        if attempt.is_stream(asked=streams):
+            attempt.await_content(show_life=not server.stream_keepalive_seconds)
+            reservation.mark_served()
+            return stream_response(exchange, attempt)
+        content = attempt.read_all()
+        exchange.usage = attempt.usage_of_whole(content)
+    except BaseException as error:
+        retry_after_s = error.retry_after_s if isinstance(error, RequestFailed) else None
+        attempt.end(fault_of(error), retry_after_s=retry_after_s)
+        raise
+    attempt.end(None)
+    exchange.response_started(attempt)
+    return whole_response(exchange, status, attempt.headers, content)

@@ -1,0 +1,65 @@
+"""The life of a request: checked, attempted at backends, answered, and recorded once."""
+
+from __future__ import annotations
+
+from nexus.errors import FAULTS, RequestFailed
+from nexus.proxy import checks
+from nexus.proxy.engine import ClientResponse, Engine
+from nexus.proxy.exchange import Exchange
+from nexus.proxy.keepalive_comments import respond_with_comments
+from nexus.proxy.relay import error_event
+from nexus.proxy.request import Request
+from nexus.proxy.responses import base_headers, error_response, failure_content
+from nexus.proxy.retry import serve_by_backends
+
+
+def serve(engine: Engine, request: Request) -> ClientResponse:
+    """Serve a request to a proxied endpoint; a failure becomes an error response."""
+    exchange = Exchange(engine, request)
+    engine.recorder.request_started(exchange.endpoint.name)
+    try:
+        for check in checks.CHECKS:
+            check(exchange)
+        if exchange.parsed.stream and exchange.endpoint.streams:
+            server = exchange.view.snapshot.config.server
+            if every_s := server.stream_keepalive_seconds:
+                return _with_comments(exchange, every_s)
+        return serve_by_backends(exchange)
+    except BaseException as error:  # noqa: BLE001 - it becomes a response, or is raised again
+        return error_response(exchange, error)
+
+
+def check_caller(engine: Engine, request: Request) -> ClientResponse | None:
+    """Run the checks of the caller for a request that no backend serves, and that is not counted.
+
+    Gives the refusal, if there is one.
+    """
+    exchange = Exchange(engine, request)
+    try:
+        for check in checks.CALLER:
+            check(exchange)
+    except RequestFailed as failure:
+        status, headers, content = failure_content(failure)
+        return ClientResponse(status, base_headers(exchange) + headers, iter((content,)))
+    finally:
+        exchange.release()
+    return None
+
+
+def _with_comments(exchange: Exchange, every_s: float) -> ClientResponse:
+    """As `serve_by_backends`, with comments for a client that waits for its stream."""
+
+    def serve_quietly() -> ClientResponse:
+        try:
+            return serve_by_backends(exchange)
+        except BaseException as error:  # noqa: BLE001 - it becomes a response, or is raised again
+            return error_response(exchange, error)
+
+    def stopped() -> bytes:
+        fault = FAULTS["shutdown"]
+        exchange.finish(fault)
+        return error_event("The gateway is being stopped.", fault)
+
+    return respond_with_comments(
+        serve_quietly, every_s=every_s, headers=base_headers(exchange), stopped=stopped
+    )
