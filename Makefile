@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SECONDS ?= 600
 SEED    ?= 1
 
-.PHONY: help run test test-deps check check-long check-real lint types pages lock screenshot clean bench bench-streams bench-metrics bench-dashboard bench-models soak chaos hostile fuzz
+.PHONY: help run test test-unit test-deps check check-long check-real lint types pages lock screenshot clean bench bench-streams bench-metrics bench-dashboard bench-models soak chaos hostile fuzz
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,7 +15,10 @@ run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends where there is
 	@exec $(BIN)/nexus serve
 
 test: $(VENV)/dev.stamp  ## run all tests, end-to-end ones included; their programs come with test-deps
-	$(BIN)/python -m pytest -m "not long and not real"
+	$(BIN)/python -m pytest --durations=10 -m "not long and not real"
+
+test-unit: $(VENV)/unit.stamp  ## the tests that start nothing; they need requirements-unit.txt alone
+	$(BIN)/python -m pytest --durations=10 -m "not e2e and not long and not real"
 
 test-deps:  ## install the programs that the tests start (Debian packages; needs root)
 	@sh tests/install-packages.sh
@@ -89,6 +92,10 @@ $(VENV)/run.stamp: requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-$(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt
+$(VENV)/unit.stamp: $(VENV)/run.stamp requirements-unit.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-unit.txt
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt requirements-unit.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@

@@ -1,5 +1,6 @@
 """Fixtures that all tests may use."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,17 @@ from hypothesis import settings
 from tests.support.processes import Demo, Gateway, backend_toml
 
 settings.register_profile("long", max_examples=5_000, deadline=None)
+
+
+_MARKED = re.compile(r"^pytestmark = .*pytest\.mark\.(e2e|real|long)\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import a module if all its tests are deselected: unit tests need no browser."""
+    if collection_path.suffix != ".py" or "not " not in config.option.markexpr:
+        return None
+    marks = _MARKED.findall(collection_path.read_text())
+    return any(f"not {mark}" in config.option.markexpr for mark in marks) or None
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from nexus.admin.access import is_own_host
 from tests.support.polling import until
@@ -186,6 +185,8 @@ def stranger():
 
 @pytest.fixture(scope="module")
 def browser():
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         rules = "--host-resolver-rules=MAP rebound.example 127.0.0.1"
         found = playwright.chromium.launch(

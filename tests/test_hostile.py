@@ -156,7 +156,7 @@ class Hostile:
 
     def never_read(self) -> None:
         """Ask for much, over a small window, and read nothing."""
-        ask = head("/assets/uplot.js", 0, method="GET") * 60
+        ask = head("/assets/vendor/uPlot.iife.min.js", 0, method="GET") * 180
         body = json.dumps(
             {
                 "model": "shared",

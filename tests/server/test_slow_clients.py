@@ -184,7 +184,7 @@ def test_a_head_that_is_too_large(gateway):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("path", ["/metrics", "/assets/uplot.js", "/v1/models"])
+@pytest.mark.parametrize("path", ["/metrics", "/assets/vendor/uPlot.iife.min.js", "/v1/models"])
 def test_a_client_that_does_not_read_is_ended(gateway, path):
     ask_often = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 400
     with connect(gateway, buffer=2048) as sock:

@@ -1,5 +1,5 @@
 // Keeps the page fresh: the server makes its parts, this puts them in place, draws the charts and filters the requests.
-import uPlot from "./uplot.js";
+/* global uPlot: the chart library, loaded before this module */
 
 const KEPT_S = 300, SHOWN = 100, MOST_WAITING = 60, TYPING_MS = 250, ASKED_EVERY_MS = 2000;
 const place = (id) => document.getElementById(id);
