@@ -21,7 +21,7 @@ from nexus.errors import FAULTS, RequestFailed
 from nexus.fleet.records import Snapshot
 from nexus.fleet.request_log import RequestRecord
 
-log = logging.getLogger("nexus.admin")
+log = logging.getLogger("nexus.web")
 
 _ASSETS = Path(__file__).parent / "assets"
 _SHOWN = 100

@@ -129,7 +129,7 @@ def fatal(text: str) -> None:
 def _dropped_notice(handler: logging.Handler, lines: int) -> str:
     """The line that tells how many lines were lost while nobody read standard error."""
     record = logging.LogRecord(
-        "nexus.runtime.log",
+        "nexus.log",
         logging.WARNING,
         __file__,
         0,

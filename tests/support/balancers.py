@@ -147,7 +147,7 @@ class Nginx(Balancer):
                 },
             )
         )
-        self._log = directory / "nexus.runtime.log"
+        self._log = directory / "nexus.log"
         self._file = directory / "nexus" / f"{name}.conf"
         self._gateways = gateways
         self._command = [program("nginx"), "-c", str(directory / "nginx.conf")]
