@@ -10,7 +10,7 @@ from http.client import HTTPConnection
 
 import pytest
 
-from nexus.http.headers import CREDENTIALS
+from nexus.http.credentials import CREDENTIALS
 from tests.support.load import chat
 from tests.support.metrics import moved
 from tests.support.polling import until

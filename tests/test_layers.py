@@ -8,10 +8,11 @@ import pytest
 ROOT = Path(__file__).parent.parent / "nexus"
 LEVELS: list[set[str]] = [
     {"errors", "runtime"},
+    {"providers"},
     {"config"},
     {"fleet", "http"},
     {"routing"},
-    {"providers", "metrics", "dialects"},
+    {"metrics", "dialects"},
     {"proxy"},
     {"admin", "server"},
     {"app", "health"},

@@ -11,7 +11,6 @@ import nexus
 from nexus.cli.output import counted
 from nexus.config import ConfigError, LoadedConfig, load
 from nexus.config.addresses import bracketed, listen_address, url_to
-from nexus.config.records import NOT_SPOKEN
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.routing.names import is_pattern
@@ -81,12 +80,12 @@ def _model_to_try(run_dir: RunDirectory) -> str | None:
 
 def _backends(loaded: LoadedConfig) -> str:
     backends = loaded.config.backends
-    skipped = [one for one in backends if one.type in NOT_SPOKEN]
+    skipped = [one for one in backends if one.provider.unsupported]
     text = counted(len(backends) - len(skipped), "backend")
     text += f" from {loaded.path or 'the defaults'}"
     if skipped:
         names = ", ".join(f"{one.name} ({one.type})" for one in skipped)
-        text += f"; {names} left out, because Nexus does not speak that protocol yet"
+        text += f"; {names} left out, because that type is not supported yet"
     return text
 
 

@@ -24,7 +24,6 @@ from nexus.config.records import (
     ENVIRONMENT,
     MAX_ALIAS_DEPTH,
     MAX_BACKENDS,
-    NOT_SPOKEN,
     NOT_SUPPORTED,
     RESTART_ONLY,
     BackendConfig,
@@ -484,26 +483,22 @@ def _warnings(
     ]
     if missing:
         warnings.append(f"{source}: accepted, but not built yet: {', '.join(missing)}.")
-    left_out = [
-        f"{backend.name} ({backend.type})"
+    warnings += [
+        f"{source}: backend {backend.name} ({backend.type}) is left out: {backend.provider.unsupported}."
         for backend in config.backends
-        if backend.type in NOT_SPOKEN
+        if backend.provider.unsupported
     ]
-    if left_out:
-        warnings.append(
-            f"{source}: these backends are left out, their protocol is not spoken yet: {', '.join(left_out)}."
-        )
     for backend in config.backends:
         if (
             backend.api_key_env
-            and backend.type not in NOT_SPOKEN
+            and not backend.provider.unsupported
             and secret(backend.api_key_env, environ) is None
         ):
             warnings.append(
                 f"{source}: backend {backend.name} gets no key: api_key_env names "
                 f"{displayable_name(backend.api_key_env)}, which is not set in this environment."
             )
-    by_default = [backend for backend in config.backends if backend.forwards_by_default]
+    by_default = [backend for backend in config.backends if backend.accepts_client_keys_by_default]
     if len({urlsplit(backend.url).hostname for backend in by_default}) > 1:
         warnings.append(
             f"{source}: clients' own keys go to backends of several hosts: "

@@ -5,17 +5,21 @@ This is the one table of settings. Loading, validation, `nexus config init` and 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from nexus.providers import PROVIDERS, Provider
+
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
-BackendType = Literal[
-    "ollama", "vllm", "llamacpp", "exo", "openai", "lmstudio", "generic", "anthropic", "google"
-]
+if TYPE_CHECKING:
+    BackendType = str
+else:
+    # The registered kinds, so that messages, pages and completions list them.
+    BackendType = Literal[tuple(PROVIDERS)]
 Zone = Literal["open", "internal", "confidential", "restricted"]
 LogLevel = Literal["trace", "debug", "info", "warn", "error"]
 LogFormat = Literal["pretty", "json"]
@@ -405,12 +409,17 @@ class BackendConfig(Section, frozen=True):
     models: list[ModelConfig] = msgspec.field(default_factory=list)
 
     @property
-    def forwards_by_default(self) -> bool:
-        """Whether clients' own keys go to it although the configuration does not say so."""
+    def provider(self) -> Provider:
+        """What its kind is."""
+        return PROVIDERS[self.type]
+
+    @property
+    def accepts_client_keys_by_default(self) -> bool:
+        """Whether its kind alone decides that clients' own keys are sent to it."""
         return (
             self.forward_authorization is None
-            and self.type == "openai"
             and self.api_key_env is None
+            and self.provider.accepts_client_keys
         )
 
 
@@ -643,9 +652,6 @@ NOT_SUPPORTED: dict[str, str] = {
     "routing.budget": "spending is not limited",
 }
 """Sections that are accepted and checked, whose feature does not exist yet → what that means."""
-
-NOT_SPOKEN: frozenset[str] = frozenset({"anthropic", "google"})
-"""Kinds of backend that a file may name, whose protocol is not spoken yet."""
 
 RESTART_ONLY: tuple[str, ...] = (
     "server.host",

@@ -9,27 +9,11 @@ import msgspec
 
 from nexus.config import BackendConfig, Config
 from nexus.config.changes import Origin
+from nexus.providers.probing import Model
+
+__all__ = ["Backend", "Labels", "Model", "Snapshot", "Status"]
 
 Status = Literal["unknown", "healthy", "unhealthy"]
-
-CLOUD: frozenset[str] = frozenset({"openai", "anthropic", "google"})
-"""Kinds of backend that run at a provider; the others are local."""
-
-
-class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """A model as one backend offers it. What neither the backend nor the configuration says is None, or empty.
-
-    `context_length` is in tokens. `tasks` is what the model is for, if that is all it can do: `chat`, `embeddings`,
-    `rerank` and the like. `aliases` are other names that the backend takes for it.
-    """
-
-    name: str
-    context_length: int | None = None
-    vision: bool | None = None
-    tools: bool | None = None
-    json_mode: bool | None = None
-    tasks: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
 
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -68,7 +52,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def cloud(self) -> bool:
-        return self.config.type in CLOUD
+        return self.config.provider.cloud
 
     @property
     def restricted(self) -> bool:

@@ -1,4 +1,4 @@
-"""Finding out what kind of server a backend is, when an operator adds one without a type."""
+"""Finds out what kind of server a backend is, when an operator adds one without a type."""
 
 from __future__ import annotations
 
@@ -10,34 +10,38 @@ from msgspec.structs import replace
 from nexus.config import BackendConfig
 from nexus.config.records import BackendType
 from nexus.health.prober import Prober, Result
+from nexus.providers import PROVIDERS, Provider
+from nexus.providers.probing import ProbeResult
 
 
 def detect(backend: BackendConfig, environ: Mapping[str, str], *, timeout_s: float) -> BackendType:
-    """The first kind, of those that can be told apart, whose own paths the backend answers; else `generic`.
+    """The first registered kind that recognizes the server by its probe; else `generic`.
 
-    It probes the backend as each of these kinds at once, and waits at most `timeout_s`.
+    All kinds are probed at the same time. A probe takes at most `timeout_s`.
     """
+    candidates = [kind for kind in PROVIDERS.values() if kind.recognizes and not kind.unsupported]
+    probes = [gevent.spawn(_is_of_kind, kind, backend, environ, timeout_s) for kind in candidates]
+    recognized = [kind.name for kind, probe in zip(candidates, probes, strict=True) if probe.get()]
+    return recognized[0] if recognized else "generic"
 
-    def probe(kind: BackendType) -> Result:
-        prober = Prober(replace(backend, type=kind), environ)
-        try:
-            found = prober.probe(timeout_s)
-            # llama.cpp is known by its slots, which are a detail.
-            return (prober.more_details(timeout_s) or found) if kind == "llamacpp" else found
-        finally:
-            prober.close()
 
-    kinds: tuple[BackendType, ...] = ("ollama", "llamacpp", "vllm")
-    probes = [gevent.spawn(probe, kind) for kind in kinds]
-    ollama, llamacpp, vllm = (each.get() for each in probes)
-    if ollama.success:
-        return "ollama"
-    if (
-        llamacpp.success and llamacpp.capacity is not None
-    ):  # others have a /health too, but no slots in /props
-        return "llamacpp"
-    if vllm.models and all(
-        model.context_length for model in vllm.models
-    ):  # only vLLM's list has max_model_len
-        return "vllm"
-    return "generic"
+def _is_of_kind(
+    kind: Provider, backend: BackendConfig, environ: Mapping[str, str], timeout_s: float
+) -> bool:
+    recognizes = kind.recognizes
+    assert recognizes is not None
+
+    def recognized(result: Result | None) -> bool:
+        return (
+            result is not None
+            and result.models is not None
+            and recognizes(ProbeResult(list(result.models), result.capacity))
+        )
+
+    prober = Prober(replace(backend, type=kind.name), environ)
+    try:
+        result = prober.probe(timeout_s)
+        # A kind may be recognized by a detail only, such as the slots of llama.cpp.
+        return result.success and (recognized(result) or recognized(prober.more_details(timeout_s)))
+    finally:
+        prober.close()

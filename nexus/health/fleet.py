@@ -9,13 +9,12 @@ from msgspec.structs import replace
 
 from nexus.config import BackendConfig
 from nexus.config.changes import Overlay
-from nexus.config.records import NOT_SPOKEN
 from nexus.fleet.load_table import COLUMNS
 from nexus.fleet.records import Backend, Labels, Model, Snapshot
+from nexus.health.model_list import with_configured
 from nexus.health.prober import Result
 from nexus.health.thresholds import ProbeState
 from nexus.metrics.labels import OTHER, assign, retire
-from nexus.providers import with_configured
 from nexus.routing.table import configured_models
 
 
@@ -47,7 +46,7 @@ class Fleet:
         self.backends: dict[str, MonitoredBackend] = {}
         known = {b.name: b for b in before.backends} if before else {}
         for wanted in config.backends:
-            if wanted.type in NOT_SPOKEN:
+            if wanted.provider.unsupported:
                 continue
             old = known.get(wanted.name)
             same = old is not None and (old.config.url, old.config.type) == (

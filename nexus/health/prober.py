@@ -16,13 +16,14 @@ from nexus.config import BackendConfig
 from nexus.config.secrets import SecretError
 from nexus.errors import RequestFailed
 from nexus.fleet.records import Model
-from nexus.http.address import Address, own_key
+from nexus.health.model_list import probe
+from nexus.http.address import Address
 from nexus.http.client_watch import DisconnectWatch
 from nexus.http.connect_errors import reason
 from nexus.http.connection_pool import Connection, ConnectionPool
+from nexus.http.credentials import own_key, own_key_lines
 from nexus.http.response_parser import MalformedResponse, ResponseParser
-from nexus.providers import BadProbeResponse, probe
-from nexus.providers.probing import NotYet
+from nexus.providers.probing import BadProbeResponse, NotFetchedYet
 from nexus.runtime.text import redact
 
 log = logging.getLogger("nexus.health")
@@ -168,7 +169,7 @@ class Prober:
             kept = self._details.get(question)
             if kept is None or kept.version != version or kept.until <= time.monotonic():
                 wanted[question] = version
-                raise NotYet(f"{path} was not asked yet")
+                raise NotFetchedYet(f"{path} was not fetched yet")
             if kept.error is not None:
                 raise BadProbeResponse(kept.error)
             return kept.answer
@@ -243,12 +244,12 @@ class Prober:
         ]
         if body:
             lines += ["content-type: application/json", f"content-length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in self.config.provider.headers]
         try:
-            if key := own_key(self.config, self._environ):
-                lines.append(f"authorization: Bearer {key}")
+            key_line = own_key_lines(self.config, own_key(self.config, self._environ))
         except SecretError as error:
             raise BadProbeResponse(str(error)) from None
-        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        return ("\r\n".join(lines) + f"\r\n{key_line}\r\n").encode("latin-1")
 
     def _exchange(self, connection: Connection, head: bytes, body: bytes, deadline: float) -> bytes:
         answer = connection.answer = ResponseParser()

@@ -25,7 +25,6 @@ from nexus.config import Config, ConfigError, LoadedConfig, load
 from nexus.config.addresses import listen_address
 from nexus.config.changes import Overlay, OverlayLayer, parse_backend
 from nexus.config.loading import restart_needed
-from nexus.config.records import NOT_SPOKEN
 from nexus.fleet.dashboard_state import write_live
 from nexus.fleet.label_requests import LabelRequests
 from nexus.fleet.load_table import HEALTH, Row
@@ -266,11 +265,9 @@ class HealthProcess:
             backend = replace(backend, type=kind)
         if self._fleet.layered.has(backend.name):
             raise BackendExists(backend.name)
-        if backend.type in NOT_SPOKEN:
+        if unsupported := backend.provider.unsupported:
             raise ConfigError(
-                [
-                    f'[backends] type = "{backend.type}" cannot be served yet; its protocol is not spoken.'
-                ]
+                [f'[backends] type = "{backend.type}" cannot be used: {unsupported}.']
             )
         self._change(
             self._fleet.layered.add(backend, save=save), f"backend {backend.name} added", saved=save

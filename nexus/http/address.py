@@ -1,25 +1,23 @@
-"""Where a request to a backend goes, and what its head says of us."""
+"""Where requests to a backend go."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
 
 from nexus.config import BackendConfig
-from nexus.config.secrets import secret
+from nexus.providers import Provider, generic
 
 _VERSION = re.compile(r"(?:^|/)v\d[^/]*(?:/.*)?$")
 """The end of a path, from its version segment on: `/v1`, `/v1beta/openai`, `/v4`."""
-_OWN_API: frozenset[str] = frozenset({"ollama", "llamacpp", "lmstudio"})
-"""Kinds that serve an API of their own beside `/v1`: a path without a version is the root of both."""
+_Files = tuple[str | None, str | None, str | None]
 
 
 class Address(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
-    """A backend's address taken apart.
+    """A backend's address. Connections are pooled by it.
 
     Attributes:
         host: Name or address, IPv6 without brackets.
@@ -37,33 +35,31 @@ class Address(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     base: str
     query: str
     host_header: str
-    files: tuple[str | None, str | None, str | None]
+    files: _Files
 
     @classmethod
     def of_backend(cls, config: BackendConfig) -> Address:
         files = (config.ca_file, config.client_cert_file, config.client_key_file)
-        return cls.of(config.url, config.type, config.base_path, urlencode(config.query), files)
+        return cls.of(config.url, config.provider, config.base_path, urlencode(config.query), files)
 
     @classmethod
     @lru_cache(maxsize=1024)
     def of(
         cls,
         url: str,
-        kind: str = "generic",
+        provider: Provider = generic.PROVIDER,
         base_path: str | None = None,
         query: str = "",
-        files: tuple[str | None, str | None, str | None] = (None, None, None),
+        files: _Files = (None, None, None),
     ) -> Address:
         parts = urlsplit(url)
         tls = parts.scheme == "https"
         path = parts.path.rstrip("/")
         root = _VERSION.sub("", path)
-        if base_path is not None:
-            base = "/" + base_path.strip("/") if base_path.strip("/") else ""
-        elif not path or (kind in _OWN_API and path == root):
-            base = f"{path}/v1"
+        if base_path is None:
+            base = provider.base_path(path, root)
         else:
-            base = path
+            base = f"/{base_path.strip('/')}".rstrip("/")
         return cls(
             host=(parts.hostname or "").replace("%25", "%"),
             port=parts.port or (443 if tls else 80),
@@ -76,9 +72,10 @@ class Address(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
         )
 
     def target(self, path: str) -> str:
-        """The request target for a path, which may carry a query. `/v1/…` is one of OpenAI's endpoints.
+        """The request target for a path, which may carry a query.
 
-        Where both queries have a key, the configuration's value is sent.
+        A path that starts with `/v1/` is one of OpenAI's endpoints. If both queries have a key, the
+        configuration's value is sent.
         """
         path, _, query = path.partition("?")
         path = self.base + path[3:] if path.startswith("/v1/") else self.root + path
@@ -92,13 +89,3 @@ class Address(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
             query = "&".join((self.query, *theirs))
         query = query or self.query
         return f"{path}?{query}" if query else path
-
-
-def own_key(config: BackendConfig, environ: Mapping[str, str]) -> str | None:
-    """The key that we send to this backend, the secret that its `api_key_env` names."""
-    return secret(config.api_key_env, environ)
-
-
-def forwards_authorization(config: BackendConfig) -> bool:
-    """Whether the client's own Authorization goes to this backend."""
-    return bool(config.forward_authorization) or config.forwards_by_default

@@ -38,7 +38,7 @@ def admits(headers: Mapping[str, str], origins: Sequence[str]) -> bool:
     )
 
 
-def answer_headers(origin: str | None, origins: Sequence[str]) -> Headers:
+def response_headers(origin: str | None, origins: Sequence[str]) -> Headers:
     """What an answer tells the browser, so that a page of a named origin may read it."""
     if origin is None or not origins:
         return []
@@ -55,7 +55,7 @@ def answer_headers(origin: str | None, origins: Sequence[str]) -> Headers:
 
 def preflight(headers: Mapping[str, str], cors: Cors) -> Headers | None:
     """The headers that answer a preflight; None if its origin may not use the gateway."""
-    allowed = answer_headers(headers.get("origin"), cors.origins)
+    allowed = response_headers(headers.get("origin"), cors.origins)
     if not admits(headers, cors.origins):
         return None
     asked = headers.get("access-control-request-headers", "")

@@ -13,7 +13,7 @@ import msgspec
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from nexus.http.head_cache import HeadCache
-from nexus.http.headers import answer_headers, plain_field
+from nexus.http.headers import response_headers, simple_field
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
@@ -65,7 +65,7 @@ def _plain_head(data: bytes) -> CachedResponseHead | None:
         return None
     lines = data[:end].decode("latin-1").split("\r\n")
     status = _plain_status(lines[0])
-    headers = [field for line in lines[1:] if (field := plain_field(line)) is not None]
+    headers = [field for line in lines[1:] if (field := simple_field(line)) is not None]
     fields = dict(headers)
     if (
         not status
@@ -85,7 +85,7 @@ def _plain_head(data: bytes) -> CachedResponseHead | None:
     if repeated is None:
         return None
     headers.remove(("content-length", fields.pop("content-length")))
-    return CachedResponseHead(repeated, status, headers, fields, answer_headers(headers))
+    return CachedResponseHead(repeated, status, headers, fields, response_headers(headers))
 
 
 class ResponseParser:
@@ -199,7 +199,7 @@ class ResponseParser:
         return (
             plain.end_to_end
             if plain is not None and plain.headers is self.headers
-            else answer_headers(self.headers)
+            else response_headers(self.headers)
         )
 
     def header(self, name: str) -> str | None:

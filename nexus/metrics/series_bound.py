@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from nexus.config import Config
-from nexus.config.records import NOT_SPOKEN
 from nexus.errors import ERROR_TYPES, STREAM_ENDS, status_labels
 from nexus.fleet.load_table import SLOTS
 from nexus.metrics.families import EXCLUSION_REASONS, FAMILIES, Family
@@ -13,7 +12,7 @@ _ENDPOINTS, _TOKEN_TYPES, _KINDS, _SOURCES, _PHASES, _BY = 3, 2, 2, 4, 2, 2
 
 def bound(config: Config) -> dict[str, int]:
     """Family → the most series that it can have with this configuration, whatever clients and backends do."""
-    backends = sum(backend.type not in NOT_SPOKEN for backend in config.backends)
+    backends = sum(not backend.provider.unsupported for backend in config.backends)
     named = min(backends, config.metrics.max_backends)
     models = config.metrics.max_models + 3  # unknown, other, retired
     values = {

@@ -1,41 +1,48 @@
-"""llama.cpp's server: `/health` says whether it is loaded, `/v1/models` what it has, `/props` what it can do."""
+"""llama.cpp's server: `/health`, OpenAI's list of models, and `/props` for what its model can do."""
 
 from __future__ import annotations
 
 import msgspec
 
-from nexus.providers import openai
+from nexus.providers.base import Provider
+from nexus.providers.model_list import read_model_list
 from nexus.providers.probing import (
     BadProbeResponse,
     Fetch,
     ProbeResult,
-    at,
-    fetch_if_there,
+    fetch_optional,
+    first_length,
     flag,
-    length,
+    value_at,
 )
 
 
 def probe(fetch: Fetch) -> ProbeResult:
-    status = at(fetch("/health"), "status")
+    status = value_at(fetch("/health"), "status")
     if status != "ok":
         raise BadProbeResponse(f"its health is {status!r}")
-    models = openai.list_models(fetch)
-    props = fetch_if_there(fetch, "/props", version="")
-    if len(models) == 1:  # of several, as its router has them, `/props` speaks of none
-        (model,) = models
-        vision = flag(at(props, "modalities", "vision"))
+    models = read_model_list(fetch).models
+    props = fetch_optional(fetch, "/props", version="")
+    if len(models) == 1:  # A router lists several models; its /props describes none of them.
+        context = value_at(props, "default_generation_settings", "n_ctx")
+        vision = flag(value_at(props, "modalities", "vision"))
+        # A model whose template has no tools ignores them without an error.
+        tools = flag(value_at(props, "chat_template_caps", "supports_tools"))
         models = [
             msgspec.structs.replace(
-                model,
-                context_length=length(
-                    at(props, "default_generation_settings", "n_ctx"), model.context_length
-                ),
-                vision=model.vision if vision is None else vision,
-                tools=flag(
-                    at(props, "chat_template_caps", "supports_tools")
-                ),  # without, it drops them silently
+                models[0],
+                context_length=first_length(context, models[0].context_length),
+                vision=models[0].vision if vision is None else vision,
+                tools=tools,
             )
         ]
-    slots = props.get("total_slots")  # more requests than that would wait inside it
+    slots = props.get("total_slots")  # The server queues requests beyond that.
     return ProbeResult(models, slots if isinstance(slots, int) and slots > 0 else None)
+
+
+def recognizes(result: ProbeResult) -> bool:
+    """Other servers have a `/health` too, but no slots in `/props`."""
+    return result.capacity is not None
+
+
+PROVIDER = Provider(name="llamacpp", probe=probe, recognizes=recognizes, own_api=True)

@@ -1,30 +1,31 @@
-"""Ollama: `/api/tags` lists the models, `/api/show` says what it left out, `/api/ps` how they are loaded."""
+"""Ollama: `/api/tags` lists models, `/api/show` has what the list lacks, `/api/ps` what is loaded."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from nexus.fleet.records import Model
+from nexus.providers.base import Provider
 from nexus.providers.probing import (
     BadProbeResponse,
     Fetch,
+    Model,
     ProbeResult,
-    at,
-    fetch_if_there,
-    items,
-    length,
+    fetch_optional,
+    first_length,
+    objects,
     tasks,
     text,
     texts,
+    value_at,
 )
 
 _NUM_CTX = re.compile(r"^num_ctx\s+(\d+)\s*$", re.MULTILINE)
 
 
 def probe(fetch: Fetch) -> ProbeResult:
-    listed = items(fetch("/api/tags"), "models")
-    running = fetch_if_there(fetch, "/api/ps").get("models")
+    listed = objects(fetch("/api/tags"), "models")
+    running = fetch_optional(fetch, "/api/ps").get("models")
     loaded = {
         item.get("name"): item.get("context_length")
         for item in (running if isinstance(running, list) else ())
@@ -33,15 +34,18 @@ def probe(fetch: Fetch) -> ProbeResult:
     models = []
     for item in listed:
         if name := text(item, "name") or text(item, "model"):
-            capabilities, context = item.get("capabilities"), at(item, "details", "context_length")
-            if texts(capabilities) is None or length(context) is None:
-                shown = _show(fetch, name, text(item, "digest") or text(item, "modified_at") or "")
+            capabilities = item.get("capabilities")
+            context = value_at(item, "details", "context_length")
+            if texts(capabilities) is None or first_length(context) is None:
+                version = text(item, "digest") or text(item, "modified_at") or ""
+                shown = _show(fetch, name, version)
                 capabilities, context = shown[0] or capabilities, shown[1] or context
-            models.append(_read(name, texts(capabilities), length(loaded.get(name), context)))
+            context = first_length(loaded.get(name), context)
+            models.append(_model(name, texts(capabilities), context))
     return ProbeResult(models)
 
 
-def _read(name: str, capabilities: tuple[str, ...] | None, context: int | None) -> Model:
+def _model(name: str, capabilities: tuple[str, ...] | None, context: int | None) -> Model:
     if capabilities is None:
         return Model(name=name, context_length=context)
     return Model(
@@ -49,23 +53,39 @@ def _read(name: str, capabilities: tuple[str, ...] | None, context: int | None) 
         context_length=context,
         vision="vision" in capabilities,
         tools="tools" in capabilities,
-        # Many versions embed with chat models too, without saying so.
+        # Many versions embed with chat models as well, without listing that.
         tasks=() if "completion" in capabilities else tasks(capabilities),
     )
 
 
 def _show(fetch: Fetch, name: str, version: str) -> tuple[Any, int | None]:
-    """Capabilities and context length; nothing where it does not answer: the list alone shows the backend alive."""
+    """Capabilities and context length of a model; (None, None) if `/api/show` fails."""
     try:
         shown = fetch("/api/show", {"model": name}, version=version)
     except BadProbeResponse:
         return None, None
-    info = at(shown, "model_info")
-    parameters = at(shown, "parameters")
-    given = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
-    longest = (
-        length(*(value for key, value in info.items() if key.endswith(".context_length")))
-        if isinstance(info, dict)
-        else None
+    info, parameters = value_at(shown, "model_info"), value_at(shown, "parameters")
+    num_ctx = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
+    longest = None
+    if isinstance(info, dict):
+        lengths = (value for key, value in info.items() if key.endswith(".context_length"))
+        longest = first_length(*lengths)
+    return (
+        value_at(shown, "capabilities"),
+        first_length(int(num_ctx[1]) if num_ctx else None, longest),
     )
-    return at(shown, "capabilities"), length(int(given[1]) if given else None, longest)
+
+
+def canonical_name(name: str) -> str:
+    """Ollama ignores case and its own registry's prefixes, and takes no tag for `:latest`."""
+    form = name.lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
+    return form if ":" in form.rpartition("/")[2] else f"{form}:latest"
+
+
+PROVIDER = Provider(
+    name="ollama",
+    probe=probe,
+    recognizes=lambda _: True,  # No other server answers /api/tags in this form.
+    canonical_name=canonical_name,
+    own_api=True,
+)

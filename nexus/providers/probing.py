@@ -1,17 +1,46 @@
-"""What the kinds of backend share: fetching, and reading what comes back."""
+"""What probes find, how they fetch it, and helpers that read JSON of uncertain shape."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
-from nexus.fleet.records import Model
+import msgspec
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A model as one backend offers it. What is not known is None, or empty.
+
+    Attributes:
+        name: The name that the backend lists.
+        context_length: In tokens.
+        vision: Whether it takes images.
+        tools: Whether it takes tools.
+        json_mode: Whether it takes `response_format`.
+        tasks: What it is for, if the list is exhaustive: `chat`, `embeddings`, `rerank` …
+        aliases: Other names that the backend takes for it.
+    """
+
+    name: str
+    context_length: int | None = None
+    vision: bool | None = None
+    tools: bool | None = None
+    json_mode: bool | None = None
+    tasks: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+class ProbeResult(NamedTuple):
+    """Models, and how many requests the backend works on at once (None if it does not say)."""
+
+    models: list[Model]
+    capacity: int | None = None
 
 
 class BadProbeResponse(Exception):
-    """A backend answered a probe with something that its kind does not say.
+    """The response to a probe is not one that a healthy backend of this kind gives.
 
-    `alive`: it may serve requests nevertheless, such as a backend that has no list of models.
+    `alive`: the backend may serve requests nevertheless; it may only lack a list of models.
     """
 
     def __init__(self, message: str, *, alive: bool = False) -> None:
@@ -19,19 +48,19 @@ class BadProbeResponse(Exception):
         self.alive = alive
 
 
-class NotYet(BadProbeResponse):
-    """A detail that is not known yet; it is fetched after the probe, and then the kind is asked again."""
+class NotFetchedYet(BadProbeResponse):
+    """A detail is not known yet. It is fetched after the probe, and `Provider.probe` runs again."""
 
 
 class Fetch(Protocol):
-    """Fetches a path of the backend and gives the JSON in its answer.
+    """Fetches a path of the backend and returns the JSON of the response.
 
-    With `body`, it posts that. Raises `BadProbeResponse` for a status other than 200 and for what is not JSON, and the
-    transport's own error where there was no answer.
+    With `body` it sends a POST. It raises `BadProbeResponse` for a status other than 200 and for a
+    body that is not JSON, and the transport's error if there is no response.
 
-    `version` marks a detail: nothing that decides whether the backend is healthy. A detail is fetched outside of the
-    probe's time limit; until then this raises `NotYet`. It is kept until its version is another one (a digest, say),
-    for an hour at most if the version is empty.
+    `version` marks a detail: it does not decide whether the backend is healthy. Details are fetched
+    outside of the probe's time limit; until then `NotFetchedYet` is raised. A detail is kept until
+    `version` (a digest, for instance) changes; with an empty version, for at most an hour.
     """
 
     def __call__(
@@ -39,56 +68,50 @@ class Fetch(Protocol):
     ) -> Any: ...
 
 
-class ProbeResult(NamedTuple):
-    """What a probe found. `capacity`: how many requests the backend works on at once, if it says so."""
-
-    models: list[Model]
-    capacity: int | None = None
-
-
-def fetch_if_there(fetch: Fetch, path: str, *, version: str | None = None) -> dict[str, Any]:
-    """An object that not every version of a backend has; empty if this one does not."""
+def fetch_optional(fetch: Fetch, path: str, *, version: str | None = None) -> dict[str, Any]:
+    """An object that not every version of a server has; empty if this one does not."""
     try:
-        answer = fetch(path, version=version)
+        response = fetch(path, version=version)
     except BadProbeResponse:
         return {}
-    return answer if isinstance(answer, dict) else {}
+    return response if isinstance(response, dict) else {}
 
 
-def items(answer: Any, key: str) -> list[dict[str, Any]]:
-    """The list of objects under `key`."""
-    found = answer.get(key) if isinstance(answer, dict) else None
-    if not isinstance(found, list):
-        raise BadProbeResponse(f"the answer has no list `{key}`", alive=True)
-    return [item for item in found if isinstance(item, dict)]
+def objects(response: Any, key: str) -> list[dict[str, Any]]:
+    """The objects in the list under `key`. Raises `BadProbeResponse` if there is no list."""
+    items = response.get(key) if isinstance(response, dict) else None
+    if not isinstance(items, list):
+        raise BadProbeResponse(f"the response has no list `{key}`", alive=True)
+    return [item for item in items if isinstance(item, dict)]
 
 
 def text(item: dict[str, Any], key: str) -> str | None:
-    """A text that is worth showing: there, not empty, printable."""
+    """The string under `key` if it is printable and not empty."""
     value = item.get(key)
     return value if isinstance(value, str) and value and value.isprintable() else None
 
 
 def texts(value: Any) -> tuple[str, ...] | None:
-    """A list of texts; None for anything else."""
+    """The printable strings of a list; None if `value` is no list."""
     if not isinstance(value, list | tuple):
         return None
     return tuple(item for item in value if isinstance(item, str) and item and item.isprintable())
 
 
-def at(item: Any, *keys: str) -> Any:
-    """The value at the end of nested keys; None where one is missing."""
+def value_at(item: Any, *keys: str) -> Any:
+    """The value under nested keys; None if one is missing."""
     for key in keys:
         item = item.get(key) if isinstance(item, dict) else None
     return item
 
 
-def length(*values: Any) -> int | None:
-    """The first of the values that can be a context length."""
+def first_length(*values: Any) -> int | None:
+    """The first value that can be a context length."""
     return next((value for value in values if type(value) is int and 0 < value < 1 << 40), None)
 
 
 def flag(value: Any) -> bool | None:
+    """`value` if it is a boolean."""
     return value if isinstance(value, bool) else None
 
 
@@ -107,10 +130,10 @@ _TASKS = {
     "transcribe": "transcription",
     "audio_speech": "speech",
 }
-"""Words in which backends say what a model is for → a task."""
+"""Words of backends → tasks as the configuration names them."""
 
 
 def tasks(words: Iterable[str]) -> tuple[str, ...]:
-    """The tasks that are meant; empty if a word is not known, since the list may then not be all."""
-    found = [_TASKS.get(word) for word in words]
-    return () if None in found else tuple(dict.fromkeys(task for task in found if task))
+    """The tasks that these words mean; empty if one is unknown, since then the list is not complete."""
+    known = [_TASKS.get(word) for word in words]
+    return () if None in known else tuple(dict.fromkeys(task for task in known if task))

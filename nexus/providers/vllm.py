@@ -1,15 +1,26 @@
-"""vLLM, and SGLang like it: OpenAI's list of models, with the context as `max_model_len` and nothing else."""
+"""vLLM, and SGLang: OpenAI's list of models, with the context length as `max_model_len`."""
 
 from __future__ import annotations
 
-from nexus.fleet.records import Model
-from nexus.providers.openai import read_model
-from nexus.providers.probing import Fetch, ProbeResult, items, length
+from nexus.providers.base import Provider
+from nexus.providers.model_list import read_entry
+from nexus.providers.probing import Fetch, Model, ProbeResult, first_length, objects
 
 
 def probe(fetch: Fetch) -> ProbeResult:
-    models = []
-    for item in items(fetch("/v1/models"), "data"):
-        if (model := read_model(item)) is not None:
-            models.append(Model(name=model.name, context_length=length(item.get("max_model_len"))))
-    return ProbeResult(models)
+    """Names and context lengths. Other fields of an entry are not vLLM's and are not read."""
+    return ProbeResult(
+        [
+            Model(name=model.name, context_length=first_length(entry.get("max_model_len")))
+            for entry in objects(fetch("/v1/models"), "data")
+            if (model := read_entry(entry)) is not None
+        ]
+    )
+
+
+def recognizes(result: ProbeResult) -> bool:
+    """No other server's list has `max_model_len` for each model."""
+    return bool(result.models) and all(model.context_length for model in result.models)
+
+
+PROVIDER = Provider(name="vllm", probe=probe, recognizes=recognizes)

@@ -11,10 +11,11 @@ from nexus.dialects.openai.errors import error_body
 from nexus.dialects.openai.stream import Stream, error_in
 from nexus.dialects.openai.usage import Usage, usage_of, with_usage_asked
 from nexus.errors import FAULTS, Fault, PassedOn, RequestFailed
-from nexus.http.address import Address, forwards_authorization, own_key
+from nexus.http.address import Address
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.connection_pool import Connection
-from nexus.http.headers import request_head, retry_after_s
+from nexus.http.headers import retry_after_s
+from nexus.http.request_template import RequestTemplate
 from nexus.http.response_parser import MalformedResponse, ResponseParser
 from nexus.http.sse import begins_events
 from nexus.providers.errors import (
@@ -55,6 +56,7 @@ class Attempt:
 
     answer: ResponseParser
     _address: Address
+    _template: RequestTemplate
     stream: Stream | None = None
     usage_asked = False
     sent_at = answered_at = refused_s = 0.0
@@ -102,12 +104,7 @@ class Attempt:
     @property
     def _own_key(self) -> bool:
         """Whether the request carries no key of the client's: our own key replaces it."""
-        config = self._backend.config
-        return (
-            not self._request.headers.credentials
-            or not forwards_authorization(config)
-            or own_key(config, self._engine.environ) is not None
-        )
+        return not (self._request.headers.credentials and self._template.client_keys)
 
     def retry_after_s(self) -> float | None:
         """When the backend asked to come back, in seconds from now."""
@@ -152,7 +149,6 @@ class Attempt:
         it may be another server by now: then its refusal is taken for that only where it says so. Raises
         `RequestFailed`.
         """
-        self._address = self._place.view.address(self._backend)
         circuits, column = self._engine.circuits, self._backend.column
         if not ask_usage or (known := circuits.stream_usage(column)) is False:
             self._send(path, body)
@@ -178,14 +174,12 @@ class Attempt:
         """A connection that was kept for reuse may have died meanwhile: where one fails before the first byte of the
         answer, the request is sent once more over a new one."""
         config = self._backend.config
-        head = request_head(
+        template = self._template = self._request_template()
+        self._address = template.address
+        head = template.head(
             self._request.headers,
             path=path,
-            address=self._address,
-            config=config,
-            key=self._key() if config.api_key_env else None,
             request_id=self._request_id,
-            via=self._engine.name,
             length=len(body),
             query=self._request.target.query,
         )
@@ -207,9 +201,11 @@ class Attempt:
         except ConnectionError as error:
             raise self._lost("before it answered") from error
 
-    def _key(self) -> str | None:
+    def _request_template(self) -> RequestTemplate:
         try:
-            return own_key(self._backend.config, self._engine.environ)
+            return self._place.view.request_template(
+                self._backend, self._engine.environ, self._engine.name
+            )
         except SecretError as error:
             message = f"Backend {self._backend.name} cannot be asked: no header can carry its key."
             raise RequestFailed("backend_key_unusable", message) from error
@@ -367,7 +363,7 @@ class Attempt:
     def refused(self) -> RequestFailed:
         """The failure that an answer without the status of a success comes to."""
         answer, name, status = self.answer, self._backend.name, self.status
-        key = own_key(self._backend.config, self._engine.environ)
+        key = self._template.key
         content, whole = self._failed_body()
         content = mask_key(content, key)
         readable = (
@@ -428,7 +424,7 @@ class Attempt:
 
     def _told(self, message: str, status: int, content: bytes) -> RequestFailed:
         """The failure that an error before any content means: that of an answer with its status."""
-        key = own_key(self._backend.config, self._engine.environ)
+        key = self._template.key
         content = mask_key(content, key)
         message = (
             f"Backend {self._backend.name}: {printable(mask_key(message.encode(), key).decode())}"
@@ -450,7 +446,7 @@ class Attempt:
         stream = self.stream = Stream(
             clock=self._engine.clock,
             hide_usage=self.usage_asked,
-            own_key=own_key(self._backend.config, self._engine.environ),
+            own_key=self._template.key,
         )
         held = 0
         while not stream.content and held < _MOST_HELD_BACK:

@@ -22,7 +22,7 @@ from nexus.dialects.json_body import InvalidBody
 from nexus.dialects.openai import request as openai_request
 from nexus.errors import RequestFailed
 from nexus.http import content_coding, cross_origin
-from nexus.http.headers import has_come_through
+from nexus.http.headers import has_passed_before
 from nexus.metrics import labels
 from nexus.proxy.exchange import Exchange
 
@@ -45,7 +45,7 @@ def check_head(exchange: Exchange) -> None:
             f"{exchange.endpoint.path} takes POST, not {request.method}.",
             headers={"allow": "POST"},
         )
-    if "via" in first and has_come_through(request.headers, exchange.engine.name):
+    if "via" in first and has_passed_before(request.headers, exchange.engine.name):
         raise RequestFailed("loop_detected")
     given = first.get("content-type") or _JSON
     if given != _JSON and (media_type := given.partition(";")[0].strip().lower()) != _JSON:
@@ -62,7 +62,7 @@ def _check_browser(exchange: Exchange) -> None:
     given = request.headers.first
     if not cross_origin.admits(given, allowed):
         raise RequestFailed("origin_refused", cross_origin.REFUSAL)
-    exchange.cors = cross_origin.answer_headers(given.get("origin"), allowed)
+    exchange.cors = cross_origin.response_headers(given.get("origin"), allowed)
     if "origin" in given and "content-type" not in given and request.method == "POST":
         raise RequestFailed(
             "unsupported_media_type",

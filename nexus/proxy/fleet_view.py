@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from nexus.config import Config
@@ -13,6 +13,7 @@ from nexus.fleet.records import Backend, Snapshot
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.http.address import Address
 from nexus.http.headers import header_text
+from nexus.http.request_template import RequestTemplate
 from nexus.metrics import labels
 from nexus.routing.table import RouteTable, configured_models
 
@@ -30,6 +31,7 @@ class View:
     _told: dict[tuple[int, str], list[tuple[str, str]]] = field(default_factory=dict)
     _wanted: set[str] = field(default_factory=set)
     _addresses: dict[int, Address] = field(default_factory=dict)
+    _templates: dict[int, RequestTemplate] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -57,6 +59,17 @@ class View:
         if address is None:
             address = self._addresses[backend.column] = Address.of_backend(backend.config)
         return address
+
+    def request_template(
+        self, backend: Backend, environ: Mapping[str, str], via: str
+    ) -> RequestTemplate:
+        """What all requests to the backend have in common. Raises `SecretError`."""
+        template = self._templates.get(backend.column)
+        if template is None:
+            template = self._templates[backend.column] = RequestTemplate.of(
+                backend.config, self.address(backend), environ=environ, via=via
+            )
+        return template
 
     def route_headers(self, backend: Backend, reason: str) -> list[tuple[str, str]]:
         """What a client is told of where its request went, as the original tells it."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 from nexus.fleet.records import Backend, Model
-from nexus.routing.names import is_pattern, ollama_form
+from nexus.routing.names import is_pattern
 
+_Canonical = Callable[[str], str]
+"""`Provider.canonical_name` of a kind."""
 _Listed = tuple[int, Model]
 """A backend's position in the snapshot, and the model as it lists it."""
 _PAUSE_EVERY = 500
@@ -20,7 +23,6 @@ class Listing:
         by_name: Listed name → the backends that serve it. A backend that takes the name for one of its own is among
             them.
         listed_as: A backend's other name for a model → the name that it lists.
-        ollama: What Ollama makes of a name → the name that is listed.
         patterns: Listed names that stand for many.
     """
 
@@ -32,21 +34,21 @@ class Listing:
         self._names: dict[frozenset[int], tuple[str, ...]] = {}
         self.by_name: dict[str, list[_Listed]] = {}
         self.listed_as: dict[str, str] = {}
-        self.ollama: dict[str, str] = {}
+        self._canonical: dict[_Canonical, dict[str, str]] = {}
         others: dict[str, list[_Listed]] = {}
-        by_form: dict[str, list[_Listed]] = {}
+        by_form: dict[tuple[_Canonical, str], list[_Listed]] = {}
         for position, backend in enumerate(backends):
-            is_ollama = backend.config.type == "ollama"
+            canonical = backend.config.provider.canonical_name
             for number, model in enumerate(backend.models):
                 listed = (position, model)
                 self.by_name.setdefault(model.name, []).append(listed)
                 for alias in model.aliases:
                     self.listed_as.setdefault(alias, model.name)
                     others.setdefault(alias, []).append(listed)
-                if is_ollama:
-                    form = ollama_form(model.name)
-                    self.ollama.setdefault(form, model.name)
-                    by_form.setdefault(form, []).append(listed)
+                if canonical is not None:
+                    form = canonical(model.name)
+                    self._canonical.setdefault(canonical, {}).setdefault(form, model.name)
+                    by_form.setdefault((canonical, form), []).append(listed)
                 if number % _PAUSE_EVERY == 0:
                     pause()
         self.patterns = [name for name in self.by_name if is_pattern(name)]
@@ -56,19 +58,29 @@ class Listing:
     def _add_equivalents(
         self,
         others: dict[str, list[_Listed]],
-        by_form: dict[str, list[_Listed]],
+        by_form: dict[tuple[_Canonical, str], list[_Listed]],
         pause: Callable[[], object],
     ) -> None:
         for number, (name, listed) in enumerate(self.by_name.items()):
             having = {position for position, _ in listed}
-            for position, model in others.get(name, []) + (
-                by_form.get(ollama_form(name), []) if by_form else []
-            ):
+            same = [others.get(name, ())]
+            same += [by_form.get((form, form(name)), ()) for form in self._canonical]
+            for position, model in chain.from_iterable(same):
                 if position not in having:
                     having.add(position)
                     listed.append((position, model))
             if number % _PAUSE_EVERY == 0:
                 pause()
+
+    def listed_name(self, name: str) -> str:
+        """The listed name of the model that a backend knows by this name; `name` if none does."""
+        if name in self.by_name:
+            return name
+        listed = self.listed_as.get(name)
+        for canonical, by_form in self._canonical.items() if listed is None else ():
+            if (listed := by_form.get(canonical(name))) is not None:
+                break
+        return name if listed is None else listed
 
     def made_from(self, backends: Sequence[Backend]) -> bool:
         """Whether it holds for these backends as well."""

@@ -1,14 +1,8 @@
-"""Names that a kind of backend takes for the ones that it lists."""
+"""Listed names that stand for many models."""
 
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-
-
-def ollama_form(name: str) -> str:
-    """The same for all names that are one model to Ollama: any case, with and without registry and `:latest`."""
-    form = name.lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
-    return form if ":" in form.rpartition("/")[2] else f"{form}:latest"
 
 
 def is_pattern(name: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nexus.config.records import MAX_ALIAS_DEPTH, Routing
 from nexus.fleet.records import Backend, Model, Snapshot
 from nexus.routing.listing import Listing
-from nexus.routing.names import matches, ollama_form
+from nexus.routing.names import matches
 from nexus.routing.needs import Needs
 from nexus.routing.policies import NOTHING, Constraints, Policies
 
@@ -137,13 +137,7 @@ class RouteTable:
 
     def listed(self, name: str) -> str:
         """The name that a backend lists for this one; itself if none does."""
-        listing = self.listing
-        if name in listing.by_name:
-            return name
-        other = listing.listed_as.get(name)
-        if other is None and listing.ollama:
-            other = listing.ollama.get(ollama_form(name))
-        return name if other is None else other
+        return self.listing.listed_name(name)
 
     def entry(self, name: str) -> str:
         """The listed name or pattern that covers a resolved name; itself if none does."""

@@ -67,7 +67,7 @@ class Ingress:
             )  # it is counted as a request there, whatever comes of it
         if not cross_origin.admits(headers, cors.origins) and not _navigates(environ):
             return self._refuse(start, "403 Forbidden", "origin_refused", cross_origin.REFUSAL)
-        given = cross_origin.answer_headers(headers.get("origin"), cors.origins)
+        given = cross_origin.response_headers(headers.get("origin"), cors.origins)
         return self._app(environ, lambda status, ours, *more: start(status, [*ours, *given], *more))
 
     def _refuse(self, start: _Start, status: str, reason: str, message: str) -> list[bytes]:

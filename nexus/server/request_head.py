@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from nexus.http.head_cache import HeadCache
-from nexus.http.headers import RequestHeaders, plain_field
+from nexus.http.headers import RequestHeaders, simple_field
 from nexus.proxy.endpoints import Target, target_of
 
 _SINGLETONS = frozenset(
@@ -67,7 +67,7 @@ def parse_request_head(data: bytes, limits: HeadLimits) -> RequestHead | None:
     target = target_of(lines[0])
     if target is None or not _within(limits, lines, end):
         return None
-    headers = [field for line in lines[1:] if (field := plain_field(line)) is not None]
+    headers = [field for line in lines[1:] if (field := simple_field(line)) is not None]
     fields = dict(headers)
     if len(headers) != len(lines) - 1 or (len(fields) != len(headers) and _ambiguous(headers)):
         return None

@@ -127,7 +127,7 @@ def prober_of(server: Server, **settings: Any) -> Prober:
         (always(200, b"<html>"), "/v1/models answered what is not JSON"),
         (always(200, b"[" * 100_000), "/v1/models answered JSON that is nested too deeply"),
         (always(200, b" " * (17 << 20)), "the answer is over 16777216 bytes"),
-        (always(200, {}), "the answer has no list `data`"),
+        (always(200, {}), "the response has no list `data`"),
     ],
 )
 def test_a_bad_answer(answers, said, caplog):

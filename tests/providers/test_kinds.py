@@ -4,10 +4,8 @@ from typing import Any
 
 import pytest
 
-from nexus.config import BackendConfig
-from nexus.config.records import BackendType, ModelConfig
-from nexus.fleet.records import Model
-from nexus.providers import LONGEST_NAME, MOST_MODELS, BadProbeResponse, probe, with_configured
+from nexus.providers import PROVIDERS
+from nexus.providers.probing import BadProbeResponse, Model
 
 LLAMACPP_LIST = {
     "object": "list",
@@ -117,15 +115,13 @@ def fetch(answers: dict[Any, Any]):
     return get
 
 
-def found(kind: BackendType, answers: dict[Any, Any], **config: Any) -> list[Model]:
-    return probe(
-        BackendConfig(name="b", url="http://b", type=kind, **config), fetch(answers)
-    ).models
+def models_of(kind: str, answers: dict[Any, Any]) -> list[Model]:
+    return PROVIDERS[kind].probe(fetch(answers)).models
 
 
 @pytest.mark.parametrize("kind", ["openai", "generic", "exo"])
 def test_lists_in_all_forms(kind):
-    assert found(kind, {"/v1/models": GENERIC_LIST}) == [
+    assert models_of(kind, {"/v1/models": GENERIC_LIST}) == [
         Model(name="plain"),
         Model(name="mock-gpt", context_length=16000, tasks=("chat",)),
         Model(name="bge", tasks=("embeddings",)),
@@ -150,7 +146,7 @@ def test_lists_in_all_forms(kind):
 )
 @pytest.mark.parametrize("kind", ["openai", "vllm", "generic"])
 def test_nothing_is_guessed_from_a_name(kind, name):
-    assert found(kind, {"/v1/models": {"data": [{"id": name}]}}) == [Model(name=name)]
+    assert models_of(kind, {"/v1/models": {"data": [{"id": name}]}}) == [Model(name=name)]
 
 
 def test_vllm():
@@ -160,7 +156,7 @@ def test_vllm():
             {"id": "b", "max_model_len": None},
         ]
     }
-    assert found("vllm", {"/v1/models": answer}) == [
+    assert models_of("vllm", {"/v1/models": answer}) == [
         Model(name="a", context_length=1024),
         Model(name="b"),
     ]
@@ -168,7 +164,7 @@ def test_vllm():
 
 def test_llamacpp():
     answers = {"/health": {"status": "ok"}, "/v1/models": LLAMACPP_LIST, "/props": LLAMACPP_PROPS}
-    assert found("llamacpp", answers) == [
+    assert models_of("llamacpp", answers) == [
         Model(
             name="/models/tiny.gguf",
             context_length=1024,
@@ -181,16 +177,16 @@ def test_llamacpp():
         "chat_template_caps": {"supports_tools": False},
         "modalities": {"vision": False},
     }
-    (model,) = found("llamacpp", answers | {"/props": no_tools})
+    (model,) = models_of("llamacpp", answers | {"/props": no_tools})
     assert (model.vision, model.tools) == (False, False)
 
 
 def test_llamacpp_without_props():
     answers = {"/health": {"status": "ok"}, "/v1/models": LLAMACPP_LIST}
-    (model,) = found("llamacpp", answers)
+    (model,) = models_of("llamacpp", answers)
     assert (model.context_length, model.vision, model.tools) == (2048, False, None)
     several = {"data": [{"id": "a", "meta": {"n_ctx": 512}}, {"id": "b"}]}
-    assert found("llamacpp", answers | {"/v1/models": several, "/props": LLAMACPP_PROPS}) == [
+    assert models_of("llamacpp", answers | {"/v1/models": several, "/props": LLAMACPP_PROPS}) == [
         Model(name="a", context_length=512),
         Model(name="b"),
     ], "its router's /props speaks of no model"
@@ -198,20 +194,20 @@ def test_llamacpp_without_props():
 
 def test_llamacpp_must_be_ok():
     loading = {"/health": {"status": "loading model"}, "/v1/models": LLAMACPP_LIST}
-    for models in ([], [ModelConfig(name="m")]):
-        with pytest.raises(BadProbeResponse, match="loading model"):
-            found("llamacpp", loading, models=models)
+    with pytest.raises(BadProbeResponse, match="loading model") as failed:
+        models_of("llamacpp", loading)
+    assert not failed.value.alive
 
 
 def test_lmstudio():
     answers = {"/v1/models": LMSTUDIO_LIST, "/api/v0/models": LMSTUDIO_DETAILS}
-    assert found("lmstudio", answers) == [
+    assert models_of("lmstudio", answers) == [
         Model(name="qwen2-vl-7b", context_length=32768, vision=True),
         Model(name="llama-3.1-8b", context_length=4096, vision=False, tools=True),
         Model(name="nomic", context_length=2048, tasks=("embeddings",)),
         Model(name="new"),
     ]
-    assert found("lmstudio", {"/v1/models": LMSTUDIO_LIST})[0] == Model(name="qwen2-vl-7b"), (
+    assert models_of("lmstudio", {"/v1/models": LMSTUDIO_LIST})[0] == Model(name="qwen2-vl-7b"), (
         "an old version"
     )
 
@@ -223,7 +219,7 @@ def test_ollama():
             **{("/api/show", name): shown for name, shown in OLLAMA_SHOW.items()},
         }
     )
-    assert probe(BackendConfig(name="o", url="http://o", type="ollama"), get).models == [
+    assert PROVIDERS["ollama"].probe(get).models == [
         Model(name="tiny-tools:latest", context_length=8192, vision=False, tools=True),
         Model(name="seeing:13b", context_length=4096, vision=True, tools=False),
         Model(name="old:7b", context_length=1024, vision=False, tools=False),
@@ -243,14 +239,17 @@ def test_ollama():
 
 def test_ollama_says_how_a_model_is_loaded():
     running = {"models": [{"name": "tiny-tools:latest", "context_length": 1024}]}
-    assert found("ollama", {"/api/tags": OLLAMA_TAGS, "/api/ps": running})[0].context_length == 1024
+    assert (
+        models_of("ollama", {"/api/tags": OLLAMA_TAGS, "/api/ps": running})[0].context_length
+        == 1024
+    )
 
 
 @pytest.mark.parametrize("kind", ["openai", "vllm", "ollama", "llamacpp", "lmstudio"])
 @pytest.mark.parametrize("answer", [None, [], {}, {"data": {}}, "text", 3])
 def test_an_answer_of_another_shape_is_a_bad_one(kind, answer):
     with pytest.raises(BadProbeResponse):
-        found(kind, dict.fromkeys(("/v1/models", "/api/tags", "/health"), answer))
+        models_of(kind, dict.fromkeys(("/v1/models", "/api/tags", "/health"), answer))
 
 
 @pytest.mark.parametrize("odd", [3, "x", [], {}, True, None, [3], {"a": []}])
@@ -274,7 +273,7 @@ def test_odd_values_are_not_known(kind, odd):
         "/props": {"modalities": odd, "chat_template_caps": odd, "default_generation_settings": odd},
         ("/api/show", "m"): {"capabilities": odd, "model_info": odd, "parameters": odd},
     }  # fmt: skip
-    (model,) = found(kind, answers)
+    (model,) = models_of(kind, answers)
     assert model.name == "m"
     assert model.context_length in (None, 3)
     assert model.tasks == model.aliases == ()
@@ -282,58 +281,9 @@ def test_odd_values_are_not_known(kind, odd):
 
 def test_capacity():
     def capacity(answers):
-        config = BackendConfig(name="b", url="http://b", type="llamacpp")
-        return probe(
-            config, fetch({"/health": {"status": "ok"}, "/v1/models": LLAMACPP_LIST} | answers)
-        ).capacity
+        shown = {"/health": {"status": "ok"}, "/v1/models": LLAMACPP_LIST} | answers
+        return PROVIDERS["llamacpp"].probe(fetch(shown)).capacity
 
     assert capacity({"/props": {"total_slots": 4}}) == 4
     assert capacity({"/props": {}}) is None
     assert capacity({}) is None
-
-
-def test_names_and_lists_without_a_bound_are_refused():
-    long = {"data": [{"id": "x" * (LONGEST_NAME + 1)}]}
-    with pytest.raises(BadProbeResponse, match="257 characters; at most 256"):
-        found("generic", {"/v1/models": long})
-    assert len(found("generic", {"/v1/models": {"data": [{"id": "x" * LONGEST_NAME}]}})) == 1
-    with pytest.raises(BadProbeResponse, match="257 characters"):
-        found(
-            "generic",
-            {"/v1/models": {"data": [{"id": "m", "aliases": ["x" * (LONGEST_NAME + 1)]}]}},
-        )
-    many = {"data": [{"id": str(n)} for n in range(MOST_MODELS + 1)]}
-    with pytest.raises(BadProbeResponse, match="10001 models; at most 10000"):
-        found("generic", {"/v1/models": many})
-
-
-STATED = [
-    ModelConfig(name="plain", context_length=512, tools=True),
-    ModelConfig(name="added", vision=False, tasks=["chat"], aliases=["other"]),
-]
-
-
-def test_the_configuration_states_and_corrects():
-    models = found(
-        "generic",
-        {"/v1/models": {"data": [{"id": "plain", "max_model_len": 1024}, {"id": "b"}]}},
-        models=STATED,
-    )
-    assert models == [
-        Model(name="plain", context_length=512, tools=True),
-        Model(name="b"),
-        Model(name="added", vision=False, tasks=("chat",), aliases=("other",)),
-    ]
-
-
-def test_a_backend_without_a_list():
-    assert [model.name for model in found("generic", {}, models=STATED)] == ["plain", "added"]
-    with pytest.raises(BadProbeResponse):
-        found("generic", {})
-
-
-def test_a_list_that_is_not_to_be_offered():
-    answers = {"/v1/models": GENERIC_LIST}
-    models = found("generic", answers, models=STATED, discover_models=False)
-    assert [model.name for model in models] == ["plain", "added"]
-    assert with_configured([], BackendConfig(name="b", url="http://b", models=STATED)) == models

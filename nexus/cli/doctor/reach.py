@@ -9,7 +9,6 @@ from contextlib import closing
 from nexus.cli.doctor.findings import Finding, fail, ok, warn
 from nexus.cli.output import counted, milliseconds
 from nexus.config import BackendConfig
-from nexus.config.records import NOT_SPOKEN
 
 _TIMEOUT_S = 5.0
 _AT_ONCE = 16
@@ -25,10 +24,10 @@ def _backend(backend: BackendConfig, environ: Mapping[str, str]) -> Finding:
     from nexus.health.prober import Prober
 
     area = f"backend {backend.name}"
-    if backend.type in NOT_SPOKEN:
+    if unsupported := backend.provider.unsupported:
         return warn(
             area,
-            f"Nexus does not speak {backend.type}'s protocol yet.",
+            f"It is of type {backend.type!r}: {unsupported}.",
             "take it out, or leave it: it is not used",
         )
     with closing(Prober(backend, environ)) as prober:

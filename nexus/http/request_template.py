@@ -1,0 +1,86 @@
+"""What all requests to one backend have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from nexus.config import BackendConfig
+from nexus.http.address import Address
+from nexus.http.credentials import accepts_client_keys, backend_query, own_key, own_key_lines
+from nexus.http.headers import RequestHeaders
+
+
+class RequestTemplate(msgspec.Struct, frozen=True, kw_only=True):
+    """Renders the request heads for one backend. Made once for each backend of a snapshot.
+
+    Attributes:
+        address: Where the requests go.
+        key: Our key for the backend.
+        client_keys: Whether a client's own credentials are sent.
+        key_lines: Header lines that carry our key.
+        default_lines: Header name → line that is sent unless the client sends that header.
+        paths: `Provider.paths`.
+        via: The name of this gateway in Via headers (RFC 9110, section 7.6.3).
+    """
+
+    address: Address
+    key: str | None
+    client_keys: bool
+    key_lines: str
+    default_lines: dict[str, str]
+    paths: Mapping[str, str]
+    via: str
+    _starts: dict[str, str] = {}
+
+    @classmethod
+    def of(
+        cls, config: BackendConfig, address: Address, *, environ: Mapping[str, str], via: str
+    ) -> RequestTemplate:
+        """Raises `SecretError` if no header can carry the backend's key."""
+        key = own_key(config, environ)
+        return cls(
+            address=address,
+            key=key,
+            client_keys=accepts_client_keys(config, key),
+            key_lines=own_key_lines(config, key),
+            default_lines={name: f"{name}: {value}\r\n" for name, value in config.provider.headers},
+            paths=config.provider.paths,
+            via=via,
+        )
+
+    def head(
+        self,
+        headers: RequestHeaders,
+        *,
+        path: str,
+        request_id: str,
+        length: int,
+        query: str = "",
+    ) -> bytes:
+        """The head of a POST request: the client's end-to-end headers, our key, no compression.
+
+        `path` is an endpoint's path as clients know it.
+        """
+        if query and (query := backend_query(query, client_keys=self.client_keys)):
+            start = self._start(path, query)  # Clients' queries are unbounded: not cached.
+        elif (start := self._starts.get(path, "")) == "":
+            start = self._starts[path] = self._start(path)
+        lines = headers.for_backend(client_keys=self.client_keys)
+        if self.default_lines:
+            sent = headers.first
+            lines += "".join(
+                [line for name, line in self.default_lines.items() if name not in sent]
+            )
+        return (
+            f"{start}content-length: {length}\r\nx-request-id: {request_id}\r\n{lines}\r\n"
+        ).encode("latin-1")
+
+    def _start(self, path: str, query: str = "") -> str:
+        path = self.paths.get(path, path)
+        target = self.address.target(f"{path}?{query}" if query else path)
+        return (
+            f"POST {target} HTTP/1.1\r\nhost: {self.address.host_header}\r\n"
+            f"accept-encoding: identity\r\nvia: 1.1 {self.via}\r\n{self.key_lines}"
+        )

@@ -1,0 +1,5 @@
+"""exo: a cluster that serves OpenAI's API."""
+
+from nexus.providers.base import Provider
+
+PROVIDER = Provider(name="exo")
