@@ -132,7 +132,7 @@ def test_the_figures_are_those_of_metrics_and_follow_without_a_reload(fleet, ope
     assert page.evaluate("window.mark") == 1
     assert page.locator(".chart canvas").count() == 9
     assert re.fullmatch(
-        r"at most \d+(\.\d+)?", page.locator("[data-figure=requests_per_s] .peak").inner_text()
+        r"at most \d+(\.\d+)?", page.locator("[data-tile=requests_per_s] .peak").inner_text()
     )
     assert "healthy" in card(page, "bad").inner_text()
     assert page.locator("#matrix tbody tr").count() == 2

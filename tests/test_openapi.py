@@ -10,7 +10,7 @@ import pytest
 from flask import Flask
 from openapi_spec_validator import validate
 
-from nexus.admin.changes import admin_endpoints
+from nexus.admin.backends import backend_endpoints
 from nexus.admin.openapi import document
 from nexus.app import create_app
 from nexus.config import Config
@@ -57,7 +57,7 @@ def test_every_route_is_described(tmp_path):
     finally:
         app.extensions["nexus"].close()
     admin = Flask("admin", static_folder=None)
-    admin.register_blueprint(admin_endpoints(None))
+    admin.register_blueprint(backend_endpoints(None))
     assert {one for one in described(operations=True) if one[0].startswith("/admin")} == routes(
         admin
     )
@@ -136,6 +136,7 @@ def test_answers_of_both_ports(gateway):
         for path in (
             "/metrics",
             "/v1/stats",
+            "/v1/problems",
             "/v1/history",
             "/",
             "/health",

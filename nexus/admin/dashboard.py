@@ -1,108 +1,92 @@
-"""The dashboard: a page that is readable as it comes, kept fresh by server-sent events where scripts may run."""
+"""The dashboard: a page that is complete without scripts, and server-sent events that update it."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from flask import Blueprint, Response, abort, request, send_from_directory
 
-from nexus.admin.access import refusal, refuse
-from nexus.admin.history import MOST, Filter, entry
-from nexus.admin.limits import Costly, TooOften
-from nexus.admin.live_updates import Live
-from nexus.admin.pages import page
-from nexus.dialects.openai.errors import error_body
-from nexus.errors import FAULTS, RequestFailed
-from nexus.fleet.records import Snapshot
-from nexus.fleet.request_log import RequestRecord
+from nexus.admin.access import error_response, require_token
+from nexus.admin.context import AdminContext
+from nexus.admin.history import MAX_REQUESTS, Filter
+from nexus.admin.page_cache import PageCache, TooManyRenders
+from nexus.admin.pages import render_page
+from nexus.admin.responses import PastRequest
+from nexus.errors import RequestFailed
 
 log = logging.getLogger("nexus.web")
 
 _ASSETS = Path(__file__).parent / "assets"
-_SHOWN = 100
+_MAX_ROWS = 100
 _HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class DashboardContext:
-    """What the dashboard looks at. `latest` gives the last requests of all processes, at most so many, newest first.
-
-    `token` is the operators' where the dashboard asks for it; `for_clients`: whether this is the clients' address.
-    """
-
-    snapshot: Callable[[], Snapshot | None]
-    latest: Callable[[int], list[RequestRecord]]
-    live: Live
-    token: Callable[[], str | None]
-    for_clients: bool
-
-
-def dashboard_endpoints(viewed: DashboardContext) -> Blueprint:
+def dashboard_endpoints(context: AdminContext) -> Blueprint:
     blueprint = Blueprint("dashboard", __name__)
-    costly: Costly[bytes] = Costly()
+    cache: PageCache[bytes] = PageCache()
+
+    def requests_for(wanted: Filter, limit: int) -> list[PastRequest]:
+        records = context.latest_requests(MAX_REQUESTS)
+        return [PastRequest.of(record) for record in records if wanted.matches(record)][:limit]
 
     @blueprint.before_request
-    def may_see() -> Response | None:
-        snapshot = viewed.snapshot()
+    def check_access() -> Response | None:
+        snapshot = context.snapshot()
         settings = snapshot.config.dashboard if snapshot else None
-        if settings and (not settings.enabled or (settings.operations_only and viewed.for_clients)):
+        if settings and (
+            not settings.enabled or (settings.operations_only and context.role == "worker")
+        ):
             abort(404)
-        return refusal(viewed.token())
+        return require_token(context.token_for("dashboard"))
 
     @blueprint.after_request
-    def careful(response: Response) -> Response:
+    def add_headers(response: Response) -> Response:
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         return response
 
     @blueprint.get("/")
     def dashboard() -> Response:
-        wanted = Filter(request.args, by_part=True)
-        return Response(costly.page(("/", wanted.key), lambda: _page(wanted)), mimetype="text/html")
+        wanted = Filter(request.args, partial_names=True)
+        page = cache.get(("/", wanted.key), lambda: _page(wanted))
+        return Response(page, mimetype="text/html")
 
     def _page(wanted: Filter) -> bytes:
-        state = viewed.live.state()
+        state = context.live.state()
         try:
-            tick, past = (
-                (msgspec.json.decode(line) for line in (state.tick, state.history))
-                if state
-                else ({}, {})
-            )
+            tick, backlog = state.decoded() if state else (None, None)
         except msgspec.DecodeError as error:
             log.error(
-                "the dashboard's state cannot be read; the health process writes it anew",
+                "the dashboard's state is damaged; the health process replaces it",
                 extra={"why": error},
             )
-            tick, past = {}, {}
-        found = _matching(wanted, _SHOWN)
-        age_s = max(0.0, time.time() - tick["time"]) if tick else None
-        return page(tick, past, [entry(record) for record in found], wanted, age_s=age_s).encode()
+            tick = backlog = None
+        age_s = max(0.0, time.time() - tick.time) if tick else None
+        rows = requests_for(wanted, _MAX_ROWS)
+        return render_page(tick, backlog, rows, wanted, age_s=age_s).encode()
 
     @blueprint.get("/v1/history")
     def history() -> Response:
         wanted = Filter(request.args)
-        content = costly.page(
+        content = cache.get(
             ("/v1/history", wanted.key),
-            lambda: msgspec.json.encode(
-                [entry(record) for record in _matching(wanted, wanted.limit)]
-            ),
+            lambda: msgspec.json.encode(requests_for(wanted, wanted.limit)),
         )
         return Response(content, mimetype="application/json")
 
     @blueprint.get("/v1/live")
     def live() -> Response:
-        response = Response(viewed.live.events(), mimetype="text/event-stream")
+        response = Response(context.live.events(), mimetype="text/event-stream")
         response.headers["x-accel-buffering"] = "no"
         return response
 
@@ -114,20 +98,14 @@ def dashboard_endpoints(viewed: DashboardContext) -> Blueprint:
 
     @blueprint.errorhandler(RequestFailed)
     def invalid(failure: RequestFailed) -> Response:
-        fault = FAULTS[failure.fault.code]
-        status = fault.status or 400
-        content = error_body(failure.message, status=status, code=fault.code, param=failure.param)
-        return Response(content, status, mimetype="application/json")
+        fault = failure.fault
+        return error_response(fault.status or 400, fault.code, failure.message, param=failure.param)
 
-    @blueprint.errorhandler(TooOften)
-    def too_often(_: TooOften) -> Response:
-        response = refuse(
-            429, "too_many_requests", "This page was asked for too often; try again in a second."
-        )
+    @blueprint.errorhandler(TooManyRenders)
+    def too_many(_: TooManyRenders) -> Response:
+        message = "This page was asked for too often; try again in a second."
+        response = error_response(429, "too_many_requests", message)
         response.headers["retry-after"] = "1"
         return response
-
-    def _matching(wanted: Filter, limit: int) -> list[RequestRecord]:
-        return [record for record in viewed.latest(MOST) if wanted.takes(record)][:limit]
 
     return blueprint

@@ -1,92 +1,61 @@
-"""The requests that ended last, as JSON: the original's keys, and ours besides."""
+"""`/v1/history`: which of the requests that ended last are shown."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from nexus.errors import RequestFailed
 from nexus.fleet.request_log import RequestRecord
 
-MOST = 1000
-_USUAL = 100
-_NUMBER = re.compile("[1-9][0-9]{0,3}")
+MAX_REQUESTS = 1000
+_DEFAULT_LIMIT = 100
+_LIMIT = re.compile("[1-9][0-9]{0,3}")
 _PARAMETERS = ("limit", "status", "model", "backend")
-_STATUS = {"success": True, "error": False}
-
-
-def entry(record: RequestRecord) -> dict[str, Any]:
-    failed = record.status >= 400
-    return {
-        "timestamp": int(record.ended),
-        "model": record.model,
-        "backend_id": record.backend,
-        "duration_ms": record.duration_ms,
-        "status": "Error" if failed else "Success",
-        "error_message": (record.fault or record.error_type or str(record.status))
-        if failed
-        else None,
-        "id": record.id,
-        "ended": round(record.ended, 3),
-        "endpoint": record.endpoint,
-        "asked_model": record.requested_model,
-        "http_status": record.status,
-        "error_type": record.error_type,
-        "reason": record.reason,
-        "stream": record.stream,
-        "ttft_ms": record.ttft_ms,
-        "prompt_tokens": record.prompt_tokens,
-        "completion_tokens": record.completion_tokens,
-        "attempts": [
-            {"backend": one.backend, "model": one.model, "outcome": one.outcome, "ms": one.ms}
-            for one in record.attempts
-        ],
-    }
 
 
 class Filter:
-    """Which requests are wanted: `status` success or error, `model` and `backend` by name, at most `limit`.
+    """Which requests are shown: by `status`, `model` and `backend`, at most `limit`.
 
-    With `by_part` any part of a name will do, in upper or lower case: what people type.
+    With `partial_names`, any part of a name matches in upper or lower case, as people type it.
     """
 
-    def __init__(self, arguments: Mapping[str, str], *, by_part: bool = False) -> None:
-        """Raises `RequestFailed` for what cannot be meant."""
-        if not by_part and (unknown := set(arguments) - set(_PARAMETERS)):
-            known = ", ".join(_PARAMETERS)
-            raise RequestFailed(
-                "invalid_request",
-                f"There is no such parameter; there are {known}.",
-                param=min(unknown),
-            )
-        if not by_part and arguments.get("status") == "":
+    def __init__(self, arguments: Mapping[str, str], *, partial_names: bool = False) -> None:
+        """Read the query's parameters. Raises `RequestFailed`.
+
+        With `partial_names` the page's own form sends them: unknown and empty ones are ignored.
+        """
+        if not partial_names and (unknown := set(arguments) - set(_PARAMETERS)):
+            message = f"There is no such parameter; there are {', '.join(_PARAMETERS)}."
+            raise RequestFailed("invalid_request", message, param=min(unknown))
+        self._partial_names = partial_names
+        self.status = arguments.get("status", "")
+        self.model = arguments.get("model", "")
+        self.backend = arguments.get("backend", "")
+        empty = self.status == "" and (partial_names or "status" not in arguments)
+        if not empty and self.status not in ("success", "error"):
             raise RequestFailed("invalid_request", "status takes success or error.", param="status")
-        self._by_part = by_part
-        self.status = arguments.get("status") or ""
-        self.model = arguments.get("model") or ""
-        self.backend = arguments.get("backend") or ""
-        limit = arguments.get("limit", str(_USUAL))
-        if self.status and self.status not in _STATUS:
-            raise RequestFailed("invalid_request", "status takes success or error.", param="status")
-        if not _NUMBER.fullmatch(limit) or int(limit) > MOST:
-            raise RequestFailed(
-                "invalid_request", f"limit takes a whole number from 1 to {MOST}.", param="limit"
-            )
+        limit = arguments.get("limit", str(_DEFAULT_LIMIT))
+        if not _LIMIT.fullmatch(limit) or int(limit) > MAX_REQUESTS:
+            message = f"limit takes a whole number from 1 to {MAX_REQUESTS}."
+            raise RequestFailed("invalid_request", message, param="limit")
         self.limit = int(limit)
         self.key = (self.status, self.model, self.backend, self.limit)
         """Equal for equal filters."""
 
-    def takes(self, record: RequestRecord) -> bool:
+    def matches(self, record: RequestRecord) -> bool:
+        status = "success" if record.status < 400 else "error"
         return (
-            (not self.status or (record.status < 400) == _STATUS[self.status])
-            and (
-                not self.model
-                or self._means(self.model, record.model)
-                or self._means(self.model, record.requested_model)
+            self.status in ("", status)
+            and any(
+                self._matches(self.model, name) for name in (record.model, record.requested_model)
             )
-            and (not self.backend or self._means(self.backend, record.backend or ""))
+            and self._matches(self.backend, record.backend or "")
         )
 
-    def _means(self, wanted: str, name: str) -> bool:
-        return wanted.strip().casefold() in name.casefold() if self._by_part else wanted == name
+    def _matches(self, wanted: str, name: str) -> bool:
+        if not wanted:
+            return True
+        if self._partial_names:
+            return wanted.strip().casefold() in name.casefold()
+        return wanted == name

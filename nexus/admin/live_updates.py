@@ -1,4 +1,4 @@
-"""Passing the dashboard's state on to its viewers: one look for a new one in each process, however many there are."""
+"""Server-sent events for the dashboard: one poll of its state in each process, for all viewers."""
 
 from __future__ import annotations
 
@@ -8,48 +8,45 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nexus.fleet.dashboard_state import DashboardState, read_live
+from nexus.fleet.dashboard_state import DashboardState, read_state
 
-_LOOK_EVERY_S = 0.25
-_SIGN_OF_LIFE_S = 5.0
+_POLL_INTERVAL_S = 0.25
+_KEEPALIVE_S = 5.0
 _SPREAD_S = 0.2
-"""Over so much time viewers get a new state, so that many of them do not make a request wait for all."""
+"""Viewers get a new state spread over this time, so that many of them do not delay a request."""
 
 
-class Live:
-    """The viewers of one process. Threads of Python's: greenlets where gevent has patched them."""
+class LiveUpdates:
+    """The viewers of one process. Uses threads, which are greenlets if gevent has patched them.
+
+    Attributes:
+        stopping: Whether the process is about to end. Its viewers then connect to another one.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._state: DashboardState | None = None
         self._viewers = 0
-        self._looking = False
+        self._polling = False
         self.stopping: Callable[[], bool] = lambda: False
-        """Whether the process is to end; its viewers then find another one. Set by who knows."""
 
     def state(self) -> DashboardState | None:
-        """The state as it stands now."""
-        return read_live(self._run_dir, unlike=self._state)
+        """Read the current state."""
+        return read_state(self._run_dir, known=self._state)
 
     def events(self) -> Iterator[bytes]:
-        """One viewer's server-sent events: what there was, then each new state, until it leaves or the process ends."""
+        """One viewer's events: the backlog, then each new state, until it leaves or the process ends."""
         state = self.state()
-        if state is not None:
-            yield (
-                b"event: history\ndata: "
-                + state.history
-                + b"\n\nevent: tick\ndata: "
-                + state.tick
-                + b"\n\n"
-            )
-        else:
+        if state is None:
             yield b": nothing to show yet\n\n"
-        self._enter()
+        else:
+            yield _event(b"history", state.history) + _event(b"tick", state.tick)
+        self._add_viewer()
         try:
             while not self.stopping():
-                with self._news:
-                    self._news.wait(_SIGN_OF_LIFE_S)
+                with self._changed:
+                    self._changed.wait(_KEEPALIVE_S)
                     newest = self._state
                 if self.stopping():
                     break
@@ -57,31 +54,35 @@ class Live:
                     yield b": still here\n\n"
                     continue
                 if state is None:
-                    yield b"event: history\ndata: " + newest.history + b"\n\n"
+                    yield _event(b"history", newest.history)
                 state = newest
                 time.sleep(random.uniform(0, _SPREAD_S))
-                yield b"event: tick\ndata: " + state.tick + b"\n\n"
+                yield _event(b"tick", state.tick)
         finally:
-            with self._news:
+            with self._changed:
                 self._viewers -= 1
 
-    def _enter(self) -> None:
-        with self._news:
+    def _add_viewer(self) -> None:
+        with self._changed:
             self._viewers += 1
-            if not self._looking:
-                self._looking = True
-                threading.Thread(target=self._look, name="nexus-live", daemon=True).start()
+            if not self._polling:
+                self._polling = True
+                threading.Thread(target=self._poll, name="nexus-live", daemon=True).start()
 
-    def _look(self) -> None:
-        """Wake the viewers at each new state, and at the end; runs while there are any."""
+    def _poll(self) -> None:
+        """Wake the viewers at each new state, and at the end. Ends when there are none."""
         pause = threading.Event()
         while True:
-            pause.wait(_LOOK_EVERY_S)
-            with self._news:
+            pause.wait(_POLL_INTERVAL_S)
+            with self._changed:
                 if not self._viewers:
-                    self._looking = False
+                    self._polling = False
                     return
                 newest = self.state()
                 if newest is not self._state or self.stopping():
                     self._state = newest
-                    self._news.notify_all()
+                    self._changed.notify_all()
+
+
+def _event(name: bytes, data: bytes) -> bytes:
+    return b"event: " + name + b"\ndata: " + data + b"\n\n"

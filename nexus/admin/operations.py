@@ -1,155 +1,133 @@
-"""The operations paths: /metrics, /v1/stats, /health, /livez, /readyz; the health process's port has them too."""
+"""Endpoints for monitoring: /metrics, /v1/stats, /v1/problems, /health, /livez, /readyz."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Set
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, request
+from msgspec.structs import replace
 
-from nexus.admin.access import refusal, shows
+from nexus.admin.access import has_token, require_token
+from nexus.admin.context import AdminContext
+from nexus.admin.responses import json_response
 from nexus.fleet.identity_proof import CHALLENGE, PROOF, proof
-from nexus.fleet.load_table import Row
-from nexus.fleet.records import Snapshot
-from nexus.fleet.run_directory import Started
 from nexus.fleet.status import fleet_health
-from nexus.fleet.windows import RecentOutcomes
-from nexus.metrics.collector import Collector
 from nexus.metrics.exposition import CONTENT_TYPE
 from nexus.metrics.stats import stats
 
-_STALE_ROUNDS = 3
-_FIGURES = ("/metrics", "/v1/stats")
+STALE_ROUNDS = 3
+"""The fleet counts as stale when so many rounds of probes were due since the last one ended."""
+_PROTECTED = ("/metrics", "/v1/stats", "/v1/problems")
 _QUOTED = rb'(?:[^"\\]|\\.)*'
 _BACKEND_URL = re.compile(
     rb'^(nexus_backend_info\{(?:\w+="%b",)*?url=")%b' % (_QUOTED, _QUOTED), re.MULTILINE
 )
 GATEWAY_HEADER = "x-nexus-gateway"
-"""Of the health process's `/livez`: port and host of the gateway it belongs to, which options may have set."""
+"""Header of the health process's `/livez`: port and host of its gateway, which options may set."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Operations:
-    """What the operations paths look at; each is asked anew, since generation and fleet change under a process.
-
-    `token` is what the metrics ask for, None if they are open; `own_token` that of the run directory; `names_token`
-    what `/readyz?verbose` asks for before it names backends, and `/metrics` before it gives their addresses.
-    """
-
-    figures: Callable[[], Collector]
-    snapshot: Callable[[], Snapshot | None]
-    started: Callable[[], Started]
-    health_process_alive: Callable[[], bool]
-    fleet_age_s: Callable[[], float | None]
-    role: str
-    workers: Callable[[], Sequence[Row]] = tuple
-    token: Callable[[], str | None] = lambda: None
-    lately: Callable[[], Mapping[str, RecentOutcomes]] = dict
-    own_token: Callable[[], str | None] = lambda: None
-    names_token: Callable[[], str | None] = lambda: None
-
-    def uptime_s(self) -> float:
-        return max(0.0, time.monotonic() - self.started().monotonic)
-
-
-def operations_endpoints(operations: Operations) -> Blueprint:
+def operations_endpoints(context: AdminContext) -> Blueprint:
     blueprint = Blueprint("operations", __name__)
 
     @blueprint.before_request
-    def may_see() -> Response | None:
-        return refusal(operations.token()) if request.path in _FIGURES else None
+    def check_token() -> Response | None:
+        return require_token(context.token_for("metrics")) if request.path in _PROTECTED else None
 
-    def names_are_shown() -> bool:
-        token = operations.names_token()
-        return token is None or shows(token)
+    def may_see_names() -> bool:
+        token = context.token_for_names()
+        return token is None or has_token(token)
 
     @blueprint.get("/metrics")
     def metrics() -> Response:
-        content = operations.figures().collect().exposition()
-        if not names_are_shown():
+        content = context.generation().collector.collect().exposition()
+        if not may_see_names():
             content = _BACKEND_URL.sub(rb"\1", content)
         return Response(content, content_type=CONTENT_TYPE)
 
     @blueprint.get("/v1/stats")
     def statistics() -> Response:
-        reading = operations.figures().collect()
-        return jsonify(
+        generation = context.generation()
+        return json_response(
             stats(
-                reading,
-                operations.snapshot(),
-                uptime_s=operations.uptime_s(),
-                lately=operations.lately(),
+                generation.collector.collect(),
+                context.snapshot(),
+                uptime_s=generation.uptime_s(),
+                lately=context.recent_outcomes(),
             )
         )
 
+    @blueprint.get("/v1/problems")
+    def problems() -> Response:
+        found = context.problems()
+        if not may_see_names():  # details name addresses, which `/metrics` hides too
+            hidden = [replace(problem, detail=None) for problem in found.problems]
+            found = replace(found, problems=hidden)
+        return json_response(found)
+
     @blueprint.get("/health")
     def health() -> Response:
-        return jsonify(fleet_health(operations.snapshot(), operations.uptime_s()))
+        return json_response(fleet_health(context.snapshot(), context.generation().uptime_s()))
 
     @blueprint.get("/livez")
     def live() -> Response:
-        response = _probe({operations.role: (True, "it answers")})
-        if operations.role == "health_process" and (snapshot := operations.snapshot()):
+        response = _probe_response({context.role: (True, "it answers")})
+        if context.role == "health_process" and (snapshot := context.snapshot()):
             server = snapshot.config.server
             response.headers[GATEWAY_HEADER] = f"{server.port} {server.host}"
-        challenge, key = request.headers.get(CHALLENGE), operations.own_token()
+        challenge, key = request.headers.get(CHALLENGE), context.run_dir_token()
         if challenge is not None and key is not None:
             response.headers[PROOF] = proof(key, challenge, int(request.environ["SERVER_PORT"]))
         return response
 
     @blueprint.get("/readyz")
     def ready() -> Response:
-        workers = operations.workers()
-        checks = readiness(operations, named=names_are_shown()) | _answering(workers)
-        advisory = {"health_process", "fleet_fresh"}
-        if not workers or any(not row.is_silent(time.monotonic_ns()) for row in workers):
-            advisory.add("workers")
-        return _probe(checks, advisory=advisory)
+        checks = _fleet_checks(context, show_names=may_see_names())
+        checks["workers"], all_silent = _worker_check(context)
+        # A dead health process must not drain every host at once, nor must one silent worker.
+        advisory = {"health_process", "fleet_fresh"} | ({"workers"} if not all_silent else set())
+        return _probe_response(checks, advisory=advisory)
 
     return blueprint
 
 
-Checks = dict[str, tuple[bool, str]]
+Check = tuple[bool, str]
+"""Whether it passed, and a detail for `?verbose`."""
 
 
-def readiness(operations: Operations, *, named: bool = True) -> Checks:
-    """What readiness looks at, with the backends' names or their number.
-
-    A dead health process is shown, but must not drain every host at once.
-    """
-    snapshot, age_s = operations.snapshot(), operations.fleet_age_s()
+def _fleet_checks(context: AdminContext, *, show_names: bool) -> dict[str, Check]:
+    snapshot, age_s = context.snapshot(), context.fleet_age_s()
     usable = [backend.name for backend in snapshot.backends if backend.usable] if snapshot else []
-    told = ", ".join(usable) if named or not usable else str(len(usable))
-    limit_s = _STALE_ROUNDS * snapshot.config.health_check.interval_seconds if snapshot else 0
-    fresh = age_s is not None and (
-        age_s <= limit_s or not (snapshot and snapshot.config.health_check.enabled)
-    )
+    detail = (", ".join(usable) if show_names else str(len(usable))) if usable else ""
+    settings = snapshot.config.health_check if snapshot else None
+    limit_s = STALE_ROUNDS * settings.interval_seconds if settings else 0
+    fresh = age_s is not None and (age_s <= limit_s or not (settings and settings.enabled))
     return {
         "fleet_seen": (
             snapshot is not None,
             f"number {snapshot.revision}" if snapshot else "no fleet was published yet",
         ),
-        "backend_usable": (bool(usable), told or "no backend that is healthy and takes requests"),
+        "backend_usable": (bool(usable), detail or "no backend that is healthy and takes requests"),
         "health_process": (
-            operations.health_process_alive(),
+            context.health_process_alive(),
             "whether it runs and its event loop moves",
         ),
         "fleet_fresh": (fresh, "never updated" if age_s is None else f"updated {age_s:.0f} s ago"),
     }
 
 
-def _answering(workers: Sequence[Row]) -> Checks:
-    """Whether the event loops of the workers move."""
+def _worker_check(context: AdminContext) -> tuple[Check, bool]:
+    """Whether the event loops of all workers move, and whether that of none does."""
+    workers = context.generation().slot_lease.workers()
     silent = [row.pid for row in workers if row.is_silent(time.monotonic_ns())]
     detail = f"{len(workers) - len(silent)} of {len(workers)} answer"
     if silent:
         detail += f", silent: {', '.join(map(str, silent))}"
-    return {"workers": (bool(workers) and not silent, detail)}
+    return (bool(workers) and not silent, detail), bool(silent) and len(silent) == len(workers)
 
 
-def _probe(checks: Checks, *, advisory: Set[str] = frozenset()) -> Response:
+def _probe_response(checks: dict[str, Check], *, advisory: Set[str] = frozenset()) -> Response:
     ok = all(good for name, (good, _) in checks.items() if name not in advisory)
     lines = ["ok" if ok else "not ready"]
     if "verbose" in request.args:

@@ -1,9 +1,13 @@
-"""The dashboard's HTML, from templates that escape every name. The health process makes the same parts each second."""
+"""The dashboard's HTML, from templates that escape every name.
+
+The health process renders the same parts every second, for pages that are open.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,6 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nexus import __version__
 from nexus.admin.history import Filter
+from nexus.admin.responses import PastRequest
+from nexus.fleet.dashboard_state import Backlog, Tick
+from nexus.fleet.problems import Problem
 
 TILES: tuple[tuple[str, str, str], ...] = (
     ("requests_per_s", "Requests", "/s"),
@@ -23,64 +30,82 @@ TILES: tuple[tuple[str, str, str], ...] = (
     ("ttft_p95_ms", "First token p95", "ms"),
     ("tokens_per_s", "Tokens", "/s"),
 )
-"""Key of the state, title and unit of each figure that is shown with its last minutes."""
+"""Key, title and unit of each value that has a chart of its last minutes."""
 
-
+HISTORY_S = 300
+"""How long the charts go back; there is one value for each second."""
 _LATE_S = 5
-"""A state that is older is told to be; a new one is made every second."""
+"""Age from which the page says that its state is old; a new one is due every second."""
 _PARTS = ("summary", "problems", "backends", "matrix", "processes")
-KEPT_S = 300
-"""How long the figures are kept, one of each a second."""
-_POINTS, _HEIGHT = 150, 40
-"""Of a chart in the page, whatever its size there."""
+_CHART_POINTS, _CHART_HEIGHT = 150, 40
+_MAX_OF_A_CODE = 5
+"""Problems of one kind that are listed; the others are counted."""
 
 
-def page(
-    tick: dict[str, Any],
-    history: dict[str, Any],
-    requests: Sequence[dict[str, Any]],
+def render_page(
+    tick: Tick | None,
+    backlog: Backlog | None,
+    requests: Sequence[PastRequest],
     wanted: Filter,
     *,
     age_s: float | None = None,
 ) -> str:
-    """The whole page, as it reads without scripts. `age_s`: how old the state is, None where there is none."""
-    charts = {key: _chart(history.get("series", {}).get(key, ())) for key, _, _ in TILES}
-    state = {"now": tick["now"], "peaks": tick.get("peaks", {})} if tick else None
+    """The whole page, complete without scripts. `age_s` is the age of the state, if there is one."""
+    series = backlog.series if backlog else {}
+    charts = {key: _chart(series.get(key, ())) for key, _, _ in TILES}
     return (
         _environment()
         .get_template("dashboard.html")
         .render(
-            tick=tick, parts=tick.get("parts", {}), figures=_part("figures", state, charts) if state else "",
-            rows=rows(requests), wanted=wanted, version=__version__, age_s=age_s, late_s=_LATE_S,
+            time=tick.time if tick else 0,
+            parts=tick.parts if tick else {},
+            tiles=_part("tiles", tick, charts) if tick else "",
+            rows=render_rows(requests),
+            wanted=wanted,
+            version=__version__,
+            age_s=age_s,
+            late_s=_LATE_S,
         )
-    )  # fmt: skip
+    )
 
 
-def parts(state: dict[str, Any]) -> dict[str, str]:
-    """The parts of the page that change with the state, by the ids of their places."""
-    return {name: _part(name, state) for name in _PARTS} | {"figures": _part("figures", state, {})}
+def render_parts(state: Any) -> dict[str, str]:
+    """The parts of the page that change with the state, by the ids of their elements."""
+    return {name: _part(name, state) for name in _PARTS} | {"tiles": _part("tiles", state, {})}
 
 
-def _part(name: str, *given: Any) -> str:
-    return str(getattr(_environment().get_template("parts.html").module, name)(*given)).strip()
+def _part(name: str, *arguments: Any) -> str:
+    macro = getattr(_environment().get_template("parts.html").module, name)
+    return str(macro(*arguments)).strip()
 
 
 def _chart(values: Sequence[float | None]) -> str:
-    """A line as SVG for who runs no scripts, the newest at the right; None is a gap."""
-    shown = values[:: -(KEPT_S // _POINTS)][::-1]
+    """A line as SVG for pages without scripts, the newest value at the right; None is a gap."""
+    shown = values[:: -(HISTORY_S // _CHART_POINTS)][::-1]
     top = max((value for value in shown if value is not None), default=0) or 1
-    path, apart = "", True
-    for x, value in enumerate(shown, _POINTS - len(shown)):
+    path, gap = "", True
+    for x, value in enumerate(shown, _CHART_POINTS - len(shown)):
         if value is not None:
-            path += f"{'M' if apart else 'L'}{x} {_HEIGHT * (1 - value / top):.1f}"
-        apart = value is None
-    return f'<svg viewBox="0 -2 {_POINTS - 1} {_HEIGHT + 4}" preserveAspectRatio="none"><path d="{path}"/></svg>'
+            path += f"{'M' if gap else 'L'}{x} {_CHART_HEIGHT * (1 - value / top):.1f}"
+        gap = value is None
+    box = f"0 -2 {_CHART_POINTS - 1} {_CHART_HEIGHT + 4}"
+    return f'<svg viewBox="{box}" preserveAspectRatio="none"><path d="{path}"/></svg>'
 
 
-def rows(requests: Sequence[dict[str, Any]]) -> str:
-    """One row for each request, newest first."""
-    row = _environment().get_template("parts.html").module.row  # type: ignore[attr-defined]
-    return "".join(str(row(request)).strip() for request in requests)
+def render_rows(requests: Sequence[PastRequest]) -> str:
+    """One row for each request, in their order."""
+    return "".join(_part("row", request) for request in requests)
+
+
+def _limited(problems: Sequence[Problem]) -> Iterator[tuple[Problem, int]]:
+    """The first problems of each kind; the last one shown carries the number of those left out."""
+    left = Counter(problem.code for problem in problems)
+    shown: Counter[str] = Counter()
+    for problem in problems:
+        shown[problem.code] += 1
+        left[problem.code] -= 1
+        if shown[problem.code] <= _MAX_OF_A_CODE:
+            yield problem, left[problem.code] if shown[problem.code] == _MAX_OF_A_CODE else 0
 
 
 def _ms(value: float | None) -> str:
@@ -91,8 +116,8 @@ def _ms(value: float | None) -> str:
     return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
 
 
-def figure(value: float | None) -> str:
-    """A number in three or four places."""
+def _number(value: float | None) -> str:
+    """A number with three or four digits."""
     if value is None:
         return "\N{EN DASH}"
     if value >= 1000 or value == int(value):
@@ -114,9 +139,19 @@ def _clock(unix: float) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("nexus.admin"), auto_reload=False, autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"ms": _ms, "figure": figure, "ago": _ago, "clock": _clock}
-    environment.globals |= {"TILES": TILES, "MOST_NAMED": 5}
+        loader=PackageLoader("nexus.admin"),
+        auto_reload=False,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "ms": _ms,
+        "number": _number,
+        "ago": _ago,
+        "clock": _clock,
+        "limited": _limited,
+    }
+    environment.globals |= {"TILES": TILES}
     return environment

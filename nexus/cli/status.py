@@ -1,12 +1,13 @@
-"""`nexus status`: one screen that says whether all is well, and if not, what is wrong and how to mend it."""
+"""`nexus status`: one screen with the state of the gateway, what is wrong, and what to do."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import click
+import msgspec
 
 from nexus.cli.gateway import Gateway, NoResponse, find_gateway, gateway_options, http_request
 from nexus.cli.output import (
@@ -25,58 +26,31 @@ from nexus.cli.output import (
 )
 from nexus.cli.samples import Sample, parse, total
 from nexus.cli.stats import summary
-
-TROUBLES = {
-    "hangs": "is healthy by its probes, but served nothing in ten minutes: clients left, or time limits ended",
-    "refuses_all": "is healthy by its probes, but refused every request in ten minutes with a 4xx",
-}
+from nexus.fleet.problems import Problem, ProblemList, problem
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Something that is wrong, and what to do about it."""
-
-    what: str
-    mend: str
-
-
-@click.command("status", short_help="Show how the gateway is, and what is wrong.")
+@click.command("status", short_help="Show the gateway's state, and what is wrong.")
 @gateway_options
 @json_option
 def status(config: str | None, url: str | None, as_json: bool) -> None:
-    """Show on one screen how the gateway is: its figures, its backends, and what is wrong.
+    """Show on one screen the gateway's state: its metrics, its backends, and what is wrong.
 
-    It exits with 0 where nothing is wrong, with 1 where something is.
+    It exits with 0 if nothing is wrong, with 1 if something is.
     """
-    gateway = find_gateway(config, url)
-    found = look(gateway)
+    shown = gateway_status(find_gateway(config, url))
     if as_json:
-        print_json(found)
+        print_json(shown)
     else:
-        print_text(screen(found))
-    sys.exit(Exit.NEGATIVE if found["problems"] else Exit.OK)
+        print_text(_screen(shown))
+    sys.exit(Exit.NEGATIVE if shown["problems"] else Exit.OK)
 
 
-def look(gateway: Gateway) -> dict[str, Any]:
-    """Everything that the screen shows. Raises `Failure` where nothing answers."""
+def gateway_status(gateway: Gateway) -> dict[str, Any]:
+    """Everything that the screen shows. Raises `Failure` if nothing answers."""
     health = gateway.get("/health").json()
     stats = gateway.get("/v1/stats").json()
     samples = parse(gateway.get("/metrics").content.decode())
-    backends, names = _backends(gateway), {b["id"]: b for b in stats["backends"]}
-    if backends is None:
-        backends = [
-            _seen_in_figures(backend, samples)
-            for backend in stats["backends"]
-            if backend["id"] != "none"
-        ]
-    for backend in backends:
-        figures = names.get(backend["id"])
-        backend["requests"] = figures["requests"] if figures else 0
-        backend["trouble"] = figures.get("trouble") if figures else None
-        backend["average_latency_ms"] = (
-            figures["average_latency_ms"] if backend["requests"] and figures else None
-        )
-    problems = [*_unanswered(gateway), *_in_figures(gateway, samples), *_in_backends(backends)]
+    problems = [*_problems(gateway)]
     return {
         "healthy": not problems,
         "status": health["status"],
@@ -90,226 +64,117 @@ def look(gateway: Gateway) -> dict[str, Any]:
         "streams": stats["streams"],
         "queue": stats["queue"],
         "models": health["models"]["total"],
-        "backends": backends,
-        "problems": [asdict(problem) for problem in problems],
+        "backends": _backends(gateway, stats["backends"], samples),
+        "problems": [
+            {
+                "code": one.code,
+                "severity": one.severity,
+                "subject": one.subject,
+                "what": one.text,
+                "mend": one.hint,
+                "since": one.since,
+            }
+            for one in problems
+        ],
     }
 
 
-def _backends(gateway: Gateway) -> list[dict[str, Any]] | None:
-    """The backends as operators see them; None where they cannot be asked."""
+def _problems(gateway: Gateway) -> Iterator[Problem]:
+    """The gateway's own list, and what only a command can see."""
+    answered = msgspec.json.decode(gateway.get("/v1/problems").content, type=ProblemList).problems
+    for fault in gateway.problems:
+        hint = "correct the file; the gateway runs on with the settings that it has"
+        message = "The configuration file cannot be used"
+        yield problem("configuration", "configuration", message, hint, detail=fault)
+    known = {one.code for one in answered}
+    for base, code, process in (
+        (gateway.base, "gateway_unreachable", "No worker"),
+        (gateway.operations, "health_process_down", "No health process"),
+    ):
+        try:
+            if base and code not in known:
+                http_request("GET", f"{base}/livez")
+        except NoResponse as why:
+            message = f"{process} answers at {base} ({why})"
+            yield problem(code, process.lower(), message, "see its log; `nexus serve` starts it")
+    yield from answered
+
+
+def _backends(
+    gateway: Gateway, stats: list[dict[str, Any]], samples: list[Sample]
+) -> list[dict[str, Any]]:
+    """The backends as operators see them; from the metrics if the operations port cannot be used."""
     try:
-        return gateway.backends() if gateway.operations else None
+        backends = gateway.backends() if gateway.operations else None
     except Failure:
-        return None
+        backends = None
+    if backends is None:
+        backends = [_from_metrics(one, samples) for one in stats if one["id"] != "none"]
+    by_id = {one["id"]: one for one in stats}
+    for backend in backends:
+        counts = by_id.get(backend["id"], {})
+        backend["requests"] = counts.get("requests", 0)
+        backend["trouble"] = counts.get("trouble")
+        backend["average_latency_ms"] = (
+            counts["average_latency_ms"] if backend["requests"] else None
+        )
+    return backends
 
 
-def _seen_in_figures(backend: dict[str, Any], samples: list[Sample]) -> dict[str, Any]:
-    """A backend as everybody may see it, in the same form as far as that goes."""
-    label = backend["id"]
+def _from_metrics(stats: dict[str, Any], samples: list[Sample]) -> dict[str, Any]:
+    """A backend in the form of the operations port, as far as the metrics tell."""
+    label = stats["id"]
     up = total(samples, "nexus_backend_up", backend=label)
-    info = next(
-        (
-            s.labels
-            for s in samples
-            if s.name == "nexus_backend_info" and s.labels["backend"] == label
-        ),
-        {},
-    )
+    infos = (s.labels for s in samples if s.name == "nexus_backend_info")
+    info = next((labels for labels in infos if labels["backend"] == label), {})
     return {
         "id": label,
-        "name": backend["name"],
+        "name": stats["name"],
         "url": info.get("url"),
         "type": info.get("type"),
         "status": "unknown" if up is None else "healthy" if up else "unhealthy",
         "since": None,
         "draining": bool(total(samples, "nexus_backend_draining", backend=label)),
-        "circuit": backend["circuit"],
-        "in_flight": backend["pending"],
+        "circuit": stats["circuit"],
+        "in_flight": stats["pending"],
         "capacity": None,
-        "latency_ms": backend["probe_latency_ms"] or None,
+        "latency_ms": stats["probe_latency_ms"] or None,
         "models": [],
         "error": None,
     }
 
 
-def _unanswered(gateway: Gateway) -> list[Problem]:
-    """Which of the addresses do not answer, since one of them did."""
-    problems = []
-    for base, what, mend in (
-        (gateway.base, "No worker answers", "see the gateway's log; `nexus serve` starts it"),
-        (
-            gateway.operations,
-            "The health process does not answer",
-            "see its log; `nexus serve` starts it again",
-        ),
-    ):
-        try:
-            if base:
-                http_request("GET", f"{base}/livez")
-        except NoResponse as why:
-            problems.append(Problem(f"{what} at {base} ({why}).", mend))
-    return problems
-
-
-def _in_figures(gateway: Gateway, samples: list[Sample]) -> list[Problem]:
-    """What the gateway's own gauges tell of it."""
-    problems = [
-        Problem(problem, "mend the file; the gateway goes on without it")
-        for problem in gateway.problems
-    ]
-
-    def gauge(name: str) -> float:
-        return total(samples, name) or 0.0
-
-    if total(samples, "nexus_health_process_up") == 0:
-        problems.append(
-            Problem("No health process runs; nobody probes the backends.", "start it: see its log")
-        )
-    if total(samples, "nexus_config_last_reload_successful") == 0:
-        problems.append(
-            Problem(
-                f"The last reload was refused{_why_refused(gateway)}.",
-                "`nexus config check` says why",
-            )
-        )
-    if gauge("nexus_accounting_imbalance"):
-        problems.append(
-            Problem(
-                f"The figures do not add up: nexus_accounting_imbalance is {gauge('nexus_accounting_imbalance'):g}.",
-                "if it stays, that is a defect in Nexus; please report it with the log of the time",
-            )
-        )
-    if total(samples, "nexus_run_directory_usable") == 0:
-        problems.append(
-            Problem("The run directory is gone or full.", "make space, or start the gateway anew")
-        )
-    for name, what in (
-        (
-            "nexus_metrics_write_errors_total",
-            "series found no space and are counted in one process alone",
-        ),
-        ("nexus_metrics_damaged_files_total", "metrics files were damaged and set aside"),
-        (
-            "nexus_labels_overflowed",
-            "names are over [metrics] max_models or max_backends and share `other`",
-        ),
-    ):
-        if gauge(name):
-            problems.append(
-                Problem(
-                    f"{gauge(name):g} {what}.", f"`nexus metrics get {name}` and the log say more"
-                )
-            )
-    configured = _workers_at_start(gateway)
-    if 0 < gauge("nexus_workers") < configured:
-        problems.append(
-            Problem(
-                f"{gauge('nexus_workers'):g} of {configured} workers run.",
-                "see the gateway's log for the others",
-            )
-        )
-    return problems
-
-
-def _why_refused(gateway: Gateway) -> str:
-    if gateway.run_dir is None:
-        return ""
-    from nexus.fleet.reload_report import last_reload
-
-    problems = last_reload(gateway.run_dir.path).problems
-    return f": {problems[0].rstrip('.')}" if problems else ""
-
-
-def _workers_at_start(gateway: Gateway) -> int:
-    generation = gateway.run_dir.current() if gateway.run_dir else None
-    try:
-        return generation.started().workers if generation else 0
-    except (OSError, ValueError):
-        return 0
-
-
-def _in_backends(backends: list[dict[str, Any]]) -> list[Problem]:
-    if not backends:
-        return [
-            Problem(
-                "There is no backend.", "add one: `nexus backends add URL`, or in the configuration"
-            )
-        ]
-    problems = []
-    for backend in backends:
-        name = backend["name"]
-        if backend["status"] == "unhealthy":
-            how_long = f" for {since(backend['since'])}" if backend["since"] else ""
-            why = f": {backend['error']}" if backend["error"] else ""
-            problems.append(
-                Problem(f"{name} is unhealthy{how_long}{why}.", "`nexus doctor` looks closer")
-            )
-        elif backend["circuit"] != "closed":
-            word = backend["circuit"].replace("_", " ")
-            problems.append(
-                Problem(
-                    f"The circuit of {name} is {word}: requests to it fail.",
-                    f"`nexus history --backend {name}`",
-                )
-            )
-        elif (
-            backend["error"] and not backend["models"]
-        ):  # without health checks it counts as healthy
-            problems.append(
-                Problem(f"{name} has no models: {backend['error']}.", "`nexus doctor` looks closer")
-            )
-        elif backend["trouble"]:
-            problems.append(
-                Problem(
-                    f"{name} {TROUBLES[backend['trouble']]}.", f"`nexus history --backend {name}`"
-                )
-            )
-    if all(backend["draining"] or backend["status"] != "healthy" for backend in backends):
-        problems.append(
-            Problem("No backend takes requests.", "`nexus backends list` shows which are drained")
-        )
-    return problems
-
-
-def screen(found: dict[str, Any]) -> str:
-    where = found["url"] or found["operations_url"]
-    problems = found["problems"]
-    shown = (
-        state("healthy", "all is well")
-        if not problems
-        else state("fail", counted(len(problems), "problem"))
-    )
+def _screen(shown: dict[str, Any]) -> str:
+    problems, backends = shown["problems"], shown["backends"]
+    title = click.style(f"Nexus {shown['version']}", bold=True)
+    result = state("healthy", "all is well")
+    if problems:
+        result = state("fail", counted(len(problems), "problem"))
+    pending = [{"pending": backend["in_flight"]} for backend in backends]
     lines = [
-        f"{click.style('Nexus ' + found['version'], bold=True)} at {where}: {shown}",
-        f"fleet {state(found['status'])}, {counted(found['models'], 'model')}, "
-        f"{counted(found['workers'], 'worker')}, up {duration(found['uptime_seconds'])}",
-        summary(
-            {
-                **found,
-                "backends": [{"pending": backend["in_flight"]} for backend in found["backends"]],
-            }
-        ),
+        f"{title} at {shown['url'] or shown['operations_url']}: {result}",
+        f"fleet {state(shown['status'])}, {counted(shown['models'], 'model')}, "
+        f"{counted(shown['workers'], 'worker')}, up {duration(shown['uptime_seconds'])}",
+        summary({**shown, "backends": pending}),
     ]
-    rows = [
-        (
-            backend["name"],
-            state(backend["status"]) + (f", {state('draining')}" if backend["draining"] else ""),
-            state(backend["circuit"].replace("_", " ")),
-            f"{backend['in_flight']}/{backend['capacity']}"
-            if backend["capacity"]
-            else str(backend["in_flight"]),
-            f"{backend['requests']:,}",
-            milliseconds(backend["average_latency_ms"]),
-        )
-        for backend in found["backends"]
-    ]
-    if rows:
+    if backends:
         head = ("BACKEND", "STATUS", "CIRCUIT", "IN FLIGHT", "REQUESTS", "ON AVERAGE")
-        lines += ["", table(head, rows, right=("IN FLIGHT", "REQUESTS", "ON AVERAGE"))]
+        lines += ["", table(head, [*map(_row, backends)], right=head[3:])]
     if problems:
         lines += ["", click.style("What is wrong", bold=True)]
-        lines += [
-            f"{state('fail', '!')} {safe(problem['what'])}\n    {safe(problem['mend'])}"
-            for problem in problems
-        ]
+    for one in problems:
+        how_long = f" (for {since(one['since'])})" if one["since"] else ""
+        lines.append(f"{state('fail', '!')} {safe(one['what'])}{how_long}\n    {safe(one['mend'])}")
     return "\n".join(lines)
+
+
+def _row(backend: dict[str, Any]) -> tuple[str, ...]:
+    in_flight = str(backend["in_flight"])
+    return (
+        backend["name"],
+        state(backend["status"]) + (f", {state('draining')}" if backend["draining"] else ""),
+        state(backend["circuit"].replace("_", " ")),
+        f"{in_flight}/{backend['capacity']}" if backend["capacity"] else in_flight,
+        f"{backend['requests']:,}",
+        milliseconds(backend["average_latency_ms"]),
+    )

@@ -16,6 +16,14 @@ from nexus.config.records import BackendConfig, Config
 Origin = Literal["file", "saved", "added"]
 
 
+class UnknownBackend(Exception):
+    """No backend has this name."""
+
+
+class BackendExists(Exception):
+    """A backend of this name exists already."""
+
+
 class OverlayLayer(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):

@@ -563,8 +563,8 @@ class Admin(Section, frozen=True):
     protect: Annotated[
         list[Literal["dashboard", "metrics"]],
         _doc(
-            "What asks for the token, where there is one: the dashboard, /v1/history and /v1/live; /metrics and "
-            "/v1/stats. Changes always do."
+            "What asks for the token, where there is one: the dashboard, /v1/history and /v1/live; /metrics, "
+            "/v1/stats and /v1/problems. Changes always do."
         ),
     ] = msgspec.field(default_factory=lambda: ["dashboard"])
     hosts: Annotated[

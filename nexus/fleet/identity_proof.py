@@ -1,8 +1,9 @@
-"""How a gateway proves who it is to a command that can read its run directory, before the command sends a token.
+"""How a gateway proves its identity to a command, before the command sends it a token.
 
-The command sends a random challenge with `GET /livez`. The gateway answers with an HMAC of the challenge and of the
-port that the connection came in by; the key is the token of the run directory, which neither side sends. An impostor
-on the gateway's port has no key, and passing the challenge on to the gateway's real port gives another proof.
+The command can read the gateway's run directory. It sends a random challenge with `GET /livez`.
+The gateway answers with an HMAC of the challenge and of the port that the connection came in by.
+The key is the token of the run directory, which neither side sends. An impostor on the gateway's
+port has no key, and the gateway's real port would give another proof of the same challenge.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Names that workers want label values for: one small file each in the run directory, which the health process takes.
+"""Names for which workers request label values: one small file each in the run directory.
 
-A name is asked for once by each worker until the snapshot answers, however many requests there are for it.
+A worker requests a name once until the snapshot has its label, however many requests use the name.
+The health process collects the files.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from pathlib import Path
 
 
 class LabelRequests:
-    """The directory of the files. Any process may ask; the health process alone takes."""
+    """The directory of the files. Any process may request; the health process alone collects."""
 
     def __init__(self, run_dir: Path) -> None:
         self._directory = run_dir / "labels-wanted"
 
-    def ask(self, name: str) -> None:
-        """Leave word that `name` was used. If that cannot be written, its requests go on as `other`."""
+    def request(self, name: str) -> None:
+        """Request a label for `name`. If that fails, its requests are recorded as `other`."""
         path = self._directory / hashlib.sha256(name.encode()).hexdigest()
         with contextlib.suppress(OSError):
             self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -28,14 +29,13 @@ class LabelRequests:
             finally:
                 os.close(descriptor)
 
-    def take(self) -> list[str]:
-        """The names asked for since the last call, in the order of their files' names."""
+    def collect(self) -> list[str]:
+        """The names requested since the last call, in the order of their files' names."""
         names = []
         with contextlib.suppress(FileNotFoundError):
             for path in sorted(self._directory.iterdir()):
-                if name := path.read_text(
-                    encoding="utf-8", errors="replace"
-                ):  # empty: being written just now
+                # An empty file is just being written.
+                if name := path.read_text(encoding="utf-8", errors="replace"):
                     names.append(name)
                     path.unlink()
         return names

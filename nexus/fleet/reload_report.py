@@ -1,4 +1,4 @@
-"""How the last reload of the configuration went, left in the run directory by the health process for who asked."""
+"""The result of the last reload of the configuration, which the health process writes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from nexus.runtime.files import write_atomically
 _FILE = "reload.json"
 
 
-class Reload(msgspec.Struct, frozen=True, kw_only=True):
-    """`count` goes up with each; `problems`: why it was refused; `restart`: changed keys that wait for a restart."""
+class ReloadReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One reload.
+
+    Attributes:
+        count: Number of reloads so far; 0 if there was none.
+        problems: Why it was refused; empty if it was not.
+        restart: Changed keys that take effect only after a restart.
+        backends: Number of backends after it.
+    """
 
     count: int = 0
     problems: tuple[str, ...] = ()
@@ -21,14 +28,13 @@ class Reload(msgspec.Struct, frozen=True, kw_only=True):
     backends: int = 0
 
 
-def last_reload(run_dir: Path) -> Reload:
-    """The last one; with a count of 0 where there was none."""
+def last_reload(run_dir: Path) -> ReloadReport:
     try:
-        return msgspec.json.decode((run_dir / _FILE).read_bytes(), type=Reload)
+        return msgspec.json.decode((run_dir / _FILE).read_bytes(), type=ReloadReport)
     except (OSError, msgspec.DecodeError):
-        return Reload()
+        return ReloadReport()
 
 
-def write_reload(run_dir: Path, reload: Reload) -> None:
-    """Replace what is there. Raises OSError."""
-    write_atomically(run_dir / _FILE, msgspec.json.encode(reload))
+def write_reload_report(run_dir: Path, report: ReloadReport) -> None:
+    """Replace the last report. Raises OSError."""
+    write_atomically(run_dir / _FILE, msgspec.json.encode(report))

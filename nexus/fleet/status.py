@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import msgspec
 
@@ -11,6 +11,7 @@ from nexus.config import Config
 from nexus.fleet.circuits import CircuitTable, State
 from nexus.fleet.load_table import WINDOW_S, LoadTable
 from nexus.fleet.records import Snapshot
+from nexus.runtime.documents import Count, Document
 
 _LEAST_SHARE = 0.05
 
@@ -35,6 +36,28 @@ class EndpointStatus(msgspec.Struct, frozen=True, gc=False):
 
 CLEAR = EndpointStatus()
 """The status of a backend about which nothing is known. Routing compares it by identity."""
+
+FleetStatus = Literal["healthy", "degraded", "unhealthy"]
+
+
+class BackendCounts(Document, frozen=True):
+    total: Count
+    healthy: Count
+    unhealthy: Count
+
+
+class ModelCounts(Document, frozen=True):
+    total: Count
+
+
+class Health(Document, frozen=True):
+    """`/health`: the fleet is healthy if all of its backends are, and unhealthy if none is."""
+
+    status: FleetStatus
+    version: str
+    uptime_seconds: Count
+    backends: BackendCounts
+    models: ModelCounts
 
 
 def status_of(
@@ -68,24 +91,22 @@ def share_after(recovered_for_s: float, slow_start_s: float) -> float:
     return min(1.0, max(_LEAST_SHARE, recovered_for_s / slow_start_s))
 
 
-def fleet_health(snapshot: Snapshot | None, uptime_s: float) -> dict[str, Any]:
-    """Return the document that `/health` serves.
-
-    The fleet is healthy if all of its backends are, and unhealthy if none is.
-    """
+def fleet_health(snapshot: Snapshot | None, uptime_s: float) -> Health:
+    """Return the document that `/health` serves."""
     backends = snapshot.backends if snapshot else ()
     healthy = [backend for backend in backends if backend.status == "healthy"]
-    status = (
-        "unhealthy" if not healthy else "healthy" if len(healthy) == len(backends) else "degraded"
+    status: FleetStatus = "degraded"
+    if not healthy:
+        status = "unhealthy"
+    elif len(healthy) == len(backends):
+        status = "healthy"
+    models = {model.name for backend in healthy for model in backend.models}
+    return Health(
+        status=status,
+        version=__version__,
+        uptime_seconds=int(uptime_s),
+        backends=BackendCounts(
+            total=len(backends), healthy=len(healthy), unhealthy=len(backends) - len(healthy)
+        ),
+        models=ModelCounts(total=len(models)),
     )
-    return {
-        "status": status,
-        "version": __version__,
-        "uptime_seconds": int(uptime_s),
-        "backends": {
-            "total": len(backends),
-            "healthy": len(healthy),
-            "unhealthy": len(backends) - len(healthy),
-        },
-        "models": {"total": len({model.name for backend in healthy for model in backend.models})},
-    }

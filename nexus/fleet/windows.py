@@ -1,4 +1,4 @@
-"""How requests to each backend went lately, left in the run directory by the health process for `/v1/stats`."""
+"""How requests to each backend ended in the last hour and day, as the health process last wrote it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from nexus.runtime.documents import Amount, Count, Document
 from nexus.runtime.files import write_atomically
 
 _FILE = "windows.json"
@@ -14,35 +15,43 @@ _FILE = "windows.json"
 Trouble = Literal["hangs", "refuses_all"]
 
 
-class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """The attempts at a backend within a span of `seconds` until now; None where there is nothing to go by.
+class Window(Document, frozen=True):
+    """The attempts at a backend that ended within one span of time. Rates are shares of `attempts`.
 
-    `attempts` are those that say something of the backend: a client's own errors, its leaving, a busy backend, and what
-    the gateway itself lacked are not among them. The rates are shares of them.
+    Attributes:
+        seconds: Length of the span.
+        attempts: Attempts that tell something about the backend. A client's own errors, clients that
+            left, a busy backend, and failures of the gateway itself are left out.
+        error_rate: None without attempts, like the other rates.
     """
 
-    seconds: int
-    attempts: int
-    error_rate: float | None
-    success_rate: float | None
-    average_ttft_ms: float | None
+    seconds: Count
+    attempts: Count
+    error_rate: Amount | None
+    success_rate: Amount | None
+    average_ttft_ms: Amount | None
 
 
-class RecentOutcomes(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend's last hour and day. `trouble`: it served nothing in the last ten minutes, though it was asked."""
+class RecentOutcomes(Document, frozen=True):
+    """A backend's last hour and day.
+
+    Attributes:
+        trouble: Why it served nothing in the last ten minutes although it was asked; None if it
+            served, or was hardly asked.
+    """
 
     last_hour: Window
     last_day: Window
-    trouble: Trouble | None = None
+    trouble: Trouble | None
 
 
 def write_windows(run_dir: Path, windows: dict[str, RecentOutcomes]) -> None:
-    """Replace what is there, by label value. Raises OSError."""
+    """Replace the file by these windows, by label value of the backend. Raises OSError."""
     write_atomically(run_dir / _FILE, msgspec.json.encode(windows))
 
 
 def read_windows(run_dir: Path) -> dict[str, RecentOutcomes]:
-    """What was written last; empty if there is nothing that can be read."""
+    """The windows that were written last; empty if there is no file that can be read."""
     try:
         return msgspec.json.decode((run_dir / _FILE).read_bytes(), type=dict[str, RecentOutcomes])
     except (OSError, msgspec.DecodeError):

@@ -1,4 +1,4 @@
-"""Where what operators changed at the running gateway is kept: for its life in the generation, or saved for good."""
+"""The files that keep what operators changed: until the gateway's next start, or for good."""
 
 from __future__ import annotations
 
@@ -18,75 +18,73 @@ _SESSION = "changes.json"
 
 
 class ChangeFiles:
-    """Reads and writes both layers. One process does, the health process."""
+    """Reads and writes both layers of changes. Only the health process does.
 
-    def __init__(self, config_file: Path | None, environ: Mapping[str, str]) -> None:
-        named = environ.get("NEXUS_SAVED")
-        self.saved_at = (
-            Path(named)
-            if named
-            else config_file.with_suffix(".saved.json")
-            if config_file
-            else None
-        )
-        self.session_at: Path | None = None
+    Attributes:
+        session_dir: Directory of the generation, which keeps changes that are not saved.
+    """
 
-    def follow(self, generation: Path) -> None:
-        """Keep what is not saved in this generation: it ends with the gateway's run."""
-        self.session_at = generation / _SESSION
+    def __init__(
+        self, config_file: Path | None, environ: Mapping[str, str], *, session_dir: Path
+    ) -> None:
+        self._saved_file = config_file.with_suffix(".saved.json") if config_file else None
+        if named := environ.get("NEXUS_SAVED"):
+            self._saved_file = Path(named)
+        self.session_dir = session_dir
 
-    def over(self, config: Config) -> Overlay:
-        """The configuration file with both layers. Raises `ConfigError` where the saved one cannot be used."""
-        return Overlay(file=config, saved=self._saved(), session=self._session())
+    def overlay(self, config: Config) -> Overlay:
+        """The configuration file with both layers. Raises `ConfigError` for unusable saved changes."""
+        return Overlay(file=config, saved=self._read_saved(), session=self._read_session())
 
-    def _saved(self) -> OverlayLayer:
-        if self.saved_at is None:
-            return OverlayLayer()
+    def write(self, before: Overlay, after: Overlay) -> None:
+        """Keep what changed. Raises `ConfigError` if it cannot be kept; then nothing is."""
+        if after.saved != before.saved:
+            if self._saved_file is None:
+                problem = (
+                    "There is no configuration file beside which this could be saved; "
+                    "name a file in $NEXUS_SAVED."
+                )
+                raise ConfigError([problem])
+            _write(self._saved_file, after.saved)
+        if after.session != before.session:
+            _write(self.session_dir / _SESSION, after.session)
+
+    def _read_saved(self) -> OverlayLayer:
         try:
-            return msgspec.json.decode(self.saved_at.read_bytes(), type=OverlayLayer)
-        except FileNotFoundError:
-            return OverlayLayer()
+            return _read(self._saved_file) if self._saved_file else OverlayLayer()
         except (OSError, msgspec.DecodeError) as error:
-            raise ConfigError(
-                [
-                    f"{self.saved_at}: the saved changes cannot be read ({error}); mend the file, or move it away."
-                ]
-            ) from error
+            problem = (
+                f"{self._saved_file}: the saved changes cannot be read ({error}); "
+                "correct the file, or move it away."
+            )
+            raise ConfigError([problem]) from error
 
-    def _session(self) -> OverlayLayer:
-        assert self.session_at is not None
+    def _read_session(self) -> OverlayLayer:
+        file = self.session_dir / _SESSION
         try:
-            return msgspec.json.decode(self.session_at.read_bytes(), type=OverlayLayer)
-        except FileNotFoundError:
-            return OverlayLayer()
+            return _read(file)
         except (OSError, msgspec.DecodeError) as error:
             log.error(
                 "changes made at the running gateway are lost",
-                extra={"file": self.session_at, "why": error},
+                extra={"file": file, "why": error},
             )
             return OverlayLayer()
 
-    def write(self, before: Overlay, after: Overlay) -> None:
-        """Keep what changed. Raises `ConfigError` where it cannot be kept; then nothing is."""
-        if after.saved != before.saved:
-            if self.saved_at is None:
-                raise ConfigError(
-                    [
-                        "There is no configuration file beside which this could be saved; name a file in $NEXUS_SAVED."
-                    ]
-                )
-            self._replace(self.saved_at, after.saved)
-        if after.session != before.session:
-            assert self.session_at is not None
-            self._replace(self.session_at, after.session)
 
-    def _replace(self, file: Path, changes: OverlayLayer) -> None:
-        content = msgspec.json.format(msgspec.json.encode(changes), indent=2) + b"\n"
-        try:
-            write_atomically(file, content)
-        except OSError as error:
-            raise ConfigError(
-                [
-                    f"{file}: the change cannot be kept there ({error.strerror}); name a file that can in $NEXUS_SAVED."
-                ]
-            ) from error
+def _read(file: Path) -> OverlayLayer:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=OverlayLayer)
+    except FileNotFoundError:
+        return OverlayLayer()
+
+
+def _write(file: Path, layer: OverlayLayer) -> None:
+    content = msgspec.json.format(msgspec.json.encode(layer), indent=2) + b"\n"
+    try:
+        write_atomically(file, content)
+    except OSError as error:
+        problem = (
+            f"{file}: the change cannot be kept there ({error.strerror}); "
+            "name another file in $NEXUS_SAVED."
+        )
+        raise ConfigError([problem]) from error

@@ -1,175 +1,159 @@
-"""The dashboard's state, made once a second for the whole host from one reading of the figures."""
+"""The dashboard's state, made once a second for the whole host from one snapshot of the metrics."""
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-import msgspec
+from msgspec.structs import asdict
 
 from nexus import __version__
-from nexus.admin.history import entry
-from nexus.admin.pages import KEPT_S, TILES, parts, rows
-from nexus.fleet.records import Model, Snapshot
+from nexus.admin.context import GenerationContext
+from nexus.admin.pages import HISTORY_S, TILES, render_parts, render_rows
+from nexus.admin.responses import BackendState, PastRequest
+from nexus.fleet.dashboard_state import Backlog, Tick, Values
+from nexus.fleet.problems import Problem
+from nexus.fleet.records import Snapshot
 from nexus.fleet.request_log import RequestRecord
 from nexus.fleet.slot_lease import SlotLease
 from nexus.fleet.status import fleet_health
-from nexus.fleet.windows import RecentOutcomes
-from nexus.health.backend_status import backend_states
+from nexus.health.model_matrix import ModelMatrix
 from nexus.metrics import families
 from nexus.metrics.collector import MetricsSnapshot
 
-_RATE_OVER_S = 5.0
+_RATES_OVER_S = 5.0
 _PERCENTILES_OVER_S = 60.0
-_MOST_TIMES = 5000
-_MOST_ROWS = 30
-"""Requests of one second that are shown; nobody could read more, and a row costs as much as serving a request."""
-_SHOWN = 100
-_LEAST_MODELS, _MOST_MODELS, _MOST_CELLS = 5, 100, 1000
-"""Models that are shown, fewer for many backends; a page of thousands would be rendered and sent each second."""
+_MAX_RECORDS = 5000
+_MAX_NEW_ROWS = 30
+"""Requests of one second that are shown; a row costs as much as serving a request."""
+_MAX_ROWS = 100
 
 
 class Dashboard:
-    """Remembers the last minutes; `sample` gives the two lines of the state (see `fleet/live.py`)."""
+    """Remembers the last minutes; `sample` makes the state that viewers get."""
 
     def __init__(self) -> None:
         self._number = 0
         self._seen: dict[int, int] = {}
         self._totals: deque[tuple[float, dict[str, float]]] = deque()
-        self._times: deque[RequestRecord] = deque(maxlen=_MOST_TIMES)
-        self._rows: deque[str] = deque(maxlen=_SHOWN)
+        self._records: deque[RequestRecord] = deque(maxlen=_MAX_RECORDS)
+        self._rows: deque[str] = deque(maxlen=_MAX_ROWS)
         self._series: dict[str, deque[float | None]] = {
-            key: deque(maxlen=KEPT_S) for key in ("time", *(tile[0] for tile in TILES))
+            key: deque(maxlen=HISTORY_S) for key in ("time", *(tile[0] for tile in TILES))
         }
         self._cpu: dict[str, tuple[float, float]] = {}
-        self._lately: Mapping[str, RecentOutcomes] = {}
-        self._matrix = Matrix.of(())
+        self._matrix = ModelMatrix.of(())
         self._last_faults: dict[str, dict[str, Any]] = {}
 
     def sample(
         self,
-        reading: MetricsSnapshot,
+        metrics: MetricsSnapshot,
         snapshot: Snapshot,
-        slot_lease: SlotLease,
+        generation: GenerationContext,
         *,
-        uptime_s: float,
+        backends: Sequence[BackendState],
+        problems: Sequence[Problem],
         now: float,
-        at: float,
-        lately: Mapping[str, RecentOutcomes],
-    ) -> tuple[bytes, bytes]:
-        """`now` in Unix seconds, for people; `at` on the monotonic clock, for what is measured.
-
-        `lately`: how each backend did in the last hour and day, by its label value.
-        """
-        self._lately = lately
+        monotonic: float,
+    ) -> tuple[Tick, Backlog]:
+        """The state at this moment: `now` in Unix seconds for people, `monotonic` for rates."""
         self._number += 1
-        fresh = sorted(
-            slot_lease.request_log.newer_than(self._seen, range(slot_lease.table.rows)),
-            key=attrgetter("order"),
-        )
-        self._times.extend(fresh)
-        most = _SHOWN if self._number == 1 else _MOST_ROWS
-        new_rows = [rows([entry(record)]) for record in fresh[-most:]]
-        self._rows.extend(new_rows)
-        while self._times and self._times[0].order < at - _PERCENTILES_OVER_S:
-            self._times.popleft()
-        for record in fresh:
-            for one in record.attempts:
-                if one.outcome not in ("success", "client_gone"):
-                    self._last_faults[one.backend] = {"outcome": one.outcome, "at": record.ended}
-        totals, times = _totals(reading), _by_backend(self._times)
-        current = {
-            **self._rates(totals, at),
-            **self._gauges(reading, slot_lease),
-            **_Times.of_all(times.values()).percentiles(),
+        new_rows = self._add_records(generation.slot_lease, monotonic)
+        latencies, totals = _latencies_by_backend(self._records), _totals(metrics)
+        current: Values = {
+            **self._rates(totals, monotonic),
+            "in_flight": _in_flight(generation.slot_lease),
+            "queued": int(metrics.total(families.QUEUE_DEPTH)),
+            **_Latencies.merged(latencies.values()).percentiles(),
         }
         for key, values in self._series.items():
             values.append(round(now, 3) if key == "time" else current[key])
-        peaks = {
+        peaks: Values = {
             key: max((value for value in values if value is not None), default=None)
             for key, values in self._series.items()
             if key != "time"
         }
-        state = self._state(
-            reading, snapshot, slot_lease, totals, times, uptime_s=uptime_s, now=now, at=at
-        )
-        state |= {"now": current, "peaks": peaks}
-        tick = {
-            "number": self._number,
-            "time": round(now, 3),
-            "now": current,
-            "peaks": peaks,
-            "parts": parts(state),
-            "rows": "".join(reversed(new_rows[-_MOST_ROWS:])),
-        }
-        history = {
-            "series": {key: list(values) for key, values in self._series.items()},
-            "rows": "".join(reversed(self._rows)),
-        }
-        return msgspec.json.encode(tick), msgspec.json.encode(history)
-
-    def _state(
-        self,
-        reading: MetricsSnapshot,
-        snapshot: Snapshot,
-        slot_lease: SlotLease,
-        totals: dict[str, float],
-        times: dict[str | None, _Times],
-        *,
-        uptime_s: float,
-        now: float,
-        at: float,
-    ) -> dict[str, Any]:
+        self._matrix = self._matrix.updated(snapshot)
+        uptime_s = generation.uptime_s()
         health = fleet_health(snapshot, uptime_s)
-        shown = self._matrix = self._matrix.renewed(snapshot)
-        served: dict[str, float] = {}
-        for labels, value in reading.samples(families.REQUESTS.name):
-            served[labels["backend"]] = served.get(labels["backend"], 0) + value
-        backends = [
-            {
-                **backend,
-                "requests": served.get(backend["id"], 0),
-                "last_fault": self._last_faults.get(backend["name"]),
-                "trouble": lately.trouble if (lately := self._lately.get(backend["id"])) else None,
-                **times.get(backend["name"], _Times()).percentiles(),
-            }
-            for backend in backend_states(snapshot, slot_lease)
-        ]
-        return {
+        state = {
             "time": now,
             "version": __version__,
             "uptime_s": uptime_s,
-            "status": health["status"],
-            "healthy": health["backends"]["healthy"],
+            "status": health.status,
+            "healthy": health.backends.healthy,
+            "problems": problems,
+            "now": current,
+            "peaks": peaks,
             "totals": totals,
-            "backends": backends,
-            "models": shown.rows,
-            "models_not_shown": shown.not_shown,
-            "processes": self._processes(reading, at),
-            "workers": int(_sum(reading, families.WORKERS)),
-            "worker_restarts": int(_sum(reading, families.WORKER_RESTARTS)),
-            "figures": {
-                "imbalance": _sum(reading, families.IMBALANCE),
-                "scrape_ms": _sum(reading, families.SCRAPE_DURATION) * 1000,
-                "fleet_updated": _sum(reading, families.FLEET_UPDATED),
-                "reload_good": bool(_sum(reading, families.RELOAD_SUCCESSFUL)),
-                "run_directory_usable": bool(_sum(reading, families.RUN_DIRECTORY)),
-            },
+            "backends": self._backends(metrics, backends, latencies),
+            "models": self._matrix.rows,
+            "models_hidden": self._matrix.hidden,
+            "processes": self._processes(metrics, monotonic),
+            **_process_metrics(metrics),
         }
+        tick = Tick(
+            number=self._number,
+            time=round(now, 3),
+            now=current,
+            peaks=peaks,
+            parts=render_parts(state),
+            rows="".join(reversed(new_rows[-_MAX_NEW_ROWS:])),
+        )
+        backlog = Backlog(
+            series={key: list(values) for key, values in self._series.items()},
+            rows="".join(reversed(self._rows)),
+        )
+        return tick, backlog
 
-    def _rates(self, totals: dict[str, float], at: float) -> dict[str, float | None]:
-        """Over the last seconds; from zero again where the gateway was started anew."""
+    def _add_records(self, slot_lease: SlotLease, monotonic: float) -> list[str]:
+        """Read the requests that ended since the last sample; returns the newest of them as HTML."""
+        log, slots = slot_lease.request_log, range(slot_lease.table.rows)
+        records = sorted(log.newer_than(self._seen, slots), key=attrgetter("order"))
+        self._records.extend(records)
+        while self._records and self._records[0].order < monotonic - _PERCENTILES_OVER_S:
+            self._records.popleft()
+        for record in records:
+            for attempt in record.attempts:
+                if attempt.outcome not in ("success", "client_gone"):
+                    fault = {"outcome": attempt.outcome, "at": record.ended}
+                    self._last_faults[attempt.backend] = fault
+        limit = _MAX_ROWS if self._number == 1 else _MAX_NEW_ROWS
+        rows = [render_rows([PastRequest.of(record)]) for record in records[-limit:]]
+        self._rows.extend(rows)
+        return rows
+
+    def _backends(
+        self,
+        metrics: MetricsSnapshot,
+        backends: Sequence[BackendState],
+        latencies: Mapping[str | None, _Latencies],
+    ) -> list[dict[str, Any]]:
+        requests: dict[str, float] = defaultdict(float)
+        for labels, value in metrics.samples(families.REQUESTS.name):
+            requests[labels["backend"]] += value
+        return [
+            {
+                **asdict(backend),
+                "requests": requests[backend.id],
+                "last_fault": self._last_faults.get(backend.name),
+                **latencies.get(backend.name, _Latencies()).percentiles(),
+            }
+            for backend in backends
+        ]
+
+    def _rates(self, totals: dict[str, float], monotonic: float) -> Values:
+        """Rates over the last seconds; a new gateway starts from zero."""
         if self._totals and totals["requests"] < self._totals[-1][1]["requests"]:
             self._totals.clear()
-        self._totals.append((at, totals))
-        while len(self._totals) > 1 and self._totals[1][0] <= at - _RATE_OVER_S:
+        self._totals.append((monotonic, totals))
+        while len(self._totals) > 1 and self._totals[1][0] <= monotonic - _RATES_OVER_S:
             self._totals.popleft()
         then, before = self._totals[0]
-        elapsed_s = at - then
+        elapsed_s = monotonic - then
         if elapsed_s <= 0:
             return {"requests_per_s": 0.0, "error_share": 0.0, "tokens_per_s": 0.0}
         requests = totals["requests"] - before["requests"]
@@ -180,130 +164,97 @@ class Dashboard:
             "tokens_per_s": round((totals["tokens"] - before["tokens"]) / elapsed_s, 1),
         }
 
-    @staticmethod
-    def _gauges(reading: MetricsSnapshot, slot_lease: SlotLease) -> dict[str, float | None]:
-        in_flight = sum(slot_lease.table.row(slot).in_flight for slot in slot_lease.held_slots())
-        return {"in_flight": in_flight, "queued": int(_sum(reading, families.QUEUE_DEPTH))}
-
-    def _processes(self, reading: MetricsSnapshot, at: float) -> list[dict[str, Any]]:
+    def _processes(self, metrics: MetricsSnapshot, monotonic: float) -> list[dict[str, Any]]:
         memory = {
-            labels["pid"]: value for labels, value in reading.samples(families.PROCESS_MEMORY.name)
+            labels["pid"]: value for labels, value in metrics.samples(families.PROCESS_MEMORY.name)
         }
-        found, cpu = [], {}
-        for labels, seconds in reading.samples(families.PROCESS_CPU.name):
+        processes, cpu = [], {}
+        for labels, seconds in metrics.samples(families.PROCESS_CPU.name):
             pid = labels["pid"]
-            then, before = self._cpu.get(pid, (at, seconds))
-            share = (seconds - before) / (at - then) if at > then else 0.0
-            cpu[pid] = (at, seconds)
-            found.append(
+            then, before = self._cpu.get(pid, (monotonic, seconds))
+            share = (seconds - before) / (monotonic - then) if monotonic > then else 0.0
+            cpu[pid] = (monotonic, seconds)
+            processes.append(
                 {
-                    "slot": labels["slot"], "role": labels["role"], "pid": pid, "memory_bytes": memory.get(pid, 0),
+                    "slot": labels["slot"],
+                    "role": labels["role"],
+                    "pid": pid,
+                    "memory_bytes": memory.get(pid, 0),
                     "cpu_share": max(0.0, share),
                 }
-            )  # fmt: skip
+            )
         self._cpu = cpu
-        return found
+        return processes
 
 
-def _totals(reading: MetricsSnapshot) -> dict[str, float]:
-    requests = reading.samples(families.REQUESTS.name)
+def _in_flight(slot_lease: SlotLease) -> int:
+    return sum(slot_lease.table.row(slot).in_flight for slot in slot_lease.held_slots())
+
+
+def _process_metrics(metrics: MetricsSnapshot) -> dict[str, Any]:
     return {
-        "requests": sum(value for _, value in requests),
-        "errors": sum(value for labels, value in requests if int(labels["status"][0]) >= 4),
-        "tokens": _sum(reading, families.TOKENS_USED, f"{families.TOKENS_USED.name}_sum"),
-        "lost": _sum(reading, families.LOST),
+        "workers": int(metrics.total(families.WORKERS)),
+        "worker_restarts": int(metrics.total(families.WORKER_RESTARTS)),
+        "imbalance": metrics.total(families.IMBALANCE),
+        "scrape_ms": metrics.total(families.SCRAPE_DURATION) * 1000,
+        "fleet_updated": metrics.total(families.FLEET_UPDATED),
+        "reload_good": bool(metrics.total(families.RELOAD_SUCCESSFUL)),
+        "run_directory_usable": bool(metrics.total(families.RUN_DIRECTORY)),
     }
 
 
-def _sum(reading: MetricsSnapshot, family: families.Family, name: str | None = None) -> float:
-    return sum(value for _, value in reading.samples(name or family.name, family=family.name))
+def _totals(metrics: MetricsSnapshot) -> dict[str, float]:
+    requests = metrics.samples(families.REQUESTS.name)
+    return {
+        "requests": sum(value for _, value in requests),
+        "errors": sum(value for labels, value in requests if int(labels["status"][0]) >= 4),
+        "tokens": metrics.total(families.TOKENS_USED, f"{families.TOKENS_USED.name}_sum"),
+        "lost": metrics.total(families.LOST),
+    }
 
 
-class _Times:
-    """How long requests took, and their first tokens, in milliseconds."""
+@dataclass
+class _Latencies:
+    """Durations of successful requests and times to their first tokens, in milliseconds."""
 
-    def __init__(self) -> None:
-        self.durations: list[float] = []
-        self.firsts: list[float] = []
+    durations: list[float] = field(default_factory=list)
+    ttfts: list[float] = field(default_factory=list)
 
     @classmethod
-    def of_all(cls, each: Iterable[_Times]) -> _Times:
-        found = cls()
+    def merged(cls, each: Iterable[_Latencies]) -> _Latencies:
+        merged = cls()
         for one in each:
-            found.durations += one.durations
-            found.firsts += one.firsts
-        found.sort()  # of runs that are in order, which costs little
-        return found
+            merged.durations += one.durations
+            merged.ttfts += one.ttfts
+        merged.sort()  # cheap: it consists of sorted runs
+        return merged
 
     def sort(self) -> None:
         self.durations.sort()
-        self.firsts.sort()
+        self.ttfts.sort()
 
-    def percentiles(self) -> dict[str, float | None]:
+    def percentiles(self) -> Values:
         return {
             "duration_p50_ms": _quantile(self.durations, 0.5),
             "duration_p95_ms": _quantile(self.durations, 0.95),
-            "ttft_p50_ms": _quantile(self.firsts, 0.5),
-            "ttft_p95_ms": _quantile(self.firsts, 0.95),
+            "ttft_p50_ms": _quantile(self.ttfts, 0.5),
+            "ttft_p95_ms": _quantile(self.ttfts, 0.95),
         }
 
 
-def _by_backend(records: Iterable[RequestRecord]) -> dict[str | None, _Times]:
-    """The last minute's requests by their own times: the histograms' buckets begin at a tenth of a second."""
-    found: dict[str | None, _Times] = {}
+def _latencies_by_backend(records: Iterable[RequestRecord]) -> dict[str | None, _Latencies]:
+    """From the records, since the first bucket of the histograms ends at a tenth of a second."""
+    by_backend: dict[str | None, _Latencies] = defaultdict(_Latencies)
     for record in records:
-        times = found.get(record.backend)
-        if times is None:
-            times = found[record.backend] = _Times()
+        latencies = by_backend[record.backend]
         if record.status < 400:
-            times.durations.append(record.duration_ms)
+            latencies.durations.append(record.duration_ms)
         if record.ttft_ms is not None:
-            times.firsts.append(record.ttft_ms)
-    for times in found.values():
-        times.sort()
-    return found
+            latencies.ttfts.append(record.ttft_ms)
+    for latencies in by_backend.values():
+        latencies.sort()
+    return by_backend
 
 
 def _quantile(ordered: list[float], share: float) -> float | None:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """The first models by name, each with the backends that offer it and what it can do there.
-
-    `lists`: what it was made from, the models of each backend by name.
-    """
-
-    lists: tuple[tuple[str, tuple[Model, ...]], ...]
-    rows: list[dict[str, Any]]
-    not_shown: int
-
-    def renewed(self, snapshot: Snapshot) -> Matrix:
-        """This one if no backend's models have changed, else a new one."""
-        lists = tuple((backend.name, backend.models) for backend in snapshot.backends)
-        same = len(lists) == len(self.lists) and all(
-            name == before and models is known
-            for (name, models), (before, known) in zip(lists, self.lists, strict=True)
-        )
-        return self if same else Matrix.of(lists)
-
-    @classmethod
-    def of(cls, lists: tuple[tuple[str, tuple[Model, ...]], ...]) -> Matrix:
-        names = {model.name for _, models in lists for model in models}
-        most = max(_LEAST_MODELS, min(_MOST_MODELS, _MOST_CELLS // max(1, len(lists))))
-        shown = heapq.nsmallest(most, names)
-        offers: dict[str, dict[str, Any]] = {name: {} for name in shown}
-        for backend, models in lists:
-            for model in models:
-                if model.name in offers:
-                    offers[model.name][backend] = _offer(model)
-        rows = [{"name": name, "offers": offers[name]} for name in shown]
-        return cls(lists, rows, len(names) - len(rows))
-
-
-def _offer(model: Model) -> dict[str, Any]:
-    can = [word for word, on in (("vision", model.vision), ("tools", model.tools)) if on]
-    if model.json_mode is False:
-        can.append("no JSON mode")  # nearly all can
-    return {"can": [*can, *model.tasks], "context": model.context_length}

@@ -9,12 +9,14 @@ from msgspec.structs import replace
 
 from nexus.config import BackendConfig
 from nexus.config.records import BackendType
-from nexus.health.prober import Prober, Result
+from nexus.health.prober import ProbeOutcome, Prober
 from nexus.providers import PROVIDERS, Provider
 from nexus.providers.probing import ProbeResult
 
 
-def detect(backend: BackendConfig, environ: Mapping[str, str], *, timeout_s: float) -> BackendType:
+def detect_kind(
+    backend: BackendConfig, environ: Mapping[str, str], *, timeout_s: float
+) -> BackendType:
     """The first registered kind that recognizes the server by its probe; else `generic`.
 
     All kinds are probed at the same time. A probe takes at most `timeout_s`.
@@ -31,7 +33,7 @@ def _is_of_kind(
     recognizes = kind.recognizes
     assert recognizes is not None
 
-    def recognized(result: Result | None) -> bool:
+    def recognized(result: ProbeOutcome | None) -> bool:
         return (
             result is not None
             and result.models is not None

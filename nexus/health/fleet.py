@@ -1,4 +1,4 @@
-"""The fleet as the health process holds it: what is watched, how it stands, and the snapshot that follows."""
+"""The fleet as the health process holds it: the backends, their state, and the snapshot of both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nexus.config.changes import Overlay
 from nexus.fleet.load_table import COLUMNS
 from nexus.fleet.records import Backend, Labels, Model, Snapshot
 from nexus.health.model_list import with_configured
-from nexus.health.prober import Result
+from nexus.health.prober import ProbeOutcome
 from nexus.health.thresholds import ProbeState
 from nexus.metrics.labels import OTHER, assign, retire
 from nexus.routing.table import configured_models
@@ -20,101 +20,124 @@ from nexus.routing.table import configured_models
 
 @dataclass(slots=True)
 class MonitoredBackend:
-    """One backend, as its probes have shown it."""
+    """One backend, as its probes have shown it.
+
+    Attributes:
+        column: Its column in the shared tables; -1 until it is assigned one.
+        since: When its status last changed, in Unix seconds.
+        capacity: How many requests it works on at once, if it reports that.
+    """
 
     config: BackendConfig
     column: int
-    standing: ProbeState = field(default_factory=ProbeState)
+    probe_state: ProbeState = field(default_factory=ProbeState)
     since: float = 0.0
     latency_ms: float | None = None
     last_error: str | None = None
     models: tuple[Model, ...] = ()
     capacity: int | None = None
 
+    @classmethod
+    def of(cls, config: BackendConfig, before: Backend | None, *, now: float) -> MonitoredBackend:
+        """A backend that keeps what was known of it, unless it is another server now."""
+        if before is None or (before.config.url, before.config.type) != (config.url, config.type):
+            return cls(config, column=-1, since=now, models=tuple(with_configured((), config)))
+        return cls(
+            config,
+            column=before.column,
+            probe_state=ProbeState(before.status),
+            since=before.since,
+            latency_ms=before.latency_ms,
+            last_error=before.last_error,
+            models=tuple(with_configured(before.models, config)),
+            capacity=before.capacity,
+        )
+
 
 class Fleet:
-    """Keeps the backends' standing and gives the snapshot of it; does no I/O."""
+    """Applies results of probes and makes the snapshot; does no I/O.
 
-    def __init__(self, layered: Overlay, *, now: float, before: Snapshot | None) -> None:
-        """`before` is the last snapshot of an earlier health process: its labels and findings are taken up.
+    Attributes:
+        overlay: The configuration file with the changes of operators.
+        config: The configuration that follows from it.
+    """
 
-        Raises `ConfigError` where what was changed at the running gateway does not go together with the file.
+    def __init__(self, overlay: Overlay, *, now: float, before: Snapshot | None) -> None:
+        """Take over labels and findings from `before`, the last snapshot.
+
+        Raises `ConfigError` if the changes of operators contradict the file.
         """
-        self.layered = layered
-        self.config = config = layered.config()
+        self.overlay = overlay
+        self.config = config = overlay.config()
         self.labels = before.labels if before else Labels()
-        self.backends: dict[str, MonitoredBackend] = {}
         known = {b.name: b for b in before.backends} if before else {}
-        for wanted in config.backends:
-            if wanted.provider.unsupported:
-                continue
-            old = known.get(wanted.name)
-            same = old is not None and (old.config.url, old.config.type) == (
-                wanted.url,
-                wanted.type,
-            )
-            watched = MonitoredBackend(
-                wanted, column=old.column if old is not None and same else -1, since=now
-            )
-            if old is not None and same:
-                watched.standing = ProbeState(old.status)
-                watched.since, watched.latency_ms = old.since, old.latency_ms
-                watched.last_error, watched.models = old.last_error, old.models
-                watched.capacity = old.capacity
-            watched.models = tuple(with_configured(watched.models, wanted))
-            if not config.health_check.enabled:
-                watched.standing = ProbeState("healthy")
-            self.backends[wanted.name] = watched
+        self.backends = {
+            wanted.name: MonitoredBackend.of(wanted, known.get(wanted.name), now=now)
+            for wanted in config.backends
+            if not wanted.provider.unsupported
+        }
+        if not config.health_check.enabled:
+            for backend in self.backends.values():
+                backend.probe_state = ProbeState("healthy")
 
-    def give_columns(self, idle: Callable[[list[int]], list[int]]) -> list[int]:
-        """Give every backend that has none a column of the shared tables that counts nothing (`idle` says which do).
+    def assign_columns(self, idle: Callable[[list[int]], list[int]]) -> list[int]:
+        """Assign a column of the shared tables to every backend that has none.
 
-        Gives the columns that have a new owner.
+        `idle` returns those of the given columns that count nothing now. Returns the columns that
+        have a new owner.
         """
-        used = {watched.column for watched in self.backends.values()}
+        used = {backend.column for backend in self.backends.values()}
         free = iter(idle([column for column in range(COLUMNS) if column not in used]))
-        given = []
-        for watched in self.backends.values():
-            if watched.column < 0:
-                watched.column = next(free)
-                given.append(watched.column)
-        return given
+        assigned = []
+        for backend in self.backends.values():
+            if backend.column < 0:
+                backend.column = next(free)
+                assigned.append(backend.column)
+        return assigned
 
-    def take(self, name: str, result: Result, *, now: float) -> tuple[str, str] | None:
-        """Take up a probe's result; returns (old, new) status where it changed."""
-        watched = self.backends[name]
+    def apply_result(
+        self, name: str, result: ProbeOutcome, *, now: float
+    ) -> tuple[str, str] | None:
+        """Apply a probe's result; returns (old, new) status if it changed."""
+        backend = self.backends[name]
         health = self.config.health_check
         if result.models is not None:
-            self.know(name, result)
-            watched.latency_ms = round((result.latency_s or 0.0) * 1000, 3)
-            watched.last_error = None
+            self.apply_models(name, result)
+            backend.latency_ms = round((result.latency_s or 0.0) * 1000, 3)
+            backend.last_error = None
         else:
-            watched.last_error = result.error
+            backend.last_error = result.error
         if not health.enabled:
             return None
-        old = watched.standing.status
-        watched.standing = watched.standing.after(
+        old = backend.probe_state.status
+        backend.probe_state = backend.probe_state.after(
             result.success,
             failure_threshold=health.failure_threshold,
             recovery_threshold=health.recovery_threshold,
         )
-        if watched.standing.status == old:
+        if backend.probe_state.status == old:
             return None
-        watched.since = now
-        return old, watched.standing.status
+        backend.since = now
+        return old, backend.probe_state.status
 
-    def know(self, name: str, result: Result) -> bool:
-        """Take up what is known of a backend's models; gives whether that is new. Equal models stay the same object,
-        so that nothing is encoded or decoded anew for them."""
-        watched = self.backends[name]
-        before = watched.models, watched.capacity
-        if result.models is not None and result.models != watched.models:
-            watched.models = result.models
-        watched.capacity = result.capacity or watched.capacity
-        return before != (watched.models, watched.capacity)
+    def apply_models(self, name: str, result: ProbeOutcome) -> bool:
+        """Apply what a probe told of models and capacity; returns whether anything changed.
+
+        Equal models stay the same object, so that their pages are not encoded again.
+        """
+        backend = self.backends[name]
+        before = backend.models, backend.capacity
+        if result.models is not None and result.models != backend.models:
+            backend.models = result.models
+        backend.capacity = result.capacity or backend.capacity
+        return before != (backend.models, backend.capacity)
+
+    def label(self, name: str) -> str:
+        """The label value of a backend."""
+        return self.labels.backends.get(name, OTHER)
 
     def forget_absent_labels(self) -> None:
-        """Keep the labels of present names only; for the start of a gateway, when all counters begin at zero."""
+        """Drop the labels of absent names, when a new gateway starts with all counters at zero."""
         models = self._models()
         self.labels = Labels(
             models={name: label for name, label in self.labels.models.items() if name in models},
@@ -124,7 +147,7 @@ class Fleet:
         )
 
     def retire_labels(self, *, monotonic: float) -> None:
-        """Take back the labels of names that have been gone for `[metrics] retire_after_hours`."""
+        """Retire the labels of names that were absent for `[metrics] retire_after_hours`."""
         labels, after_s = self.labels, self.config.metrics.retire_after_hours * 3600
         models, retired_models, models_gone = retire(
             labels.models, self._models(), labels.models_gone_since, now=monotonic, after_s=after_s
@@ -147,30 +170,23 @@ class Fleet:
         )
 
     def label_models(self, names: Iterable[str]) -> bool:
-        """Give these models, which were asked for, a label; returns whether that changed anything."""
-        known = self._models()
-        wanted = [
-            name
-            for name in dict.fromkeys(names)
-            if name in known and name not in self.labels.models
-        ]
+        """Label these models, which requests use; returns whether anything changed."""
+        labels, known = self.labels, self._models()
+        wanted = [n for n in dict.fromkeys(names) if n in known and n not in labels.models]
         models = assign(
-            self.labels.models,
+            labels.models,
             wanted,
             limit=self.config.metrics.max_models,
-            retired=self.labels.retired_models,
+            retired=labels.retired_models,
         )
-        over = tuple(
-            dict.fromkeys(
-                (*self.labels.models_over, *(name for name in wanted if name not in models))
-            )
-        )
-        changed = len(models) > len(self.labels.models) or over != self.labels.models_over
-        self.labels = replace(self.labels, models=models, models_over=over)
+        without = (name for name in wanted if name not in models)
+        over = tuple(dict.fromkeys((*labels.models_over, *without)))
+        changed = len(models) > len(labels.models) or over != labels.models_over
+        self.labels = replace(labels, models=models, models_over=over)
         return changed
 
     def snapshot(self, *, revision: int, now: float) -> Snapshot:
-        self.labels = self._labels()
+        self.labels = self._extended_labels()
         return Snapshot(
             revision=revision,
             published_at=now,
@@ -178,39 +194,45 @@ class Fleet:
             labels=self.labels,
             backends=tuple(
                 Backend(
-                    config=watched.config,
-                    label=self.labels.backends.get(name, OTHER),
-                    column=watched.column,
-                    status=watched.standing.status,
-                    since=watched.since,
-                    latency_ms=watched.latency_ms,
-                    last_error=watched.last_error,
-                    models=watched.models,
-                    capacity=watched.capacity,
-                    draining=self.layered.is_drained(name),
-                    origin=self.layered.origin(name),
+                    config=backend.config,
+                    label=self.label(name),
+                    column=backend.column,
+                    status=backend.probe_state.status,
+                    since=backend.since,
+                    latency_ms=backend.latency_ms,
+                    last_error=backend.last_error,
+                    models=backend.models,
+                    capacity=backend.capacity,
+                    draining=self.overlay.is_drained(name),
+                    origin=self.overlay.origin(name),
                 )
-                for name, watched in self.backends.items()
+                for name, backend in self.backends.items()
             ),
         )
 
-    def _labels(self) -> Labels:
-        """The labels, with those added that configured and discovered names, and models asked for earlier, may have."""
+    def _extended_labels(self) -> Labels:
+        """The labels, with new ones for backends and models.
+
+        Configured models, and models that requests used, may have any free label. Models that were
+        only discovered get a label while fewer than half of `max_models` have one.
+        """
         labels, limits = self.labels, self.config.metrics
-        early = [*sorted(self._configured_models()), *labels.models_over]
+        first = [*sorted(configured_models(self.config.routing)), *labels.models_over]
         models = assign(
-            labels.models, early, limit=limits.max_models, retired=labels.retired_models
+            labels.models, first, limit=limits.max_models, retired=labels.retired_models
         )
-        at_discovery = max(1, limits.max_models // 2)
         models = assign(
-            models, self._discovered_models(), limit=at_discovery, retired=labels.retired_models
+            models,
+            self._discovered_models(),
+            limit=max(1, limits.max_models // 2),
+            retired=labels.retired_models,
         )
-        offered = self._models() if labels.models_over else set()
+        present = self._models() if labels.models_over else set()
         return replace(
             labels,
             models=models,
             models_over=tuple(
-                name for name in labels.models_over if name in offered and name not in models
+                name for name in labels.models_over if name in present and name not in models
             ),
             backends=assign(
                 labels.backends,
@@ -222,12 +244,9 @@ class Fleet:
 
     def _models(self) -> set[str]:
         """All model names that the configuration or a backend has."""
-        return {*self._configured_models(), *self._discovered_models()}
-
-    def _configured_models(self) -> set[str]:
-        return configured_models(self.config.routing)
+        return {*configured_models(self.config.routing), *self._discovered_models()}
 
     def _discovered_models(self) -> Iterable[str]:
         return dict.fromkeys(
-            model.name for watched in self.backends.values() for model in watched.models
+            model.name for backend in self.backends.values() for model in backend.models
         )

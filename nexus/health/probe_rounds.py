@@ -11,7 +11,7 @@ import gevent.event
 from gevent.pool import Pool
 
 from nexus.health.fleet import Fleet
-from nexus.health.prober import Prober, Result
+from nexus.health.prober import ProbeOutcome, Prober
 from nexus.http.connection_pool import ConnectionPool
 
 log = logging.getLogger("nexus.health")
@@ -19,7 +19,7 @@ log = logging.getLogger("nexus.health")
 _MOST_PROBES_AT_ONCE = 64
 
 
-class Rounds:
+class ProbeRounds:
     """Probes the backends of the fleet that it follows.
 
     Attributes:
@@ -30,8 +30,8 @@ class Rounds:
         self,
         environ: Mapping[str, str],
         *,
-        on_result: Callable[[str, Result], None],
-        on_details: Callable[[str, Result], None],
+        on_result: Callable[[str, ProbeOutcome], None],
+        on_details: Callable[[str, ProbeOutcome], None],
         on_round: Callable[[], None],
     ) -> None:
         """`on_result` gets each backend's name and result at once, `on_details` its models when more is known of them.

@@ -40,7 +40,7 @@ _NOBODY = DisconnectWatch(None)
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class ProbeOutcome:
     """What a probe came to. `latency_s` is that of its first answer, also of a bad one; None where there was none."""
 
     models: tuple[Model, ...] | None
@@ -84,7 +84,7 @@ class Prober:
         self._details: dict[_Question, _Detail] = {}
         self._wanted: dict[_Question, str] = {}
 
-    def probe(self, timeout_s: float) -> Result:
+    def probe(self, timeout_s: float) -> ProbeOutcome:
         """Ask the backend how it is and what it has. Never raises; takes at most `timeout_s`.
 
         Only what is asked without a version counts here; details follow with `more_details`.
@@ -117,15 +117,15 @@ class Prober:
             error = f"the probe failed ({type(failure).__name__}); the log has the trace"
         else:
             self._answers, self._wanted = answers, wanted
-            return Result(models, latency_s, capacity=capacity)
+            return ProbeOutcome(models, latency_s, capacity=capacity)
         # Another server may listen there when it comes back.
         self._details = {
             question: detail for question, detail in self._details.items() if detail.version
         }
         self._wanted = {}
-        return Result(None, latency_s, redact(error))
+        return ProbeOutcome(None, latency_s, redact(error))
 
-    def more_details(self, timeout_s: float) -> Result | None:
+    def more_details(self, timeout_s: float) -> ProbeOutcome | None:
         """Fetch some of the details that the last probe lacked, and read its models again; None if there are none.
 
         Each question may take `timeout_s`. A backend that cannot be reached is not asked on.
@@ -148,7 +148,7 @@ class Prober:
                 break
         models, capacity, wanted = self._read(self._answered)
         self._wanted = wanted if reached else {}
-        return Result(models, None, capacity=capacity)
+        return ProbeOutcome(models, None, capacity=capacity)
 
     def close(self) -> None:
         """Close the connections that are kept; others who share them open new ones."""

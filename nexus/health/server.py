@@ -17,17 +17,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import gevent
-from flask import Flask
 from gevent.server import StreamServer
 from gunicorn.config import Config as ParserConfig
 from gunicorn.http import RequestParser, errors, wsgi
 
-from nexus.admin.access import own_hosts
-from nexus.admin.changes import Administration, admin_endpoints
-from nexus.admin.dashboard import DashboardContext, dashboard_endpoints
-from nexus.admin.errors import register_errors
-from nexus.admin.openapi import openapi_endpoint
-from nexus.admin.operations import Operations, operations_endpoints
 from nexus.dialects.openai.errors import error_body
 
 log = logging.getLogger("nexus.health")
@@ -43,20 +36,6 @@ _WRITE_S = 10.0
 _ACCEPT_AT_ONCE = 8
 """The greenlets of accepted connections run after so many, before one of them can be closed for a newer one."""
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
-
-
-def operations_app(
-    operations: Operations, viewed: DashboardContext, administration: Administration
-) -> Flask:
-    """Metrics, dashboard and changes as a WSGI application."""
-    app = Flask("nexus.health", static_folder=None)
-    app.before_request(own_hosts(administration.hosts))
-    app.register_blueprint(dashboard_endpoints(viewed))
-    app.register_blueprint(operations_endpoints(operations))
-    app.register_blueprint(admin_endpoints(administration))
-    app.register_blueprint(openapi_endpoint(operations=True))
-    register_errors(app, rejected=lambda _: None)
-    return app
 
 
 class OperationsServer(StreamServer):

@@ -9,7 +9,11 @@ from nexus.fleet.records import Status
 
 @dataclass(frozen=True, slots=True)
 class ProbeState:
-    """A backend's status, and how many results in a row have spoken against it."""
+    """A backend's status.
+
+    Attributes:
+        contrary: How many results in a row contradict the status.
+    """
 
     status: Status = "unknown"
     contrary: int = 0
@@ -17,10 +21,10 @@ class ProbeState:
     def after(
         self, success: bool, *, failure_threshold: int, recovery_threshold: int
     ) -> ProbeState:
-        """The standing after one more probe. The first result ever decides at once."""
-        verdict: Status = "healthy" if success else "unhealthy"
-        if self.status in ("unknown", verdict):
-            return ProbeState(verdict)
+        """The state after one more probe. The very first result decides at once."""
+        shown: Status = "healthy" if success else "unhealthy"
+        if self.status in ("unknown", shown):
+            return ProbeState(shown)
         contrary = self.contrary + 1
         threshold = recovery_threshold if success else failure_threshold
-        return ProbeState(verdict) if contrary >= threshold else ProbeState(self.status, contrary)
+        return ProbeState(shown) if contrary >= threshold else ProbeState(self.status, contrary)

@@ -9,6 +9,8 @@ import ssl
 from nexus.http.address import Address
 from nexus.http.resolver import ResolverTimeout
 
+NO_NAME_SERVER = "no name server answers for"
+"""Begins the reason if the DNS is down; an unknown name has another one."""
 _REFUSED = {
     errno.ECONNREFUSED: "nothing listens there; start the server, or correct the url",
     errno.EHOSTUNREACH: "there is no route to it; check the network and the firewall",
@@ -54,9 +56,9 @@ def reason(error: BaseException | None, address: Address) -> str:
             )
             return f"TLS with {place} failed: {meaning}"
         case ResolverTimeout():
-            return f"no name server answers for {address.host} in time; check the DNS"
+            return f"{NO_NAME_SERVER} {address.host} in time; check the DNS"
         case socket.gaierror() if error.errno == socket.EAI_AGAIN:
-            return f"no name server answers for {address.host}; check the DNS"
+            return f"{NO_NAME_SERVER} {address.host}; check the DNS"
         case socket.gaierror() | UnicodeError():
             return f"the name {address.host} is not known; correct the url, or the DNS"
         case TimeoutError():

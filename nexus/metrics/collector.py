@@ -63,6 +63,10 @@ class MetricsSnapshot:
         found = self._families.get(family or name)
         return found.samples(name) if found else []
 
+    def total(self, family: families.Family, name: str | None = None) -> float:
+        """The sum of the samples of a family; `name` if they have another name than the family."""
+        return sum(value for _, value in self.samples(name or family.name, family=family.name))
+
     def exposition(self) -> bytes:
         """Prometheus's text format, version 0.0.4."""
         return "".join([family.exposition() for family in self._families.values()]).encode()

@@ -4,16 +4,77 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-import msgspec
-
-from nexus.fleet.circuits import STATES
+from nexus.fleet.circuits import STATES, State
 from nexus.fleet.records import Snapshot
-from nexus.fleet.windows import RecentOutcomes, Window
+from nexus.fleet.windows import RecentOutcomes, Trouble, Window
 from nexus.metrics import families
 from nexus.metrics.collector import MetricsSnapshot
 from nexus.metrics.exposition import Labels
+from nexus.runtime.documents import Amount, Count, Document
+
+
+class RequestTotals(Document, frozen=True):
+    total: Count
+    success: Count
+    errors: Count
+
+
+class StreamStats(Document, frozen=True):
+    """What clients of streams see.
+
+    Attributes:
+        active: Streams that are open now.
+        ends: Reason → how many streams ended for it.
+    """
+
+    active: Count
+    average_ttft_ms: Amount | None
+    average_tokens_per_second: Amount | None
+    ends: dict[str, Count]
+
+
+class QueueStats(Document, frozen=True):
+    depth: Count
+
+
+class BackendStats(Document, frozen=True):
+    """The requests to one backend.
+
+    Attributes:
+        id: Label value of the backend in `/metrics`.
+        pending: Requests that are queued for it or in flight to it.
+        trouble: Why it served nothing in the last ten minutes although it was asked.
+    """
+
+    id: str
+    name: str
+    requests: Count
+    average_latency_ms: Amount
+    probe_latency_ms: Amount
+    pending: Count
+    circuit: State
+    last_hour: Window
+    last_day: Window
+    trouble: Trouble | None
+
+
+class ModelStats(Document, frozen=True):
+    name: str
+    requests: Count
+    average_duration_ms: Amount
+    average_ttft_ms: Amount | None
+
+
+class Stats(Document, frozen=True):
+    """`/v1/stats`. The requests of all backends, and those of all models, add up to the total."""
+
+    uptime_seconds: Count
+    requests: RequestTotals
+    streams: StreamStats
+    queue: QueueStats
+    backends: list[BackendStats]
+    models: list[ModelStats]
 
 
 def stats(
@@ -22,7 +83,7 @@ def stats(
     *,
     uptime_s: float,
     lately: Mapping[str, RecentOutcomes],
-) -> dict[str, Any]:
+) -> Stats:
     """Totals, then the same requests by backend and by model; each sum is the total.
 
     `lately`: how each backend did in the last hour and day, by its label value.
@@ -50,47 +111,49 @@ def stats(
     ttft_count = _by(
         "model", reading.samples(f"{families.TTFT.name}_count", family=families.TTFT.name)
     )
-    return {
-        "uptime_seconds": int(uptime_s),
-        "requests": {"total": total, "success": success, "errors": total - success},
-        "streams": _streams(reading),
-        "queue": {
-            "depth": int(sum(value for _, value in reading.samples(families.QUEUE_DEPTH.name)))
-        },
-        "backends": [
-            {
-                "id": label,
-                "name": names.get(label, label),
-                "requests": int(count_of[label]),
-                "average_latency_ms": _average_ms(time_of[label], count_of[label]),
-                "probe_latency_ms": _average_ms(probe_time[label], probe_count[label]),
-                "pending": reading.pending.get(label, 0),
-                "circuit": STATES[int(circuits[label])],
-                **msgspec.to_builtins(lately.get(label, _NOTHING)),
-            }
-            for label in sorted({*backends, *count_of})
-        ],
-        "models": [
-            {
-                "name": models.get(label, label),
-                "requests": int(model_count[label]),
-                "average_duration_ms": _average_ms(model_time[label], model_count[label]),
-                "average_ttft_ms": _average_ms(ttft_time[label], ttft_count[label])
+
+    def backend(label: str) -> BackendStats:
+        recent = lately.get(label, _NOTHING)
+        return BackendStats(
+            id=label,
+            name=names.get(label, label),
+            requests=int(count_of[label]),
+            average_latency_ms=_average_ms(time_of[label], count_of[label]),
+            probe_latency_ms=_average_ms(probe_time[label], probe_count[label]),
+            pending=reading.pending.get(label, 0),
+            circuit=STATES[int(circuits[label])],
+            last_hour=recent.last_hour,
+            last_day=recent.last_day,
+            trouble=recent.trouble,
+        )
+
+    return Stats(
+        uptime_seconds=int(uptime_s),
+        requests=RequestTotals(total=total, success=success, errors=total - success),
+        streams=_streams(reading),
+        queue=QueueStats(
+            depth=int(sum(value for _, value in reading.samples(families.QUEUE_DEPTH.name)))
+        ),
+        backends=[backend(label) for label in sorted({*backends, *count_of})],
+        models=[
+            ModelStats(
+                name=models.get(label, label),
+                requests=int(model_count[label]),
+                average_duration_ms=_average_ms(model_time[label], model_count[label]),
+                average_ttft_ms=_average_ms(ttft_time[label], ttft_count[label])
                 if ttft_count[label]
                 else None,
-            }
+            )
             for label in sorted(model_count)
         ],
-    }
+    )
 
 
 _NO_WINDOW = Window(seconds=0, attempts=0, error_rate=None, success_rate=None, average_ttft_ms=None)
-_NOTHING = RecentOutcomes(last_hour=_NO_WINDOW, last_day=_NO_WINDOW)
+_NOTHING = RecentOutcomes(last_hour=_NO_WINDOW, last_day=_NO_WINDOW, trouble=None)
 
 
-def _streams(reading: MetricsSnapshot) -> dict[str, Any]:
-    """What clients of streams see: how many there are, how they began, how fast they were, how they ended."""
-
+def _streams(reading: MetricsSnapshot) -> StreamStats:
     def mean(family: families.Family) -> float | None:
         count = sum(
             value for _, value in reading.samples(f"{family.name}_count", family=family.name)
@@ -99,15 +162,15 @@ def _streams(reading: MetricsSnapshot) -> dict[str, Any]:
         return total / count if count else None
 
     ttft_s, tpot_s = mean(families.TTFT), mean(families.TPOT)
-    return {
-        "active": int(sum(value for _, value in reading.samples(families.STREAMS_ACTIVE.name))),
-        "average_ttft_ms": round(ttft_s * 1000, 3) if ttft_s is not None else None,
-        "average_tokens_per_second": round(1 / tpot_s, 3) if tpot_s else None,
-        "ends": {
+    return StreamStats(
+        active=int(sum(value for _, value in reading.samples(families.STREAMS_ACTIVE.name))),
+        average_ttft_ms=round(ttft_s * 1000, 3) if ttft_s is not None else None,
+        average_tokens_per_second=round(1 / tpot_s, 3) if tpot_s else None,
+        ends={
             end: int(n)
             for end, n in sorted(_by("reason", reading.samples(families.STREAM_ENDS.name)).items())
         },
-    }
+    )
 
 
 def _by(label: str, samples: Iterable[tuple[Labels, float]]) -> dict[str, float]:

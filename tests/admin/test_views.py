@@ -131,4 +131,4 @@ def test_a_second_process_without_hooks_counts_in_memory(app, run_dir, capfd):
     other = create_app(Config(server=Server(run_dir=str(run_dir))), environ={})
     assert other.extensions["nexus"].slot_lease.metrics is None
     assert other.test_client().get("/metrics").status_code == 200
-    assert "figures of this process stay in its memory" in capfd.readouterr().err
+    assert "metrics of this process stay in its memory" in capfd.readouterr().err

@@ -33,19 +33,40 @@ def every(schema: Schema, *, least: int = 1) -> Schema:
 
 
 def component(name: str) -> Schema:
-    return document(operations=True)["components"]["schemas"][name]
+    """A component with those that it refers to in their places."""
+    schemas = document(operations=True)["components"]["schemas"]
+
+    def resolved(schema: Any) -> Any:
+        if isinstance(schema, list):
+            return [resolved(one) for one in schema]
+        if not isinstance(schema, dict):
+            return schema
+        if "$ref" in schema:
+            return resolved(schemas[schema["$ref"].rpartition("/")[2]])
+        return {key: resolved(value) for key, value in schema.items()}
+
+    found: Schema = resolved(schemas[name])
+    return found
 
 
-BACKEND = component("Backend")
+BACKEND = component("BackendState")
 SEEN = BACKEND["properties"] | {
     "requests": COUNT,
     "average_latency_ms": maybe(NUMBER),
-    "trouble": component("Stats")["properties"]["backends"]["items"]["properties"]["trouble"],
+    "trouble": component("BackendStats")["properties"]["trouble"],
 }
 VERDICT = record(
     backend=TEXT, model=TEXT, out=TEXT, turn=maybe(COUNT), score=maybe(NUMBER), pending=COUNT, limit=maybe(COUNT),
     circuit=TEXT,
 )  # fmt: skip
+PROBLEM = record(
+    code=TEXT,
+    severity={"enum": ["error", "warning"]},
+    subject=TEXT,
+    what=TEXT,
+    mend=TEXT,
+    since=maybe(NUMBER),
+)
 FINDING = record(area=TEXT, state={"enum": ["ok", "warn", "fail"]}, what=TEXT, mend=maybe(TEXT))
 FAMILY = record(
     name=TEXT,
@@ -62,7 +83,7 @@ SCHEMAS: dict[str, Schema] = {
         healthy=FLAG, status=TEXT, url=maybe(TEXT), operations_url=maybe(TEXT), run_dir=maybe(TEXT), version=TEXT,
         uptime_seconds=COUNT, workers=COUNT, models=COUNT, requests=component("Stats")["properties"]["requests"],
         streams=component("Stats")["properties"]["streams"], queue=component("Stats")["properties"]["queue"],
-        backends=every(record(**SEEN)), problems=every(record(what=TEXT, mend=TEXT), least=0),
+        backends=every(record(**SEEN)), problems=every(PROBLEM, least=0),
     ),
     "backends list": record(backends=every(BACKEND)),
     "backends add": BACKEND,

@@ -7,10 +7,10 @@ from nexus.config.changes import Overlay
 from nexus.config.records import HealthCheck, Metrics, Routing
 from nexus.fleet.records import Model
 from nexus.health.fleet import Fleet
-from nexus.health.prober import Result
+from nexus.health.prober import ProbeOutcome
 
-GOOD = Result((Model(name="m"), Model(name="n")), 0.0123)
-BAD = Result(None, None, "refused")
+GOOD = ProbeOutcome((Model(name="m"), Model(name="n")), 0.0123)
+BAD = ProbeOutcome(None, None, "refused")
 
 
 def config(*names: str, **more) -> Config:
@@ -21,14 +21,14 @@ def config(*names: str, **more) -> Config:
 
 def fleet(*names: str, before=None, idle=lambda columns: columns, **more) -> Fleet:
     made = Fleet(Overlay(file=config(*names, **more)), now=1.0, before=before)
-    made.give_columns(idle)
+    made.assign_columns(idle)
     return made
 
 
 def test_findings_reach_the_snapshot():
     watched = fleet("a", "b")
-    assert watched.take("a", GOOD, now=2.0) == ("unknown", "healthy")
-    assert watched.take("b", BAD, now=3.0) == ("unknown", "unhealthy")
+    assert watched.apply_result("a", GOOD, now=2.0) == ("unknown", "healthy")
+    assert watched.apply_result("b", BAD, now=3.0) == ("unknown", "unhealthy")
     a, b = watched.snapshot(revision=4, now=5.0).backends
     assert (a.status, a.since, a.latency_ms, [m.name for m in a.models]) == (
         "healthy",
@@ -41,14 +41,14 @@ def test_findings_reach_the_snapshot():
 
 def test_models_of_a_backend_that_fails_are_kept():
     watched = fleet("a")
-    watched.take("a", GOOD, now=2.0)
-    watched.take("a", BAD, now=3.0)
+    watched.apply_result("a", GOOD, now=2.0)
+    watched.apply_result("a", BAD, now=3.0)
     assert [m.name for m in watched.snapshot(revision=1, now=4.0).backends[0].models] == ["m", "n"]
 
 
 def test_a_new_health_process_takes_up_what_was_known():
     first = fleet("a", "b")
-    first.take("a", GOOD, now=2.0)
+    first.apply_result("a", GOOD, now=2.0)
     before = first.snapshot(revision=1, now=3.0)
     second = fleet("b", "a", "c", before=before)
     after = {b.name: b for b in second.snapshot(revision=2, now=4.0).backends}
@@ -60,11 +60,11 @@ def test_a_new_health_process_takes_up_what_was_known():
 
 def test_backend_at_another_address_is_another():
     first = fleet("a")
-    first.take("a", GOOD, now=2.0)
+    first.apply_result("a", GOOD, now=2.0)
     before = first.snapshot(revision=1, now=3.0)
     moved = Config(backends=[BackendConfig(name="a", url="http://elsewhere")])
     assert (
-        Fleet(Overlay(file=moved), now=4.0, before=before).backends["a"].standing.status
+        Fleet(Overlay(file=moved), now=4.0, before=before).backends["a"].probe_state.status
         == "unknown"
     )
 
@@ -78,7 +78,7 @@ def test_labels():
     watched = fleet(
         "x-1", "x_1", routing=Routing(aliases={"gpt-4": "m"}), metrics=Metrics(max_models=6)
     )
-    watched.take("x-1", GOOD, now=2.0)
+    watched.apply_result("x-1", GOOD, now=2.0)
     labels = watched.snapshot(revision=1, now=3.0).labels
     assert labels.models == {"gpt-4": "gpt_4", "m": "m", "n": "n"}
     assert labels.backends["x-1"] == "x_1"
@@ -87,7 +87,9 @@ def test_labels():
 
 def test_models_get_half_of_the_labels_when_discovered_and_the_rest_when_asked_for():
     watched = fleet("a", routing=Routing(aliases={"alias": "m1"}), metrics=Metrics(max_models=6))
-    watched.take("a", Result(tuple(Model(name=f"m{n}") for n in range(1, 10)), 0.01), now=2.0)
+    watched.apply_result(
+        "a", ProbeOutcome(tuple(Model(name=f"m{n}") for n in range(1, 10)), 0.01), now=2.0
+    )
     assert set(watched.snapshot(revision=1, now=3.0).labels.models) == {"alias", "m1", "m2"}
     assert watched.label_models(["m9", "m9", "made-up", "m1"])
     assert not watched.label_models(["m9"])
@@ -95,7 +97,7 @@ def test_models_get_half_of_the_labels_when_discovered_and_the_rest_when_asked_f
     labels = watched.snapshot(revision=2, now=3.0).labels
     assert set(labels.models) == {"alias", "m1", "m2", "m9", "m8", "m7"}
     assert labels.models_over == ("m6",)
-    watched.take("a", Result((Model(name="m6"), Model(name="m9")), 0.01), now=4.0)
+    watched.apply_result("a", ProbeOutcome((Model(name="m6"), Model(name="m9")), 0.01), now=4.0)
     watched.retire_labels(monotonic=0.0)
     watched.retire_labels(monotonic=24 * 3600.0)
     labels = watched.snapshot(revision=3, now=5.0).labels
@@ -107,13 +109,13 @@ def test_models_get_half_of_the_labels_when_discovered_and_the_rest_when_asked_f
 
 def test_a_name_that_returns_gets_a_label_never_used_before():
     watched = fleet("a")
-    one, none = Result((Model(name="m"),), 0.01), Result((), 0.01)
+    one, none = ProbeOutcome((Model(name="m"),), 0.01), ProbeOutcome((), 0.01)
     seen = []
     for day in range(4):
-        watched.take("a", one, now=2.0)
+        watched.apply_result("a", one, now=2.0)
         watched.retire_labels(monotonic=day * 90_000.0)
         seen.append(watched.snapshot(revision=1, now=3.0).labels.models["m"])
-        watched.take("a", none, now=2.0)
+        watched.apply_result("a", none, now=2.0)
         watched.retire_labels(monotonic=day * 90_000.0 + 1)
         watched.retire_labels(monotonic=day * 90_000.0 + 86_401)
     assert len(set(seen)) == 4
@@ -123,22 +125,22 @@ def test_a_name_that_returns_gets_a_label_never_used_before():
 
 def test_a_name_that_returns_in_time_keeps_its_label():
     watched = fleet("a")
-    watched.take("a", GOOD, now=2.0)
+    watched.apply_result("a", GOOD, now=2.0)
     watched.snapshot(revision=1, now=3.0)
     for monotonic, result in (
-        (0.0, Result((), 0.01)),
+        (0.0, ProbeOutcome((), 0.01)),
         (80_000.0, GOOD),
-        (90_000.0, Result((), 0.01)),
+        (90_000.0, ProbeOutcome((), 0.01)),
         (99_000.0, GOOD),
     ):
-        watched.take("a", result, now=2.0)
+        watched.apply_result("a", result, now=2.0)
         watched.retire_labels(monotonic=monotonic)
     assert watched.snapshot(revision=2, now=3.0).labels.models == {"m": "m", "n": "n"}
 
 
 def test_labels_of_the_absent_are_forgotten_at_a_new_start_only():
     first = fleet("a")
-    first.take("a", GOOD, now=2.0)
+    first.apply_result("a", GOOD, now=2.0)
     second = fleet("b", before=first.snapshot(revision=1, now=3.0))
     assert set(second.snapshot(revision=2, now=4.0).labels.models) == {"m", "n"}
     second.forget_absent_labels()
@@ -148,7 +150,7 @@ def test_labels_of_the_absent_are_forgotten_at_a_new_start_only():
 
 def test_without_health_checks_every_backend_counts_as_healthy():
     watched = fleet("a", health_check=HealthCheck(enabled=False))
-    assert watched.take("a", BAD, now=2.0) is None
+    assert watched.apply_result("a", BAD, now=2.0) is None
     assert watched.snapshot(revision=1, now=3.0).backends[0].status == "healthy"
 
 

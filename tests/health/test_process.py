@@ -21,7 +21,7 @@ loaded = load()
 run_dir = RunDirectory.of(loaded.config)
 run_dir.prepare()
 process = HealthProcess(loaded, run_dir)
-process._writer = None  # a defect: whatever needs it fails
+process._monitor._publisher = None  # a defect: whatever needs it fails
 sys.exit(process.run())
 """
 

@@ -16,8 +16,8 @@ from nexus.health.thresholds import ProbeState
     ],
 )
 def test_state_machine(results, statuses):
-    standing, seen = ProbeState(), ""
+    state, seen = ProbeState(), ""
     for result in results:
-        standing = standing.after(result == "+", failure_threshold=3, recovery_threshold=2)
-        seen += standing.status[0]
+        state = state.after(result == "+", failure_threshold=3, recovery_threshold=2)
+        seen += state.status[0]
     assert seen == statuses

@@ -10,7 +10,7 @@ from nexus.config.changes import Overlay
 from nexus.config.records import Metrics
 from nexus.fleet.records import Model
 from nexus.health.fleet import Fleet
-from nexus.health.prober import Result
+from nexus.health.prober import ProbeOutcome
 from nexus.metrics import families
 from nexus.metrics.labels import OTHER, RESERVED
 from nexus.metrics.reader import FileReader
@@ -55,7 +55,7 @@ def test_whatever_comes_and_goes(tmp_path_factory, steps):
     for what, given_ in steps:
         if what == "models":
             models = tuple(Model(name=name) for name in sorted(given_))
-            fleet.take("b", Result(models, 0.01), now=0)
+            fleet.apply_result("b", ProbeOutcome(models, 0.01), now=0)
         elif what == "used" and given_ in fleet._models():
             label = snapshot.labels.models.get(given_, OTHER)
             if label == OTHER:

@@ -20,20 +20,20 @@ function replace(id, html) {
   target.innerHTML = html;
 }
 
-// The figures keep their elements, since the charts live in them: only their texts change.
-function showFigures(html) {
+// Tiles keep their elements, because the charts live in them: only their texts change.
+function showTiles(html) {
   const made = document.createElement("template");
   made.innerHTML = html;
-  for (const fresh of made.content.querySelectorAll(".figure")) {
-    const shown = document.querySelector(`[data-figure="${fresh.dataset.figure}"]`);
-    if (!shown) place("figures").append(fresh);
+  for (const fresh of made.content.querySelectorAll(".tile")) {
+    const shown = document.querySelector(`[data-tile="${fresh.dataset.tile}"]`);
+    if (!shown) place("tiles").append(fresh);
     else for (const part of [".value", ".peak"]) shown.querySelector(part).replaceChildren(...fresh.querySelector(part).childNodes);
   }
 }
 
 function drawCharts() {
-  for (const tile of document.querySelectorAll(".figure")) {
-    const key = tile.dataset.figure;
+  for (const tile of document.querySelectorAll(".tile")) {
+    const key = tile.dataset.tile;
     if (!series[key]) continue;
     const data = [series.time, series[key]];
     if (charts.has(key)) {
@@ -132,8 +132,8 @@ function tick(state) {
   lastTime = state.time;
   lastNews = performance.now();
   say("");
-  for (const [key, html] of Object.entries(state.parts)) if (key !== "figures") replace(key, html);
-  showFigures(state.parts.figures);
+  for (const [key, html] of Object.entries(state.parts)) if (key !== "tiles") replace(key, html);
+  showTiles(state.parts.tiles);
   if (series.time.at(-1) !== state.time) {
     for (const [key, value] of Object.entries({ time: state.time, ...state.now })) (series[key] ??= []).push(value);
     while (series.time[0] < state.time - KEPT_S) for (const values of Object.values(series)) values.shift();

@@ -58,7 +58,7 @@ def examine(config: str | None, *, request: bool) -> Iterator[Finding]:
         yield from place.secrets(loaded, os.environ)
     yield from place.run_directory(RunDirectory.of(gateway.config))
     if gateway.run_dir is not None:
-        yield from place.processes(gateway.run_dir)
+        yield from place.problems(gateway.run_dir)
     yield from place.addresses(gateway)
     if loaded is not None:
         yield from reach.backends(loaded.config.backends, os.environ)

@@ -14,7 +14,7 @@ from nexus.cli.gateway import Gateway, NoResponse, http_request
 from nexus.cli.output import counted
 from nexus.config import ConfigError, LoadedConfig, load
 from nexus.config.secrets import secret
-from nexus.fleet.reload_report import last_reload
+from nexus.fleet.problems import read_problems
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
 
 _LEAST_FREE = 16 * 1024 * 1024
@@ -144,23 +144,13 @@ def _taken(base: str) -> bool:
         return sock.connect_ex((host.strip("[]"), int(port))) == 0
 
 
-def processes(run_dir: RunDirectory) -> Iterator[Finding]:
-    """Of a gateway that runs: whether its health process does, and whether it took its last reload."""
+def problems(run_dir: RunDirectory) -> Iterator[Finding]:
+    """The list of problems of a gateway that runs, as it shows it itself."""
     if not run_dir.path.is_dir() or not run_dir.owner():
         return
-    if run_dir.health_process_alive():
+    alive = run_dir.health_process_alive()
+    if alive:
         yield ok("health process", f"runs (pid {run_dir.health_process_pid()})")
-    else:
-        mend = "start it: `systemctl start nexus-health`, or `nexus-health` with the same run directory"
-        yield fail(
-            "health process",
-            "None runs: the fleet is the last one that was known, nobody probes.",
-            mend,
-        )
-    reload = last_reload(run_dir.path)
-    if reload.problems:
-        yield fail(
-            "reload",
-            f"The last one was refused: {reload.problems[0]}",
-            "mend the file, then `nexus reload`",
-        )
+    for one in read_problems(run_dir.path, health_process_alive=alive).problems:
+        area = f"backend {one.subject}" if one.code.startswith("backend_") else one.subject
+        yield Finding(area, "fail" if one.severity == "error" else "warn", one.text, one.hint)

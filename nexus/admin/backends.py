@@ -1,0 +1,123 @@
+"""The endpoints that add, remove and drain backends of the running gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import msgspec
+from flask import Blueprint, Response, request
+from werkzeug.routing import PathConverter
+
+from nexus.admin.access import error_response, require_same_site, require_token
+from nexus.admin.responses import BackendList, BackendState, RemovedBackend, json_response
+from nexus.config import ConfigError
+from nexus.config.changes import BackendExists, UnknownBackend
+from nexus.runtime.text import redact
+
+
+class _BackendConverter(PathConverter):
+    """A backend's name, which may hold slashes; `…/drain` and `…/undrain` are other paths."""
+
+    regex = r"(?!.*/(?:un)?drain$)[^/].*?"
+
+
+class BackendAdmin(Protocol):
+    """What the health process lets operators do.
+
+    Changes raise `UnknownBackend`, `BackendExists`, or `ConfigError` if they are refused otherwise.
+    """
+
+    def own_names(self) -> list[str]:
+        """The names by which the operations port is reached."""
+
+    def admin_token(self) -> str: ...
+    def backends(self) -> list[BackendState]: ...
+    def add_backend(self, data: dict[str, Any], *, save: bool) -> BackendState: ...
+    def remove_backend(self, name: str, *, save: bool) -> None: ...
+    def drain_backend(self, name: str, *, on: bool, save: bool) -> BackendState: ...
+
+
+def backend_endpoints(admin: BackendAdmin) -> Blueprint:
+    blueprint = Blueprint("admin", __name__, url_prefix="/admin")
+    blueprint.record_once(
+        lambda state: state.app.url_map.converters.update(backend=_BackendConverter)
+    )
+    blueprint.before_request(require_same_site)
+
+    @blueprint.before_request
+    def check_token() -> Response | None:
+        return require_token(admin.admin_token(), bearer_only=request.method != "GET")
+
+    @blueprint.get("/backends")
+    def backends() -> Response:
+        return json_response(BackendList(backends=admin.backends()))
+
+    @blueprint.post("/backends")
+    def add() -> Response:
+        data = _body()
+        save = _flag(data.pop("save", False))
+        return json_response(admin.add_backend(data, save=save), 201)
+
+    @blueprint.delete("/backends/<backend:name>")
+    def remove(name: str) -> Response:
+        _allow_only(request.args, "save")
+        save = _flag(_FLAGS.get(request.args.get("save", "false")))
+        admin.remove_backend(name, save=save)
+        return json_response(RemovedBackend(removed=name))
+
+    @blueprint.post("/backends/<path:name>/drain")
+    def drain(name: str) -> Response:
+        return json_response(admin.drain_backend(name, on=True, save=_save_flag()))
+
+    @blueprint.post("/backends/<path:name>/undrain")
+    def undrain(name: str) -> Response:
+        return json_response(admin.drain_backend(name, on=False, save=_save_flag()))
+
+    @blueprint.errorhandler(ConfigError)
+    def invalid(error: ConfigError) -> Response:
+        return error_response(400, "invalid_request", redact(" ".join(error.problems)))
+
+    @blueprint.errorhandler(UnknownBackend)
+    def unknown(error: UnknownBackend) -> Response:
+        return error_response(404, "unknown_backend", f"There is no backend {str(error)[:200]!r}.")
+
+    @blueprint.errorhandler(BackendExists)
+    def exists(error: BackendExists) -> Response:
+        message = (
+            f"There is a backend {str(error)[:200]!r} already; "
+            "remove that one first, or give this another name."
+        )
+        return error_response(409, "backend_exists", message)
+
+    return blueprint
+
+
+_FLAGS = {"0": False, "1": True, "false": False, "true": True}
+
+
+def _body() -> dict[str, Any]:
+    """The object in the body; an empty body is an empty object. Raises `ConfigError`."""
+    content = request.get_data()
+    try:
+        return msgspec.json.decode(content, type=dict[str, Any]) if content else {}
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise ConfigError([f"The body is not a JSON object ({error})."]) from error
+
+
+def _save_flag() -> bool:
+    """`save` from a body that takes nothing else. Raises `ConfigError`."""
+    data = _body()
+    _allow_only(data, "save")
+    return _flag(data.get("save", False))
+
+
+def _allow_only(given: Iterable[str], known: str) -> None:
+    if unknown := [key for key in given if key != known]:
+        raise ConfigError([f"There is no {unknown[0][:100]!r} here; this takes {known}."])
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ConfigError(["save takes true or false."])

@@ -1,0 +1,143 @@
+"""The clients' endpoints in OpenAPI: the proxied ones and the list of models.
+
+Proxied requests and responses are OpenAI's and pass through unchanged. Only what the gateway
+itself reads of them is described.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nexus.admin.openapi_schema import (
+    COUNT,
+    FLAG,
+    TEXT,
+    TEXT_OR_NULL,
+    Schema,
+    answer,
+    component,
+    content,
+    list_schema,
+    object_schema,
+    parameter,
+    refused,
+)
+from nexus.errors import FAULTS
+
+_NEVER_SEEN = 499  # the status of a client that is gone
+
+
+SCHEMAS: dict[str, Schema] = {
+    "Error": {
+        "type": "object",
+        "properties": {
+            "error": object_schema(message=TEXT, type=TEXT, param=TEXT_OR_NULL, code=TEXT_OR_NULL),
+            "context": {"type": "object", "description": "On a 503: what could serve, and when."},
+        },
+        "required": ["error"],
+        "additionalProperties": False,
+    },
+    "Answer": {"type": "object", "description": "The backend's answer, as it came."},
+    "Model": object_schema(
+        id=TEXT,
+        object={"const": "model"},
+        created=COUNT,
+        owned_by=TEXT,
+        backends=list_schema(TEXT),
+        alias_of=TEXT,
+        context_length=COUNT,
+        capabilities=object_schema(vision=FLAG, tools=FLAG, json_mode=FLAG) | {"required": []},
+        tasks=list_schema(TEXT),
+    )
+    | {"required": ["id", "object", "created", "owned_by", "backends"]},
+}
+
+
+def _faults() -> dict[str, Any]:
+    """What a proxied request can come to, from the table of faults: one response for each status."""
+    by_status: dict[str, list[str]] = {}
+    for fault in FAULTS.values():
+        if fault.status != _NEVER_SEEN:
+            status = str(fault.status) if fault.status else "default"
+            by_status.setdefault(status, []).append(f"`{fault.code}`: {fault.description}")
+    return {status: refused("\n\n".join(lines)) for status, lines in sorted(by_status.items())}
+
+
+_NOT_NULL: Schema = {"type": ["string", "array", "object", "number", "boolean"]}
+_ASKED: dict[str, Schema] = {"messages": {"type": "array", "minItems": 1}}
+"""What the gateway itself asks of a key."""
+
+
+def _request(*needed: str) -> Schema:
+    """A request that has a model and one of these keys."""
+    shapes = [
+        {
+            "type": "object",
+            "properties": {
+                "model": {"type": "string", "minLength": 1},
+                "stream": FLAG,
+                key: _ASKED.get(key, _NOT_NULL),
+            },
+            "required": ["model", key],
+            "description": "OpenAI's request; fields that are not named here go to the backend as they are.",
+        }
+        for key in needed
+    ]
+    return shapes[0] if len(shapes) == 1 else {"anyOf": shapes}
+
+
+def _proxied(summary: str, *needed: str, streams: bool) -> dict[str, Any]:
+    media = content(component("Answer"))
+    if streams:
+        media |= content(TEXT, "text/event-stream")
+    return {
+        "post": {
+            "summary": summary,
+            "tags": ["OpenAI"],
+            "parameters": [
+                parameter(
+                    "X-Nexus-Priority",
+                    {"enum": ["high", "normal"]},
+                    "Who goes first.",
+                    place="header",
+                ),
+                parameter(
+                    "X-Nexus-Flexible", TEXT, "`true`: a lower tier will do.", place="header"
+                ),
+                parameter("X-Nexus-Strict", TEXT, "`true`: it will not.", place="header"),
+                parameter("X-Request-Id", TEXT, "A name for the request.", place="header"),
+            ],
+            "requestBody": {"required": True, "content": content(_request(*needed))},
+            "responses": {
+                "200": {"description": "The backend's answer.", "content": media},
+                **_faults(),
+            },
+        }
+    }
+
+
+def _get(summary: str, tag: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"get": {"summary": summary, "tags": [tag], "responses": responses, **more}}
+
+
+def client_paths() -> dict[str, Any]:
+    models = object_schema(object={"const": "list"}, data=list_schema(component("Model")))
+    return {
+        "/v1/chat/completions": _proxied("Answer a conversation", "messages", streams=True),
+        "/v1/completions": _proxied("Go on with a text", "prompt", "prompt_embeds", streams=True),
+        "/v1/embeddings": _proxied("Embed texts", "input", "messages", streams=False),
+        "/v1/models": _get(
+            "Every model of the healthy backends, and every alias",
+            "OpenAI",
+            {"200": answer("The models.", models)},
+        ),
+        "/v1/models/{model}": _get(
+            "One model, an alias too",
+            "OpenAI",
+            {
+                "200": answer("The model.", component("Model")),
+                "404": refused("There is no such model."),
+            },
+            parameters=[parameter("model", TEXT, "Its name; it may hold slashes.", place="path")],
+        ),
+    }

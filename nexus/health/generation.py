@@ -1,0 +1,52 @@
+"""The health process's place in the gateway's generations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from nexus.admin.context import GenerationContext
+from nexus.fleet.load_table import HEALTH
+from nexus.fleet.records import Snapshot
+from nexus.fleet.run_directory import Generation, RunDirectory
+from nexus.fleet.slot_lease import SlotLease
+
+log = logging.getLogger("nexus.health")
+
+
+class GenerationFollower:
+    """Holds a slot in the current generation, and moves on when the gateway starts anew.
+
+    Attributes:
+        context: The slot and the metrics of the generation that is followed.
+        path: The directory of that generation.
+    """
+
+    def __init__(self, run_dir: RunDirectory, snapshot: Callable[[], Snapshot | None]) -> None:
+        """Join the current generation; make the first one if the gateway has not started yet."""
+        self._run_dir = run_dir
+        self._snapshot = snapshot
+        self._join(run_dir.current() or run_dir.new_generation())
+
+    def follow(self) -> bool:
+        """Join the current generation if it is another one; all of its counters begin at zero.
+
+        Returns whether it is another one. Raises OSError and `NoFreeSlotError`.
+        """
+        current = self._run_dir.current()
+        if current is None or current.name == self.path.name:
+            return False
+        before = self.context
+        self._join(current)
+        before.close()
+        log.info("following the gateway's new start", extra={"generation": current.name})
+        return True
+
+    def _join(self, generation: Generation) -> None:
+        self.context = GenerationContext(
+            SlotLease.lease(generation, role=HEALTH),
+            snapshot=self._snapshot,
+            health_process_alive=lambda: True,
+        )
+        self.path: Path = generation.path

@@ -1,0 +1,125 @@
+"""The fleet that is probed now: results of probes change it, and changes are published."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+import gevent
+from msgspec.structs import replace
+
+from nexus.config.changes import Overlay, OverlayLayer
+from nexus.fleet.circuits import CircuitTable
+from nexus.health.fleet import Fleet
+from nexus.health.probe_rounds import ProbeRounds
+from nexus.health.prober import ProbeOutcome
+from nexus.health.publisher import Publisher
+
+log = logging.getLogger("nexus.health")
+
+_PROBE_REQUESTS_EVERY_S = 5.0
+"""Requests cause at most one extra probe of a backend in this time."""
+
+
+class FleetMonitor:
+    """Probes a fleet and publishes it.
+
+    Attributes:
+        fleet: Set by the first `adopt`.
+    """
+
+    fleet: Fleet
+
+    def __init__(self, publisher: Publisher, environ: Mapping[str, str]) -> None:
+        self._publisher = publisher
+        self.rounds = ProbeRounds(
+            environ,
+            on_result=self._apply_result,
+            on_details=self._apply_details,
+            on_round=self._end_round,
+        )
+        self._last_requested: dict[str, float] = {}
+
+    def new_fleet(self, overlay: Overlay) -> Fleet:
+        """A fleet of this configuration, which keeps what is known. Raises `ConfigError`."""
+        return Fleet(overlay, now=time.time(), before=self._publisher.snapshot)
+
+    def adopt(self, fleet: Fleet) -> bool:
+        """Probe and publish this fleet from now on; returns False if it cannot be published."""
+        self.fleet = fleet
+        self.rounds.follow(fleet)
+        idle_columns = self._publisher.generation.context.slot_lease.table.idle_columns
+        for column in fleet.assign_columns(idle_columns):
+            self._circuits.reset(column, time.monotonic_ns())
+        return self.publish()
+
+    def publish(self) -> bool:
+        return self._publisher.publish(self.fleet)
+
+    def enter_generation(self) -> None:
+        """Drop what belonged to the gateway's last run: unsaved changes, labels of absent names."""
+        if self.fleet.overlay.session != OverlayLayer():
+            self.adopt(self.new_fleet(replace(self.fleet.overlay, session=OverlayLayer())))
+        self.fleet.forget_absent_labels()
+        self.publish()
+
+    def label_models(self, names: list[str]) -> None:
+        """Give label values to models that workers request them for."""
+        if names and self.fleet.label_models(names):
+            self.publish()
+
+    def probe_requested(self) -> None:
+        """Probe the backends of which requests saw something else than their last probe."""
+        now = time.monotonic()
+        for name, backend in self.fleet.backends.items():
+            due = now - self._last_requested.get(name, -_PROBE_REQUESTS_EVERY_S)
+            if due >= _PROBE_REQUESTS_EVERY_S and self._circuits.pop_probe_request(backend.column):
+                self._last_requested[name] = now
+                self.probe_soon(name)
+
+    def probe_soon(self, name: str) -> None:
+        gevent.spawn(self.rounds.probe, name)
+
+    def probe_all_soon(self) -> None:
+        gevent.spawn(self.rounds.round)
+
+    @property
+    def _circuits(self) -> CircuitTable:
+        return self._publisher.generation.context.slot_lease.circuits
+
+    def _end_round(self) -> None:
+        self._publisher.record_probe_round()
+        self.fleet.retire_labels(monotonic=time.monotonic())
+        self.publish()
+
+    def _apply_result(self, name: str, result: ProbeOutcome) -> None:
+        """Apply one probe's result; publish the fleet at once if it changed."""
+        fleet, backend = self.fleet, self.fleet.backends[name]
+        if result.latency_s is not None:
+            recorder = self._publisher.generation.context.recorder
+            recorder.probe_answered(fleet.label(name), result.latency_s)
+        models, last_error = backend.models, backend.last_error
+        change = fleet.apply_result(name, result, now=time.time())
+        if change:
+            before, status = change
+            write = log.info if status == "healthy" else log.warning
+            write(
+                f"backend is now {status}",
+                extra={"backend": name, "was": before, "why": result.error},
+            )
+            if status == "healthy":
+                self._circuits.allow_trial(backend.column, time.monotonic_ns())
+        elif result.success:
+            untried_ns = int(fleet.config.circuit_breaker.open_seconds * 1e9)
+            self._circuits.close_untried(backend.column, time.monotonic_ns(), after_ns=untried_ns)
+        elif not fleet.config.health_check.enabled and result.error != last_error:
+            log.warning(
+                "the backend's models cannot be read", extra={"backend": name, "why": result.error}
+            )
+        if change or backend.models is not models:
+            self.publish()
+
+    def _apply_details(self, name: str, result: ProbeOutcome) -> None:
+        if self.fleet.apply_models(name, result):
+            self.publish()
