@@ -8,7 +8,7 @@ import msgspec
 
 from nexus.cli.main import COMMANDS, cli
 from nexus.cli.output import EXIT_STATUSES
-from nexus.config.loading import describe
+from nexus.config.checking import describe
 from nexus.config.records import (
     ENVIRONMENT,
     NOT_SUPPORTED,

@@ -11,7 +11,7 @@ import click
 
 from nexus import __version__
 from nexus.cli.output import EXIT_STATUSES, print_text, wants_colour
-from nexus.config.loading import ConfigError
+from nexus.config.checking import ConfigError
 
 COMMANDS: dict[str, str] = {
     "serve": "running:serve",

@@ -1,4 +1,4 @@
-"""Addresses in the configuration: what is wrong with one, in a sentence's end, and how one is written."""
+"""Checks and formats addresses of the configuration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 def bracketed(host: str) -> str:
-    """A host as a url has it: IPv6 in brackets."""
+    """A host as in a URL: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
@@ -35,7 +35,7 @@ def url_to(host: str, port: int) -> str:
 
 
 def listen_address(text: str) -> tuple[str, int]:
-    """`host:port` (IPv6 in brackets) in its two parts; ValueError where it is neither."""
+    """Host and port of `host:port`, with IPv6 in brackets. Raises ValueError."""
     host, _, port = text.rpartition(":")
     if not host or not 0 <= int(port) <= 65535:
         raise ValueError(text)
@@ -43,7 +43,7 @@ def listen_address(text: str) -> tuple[str, int]:
 
 
 def url_problem(url: str) -> str | None:
-    """What is wrong with a backend's url; None if it can be used."""
+    """What is wrong with a backend's URL, as the end of a sentence; None if it can be used."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -53,19 +53,19 @@ def url_problem(url: str) -> str | None:
     if parts.scheme not in ("http", "https") or not host:
         return "it takes an address that starts with http:// or https:// and names a host"
     if parts.username or parts.password:
-        return "a key does not belong into it; name the variable that holds it in api_key_env"
+        return "it must not contain a key; name the variable that holds the key in api_key_env"
     if parts.query or parts.fragment:
-        return "it takes scheme, host, port and path only; a query belongs into query = { … }"
+        return "it takes scheme, host, port and path only; set a query with query = { … }"
     if not url.isprintable() or " " in url:
         return "it takes scheme, host, port and path only"
     if port == 0:
-        return "port 0 is none; it takes one from 1 to 65535"
+        return "it takes a port from 1 to 65535"
     if not url.isascii():
         return f"it takes ASCII only{_idna(host)}"
     try:
         host.encode("idna")
     except UnicodeError:
-        return "its host is not a name that the DNS can have"
+        return "its host is not a valid DNS name"
     return _literal_problem(host) or _path_problem(parts.path)
 
 
@@ -97,17 +97,17 @@ def _literal_problem(host: str) -> str | None:
 def _path_problem(path: str) -> str | None:
     for end in _APPENDED:
         if path.rstrip("/").endswith(end):
-            return f"it ends in {end}, which is appended to it; leave that out"
+            return f"it ends in {end}, which Nexus appends; remove that"
     return None
 
 
 def backend_problems(backend: BackendConfig) -> Iterator[str]:
-    """What is wrong with a backend's address and the files that go with it, each as `key = "value" …`."""
+    """Problems of a backend's address and of its TLS files, each as `key = "value" …`."""
     if problem := url_problem(backend.url):
         yield f'url = "{backend.url}" is not allowed; {problem}.'
     path = backend.base_path or ""
     if not path.isascii() or not path.isprintable() or set(path) & set(" ?#"):
-        yield f'base_path = "{path}" is not allowed; it takes a path such as "/v1", without a query.'
+        yield f'base_path = "{path}" is not allowed; it takes a path such as "/v1", without query.'
     elif problem := _path_problem(path):
         yield f'base_path = "{path}" is not allowed; {problem}.'
     yield from _tls_problems(backend)
@@ -120,7 +120,7 @@ def _tls_problems(backend: BackendConfig) -> Iterator[str]:
     given = {key: path for key, path in named.items() if path is not None}
     for key, path in given.items():
         if not backend.url.startswith("https://"):
-            yield f'{key} = "{path}" has no effect, since url is not https://; correct one of them.'
+            yield f'{key} = "{path}" has no effect, because url is not https://; change one.'
             return
         if problem := _file_problem(path):
             yield f'{key} = "{path}" cannot be used; {problem}.'
@@ -146,7 +146,10 @@ def _tls_problems(backend: BackendConfig) -> Iterator[str]:
             if error.reason == "KEY_VALUES_MISMATCH":
                 problem = f"the key in {key_file or 'it'} is not the certificate's"
             elif key_file is None:
-                problem = "it lacks the certificate or, with no client_key_file, its unencrypted key in PEM form"
+                problem = (
+                    "it lacks the certificate or, without client_key_file, its unencrypted key "
+                    "in PEM form"
+                )
             else:
                 problem = f"it, or {key_file}, is not in PEM form, or the key is encrypted"
             yield f'client_cert_file = "{cert_file}" cannot be used; {problem}.'
@@ -165,11 +168,11 @@ def _file_problem(path: str) -> str | None:
 
 
 def proxies_ignored(environ: Mapping[str, str]) -> str | None:
-    """A warning if the environment names a proxy: backends are always reached directly."""
+    """A warning if the environment names a proxy: Nexus always connects directly."""
     names = [name for name in _PROXY_VARIABLES if environ.get(name) or environ.get(name.lower())]
     if not names:
         return None
     return (
-        f"{' and '.join(names)} in the environment {'has' if len(names) == 1 else 'have'} no effect: backends are "
-        "reached directly, without a proxy."
+        f"{' and '.join(names)} in the environment {'has' if len(names) == 1 else 'have'} no "
+        "effect: backends are reached directly, without a proxy."
     )

@@ -1,6 +1,7 @@
-"""What operators changed at the running gateway: a layer over the configuration file, which is never written.
+"""What operators change at the running gateway: two layers over the configuration file.
 
-There are two such layers: one saved in a file of its own, and above it one that lasts as long as the gateway runs.
+One layer is saved in a file of its own. Above it, one lasts as long as the gateway runs. The
+configuration file itself is never written.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from nexus.config.loading import ConfigError, check_table, find_conflicts
+from nexus.config.checking import ConfigError, check_table
+from nexus.config.consistency import find_conflicts
 from nexus.config.records import BackendConfig, Config
 
 Origin = Literal["file", "saved", "added"]
@@ -27,7 +29,7 @@ class BackendExists(Exception):
 class OverlayLayer(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
-    """One layer: backends taken out, then backends added, and those that get no new requests (or do again)."""
+    """One layer: backends removed, then backends added; and by name whether one is drained."""
 
     removed: tuple[str, ...] = ()
     added: tuple[BackendConfig, ...] = ()
@@ -37,7 +39,7 @@ class OverlayLayer(
         return any(backend.name == name for backend in self.added)
 
     def forgetting(self, name: str) -> OverlayLayer:
-        """Without anything that was said of this backend but its removal."""
+        """Without what it says of this backend, except its removal."""
         return replace(
             self,
             added=tuple(backend for backend in self.added if backend.name != name),
@@ -65,7 +67,7 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
     session: OverlayLayer = OverlayLayer()
 
     def config(self) -> Config:
-        """The configuration that holds. Raises `ConfigError` where the layers do not go together with the file."""
+        """The resulting configuration. Raises `ConfigError` if the layers contradict the file."""
         config = replace(self.file, backends=[backend for backend, _ in self._backends().values()])
         if problems := list(find_conflicts(config)):
             raise ConfigError(problems)
@@ -81,7 +83,7 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
         return name in self._backends()
 
     def add(self, backend: BackendConfig, *, save: bool) -> Overlay:
-        """With one backend more. Raises `ConfigError` where it cannot be."""
+        """With this backend. Raises `ConfigError` if it contradicts the others."""
         session, saved, name = self.session.forgetting(backend.name), self.saved, backend.name
         if save:
             if (
@@ -96,7 +98,7 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
         return layered
 
     def remove(self, name: str, *, save: bool) -> Overlay:
-        """With one backend fewer."""
+        """Without this backend."""
         session, saved = self.session.forgetting(name), self.saved
         if save:
             saved = saved.forgetting(name)
@@ -111,7 +113,7 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
         return replace(self, saved=saved, session=session)
 
     def drain(self, name: str, *, on: bool, save: bool) -> Overlay:
-        """With a backend that gets no new requests, or gets them again."""
+        """With this backend drained, or taking requests again."""
         if save:
             drained = {
                 other: value for other, value in self.session.drained.items() if other != name
@@ -135,13 +137,13 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
             for name in layer.removed:
                 found.pop(name, None)
             for backend in layer.added:
-                # Where the operator has written the same name into the file since, the file holds.
+                # If the operator has added the same name to the file since, the file wins.
                 found.setdefault(backend.name, (backend, origin))
         return found
 
 
 def parse_backend(data: Any) -> BackendConfig:
-    """A backend from a table in the form of `[[backends]]`. Raises `ConfigError` with every fault."""
+    """A backend from a table such as `[[backends]]`. Raises `ConfigError` with every problem."""
     return msgspec.convert(
         check_table(data, BackendConfig, source="the request", path=("backends",)), BackendConfig
     )

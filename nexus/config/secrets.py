@@ -13,14 +13,14 @@ _CREDENTIALS = "CREDENTIALS_DIRECTORY"
 
 
 class SecretError(Exception):
-    """A secret cannot be sent in a header; the message names its variable and does not show it."""
+    """A secret cannot be sent in a header. The message names its variable, not its value."""
 
 
 def secret(name: str | None, environ: Mapping[str, str] = os.environ) -> str | None:
     """The secret of this name: the environment variable, else systemd's credential.
 
-    A credential is what `LoadCredential=NAME:…` provides. Spaces and line ends around the value are not part of
-    it. None if neither exists or the value is empty. Raises `SecretError`.
+    A credential is what `LoadCredential=NAME:…` provides. White space around the value is removed.
+    None if neither exists or the value is empty. Raises `SecretError`.
     """
     if not name:
         return None
@@ -37,19 +37,19 @@ def secret(name: str | None, environ: Mapping[str, str] = os.environ) -> str | N
 
 @lru_cache(maxsize=1024)
 def _checked(name: str, value: str) -> str | None:
-    """The value without the white space around it."""
+    """The value without white space around it; None if that is empty."""
     value = value.strip()
     remember_secret(value)
     if not (value.isascii() and value.isprintable()):
         raise SecretError(
-            f"The value of ${displayable_name(name)} has a character that no header can carry, such as a line end or a "
-            "typographic quote; set it again without that character."
+            f"The value of ${displayable_name(name)} has a character that no header can carry, "
+            "such as a line end or a typographic quote; set it again without that character."
         )
     return value or None
 
 
 def displayable_name(name: str) -> str:
-    """The name of a secret for a message; what is no name may be the secret itself and is not shown."""
+    """The name of a secret for a message; `***` if it could be the secret itself."""
     return (
         name
         if name.replace("-", "_").replace(".", "_").isidentifier() and len(name) <= 64

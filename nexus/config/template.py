@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import msgspec
 from msgspec import inspect as shapes
 
-from nexus.config.loading import describe
+from nexus.config.checking import describe
 from nexus.config.records import (
     ENVIRONMENT,
     NOT_SUPPORTED,
@@ -25,9 +25,9 @@ _LEFT_OUT = {*NOT_SUPPORTED, "backends.models"}
 
 
 def template() -> str:
-    """The text of `nexus.example.toml`, which `nexus config init` writes; loads to the defaults as it stands."""
+    """The text that `nexus config init` writes. As it stands, it loads to the defaults."""
     lines = [
-        "# Nexus's configuration. Every key is here with its default; what is behind a # may be left out.",
+        "# The configuration of Nexus: every key with its default. Lines with # are optional.",
         "# Precedence: command line, environment, this file, defaults.",
         "",
         "# [[backends]]",
@@ -93,7 +93,7 @@ def _keys(record: type[Section], path: tuple[str, ...], mark: str) -> Iterator[s
 
 
 def field_default(field: Any) -> Any:
-    """A field's default; NODEFAULT where it must be given."""
+    """A field's default; NODEFAULT if it is required."""
     return (
         field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 
 MASK = "***"
 _SHORTEST_SECRET = 8
@@ -50,3 +51,11 @@ def mask_key(content: bytes, key: str | None) -> bytes:
     for form in {key, key.replace("/", "\\/")}:
         content = content.replace(form.encode(), MASK.encode())
     return content
+
+
+def suggest(name: str, known: Iterable[str]) -> str | None:
+    """`did you mean …?` for a misspelt name; None if no known name is close."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else None

@@ -12,12 +12,12 @@ from tests.support.certificates import Authority
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("http://h:8000/v1/models", "it ends in /models, which is appended to it; leave that out"),
+        ("http://h:8000/v1/models", "it ends in /models, which Nexus appends; remove that"),
         (
             "https://h/v1/chat/completions/",
-            "it ends in /chat/completions, which is appended to it; leave that out",
+            "it ends in /chat/completions, which Nexus appends; remove that",
         ),
-        ("http://h:0", "port 0 is none; it takes one from 1 to 65535"),
+        ("http://h:0", "it takes a port from 1 to 65535"),
         ("http://h:65536", "it is no address (Port out of range 0-65535)"),
         (
             "http://b\u00fccher.example",
@@ -25,11 +25,11 @@ from tests.support.certificates import Authority
         ),
         ("http://h/\u00fc", "it takes ASCII only"),
         ("http://[fe80::1]:8000", "a link-local address needs its interface, as in [fe80::1%eth0]"),
-        (f"http://{'a' * 64}.example", "its host is not a name that the DNS can have"),
-        ("http://a..b", "its host is not a name that the DNS can have"),
+        (f"http://{'a' * 64}.example", "its host is not a valid DNS name"),
+        ("http://a..b", "its host is not a valid DNS name"),
         (
             "http://h?api-version=1",
-            "it takes scheme, host, port and path only; a query belongs into query = { … }",
+            "it takes scheme, host, port and path only; set a query with query = { … }",
         ),
         ("ftp://h", "it takes an address that starts with http:// or https:// and names a host"),
         ("http://h", None),
@@ -77,7 +77,7 @@ def test_files_that_cannot(tmp_path, authority):
         f'ca_file = "{text}"': f'ca_file = "{text}" cannot be used; it holds no certificate in PEM form.',
         f'client_key_file = "{client.key}"': f'client_key_file = "{client.key}" needs client_cert_file beside it.',
         f'client_cert_file = "{client.cert}"': (
-            f'client_cert_file = "{client.cert}" cannot be used; it lacks the certificate or, with no '
+            f'client_cert_file = "{client.cert}" cannot be used; it lacks the certificate or, without '
             "client_key_file, its unencrypted key in PEM form."
         ),
         f'client_cert_file = "{client.cert}"\nclient_key_file = "{other.key}"': (
@@ -90,7 +90,7 @@ def test_files_that_cannot(tmp_path, authority):
     }.items():
         assert problems(tmp_path, lines) == [wanted]
     assert problems(tmp_path, f'ca_file = "{authority.ca}"', url="http://h") == [
-        f'ca_file = "{authority.ca}" has no effect, since url is not https://; correct one of them.'
+        f'ca_file = "{authority.ca}" has no effect, because url is not https://; change one.'
     ]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nexus.config import ConfigError, load
-from nexus.config.loading import listen_address
+from nexus.config.addresses import listen_address
 
 ORIGINAL = """
 [server]
@@ -118,7 +118,7 @@ def test_clients_keys_for_several_hosts_by_default_are_a_warning(file, more, war
     ]
     assert [warning.partition(": clients")[2] for warning in told] == [
         "' own keys go to backends of several hosts: one, two; "
-        "set forward_authorization for each, true for the one that clients have keys of."
+        "set forward_authorization for each, true for the one that issued the keys."
     ] * warned
 
 
@@ -150,7 +150,7 @@ def test_older_spellings_are_accepted(file, older, section, key):
         ("[backends]\nname = 'x'", "the file backends = {'name': 'x'} is not allowed; it takes a list of tables, written [[backends]]"),
         ("[[backends]]\nname = 'x'", "[backends[0]] lacks url, which has no default."),
         ("[[backends]]\nname = 'x'\nurl = 'localhost:11434'", '[backends[0]] url = "localhost:11434" is not allowed; it takes an address that starts with http'),
-        ("[[backends]]\nname = 'x'\nurl = 'http://k:s@h'", "a key does not belong into it; name the variable that holds it in api_key_env."),
+        ("[[backends]]\nname = 'x'\nurl = 'http://k:s@h'", "it must not contain a key; name the variable that holds the key in api_key_env."),
         ("[[backends]]\nname = 'x'\nurl = 'http://h'\n[[backends]]\nname = 'x'\nurl = 'http://g'", '[backends[1]] name = "x" is used twice'),
         ("[[backends]]\nname = 'x'\nurl = 'http://h'\ndiscover_models = false", "[backends[0]] discover_models = false leaves it without models; state them in [[backends.models]]."),
         ("[[backends]]\nname = 'x'\nurl = 'http://h'\n[[backends.models]]\nname = 'm'\n[[backends.models]]\nname = 'm'", '[backends[0]] models name = "m" is used twice; state each model once.'),
@@ -171,7 +171,7 @@ def test_each_fault_is_one_sentence_that_names_it(file, text, message):
 
 def test_too_many_backends(file):
     text = "".join(f"[[backends]]\nname = 'b{n}'\nurl = 'http://h'\n" for n in range(501))
-    assert problems(file, text) == ["[[backends]] has 501 entries; at most 500 are taken."]
+    assert problems(file, text) == ["[[backends]] has 501 entries; at most 500 are allowed."]
 
 
 def test_all_faults_are_told_at_once(file):

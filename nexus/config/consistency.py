@@ -1,0 +1,167 @@
+"""Finds what is wrong or doubtful in a configuration whose values are all allowed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from urllib.parse import urlsplit
+
+from nexus.config.addresses import backend_problems, listen_address
+from nexus.config.records import (
+    MAX_ALIAS_DEPTH,
+    MAX_BACKENDS,
+    NOT_SUPPORTED,
+    BackendConfig,
+    Config,
+)
+from nexus.config.secrets import SecretError, displayable_name, secret
+
+_SHORT_TOKEN = 16
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~\[\]:-]+")
+
+
+def find_conflicts(config: Config) -> Iterator[str]:
+    """What no single key shows: repeated names, unusable addresses, aliases that do not end."""
+    yield from _backend_conflicts(config)
+    yield from _client_conflicts(config)
+    listen = config.health_check.listen
+    if listen != "off":
+        try:
+            listen_address(listen)
+        except ValueError:
+            yield (
+                f'[health_check] listen = "{listen}" is not allowed; '
+                'it takes host:port, such as "127.0.0.1:9464", or "off".'
+            )
+    yield from _routing_conflicts(config)
+
+
+def _backend_conflicts(config: Config) -> Iterator[str]:
+    if len(config.backends) > MAX_BACKENDS:
+        count = len(config.backends)
+        yield f"[[backends]] has {count} entries; at most {MAX_BACKENDS} are allowed."
+    seen: set[str] = set()
+    for number, backend in enumerate(config.backends):
+        where, name = f"[backends[{number}]]", backend.name
+        if name in seen:
+            yield (
+                f'{where} name = "{name}" is used twice; each backend needs a name of its own. '
+                "The Rust gateway accepted this and mixed up the two."
+            )
+        seen.add(name)
+        if not name.isprintable():
+            yield f"{where} name = {name!r} is not allowed; it takes printable characters only."
+        for problem in (*backend_problems(backend), *_model_conflicts(backend)):
+            yield f"{where} {problem}"
+
+
+def _model_conflicts(backend: BackendConfig) -> Iterator[str]:
+    """What is wrong with the models that a backend states."""
+    if not (backend.models or backend.discover_models):
+        yield "discover_models = false leaves it without models; state them in [[backends.models]]."
+    names = [model.name for model in backend.models]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f'models name = "{name}" is used twice; state each model once.'
+
+
+def _client_conflicts(config: Config) -> Iterator[str]:
+    server = config.server
+    if server.max_buffered_bytes < server.max_request_bytes:
+        yield (
+            f"[server] max_buffered_bytes = {server.max_buffered_bytes} is not allowed; "
+            f"it takes at least max_request_bytes, which is {server.max_request_bytes}."
+        )
+    for origin in config.cors.origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            yield (
+                f'[cors] origins = "{origin}" is not allowed; it takes "*", or an origin as a '
+                'browser sends it, such as "https://chat.example.com": scheme, host in lower case '
+                "and port, without a path."
+            )
+
+
+def _routing_conflicts(config: Config) -> Iterator[str]:
+    aliases = config.routing.aliases
+    for name in aliases:
+        target, depth = name, 0
+        while target in aliases and depth <= MAX_ALIAS_DEPTH:
+            target, depth = aliases[target], depth + 1
+        if depth > MAX_ALIAS_DEPTH:
+            yield (
+                f'[routing.aliases] "{name}" does not end within {MAX_ALIAS_DEPTH} steps; '
+                f"point it at a model. The Rust gateway stopped after step {MAX_ALIAS_DEPTH} and "
+                "ignored the rest."
+            )
+    for name, chain in config.routing.fallbacks.items():
+        if name in chain:
+            yield (
+                f'[routing.fallbacks] "{name}" falls back to itself; name other models. '
+                "The Rust gateway ignored this."
+            )
+
+
+def find_secret_problems(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each secret of this configuration that no header can carry."""
+    named = [(f"backend {backend.name}", backend.api_key_env) for backend in config.backends]
+    for where, name in [*named, ("[admin] token_env", config.admin.token_env)]:
+        try:
+            secret(name, environ)
+        except SecretError as error:
+            yield f"{where}: {error}"
+
+
+def find_warnings(
+    config: Config, given: frozenset[str], environ: Mapping[str, str]
+) -> Iterator[str]:
+    """What the operator should know about a configuration that can be used.
+
+    `given` are the keys of `NOT_SUPPORTED` that the file sets.
+    """
+    harmless = {
+        "discovery": not config.discovery.enabled,
+        "queue.priority_header": config.queue.priority_header.lower() == "x-nexus-priority",
+    }
+    ignored = [
+        f"[{key}] ({meaning})"
+        for key, meaning in NOT_SUPPORTED.items()
+        if key in given and not harmless.get(key)
+    ]
+    if ignored:
+        yield f"not supported yet, ignored: {', '.join(ignored)}."
+    yield from _backend_warnings(config, environ)
+    if config.server.max_buffered_bytes < config.server.max_answer_bytes:
+        yield (
+            "[server] max_buffered_bytes is below max_answer_bytes; "
+            "a response between the two is always answered 503."
+        )
+    token_env = config.admin.token_env
+    if len(secret(token_env, environ) or "") in range(1, _SHORT_TOKEN):
+        yield (
+            f"the token in {displayable_name(token_env)} can be guessed; "
+            f"take at least {_SHORT_TOKEN} random characters."
+        )
+    if config.logging.enable_content_logging:
+        yield (
+            "[logging] enable_content_logging has no effect: prompts and answers are never logged."
+        )
+
+
+def _backend_warnings(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
+    backends = config.backends
+    for backend in backends:
+        if reason := backend.provider.unsupported:
+            yield f"backend {backend.name} ({backend.type}) is left out: {reason}."
+    for backend in backends:
+        name = backend.api_key_env
+        if name and not backend.provider.unsupported and secret(name, environ) is None:
+            yield (
+                f"backend {backend.name} gets no key: api_key_env names {displayable_name(name)}, "
+                "which is not set in this environment."
+            )
+    forwarding = [backend for backend in backends if backend.accepts_client_keys_by_default]
+    if len({urlsplit(backend.url).hostname for backend in forwarding}) > 1:
+        yield (
+            "clients' own keys go to backends of several hosts: "
+            f"{', '.join(backend.name for backend in forwarding)}; "
+            "set forward_authorization for each, true for the one that issued the keys."
+        )

@@ -1,0 +1,37 @@
+"""Types that the records of the configuration share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from nexus.providers import PROVIDERS
+
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+
+if TYPE_CHECKING:
+    BackendType = str
+else:
+    # The registered kinds, so that messages, pages and completions list them.
+    BackendType = Literal[tuple(PROVIDERS)]
+Zone = Literal["open", "internal", "confidential", "restricted"]
+LogLevel = Literal["trace", "debug", "info", "warn", "error"]
+LogFormat = Literal["pretty", "json"]
+Task = Literal["chat", "embeddings", "rerank", "classify", "images", "transcription", "speech"]
+Strategy = Literal["smart", "round_robin", "priority_only", "random"]
+
+MAX_ALIAS_DEPTH = 3
+MAX_BACKENDS = 500
+"""The load table has columns for so many, and some left for those that were just removed."""
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the configuration file; the keys keep their names from the file."""
+
+
+def doc(text: str) -> Meta:
+    """The line of documentation of a key."""
+    return Meta(description=text)

@@ -1,0 +1,350 @@
+"""Records of the sections that decide which backend serves a request."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from nexus.config.fields import BackendType, Count, Seconds, Section, Strategy, Task, Zone, doc
+from nexus.providers import PROVIDERS, Provider
+
+
+class Weights(Section, frozen=True):
+    """Weights of the smart strategy's score."""
+
+    priority: Annotated[int, Meta(ge=0, le=1000), doc("Weight of the backend's priority.")] = 50
+    load: Annotated[int, Meta(ge=0, le=1000), doc("Weight of its requests in flight.")] = 30
+    latency: Annotated[int, Meta(ge=0, le=1000), doc("Weight of its probe latency.")] = 20
+
+
+class Policy(Section, frozen=True):
+    """Constraints on the backends of a model. If several policies match, all apply."""
+
+    model_pattern: (
+        Annotated[
+            str,
+            doc("Glob over the model's name, as requested or after aliases; unset: every model."),
+        ]
+        | None
+    ) = None
+    privacy: Annotated[
+        Literal["restricted", "unrestricted"],
+        doc("restricted keeps requests on restricted backends."),
+    ] = "unrestricted"
+    min_tier: (
+        Annotated[
+            int,
+            Meta(ge=1, le=5),
+            doc("Lowest tier that may serve; X-Nexus-Flexible lets a client accept lower ones."),
+        ]
+        | None
+    ) = None
+    fallback_allowed: Annotated[
+        bool, doc("Let another model of the fallback chain serve if no backend has this one.")
+    ] = True
+    max_cost_per_request: (
+        Annotated[float, Meta(ge=0), doc("Limit for one request in US dollars.")] | None
+    ) = None
+
+
+class Budget(Section, frozen=True):
+    """Spending limit for cloud backends."""
+
+    monthly_limit_usd: (
+        Annotated[float, Meta(ge=0), doc("Limit per calendar month in US dollars.")] | None
+    ) = None
+    soft_limit_percent: Annotated[
+        float, Meta(ge=0, le=100), doc("Share of the limit that warns.")
+    ] = 75.0
+    hard_limit_action: Annotated[
+        Literal["warn", "block_cloud", "block_all"], doc("What happens at the limit.")
+    ] = "warn"
+    reconciliation_interval_secs: Annotated[Seconds, doc("Time between two reconciliations.")] = (
+        60.0
+    )
+
+
+class Routing(Section, frozen=True):
+    """Which backend serves a request."""
+
+    strategy: Annotated[Strategy, doc("How a backend is chosen among those that can serve.")] = (
+        "smart"
+    )
+    max_retries: Annotated[
+        int,
+        Meta(ge=0, le=10),
+        doc("How many further backends are tried after a failure."),
+    ] = 2
+    weights: Weights = Weights()
+    aliases: Annotated[
+        dict[str, str], doc("Other names for models; resolved up to three steps.")
+    ] = msgspec.field(default_factory=dict)
+    fallbacks: Annotated[
+        dict[str, list[str]], doc("Models tried in order if a model has no usable backend.")
+    ] = msgspec.field(default_factory=dict)
+    policies: list[Policy] | dict[str, Policy] = msgspec.field(default_factory=list)
+    budget: Budget = Budget()
+
+
+class ModelConfig(Section, frozen=True):
+    """A model of a backend; overrides what the backend reports, and adds a missing model."""
+
+    name: Annotated[
+        str, Meta(min_length=1, max_length=256), doc("The model's name at the backend.")
+    ]
+    context_length: (
+        Annotated[
+            int,
+            Meta(ge=1, le=1 << 40),
+            doc("Its context in tokens; unset: as the backend reports."),
+        ]
+        | None
+    ) = None
+    vision: (
+        Annotated[bool, doc("Whether it takes images; unset: as the backend reports.")] | None
+    ) = None
+    tools: Annotated[bool, doc("Whether it calls tools; unset: as the backend reports.")] | None = (
+        None
+    )
+    json_mode: (
+        Annotated[
+            bool,
+            doc('Whether it takes response_format "json_object"; unset: as the backend reports.'),
+        ]
+        | None
+    ) = None
+    tasks: Annotated[
+        list[Task],
+        doc("All its tasks; it gets no requests of others. Empty: as the backend reports."),
+    ] = msgspec.field(default_factory=list)
+    aliases: Annotated[
+        list[str],
+        doc("Other names by which clients may request it. Empty: as the backend reports."),
+    ] = msgspec.field(default_factory=list)
+
+
+class BackendConfig(Section, frozen=True):
+    """One backend of the fleet."""
+
+    name: Annotated[
+        str,
+        Meta(min_length=1, max_length=128),
+        doc("Unique name, shown to clients and in metrics."),
+    ]
+    url: Annotated[
+        str,
+        doc(
+            "Base URL, http:// or https://. A path is used as written; without one, /v1 is "
+            "appended."
+        ),
+    ]
+    type: Annotated[BackendType, doc("What kind of server it is.")] = "generic"
+    priority: Annotated[
+        int,
+        Meta(ge=-(1 << 31), le=(1 << 31) - 1),
+        doc("Lower is preferred; the smart strategy clips it to 0 to 100."),
+    ] = 50
+    api_key_env: (
+        Annotated[
+            str,
+            Meta(min_length=1),
+            doc(
+                "Environment variable or systemd credential that holds the key sent to this "
+                "backend."
+            ),
+        ]
+        | None
+    ) = None
+    zone: (
+        Annotated[
+            Zone, doc("Privacy zone; unset: restricted for local kinds, open for cloud ones.")
+        ]
+        | None
+    ) = None
+    tier: Annotated[int, Meta(ge=1, le=5), doc("Capability tier.")] = 1
+    max_concurrent: (
+        Annotated[
+            Count,
+            doc("Requests in flight that it takes; unset: as it reports, else no limit."),
+        ]
+        | None
+    ) = None
+    forward_authorization: (
+        Annotated[
+            bool,
+            doc(
+                "Forward the client's own key, from any usual header; unset: for kind openai "
+                "without api_key_env."
+            ),
+        ]
+        | None
+    ) = None
+    connect_timeout_seconds: Annotated[
+        Seconds, doc("Limit for connecting, over all its addresses.")
+    ] = 5.0
+    first_byte_timeout_seconds: (
+        Annotated[
+            Seconds,
+            doc(
+                "Limit for the first byte of a response, or the first content of a stream; a ping "
+                "restarts it. Unset: [server] request_timeout_seconds."
+            ),
+        ]
+        | None
+    ) = None
+    idle_timeout_seconds: (
+        Annotated[
+            Seconds,
+            doc("Longest silence within a response; unset: [server] request_timeout_seconds."),
+        ]
+        | None
+    ) = None
+    total_timeout_seconds: (
+        Annotated[
+            Seconds,
+            doc(
+                "Limit for a whole request, streams included; unset: [server] "
+                "request_timeout_seconds, and none for a stream that has started."
+            ),
+        ]
+        | None
+    ) = None
+    stream_usage: Annotated[
+        bool,
+        doc(
+            "Request token usage in streams if the client does not; a backend that rejects this "
+            "is not asked again."
+        ),
+    ] = True
+    keepalive_seconds: Annotated[
+        Seconds, doc("How long an idle connection to it is kept for reuse.")
+    ] = 3.5
+    max_connection_age_seconds: Annotated[
+        Seconds,
+        doc(
+            "How old a connection may get before it is replaced, so that DNS changes are followed."
+        ),
+    ] = 30.0
+    base_path: (
+        Annotated[str, doc('Path of its OpenAI endpoints, instead of the one in url; "" for none.')]
+        | None
+    ) = None
+    query: Annotated[dict[str, str], doc("Added to the query of every request to it.")] = (
+        msgspec.field(default_factory=dict)
+    )
+    ca_file: (
+        Annotated[
+            str,
+            Meta(min_length=1),
+            doc("File with the CAs to trust for it; unset: the system's."),
+        ]
+        | None
+    ) = None
+    client_cert_file: (
+        Annotated[
+            str,
+            Meta(min_length=1),
+            doc("File with the client certificate and its chain."),
+        ]
+        | None
+    ) = None
+    client_key_file: (
+        Annotated[
+            str,
+            Meta(min_length=1),
+            doc("File with the client certificate's key; unset: client_cert_file holds it."),
+        ]
+        | None
+    ) = None
+    discover_models: Annotated[
+        bool, doc("Offer the models that it lists; false: only those in [[backends.models]].")
+    ] = True
+    models: list[ModelConfig] = msgspec.field(default_factory=list)
+
+    @property
+    def provider(self) -> Provider:
+        """What its kind is."""
+        return PROVIDERS[self.type]
+
+    @property
+    def accepts_client_keys_by_default(self) -> bool:
+        """Whether its kind alone decides that clients' own keys are sent to it."""
+        return (
+            self.forward_authorization is None
+            and self.api_key_env is None
+            and self.provider.accepts_client_keys
+        )
+
+
+class CircuitBreaker(Section, frozen=True):
+    """Skips a failing backend for a while; all workers share the state."""
+
+    enabled: Annotated[bool, doc("Skip failing backends.")] = True
+    failures: Annotated[
+        Count,
+        doc(
+            "Failed requests within ten seconds that open it, if they are also "
+            "error_rate_threshold of all."
+        ),
+    ] = 5
+    open_seconds: Annotated[
+        Seconds,
+        doc("How long it stays open before a half-open probe; doubled each time the probe fails."),
+    ] = 5.0
+    max_open_seconds: Annotated[Seconds, doc("Upper limit of that time.")] = 60.0
+    slow_start_seconds: Annotated[
+        Seconds,
+        doc("How long a recovered backend takes to get its full share of traffic."),
+    ] = 10.0
+
+
+class Quality(Section, frozen=True):
+    """Backend quality, from the results of requests."""
+
+    error_rate_threshold: Annotated[
+        float, Meta(ge=0, le=1), doc("Share of failed attempts at which a circuit opens.")
+    ] = 0.5
+    ttft_penalty_threshold_ms: Annotated[int, Meta(ge=0), doc("A later first token is slow.")] = (
+        3000
+    )
+    ttft_threshold_ms: (
+        Annotated[int, Meta(ge=0), doc("Older name of ttft_penalty_threshold_ms.")] | None
+    ) = None
+    metrics_interval_seconds: Annotated[Seconds, doc("Time between two evaluations.")] = 30.0
+    enabled: Annotated[bool, doc("Evaluate the quality of backends.")] = True
+    window_1h: Annotated[str | float, doc("Length of the short window.")] | None = None
+    window_24h: Annotated[str | float, doc("Length of the long window.")] | None = None
+    update_interval: Annotated[str | float, doc("Time between two evaluations.")] | None = None
+
+
+class Queue(Section, frozen=True):
+    """The queue of requests whose possible backends are all at their limits."""
+
+    enabled: Annotated[bool, doc("Let requests wait.")] = True
+    max_size: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000),
+        doc("Requests that may wait, over all workers; further ones get 503. 0: none."),
+    ] = 100
+    max_wait_seconds: Annotated[Seconds, doc("Longest wait; then the response is 503.")] = 30.0
+    default_timeout_seconds: Annotated[Seconds, doc("Older name of max_wait_seconds.")] | None = (
+        None
+    )
+    max_queue_size: (
+        Annotated[int, Meta(ge=0, le=1_000_000), doc("Older name of max_size.")] | None
+    ) = None
+    priority_header: Annotated[str, doc("Request header that gives the priority.")] = (
+        "X-Nexus-Priority"
+    )
+
+    @property
+    def max_waiting(self) -> int:
+        """The requests that may wait; 0 if the queue is off."""
+        size = self.max_size if self.max_queue_size is None else self.max_queue_size
+        return size if self.enabled else 0
+
+    @property
+    def max_wait_s(self) -> float:
+        return self.default_timeout_seconds or self.max_wait_seconds
