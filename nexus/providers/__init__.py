@@ -21,7 +21,7 @@ PROVIDERS: dict[str, Provider] = {
     module.PROVIDER.name: module.PROVIDER
     for module in (ollama, vllm, llamacpp, exo, openai, lmstudio, generic, anthropic, google)
 }
-"""Value of `type` → the kind. The configuration accepts these values, in this order of mention.
+"""Value of `type` → the kind. The configuration accepts these values.
 
 A program that embeds Nexus may add a kind before it imports `nexus.config`.
 """
