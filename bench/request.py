@@ -75,7 +75,7 @@ class _Socket:
 class _Watch(DisconnectWatch):
     sock = _Socket()
 
-    def wait_for(self, *_: Any) -> None:
+    def wait_readable(self, *_: Any) -> None:
         pass
 
 
@@ -101,8 +101,8 @@ def fast_path() -> FastPath:
     )  # fmt: skip
     sock: Any = _Socket()
     connection = Connection(sock, reused=False)
-    arrivals: Any = SimpleNamespace(early=False)
-    connection.arrivals = arrivals
+    notifier: Any = SimpleNamespace(early=False)
+    connection.notifier = notifier
     engine.connections._connect = lambda *_: connection  # type: ignore[method-assign]
     made = object.__new__(FastPath)
     made.__dict__.update(

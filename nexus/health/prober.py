@@ -217,12 +217,14 @@ class Prober:
             within = replace(
                 self.config, connect_timeout_seconds=max(0.001, deadline - time.monotonic())
             )
-            connection = self._connections.open(self._address, within, watch=_NOBODY, fresh=fresh)
+            connection = self._connections.acquire(
+                self._address, within, watch=_NOBODY, fresh=fresh
+            )
             started = time.monotonic()
             try:
                 content = self._exchange(connection, self._head(path, body), body, deadline)
             except (ConnectionError, MalformedResponse) as error:
-                answered = connection.answer.head_complete
+                answered = connection.response.head_complete
                 connection.close()
                 if connection.reused and not answered and not fresh:
                     continue
@@ -230,8 +232,8 @@ class Prober:
             except BaseException:
                 connection.close()
                 raise
-            self._connections.give_back(self._address, connection, self.config.keepalive_seconds)
-            return connection.answer, content, time.monotonic() - started
+            self._connections.release(self._address, connection, self.config.keepalive_seconds)
+            return connection.response, content, time.monotonic() - started
         raise AssertionError("the second connection is a new one")
 
     def _head(self, path: str, body: bytes) -> bytes:
@@ -252,7 +254,7 @@ class Prober:
         return ("\r\n".join(lines) + f"\r\n{key_line}\r\n").encode("latin-1")
 
     def _exchange(self, connection: Connection, head: bytes, body: bytes, deadline: float) -> bytes:
-        answer = connection.answer = ResponseParser()
+        answer = connection.response = ResponseParser()
         try:
             connection.send(
                 head, body, _NOBODY, idle_s=max(0.0, deadline - time.monotonic()), deadline=deadline

@@ -32,10 +32,10 @@ class ReadinessNotifier(Protocol):
     def close(self) -> None: ...
 
 
-class Source(Protocol):
+class Pollable(Protocol):
     """What is waited for again and again, such as a backend's connection; its owner closes its `arrivals`."""
 
-    arrivals: ReadinessNotifier | None
+    notifier: ReadinessNotifier | None
 
     def fileno(self) -> int: ...
 
@@ -61,10 +61,10 @@ class DisconnectWatch:
         deadline = time.monotonic() + timeout_s
         while True:
             left_s = max(deadline - time.monotonic(), 0)
-            pause_s = min(left_s, LOOK_EVERY_S) if ahead else left_s
+            pause_s = min(left_s, POLL_INTERVAL_S) if ahead else left_s
             ready = {found for found, _ in poller.poll(pause_s * 1000)}
             if client is not None and (ahead or client.fileno() in ready):
-                if has_left(client) if ahead else is_gone(client):
+                if has_closed(client) if ahead else is_at_eof(client):
                     raise ClientGone
                 if not ahead:
                     ahead = True
@@ -74,13 +74,13 @@ class DisconnectWatch:
             if fd in ready:
                 return
 
-    def wait_for(self, source: Source, timeout_s: float) -> None:
+    def wait_readable(self, source: Pollable, timeout_s: float) -> None:
         """As `wait`, until the source can be read."""
         self.wait(source.fileno(), select.POLLIN, timeout_s)
 
 
 _ENDED = (7, 8)  # TCP_CLOSE, TCP_CLOSE_WAIT
-LOOK_EVERY_S = 0.05
+POLL_INTERVAL_S = 0.05
 """How often a client is looked at that has sent bytes ahead: it is readable then, and says no more by that."""
 
 
@@ -91,7 +91,7 @@ def watchable(connection: object) -> socket.socket | None:
     return None
 
 
-def is_gone(client: _socket.socket) -> bool:
+def is_at_eof(client: _socket.socket) -> bool:
     """Whether a readable client socket is at its end. It must be readable: this looks, and does not wait."""
     try:
         return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
@@ -101,7 +101,7 @@ def is_gone(client: _socket.socket) -> bool:
         return True
 
 
-def has_left(client: _socket.socket) -> bool:
+def has_closed(client: _socket.socket) -> bool:
     """Whether a client has closed, though bytes of its are still to be read; never, where only TCP could tell."""
     try:
         return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _ENDED

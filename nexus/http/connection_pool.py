@@ -16,7 +16,7 @@ from nexus.config import BackendConfig
 from nexus.errors import RequestFailed
 from nexus.http.address import Address
 from nexus.http.client_watch import ClientGone, DisconnectWatch, ReadinessNotifier
-from nexus.http.exhaustion import Shortage
+from nexus.http.exhaustion import ExhaustionMonitor
 from nexus.http.resolver import Resolver
 from nexus.http.response_parser import MalformedResponse, ResponseParser
 from nexus.http.tls import TlsContexts
@@ -48,13 +48,13 @@ class Connection:
         self.unsolicited = False
         self.good_until = 0.0
         self.ends = float("inf")
-        self.answer = ResponseParser()
-        self.arrivals: ReadinessNotifier | None = None
+        self.response = ResponseParser()
+        self.notifier: ReadinessNotifier | None = None
 
     def send(
         self, head: bytes, body: bytes, watch: DisconnectWatch, *, idle_s: float, deadline: float
     ) -> None:
-        """Send a request, whose answer is for a new `answer` to read.
+        """Send a request, whose answer is for a new `response` to read.
 
         The backend may be slow to take it, for `idle_s` at a time and until `deadline` in all. Raises `ClientGone`,
         `TimeoutError` or OSError.
@@ -76,13 +76,13 @@ class Connection:
                 watch.wait(self.sock.fileno(), select.POLLIN, timeout_s)
 
     def receive(self, watch: DisconnectWatch, timeout_s: float) -> bytes:
-        """What the backend sent next; empty where it closed the connection. To be given to `answer`.
+        """What the backend sent next; empty where it closed the connection. To be given to `response`.
 
         Raises `ClientGone`, `TimeoutError` or OSError.
         """
         while True:
             if not (self.tls and self._pending()):
-                watch.wait_for(self, timeout_s)
+                watch.wait_readable(self, timeout_s)
             try:
                 return self.sock.recv(READ_SIZE)
             except (BlockingIOError, ssl.SSLWantReadError):
@@ -94,10 +94,10 @@ class Connection:
         A stream is over with `[DONE]`, so the end of its response may come only while the connection is idle. All other
         bytes that come then are `unsolicited`: they would be taken for the response to the next request.
         """
-        answer, arrivals = self.answer, self.arrivals
+        answer, notifier = self.response, self.notifier
         # The event loop watches it. One more system call, for what came since its last turn, would
         # cost 6 % of a request.
-        if arrivals is not None and not arrivals.early and not (self.tls and self._pending()):
+        if notifier is not None and not notifier.early and not (self.tls and self._pending()):
             return answer.reusable
         for _ in range(2):
             size = _GLANCE if answer.complete else READ_SIZE
@@ -129,9 +129,9 @@ class Connection:
         return self.sock.fileno()
 
     def close(self) -> None:
-        if self.arrivals is not None:
-            self.arrivals.close()
-            self.arrivals = None
+        if self.notifier is not None:
+            self.notifier.close()
+            self.notifier = None
         self.sock.close()
 
 
@@ -141,7 +141,7 @@ class ConnectionPool:
     def __init__(
         self,
         clock: Callable[[], float],
-        names: Resolver | None = None,
+        resolver: Resolver | None = None,
         *,
         on_unsolicited: Callable[[Address], None] = lambda _: None,
     ) -> None:
@@ -149,14 +149,14 @@ class ConnectionPool:
         self._clock = clock
         self._on_unsolicited = on_unsolicited
         self._distrusted: dict[Address, float] = {}
-        self._names = names or Resolver()
-        self._shortage = Shortage()
+        self._resolver = resolver or Resolver()
+        self._exhaustion = ExhaustionMonitor()
         self._idle: defaultdict[Address, deque[Connection]] = defaultdict(deque)
         self._preferred: dict[Address, tuple[object, float]] = {}
         self._tls = TlsContexts()
         self._sweep_at = 0.0
 
-    def open(
+    def acquire(
         self,
         address: Address,
         config: BackendConfig,
@@ -198,14 +198,16 @@ class ConnectionPool:
     ) -> Connection:
         deadline = self._clock() + config.connect_timeout_seconds
         try:
-            found = self._names.find(address.host, address.port, watch, deadline - self._clock())
+            found = self._resolver.resolve(
+                address.host, address.port, watch, deadline - self._clock()
+            )
         except TimeoutError as error:
             raise RequestFailed(
                 "connect_timeout", f"Backend {config.name}: its name was not found in time."
             ) from error
         except (OSError, UnicodeError) as error:
-            if self._shortage.caused(error):
-                raise self._shortage.failure() from error
+            if self._exhaustion.detects(error):
+                raise self._exhaustion.failure() from error
             raise RequestFailed(
                 "dns_failed", f"Backend {config.name}: its name is not known."
             ) from error
@@ -258,8 +260,8 @@ class ConnectionPool:
         try:
             return (socket.socket if address.tls else _socket.socket)(*kind)
         except OSError as error:
-            if self._shortage.caused(error):
-                raise self._shortage.failure() from error
+            if self._exhaustion.detects(error):
+                raise self._exhaustion.failure() from error
             raise RequestFailed(
                 "connect_failed", f"No connection can be made to {address.host}."
             ) from error
@@ -298,18 +300,18 @@ class ConnectionPool:
             ) from error
         except OSError as error:  # ssl.SSLError is one
             sock.close()
-            if self._shortage.caused(error):  # files of certificates are read here
-                raise self._shortage.failure() from error
+            if self._exhaustion.detects(error):  # files of certificates are read here
+                raise self._exhaustion.failure() from error
             raise RequestFailed("tls_failed", f"Backend {config.name}: TLS failed.") from error
 
-    def give_back(
+    def release(
         self, address: Address, connection: Connection, keepalive_s: float, *, ending: bool = False
     ) -> None:
         """Keep the connection for another request if its response allows that; else close it.
 
         `ending`: of the response only its end may be missing, which is waited for while the connection is idle.
         """
-        answer = connection.answer
+        answer = connection.response
         now = self._clock()
         keep = answer.reusable or (ending and not answer.complete)
         if not keep or (self._distrusted and now < self._distrusted.get(address, 0.0)):

@@ -17,13 +17,13 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _TELL_EVERY_S = 1.0
 
 
-class Shortage:
+class ExhaustionMonitor:
     """Recognizes it, and says so in the log once a second."""
 
     def __init__(self) -> None:
         self._told_at = -_TELL_EVERY_S
 
-    def caused(self, error: Exception) -> bool:
+    def detects(self, error: Exception) -> bool:
         """Whether this is what an error means; then the log says so."""
         if isinstance(error, socket.gaierror):
             exhausted = (

@@ -30,7 +30,7 @@ class HeadCache(msgspec.Struct, frozen=True, gc=False):
         begin = end - len(digits)
         return cls(head[:begin], head[end:], begin, end + 2)
 
-    def length_in(self, data: bytes) -> tuple[int, int] | None:
+    def match(self, data: bytes) -> tuple[int, int] | None:
         """The body's length, and where the head ends, if `data` begins with this head but for the length, which has
         not more digits; None otherwise."""
         if not data.startswith(self.before):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from nexus.http.client_watch import DisconnectWatch
 
-Place = tuple[int, int, int, str, tuple[object, ...]]
+AddrInfo = tuple[int, int, int, str, tuple[object, ...]]
 """As `socket.getaddrinfo` gives it."""
 _Key = tuple[bytes, int]
 
@@ -33,7 +33,7 @@ class _Lookup:
 
     def __init__(self) -> None:
         self.done = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.found: Sequence[Place] = []
+        self.found: Sequence[AddrInfo] = []
         self.error: Exception | None = None
 
     def __del__(self) -> None:
@@ -46,14 +46,14 @@ class _Lookup:
 class Resolver:
     """Safe from any greenlet or thread. It takes no lock: under gevent a lock would not work across threads."""
 
-    def __init__(self, ask: Callable[[bytes, int], Sequence[Place]] | None = None) -> None:
+    def __init__(self, ask: Callable[[bytes, int], Sequence[AddrInfo]] | None = None) -> None:
         """`ask` stands in for the system's resolver."""
         self._ask = ask or _ask_the_system
         self._going: dict[_Key, _Lookup] = {}
 
-    def find(
+    def resolve(
         self, host: str, port: int, watch: DisconnectWatch, timeout_s: float
-    ) -> Sequence[Place]:
+    ) -> Sequence[AddrInfo]:
         """The addresses of a host. Raises `ClientGone`, `ResolverTimeout`, or the resolver's error."""
         if known := _of_literal(host, port):
             return known
@@ -97,11 +97,11 @@ def _start_thread(function: Callable[..., None], arguments: tuple[object, ...]) 
     start(function, arguments)
 
 
-def _ask_the_system(host: bytes, port: int) -> Sequence[Place]:
+def _ask_the_system(host: bytes, port: int) -> Sequence[AddrInfo]:
     return _socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
 
 
-def _of_literal(host: str, port: int) -> Sequence[Place]:
+def _of_literal(host: str, port: int) -> Sequence[AddrInfo]:
     """An address that is written as such, for which nobody need be asked; empty for a name."""
     if not (":" in host or host[-1:].isdigit()):
         return []

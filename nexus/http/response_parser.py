@@ -142,9 +142,9 @@ class ResponseParser:
         several times cheaper than the parser. Gives False, and has done nothing, for any other."""
         plain, found = self.plain, None
         if plain is not None:
-            found = plain.repeated.length_in(data)
+            found = plain.repeated.match(data)
         if found is None and (plain := _plain_head(data)) is not None:
-            found = plain.repeated.length_in(data)
+            found = plain.repeated.match(data)
         if plain is None or found is None or found[0] != len(data) - found[1]:
             return False
         self.plain = plain

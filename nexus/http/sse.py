@@ -18,7 +18,7 @@ _LF, _CR = b"\n\r"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def begins_events(data: bytes) -> bool | None:
+def starts_events(data: bytes) -> bool | None:
     """Whether a body that begins so is a stream of events, whatever its content type; None if that is not clear yet."""
     if len(data) < len(_BYTE_ORDER_MARK) and _BYTE_ORDER_MARK.startswith(data):
         return None

@@ -17,7 +17,7 @@ from nexus.http.connection_pool import Connection
 from nexus.http.headers import retry_after_s
 from nexus.http.request_template import RequestTemplate
 from nexus.http.response_parser import MalformedResponse, ResponseParser
-from nexus.http.sse import begins_events
+from nexus.http.sse import starts_events
 from nexus.providers.errors import (
     classify,
     fault_within_stream,
@@ -128,7 +128,7 @@ class Attempt:
     def _begins_events(self) -> bool:
         begin = b""
         while (
-            (found := begins_events(begin)) is None
+            (found := starts_events(begin)) is None
             and len(begin) < _MOST_LOOKED_AT
             and (data := self._more_soon())
         ):
@@ -158,7 +158,7 @@ class Attempt:
         if self.status in (400, 422) and (known is None or _speaks_of_it(self._failed_body()[0])):
             self._failed_body()
             self.refused_s = self._engine.clock() - self.sent_at
-            self._engine.connections.give_back(
+            self._engine.connections.release(
                 self._address, self._open, self._backend.config.keepalive_seconds
             )
             self._connection = self._content = None
@@ -185,7 +185,7 @@ class Attempt:
         )
         self.sent_at = self._engine.clock()
         connections, watch = self._engine.connections, self._request.watch
-        connection = self._connection = connections.open(self._address, config, watch=watch)
+        connection = self._connection = connections.acquire(self._address, config, watch=watch)
         if connection.reused:
             try:
                 self._send_over(connection, head, body)
@@ -193,7 +193,7 @@ class Attempt:
                 connection.close()
             else:
                 return
-            connection = self._connection = connections.open(
+            connection = self._connection = connections.acquire(
                 self._address, config, watch=watch, fresh=True
             )
         try:
@@ -214,7 +214,7 @@ class Attempt:
         """Raises ConnectionError where the connection ends before the first byte of an answer."""
         try:
             deadline = self._request.received + self._timeout_s
-            self.answer = connection.answer = ResponseParser(connection.answer.plain)
+            self.answer = connection.response = ResponseParser(connection.response.plain)
             connection.send(head, body, self._request.watch, idle_s=self.idle_s, deadline=deadline)
         except TimeoutError as error:
             raise RequestFailed(
@@ -227,7 +227,7 @@ class Attempt:
         except OSError as error:  # of TLS, or of the way there
             raise ConnectionResetError(str(error)) from error
         answered = False
-        while not connection.answer.head_complete:
+        while not connection.response.head_complete:
             try:
                 more = self._receive(connection, self._first_byte_s, "first_byte_timeout")
             except ConnectionError:
@@ -248,7 +248,7 @@ class Attempt:
         )
         try:
             data = connection.receive(self._request.watch, left_s)
-            connection.answer.feed(data)
+            connection.response.feed(data)
             return bool(data)
         except TimeoutError as error:
             fault = fault if left_s == limit_s else self._deadline_fault()
@@ -277,15 +277,15 @@ class Attempt:
         """The next bytes of the body; empty at its end. Raises `RequestFailed` where it breaks off, or is silent."""
         connection = self._open
         while True:
-            if data := connection.answer.body():
+            if data := connection.response.body():
                 return data
-            if connection.answer.complete:
+            if connection.response.complete:
                 return b""
             try:
                 more = self._receive(connection, limit_s, fault)
             except ConnectionError as error:
                 raise self._lost("within its answer") from error
-            if not more and not connection.answer.complete:
+            if not more and not connection.response.complete:
                 raise self._lost("within its answer")
 
     def _more_soon(self) -> bytes:
@@ -566,7 +566,7 @@ class Attempt:
             self._engine.buffers.release(self._request, self._counted)
         if self._connection is not None:
             done = self.stream is not None and self.stream.done
-            self._engine.connections.give_back(
+            self._engine.connections.release(
                 self._address, self._connection, self._backend.config.keepalive_seconds, ending=done
             )
         self._place.release(fault, retry_after_s=retry_after_s)

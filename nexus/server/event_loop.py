@@ -17,12 +17,12 @@ import gevent
 from gevent.hub import get_hub
 
 from nexus.http.client_watch import (
-    LOOK_EVERY_S,
+    POLL_INTERVAL_S,
     ClientGone,
     DisconnectWatch,
-    Source,
-    has_left,
-    is_gone,
+    Pollable,
+    has_closed,
+    is_at_eof,
 )
 from nexus.http.connection_pool import READ_SIZE
 
@@ -59,7 +59,7 @@ class WaitScheduler:
     def add(self, watch: HubDisconnectWatch) -> None:
         self._watches.add(watch)
         if self._timer is None:
-            self._timer = get_hub().loop.timer(LOOK_EVERY_S, LOOK_EVERY_S)
+            self._timer = get_hub().loop.timer(POLL_INTERVAL_S, POLL_INTERVAL_S)
             self._timer.start(self._check)
 
     def remove(self, watch: HubDisconnectWatch) -> None:
@@ -161,18 +161,18 @@ class HubDisconnectWatch(DisconnectWatch):
         finally:
             self._receiving = False
 
-    def wait_for(self, source: Source, timeout_s: float) -> None:
+    def wait_readable(self, source: Pollable, timeout_s: float) -> None:
         switch = gevent.getcurrent().switch
-        arrivals = source.arrivals
-        if arrivals is None:
-            arrivals = source.arrivals = HubReadinessNotifier(source.fileno(), self._scheduler)
-        elif arrivals.early:
-            arrivals.resume()
-        arrivals.waiter = self
+        notifier = source.notifier
+        if notifier is None:
+            notifier = source.notifier = HubReadinessNotifier(source.fileno(), self._scheduler)
+        elif notifier.early:
+            notifier.resume()
+        notifier.waiter = self
         try:
             result = self._wait(switch, timeout_s)
         finally:
-            arrivals.waiter = None
+            notifier.waiter = None
         if result != _READY:
             _raise_for(result)
 
@@ -221,7 +221,7 @@ class HubDisconnectWatch(DisconnectWatch):
             if self._receiving:
                 self._scheduler.notify_ready(self)
                 return
-            if is_gone(self.sock):
+            if is_at_eof(self.sock):
                 switch(_GONE)
                 return
             self.pipelined = True
@@ -241,7 +241,7 @@ class HubDisconnectWatch(DisconnectWatch):
             return
         if self.deadline <= now:
             switch(_TIMED_OUT)
-        elif self.pipelined and has_left(self.sock):
+        elif self.pipelined and has_closed(self.sock):
             switch(_GONE)
 
     def closed(self) -> bool:

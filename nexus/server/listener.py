@@ -7,7 +7,7 @@ from typing import Any
 
 from gevent.server import StreamServer
 
-from nexus.http.exhaustion import Shortage
+from nexus.http.exhaustion import ExhaustionMonitor
 
 _RETRY_S = 0.1
 
@@ -17,14 +17,14 @@ class DrainingListener(StreamServer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._shortage = Shortage()
+        self._exhaustion = ExhaustionMonitor()
 
     def do_read(self) -> Any:
         """Accept a connection. If no descriptor is free, leave it in the backlog and pause."""
         try:
             return super().do_read()
         except OSError as error:
-            if not self._shortage.caused(error):
+            if not self._exhaustion.detects(error):
                 raise
             self.stop_accepting()
             self._timer = self.loop.timer(_RETRY_S)

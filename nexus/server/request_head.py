@@ -120,7 +120,7 @@ class RequestHeadParser:
     def parse(self, data: bytes) -> RequestHead | None:
         """As `parse_request_head`. A head that differs from the last one only in Content-Length is
         served from the cache."""
-        if self._cache is not None and (hit := self._cache.length_in(data)) is not None:
+        if self._cache is not None and (hit := self._cache.match(data)) is not None:
             length, end = hit
             last = self._last
             assert last is not None

@@ -11,7 +11,7 @@ import gevent
 import gevent.socket
 from gevent.hub import get_hub
 
-from nexus.http.client_watch import ClientGone, is_gone
+from nexus.http.client_watch import ClientGone, is_at_eof
 from nexus.http.connection_pool import Connection
 from nexus.proxy.relay import StreamBody, chunk
 from nexus.server.event_loop import READ
@@ -88,9 +88,9 @@ class StreamRelay:
         hub = get_hub()
         self._switch = gevent.getcurrent().switch
         limit_s, _ = self._body.silence_limit(0.0)
-        arrivals = self._backend.arrivals
-        if arrivals is not None:
-            arrivals.pause()
+        notifier = self._backend.notifier
+        if notifier is not None:
+            notifier.pause()
         backend = hub.loop.io(self._backend.fileno(), READ)
         client = hub.loop.io(self._client.fileno(), READ)
         self._receive, self._put = self._backend.sock.recv, self._client.send
@@ -106,8 +106,8 @@ class StreamRelay:
                 watcher.close()
             # The end of a stream may have closed the connection, and its notifier with it: libev
             # aborts the process if a watcher is started on a closed descriptor.
-            if self._backend.arrivals is not None:
-                self._backend.arrivals.resume()
+            if self._backend.notifier is not None:
+                self._backend.notifier.resume()
         if error is not None:
             raise error
 
@@ -142,7 +142,7 @@ class StreamRelay:
             self._switch(None)
 
     def _on_client_readable(self, watcher: Any) -> None:
-        if is_gone(self._client):
+        if is_at_eof(self._client):
             self._switch(ClientGone())
         else:
             watcher.stop()  # the client has sent its next request ahead

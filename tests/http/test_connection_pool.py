@@ -78,7 +78,7 @@ def serve_tls(listener: socket.socket, certificate: Path) -> list[bytes]:
 
 def test_tls_with_a_certificate_that_is_trusted(listener, certificate):
     got = serve_tls(listener, certificate)
-    connection = connections().open(
+    connection = connections().acquire(
         address(listener, tls=True, trusted=certificate), CONFIG, watch=DisconnectWatch(None)
     )
     connection.send(
@@ -88,9 +88,9 @@ def test_tls_with_a_certificate_that_is_trusted(listener, certificate):
         idle_s=5,
         deadline=time.monotonic() + 5,
     )
-    while not connection.answer.complete:
-        connection.answer.feed(connection.receive(DisconnectWatch(None), 5))
-    assert connection.answer.body() == b"ok"
+    while not connection.response.complete:
+        connection.response.feed(connection.receive(DisconnectWatch(None), 5))
+    assert connection.response.body() == b"ok"
     assert got == [b"x" * 3_000_000]
     connection.close()
 
@@ -98,7 +98,7 @@ def test_tls_with_a_certificate_that_is_trusted(listener, certificate):
 def test_tls_with_one_that_is_not(listener, certificate):
     serve_tls(listener, certificate)
     with pytest.raises(RequestFailed) as failed:
-        connections().open(address(listener, tls=True), CONFIG, watch=DisconnectWatch(None))
+        connections().acquire(address(listener, tls=True), CONFIG, watch=DisconnectWatch(None))
     assert failed.value.fault.code == "tls_failed"
 
 
@@ -115,13 +115,13 @@ def test_client_that_leaves_while_the_backend_is_silent_in_the_handshake(listene
     here, client = socket.socketpair()
     with here, client:
         watch = DisconnectWatch(here)
-        handshake = partial(connections().open, address(listener, tls=True), CONFIG, watch=watch)
+        handshake = partial(connections().acquire, address(listener, tls=True), CONFIG, watch=watch)
         assert -0.05 < leaves(client, handshake) < 0.2
 
 
 def test_client_that_leaves_while_the_backend_does_not_take_a_large_request(listener):
     here, client = socket.socketpair()
-    connection = connections().open(address(listener), CONFIG, watch=DisconnectWatch(here))
+    connection = connections().acquire(address(listener), CONFIG, watch=DisconnectWatch(here))
     with here, client, contextlib.closing(connection):
 
         def send() -> None:
@@ -138,7 +138,7 @@ def test_client_that_leaves_while_the_backend_does_not_take_a_large_request(list
 
 def test_time_limits(listener):
     pool = connections()
-    connection = pool.open(address(listener), CONFIG, watch=DisconnectWatch(None))
+    connection = pool.acquire(address(listener), CONFIG, watch=DisconnectWatch(None))
     began = time.monotonic()
     with pytest.raises(TimeoutError):
         connection.send(
@@ -151,7 +151,7 @@ def test_time_limits(listener):
     assert 0.15 < time.monotonic() - began < 1
     connection.close()
     with pytest.raises(RequestFailed) as failed:
-        pool.open(
+        pool.acquire(
             address(listener, tls=True),
             BackendConfig(name="b", url="http://x", connect_timeout_seconds=0.2),
             watch=DisconnectWatch(None),
@@ -179,7 +179,7 @@ def test_an_address_that_is_silent_keeps_nobody_from_the_next(listener, deaf):
     took = []
     for _ in range(2):
         began = time.monotonic()
-        pool.open(Address.of("http://two.example"), CONFIG, watch=DisconnectWatch(None)).close()
+        pool.acquire(Address.of("http://two.example"), CONFIG, watch=DisconnectWatch(None)).close()
         took.append(time.monotonic() - began)
     assert 0.8 < took[0] < 1.8, "half of the time is left for the second"
     assert took[1] < 0.5, "the one that answered is asked first"
@@ -198,7 +198,7 @@ def test_an_address_is_preferred_only_where_another_let_us_down(listener):
 
         def reached(*wanted: tuple[str, int]) -> tuple[str, int]:
             order[:] = wanted
-            connection = pool.open(
+            connection = pool.acquire(
                 Address.of("http://two.example"), CONFIG, watch=DisconnectWatch(None)
             )
             with contextlib.closing(connection):
@@ -223,7 +223,7 @@ def test_all_addresses_are_silent(deaf):
     )
     began = time.monotonic()
     with pytest.raises(RequestFailed) as failed:
-        pool.open(
+        pool.acquire(
             Address.of("http://two.example"),
             BackendConfig(name="b", url="http://x", connect_timeout_seconds=0.4),
             watch=DisconnectWatch(None),
@@ -245,17 +245,17 @@ class Pair:
         self.pool = ConnectionPool(lambda: self.now, on_unsolicited=self.told.append)
         self.address = address(listener)
         self.listener = listener
-        connection = self.open()
+        connection = self.acquire()
         self.far, _ = listener.accept()
         self.far.sendall(response)
         while True:
-            connection.answer.feed(connection.receive(DisconnectWatch(None), 5))
-            if connection.answer.complete or (ending and b"DONE" in connection.answer.body()):
+            connection.response.feed(connection.receive(DisconnectWatch(None), 5))
+            if connection.response.complete or (ending and b"DONE" in connection.response.body()):
                 break
-        self.give_back(connection, ending=ending)
+        self.release(connection, ending=ending)
 
-    def open(self):
-        connection = self.pool.open(self.address, CONFIG, watch=DisconnectWatch(None))
+    def acquire(self):
+        connection = self.pool.acquire(self.address, CONFIG, watch=DisconnectWatch(None))
         self.opened.append(connection)
         return connection
 
@@ -267,8 +267,8 @@ class Pair:
         for connection in self.opened:
             connection.close()
 
-    def give_back(self, connection, *, ending: bool = False) -> None:
-        self.pool.give_back(self.address, connection, 30, ending=ending)
+    def release(self, connection, *, ending: bool = False) -> None:
+        self.pool.release(self.address, connection, 30, ending=ending)
 
     def send(self, data: bytes) -> None:
         """Send from the backend's end, and wait until it is here."""
@@ -278,7 +278,7 @@ class Pair:
         assert readable
 
     def reused(self) -> bool:
-        connection = self.open()
+        connection = self.acquire()
         connection.close()
         return connection.reused
 
@@ -292,28 +292,28 @@ def test_a_connection_with_unsolicited_bytes_is_closed(listener, stray):
     """And no connections are kept to that backend for some minutes: the next ones might come later than is seen."""
     with Pair(listener, OK) as pair:
         pair.send(stray)
-        connection = pair.open()
+        connection = pair.acquire()
         assert not connection.reused
         assert pair.told == [pair.address]
-        connection.answer.feed(OK)
-        pair.give_back(connection)
+        connection.response.feed(OK)
+        pair.release(connection)
         assert not pair.reused()
         pair.now += 301
-        fresh = pair.open()
-        fresh.answer.feed(OK)
-        pair.give_back(fresh)
+        fresh = pair.acquire()
+        fresh.response.feed(OK)
+        pair.release(fresh)
         assert pair.reused()
         assert pair.told == [pair.address]
 
 
 def test_bytes_after_a_response_are_unsolicited(listener):
     with Pair(listener, OK) as pair:
-        connection = pair.open()
+        connection = pair.acquire()
         assert connection.reused
-        connection.answer = ResponseParser()
+        connection.response = ResponseParser()
         with pytest.raises(MalformedResponse):
-            connection.answer.feed(OK + OK)
-        pair.give_back(connection)
+            connection.response.feed(OK + OK)
+        pair.release(connection)
         assert pair.told == [pair.address]
         assert not pair.reused()
 
@@ -333,11 +333,11 @@ def test_a_backend_may_close_an_idle_connection(listener, farewell):
 def test_unsolicited_bytes_are_seen_when_an_old_connection_is_closed(listener):
     with Pair(listener, OK) as pair:
         pair.send(OK)
-        other = pair.pool.open(pair.address, CONFIG, watch=DisconnectWatch(None), fresh=True)
+        other = pair.pool.acquire(pair.address, CONFIG, watch=DisconnectWatch(None), fresh=True)
         pair.opened.append(other)
-        other.answer.feed(OK)
+        other.response.feed(OK)
         pair.now += 40
-        pair.give_back(other)
+        pair.release(other)
         assert pair.told == [pair.address]
 
 

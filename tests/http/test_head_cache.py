@@ -19,7 +19,7 @@ def test_same_but_for_the_length(head, length):
     repeated = HeadCache.of(head)
     assert repeated is not None
     again = head.replace(b"120", length)
-    assert repeated.length_in(again + b"x" * 200) == (int(length), len(again))
+    assert repeated.match(again + b"x" * 200) == (int(length), len(again))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_same_but_for_the_length(head, length):
 def test_another_head(data):
     repeated = HeadCache.of(HEAD)
     assert repeated is not None
-    assert repeated.length_in(data + b"POST ") is None
+    assert repeated.match(data + b"POST ") is None
 
 
 @pytest.mark.parametrize(

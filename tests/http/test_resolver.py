@@ -42,7 +42,7 @@ def slow():
 def test_a_name_is_not_waited_for_longer_than_a_connection(slow):
     began = time.monotonic()
     with pytest.raises(RequestFailed) as failed:
-        ConnectionPool(time.monotonic, Resolver(slow)).open(
+        ConnectionPool(time.monotonic, Resolver(slow)).acquire(
             Address.of("http://name"), CONFIG, watch=DisconnectWatch(None)
         )
     assert failed.value.fault.code == "connect_timeout"
@@ -55,36 +55,36 @@ def test_a_client_that_leaves_meanwhile(slow):
         threading.Timer(0.2, client.close).start()
         began = time.monotonic()
         with pytest.raises(ClientGone):
-            Resolver(slow).find("name", 80, DisconnectWatch(here), 20)
+            Resolver(slow).resolve("name", 80, DisconnectWatch(here), 20)
         assert 0.15 < time.monotonic() - began < 2
 
 
 def test_a_name_is_asked_for_once_at_a_time(slow):
-    names = Resolver(slow)
+    resolver = Resolver(slow)
     got: list[object] = []
     waiting = [
         threading.Thread(
-            target=lambda: got.append(names.find("name", 80, DisconnectWatch(None), 20))
+            target=lambda: got.append(resolver.resolve("name", 80, DisconnectWatch(None), 20))
         )
         for _ in range(20)
     ]
     for one in waiting:
         one.start()
     with pytest.raises(TimeoutError):
-        names.find("name", 80, DisconnectWatch(None), 0.2)
+        resolver.resolve("name", 80, DisconnectWatch(None), 0.2)
     slow.go.set()
     for one in waiting:
         one.join()
     assert got == [FOUND] * 20
     assert slow.asked == [(b"name", 80)]
-    assert names.find("name", 80, DisconnectWatch(None), 20) == FOUND
+    assert resolver.resolve("name", 80, DisconnectWatch(None), 20) == FOUND
     assert slow.asked == [(b"name", 80)] * 2, "and anew when it is wanted again"
 
 
 def test_a_name_that_nobody_knows(slow):
     slow.go.set()
     with pytest.raises(RequestFailed) as failed:
-        ConnectionPool(time.monotonic, Resolver(slow)).open(
+        ConnectionPool(time.monotonic, Resolver(slow)).acquire(
             Address.of("http://nobody"), CONFIG, watch=DisconnectWatch(None)
         )
     assert failed.value.fault.code == "dns_failed"
@@ -96,6 +96,6 @@ def test_a_name_that_nobody_knows(slow):
 )
 def test_nobody_is_asked_for_an_address(slow, host, place):
     slow.go.set()
-    found = Resolver(slow).find(host, 80, DisconnectWatch(None), 20)
+    found = Resolver(slow).resolve(host, 80, DisconnectWatch(None), 20)
     assert [entry[4] for entry in found] == ([place] if place else [FOUND[0][4]])
     assert bool(slow.asked) is (place is None)

@@ -49,7 +49,7 @@ def test_ready_waiters_wake_in_the_order_of_their_waits(sockets):
     woken: list[int] = []
 
     def serve(number: int) -> None:
-        sockets[number].watch.wait_for(sockets[number].backend, LONG_S)
+        sockets[number].watch.wait_readable(sockets[number].backend, LONG_S)
         woken.append(number)
 
     started = [3, 0, 4, 1, 2]
@@ -80,11 +80,11 @@ def test_stream_that_closes_its_connection_leaves_no_watcher(sockets):
     )
 
     def serve() -> Any:
-        one.watch.wait_for(one.backend, LONG_S)
-        arrivals = one.backend.arrivals
+        one.watch.wait_readable(one.backend, LONG_S)
+        notifier = one.backend.notifier
         writer = BufferedWriter(one.watch.sock)
         StreamRelay(body, one.backend, writer, timeout_s=LONG_S).run()
-        return arrivals
+        return notifier
 
     greenlet = gevent.spawn(serve)
     gevent.sleep(0)
@@ -95,10 +95,10 @@ def test_stream_that_closes_its_connection_leaves_no_watcher(sockets):
 
 def test_closing_a_watch_ends_its_wait(sockets):
     one = sockets[0]
-    greenlet = gevent.spawn(one.watch.wait_for, one.backend, LONG_S)
+    greenlet = gevent.spawn(one.watch.wait_readable, one.backend, LONG_S)
     gevent.sleep(0)
     one.watch.close()
     with pytest.raises(ClientGone):
         greenlet.get(timeout=5)
     with pytest.raises(ClientGone):
-        one.watch.wait_for(one.backend, LONG_S)
+        one.watch.wait_readable(one.backend, LONG_S)
