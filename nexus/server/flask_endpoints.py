@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, after_this_request, jsonify, request
 
 from nexus.dialects.openai.errors import error_body
 from nexus.proxy.endpoints import ENDPOINTS, Endpoint
@@ -59,8 +59,10 @@ def _proxied(engine: Engine, endpoint: Endpoint) -> Callable[[], Response]:
 def _refused(engine: Engine) -> Response | None:
     """The refusal of a request for the models list, if its caller may not have it."""
     refusal = check_caller(engine, _given(engine, _MODELS))
-    release(request.environ)
-    return None if refusal is None else _response(refusal)
+    if refusal is not None:
+        return _response(refusal)
+    after_this_request(_released_when_written)
+    return None
 
 
 def _given(engine: Engine, endpoint: Endpoint) -> Request:
@@ -72,7 +74,13 @@ def _given(engine: Engine, endpoint: Endpoint) -> Request:
 
 
 def _response(client_response: ClientResponse) -> Response:
+    return _released_when_written(
+        Response(client_response.body, client_response.status, client_response.headers)
+    )
+
+
+def _released_when_written(response: Response) -> Response:
+    """Keep the client's timeout on its socket until the whole response is written."""
     environ = request.environ
-    response = Response(client_response.body, client_response.status, client_response.headers)
     response.call_on_close(lambda: release(environ))
     return response
