@@ -85,8 +85,8 @@ def nexus(gateway, *words):
 
 
 def test_names_and_lists_without_a_bound_are_kept_nowhere(gateway):
-    assert "1048576 characters; at most 256" in said(gateway, "long")[0]
-    assert "20000 models; at most 10000" in said(gateway, "many")[0]
+    assert "1048576 characters; the limit is 256" in said(gateway, "long")[0]
+    assert "20000 models; the limit is 10000" in said(gateway, "many")[0]
     before = size_of(gateway.run_dir)
     body = json.dumps({"model": LONG, "messages": [{"role": "user", "content": "x"}]}).encode()
     request = urllib.request.Request(
