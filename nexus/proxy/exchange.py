@@ -127,8 +127,9 @@ class Exchange:
 
     def report_first_token(self, at: float) -> None:
         """The first content of the stream came, on the engine's clock."""
+        backend = self.choice.backend.label if self.choice else labels.NONE
         self.engine.recorder.first_token(
-            self.view.model_label(self.model), self._backend_label, at - self.request.received
+            self.view.model_label(self.model), backend, at - self.request.received
         )
 
     # The end
@@ -150,36 +151,36 @@ class Exchange:
         choice, stream, started = self.choice, self.stream, self._attempt_started
         label = self.view.model_label
         usage, source = self._known_usage()
-        fell_back = self.served and self.model != self.resolved_model
-        return Outcome(
+        # CPython builds a dict for a call with more than 15 keyword arguments, which takes eight
+        # times as long; so the rest is assigned.
+        outcome = Outcome(
             request_id=self.request_id,
             endpoint=self.endpoint.name,
             requested_model=self.parsed.model,
             model=self.model,
             model_label=label(self.model),
             backend=choice.backend.name if choice else None,
-            backend_label=self._backend_label,
+            backend_label=choice.backend.label if choice else labels.NONE,
             reason=choice.reason if choice else None,
             status=status,
             fault=fault,
             ended=ended,
             duration_s=ended - received,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            cached_tokens=usage.cached_tokens,
-            reasoning_tokens=usage.reasoning_tokens,
             usage=source,
-            fallback_from=label(self.resolved_model) if fell_back else None,
-            stream=stream_outcome(stream, fault, usage, received=received) if stream else None,
             failed_attempts=self.failed,
-            last_attempt_s=ended - started if started is not None else None,
-            before_s=self._before_s,
-            after_s=self._after_s,
         )
-
-    @property
-    def _backend_label(self) -> str:
-        return self.choice.backend.label if self.choice else labels.NONE
+        outcome.prompt_tokens = usage.prompt_tokens
+        outcome.completion_tokens = usage.completion_tokens
+        outcome.cached_tokens = usage.cached_tokens
+        outcome.reasoning_tokens = usage.reasoning_tokens
+        outcome.before_s, outcome.after_s = self._before_s, self._after_s
+        if started is not None:
+            outcome.last_attempt_s = ended - started
+        if self.served and self.model != self.resolved_model:
+            outcome.fallback_from = label(self.resolved_model)
+        if stream is not None:
+            outcome.stream = stream_outcome(stream, fault, usage, received=received)
+        return outcome
 
     def _known_usage(self) -> tuple[Usage, str | None]:
         """The tokens of the response, and where they are known from."""
