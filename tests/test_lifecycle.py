@@ -1,5 +1,8 @@
 """What an operator, or the kernel, does to the processes, and what that does to the figures."""
 
+import contextlib
+import http.client
+import json
 import os
 import shutil
 import signal
@@ -147,6 +150,22 @@ def test_hup_replaces_the_workers_without_a_failed_request(gateway, slow):
     assert after.value("nexus_worker_restarts_total") == 2
     assert after.value("nexus_worker_deaths_total") == 0, "they ended as they were told to"
     assert "configuration reloaded" in gateway.output()
+
+
+@pytest.mark.parametrize("asked_before", ["/v1/models", "/metrics", "/nothing"])
+def test_a_stop_cuts_no_stream_over_a_connection_that_was_used_before(gateway, asked_before):
+    """A stop cuts pages that nobody reads. A stream over the same connection is not one of them."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", gateway.port)) as client:
+        client.request("GET", asked_before)
+        client.getresponse().read()
+        request = {"model": "demo-small", "stream": True, "max_tokens": 150}
+        body = json.dumps(request | {"messages": [{"role": "user", "content": "Hi"}]})
+        client.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+        response = client.getresponse()
+        stopped = threading.Thread(target=gateway.stop)
+        stopped.start()
+        assert response.read().endswith(b"data: [DONE]\n\n")
+        stopped.join()
 
 
 def test_growing_and_shrinking(gateway):

@@ -34,6 +34,15 @@ class ClientConnection:
         self.closing = False
         self.proxied = True
 
+    def request_started(self, *, proxied: bool) -> None:
+        """A request has come. `proxied` is of this request, whatever came before it."""
+        self.idle_since = None
+        self.proxied = proxied
+
+    def request_ended(self) -> None:
+        """The connection carries no request, or only the start of a head."""
+        self.idle_since = time.monotonic()
+
 
 class ClientConnections(dict[socket.socket, ClientConnection]):
     """Every open connection of a worker, by its socket."""

@@ -311,23 +311,23 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
                         return
                 if held.closing:
                     return  # it came after the shutdown, which the client sees
-                held.idle_since = None
+                held.request_started(proxied=True)
                 try:
                     rest = fast_path.serve(data)
                     self._count_request()
                 except NotEligible:
-                    held.idle_since = time.monotonic()
+                    held.request_ended()
                     whole = fast_path.complete_head(data, self._head_timeout_s)
                     if len(whole) != len(data):
                         data = whole or None
                         continue
-                    held.idle_since = None
+                    held.request_started(proxied=True)
                     rest = self._serve_by_gunicorn(listener, client, addr, data)
                     if rest is None and client.fileno() >= 0:
                         client.setblocking(False)
                         fast_path.linger()
                 data = rest
-                held.idle_since = time.monotonic()
+                held.request_ended()
                 if data:
                     gevent.sleep(0)  # a client that sends requests ahead must not starve others
         finally:
@@ -372,8 +372,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         held = self._clients[sock]
         if held.closing:
             raise StopIteration  # it came after the shutdown, which the client sees
-        held.idle_since = None
-        held.proxied = canonical(req.path)[0] in BY_PATH
+        held.request_started(proxied=canonical(req.path)[0] in BY_PATH)
         server = self._engine.server()
         sock.settimeout(server.client_timeout_seconds)
         length = dict(req.headers).get("CONTENT-LENGTH", "")
@@ -389,7 +388,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             raise StopIteration from None  # thrown between two waits; the request has been recorded
         finally:
             self._retire_if_due()
-            held.idle_since = time.monotonic()
+            held.request_ended()
 
     def _keeps_alive(self) -> bool:
         """Whether connections may carry further requests."""
