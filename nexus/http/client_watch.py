@@ -1,4 +1,4 @@
-"""The client's side of a request, as far as the engine needs it, and waiting for a backend while watching it."""
+"""Waiting for a backend while watching whether the client disconnects."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ import ssl
 import time
 from typing import Any, Protocol
 
+POLL_INTERVAL_S = 0.05
+"""How often a client that has sent bytes ahead is checked. Its socket stays readable, so an event
+does not tell whether it has closed."""
+_CLOSED_STATES = (7, 8)
+"""TCP_CLOSE and TCP_CLOSE_WAIT of Linux, `include/net/tcp_states.h`."""
+
 
 class ClientGone(Exception):
-    """The client closed its connection before it had its answer."""
+    """The client closed its connection before it had the response."""
 
 
 class Stopping(BaseException):
-    """Thrown into what still serves a request when the gateway stops and its grace is over: say so, and end."""
+    """Raised in a greenlet that still serves a request when the grace of a stop is over."""
 
 
 class ReadinessNotifier(Protocol):
-    """What a watch keeps for a source: it tells when something comes.
+    """Notifies a waiter that a connection is readable; belongs to the connection.
 
-    What comes while nobody waits, such as an end, or bytes that nobody asked for, is noted in `early`.
+    Attributes:
+        early: It became readable while nobody waited: it was closed, or sent bytes unasked.
+        waiter: Who waits.
     """
 
     early: bool
@@ -33,7 +41,7 @@ class ReadinessNotifier(Protocol):
 
 
 class Pollable(Protocol):
-    """What is waited for again and again, such as a backend's connection; its owner closes its `arrivals`."""
+    """Something that is waited for repeatedly, such as a connection. Its owner closes `notifier`."""
 
     notifier: ReadinessNotifier | None
 
@@ -41,16 +49,16 @@ class Pollable(Protocol):
 
 
 class DisconnectWatch:
-    """Waits for a descriptor, and watches a client meanwhile; this one by `poll`, which any server lets us do."""
+    """Waits for descriptors and watches a client meanwhile. This one uses `poll`: any server works."""
 
     def __init__(self, client: socket.socket | None) -> None:
         self._client = client
 
     def wait(self, fd: int | None, event: int, timeout_s: float) -> None:
-        """Block until `event` (`select.POLLIN` or `POLLOUT`) holds for `fd`.
+        """Block until `event` (`select.POLLIN` or `POLLOUT`) holds for `fd`; without `fd`, sleep.
 
-        Raises `ClientGone` when the client closes meanwhile, `TimeoutError` when the time is over; with no `fd`, that
-        is all there is to wait for. Bytes that the client sends ahead are no sign that it left.
+        Raises `ClientGone` if the client closes meanwhile, and `TimeoutError`. Bytes that the client
+        sends ahead do not count as a disconnect.
         """
         client, ahead = self._client, False
         poller = select.poll()
@@ -60,50 +68,46 @@ class DisconnectWatch:
             poller.register(client, select.POLLIN)
         deadline = time.monotonic() + timeout_s
         while True:
-            left_s = max(deadline - time.monotonic(), 0)
-            pause_s = min(left_s, POLL_INTERVAL_S) if ahead else left_s
-            ready = {found for found, _ in poller.poll(pause_s * 1000)}
+            remaining_s = max(deadline - time.monotonic(), 0)
+            pause_s = min(remaining_s, POLL_INTERVAL_S) if ahead else remaining_s
+            ready = {descriptor for descriptor, _ in poller.poll(pause_s * 1000)}
             if client is not None and (ahead or client.fileno() in ready):
                 if has_closed(client) if ahead else is_at_eof(client):
                     raise ClientGone
                 if not ahead:
                     ahead = True
                     poller.unregister(client)
-            if not ready and pause_s == left_s:
+            if not ready and pause_s == remaining_s:
                 raise TimeoutError
             if fd in ready:
                 return
 
     def wait_readable(self, source: Pollable, timeout_s: float) -> None:
-        """As `wait`, until the source can be read."""
+        """Block until `source` can be read. Raises what `wait` raises."""
         self.wait(source.fileno(), select.POLLIN, timeout_s)
 
 
-_ENDED = (7, 8)  # TCP_CLOSE, TCP_CLOSE_WAIT
-POLL_INTERVAL_S = 0.05
-"""How often a client is looked at that has sent bytes ahead: it is readable then, and says no more by that."""
-
-
 def watchable(connection: object) -> socket.socket | None:
-    """The client's socket where it can be looked at without reading from it; under TLS it cannot."""
+    """The client's socket if it can be peeked at; under TLS it cannot."""
     if isinstance(connection, socket.socket) and not isinstance(connection, ssl.SSLSocket):
         return connection
     return None
 
 
 def is_at_eof(client: _socket.socket) -> bool:
-    """Whether a readable client socket is at its end. It must be readable: this looks, and does not wait."""
+    """Whether a client's socket that is readable is at its end. Does not block."""
     try:
         return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
     except BlockingIOError:
-        return False  # it was readable a moment ago
+        return False  # Another reader was faster.
     except OSError:
         return True
 
 
 def has_closed(client: _socket.socket) -> bool:
-    """Whether a client has closed, though bytes of its are still to be read; never, where only TCP could tell."""
+    """Whether a client has closed although bytes of it are unread; False if TCP cannot tell."""
     try:
-        return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _ENDED
+        state: int = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
     except OSError:
         return False
+    return state in _CLOSED_STATES

@@ -1,4 +1,7 @@
-"""Running out of descriptors or memory for sockets: the gateway's own trouble, never a backend's."""
+"""Detects that the process ran out of descriptors or memory for sockets.
+
+That is the gateway's own failure. It never counts against a backend.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,26 @@ from nexus.errors import RequestFailed
 log = logging.getLogger("nexus.proxy")
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-_TELL_EVERY_S = 1.0
+_LOG_INTERVAL_S = 1.0
 
 
 class ExhaustionMonitor:
-    """Recognizes it, and says so in the log once a second."""
+    """Recognizes errors that exhaustion causes, and logs them at most once a second."""
 
     def __init__(self) -> None:
-        self._told_at = -_TELL_EVERY_S
+        self._logged_at = -_LOG_INTERVAL_S
 
     def detects(self, error: Exception) -> bool:
-        """Whether this is what an error means; then the log says so."""
+        """Whether `error` means that resources are exhausted; if so, it is logged."""
         if isinstance(error, socket.gaierror):
-            exhausted = (
-                _nothing_can_be_opened()
-            )  # a resolver without descriptors only says that it failed
+            # A resolver without descriptors only says that the lookup failed.
+            exhausted = _no_descriptor_left()
         else:
-            exhausted = getattr(error, "errno", None) in _EXHAUSTED and not isinstance(
-                error, ssl.SSLError
+            exhausted = not isinstance(error, ssl.SSLError) and (
+                getattr(error, "errno", None) in _EXHAUSTED
             )
-        if exhausted and time.monotonic() - self._told_at >= _TELL_EVERY_S:
-            self._told_at = time.monotonic()
+        if exhausted and time.monotonic() - self._logged_at >= _LOG_INTERVAL_S:
+            self._logged_at = time.monotonic()
             log.error(
                 "descriptors or memory for connections ran out",
                 extra={"pid": os.getpid(), "why": error},
@@ -43,13 +45,14 @@ class ExhaustionMonitor:
 
     @staticmethod
     def failure() -> RequestFailed:
-        message = (
-            "The gateway has no descriptors left for a connection to a backend; try again shortly."
+        return RequestFailed(
+            "at_capacity",
+            "The gateway has no descriptors left for a connection to a backend; try again shortly.",
+            headers={"retry-after": "1"},
         )
-        return RequestFailed("at_capacity", message, headers={"retry-after": "1"})
 
 
-def _nothing_can_be_opened() -> bool:
+def _no_descriptor_left() -> bool:
     try:
         os.close(os.eventfd(0))
     except OSError as error:

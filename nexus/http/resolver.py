@@ -1,7 +1,8 @@
-"""Looking up backends' names, within a limit and watching the client.
+"""Resolves the host names of backends, within a time limit and while watching the client.
 
-The system's resolver can neither be interrupted nor be given a limit. Each name that is being looked up therefore has
-a thread of its own, shared by all who wait for that name. A name server that is silent holds up its own names only.
+The system's resolver can neither be interrupted nor be given a time limit. So each lookup runs in a
+thread of its own, which all who wait for that name share: a silent name server delays its own names
+only.
 """
 
 from __future__ import annotations
@@ -18,91 +19,98 @@ from collections.abc import Callable, Sequence
 from nexus.http.client_watch import DisconnectWatch
 
 AddrInfo = tuple[int, int, int, str, tuple[object, ...]]
-"""As `socket.getaddrinfo` gives it."""
+"""An entry as `socket.getaddrinfo` returns it."""
 _Key = tuple[bytes, int]
 
 
 class ResolverTimeout(TimeoutError):
-    """The resolver did not answer in time."""
+    """The resolver did not respond in time."""
 
 
 class _Lookup:
-    """A question that is being asked. Its eventfd becomes readable, for good, when the answer is there."""
+    """A lookup in progress. `finished` is an eventfd that becomes and stays readable at its end."""
 
-    done = -1
+    finished = -1
 
     def __init__(self) -> None:
-        self.done = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.found: Sequence[AddrInfo] = []
+        self.finished = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.addresses: Sequence[AddrInfo] = []
         self.error: Exception | None = None
 
     def __del__(self) -> None:
-        if self.done >= 0:
-            os.close(
-                self.done
-            )  # the thread and all who wait hold a reference, so nobody uses the number any more
+        # The thread and all waiters hold a reference, so nobody uses the descriptor any more.
+        if self.finished >= 0:
+            os.close(self.finished)
 
 
 class Resolver:
-    """Safe from any greenlet or thread. It takes no lock: under gevent a lock would not work across threads."""
+    """Resolves names. Safe from any greenlet and thread.
 
-    def __init__(self, ask: Callable[[bytes, int], Sequence[AddrInfo]] | None = None) -> None:
-        """`ask` stands in for the system's resolver."""
-        self._ask = ask or _ask_the_system
-        self._going: dict[_Key, _Lookup] = {}
+    It uses no lock: under gevent, a lock does not work between threads. `dict.setdefault` is atomic.
+    """
+
+    def __init__(self, lookup: Callable[[bytes, int], Sequence[AddrInfo]] | None = None) -> None:
+        """`lookup` replaces the system's resolver."""
+        self._lookup = lookup or _system_lookup
+        self._lookups: dict[_Key, _Lookup] = {}
 
     def resolve(
         self, host: str, port: int, watch: DisconnectWatch, timeout_s: float
     ) -> Sequence[AddrInfo]:
-        """The addresses of a host. Raises `ClientGone`, `ResolverTimeout`, or the resolver's error."""
-        if known := _of_literal(host, port):
-            return known
-        lookup = self._join((host.encode("idna"), port))
+        """The addresses of a host.
+
+        Raises `ClientGone`, `ResolverTimeout`, or the error of the system's resolver.
+        """
+        if literal := _parse_literal(host, port):
+            return literal
+        lookup = self._start_or_join((host.encode("idna"), port))
         try:
-            watch.wait(lookup.done, select.POLLIN, timeout_s)
+            watch.wait(lookup.finished, select.POLLIN, timeout_s)
         except TimeoutError:
             raise ResolverTimeout from None
         if lookup.error is not None:
             raise lookup.error
-        return lookup.found
+        return lookup.addresses
 
-    def _join(self, key: _Key) -> _Lookup:
-        """The question that is being asked already, or a new one."""
-        lookup = self._going.get(key)
+    def _start_or_join(self, key: _Key) -> _Lookup:
+        lookup = self._lookups.get(key)
         if lookup is None:
-            mine = _Lookup()
-            lookup = self._going.setdefault(key, mine)
-            if lookup is mine:
+            started = _Lookup()
+            lookup = self._lookups.setdefault(key, started)
+            if lookup is started:
                 try:
-                    _start_thread(self._look_up, (key, mine))
+                    _start_thread(self._run, (key, started))
                 except RuntimeError as error:
-                    del self._going[key]
+                    del self._lookups[key]
                     raise OSError(str(error)) from error
         return lookup
 
-    def _look_up(self, key: _Key, lookup: _Lookup) -> None:
+    def _run(self, key: _Key, lookup: _Lookup) -> None:
         try:
-            lookup.found = self._ask(*key)
-        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
+            lookup.addresses = self._lookup(*key)
+        except Exception as error:  # noqa: BLE001 - raised in each waiter
             lookup.error = error
-        del self._going[key]
-        os.eventfd_write(lookup.done, 1)
+        del self._lookups[key]
+        os.eventfd_write(lookup.finished, 1)
 
 
 def _start_thread(function: Callable[..., None], arguments: tuple[object, ...]) -> None:
-    """Start a thread of the operating system. Where gevent has patched Python, its threads are greenlets: they would
-    ask through the few threads that gevent's hub has for all that blocks."""
+    """Start a thread of the operating system.
+
+    If gevent has patched Python, its threads are greenlets, and blocking lookups would share the few
+    threads of gevent's pool.
+    """
     patch = sys.modules.get("gevent.monkey")
     start = patch.get_original("_thread", "start_new_thread") if patch else _thread.start_new_thread
     start(function, arguments)
 
 
-def _ask_the_system(host: bytes, port: int) -> Sequence[AddrInfo]:
+def _system_lookup(host: bytes, port: int) -> Sequence[AddrInfo]:
     return _socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
 
 
-def _of_literal(host: str, port: int) -> Sequence[AddrInfo]:
-    """An address that is written as such, for which nobody need be asked; empty for a name."""
+def _parse_literal(host: str, port: int) -> Sequence[AddrInfo]:
+    """The address that `host` is, without a lookup; empty for a name."""
     if not (":" in host or host[-1:].isdigit()):
         return []
     with contextlib.suppress(OSError, UnicodeError):

@@ -1,4 +1,4 @@
-"""TLS settings towards backends: whom we trust, and who we are. Files that were replaced are read again."""
+"""TLS settings for connections to backends."""
 
 from __future__ import annotations
 
@@ -10,59 +10,57 @@ log = logging.getLogger("nexus.proxy")
 
 Files = tuple[str | None, str | None, str | None]
 """A backend's `ca_file`, `client_cert_file` and `client_key_file`."""
-_Stamp = tuple[tuple[int, int, int] | None, ...]
+_FileVersion = tuple[int, int, int] | None
+"""Modification time, inode and size; None if there is no file."""
 
 
 class TlsContexts:
-    """One TLS context for each set of files, made anew when one of them was replaced.
+    """One TLS context for each set of files. It is rebuilt when one of its files was replaced.
 
-    So an exchanged certificate is used from the next new connection on, by probes and requests alike.
+    The next new connection, of a probe or of a request, then uses the new certificate.
     """
 
     def __init__(self) -> None:
-        self._made: dict[Files, tuple[_Stamp, ssl.SSLContext]] = {}
+        self._contexts: dict[Files, tuple[list[_FileVersion], ssl.SSLContext]] = {}
 
     def of(self, files: Files) -> ssl.SSLContext:
-        """Raises OSError (`ssl.SSLError` is one) if the files cannot be used and never could."""
-        stamp = tuple(_stamp(path) for path in (*files, *_system_bundle()))
-        made = self._made.get(files)
-        if made is not None and made[0] == stamp:
-            return made[1]
+        """The context for these files.
+
+        Replacements that cannot be used are logged, and the old context stays. Raises OSError
+        (`ssl.SSLError` is one) if the first ones cannot be used.
+        """
+        system = ssl.get_default_verify_paths()
+        versions = [_version(path) for path in (*files, system.cafile, system.capath)]
+        cached = self._contexts.get(files)
+        if cached is not None and cached[0] == versions:
+            return cached[1]
         try:
-            context = context_of(files)
+            context = create_context(files)
         except OSError as error:
-            if made is None:
+            if cached is None:
                 raise
             log.error(
                 "replaced TLS files cannot be used, the old ones stay",
                 extra={"files": files, "why": error},
             )
-            context = made[1]
-        self._made[files] = stamp, context
+            context = cached[1]
+        self._contexts[files] = versions, context
         return context
 
 
-def context_of(files: Files) -> ssl.SSLContext:
-    """A context that trusts `ca_file`, or else the system, and shows the client certificate if there is one."""
+def create_context(files: Files) -> ssl.SSLContext:
+    """A context that trusts `ca_file`, or the system's CAs, and shows the client certificate."""
     ca_file, cert_file, key_file = files
     context = ssl.create_default_context(cafile=ca_file)
     if cert_file:
-        context.load_cert_chain(
-            cert_file, key_file, password=lambda: ""
-        )  # an encrypted key is an error, no prompt
+        # Without a password callback, OpenSSL would prompt for an encrypted key.
+        context.load_cert_chain(cert_file, key_file, password=lambda: "")
     return context
 
 
-def _system_bundle() -> tuple[str | None, str | None]:
-    paths = ssl.get_default_verify_paths()
-    return paths.cafile, paths.capath
-
-
-def _stamp(path: str | None) -> tuple[int, int, int] | None:
-    if path is None:
-        return None
+def _version(path: str | None) -> _FileVersion:
     try:
-        found = Path(path).stat()
+        status = Path(path).stat() if path is not None else None
     except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
+        status = None
+    return (status.st_mtime_ns, status.st_ino, status.st_size) if status is not None else None
