@@ -46,13 +46,19 @@ _SIMPLE_FIELD = re.compile(r"([A-Za-z0-9-]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\
 
 
 @lru_cache(maxsize=512)
-def simple_field(line: str) -> Field | None:
+def _simple_field(line: str) -> Field | None:
     """Parse a header line; None if it is not simple: printable ASCII, with a value.
 
     Cached, because most header lines repeat those of earlier messages.
     """
     match = _SIMPLE_FIELD.fullmatch(line)
     return (match[1].lower(), match[2]) if match is not None else None
+
+
+def simple_fields(lines: Sequence[str]) -> list[Field] | None:
+    """The headers of a head, whose first line is not one; None if one of them is not simple."""
+    fields = [field for line in lines[1:] if (field := _simple_field(line)) is not None]
+    return fields if len(fields) == len(lines) - 1 else None
 
 
 class RequestHeaders(msgspec.Struct):

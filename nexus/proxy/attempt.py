@@ -96,7 +96,7 @@ class Attempt:
     @property
     def headers(self) -> list[tuple[str, str]]:
         """The answer's headers that the client gets."""
-        headers = self.answer.end_to_end()
+        headers = self.answer.client_headers()
         if self._mislabelled:
             return [entry for entry in headers if entry[0] != "content-type"] + _STREAM_HEADERS
         return headers
@@ -214,7 +214,7 @@ class Attempt:
         """Raises ConnectionError where the connection ends before the first byte of an answer."""
         try:
             deadline = self._request.received + self._timeout_s
-            self.answer = connection.response = ResponseParser(connection.response.plain)
+            self.answer = connection.response = ResponseParser(connection.response.cached_head)
             connection.send(head, body, self._request.watch, idle_s=self.idle_s, deadline=deadline)
         except TimeoutError as error:
             raise RequestFailed(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from nexus.http.head_cache import HeadCache
-from nexus.http.headers import RequestHeaders, simple_field
+from nexus.http.headers import RequestHeaders, simple_fields
 from nexus.proxy.endpoints import Target, target_of
 
 _SINGLETONS = frozenset(
@@ -67,9 +67,11 @@ def parse_request_head(data: bytes, limits: HeadLimits) -> RequestHead | None:
     target = target_of(lines[0])
     if target is None or not _within(limits, lines, end):
         return None
-    headers = [field for line in lines[1:] if (field := simple_field(line)) is not None]
+    headers = simple_fields(lines)
+    if headers is None:
+        return None
     fields = dict(headers)
-    if len(headers) != len(lines) - 1 or (len(fields) != len(headers) and _ambiguous(headers)):
+    if len(fields) != len(headers) and _ambiguous(headers):
         return None
     length = _body_length(fields)
     if length is None:

@@ -1,4 +1,4 @@
-"""Heads that are known again by the bytes around the body's length."""
+"""A cached head is recognized by the bytes around the body's length."""
 
 import pytest
 from hypothesis import given
@@ -15,11 +15,11 @@ LAST = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\ncontent-length:\t120\r\n\r\n
 
 @pytest.mark.parametrize("head", [HEAD, LAST])
 @pytest.mark.parametrize("length", [b"120", b"0", b"7", b"99", b"999", b"007"])
-def test_same_but_for_the_length(head, length):
-    repeated = HeadCache.of(head)
-    assert repeated is not None
+def test_the_same_head_with_another_length(head, length):
+    cache = HeadCache.of(head)
+    assert cache is not None
     again = head.replace(b"120", length)
-    assert repeated.match(again + b"x" * 200) == (int(length), len(again))
+    assert cache.match(again + b"x" * 200) == (int(length), len(again))
 
 
 @pytest.mark.parametrize(
@@ -32,20 +32,20 @@ def test_same_but_for_the_length(head, length):
     ],
 )  # fmt: skip
 def test_another_head(data):
-    repeated = HeadCache.of(HEAD)
-    assert repeated is not None
-    assert repeated.match(data + b"POST ") is None
+    cache = HeadCache.of(HEAD)
+    assert cache is not None
+    assert cache.match(data + b"POST ") is None
 
 
 @pytest.mark.parametrize(
     "head", [b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n", HEAD.replace(b"120", b"120 ")]
 )
-def test_what_is_not_known_again(head):
+def test_a_head_that_cannot_be_cached(head):
     assert HeadCache.of(head) is None
 
 
 @given(st.integers(0, len(HEAD)), st.binary(max_size=4))
-def test_a_reader_that_knows_a_head_reads_as_one_that_does_not(at, noise):
+def test_a_parser_with_a_cache_reads_as_one_without(at, noise):
     data = HEAD[:at] + noise + HEAD[at + len(noise) :]
     reader = RequestHeadParser(LIMITS)
     assert reader.parse(HEAD) == parse_request_head(HEAD, LIMITS)
@@ -53,7 +53,7 @@ def test_a_reader_that_knows_a_head_reads_as_one_that_does_not(at, noise):
     assert reader.parse(HEAD) == parse_request_head(HEAD, LIMITS)
 
 
-def test_what_is_sent_on_is_kept_for_the_next_request():
+def test_requests_with_the_same_head_share_their_headers():
     reader = RequestHeadParser(LIMITS)
     first, second = reader.parse(HEAD), reader.parse(HEAD.replace(b"120", b"12"))
     assert first is not None
@@ -62,21 +62,21 @@ def test_what_is_sent_on_is_kept_for_the_next_request():
     assert (first.length, second.length) == (120, 12)
 
 
-def test_answers_over_one_connection():
+def test_responses_on_one_connection():
     head = b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: %d\r\nX-Left: 3\r\n\r\n"
     before = ResponseParser()
     before.feed(head % 12 + b"x" * 12)
-    after = ResponseParser(before.plain)
+    after = ResponseParser(before.cached_head)
     after.feed(head % 5 + b"y" * 5)
-    assert after.plain is before.plain
-    assert (after.status, after.complete, after.body(), after.end_to_end()) == (
+    assert after.cached_head is before.cached_head
+    assert (after.status, after.complete, after.body(), after.client_headers()) == (
         200,
         True,
         b"y" * 5,
         [("x-left", "3")],
     )
-    # One that is not here whole is the parser's, and what was kept says nothing of it.
-    part = ResponseParser(before.plain)
+    # A response that did not come whole is parsed by llhttp; the cached head says nothing about it.
+    part = ResponseParser(before.cached_head)
     part.feed(head.replace(b"X-Left: 3", b"X-Left: 4") % 5 + b"y")
     assert not part.complete
-    assert part.end_to_end() == [("x-left", "4")]
+    assert part.client_headers() == [("x-left", "4")]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.http.response_parser import MalformedResponse, ResponseParser
+from nexus.http.response_parser import MalformedResponse, ResponseParser, State, framing_fault
 
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\nTrailer: t\r\n\r\n"
@@ -97,6 +97,54 @@ def test_what_cannot_be_trusted_is_refused(data):
         read(data, [])
 
 
+@pytest.mark.parametrize(
+    ("status", "lengths", "codings", "fault"),
+    [
+        (200, ["5"], [], None),
+        (200, [], ["chunked"], None),
+        (200, [], ["Chunked"], None),
+        (200, [], [], None),
+        (204, [], [], None),
+        (200, ["5", "5"], [], "it gives its length more than once"),
+        (200, ["5"], ["chunked"], "it gives a length beside a transfer coding"),
+        (200, [], ["gzip, chunked"], "its transfer coding ['gzip, chunked'] is not supported"),
+        (200, [], ["chunked\t"], "its transfer coding ['chunked\\t'] is not supported"),
+        (200, [], ["chunked", "chunked"], "its transfer coding ['chunked', 'chunked'] is not supported"),
+        (101, [], [], "it switches protocols"),
+    ],
+)  # fmt: skip
+def test_framing_fault(status, lengths, codings, fault):
+    assert framing_fault(status, lengths, codings) == fault
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "state"),
+    [
+        ([], State.START),
+        ([b"HTTP/1.1 100 Continue\r\n\r\n"], State.HEAD),
+        ([HEAD[:20]], State.HEAD),
+        ([HEAD], State.BODY),
+        ([HEAD, b"2\r\nab"], State.BODY),
+        ([HEAD, b"2\r\nab\r\n"], State.BETWEEN_CHUNKS),
+        ([HEAD, b"2\r\nab\r\n", b"1\r\nc\r\n"], State.BETWEEN_CHUNKS),
+        ([HEAD, b"2\r\nab\r\n", b"1"], State.BODY),
+        ([HEAD, b"2\r\nab\r\n", b"0\r\n\r\n"], State.COMPLETE),
+        ([PLAIN], State.COMPLETE),
+        ([PLAIN[:-1]], State.BODY),
+        ([PLAIN[:-1], b""], State.BODY),
+        ([b"HTTP/1.1 200 OK\r\n\r\n", b"x", b""], State.COMPLETE),
+    ],
+)
+def test_states(pieces, state):
+    reader = ResponseParser()
+    for piece in pieces:
+        reader.feed(piece)
+    assert reader.state is state
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data):
     reader = ResponseParser()
@@ -133,4 +181,4 @@ def test_headers_that_connection_names_are_not_the_clients(length):
     named = b"Connection: X-Hop, keep-alive\r\nConnection: x-other\r\nX-Hop: 1\r\nX-Other: 2\r\nX-End: 3\r\n"
     reader, _ = read(b"HTTP/1.1 200 OK\r\n" + named + length + b"\r\n" + body, [])
     assert reader.complete
-    assert reader.end_to_end() == [("x-end", "3")]
+    assert reader.client_headers() == [("x-end", "3")]

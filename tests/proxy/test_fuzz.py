@@ -159,7 +159,7 @@ ANSWERS = lines_of(
 class LongWay(ResponseParser):
     """Without its short paths: the parser reads everything."""
 
-    def _read_plain(self, data: bytes) -> bool:
+    def _read_simple(self, data: bytes) -> bool:
         return False
 
     def whole_chunk(self, data: bytes) -> bytes | None:
@@ -199,10 +199,10 @@ def same_in_pieces(example: tuple[bytes, list[int]]) -> bool:
     data, at = example
     before = ResponseParser()
     whole = verdict(before, [data] if data else [])
-    for plain in (*LAST, before.plain):  # whichever head came before
+    for plain in (*LAST, before.cached_head):  # whichever head came before
         assert verdict(ResponseParser(plain), [data] if data else []) == whole
-    if before.plain is not None:
-        LAST[:] = [before.plain]
+    if before.cached_head is not None:
+        LAST[:] = [before.cached_head]
     assert verdict(LongWay(), [data] if data else []) == whole
     for pieces in (cut(data, at), [data[n : n + 1] for n in range(len(data))]):
         found = verdict(ResponseParser(), pieces)
