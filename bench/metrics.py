@@ -21,7 +21,7 @@ from nexus.fleet.outcome import Outcome
 from nexus.fleet.run_directory import RunDirectory, Started
 from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics.collector import Collector
-from nexus.metrics.reader import FileReader
+from nexus.metrics.directory_reader import DirectoryReader
 from nexus.metrics.recorder import Recorder
 from nexus.metrics.recovery import recover_slot
 from nexus.metrics.store import Store
@@ -68,7 +68,7 @@ def write_files(directory: Path, processes: int, series: int) -> list[list[Histo
 class Pauses:
     """Finds the longest time without a pause."""
 
-    def begin(self) -> None:
+    def start(self) -> None:
         self._last, self._longest = time.perf_counter(), 0.0
 
     def __call__(self) -> None:
@@ -96,10 +96,10 @@ def against_the_library(processes: int) -> tuple[str, float]:
         written = write_files(directory, processes, 500)
         files = sorted(str(path) for path in directory.glob("*.db"))
         pauses = Pauses()
-        reader = FileReader(directory, pause=pauses)
+        reader = DirectoryReader(directory, pause=pauses)
 
         def ours() -> bytes:
-            pauses.begin()
+            pauses.start()
             return "".join(family.exposition() for family in reader.read()).encode()
 
         def library() -> bytes:

@@ -21,7 +21,7 @@ from nexus.cli.output import (
 
 if TYPE_CHECKING:
     from nexus.cli.samples import Sample
-    from nexus.metrics.families import Family
+    from nexus.metrics.family import Family
 
 
 @click.group("metrics", short_help="The metrics that there are, their number, their values.")
@@ -33,12 +33,10 @@ def metrics() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List every family with its type, meaning and labels."""
-    from dataclasses import asdict
-
     from nexus.metrics.families import FAMILIES
 
     if as_json:
-        print_json([asdict(family) for family in FAMILIES])
+        print_json([family.describe() for family in FAMILIES])
         return
     rows = [
         (
@@ -57,9 +55,10 @@ def list_(as_json: bool) -> None:
 def bound(config: str | None, as_json: bool) -> None:
     """Say how many series the configuration can have at most."""
     from nexus.config import load
-    from nexus.metrics.series_bound import bound as bound_of
+    from nexus.metrics.series_bound import series_bound
+    from nexus.proxy.endpoints import ENDPOINTS
 
-    series = bound_of(load(config).config)
+    series = series_bound(load(config).config, endpoints=len(ENDPOINTS))
     total = sum(series.values())
     if as_json:
         print_json({"total": total, "families": series})

@@ -1,533 +1,400 @@
-"""The one table of metric families: name, type, labels, buckets, and when each moves.
+"""The table of metric families. Recording, rendering, documentation and bounds read these rows.
 
-Recording, rendering and the documentation read these rows; names, labels and buckets of the first ten are fixed by the
-dashboards of the original system.
+To add a family, add a row here and a call that records it. The names, labels and buckets of
+`nexus_requests_total` to `nexus_tokens_total`, and of the gauges of backends, are public and fixed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from nexus.errors import ERROR_TYPES, STREAM_ENDS, status_labels
+from nexus.metrics.family import Family, Label, counter, gauge, histogram
+from nexus.metrics.labels import NONE, OTHER, RETIRED, UNKNOWN
 
 SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 TTFT_SECONDS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5,
     0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 120.0, 300.0,
 )  # fmt: skip
-"""OpenTelemetry's boundaries for `gen_ai.server.time_to_first_token`, with some at the end."""
+"""OpenTelemetry's boundaries for `gen_ai.server.time_to_first_token`, and some above."""
 TPOT_SECONDS = (
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 10.0, 120.0, 300.0,
 )  # fmt: skip
-"""OpenTelemetry's boundaries for `gen_ai.server.time_per_output_token`, with some at the end."""
+"""OpenTelemetry's boundaries for `gen_ai.server.time_per_output_token`, and some above."""
 OVERHEAD_SECONDS = (
-    0.00005,
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.5,
-)
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5,
+)  # fmt: skip
 LAG_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 QUEUE_SECONDS = (0.005, 0.01, 0.025, 0.05, *SECONDS)
 DECISION_SECONDS = (
-    0.000005,
-    0.00001,
-    0.000025,
-    0.00005,
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.0025,
-    0.01,
-)
+    0.000005, 0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01,
+)  # fmt: skip
 PROBE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, *SECONDS)
 TOKENS = (10, 50, 100, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 128000)
 
 EXCLUSION_REASONS = (
-    "unknown", "unhealthy", "draining", "capability_mismatch", "privacy_restricted", "tier_below_minimum",
-    "circuit_open", "busy", "at_capacity",
+    "unknown", "unhealthy", "draining", "capability_mismatch", "privacy_restricted",
+    "tier_below_minimum", "circuit_open", "busy", "at_capacity",
 )  # fmt: skip
 """Why a backend that has the model of a request is not considered for it."""
+REJECTION_REASONS = (
+    "not_found", "method_not_allowed", "bad_request", "origin_refused", "head_too_slow",
+    "head_too_large",
+)  # fmt: skip
+"""Why a request reached no endpoint."""
 
-Kind = Literal["counter", "gauge", "histogram"]
-Source = Literal["workers", "health", "scrape"]
+MODEL = Label((UNKNOWN, OTHER, RETIRED), names="models")
+BACKEND = Label((NONE, OTHER, RETIRED), names="backends")
+BACKEND_NOW = Label((OTHER,), names="backends")
+"""Backends of the present fleet."""
+STATUS = Label(tuple(sorted(status_labels())))
+ERROR_TYPE = Label(tuple(sorted(ERROR_TYPES)))
+LABEL_KIND = Label(("model", "backend"))
+FOLLOWS = Label(("",))
+"""A label whose value follows from those before it."""
 
+REQUESTS = counter(
+    "nexus_requests_total",
+    "Finished requests to proxied endpoints, by the status that the client got.",
+    model=MODEL,
+    backend=BACKEND,
+    status=STATUS,
+)
+ERRORS = counter(
+    "nexus_errors_total",
+    "Requests that failed, by kind of failure. Counted per request, not per attempt.",
+    error_type=ERROR_TYPE,
+    model=MODEL,
+)
+FALLBACKS = counter(
+    "nexus_fallbacks_total",
+    "Requests served by another model than the requested one.",
+    from_model=MODEL,
+    to_model=MODEL,
+)
+DURATION = histogram(
+    "nexus_request_duration_seconds",
+    "Time from a request's first byte to the last byte of its response, streams included.",
+    SECONDS,
+    model=MODEL,
+    backend=BACKEND,
+)
+PROBE_LATENCY = histogram(
+    "nexus_backend_latency_seconds",
+    "Latency of health probes that got a response.",
+    PROBE_SECONDS,
+    "health",
+    backend=BACKEND,
+)
+TOKENS_USED = histogram(
+    "nexus_tokens_total",
+    "Tokens of requests whose usage is known, by type (prompt, completion).",
+    TOKENS,
+    model=MODEL,
+    backend=BACKEND,
+    type=Label(("prompt", "completion")),
+)
+TOKEN_DETAILS = counter(
+    "nexus_token_details_total",
+    "Parts of the tokens that the backend reported: cached prompt tokens, reasoning completion "
+    "tokens.",
+    model=MODEL,
+    backend=BACKEND,
+    type=Label(("cached", "reasoning")),
+)
+USAGE = counter(
+    "nexus_usage_total",
+    "Served requests by the source of their token usage: reported (the backend sent it unasked, or "
+    "as the client asked), requested (the gateway asked for it), counted (from a stream's events), "
+    "none.",
+    source=Label(("reported", "requested", "counted", "none")),
+)
+TTFT = histogram(
+    "nexus_time_to_first_token_seconds",
+    "Time from a request's first byte to the first event of its stream that has content, a tool "
+    "call or reasoning. Observed when it arrives, however the stream ends.",
+    TTFT_SECONDS,
+    model=MODEL,
+    backend=BACKEND,
+)
+TPOT = histogram(
+    "nexus_time_per_output_token_seconds",
+    "Time from a stream's first token to its end, per further token. Counted by tokens if the "
+    "backend reported them, else by events.",
+    TPOT_SECONDS,
+    model=MODEL,
+    backend=BACKEND,
+    by=Label(("tokens", "events")),
+)
+STREAM_GAP = histogram(
+    "nexus_stream_longest_gap_seconds",
+    "The longest silence of each stream after its first token.",
+    TTFT_SECONDS,
+    model=MODEL,
+    backend=BACKEND,
+)
+STREAM_EVENTS = counter(
+    "nexus_stream_events_total",
+    "Events with data in finished streams.",
+    model=MODEL,
+    backend=BACKEND,
+)
+STREAM_ENDS_TOTAL = counter(
+    "nexus_stream_ends_total",
+    "Streams whose content had begun to reach the client, by how they ended: "
+    f"{', '.join(STREAM_ENDS)}. upstream_truncated: neither [DONE] nor a finish reason.",
+    backend=BACKEND,
+    reason=Label(STREAM_ENDS),
+)
+STREAMS_ACTIVE = gauge(
+    "nexus_streams_active",
+    "Streams being sent to a client now, over all workers.",
+    "scrape",
+)
+OVERHEAD = histogram(
+    "nexus_gateway_overhead_seconds",
+    "Time that served requests spent in the gateway itself, without waiting for a client, a "
+    "backend or the queue. before: until the backend was asked. after: once its response, or a "
+    "stream's first content, was there.",
+    OVERHEAD_SECONDS,
+    phase=Label(("before", "after")),
+)
+LOOP_LAG = histogram(
+    "nexus_event_loop_lag_seconds",
+    "How late a worker's event loop ran a timer, measured twice a second in each gevent worker.",
+    LAG_SECONDS,
+)
+BACKENDS = gauge("nexus_backends_total", "Backends registered.", "health")
+BACKENDS_HEALTHY = gauge("nexus_backends_healthy", "Backends whose status is healthy.", "health")
+MODELS_AVAILABLE = gauge("nexus_models_available", "Distinct models on healthy backends.", "health")
+PENDING = gauge(
+    "nexus_pending_requests",
+    "Requests queued for the backend or in flight to it, over all workers. A request that waits for "
+    "several backends counts at one of them.",
+    "scrape",
+    backend=BACKEND_NOW,
+)
+STARTED = counter(
+    "nexus_requests_started_total",
+    "Requests to a proxied endpoint whose headers were read.",
+    endpoint=Label(names="endpoints"),
+)
+LOST = counter(
+    "nexus_requests_lost_total",
+    "Requests in flight in a process that was killed. Recorded once, by the next process that uses "
+    "its slot or by the health process.",
+)
+REJECTED = counter(
+    "nexus_http_rejected_total",
+    f"Requests that reached no endpoint, by reason: {', '.join(REJECTION_REASONS)}.",
+    reason=Label(REJECTION_REASONS),
+)
+PREFLIGHTS = counter(
+    "nexus_http_preflights_total",
+    "CORS preflights (OPTIONS with Origin and Access-Control-Request-Method). They are not counted "
+    "as requests.",
+)
+ATTEMPTS = counter(
+    "nexus_upstream_attempts_total",
+    "Attempts at a backend; a retried request makes several. outcome is ok or the failure's "
+    "error_type.",
+    backend=BACKEND,
+    outcome=Label(("ok", *ERROR_TYPE.values)),
+)
+RETRIES = counter(
+    "nexus_retries_total",
+    "Failed attempts that were followed by another one, by the backend that failed and the kind of "
+    "failure.",
+    backend=BACKEND,
+    error_type=ERROR_TYPE,
+)
+RETRIES_DENIED = counter(
+    "nexus_retries_denied_total",
+    "Failed attempts that were not retried because the host's retry budget was used up.",
+    backend=BACKEND,
+)
+EXCLUSIONS = counter(
+    "nexus_routing_exclusions_total",
+    "Backends that have the model of a request and were not considered for its first attempt, by "
+    f"reason: {', '.join(EXCLUSION_REASONS)}.",
+    reason=Label(EXCLUSION_REASONS),
+)
+DECISION = histogram(
+    "nexus_routing_decision_seconds",
+    "Time to choose a backend, or to find that there is none. Waiting in the queue is excluded.",
+    DECISION_SECONDS,
+)
+CIRCUIT_STATE = gauge(
+    "nexus_backend_circuit_state",
+    "The backend's circuit: 0 closed, 1 half open (one request may probe it), 2 open (excluded "
+    "from routing).",
+    "scrape",
+    backend=BACKEND_NOW,
+)
+CIRCUIT_OPENED = counter(
+    "nexus_circuit_opened_total",
+    "Times that a backend's circuit opened because requests to it failed.",
+    backend=BACKEND,
+)
+UNSOLICITED = counter(
+    "nexus_backend_unsolicited_responses_total",
+    "Connections closed because the backend sent bytes while no request was open. For five minutes "
+    "after each, its worker keeps no connections to the backend.",
+    backend=BACKEND,
+)
+QUEUE_DEPTH = gauge(
+    "nexus_queue_depth", "Requests waiting for capacity at a backend, over all workers.", "scrape"
+)
+QUEUE_WAIT = histogram(
+    "nexus_queue_wait_seconds",
+    "How long requests waited for capacity at a backend, however the wait ended.",
+    QUEUE_SECONDS,
+)
+QUEUE_REJECTIONS = counter(
+    "nexus_queue_rejections_total",
+    "Requests that were refused by the queue: full (too many were waiting), late (the longest "
+    "allowed wait was over).",
+    reason=Label(("full", "late")),
+)
+UNKNOWN_MODELS = counter(
+    "nexus_unknown_models_total",
+    "Requests for a model that neither a backend nor the configuration has. Their model label is "
+    "unknown.",
+)
+BACKEND_UP = gauge(
+    "nexus_backend_up", "1 if the backend is healthy, else 0.", "health", backend=BACKEND_NOW
+)
+BACKEND_DRAINING = gauge(
+    "nexus_backend_draining",
+    "1 if an operator drains the backend, so that it gets no new requests, else 0.",
+    "health",
+    backend=BACKEND_NOW,
+)
+BACKEND_INFO = gauge(
+    "nexus_backend_info",
+    "Maps a backend's label value to its real name and attributes; always 1.",
+    "health",
+    backend=BACKEND_NOW,
+    name=FOLLOWS,
+    type=FOLLOWS,
+    url=FOLLOWS,
+    zone=FOLLOWS,
+    tier=FOLLOWS,
+)
+MODEL_INFO = gauge(
+    "nexus_model_info",
+    "Maps a model's label value to its real name; always 1.",
+    "health",
+    model=Label(names="models"),
+    name=FOLLOWS,
+)
+MODEL_BACKENDS = gauge(
+    "nexus_model_backends",
+    "Backends that have the model and may get requests: healthy and not draining.",
+    "health",
+    model=Label((OTHER,), names="models"),
+)
+FLEET_UPDATED = gauge(
+    "nexus_fleet_last_update_timestamp_seconds",
+    "Unix time of the health process's last completed round of probes.",
+    "health",
+)
+RELOAD_SUCCESSFUL = gauge(
+    "nexus_config_last_reload_successful",
+    "1 if the configuration was valid when it was last read, 0 if it was refused and the previous "
+    "one stays.",
+    "health",
+)
+RELOADED = gauge(
+    "nexus_config_last_reload_success_timestamp_seconds",
+    "Unix time at which the configuration now in use was read.",
+    "health",
+)
+LABELS = gauge(
+    "nexus_labels",
+    "Names that have a label value of their own, by kind (model, backend).",
+    "health",
+    kind=LABEL_KIND,
+)
+LABELS_LIMIT = gauge(
+    "nexus_labels_limit",
+    "The limit on such names, by kind: [metrics] max_models and max_backends.",
+    "health",
+    kind=LABEL_KIND,
+)
+LABELS_OVERFLOWED = gauge(
+    "nexus_labels_overflowed",
+    "Names over the limit of their kind (model, backend), which are counted as other.",
+    "health",
+    kind=LABEL_KIND,
+)
+HEALTH_PROCESS_UP = gauge(
+    "nexus_health_process_up", "1 if the health process runs and its event loop moves.", "scrape"
+)
+IMBALANCE = gauge(
+    "nexus_accounting_imbalance",
+    "Requests started, less those finished, in flight and lost, each counted separately. It must be "
+    "0.",
+    "scrape",
+)
+WORKERS = gauge("nexus_workers", "Worker processes that accept connections.", "scrape")
+WORKERS_DRAINING = gauge(
+    "nexus_workers_draining",
+    "Worker processes that were replaced and only finish their requests.",
+    "scrape",
+)
+WORKERS_SILENT = gauge(
+    "nexus_workers_silent",
+    "Worker processes whose event loop has not run for more than ten seconds.",
+    "scrape",
+)
+WORKER_RESTARTS = counter(
+    "nexus_worker_restarts_total",
+    "Workers started beyond the number with which the gateway was started.",
+    "scrape",
+)
+WORKER_DEATHS = counter(
+    "nexus_worker_deaths_total",
+    "Workers that were killed or crashed. Workers that end because of a reload, recycling or a "
+    "change of their number are not counted.",
+    "scrape",
+)
+PROCESS_MEMORY = gauge(
+    "nexus_process_resident_memory_bytes",
+    "Resident memory of each process.",
+    "scrape",
+    slot=Label(names="slots"),
+    role=FOLLOWS,
+    pid=FOLLOWS,
+)
+PROCESS_CPU = counter(
+    "nexus_process_cpu_seconds_total",
+    "CPU time of each process, user and system.",
+    "scrape",
+    slot=Label(names="slots"),
+    role=FOLLOWS,
+    pid=FOLLOWS,
+)
+RUN_DIRECTORY = gauge(
+    "nexus_run_directory_usable", "1 if the run directory exists and has space, else 0.", "scrape"
+)
+WRITE_ERRORS = counter(
+    "nexus_metrics_write_errors_total",
+    "Series that are not shared because their file could not grow. They are missing in scrapes.",
+)
+LOG_LINES_DROPPED = counter(
+    "nexus_log_lines_dropped_total",
+    "Log lines of workers and the health process that were dropped because nobody read standard "
+    "error.",
+)
+DAMAGED_FILES = counter(
+    "nexus_metrics_damaged_files_total", "Metrics files that were damaged and set aside.", "scrape"
+)
+SCRAPE_DURATION = gauge(
+    "nexus_scrape_duration_seconds", "How long it took to collect this scrape.", "scrape"
+)
+BUILD_INFO = gauge("nexus_build_info", "The version; always 1.", "scrape", version=FOLLOWS)
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """One metric family. `source`: counted by workers, by the health process, or rendered at the scrape."""
-
-    name: str
-    kind: Kind
-    help: str
-    labels: tuple[str, ...] = ()
-    buckets: tuple[float, ...] = ()
-    source: Source = "workers"
-
-
-REQUESTS = Family(
-    name="nexus_requests_total",
-    kind="counter",
-    labels=("model", "backend", "status"),
-    help="Requests to a proxied endpoint that ended, whatever their end, by the status the client got.",
+FAMILIES: tuple[Family, ...] = tuple(
+    row for row in list(globals().values()) if isinstance(row, Family)
 )
-ERRORS = Family(
-    name="nexus_errors_total",
-    kind="counter",
-    labels=("error_type", "model"),
-    help="Requests that ended in failure, by its kind; never counted per attempt.",
-)
-FALLBACKS = Family(
-    name="nexus_fallbacks_total",
-    kind="counter",
-    labels=("from_model", "to_model"),
-    help="Requests that another model than the asked one served.",
-)
-DURATION = Family(
-    name="nexus_request_duration_seconds",
-    kind="histogram",
-    labels=("model", "backend"),
-    buckets=SECONDS,
-    help="Time from a request's head to the last byte of its answer, streams included.",
-)
-PROBE_LATENCY = Family(
-    name="nexus_backend_latency_seconds",
-    kind="histogram",
-    labels=("backend",),
-    buckets=PROBE_SECONDS,
-    source="health",
-    help="Latency of health probes that got an answer.",
-)
-TOKENS_USED = Family(
-    name="nexus_tokens_total",
-    kind="histogram",
-    labels=("model", "backend", "type"),
-    buckets=TOKENS,
-    help="Tokens of requests whose usage is known, by type (prompt, completion).",
-)
-TOKEN_DETAILS = Family(
-    name="nexus_token_details_total",
-    kind="counter",
-    labels=("model", "backend", "type"),
-    help="Tokens that the backend told of in addition: cached ones of the prompt, reasoning ones of the completion.",
-)
-USAGE = Family(
-    name="nexus_usage_total",
-    kind="counter",
-    labels=("source",),
-    help="Served requests by where their token usage is known from: reported (the backend told it as the client asked, "
-    "or unasked), requested (it told it because the gateway asked), counted (from a stream's events), none.",
-)
-TTFT = Family(
-    name="nexus_time_to_first_token_seconds",
-    kind="histogram",
-    labels=("model", "backend"),
-    buckets=TTFT_SECONDS,
-    help="Time from a request's head to the first event of its stream with content, a tool call or reasoning; observed "
-    "when it comes, whatever the stream's end.",
-)
-TPOT = Family(
-    name="nexus_time_per_output_token_seconds",
-    kind="histogram",
-    labels=("model", "backend", "by"),
-    buckets=TPOT_SECONDS,
-    help="Time from a stream's first token to its end, for each further token; by the tokens that the backend told, or "
-    "by the events that came where it told none.",
-)
-STREAM_GAP = Family(
-    name="nexus_stream_longest_gap_seconds",
-    kind="histogram",
-    labels=("model", "backend"),
-    buckets=TTFT_SECONDS,
-    help="The longest silence of each stream after its first token.",
-)
-STREAM_EVENTS = Family(
-    name="nexus_stream_events_total",
-    kind="counter",
-    labels=("model", "backend"),
-    help="Events with data in streams that have ended.",
-)
-STREAM_ENDS = Family(
-    name="nexus_stream_ends_total",
-    kind="counter",
-    labels=("backend", "reason"),
-    help="How streams ended that had begun to reach the client: complete, client_disconnect, upstream_reset, "
-    "upstream_truncated (neither [DONE] nor a reason for finishing), idle_timeout, deadline, in_band_error, shutdown.",
-)
-STREAMS_ACTIVE = Family(
-    name="nexus_streams_active",
-    kind="gauge",
-    source="scrape",
-    help="Streams whose content goes to a client now, over all workers.",
-)
-OVERHEAD = Family(
-    name="nexus_gateway_overhead_seconds",
-    kind="histogram",
-    labels=("phase",),
-    buckets=OVERHEAD_SECONDS,
-    help="Time that served requests spent in the gateway itself, not waiting for a client, a backend or room: before "
-    "the backend was asked, and after its answer (of a stream, its first content) was there.",
-)
-LOOP_LAG = Family(
-    name="nexus_event_loop_lag_seconds",
-    kind="histogram",
-    buckets=LAG_SECONDS,
-    help="How late a worker's event loop woke what was due, looked at twice a second in each gevent worker.",
-)
-BACKENDS = Family(
-    name="nexus_backends_total", kind="gauge", source="health", help="Backends registered."
-)
-BACKENDS_HEALTHY = Family(
-    name="nexus_backends_healthy",
-    kind="gauge",
-    source="health",
-    help="Backends whose status is healthy.",
-)
-MODELS_AVAILABLE = Family(
-    name="nexus_models_available",
-    kind="gauge",
-    source="health",
-    help="Distinct models on healthy backends.",
-)
-PENDING = Family(
-    name="nexus_pending_requests",
-    kind="gauge",
-    labels=("backend",),
-    source="scrape",
-    help="Requests queued for or in flight to the backend, over all workers; one that waits for several counts at one.",
-)
-STARTED = Family(
-    name="nexus_requests_started_total",
-    kind="counter",
-    labels=("endpoint",),
-    help="Requests to a proxied endpoint whose head was read.",
-)
-LOST = Family(
-    name="nexus_requests_lost_total",
-    kind="counter",
-    help="Requests that a killed process had in flight, booked once by whoever finds its slot free.",
-)
-REJECTED = Family(
-    name="nexus_http_rejected_total",
-    kind="counter",
-    labels=("reason",),
-    help="Requests that reached no endpoint: not_found, method_not_allowed, bad_request, origin_refused, "
-    "head_too_slow, head_too_large.",
-)
-PREFLIGHTS = Family(
-    name="nexus_http_preflights_total",
-    kind="counter",
-    help="Preflights (OPTIONS with Origin and Access-Control-Request-Method), which are not counted as requests.",
-)
-ATTEMPTS = Family(
-    name="nexus_upstream_attempts_total",
-    kind="counter",
-    labels=("backend", "outcome"),
-    help="Attempts at a backend, several for a request that was retried; outcome is ok or the fault's error_type.",
-)
-RETRIES = Family(
-    name="nexus_retries_total",
-    kind="counter",
-    labels=("backend", "error_type"),
-    help="Attempts that failed and were followed by another, by the backend that failed and the kind of failure.",
-)
-RETRIES_DENIED = Family(
-    name="nexus_retries_denied_total",
-    kind="counter",
-    labels=("backend",),
-    help="Attempts that failed and would have been followed by another, had the host's budget for retries allowed it.",
-)
-EXCLUSIONS = Family(
-    name="nexus_routing_exclusions_total",
-    kind="counter",
-    labels=("reason",),
-    help="Backends that have the model of a request and were not considered for its first attempt, by the reason: "
-    f"{', '.join(EXCLUSION_REASONS)}.",
-)
-DECISION = Family(
-    name="nexus_routing_decision_seconds",
-    kind="histogram",
-    buckets=DECISION_SECONDS,
-    help="Time that choosing a backend took, or finding that there is none; waiting in the queue is not in it.",
-)
-CIRCUIT_OPENED = Family(
-    name="nexus_circuit_opened_total",
-    kind="counter",
-    labels=("backend",),
-    help="Times that a backend was taken out of the choice because requests to it failed.",
-)
-UNSOLICITED = Family(
-    name="nexus_backend_unsolicited_responses_total",
-    kind="counter",
-    labels=("backend",),
-    help="Connections closed because the backend sent bytes to which no request was open. For five minutes after each, "
-    "its worker keeps no connections to the backend.",
-)
-QUEUE_WAIT = Family(
-    name="nexus_queue_wait_seconds",
-    kind="histogram",
-    buckets=QUEUE_SECONDS,
-    help="How long requests waited for room at a backend, however the wait ended.",
-)
-QUEUE_REJECTIONS = Family(
-    name="nexus_queue_rejections_total",
-    kind="counter",
-    labels=("reason",),
-    help="Requests that found no room: full (as many wait as may), late (the longest wait was over).",
-)
-UNKNOWN_MODELS = Family(
-    name="nexus_unknown_models_total",
-    kind="counter",
-    help="Requests for a model that no backend and no configuration knows; their label is unknown.",
-)
-WRITE_ERRORS = Family(
-    name="nexus_metrics_write_errors_total",
-    kind="counter",
-    help="Series that could not be shared because their file could not grow; they are counted in the process alone.",
-)
-BACKEND_UP = Family(
-    name="nexus_backend_up",
-    kind="gauge",
-    labels=("backend",),
-    source="health",
-    help="1 where the backend is healthy, else 0.",
-)
-BACKEND_DRAINING = Family(
-    name="nexus_backend_draining",
-    kind="gauge",
-    labels=("backend",),
-    source="health",
-    help="1 where an operator has it get no new requests, else 0.",
-)
-BACKEND_INFO = Family(
-    name="nexus_backend_info",
-    kind="gauge",
-    labels=("backend", "name", "type", "url", "zone", "tier"),
-    source="health",
-    help="Maps a backend's label value to its real name and place; always 1.",
-)
-MODEL_INFO = Family(
-    name="nexus_model_info",
-    kind="gauge",
-    labels=("model", "name"),
-    source="health",
-    help="Maps a model's label value to its real name; always 1.",
-)
-MODEL_BACKENDS = Family(
-    name="nexus_model_backends",
-    kind="gauge",
-    labels=("model",),
-    source="health",
-    help="Backends that have the model and may be given requests: healthy ones that are not drained.",
-)
-CIRCUIT_STATE = Family(
-    name="nexus_backend_circuit_state",
-    kind="gauge",
-    labels=("backend",),
-    source="scrape",
-    help="What requests saw of the backend: 0 closed (well), 1 half open (one request may try), 2 open (taken out).",
-)
-QUEUE_DEPTH = Family(
-    name="nexus_queue_depth",
-    kind="gauge",
-    source="scrape",
-    help="Requests that wait for room at a backend, over all workers.",
-)
-RELOAD_SUCCESSFUL = Family(
-    name="nexus_config_last_reload_successful",
-    kind="gauge",
-    source="health",
-    help="1 where the configuration was good when it was last read, 0 where it was refused and the old one stays.",
-)
-RELOADED = Family(
-    name="nexus_config_last_reload_success_timestamp_seconds",
-    kind="gauge",
-    source="health",
-    help="Unix time at which the configuration now in use was read.",
-)
-FLEET_UPDATED = Family(
-    name="nexus_fleet_last_update_timestamp_seconds",
-    kind="gauge",
-    source="health",
-    help="Unix time of the health process's last completed round of probes.",
-)
-LABELS = Family(
-    name="nexus_labels",
-    kind="gauge",
-    labels=("kind",),
-    source="health",
-    help="Names that have a label value of their own, by kind (model, backend).",
-)
-LABELS_LIMIT = Family(
-    name="nexus_labels_limit",
-    kind="gauge",
-    labels=("kind",),
-    source="health",
-    help="How many names of a kind may have one: [metrics] max_models and max_backends.",
-)
-LABELS_OVERFLOWED = Family(
-    name="nexus_labels_overflowed",
-    kind="gauge",
-    labels=("kind",),
-    source="health",
-    help="Names beyond the cap of their kind (model, backend), which are counted as other.",
-)
-HEALTH_PROCESS_UP = Family(
-    name="nexus_health_process_up",
-    kind="gauge",
-    source="scrape",
-    help="1 while the health process runs and its event loop moves.",
-)
-BUILD_INFO = Family(
-    name="nexus_build_info",
-    kind="gauge",
-    labels=("version",),
-    source="scrape",
-    help="The version; always 1.",
-)
-IMBALANCE = Family(
-    name="nexus_accounting_imbalance",
-    kind="gauge",
-    source="scrape",
-    help="Requests started, less those finished, in flight and lost, each counted on its own. It must be 0.",
-)
-WORKERS = Family(
-    name="nexus_workers",
-    kind="gauge",
-    source="scrape",
-    help="Worker processes that take connections.",
-)
-WORKERS_DRAINING = Family(
-    name="nexus_workers_draining",
-    kind="gauge",
-    source="scrape",
-    help="Worker processes that were replaced and only end the requests they have.",
-)
-WORKERS_SILENT = Family(
-    name="nexus_workers_silent",
-    kind="gauge",
-    source="scrape",
-    help="Worker processes whose event loop has not moved for more than ten seconds.",
-)
-WORKER_RESTARTS = Family(
-    name="nexus_worker_restarts_total",
-    kind="counter",
-    source="scrape",
-    help="Workers started beyond the number that the gateway was started with.",
-)
-WORKER_DEATHS = Family(
-    name="nexus_worker_deaths_total",
-    kind="counter",
-    source="scrape",
-    help="Workers that were killed or crashed. Reloads, recycling and changes of their number end workers as told.",
-)
-PROCESS_MEMORY = Family(
-    name="nexus_process_resident_memory_bytes",
-    kind="gauge",
-    labels=("slot", "role", "pid"),
-    source="scrape",
-    help="Resident memory of each process.",
-)
-PROCESS_CPU = Family(
-    name="nexus_process_cpu_seconds_total",
-    kind="counter",
-    labels=("slot", "role", "pid"),
-    source="scrape",
-    help="Processor time of each process, user and system.",
-)
-LOG_LINES_DROPPED = Family(
-    name="nexus_log_lines_dropped_total",
-    kind="counter",
-    help="Lines of workers and health process that were lost because nobody read standard error.",
-)
-DAMAGED_FILES = Family(
-    name="nexus_metrics_damaged_files_total",
-    kind="counter",
-    source="scrape",
-    help="Metrics files that were damaged and set aside.",
-)
-RUN_DIRECTORY = Family(
-    name="nexus_run_directory_usable",
-    kind="gauge",
-    source="scrape",
-    help="1 where the run directory is there and has space, else 0.",
-)
-SCRAPE_DURATION = Family(
-    name="nexus_scrape_duration_seconds",
-    kind="gauge",
-    source="scrape",
-    help="How long the reading of the figures in this answer took.",
-)
-
-FAMILIES: tuple[Family, ...] = (
-    REQUESTS,
-    ERRORS,
-    FALLBACKS,
-    DURATION,
-    PROBE_LATENCY,
-    TOKENS_USED,
-    TOKEN_DETAILS,
-    USAGE,
-    TTFT,
-    TPOT,
-    STREAM_GAP,
-    STREAM_EVENTS,
-    STREAM_ENDS,
-    STREAMS_ACTIVE,
-    OVERHEAD,
-    LOOP_LAG,
-    BACKENDS,
-    BACKENDS_HEALTHY,
-    MODELS_AVAILABLE,
-    PENDING,
-    STARTED,
-    LOST,
-    REJECTED,
-    PREFLIGHTS,
-    ATTEMPTS,
-    RETRIES,
-    RETRIES_DENIED,
-    EXCLUSIONS,
-    DECISION,
-    CIRCUIT_STATE,
-    CIRCUIT_OPENED,
-    UNSOLICITED,
-    QUEUE_DEPTH,
-    QUEUE_WAIT,
-    QUEUE_REJECTIONS,
-    UNKNOWN_MODELS,
-    BACKEND_UP,
-    BACKEND_DRAINING,
-    BACKEND_INFO,
-    MODEL_INFO,
-    MODEL_BACKENDS,
-    FLEET_UPDATED,
-    RELOAD_SUCCESSFUL,
-    RELOADED,
-    LABELS,
-    LABELS_LIMIT,
-    LABELS_OVERFLOWED,
-    HEALTH_PROCESS_UP,
-    IMBALANCE,
-    WORKERS,
-    WORKERS_DRAINING,
-    WORKERS_SILENT,
-    WORKER_RESTARTS,
-    WORKER_DEATHS,
-    PROCESS_MEMORY,
-    PROCESS_CPU,
-    RUN_DIRECTORY,
-    WRITE_ERRORS,
-    LOG_LINES_DROPPED,
-    DAMAGED_FILES,
-    SCRAPE_DURATION,
-    BUILD_INFO,
-)
-ORDER: dict[str, int] = {family.name: position for position, family in enumerate(FAMILIES)}
+"""Every row above, in this order; they are exposed and documented in it."""

@@ -13,7 +13,8 @@ from prometheus_client.mmap_dict import mmap_key
 
 from nexus.fleet.records import Backend, Snapshot
 from nexus.metrics import families, labels
-from nexus.metrics.files import ReservedFile
+from nexus.metrics.family import Family
+from nexus.metrics.metrics_file import ReservedFile
 
 FILE = "gauge_max_fleet.db"  # `max`: a mode in which the stock collector adds no `pid` label
 
@@ -48,12 +49,10 @@ def write_fleet_gauges(
     aside.replace(directory / FILE)
 
 
-def _samples(
-    snapshot: Snapshot, updated_at: float
-) -> list[tuple[families.Family, list[str], float]]:
+def _samples(snapshot: Snapshot, updated_at: float) -> list[tuple[Family, list[str], float]]:
     backends = snapshot.backends
     healthy = [backend for backend in backends if backend.status == "healthy"]
-    samples: list[tuple[families.Family, list[str], float]] = [
+    samples: list[tuple[Family, list[str], float]] = [
         (families.BACKENDS, [], len(backends)),
         (families.BACKENDS_HEALTHY, [], len(healthy)),
         (

@@ -17,6 +17,7 @@ from nexus.fleet.load_table import Row
 from nexus.fleet.outcome import Outcome
 from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics import families
+from nexus.metrics.family import Family
 from nexus.metrics.store import Store
 from nexus.runtime import stderr
 
@@ -66,7 +67,7 @@ class Recorder:
         self._attempts: dict[tuple[str, str], Any] = {}
         self._bundles: dict[tuple[str | bool | None, ...], _Bundle] = {}
 
-    def child(self, family: families.Family, *labels: str) -> Any:
+    def child(self, family: Family, *labels: str) -> Any:
         """The counter or histogram with these label values; kept, since making it is slow."""
         key = (family.name, *labels)
         child = self._children.get(key)
@@ -185,7 +186,7 @@ class Recorder:
                 moves.append((child(families.TOKEN_DETAILS, *labels, kind).inc, tokens))
         if (stream := outcome.stream) is not None:
             moves += [
-                (child(families.STREAM_ENDS, outcome.backend_label, stream.end).inc, 1),
+                (child(families.STREAM_ENDS_TOTAL, outcome.backend_label, stream.end).inc, 1),
                 (child(families.STREAM_EVENTS, *labels).inc, stream.events),
                 (child(families.STREAM_GAP, *labels).observe, stream.longest_gap_s),
             ]

@@ -14,7 +14,7 @@ from prometheus_client.mmap_dict import mmap_key
 
 from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics import families
-from nexus.metrics.files import ReservedFile
+from nexus.metrics.metrics_file import ReservedFile
 
 log = logging.getLogger("nexus.metrics")
 

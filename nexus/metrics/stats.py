@@ -11,6 +11,7 @@ from nexus.fleet.windows import RecentOutcomes, Trouble, Window
 from nexus.metrics import families
 from nexus.metrics.collector import MetricsSnapshot
 from nexus.metrics.exposition import Labels
+from nexus.metrics.family import Family
 from nexus.runtime.documents import Amount, Count, Document
 
 
@@ -154,7 +155,7 @@ _NOTHING = RecentOutcomes(last_hour=_NO_WINDOW, last_day=_NO_WINDOW, trouble=Non
 
 
 def _streams(reading: MetricsSnapshot) -> StreamStats:
-    def mean(family: families.Family) -> float | None:
+    def mean(family: Family) -> float | None:
         count = sum(
             value for _, value in reading.samples(f"{family.name}_count", family=family.name)
         )
@@ -168,7 +169,9 @@ def _streams(reading: MetricsSnapshot) -> StreamStats:
         average_tokens_per_second=round(1 / tpot_s, 3) if tpot_s else None,
         ends={
             end: int(n)
-            for end, n in sorted(_by("reason", reading.samples(families.STREAM_ENDS.name)).items())
+            for end, n in sorted(
+                _by("reason", reading.samples(families.STREAM_ENDS_TOTAL.name)).items()
+            )
         },
     )
 

@@ -21,8 +21,8 @@ from prometheus_client.utils import floatToGoString
 
 from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics import families
-from nexus.metrics.families import Family
-from nexus.metrics.files import ReservedFile
+from nexus.metrics.family import Family
+from nexus.metrics.metrics_file import ReservedFile
 
 log = logging.getLogger("nexus.metrics")
 

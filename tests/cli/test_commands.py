@@ -93,7 +93,7 @@ def test_metrics_list_is_the_table():
 
 def test_metrics_bound(tmp_path):
     (tmp_path / "n.toml").write_text(
-        "[metrics]\nmax_models = 3\n[[backends]]\nname = 'a'\nurl = 'http://a'\n[[backends]]\nname = 'b'\nurl = 'http://b'"
+        "[metrics]\nmax_models = 3\nmax_backends = 2\n[[backends]]\nname = 'a'\nurl = 'http://a'\n[[backends]]\nname = 'b'\nurl = 'http://b'"
     )
     shown = json.loads(nexus("metrics", "bound", "-c", str(tmp_path / "n.toml"), "--json").stdout)
     families = shown["families"]

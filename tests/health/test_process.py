@@ -15,7 +15,7 @@ monkey.patch_all()
 from nexus.config import load
 from nexus.fleet.run_directory import RunDirectory
 from nexus.health.process import HealthProcess
-from nexus.metrics.files import ReservedFile
+from nexus.metrics.metrics_file import ReservedFile
 import sys
 loaded = load()
 run_dir = RunDirectory.of(loaded.config)

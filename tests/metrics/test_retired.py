@@ -12,8 +12,8 @@ from nexus.fleet.records import Model
 from nexus.health.fleet import Fleet
 from nexus.health.prober import ProbeOutcome
 from nexus.metrics import families
+from nexus.metrics.directory_reader import DirectoryReader
 from nexus.metrics.labels import OTHER, RESERVED
-from nexus.metrics.reader import FileReader
 from nexus.metrics.store import Store
 
 NAMES = ["a", "a-b", "a_b", "a.b", "other", "retired", "c", "d"]
@@ -48,7 +48,7 @@ def fleet_of(before=None):
 @settings(deadline=None)
 def test_whatever_comes_and_goes(tmp_path_factory, steps):
     directory = tmp_path_factory.mktemp("retired")
-    store, reader = Store(_Seat(directory)), FileReader(directory)
+    store, reader = Store(_Seat(directory)), DirectoryReader(directory)
     fleet, number, hours = fleet_of(), 1, 0
     snapshot = fleet.snapshot(revision=number, now=0)
     children, counted, ever, before = {}, Tally(), {}, Tally()
@@ -85,7 +85,7 @@ def test_whatever_comes_and_goes(tmp_path_factory, steps):
         assert len(set(labels.retired_models)) == len(labels.retired_models)
 
         shown = {
-            r.text.name: r for r in reader.read((labels.retired_models, labels.retired_backends))
+            r.layout.name: r for r in reader.read((labels.retired_models, labels.retired_backends))
         }
         requests, durations = Tally(), Tally()
         if families.REQUESTS.name in shown:

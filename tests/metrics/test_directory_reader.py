@@ -11,8 +11,8 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.values import MultiProcessValue
 
+from nexus.metrics.directory_reader import DAMAGED, DirectoryReader
 from nexus.metrics.exposition import of_metric
-from nexus.metrics.reader import DAMAGED, FileReader
 
 
 class Writer:
@@ -60,10 +60,10 @@ class Merged:
         return MultiProcessCollector.merge(self._files)
 
 
-def ours(reader: FileReader) -> str:
+def ours(reader: DirectoryReader) -> str:
     texts: dict[str, str] = {"counter": "", "gauge": "", "histogram": "", "summary": ""}
     for family in reader.read():
-        texts[family.text.head.split()[-1]] += family.exposition()
+        texts[family.layout.header.split()[-1]] += family.exposition()
     texts["gauge"] = "".join(of_metric(metric).exposition() for metric in reader.gauges())
     return "".join(texts.values())
 
@@ -110,7 +110,7 @@ def test_same_bytes_as_the_library(rounds, tmp_path_factory, monkeypatch):
     """After every round, with the one reader that has seen all rounds before: files grow, and new ones come."""
     directory = tmp_path_factory.mktemp("metrics")
     writers = {slot: Writer(directory, slot) for slot in ("0", "1", "10", "2", "x-1")}
-    reader = FileReader(directory)
+    reader = DirectoryReader(directory)
     try:
         for done in rounds:
             for operation in done:
@@ -137,7 +137,7 @@ def directory(tmp_path, monkeypatch):
 
 @pytest.fixture
 def reader(directory):
-    reader = FileReader(directory)
+    reader = DirectoryReader(directory)
     yield reader
     reader.close()
 
@@ -175,7 +175,7 @@ def test_file_that_is_replaced_or_gone(directory, monkeypatch, reader):
         b"\x40\x00\x00\x00" + b"\x00" * 60,
         b"\x28\x00\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00oops    " + b"\x00" * 20,
     ],
-    ids=["empty", "one byte", "head too large", "cut off", "no length", "no JSON"],
+    ids=["empty", "one byte", "header too large", "cut off", "no length", "no JSON"],
 )
 @pytest.mark.parametrize("name", ["counter_9.db", "histogram_9.db", "gauge_max_9.db"])
 def test_damaged_file_is_set_aside(directory, reader, name, damage):
@@ -199,7 +199,7 @@ def test_file_damaged_while_it_is_known(directory, reader, seed):
         data[rng.randrange(200)] = rng.randrange(256)
     with path.open("r+b") as file:
         file.write(data[:200])
-    fresh = FileReader(directory)
+    fresh = DirectoryReader(directory)
     assert "# TYPE counter_a_total counter" in ours(fresh)
     fresh.close()
     assert "# TYPE counter_a_total counter" in ours(reader)
@@ -210,7 +210,7 @@ def test_directory_that_is_removed_leaves_what_was_known(tmp_path, monkeypatch):
     gone.mkdir()
     writer = Writer(gone, "0")
     apply({"0": writer}, monkeypatch, "0", "counter_a", "x", 2.0)
-    reader = FileReader(gone)
+    reader = DirectoryReader(gone)
     assert 'counter_a_total{a="1",x="x"} 2.0' in ours(reader)
     for path in gone.iterdir():
         path.unlink()
@@ -221,17 +221,19 @@ def test_directory_that_is_removed_leaves_what_was_known(tmp_path, monkeypatch):
     reader.close()
 
 
-class Rows:
+class ChangingRow:
     """A row that changes while it is read, a few times."""
 
     def __init__(self, sequences):
         self.sequences = iter(sequences)
         self.reads = 0
 
-    def sequence(self, slot):
+    @property
+    def sequence(self):
         return next(self.sequences)
 
-    def in_flight(self, slot):
+    @property
+    def in_flight(self):
         self.reads += 1
         return self.reads
 
@@ -241,16 +243,16 @@ class Rows:
     [
         ([2, 2], 1),
         ([2, 4, 4, 4], 2),
-        ([3, 4, 4], 2),  # odd at first: read again without another look
-        ([1, 1, 1, 1, 1], 5),  # killed while it recorded: taken as it is after some tries
+        ([3, 4, 4], 2),  # odd at first: read again at once
+        ([1, 1, 1, 1, 1], 5),  # killed while it recorded: used as it is
     ],
 )
-def test_slot_that_changed_while_it_was_read_is_read_again(tmp_path, monkeypatch, sequences, reads):
+def test_slot_that_changes_during_a_read_is_read_again(tmp_path, monkeypatch, sequences, reads):
     writer = Writer(tmp_path, "0")
     apply({"0": writer}, monkeypatch, "0", "counter_a", "x", 2.0)
-    rows = Rows(sequences)
-    reader = FileReader(tmp_path, rows=rows)
+    row = ChangingRow(sequences)
+    reader = DirectoryReader(tmp_path, row=lambda _slot: row)
     reader.read()
-    assert (rows.reads, reader.in_flight) == (reads, reads)
+    assert (row.reads, reader.in_flight) == (reads, reads)
     writer.close()
     reader.close()
