@@ -10,6 +10,7 @@ import gevent
 from msgspec.structs import replace
 
 from nexus.config.changes import Overlay, OverlayLayer
+from nexus.fleet.circuit_breaker import Event, report
 from nexus.fleet.circuits import CircuitTable
 from nexus.health.fleet import Fleet
 from nexus.health.probe_rounds import ProbeRounds
@@ -109,16 +110,21 @@ class FleetMonitor:
                 extra={"backend": name, "was": before, "why": result.error},
             )
             if status == "healthy":
-                self._circuits.allow_trial(backend.column, time.monotonic_ns())
+                self._report(Event.HEALTH_RECOVERED, backend.column)
         elif result.success:
-            untried_ns = int(fleet.config.circuit_breaker.open_seconds * 1e9)
-            self._circuits.close_untried(backend.column, time.monotonic_ns(), after_ns=untried_ns)
+            self._report(Event.HEALTH_PASSED, backend.column)
         elif not fleet.config.health_check.enabled and result.error != last_error:
             log.warning(
                 "the backend's models cannot be read", extra={"backend": name, "why": result.error}
             )
         if change or backend.models is not models:
             self.publish()
+
+    def _report(self, event: Event, column: int) -> None:
+        """Report what a probe showed to the backend's circuit breaker."""
+        lease, config = self._publisher.generation.context.slot_lease, self.fleet.config
+        now_ns = time.monotonic_ns()
+        report(event, column, lease.circuits, lease.table, config=config, now_ns=now_ns)
 
     def _apply_details(self, name: str, result: ProbeOutcome) -> None:
         if self.fleet.apply_models(name, result):

@@ -15,8 +15,8 @@ from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load_table import NORMAL_TICKET, LoadTable, Row
 from nexus.fleet.status import CLEAR, EndpointStatus
 from nexus.metrics.recorder import Recorder
-from nexus.proxy.breakers import REFUSED, Breakers, Evidence
 from nexus.proxy.fleet_view import View
+from nexus.proxy.passive_health import REFUSED, Evidence, PassiveHealth
 from nexus.proxy.queue import Queue
 from nexus.proxy.request import Request
 from nexus.routing.router import (
@@ -104,7 +104,7 @@ class _Now(msgspec.Struct):
     def status(self, column: int, model: str) -> EndpointStatus:
         if not self.admission.circuits.dirty[column]:
             return CLEAR
-        found = self.admission.breakers.status(column, model, self.config)
+        found = self.admission.health.status(column, model, self.config)
         return (
             msgspec.structs.replace(found, state="open")
             if column in self.probed_by_others
@@ -141,7 +141,7 @@ class Admission:
         self.circuits = circuits
         self.chance = chance
         self.clock_ns = clock_ns
-        self.breakers = Breakers(circuits, load, recorder, clock_ns=clock_ns, chance=chance)
+        self.health = PassiveHealth(circuits, load, recorder, clock_ns=clock_ns, chance=chance)
         self._recorder = recorder
         self._view = view
         self._queue = Queue(row, load, recorder, clock_ns=clock_ns)
@@ -206,7 +206,7 @@ class Admission:
             choice = choose(view.table, waiter.query, tried=tried, now=now)
             if not choice.half_open_probe:
                 return choice, 0
-            if probe_lease_ns := self.breakers.acquire_probe_lease(choice.backend, now.config):
+            if probe_lease_ns := self.health.acquire_probe_lease(choice.backend, now.config):
                 return choice, probe_lease_ns
             now.probed_by_others += (choice.backend.column,)
 
@@ -214,7 +214,7 @@ class Admission:
         """A place has served its request."""
         if place.waiter.evidence is not None:
             place.waiter.evidence.served()
-        self.breakers.served(place)
+        self.health.served(place)
 
     def on_released(
         self, place: Reservation, fault: Fault | None, retry_after_s: float | None
@@ -232,11 +232,11 @@ class Admission:
                 self.served(place)
         elif fault.blame is Blame.BACKEND:
             if waiter.evidence is None:
-                waiter.evidence = Evidence(self.breakers)
+                waiter.evidence = Evidence(self.health)
             waiter.evidence.failed(place, fault, served=place.is_served)
         else:
             if waiter.evidence is not None and fault.code in REFUSED:
                 waiter.evidence.refused()
-            self.breakers.blameless(place, fault, retry_after_s)
+            self.health.blameless(place, fault, retry_after_s)
         if self._queue.groups:
             self._queue.freed(backend.column)

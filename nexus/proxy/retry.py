@@ -14,9 +14,9 @@ from nexus.http.address import Address
 from nexus.http.connect_errors import reason
 from nexus.proxy.admission import Reservation, Waiter
 from nexus.proxy.attempt import Attempt, fault_of
-from nexus.proxy.breakers import BUSY_S
 from nexus.proxy.engine import ClientResponse
 from nexus.proxy.exchange import Exchange
+from nexus.proxy.passive_health import BUSY_S
 from nexus.proxy.responses import stream_response, whole_response
 from nexus.routing.retries import LONGEST_PAUSE_S, backoff_s
 from nexus.routing.router import RouteQuery

@@ -11,6 +11,7 @@ from nexus.fleet.load_table import COLUMNS
 from nexus.fleet.locks import LockFile
 
 SECOND = 1_000_000_000
+OPEN = Circuit(open_until=9 * SECOND, consecutive_opens=1)
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def path(tmp_path):
 
 def elsewhere(path, code: str) -> str:
     """What the code prints in another process, which has the table as `t`."""
-    script = f"from pathlib import Path; from nexus.fleet.circuits import CircuitTable; t = CircuitTable(Path({str(path)!r}))\n"
+    script = f"from pathlib import Path; from nexus.fleet.circuits import Circuit, CircuitTable; t = CircuitTable(Path({str(path)!r}))\n"
     return subprocess.run(
         [sys.executable, "-c", script + code], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -39,54 +40,36 @@ def test_states(circuit, now_s, state):
     assert circuit.state(now_s * SECOND) == state
 
 
-def test_what_one_process_learns_the_others_know(path):
+def test_processes_share_what_they_record(path):
     table = CircuitTable(path)
     assert not table.dirty[3]
     assert (
-        elsewhere(
-            path,
-            f"print(t.open(3, until_ns={9 * SECOND}, consecutive_opens=1), t.open(3, until_ns=1, consecutive_opens=2))",
-        )
+        elsewhere(path, f"print(t.store(3, Circuit(), {OPEN}), t.store(3, Circuit(), {OPEN}))")
         == "True False"
     )
     assert table.dirty[3]
-    assert table.read(3) == Circuit(open_until=9 * SECOND, consecutive_opens=1)
-    assert not table.open(3, until_ns=1, consecutive_opens=1), "it is open already"
+    assert table.read(3) == OPEN
+    assert not table.store(3, Circuit(), OPEN), "it is open already"
     assert table.state(3, 8 * SECOND) == "open"
     assert table.state(2, 8 * SECOND) == "closed"
 
 
 def test_one_half_open_probe_over_all_processes(path):
     table = CircuitTable(path)
-    table.open(3, until_ns=10 * SECOND, consecutive_opens=1)
+    table.store(3, Circuit(), Circuit(open_until=10 * SECOND, consecutive_opens=1))
     lease = "print(t.acquire_probe_lease(3, {} * 10**9, {} * 10**9))"
     assert elsewhere(path, lease.format(9, 14)) == "False", "it is not half open yet"
     assert elsewhere(path, lease.format(10, 15)) == "True"
     assert not table.acquire_probe_lease(3, 14 * SECOND, 19 * SECOND), "another process has it"
     assert table.acquire_probe_lease(3, 15 * SECOND, 20 * SECOND), (
-        "its lease has ended, as it does if its process dies"
+        "the lease has expired, as it does if its holder dies"
     )
     table.release_probe_lease(3, 15 * SECOND)
     assert elsewhere(path, lease.format(16, 21)) == "False", (
-        "who comes late gives nothing back that is not his"
+        "a late release leaves another request's lease"
     )
     table.release_probe_lease(3, 20 * SECOND)
     assert elsewhere(path, lease.format(16, 21)) == "True"
-
-
-def test_good_health_probe_closes_what_no_request_tries(path):
-    table = CircuitTable(path)
-    table.close_untried(3, 90 * SECOND, after_ns=5 * SECOND)
-    assert not table.dirty[3]
-    table.open(3, until_ns=10 * SECOND, consecutive_opens=1)
-    table.close_untried(3, 14 * SECOND, after_ns=5 * SECOND)
-    assert table.state(3, 14 * SECOND) == "half_open"
-    assert table.acquire_probe_lease(3, 14 * SECOND, 16 * SECOND)
-    table.close_untried(3, 17 * SECOND, after_ns=5 * SECOND)
-    assert table.state(3, 17 * SECOND) == "half_open", "a request has been trying it since then"
-    table.release_probe_lease(3, 16 * SECOND)
-    table.close_untried(3, 17 * SECOND, after_ns=5 * SECOND)
-    assert table.state(3, 17 * SECOND) == "closed"
 
 
 def test_busy_models(path):
@@ -113,7 +96,7 @@ def test_models_that_share_a_pair_of_cells_are_told_apart():
     assert 3000 < len(known) <= 4096, "the later one holds, and none is taken for another"
 
 
-def test_probe_that_is_wanted(path):
+def test_probe_request(path):
     table = CircuitTable(path)
     elsewhere(path, "t.request_health_probe(3)")
     assert [table.pop_probe_request(2), table.pop_probe_request(3), table.pop_probe_request(3)] == [
@@ -123,7 +106,7 @@ def test_probe_that_is_wanted(path):
     ]
 
 
-def test_what_is_over_is_forgotten(path):
+def test_what_has_expired_is_cleared(path):
     table = CircuitTable(path)
     table.record_failure(1, 5 * SECOND)
     table.record_busy(1, 8 * SECOND)
@@ -133,11 +116,9 @@ def test_what_is_over_is_forgotten(path):
     assert table.dirty[1]
     table.clear_if_expired(1, 9 * SECOND)
     assert not table.dirty[1]
-    table.open(1, until_ns=10 * SECOND, consecutive_opens=2)
+    table.store(1, Circuit(), OPEN)
     table.clear_if_expired(1, 99 * SECOND)
-    assert table.state(1, 99 * SECOND) == "half_open", (
-        "an open circuit is closed by a trial, not by time"
-    )
+    assert table.state(1, 99 * SECOND) == "half_open", "only an event closes it, not time"
     table.reset(1, 7)
     assert table.read(1) == Circuit(recovered=7)
     assert not table.dirty[1]
@@ -145,23 +126,13 @@ def test_what_is_over_is_forgotten(path):
 
 def test_failures_in_a_row(path):
     table = CircuitTable(path)
-    assert [table.record_failure(1, 5) for _ in range(3)] == [1, 2, 3]
-    assert elsewhere(path, "print(t.record_failure(1, 5)); t.record_success(1)") == "4"
-    assert table.record_failure(1, 5) == 1
+    elsewhere(path, "t.record_failure(1, 5); t.record_failure(1, 6)")
+    assert table.read(1) == Circuit(failed=6, failures_in_a_row=2)
+    elsewhere(path, "t.record_success(1)")
+    assert table.read(1).failures_in_a_row == 0
 
 
-def test_trial_that_ends_well_or_badly(path):
-    table = CircuitTable(path)
-    table.open(1, until_ns=10 * SECOND, consecutive_opens=1)
-    table.keep_open(1, until_ns=30 * SECOND, consecutive_opens=2)
-    assert table.read(1) == Circuit(open_until=30 * SECOND, consecutive_opens=2)
-    table.allow_trial(1, 12 * SECOND)
-    assert table.state(1, 12 * SECOND) == "half_open"
-    table.close_circuit(1, 31 * SECOND)
-    assert table.read(1) == Circuit(consecutive_opens=2, recovered=31 * SECOND)
-
-
-def test_turns_go_up_over_all_processes(path):
+def test_cursors_advance_over_all_processes(path):
     table = CircuitTable(path)
     workers = [
         subprocess.Popen(
@@ -171,20 +142,20 @@ def test_turns_go_up_over_all_processes(path):
         )
         for _ in range(3)
     ]  # fmt: skip
-    turns = [int(word) for worker in workers for word in worker.communicate()[0].split()]
-    assert sorted(turns) == list(range(1, 6001))
+    cursors = [int(word) for worker in workers for word in worker.communicate()[0].split()]
+    assert sorted(cursors) == list(range(1, 6001))
     assert table.next_cursor(7) == 6001
     assert table.next_cursor(8) == 1
 
 
-def test_a_holder_that_was_stopped_stops_nobody(path):
-    """The lock is held by another open file, as by a process that gets SIGSTOP between taking it and giving it back."""
+def test_a_lock_holder_that_was_stopped_blocks_nobody(path):
+    """The lock is held by another open file, as by a process that gets SIGSTOP while it holds it."""
     table, stopped = CircuitTable(path), LockFile(path)
     assert table.next_cursor(7) == 1
     for byte in range(COLUMNS, 3 * COLUMNS):
         stopped.acquire(byte)
-    began = time.monotonic()
+    started = time.monotonic()
     assert [table.next_cursor(7) for _ in range(100)] == list(range(2, 102))
-    assert time.monotonic() - began < 5, "one short wait, not one for each"
+    assert time.monotonic() - started < 5, "one short wait, not one for each"
     stopped.close()
     assert table.next_cursor(7) == 102

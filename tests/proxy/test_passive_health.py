@@ -1,4 +1,4 @@
-"""What the ends of attempts say of their backends: for every row of the table of faults, and for whole requests."""
+"""What the ends of attempts say about backends: for every row of the table of faults, and for whole requests."""
 
 import time
 
@@ -8,11 +8,12 @@ import pytest
 from nexus.config import BackendConfig, Config
 from nexus.config.records import CircuitBreaker
 from nexus.errors import FAULTS, Blame
+from nexus.fleet.circuits import Circuit
 from nexus.fleet.records import Backend
 from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics.recorder import Recorder
 from nexus.metrics.store import Store
-from nexus.proxy.breakers import REFUSED, Breakers, Evidence
+from nexus.proxy.passive_health import REFUSED, Evidence, PassiveHealth
 from nexus.routing.router import Choice
 
 SECOND = 1_000_000_000
@@ -34,7 +35,7 @@ class Host:
     def __init__(self) -> None:
         self.slot_lease, self.now_ns = SlotLease.private(), 100 * SECOND
         recorder = Recorder(Store(self.slot_lease), self.slot_lease)
-        self.breakers = Breakers(
+        self.health = PassiveHealth(
             self.slot_lease.circuits,
             self.slot_lease.table,
             recorder,
@@ -50,28 +51,33 @@ class Host:
         )
         attempt = Attempt(Choice(backend, model, "capability-match"))
         if lease:
-            attempt.probe_lease_ns = self.breakers.acquire_probe_lease(backend, CONFIG)
+            attempt.probe_lease_ns = self.health.acquire_probe_lease(backend, CONFIG)
         return attempt
 
     def end(
         self, attempt: Attempt, name: str | None, *, retry_after_s: float | None = None
     ) -> None:
         """An attempt that was the only one of its request."""
-        evidence = Evidence(self.breakers)
+        evidence = Evidence(self.health)
         fault = FAULTS[name] if name else None
         if fault is None:
-            self.breakers.served(attempt)
+            self.health.served(attempt)
         elif fault.blame is Blame.BACKEND:
             evidence.failed(attempt, fault, served=False)
         else:
-            self.breakers.blameless(attempt, fault, retry_after_s)
+            self.health.blameless(attempt, fault, retry_after_s)
         evidence.close()
+
+    def open(self, column: int) -> None:
+        """Open a circuit that is half open by now."""
+        opened = Circuit(open_until=99 * SECOND, consecutive_opens=1)
+        assert self.slot_lease.circuits.store(column, Circuit(), opened)
 
     def state(self, column: int) -> str:
         return self.slot_lease.circuits.state(column, self.now_ns)
 
     def status(self, column: int, model: str = "m"):
-        return self.breakers.status(column, model, CONFIG)
+        return self.health.status(column, model, CONFIG)
 
 
 @pytest.fixture
@@ -81,7 +87,7 @@ def host() -> Host:
 
 @pytest.mark.parametrize("name", [None, *FAULTS])
 def test_half_open_probe(host, name):
-    host.slot_lease.circuits.open(3, until_ns=99 * SECOND, consecutive_opens=1)
+    host.open(3)
     attempt = host.attempt(3, lease=True)
     assert attempt.probe_lease_ns == host.now_ns + 5 * SECOND
     assert not host.attempt(3, lease=True).probe_lease_ns, "another has the right"
@@ -101,7 +107,7 @@ def test_half_open_probe(host, name):
 
 
 def test_half_open_probe_that_takes_long_keeps_nobody_out(host):
-    host.slot_lease.circuits.open(3, until_ns=99 * SECOND, consecutive_opens=1)
+    host.open(3)
     slow = host.attempt(3, lease=True)
     host.now_ns += 5 * SECOND
     quick = host.attempt(3, lease=True)
@@ -122,11 +128,11 @@ def test_who_is_counted(host, name):
 
 def of_request(host: Host, *attempts: tuple[int, str | None]) -> None:
     """A request that tried these backends, with what came of it at each."""
-    evidence = Evidence(host.breakers)
+    evidence = Evidence(host.health)
     for column, name in attempts:
         if name is None:
             evidence.served()
-            host.breakers.served(host.attempt(column))
+            host.health.served(host.attempt(column))
         else:
             evidence.failed(host.attempt(column), FAULTS[name], served=name.startswith("stream"))
     evidence.close()
@@ -161,18 +167,18 @@ def test_one_request_counts_once_for_a_backend(host, attempts, counted):
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_refusal_elsewhere_shows_that_the_request_was_at_fault(host, name):
     for _ in range(10):
-        evidence = Evidence(host.breakers)
+        evidence = Evidence(host.health)
         evidence.failed(host.attempt(1), FAULTS["backend_5xx"], served=False)
         evidence.refused()
-        host.breakers.blameless(host.attempt(2), FAULTS[name], None)
+        host.health.blameless(host.attempt(2), FAULTS[name], None)
         evidence.close()
     assert (host.state(1), host.state(2)) == ("closed", "closed")
     assert host.slot_lease.table.outcomes(1, time.monotonic_ns())[1] == 0
 
 
 def test_refusal_elsewhere_gives_the_half_open_probe_back(host):
-    host.slot_lease.circuits.open(1, until_ns=99 * SECOND, consecutive_opens=1)
-    evidence = Evidence(host.breakers)
+    host.open(1)
+    evidence = Evidence(host.health)
     evidence.failed(host.attempt(1, lease=True), FAULTS["backend_5xx"], served=False)
     evidence.refused()
     assert host.state(1) == "half_open"
