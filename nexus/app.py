@@ -124,7 +124,7 @@ def create_app(
 
 
 def _gateway_name(slot_lease: SlotLease) -> str | None:
-    """The gateway's name in Via headers; it changes with each start and shows nothing of the host."""
+    """The gateway's name in Via headers; it shows nothing of the host."""
     if slot_lease.generation is None:
         return None
     return f"nexus-{hashlib.sha256(slot_lease.generation.name.encode()).hexdigest()[:16]}"

@@ -1,1 +1,1 @@
-"""Flask blueprints: the OpenAI endpoints and the operations paths. They turn WSGI into the engine's terms and back."""
+"""What operators see and change: metrics, dashboard, history, problems, backends, OpenAPI."""

@@ -1,4 +1,4 @@
-"""Who may see and change the gateway: the operators' token, and from where a browser may send it."""
+"""Who may see and change the gateway: the operators' token, hosts and origins."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class AdminContext(ABC):
         return admin_token(admin, self.environ) if admin is None or what in admin.protect else None
 
     def token_for_names(self) -> str | None:
-        """The token for names of backends in responses that are open; None if nothing is protected."""
+        """The token for backends' names in open responses; None if nothing is protected."""
         admin = self._admin()
         return admin_token(admin, self.environ) if admin is None or admin.protect else None
 

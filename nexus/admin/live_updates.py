@@ -36,7 +36,7 @@ class LiveUpdates:
         return read_state(self._run_dir, known=self._state)
 
     def events(self) -> Iterator[bytes]:
-        """One viewer's events: the backlog, then each new state, until it leaves or the process ends."""
+        """One viewer's events: the backlog, then each new state, until the process ends."""
         state = self.state()
         if state is None:
             yield b": nothing to show yet\n\n"

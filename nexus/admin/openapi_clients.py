@@ -54,7 +54,7 @@ SCHEMAS: dict[str, Schema] = {
 
 
 def _faults() -> dict[str, Any]:
-    """What a proxied request can come to, from the table of faults: one response for each status."""
+    """The error responses of a proxied request: one for each status in the table of faults."""
     by_status: dict[str, list[str]] = {}
     for fault in FAULTS.values():
         if fault.status != _NEVER_SEEN:
@@ -79,7 +79,7 @@ def _request(*needed: str) -> Schema:
                 key: _ASKED.get(key, _NOT_NULL),
             },
             "required": ["model", key],
-            "description": "OpenAI's request; fields that are not named here go to the backend as they are.",
+            "description": "OpenAI's request; other fields go to the backend unchanged.",
         }
         for key in needed
     ]

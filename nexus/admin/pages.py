@@ -50,7 +50,7 @@ def render_page(
     *,
     age_s: float | None = None,
 ) -> str:
-    """The whole page, complete without scripts. `age_s` is the age of the state, if there is one."""
+    """The whole page, complete without scripts. `age_s` is the age of the tick."""
     series = backlog.series if backlog else {}
     charts = {key: _chart(series.get(key, ())) for key, _, _ in TILES}
     return (

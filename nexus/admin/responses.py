@@ -1,4 +1,4 @@
-"""What the admin endpoints send as JSON, but for statistics and problems; one struct for each document."""
+"""JSON documents of the admin endpoints; statistics and problems have modules of their own."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def _problems(gateway: Gateway) -> Iterator[Problem]:
 def _backends(
     gateway: Gateway, stats: list[dict[str, Any]], samples: list[Sample]
 ) -> list[dict[str, Any]]:
-    """The backends as operators see them; from the metrics if the operations port cannot be used."""
+    """The backends from the operations port; from the metrics if that cannot be used."""
     try:
         backends = gateway.backends() if gateway.operations else None
     except Failure:

@@ -78,7 +78,7 @@ def write_problems(run_dir: Path, problems: ProblemList) -> None:
 
 
 def read_problems(run_dir: Path, *, health_process_alive: bool) -> ProblemList:
-    """The list as any other process sees it: it adds what the health process cannot say of itself."""
+    """The list for other processes, with what the health process cannot report itself."""
     now = time.time()
     try:
         written = msgspec.json.decode((run_dir / _FILE).read_bytes(), type=ProblemList)

@@ -1,4 +1,4 @@
-"""The status of backends at one moment: what requests see of each, and the health of the fleet as a whole."""
+"""The status of backends as requests see it, and the health of the whole fleet."""
 
 from __future__ import annotations
 

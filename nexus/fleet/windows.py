@@ -1,4 +1,4 @@
-"""How requests to each backend ended in the last hour and day, as the health process last wrote it."""
+"""The last hour and day of each backend, which the health process writes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Window(Document, frozen=True):
 
     Attributes:
         seconds: Length of the span.
-        attempts: Attempts that tell something about the backend. A client's own errors, clients that
-            left, a busy backend, and failures of the gateway itself are left out.
+        attempts: Attempts that tell something about the backend. A client's own errors, clients
+            that left, a busy backend, and failures of the gateway itself are left out.
         error_rate: None without attempts, like the other rates.
     """
 

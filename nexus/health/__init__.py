@@ -1,1 +1,1 @@
-"""The health process: probes the backends, publishes the fleet, writes its gauges, answers scrapes on its own port."""
+"""The health process: it probes the backends, publishes the fleet, and has a port of its own."""

@@ -23,7 +23,7 @@ from nexus.runtime.sd_notify import Notifier  # noqa: E402
 
 
 def main() -> None:
-    """Run until TERM or INT. Exit status 2 where the configuration or the run directory cannot be used."""
+    """Run until TERM or INT. Exit status 2: the configuration or run directory cannot be used."""
     parser = argparse.ArgumentParser(prog="nexus-health", description=__doc__)
     parser.add_argument(
         "-c",
@@ -47,16 +47,15 @@ def main() -> None:
         lock = LockFile(run_dir.path / "health.lock")
         if not lock.acquire(0):
             logs.fatal(
-                f"Another health process serves {run_dir.path} ({lock.read_note()}); stop that one first."
+                f"Another health process serves {run_dir.path} ({lock.read_note()}); "
+                "stop that one first."
             )
             sys.exit(1)
-        for number in (signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(
-                number, signal.SIG_IGN
-            )  # no logs to reopen; the default would end the process
-        signal.signal(
-            signal.SIGHUP, signal.SIG_IGN
-        )  # until it is handled: the note tells others where to send it
+        # There are no logs to reopen, and the default action would end the process.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        # Ignored until it is handled: the note tells others where to send it.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         lock.write_note(f"pid {os.getpid()}")
     except (ConfigError, RunDirectoryError) as error:
         logs.fatal(str(error))

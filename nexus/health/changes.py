@@ -33,7 +33,7 @@ class ChangeFiles:
         self.session_dir = session_dir
 
     def overlay(self, config: Config) -> Overlay:
-        """The configuration file with both layers. Raises `ConfigError` for unusable saved changes."""
+        """The file with both layers. Raises `ConfigError` for unusable saved changes."""
         return Overlay(file=config, saved=self._read_saved(), session=self._read_session())
 
     def write(self, before: Overlay, after: Overlay) -> None:

@@ -110,7 +110,7 @@ class Dashboard:
         return tick, backlog
 
     def _add_records(self, slot_lease: SlotLease, monotonic: float) -> list[str]:
-        """Read the requests that ended since the last sample; returns the newest of them as HTML."""
+        """Read the requests that ended since the last sample; returns the newest as HTML."""
         log, slots = slot_lease.request_log, range(slot_lease.table.rows)
         records = sorted(log.newer_than(self._seen, slots), key=attrgetter("order"))
         self._records.extend(records)

@@ -1,4 +1,4 @@
-"""The models of a backend: what the backend lists, with what the configuration states about them."""
+"""The models of a backend: its own list, with what the configuration states about them."""
 
 from __future__ import annotations
 

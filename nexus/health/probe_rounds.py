@@ -16,7 +16,7 @@ from nexus.http.connection_pool import ConnectionPool
 
 log = logging.getLogger("nexus.health")
 
-_MOST_PROBES_AT_ONCE = 64
+_MAX_CONCURRENT = 64
 
 
 class ProbeRounds:
@@ -34,9 +34,10 @@ class ProbeRounds:
         on_details: Callable[[str, ProbeOutcome], None],
         on_round: Callable[[], None],
     ) -> None:
-        """`on_result` gets each backend's name and result at once, `on_details` its models when more is known of them.
+        """`on_result` gets each backend's name and result at once, `on_details` later its details.
 
-        `on_round` is called at the end of a round. Nothing is told of a backend that was removed or changed meanwhile.
+        `on_round` is called at the end of a round. Results of a backend that was removed or changed
+        meanwhile are dropped.
         """
         self._environ = environ
         self._on_result = on_result
@@ -46,17 +47,17 @@ class ProbeRounds:
         self._connections = ConnectionPool(time.monotonic)
         self._probers: dict[str, Prober] = {}
         self._probing: set[Prober] = set()
-        self._asking: set[Prober] = set()
+        self._fetching: set[Prober] = set()
         self.first_done = gevent.event.Event()
 
     def follow(self, fleet: Fleet) -> None:
         """Probe this fleet from now on."""
         self._fleet, before = fleet, self._probers
         self._probers = {}
-        for name, watched in fleet.backends.items():
+        for name, backend in fleet.backends.items():
             old = before.get(name)
-            if old is None or old.config != watched.config:
-                old = Prober(watched.config, self._environ, self._connections)
+            if old is None or old.config != backend.config:
+                old = Prober(backend.config, self._environ, self._connections)
             self._probers[name] = old
 
     def run(self) -> None:
@@ -71,7 +72,7 @@ class ProbeRounds:
     def round(self) -> None:
         """Probe all backends once, side by side."""
         fleet = self._fleet
-        pool = Pool(_MOST_PROBES_AT_ONCE)
+        pool = Pool(_MAX_CONCURRENT)
         for name in list(self._probers):
             pool.spawn(self.probe, name)
         pool.join()
@@ -83,10 +84,10 @@ class ProbeRounds:
         """Probe one backend now."""
         fleet, prober = self._fleet, self._probers.get(name)
         if fleet is None or prober is None:
-            return  # removed while it waited for its turn
+            return  # it was removed while it waited
         timeout_s = fleet.config.health_check.timeout_seconds
         if prober in self._probing:
-            return  # a probe of the fleet before, whose result is as good
+            return  # a probe is in progress, whose result is as good
         self._probing.add(prober)
         try:
             result = prober.probe(timeout_s)
@@ -94,12 +95,12 @@ class ProbeRounds:
             self._probing.discard(prober)
         if prober is self._probers.get(name):
             self._on_result(name, result)
-            if prober not in self._asking:
-                gevent.spawn(self._ask_details, name, prober, timeout_s)
+            if prober not in self._fetching:
+                gevent.spawn(self._fetch_details, name, prober, timeout_s)
 
-    def _ask_details(self, name: str, prober: Prober, timeout_s: float) -> None:
-        """Fetch what a probe did not wait for; one at a time, so that a backend has little work with it."""
-        self._asking.add(prober)
+    def _fetch_details(self, name: str, prober: Prober, timeout_s: float) -> None:
+        """Fetch details one after the other, so that a backend has little work with them."""
+        self._fetching.add(prober)
         try:
             while prober is self._probers.get(name) and (result := prober.more_details(timeout_s)):
                 if prober is self._probers.get(name):
@@ -107,4 +108,4 @@ class ProbeRounds:
         except Exception:
             log.exception("details of a backend's models cannot be read", extra={"backend": name})
         finally:
-            self._asking.discard(prober)
+            self._fetching.discard(prober)

@@ -1,4 +1,4 @@
-"""Probing one backend over the connections that the proxy uses, so that both see the same names, TLS and answers."""
+"""Probes one backend over the same connection pool as requests: same DNS, TLS and framing."""
 
 from __future__ import annotations
 
@@ -28,20 +28,25 @@ from nexus.runtime.text import redact
 
 log = logging.getLogger("nexus.health")
 
-_MOST_BYTES = 16 * 1024 * 1024
-_KEPT_S = 3600.0
-"""How long a detail without a version is kept."""
-_FAILED_KEPT_S = 300.0
-"""How long a detail that could not be had is not asked for again."""
-_AT_ONCE = 64
+_MAX_BYTES = 16 * 1024 * 1024
+_DETAIL_TTL_S = 3600.0
+"""How long a detail without a version is valid."""
+_FAILED_DETAIL_TTL_S = 300.0
+"""How long to wait before a detail that failed is fetched again."""
+_DETAILS_AT_ONCE = 64
 """Details that are fetched before the models are published again."""
 _NOT_READY = (502, 503, 504)
-_NOBODY = DisconnectWatch(None)
+_NO_CLIENT = DisconnectWatch(None)
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeOutcome:
-    """What a probe came to. `latency_s` is that of its first answer, also of a bad one; None where there was none."""
+    """The result of a probe.
+
+    Attributes:
+        models: None if it failed.
+        latency_s: Duration until its first response, even a bad one; None without one.
+    """
 
     models: tuple[Model, ...] | None
     latency_s: float | None
@@ -53,22 +58,28 @@ class ProbeOutcome:
         return self.models is not None
 
 
-_Question = tuple[str, str]
-"""A path and the JSON that is posted there, empty for a GET."""
+_Query = tuple[str, str]
+"""A path and the JSON body to POST there; an empty one means GET."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Detail:
-    """What a backend said to one question; an error where it said nothing that can be used."""
+    """A backend's response to one query about its models, kept over probes.
+
+    Attributes:
+        version: The response is valid while the list of models shows this version.
+        until: Monotonic time after which it is fetched again.
+        error: Why there is no usable response.
+    """
 
     version: str
     until: float
-    answer: Any = None
+    response: Any = None
     error: str | None = None
 
 
 class Prober:
-    """Probes one backend, and keeps what it said of its models until that changes."""
+    """Probes one backend, and keeps details of its models until they change."""
 
     def __init__(
         self,
@@ -80,122 +91,121 @@ class Prober:
         self._environ = environ
         self._address = Address.of_backend(config)
         self._connections = connections or ConnectionPool(time.monotonic)
-        self._answers: dict[_Question, Any] = {}
-        self._details: dict[_Question, _Detail] = {}
-        self._wanted: dict[_Question, str] = {}
+        self._responses: dict[_Query, Any] = {}
+        self._details: dict[_Query, _Detail] = {}
+        self._missing: dict[_Query, str] = {}
 
     def probe(self, timeout_s: float) -> ProbeOutcome:
-        """Ask the backend how it is and what it has. Never raises; takes at most `timeout_s`.
+        """Fetch the models. Never raises; takes at most `timeout_s`.
 
-        Only what is asked without a version counts here; details follow with `more_details`.
+        Queries with a version are details; `more_details` fetches them later.
         """
         deadline = time.monotonic() + timeout_s
         latency_s: float | None = None
-        answers: dict[_Question, Any] = {}
+        responses: dict[_Query, Any] = {}
 
-        def ask(question: _Question) -> Any:
+        def send(query: _Query) -> Any:
             nonlocal latency_s
             try:
-                answer, content, took_s = self._ask(question, deadline)
+                response, content, took_s = self._send(query, deadline)
                 latency_s = took_s if latency_s is None else latency_s
-                answers[question] = found = self._decoded(question[0], answer, content)
+                responses[query] = content_json = self._decode(query[0], response, content)
             except BadProbeResponse as error:
-                answers[question] = error
+                responses[query] = error
                 raise
-            return found
+            return content_json
 
         try:
-            models, capacity, wanted = self._read(ask)
+            models, capacity, missing = self._read(send)
         except TimeoutError:
             error = f"no answer within {timeout_s:g} s"
         except (BadProbeResponse, OSError, RequestFailed) as failure:
-            error = self._plain(failure, timeout_s)
+            error = self._describe(failure, timeout_s)
         except Exception as failure:
             log.exception(
                 "probe failed inside the health process", extra={"backend": self.config.name}
             )
             error = f"the probe failed ({type(failure).__name__}); the log has the trace"
         else:
-            self._answers, self._wanted = answers, wanted
+            self._responses, self._missing = responses, missing
             return ProbeOutcome(models, latency_s, capacity=capacity)
         # Another server may listen there when it comes back.
-        self._details = {
-            question: detail for question, detail in self._details.items() if detail.version
-        }
-        self._wanted = {}
+        self._details = {query: detail for query, detail in self._details.items() if detail.version}
+        self._missing = {}
         return ProbeOutcome(None, latency_s, redact(error))
 
     def more_details(self, timeout_s: float) -> ProbeOutcome | None:
-        """Fetch some of the details that the last probe lacked, and read its models again; None if there are none.
+        """Fetch some of the missing details, and read the models again; None if none is missing.
 
-        Each question may take `timeout_s`. A backend that cannot be reached is not asked on.
+        Each query may take `timeout_s`. After one that cannot reach the backend, none follows.
         """
-        if not self._wanted:
+        if not self._missing:
             return None
-        reached = True
-        for question, version in list(self._wanted.items())[:_AT_ONCE]:
+        reachable = True
+        for query, version in list(self._missing.items())[:_DETAILS_AT_ONCE]:
             now = time.monotonic()
             try:
-                answer, content, _ = self._ask(question, now + timeout_s)
-                found = self._decoded(question[0], answer, content)
-                self._details[question] = _Detail(
-                    version, float("inf") if version else now + _KEPT_S, found
+                response, content, _ = self._send(query, now + timeout_s)
+                content_json = self._decode(query[0], response, content)
+                self._details[query] = _Detail(
+                    version, float("inf") if version else now + _DETAIL_TTL_S, content_json
                 )
             except BadProbeResponse as error:
-                self._details[question] = _Detail(version, now + _FAILED_KEPT_S, error=str(error))
+                self._details[query] = _Detail(
+                    version, now + _FAILED_DETAIL_TTL_S, error=str(error)
+                )
             except (OSError, RequestFailed):
-                reached = False
+                reachable = False
                 break
-        models, capacity, wanted = self._read(self._answered)
-        self._wanted = wanted if reached else {}
+        models, capacity, missing = self._read(self._last_response)
+        self._missing = missing if reachable else {}
         return ProbeOutcome(models, None, capacity=capacity)
 
     def close(self) -> None:
-        """Close the connections that are kept; others who share them open new ones."""
+        """Close the idle connections of the pool."""
         self._connections.close()
 
     def _read(
-        self, ask: Callable[[_Question], Any]
-    ) -> tuple[tuple[Model, ...], int | None, dict[_Question, str]]:
-        """The models and the capacity, and the details that are lacking, each with its version."""
-        wanted: dict[_Question, str] = {}
+        self, send: Callable[[_Query], Any]
+    ) -> tuple[tuple[Model, ...], int | None, dict[_Query, str]]:
+        """Read models and capacity; returns also the missing details with their versions."""
+        missing: dict[_Query, str] = {}
 
         def fetch(
             path: str, body: dict[str, Any] | None = None, *, version: str | None = None
         ) -> Any:
-            question = path, "" if body is None else json.dumps(body)
+            query = path, "" if body is None else json.dumps(body)
             if version is None:
-                return ask(question)
-            kept = self._details.get(question)
-            if kept is None or kept.version != version or kept.until <= time.monotonic():
-                wanted[question] = version
+                return send(query)
+            detail = self._details.get(query)
+            if detail is None or detail.version != version or detail.until <= time.monotonic():
+                missing[query] = version
                 raise NotFetchedYet(f"{path} was not fetched yet")
-            if kept.error is not None:
-                raise BadProbeResponse(kept.error)
-            return kept.answer
+            if detail.error is not None:
+                raise BadProbeResponse(detail.error)
+            return detail.response
 
-        found = probe(self.config, fetch)
-        return tuple(found.models), found.capacity, wanted
+        result = probe(self.config, fetch)
+        return tuple(result.models), result.capacity, missing
 
-    def _answered(self, question: _Question) -> Any:
-        """What the last probe was answered."""
-        answer = self._answers[question]
-        if isinstance(answer, BadProbeResponse):
-            raise answer
-        return answer
+    def _last_response(self, query: _Query) -> Any:
+        response = self._responses[query]
+        if isinstance(response, BadProbeResponse):
+            raise response
+        return response
 
-    def _decoded(self, path: str, answer: ResponseParser, content: bytes) -> Any:
-        status = answer.status
+    def _decode(self, path: str, response: ResponseParser, content: bytes) -> Any:
+        status = response.status
         if 300 <= status < 400:
-            place = ascii(answer.header("location") or "nowhere")
+            location = ascii(response.header("location") or "nowhere")
             raise BadProbeResponse(
-                f"{path} answered {status}, a redirect to {place}; put the new address into url"
+                f"{path} answered {status}, a redirect to {location}; put the new address into url"
             )
         if status == 404 and path.startswith("/v1/"):
             target = self._address.target(path)
             raise BadProbeResponse(
-                f"{target} answered 404; a path in url is used as written (base_path replaces it), and models of a "
-                "server without this list go into [[backends.models]]",
+                f"{target} answered 404; a path in url is used as written (base_path replaces "
+                "it), and models of a server without this list go into [[backends.models]]",
                 alive=True,
             )
         if status != 200:
@@ -207,28 +217,28 @@ class Prober:
         except RecursionError as error:
             raise BadProbeResponse(f"{path} answered JSON that is nested too deeply") from error
 
-    def _ask(self, question: _Question, deadline: float) -> tuple[ResponseParser, bytes, float]:
-        """The answer, its body, and how long it took in seconds.
+    def _send(self, query: _Query, deadline: float) -> tuple[ResponseParser, bytes, float]:
+        """Send one query; returns the response, its body, and its duration in seconds.
 
-        Asks over a kept connection; if that one has died meanwhile, once more over a new one.
+        If an idle connection turns out to be closed, the query is sent again over a new one.
         """
-        path, body = question[0], question[1].encode()
+        path, body = query[0], query[1].encode()
         for fresh in (False, True):
-            within = replace(
+            config = replace(
                 self.config, connect_timeout_seconds=max(0.001, deadline - time.monotonic())
             )
             connection = self._connections.acquire(
-                self._address, within, watch=_NOBODY, fresh=fresh
+                self._address, config, watch=_NO_CLIENT, fresh=fresh
             )
             started = time.monotonic()
             try:
-                content = self._exchange(connection, self._head(path, body), body, deadline)
+                content = self._exchange(connection, self._request_head(path, body), body, deadline)
             except (ConnectionError, MalformedResponse) as error:
-                answered = connection.response.head_complete
+                responded = connection.response.head_complete
                 connection.close()
-                if connection.reused and not answered and not fresh:
+                if connection.reused and not responded and not fresh:
                     continue
-                raise BadProbeResponse(self._broken(path, error)) from error
+                raise BadProbeResponse(self._describe_broken(path, error)) from error
             except BaseException:
                 connection.close()
                 raise
@@ -236,7 +246,7 @@ class Prober:
             return connection.response, content, time.monotonic() - started
         raise AssertionError("the second connection is a new one")
 
-    def _head(self, path: str, body: bytes) -> bytes:
+    def _request_head(self, path: str, body: bytes) -> bytes:
         lines = [
             f"{'POST' if body else 'GET'} {self._address.target(path)} HTTP/1.1",
             f"host: {self._address.host_header}",
@@ -254,31 +264,36 @@ class Prober:
         return ("\r\n".join(lines) + f"\r\n{key_line}\r\n").encode("latin-1")
 
     def _exchange(self, connection: Connection, head: bytes, body: bytes, deadline: float) -> bytes:
-        answer = connection.response = ResponseParser()
+        response = connection.response = ResponseParser()
         try:
             connection.send(
-                head, body, _NOBODY, idle_s=max(0.0, deadline - time.monotonic()), deadline=deadline
+                head,
+                body,
+                _NO_CLIENT,
+                idle_s=max(0.0, deadline - time.monotonic()),
+                deadline=deadline,
             )
         except TimeoutError:
             raise
         except OSError:
-            pass  # it closed; what it said before, such as a TLS alert, is still to be read
+            # It closed the connection. A response or a TLS alert may still be there to read.
+            pass
         pieces, size = [], 0
-        while not answer.complete:
-            data = connection.receive(_NOBODY, max(0.0, deadline - time.monotonic()))
-            answer.feed(data)
-            if not data and not answer.complete:
+        while not response.complete:
+            data = connection.receive(_NO_CLIENT, max(0.0, deadline - time.monotonic()))
+            response.feed(data)
+            if not data and not response.complete:
                 raise ConnectionResetError(
                     "it closed the connection before its answer was complete"
                 )
-            pieces.append(answer.body())
+            pieces.append(response.body())
             size += len(pieces[-1])
-            if size > _MOST_BYTES:
-                raise BadProbeResponse(f"the answer is over {_MOST_BYTES} bytes")
+            if size > _MAX_BYTES:
+                raise BadProbeResponse(f"the answer is over {_MAX_BYTES} bytes")
         return b"".join(pieces)
 
-    def _plain(self, failure: Exception, timeout_s: float) -> str:
-        """A failure in words for a log line, without a library's nesting."""
+    def _describe(self, failure: Exception, timeout_s: float) -> str:
+        """A failure in plain words, without nested exceptions of libraries."""
         if isinstance(failure, BadProbeResponse):
             return str(failure)
         cause = failure.__cause__ if isinstance(failure, RequestFailed) else failure
@@ -286,7 +301,7 @@ class Prober:
             return f"{reason(cause, self._address)} (no answer within {timeout_s:g} s)"
         return reason(cause, self._address)
 
-    def _broken(self, path: str, error: Exception) -> str:
+    def _describe_broken(self, path: str, error: Exception) -> str:
         if isinstance(error, MalformedResponse):
             return f"{path} answered what is not HTTP that can be trusted: {error}"
         hint = (

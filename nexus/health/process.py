@@ -46,7 +46,10 @@ class HealthProcess:
         *,
         notifier: Notifier | None = None,
     ) -> None:
-        """Join the gateway and publish its fleet. Raises `ConfigError`, OSError, `NoFreeSlotError`."""
+        """Join the gateway and publish its fleet.
+
+        Raises `ConfigError`, OSError and `NoFreeSlotError`.
+        """
         self._run_dir = run_dir
         self._environ = environ
         self._notifier = notifier or Notifier(None)

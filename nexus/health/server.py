@@ -1,8 +1,9 @@
 """The HTTP server of the operations port.
 
-Requests are read by gunicorn's parser, which refuses ambiguous framing. Every resource that a client can hold is
-bounded: connections, the time for a request, the size of its body, the time that a write may wait. A new connection
-beyond the limit closes the one whose last request began longest ago, so that idle connections never keep others out.
+gunicorn's parser reads requests; it refuses ambiguous framing. Everything that a client can hold is
+bounded: connections, the time for a request, the size of its body, the time that a write may wait.
+A connection over the limit closes the one whose last request is oldest, so that idle connections
+never keep others out.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ log = logging.getLogger("nexus.health")
 MAX_BODY_BYTES = 64 * 1024
 _MAX_CONNECTIONS = 128
 _CONNECTION_SHARE = 4
-"""One descriptor in so many is for this port's connections; probes and publishing have the others."""
+"""This port uses at most one in so many of the process's descriptors."""
 _HEAD_S = 10.0
-"""Limit for a request's head, so also for the time between two requests of a connection."""
+"""Limit for a request's head, and for the time between two requests of a connection."""
 _BODY_S = 10.0
 _WRITE_S = 10.0
 _ACCEPT_AT_ONCE = 8
-"""The greenlets of accepted connections run after so many, before one of them can be closed for a newer one."""
+"""After so many, the greenlets of accepted connections run before more are accepted."""
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
@@ -52,10 +53,10 @@ class OperationsServer(StreamServer):
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._max_connections = min(_MAX_CONNECTIONS, max(soft // _CONNECTION_SHARE, 1))
         self._connections: dict[socket.socket, gevent.Greenlet[..., Any]] = {}
-        """Connection → its greenlet; the one whose last request began longest ago is first."""
+        """Connection → its greenlet; the one whose last request is oldest comes first."""
 
     def do_read(self) -> Any:
-        """Accept a connection; out of descriptors, close one of ours for it."""
+        """Accept a connection; close the oldest if no descriptor is left."""
         try:
             return super().do_read()
         except OSError as error:
@@ -88,7 +89,7 @@ class OperationsServer(StreamServer):
         greenlet.kill(block=False)
 
     def _serve_next(self, parser: RequestParser, sock: socket.socket, address: Any) -> bool:
-        """Serve a connection's next request; gives whether another one may follow it."""
+        """Serve a connection's next request; returns whether another one may follow it."""
         request = body = None
         try:
             with gevent.Timeout(_HEAD_S, False):  # type: ignore[arg-type]  # silent
@@ -149,7 +150,7 @@ def _status_of(error: Exception) -> int:
 
 
 def _refuse(sock: socket.socket, status: int, message: str) -> bool:
-    """Answer what never reaches the application, and end the connection."""
+    """Answer a request that never reaches the application, and end the connection."""
     content = error_body(message, status=status, code="bad_request")
     head = (
         f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\n"
@@ -158,7 +159,8 @@ def _refuse(sock: socket.socket, status: int, message: str) -> bool:
     with contextlib.suppress(OSError):
         sock.sendall(head.encode() + content)
         sock.shutdown(socket.SHUT_WR)
-        with gevent.Timeout(1.0, False):  # type: ignore[arg-type]  # else a reset could take the answer with it
+        # Without reading on, a reset could overtake the response.
+        with gevent.Timeout(1.0, False):  # type: ignore[arg-type]
             while sock.recv(64 * 1024):
                 pass
     return False

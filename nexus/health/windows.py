@@ -1,4 +1,7 @@
-"""The last hour and day of each backend, from samples of the counters: one a minute, and one a quarter of an hour."""
+"""The last hour and day of each backend, from samples of the counters.
+
+One sample a minute covers the hour, one every quarter of an hour the day.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from nexus.metrics.collector import MetricsSnapshot
 
 _MINUTE_S, _QUARTER_S, _HOUR_S, _DAY_S = 60.0, 900.0, 3600.0, 86400.0
 _TROUBLE_S = 600.0
-_LEAST_UNANSWERED, _LEAST_REFUSED = 3, 5
+_MIN_UNANSWERED, _MIN_REFUSED = 3, 5
 
 _REFUSED = frozenset({"invalid_request", "model_not_found"})
 _UNANSWERED = frozenset({"client_disconnect", "timeout", "idle_timeout", "deadline_exceeded"})
-_SAYS_NOTHING = frozenset(
+_NOT_COUNTED = frozenset(
     {"invalid_request", "client_disconnect", "rate_limited", "other", "shutdown"}
 )
 
@@ -44,13 +47,13 @@ class Windows:
     """Keeps the samples of one gateway's run. Times are monotonic seconds."""
 
     def __init__(self, *, started: float) -> None:
-        """The gateway was `started` at that moment, with counters at zero."""
+        """The counters were zero at `started`."""
         self._minutes: deque[_Sample] = deque([(started, {})], maxlen=int(_HOUR_S / _MINUTE_S) + 2)
         self._quarters: deque[_Sample] = deque([(started, {})], maxlen=int(_DAY_S / _QUARTER_S) + 2)
 
-    def sample(self, reading: MetricsSnapshot, *, now: float) -> dict[str, RecentOutcomes]:
-        """Take the counters as they are, and return how each backend, by its label value, did lately."""
-        counts = _counts(reading)
+    def sample(self, metrics: MetricsSnapshot, *, now: float) -> dict[str, RecentOutcomes]:
+        """Sample the counters; returns the outcomes of each backend by its label value."""
+        counts = _counts(metrics)
         for samples, apart_s in ((self._minutes, _MINUTE_S), (self._quarters, _QUARTER_S)):
             if now - samples[-1][0] >= apart_s:
                 samples.append((now, counts))
@@ -58,40 +61,40 @@ class Windows:
         recent = _before(self._minutes, now - _TROUBLE_S)
         return {
             label: RecentOutcomes(
-                last_hour=_window(label, found, hour, now),
-                last_day=_window(label, found, day, now),
-                trouble=trouble_of(found.since(recent[1].get(label, _Counts()))),
+                last_hour=_window(label, backend, hour, now),
+                last_day=_window(label, backend, day, now),
+                trouble=trouble_of(backend.since(recent[1].get(label, _Counts()))),
             )
-            for label, found in counts.items()
+            for label, backend in counts.items()
         }
 
 
 def trouble_of(counts: _Counts) -> Trouble | None:
-    """What is wrong with a backend of which nothing was served, if it was asked often enough to tell."""
+    """Why a backend served nothing, if it got enough requests to tell."""
     if counts.ok:
         return None
-    if counts.unanswered >= _LEAST_UNANSWERED and not counts.first_tokens:
+    if counts.unanswered >= _MIN_UNANSWERED and not counts.first_tokens:
         return "hangs"
-    return "refuses_all" if counts.refused >= _LEAST_REFUSED else None
+    return "refuses_all" if counts.refused >= _MIN_REFUSED else None
 
 
-def _counts(reading: MetricsSnapshot) -> dict[str, _Counts]:
-    found: dict[str, _Counts] = {}
-    for labels, value in reading.samples(families.ATTEMPTS.name):
-        counts, outcome = found.setdefault(labels["backend"], _Counts()), labels["outcome"]
+def _counts(metrics: MetricsSnapshot) -> dict[str, _Counts]:
+    by_backend: dict[str, _Counts] = {}
+    for labels, value in metrics.samples(families.ATTEMPTS.name):
+        counts, outcome = by_backend.setdefault(labels["backend"], _Counts()), labels["outcome"]
         if outcome == "ok":
             counts.ok += value
-        elif outcome not in _SAYS_NOTHING:
+        elif outcome not in _NOT_COUNTED:
             counts.failed += value
         if outcome in _REFUSED:
             counts.refused += value
         elif outcome in _UNANSWERED:
             counts.unanswered += value
-    for labels, value in reading.samples(f"{families.TTFT.name}_count", family=families.TTFT.name):
-        found.setdefault(labels["backend"], _Counts()).first_tokens += value
-    for labels, value in reading.samples(f"{families.TTFT.name}_sum", family=families.TTFT.name):
-        found.setdefault(labels["backend"], _Counts()).first_tokens_s += value
-    return found
+    for labels, value in metrics.samples(f"{families.TTFT.name}_count", family=families.TTFT.name):
+        by_backend.setdefault(labels["backend"], _Counts()).first_tokens += value
+    for labels, value in metrics.samples(f"{families.TTFT.name}_sum", family=families.TTFT.name):
+        by_backend.setdefault(labels["backend"], _Counts()).first_tokens_s += value
+    return by_backend
 
 
 def _before(samples: deque[_Sample], moment: float) -> _Sample:

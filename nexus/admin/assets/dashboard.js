@@ -1,19 +1,19 @@
-// Keeps the page fresh: the server makes its parts, this puts them in place, draws the charts and filters the requests.
+// Updates the page with parts that the server renders, draws the charts, filters the requests.
 /* global uPlot: the chart library, loaded before this module */
 
-const KEPT_S = 300, SHOWN = 100, MOST_WAITING = 60, TYPING_MS = 250, ASKED_EVERY_MS = 2000;
-const place = (id) => document.getElementById(id);
+const HISTORY_S = 300, MAX_ROWS = 100, MAX_WAITING = 60, TYPING_MS = 250, FETCH_EVERY_MS = 2000;
+const element = (id) => document.getElementById(id);
 const charts = new Map();
-const came = document.body.dataset;
-let series = { time: [] }, lastTime = Number(came.time), lastNews = performance.now() - 1000 * Number(came.age);
-let typing = 0, asked = 0, waiting = [];
+const page = document.body.dataset;
+let series = { time: [] }, lastTime = Number(page.time), lastTickAt = performance.now() - 1000 * Number(page.age);
+let typing = 0, fetchedAt = 0, waiting = [];
 
 function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
 function replace(id, html) {
-  const target = place(id);
+  const target = element(id);
   if (target.dataset.html !== undefined && target.lastHtml === html) return;
   target.dataset.html = "";
   target.lastHtml = html;
@@ -22,11 +22,11 @@ function replace(id, html) {
 
 // Tiles keep their elements, because the charts live in them: only their texts change.
 function showTiles(html) {
-  const made = document.createElement("template");
-  made.innerHTML = html;
-  for (const fresh of made.content.querySelectorAll(".tile")) {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  for (const fresh of template.content.querySelectorAll(".tile")) {
     const shown = document.querySelector(`[data-tile="${fresh.dataset.tile}"]`);
-    if (!shown) place("tiles").append(fresh);
+    if (!shown) element("tiles").append(fresh);
     else for (const part of [".value", ".peak"]) shown.querySelector(part).replaceChildren(...fresh.querySelector(part).childNodes);
   }
 }
@@ -45,7 +45,7 @@ function drawCharts() {
     charts.set(key, new uPlot({
       width: Math.max(60, holder.clientWidth), height: holder.clientHeight || 44, padding: [3, 0, 1, 0],
       cursor: { show: false }, legend: { show: false }, axes: [{ show: false }, { show: false }],
-      scales: { x: { time: true, range: (_, low, high) => [high - KEPT_S, high] }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 0, 0.001) * 1.1] } },
+      scales: { x: { time: true, range: (_, low, high) => [high - HISTORY_S, high] }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 0, 0.001) * 1.1] } },
       series: [{}, { stroke: color("--accent"), fill: color("--accent-faint"), width: 1.5, points: { show: false } }],
     }, data, holder));
   }
@@ -57,26 +57,24 @@ function forgetCharts() {
   drawCharts();
 }
 
-// Rows come newest first, but not always after all that are shown: a page that was opened long ago, or comes back to
-// another worker, is given older ones too. A client may send one id with many requests: the moment belongs to the key.
-//
-// While somebody points at a row, or goes through the rows with the keyboard, they stay where they are.
+// New rows may be older than rows that are shown, for example after a reconnect to another worker.
+// Clients may reuse an id, so the key has the time too. Rows do not move while somebody reads them.
 function addRequests(html) {
   if (html) waiting.push(html);
-  if (waiting.length > MOST_WAITING) waiting.shift();
-  const list = place("requests");
+  if (waiting.length > MAX_WAITING) waiting.shift();
+  const list = element("requests");
   const held = list.querySelector(":focus-visible") || (matchMedia("(hover: hover)").matches && list.matches(":hover"));
-  place("held").textContent = held && waiting.length ? "Newer ones wait while you read." : "";
+  element("held").textContent = held && waiting.length ? "Newer ones wait while you read." : "";
   if (!held) for (const one of waiting.splice(0)) mergeRequests(list, one);
 }
 
 function mergeRequests(list, html) {
-  const made = document.createElement("template");
-  made.innerHTML = html;
+  const template = document.createElement("template");
+  template.innerHTML = html;
   const key = (row) => `${row.dataset.id} ${row.dataset.ended}`;
   const known = new Set([...list.children].map(key));
   let at = list.firstElementChild;
-  for (const row of [...made.content.children]) {
+  for (const row of [...template.content.children]) {
     if (known.has(key(row))) continue;
     while (at && Number(at.dataset.ended) >= Number(row.dataset.ended)) at = at.nextElementSibling;
     list.insertBefore(row, at);
@@ -84,63 +82,63 @@ function mergeRequests(list, html) {
   filterRequests();
   for (const hidden of [false, true]) {
     const rows = [...list.children].filter((row) => row.hidden === hidden);
-    for (const row of rows.slice(SHOWN)) if (!row.open) row.remove();
+    for (const row of rows.slice(MAX_ROWS)) if (!row.open) row.remove();
   }
 }
 
-function wanted() {
-  const fields = [...new FormData(place("filter"))].map(([name, value]) => [name, value.trim()]);
+function filterQuery() {
+  const fields = [...new FormData(element("filter"))].map(([name, value]) => [name, value.trim()]);
   return new URLSearchParams(fields.filter(([, value]) => value)).toString();
 }
 
-// At once of what is here; the server, which remembers more than is shown, is asked for the rest.
+// Filters the rows of the page at once; fetchRequests gets more from the server.
 function filterRequests() {
-  const { status, model, backend } = Object.fromEntries(new FormData(place("filter")));
+  const { status, model, backend } = Object.fromEntries(new FormData(element("filter")));
   const has = (value, part) => value.toLowerCase().includes(part.trim().toLowerCase());
   let shown = 0;
-  for (const row of place("requests").children) {
+  for (const row of element("requests").children) {
     const its = row.dataset;
     row.hidden = !((!status || its.status === status)
       && (has(its.model, model) || has(its.asked, model)) && has(its.backend, backend));
     shown += !row.hidden;
   }
-  place("no-requests").hidden = shown > 0;
+  element("no-requests").hidden = shown > 0;
 }
 
-async function askForRequests() {
-  const query = wanted();
-  asked = performance.now();
-  const answer = await fetch(`./?${query}`).catch(() => null);
-  if (!answer?.ok || query !== wanted()) return;
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+async function fetchRequests() {
+  const query = filterQuery();
+  fetchedAt = performance.now();
+  const response = await fetch(`./?${query}`).catch(() => null);
+  if (!response?.ok || query !== filterQuery()) return;
+  const page = new DOMParser().parseFromString(await response.text(), "text/html");
   const rows = page.getElementById("requests");
-  if (rows && query === wanted()) addRequests(rows.innerHTML);
+  if (rows && query === filterQuery()) addRequests(rows.innerHTML);
 }
 
 function filterChanged() {
   filterRequests();
   clearTimeout(typing);
-  typing = setTimeout(askForRequests, TYPING_MS);
+  typing = setTimeout(fetchRequests, TYPING_MS);
 }
 
-function say(text) {
-  if (place("connection").textContent !== text) place("connection").textContent = text;
+function showConnection(text) {
+  if (element("connection").textContent !== text) element("connection").textContent = text;
 }
 
 function tick(state) {
   if (state.time === lastTime) return;
   lastTime = state.time;
-  lastNews = performance.now();
-  say("");
+  lastTickAt = performance.now();
+  showConnection("");
   for (const [key, html] of Object.entries(state.parts)) if (key !== "tiles") replace(key, html);
   showTiles(state.parts.tiles);
   if (series.time.at(-1) !== state.time) {
     for (const [key, value] of Object.entries({ time: state.time, ...state.now })) (series[key] ??= []).push(value);
-    while (series.time[0] < state.time - KEPT_S) for (const values of Object.values(series)) values.shift();
+    while (series.time[0] < state.time - HISTORY_S) for (const values of Object.values(series)) values.shift();
   }
   drawCharts();
   addRequests(state.rows);
-  if (state.rows && wanted() && performance.now() - asked > ASKED_EVERY_MS) askForRequests();
+  if (state.rows && filterQuery() && performance.now() - fetchedAt > FETCH_EVERY_MS) fetchRequests();
 }
 
 function listen() {
@@ -157,15 +155,15 @@ function listen() {
   });
 }
 
-// Told once, and not anew each second: it is read aloud to whoever listens.
+// Set once and not every second, because screen readers read it aloud.
 setInterval(() => {
-  const late = performance.now() - lastNews;
-  if (late > 1000 * Number(came.late) && !place("connection").textContent) {
-    say("No news for some seconds: what is shown may be out of date. Do the gateway and its health process run?");
+  const late = performance.now() - lastTickAt;
+  if (late > 1000 * Number(page.late) && !element("connection").textContent) {
+    showConnection("No news for some seconds: what is shown may be out of date. Do the gateway and its health process run?");
   }
 }, 1000);
-place("filter").addEventListener("input", filterChanged);
-place("filter").addEventListener("submit", (event) => event.preventDefault());
+element("filter").addEventListener("input", filterChanged);
+element("filter").addEventListener("submit", (event) => event.preventDefault());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", forgetCharts);
 let width = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== width) width = innerWidth, forgetCharts(); });

@@ -1,11 +1,10 @@
-"""`nexus doctor`: what is wrong here, and the mend for each thing; it changes nothing."""
+"""`nexus doctor`: checks the installation and says how to fix what is wrong."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import click
 
@@ -14,58 +13,58 @@ from nexus.cli.gateway import config_option
 from nexus.cli.output import Exit, counted, json_option, print_json, print_text, state
 
 
-@click.command("doctor", short_help="Look for what is wrong, and name the mend.")
+@click.command("doctor", short_help="Look for what is wrong, and name the fix.")
 @config_option
 @click.option(
     "--no-request",
     is_flag=True,
-    help="Leave out the request through a gateway of the doctor's own.",
+    help="Send no request through a gateway of the doctor's own.",
 )
 @json_option
 def doctor(config: str | None, no_request: bool, as_json: bool) -> None:
-    """Look for what is wrong: libraries, limits, configuration, keys, run directory, ports, processes, backends.
+    """Check libraries, limits, configuration, keys, run directory, ports, processes and backends.
 
-    Then it starts a gateway of its own beside, with a demo backend, and sees whether a request moves exactly the
-    series that it should. It changes nothing of yours. It exits with 0 where nothing is wrong, with 1 where something
-    is; a warning is not.
+    It also starts a gateway of its own with a demo backend, and checks that a request moves exactly
+    the series that it should. It changes nothing of yours. It exits with 0 if nothing is wrong,
+    with 1 if something is. Warnings do not count.
     """
-    found = []
+    findings = []
     for finding in examine(config, request=not no_request):
-        found.append(finding)
+        findings.append(finding)
         if not as_json:
             print_text(_shown(finding))
-    faults = sum(finding.state == "fail" for finding in found)
+    faults = sum(finding.state == "fail" for finding in findings)
     if as_json:
-        print_json({"healthy": not faults, "findings": [asdict(finding) for finding in found]})
+        print_json({"healthy": not faults, "findings": [finding.as_json() for finding in findings]})
     else:
         print_text(f"\n{counted(faults, 'fault')}." if faults else "\nNothing is wrong.")
     sys.exit(Exit.NEGATIVE if faults else Exit.OK)
 
 
 def examine(config: str | None, *, request: bool) -> Iterator[Finding]:
-    """Every finding, as soon as it is there."""
-    from nexus.cli.doctor import host, place, reach, trial
+    """Yield every finding as soon as it is known."""
+    from nexus.cli.doctor import backend_checks, gateway_checks, host_checks, request_check
     from nexus.cli.gateway import find_gateway
     from nexus.fleet.run_directory import RunDirectory
 
-    yield from host.libraries()
-    yield from host.variables(os.environ)
-    loaded, findings = place.configuration(config)
-    yield from findings
+    yield from host_checks.libraries()
+    yield from host_checks.variables(os.environ)
+    loaded, settings = gateway_checks.configuration(config)
+    yield from settings
     gateway = find_gateway(config, None)
-    yield from host.descriptors(gateway.config)
+    yield from host_checks.descriptors(gateway.config)
     if loaded is not None:
-        yield from place.secrets(loaded, os.environ)
-    yield from place.run_directory(RunDirectory.of(gateway.config))
+        yield from gateway_checks.secrets(loaded, os.environ)
+    yield from gateway_checks.run_directory(RunDirectory.of(gateway.config))
     if gateway.run_dir is not None:
-        yield from place.problems(gateway.run_dir)
-    yield from place.addresses(gateway)
+        yield from gateway_checks.problems(gateway.run_dir)
+    yield from gateway_checks.addresses(gateway)
     if loaded is not None:
-        yield from reach.backends(loaded.config.backends, os.environ)
+        yield from backend_checks.backends(loaded.config.backends, os.environ)
     if request:
-        yield trial.request()
+        yield request_check.request()
 
 
 def _shown(finding: Finding) -> str:
-    line = f"{state(finding.state, f'{finding.state:<4}')}  {finding.area:<18}  {finding.what}"
-    return line + (f"\n{'':26}{finding.mend}" if finding.mend else "")
+    line = f"{state(finding.state, f'{finding.state:<4}')}  {finding.area:<18}  {finding.text}"
+    return line + (f"\n{'':26}{finding.fix}" if finding.fix else "")

@@ -1,4 +1,4 @@
-"""What the doctor finds: one line for each thing that was looked at."""
+"""What the doctor finds: one line for each check."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ State = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, how it is, and, where it is not well, what to do."""
+    """The result of one check, and how to fix what is wrong."""
 
     area: str
     state: State
-    what: str
-    mend: str | None = None
+    text: str
+    fix: str | None = None
+
+    def as_json(self) -> dict[str, str | None]:
+        return {"area": self.area, "state": self.state, "what": self.text, "mend": self.fix}
 
 
-def ok(area: str, what: str) -> Finding:
-    return Finding(area, "ok", what)
+def ok(area: str, text: str) -> Finding:
+    return Finding(area, "ok", text)
 
 
-def warn(area: str, what: str, mend: str) -> Finding:
-    return Finding(area, "warn", what, mend)
+def warn(area: str, text: str, fix: str) -> Finding:
+    return Finding(area, "warn", text, fix)
 
 
-def fail(area: str, what: str, mend: str) -> Finding:
-    return Finding(area, "fail", what, mend)
+def fail(area: str, text: str, fix: str) -> Finding:
+    return Finding(area, "fail", text, fix)

@@ -1,4 +1,4 @@
-"""The host, as a gateway started from here would find it: libraries, limits, variables."""
+"""Checks of the host for a gateway that is started from here: libraries, limits, variables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BESIDES = 64  # descriptors of a process that are no request's: files, locks, t
 
 
 def libraries() -> Iterator[Finding]:
-    """Whether what is installed is what the package asks for."""
+    """Whether the installed libraries are those that the package requires."""
     wrong, right = [], []
     for line in metadata.requires(_PACKAGE) or ():
         wanted = Requirement(line)
@@ -46,7 +46,7 @@ def libraries() -> Iterator[Finding]:
 
 
 def descriptors(config: Config) -> Iterator[Finding]:
-    """Whether one worker could hold every request that the gateway takes: a connection to each side."""
+    """Whether a worker could hold every request: each needs a connection on both sides."""
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = 2 * config.server.max_concurrent_requests + _BESIDES
     if limit == resource.RLIM_INFINITY or limit >= needed:
@@ -54,15 +54,15 @@ def descriptors(config: Config) -> Iterator[Finding]:
         return
     yield fail(
         "descriptors",
-        f"A process may have {limit:,} open, and {counted(config.server.max_concurrent_requests, 'request')} at once "
-        f"may need {needed:,}.",
+        f"A process may have {limit:,} open, and "
+        f"{counted(config.server.max_concurrent_requests, 'request')} at once may need {needed:,}.",
         f"raise it with `ulimit -n {needed}`, or LimitNOFILE= of the unit"
         + (f" (it may be {most:,} at most)" if limit < most < needed else ""),
     )
 
 
 def variables(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Variables that make gunicorn, gevent or prometheus_client do other than they should."""
+    """Variables that change how gunicorn, gevent or prometheus_client work."""
     wrong = False
     words = shlex.split(environ.get("GUNICORN_CMD_ARGS", ""))
     for word, following in itertools.pairwise([*words, ""]):
@@ -73,24 +73,22 @@ def variables(environ: Mapping[str, str]) -> Iterator[Finding]:
             wrong = True
             yield fail(
                 "gunicorn",
-                "$GUNICORN_CMD_ARGS asks for sync workers, each of which serves one request at a time.",
+                "$GUNICORN_CMD_ARGS asks for sync workers, which serve one request at a time.",
                 "take the worker class out of it: gunicorn.conf.py names the right one",
             )
     if environ.get("GEVENT_LOOP", "libev").split("-")[0] != "libev":
         wrong = True
         yield warn(
             "gevent",
-            f"$GEVENT_LOOP asks for {environ['GEVENT_LOOP']}; Nexus is made and measured for libev.",
+            f"$GEVENT_LOOP asks for {environ['GEVENT_LOOP']}; Nexus is tested with libev.",
             "unset GEVENT_LOOP",
         )
     if directory := environ.get("PROMETHEUS_MULTIPROC_DIR"):
         wrong = True
         yield fail(
             "prometheus",
-            f"$PROMETHEUS_MULTIPROC_DIR is {directory}: the library would keep figures there, where no scrape looks.",
-            "unset PROMETHEUS_MULTIPROC_DIR; the figures are in the run directory",
+            f"$PROMETHEUS_MULTIPROC_DIR is {directory}: metrics there would be in no scrape.",
+            "unset PROMETHEUS_MULTIPROC_DIR; the metrics are in the run directory",
         )
     if not wrong:
-        yield ok(
-            "environment", "nothing in it gets in gunicorn's, gevent's or prometheus_client's way"
-        )
+        yield ok("environment", "no variable disturbs gunicorn, gevent or prometheus_client")

@@ -1,4 +1,4 @@
-"""The backends, each asked as a probe asks it, from here."""
+"""Probes of every configured backend from here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def backends(configured: Sequence[BackendConfig], environ: Mapping[str, str]) ->
 
 
 def _backend(backend: BackendConfig, environ: Mapping[str, str]) -> Finding:
-    """One probe, as the health process makes it."""
+    """Probe one backend as the health process does."""
     from nexus.health.prober import Prober
 
     area = f"backend {backend.name}"
@@ -42,9 +42,9 @@ def _backend(backend: BackendConfig, environ: Mapping[str, str]) -> Finding:
         return fail(
             area,
             f"Its probe fails: {what}.",
-            fix or f"look at its log; is it really of type {backend.type!r}?",
+            fix or f"check its log; is it really of type {backend.type!r}?",
         )
     if not result.models:
-        return warn(area, "It is well, and has no model.", "load one there")
+        return warn(area, "It responds, but has no model.", "load a model there")
     took = milliseconds((result.latency_s or 0) * 1000)
     return ok(area, f"{counted(len(result.models), 'model')}, answered in {took}")

@@ -1,4 +1,4 @@
-"""One real request through a gateway of the doctor's own, which must move exactly the series that it should."""
+"""One request through a gateway of the doctor's own must move exactly the right series."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nexus.cli.doctor.findings import Finding, fail, ok
 from nexus.cli.gateway import NoResponse, http_request
 from nexus.cli.samples import parse
 
-_PATIENCE_S = 20.0
+_TIMEOUT_S = 20.0
 _REQUEST = {
     "model": "demo-large",
     "messages": [{"role": "user", "content": "Is all well?"}],
@@ -28,8 +28,8 @@ _MOVED = {
     'nexus_requests_started_total{endpoint="chat_completions"}': 1,
     'nexus_upstream_attempts_total{backend="demo_1",outcome="ok"}': 1,
 }
-"""Series that the request moves → by how much; of the families named here no other may move."""
-_STILL = (
+"""Series → by how much the request moves it. No other series of these families may move."""
+_UNMOVED = (
     "nexus_errors_total",
     "nexus_fallbacks_total",
     "nexus_retries_total",
@@ -38,7 +38,7 @@ _STILL = (
 
 
 def request() -> Finding:
-    """Start a gateway with its demo fleet in a scratch directory, ask it once, read its figures, and end it."""
+    """Start a gateway with its demo fleet in a scratch directory, and send it one request."""
     with tempfile.TemporaryDirectory(prefix="nexus-doctor-") as scratch:
         port, operations = _free_ports()
         environ = {key: value for key, value in os.environ.items() if not key.startswith("NEXUS_")}
@@ -59,14 +59,14 @@ def request() -> Finding:
                 stderr=output,
             )
         try:
-            return _tried(f"http://127.0.0.1:{port}", process)
+            return _send_request(f"http://127.0.0.1:{port}", process)
         except (NoResponse, TimeoutError) as why:
             lines = log.read_text(errors="replace").strip().splitlines()
-            said = f"; it said: {lines[-1]}" if lines else ""
+            said = f"; its last line: {lines[-1]}" if lines else ""
             return fail(
                 "request",
                 f"A gateway of the doctor's own did not serve ({why}){said}",
-                "see what it said",
+                "see its last line",
             )
         finally:
             process.terminate()
@@ -77,24 +77,24 @@ def request() -> Finding:
                 process.wait()
 
 
-def _tried(base: str, process: subprocess.Popen[bytes]) -> Finding:
+def _send_request(base: str, process: subprocess.Popen[bytes]) -> Finding:
     def ready() -> bool:
         if process.poll() is not None:
             raise NoResponse(f"it ended with exit status {process.returncode}")
         try:
-            # Ready it is with any backend; here it is to be the one that has the model.
+            # /readyz needs any backend; this waits for the one that serves the model.
             return http_request("GET", f"{base}/v1/models/{_REQUEST['model']}").status == 200
         except NoResponse:
             return False
 
-    _until(ready, "it was not ready in time")
+    _wait_until(ready, "it was not ready in time")
     before = _series(base)
     answer = http_request(
         "POST",
         f"{base}/v1/chat/completions",
         body=json.dumps(_REQUEST).encode(),
         headers={"content-type": "application/json"},
-        timeout_s=_PATIENCE_S,
+        timeout_s=_TIMEOUT_S,
     )
     if answer.status != 200:
         return fail(
@@ -102,14 +102,14 @@ def _tried(base: str, process: subprocess.Popen[bytes]) -> Finding:
             f"A request through a demo backend failed: {answer.message()}",
             "see the error",
         )
-    _until(
+    _wait_until(
         lambda: (
             _total(_series(base), "nexus_requests_total") > _total(before, "nexus_requests_total")
         ),
         "not counted",
     )
     after = _series(base)
-    families = (*{name.partition("{")[0] for name in _MOVED}, *_STILL)
+    families = (*{name.partition("{")[0] for name in _MOVED}, *_UNMOVED)
     moved = {
         name: value - before.get(name, 0)
         for name, value in after.items()
@@ -129,7 +129,7 @@ def _tried(base: str, process: subprocess.Popen[bytes]) -> Finding:
 
 
 def _series(base: str) -> dict[str, float]:
-    """Every sample of a scrape, its labels in the order of their names."""
+    """Every sample of a scrape, with its labels sorted by name."""
     found = {}
     for sample in parse(http_request("GET", f"{base}/metrics").content.decode()):
         labels = ",".join(f'{key}="{value}"' for key, value in sorted(sample.labels.items()))
@@ -141,8 +141,8 @@ def _total(series: dict[str, float], family: str) -> float:
     return sum(value for name, value in series.items() if name.partition("{")[0] == family)
 
 
-def _until(condition: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
+def _wait_until(condition: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(otherwise)

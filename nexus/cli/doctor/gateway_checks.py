@@ -1,4 +1,4 @@
-"""The gateway's place on the host: its configuration, its secrets, its run directory, its ports, its processes."""
+"""Checks of one gateway: configuration, secrets, run directory, ports, processes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from nexus.config.secrets import secret
 from nexus.fleet.problems import read_problems
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
 
-_LEAST_FREE = 16 * 1024 * 1024
-_IN_MEMORY = ("tmpfs", "ramfs")
+_MIN_FREE_BYTES = 16 * 1024 * 1024
+_MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 
 
 def configuration(given: str | None) -> tuple[LoadedConfig | None, list[Finding]]:
-    """The configuration, None where it cannot be used."""
+    """The configuration; None if it cannot be used."""
     try:
         loaded = load(given)
     except ConfigError as error:
-        mend = "mend it, and `nexus config check` looks again"
-        return None, [fail("configuration", problem, mend) for problem in error.problems]
+        fix = "correct it; `nexus config check` checks it again"
+        return None, [fail("configuration", problem, fix) for problem in error.problems]
     found = [
         warn("configuration", warning, "change the configuration, or leave it: the gateway starts")
         for warning in loaded.warnings
@@ -42,7 +42,7 @@ def configuration(given: str | None) -> tuple[LoadedConfig | None, list[Finding]
 
 
 def secrets(loaded: LoadedConfig, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Whether every key that a backend names is there."""
+    """Whether every key that a backend names exists."""
     named = [
         (backend.name, backend.api_key_env)
         for backend in loaded.config.backends
@@ -52,8 +52,8 @@ def secrets(loaded: LoadedConfig, environ: Mapping[str, str]) -> Iterator[Findin
     for name, key in missing:
         yield fail(
             "secrets",
-            f"The key of {name} is to be in ${key}, which is not set here.",
-            f"export {key}, or hand it over with LoadCredential={key}:FILE in both units",
+            f"The key of {name} should be in ${key}, which is not set here.",
+            f"export {key}, or pass it with LoadCredential={key}:FILE in both units",
         )
     if named and not missing:
         yield ok("secrets", f"{counted(len(named), 'key')} found")
@@ -65,23 +65,25 @@ def run_directory(run_dir: RunDirectory) -> Iterator[Finding]:
     try:
         found = run_dir.check()
     except RunDirectoryError as error:
-        what, _, mend = str(error).partition("; ")
-        yield fail("run directory", f"{what}.", mend.rstrip("."))
+        what, _, fix = str(error).partition("; ")
+        yield fail("run directory", f"{what}.", fix.rstrip("."))
         return
     if not found:
         parent = next(one for one in path.parents if one.exists())
         if os.access(parent, os.W_OK):
-            yield ok("run directory", f"{path} is made at the start")
+            yield ok("run directory", f"{path} will be made at the start")
         else:
             yield fail(
-                "run directory", f"{path} cannot be made: {parent} is not ours to write.", elsewhere
+                "run directory",
+                f"{path} cannot be made: this user may not write to {parent}.",
+                elsewhere,
             )
         return
-    if (free := shutil.disk_usage(path).free) < _LEAST_FREE:
-        mend = f"make space: {counted(_LEAST_FREE // 1024 // 1024, 'MiB')} at least, or {elsewhere}"
-        yield fail("run directory", f"Only {free // 1024:,} KiB are free in {path}.", mend)
+    if (free := shutil.disk_usage(path).free) < _MIN_FREE_BYTES:
+        fix = f"make space: {_MIN_FREE_BYTES // 1024 // 1024} MiB at least, or {elsewhere}"
+        yield fail("run directory", f"Only {free // 1024:,} KiB are free in {path}.", fix)
     kind = _file_system(path)
-    if kind not in _IN_MEMORY:
+    if kind not in _MEMORY_FILE_SYSTEMS:
         yield warn(
             "run directory",
             f"{path} is on a disk ({kind}), not in memory.",
@@ -92,7 +94,7 @@ def run_directory(run_dir: RunDirectory) -> Iterator[Finding]:
 
 
 def _file_system(path: Path) -> str:
-    """The kind of file system that a path is on (`proc(5)`, mounts)."""
+    """The type of the file system of a path, from `/proc/mounts`."""
     best, kind = -1, "unknown"
     for line in Path("/proc/mounts").read_text().splitlines():
         where, found = line.split()[1:3]
@@ -102,7 +104,7 @@ def _file_system(path: Path) -> str:
 
 
 def addresses(gateway: Gateway) -> Iterator[Finding]:
-    """Whether the ports are free, or held by this very gateway."""
+    """Whether the ports are free, or in use by this gateway."""
     running = gateway.run_dir.owner() if gateway.run_dir and gateway.run_dir.path.is_dir() else None
     for area, base, key in (
         ("address", gateway.base, "[server] port or $NEXUS_PORT"),
@@ -114,9 +116,9 @@ def addresses(gateway: Gateway) -> Iterator[Finding]:
             answer = http_request("GET", f"{base}/livez", timeout_s=2)
         except NoResponse as why:
             if running:
-                mend = "see its log, `journalctl -u nexus` under systemd"
-                yield fail(area, f"{running} runs, and does not answer at {base} ({why}).", mend)
-            elif _taken(base):
+                fix = "see its log, `journalctl -u nexus` under systemd"
+                yield fail(area, f"{running} runs, and does not answer at {base} ({why}).", fix)
+            elif _accepts_connections(base):
                 yield fail(
                     area,
                     f"Something that is not Nexus has {base}.",
@@ -137,7 +139,7 @@ def addresses(gateway: Gateway) -> Iterator[Finding]:
             yield ok(area, f"{base} answers")
 
 
-def _taken(base: str) -> bool:
+def _accepts_connections(base: str) -> bool:
     host, _, port = base.rpartition("//")[2].rpartition(":")
     with closing(socket.socket(socket.AF_INET6 if "[" in host else socket.AF_INET)) as sock:
         sock.settimeout(2)
