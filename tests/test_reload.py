@@ -119,7 +119,7 @@ def test_an_invalid_file_changes_nothing(tmp_path: Path):
         gateway.file.write_text(good.replace("workers = 2", "workers = 3"))
         done = nexus("reload", "-c", str(gateway.file))
         assert done.returncode == 0
-        assert "These take effect when the gateway is started again: server.workers." in done.stdout
+        assert "These take effect at the next start: server.workers." in done.stdout
         until(lambda: gateway.scrape().value("nexus_config_last_reload_successful") == 1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import time
 import tomllib
@@ -14,18 +13,18 @@ from nexus.cli.gateway import Command, Gateway, admin_options, find_admin, path_
 from nexus.cli.output import (
     Exit,
     Failure,
-    json_option,
+    Result,
     milliseconds,
-    print_json,
-    print_text,
+    returns_result,
     since,
     state,
     table,
 )
 from nexus.config.records import BackendType, Zone
 from nexus.fleet.records import Status
+from nexus.runtime.text import suggest
 
-_POLL_S = 0.1
+_POLL_INTERVAL_S = 0.1
 _HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/:]+):\d+(/\S*)?$")
 
 
@@ -33,9 +32,9 @@ _HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/:]+):\d+(/\S*)?$")
 def backends() -> None:
     """The running gateway's backends, and changes to them.
 
-    Changes take effect at the next request and need no restart; requests in flight end undisturbed. They last as long
-    as the gateway runs; with --save they are written into a file of their own beside the configuration, which is never
-    touched, and outlast a restart.
+    Changes take effect at the next request; requests in flight go on to their end. They last until
+    the gateway stops. With --save they are kept in a file of their own beside the configuration,
+    which is never written, and outlast a restart.
     """
 
 
@@ -53,27 +52,20 @@ def _save_option(command: Command) -> Command:
     help="Only those of this status.",
 )
 @admin_options
-@json_option
-def list_(status: str | None, config: str | None, url: str | None, as_json: bool) -> None:
-    """Show every backend: how it is, what it serves, how busy it is.
+@returns_result
+def list_(status: str | None, config: str | None, url: str | None) -> Result:
+    """Show every backend: its state, what it serves, how busy it is.
 
     It exits with 1 if there is none.
     """
     everything = find_admin(config, url).backends()
     found = [backend for backend in everything if status in (None, backend["status"])]
-    if as_json:
-        print_json({"backends": found})
-    elif found:
-        print_text(backend_table(found))
-    if everything and not found:
-        raise Failure(
-            f"No backend is {status}; there are {len(everything)} of another status.",
-            status=Exit.NEGATIVE,
-        )
-    if not found:
-        raise Failure(
-            "There is no backend; add one with `nexus backends add URL`.", status=Exit.NEGATIVE
-        )
+    if found:
+        return Result({"backends": found}, lambda: backend_table(found))
+    message = "There is no backend; add one with `nexus backends add URL`."
+    if everything:
+        message = f"No backend is {status}; there are {len(everything)} of another status."
+    return Result({"backends": []}, failure=Failure(message, status=Exit.NEGATIVE))
 
 
 def backend_table(found: list[dict[str, Any]]) -> str:
@@ -95,20 +87,9 @@ def backend_table(found: list[dict[str, Any]]) -> str:
         )
         for backend in found
     ]
-    head = (
-        "NAME",
-        "TYPE",
-        "URL",
-        "STATUS",
-        "FOR",
-        "CIRCUIT",
-        "IN FLIGHT",
-        "PROBE",
-        "MODELS",
-        "ORIGIN",
-        "ERROR",
-    )
-    return table(head, rows, right=("FOR", "IN FLIGHT", "PROBE", "MODELS"))
+    head = "NAME TYPE URL STATUS FOR CIRCUIT IN_FLIGHT PROBE MODELS ORIGIN ERROR"
+    columns = [name.replace("_", " ") for name in head.split()]
+    return table(columns, rows, right=("FOR", "IN FLIGHT", "PROBE", "MODELS"))
 
 
 def _status(backend: dict[str, Any]) -> str:
@@ -117,7 +98,7 @@ def _status(backend: dict[str, Any]) -> str:
 
 
 def _setting(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
-    """`KEY=VALUE`, the value as in TOML, or a text where it is none."""
+    """`KEY=VALUE` options as a table; a value that is not TOML is text."""
     settings: dict[str, Any] = {}
     for item in given:
         key, is_pair, value = item.partition("=")
@@ -139,18 +120,18 @@ def _setting(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
     "--backend-type",
     "kind",
     type=click.Choice(get_args(BackendType), case_sensitive=False),
-    help="What kind of server it is [found out by asking it, else generic].",
+    help="What kind of server it is [detected, else generic].",
 )
 @click.option("-p", "--priority", type=int, help="Lower is preferred [50].")
 @click.option("--zone", type=click.Choice(get_args(Zone)), help="Its privacy zone [by its kind].")
 @click.option("--tier", type=int, help="Its capability tier, 1 to 5 [1].")
 @click.option(
-    "--max-concurrent", type=int, help="Requests in flight that it takes [as many as it tells]."
+    "--max-concurrent", type=int, help="Requests in flight that it takes [as it reports]."
 )
 @click.option(
     "--api-key-env",
     metavar="NAME",
-    help="The health process's and workers' variable that holds its key.",
+    help="Variable of the health process and workers that holds its key.",
 )
 @click.option(
     "--set",
@@ -162,7 +143,7 @@ def _setting(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
 )
 @_save_option
 @admin_options
-@json_option
+@returns_result
 def add(
     address: str,
     name: str | None,
@@ -170,12 +151,11 @@ def add(
     save: bool,
     config: str | None,
     url: str | None,
-    as_json: bool,
     **given: Any,
-) -> None:
+) -> Result:
     """Add a backend to the running gateway.
 
-    It gets requests as soon as a probe found it healthy, which is tried at once.
+    It is probed at once, and gets requests when a probe succeeds.
     """
     if "://" not in address and not _HOST_AND_PORT.match(address):
         raise Failure(f"{address} is not an address; it takes http://HOST:PORT.", status=Exit.USAGE)
@@ -184,30 +164,23 @@ def add(
     body = {"name": name or address.partition("://")[2].split("/")[0], "url": address, "save": save}
     body |= {key: value for key, value in settings.items() if value is not None}
     added = find_admin(config, url).admin("POST", "backends", body)
-    if as_json:
-        print_json(added)
-    else:
-        print_text(
-            f"Added {added['name']} ({added['type']}){_kept(save)}; it gets requests once a probe found it healthy."
-        )
+    who = f"{added['name']} ({added['type']})"
+    return Result(added, f"Added {who}{_kept(save)}; it gets requests once a probe succeeds.")
 
 
 @backends.command("remove")
 @click.argument("name")
 @_save_option
 @admin_options
-@json_option
-def remove(name: str, save: bool, config: str | None, url: str | None, as_json: bool) -> None:
-    """Take a backend out of the running gateway. Requests in flight there end undisturbed."""
+@returns_result
+def remove(name: str, save: bool, config: str | None, url: str | None) -> Result:
+    """Remove a backend from the running gateway. Its requests in flight go on to their end."""
     gateway = find_admin(config, url)
     found = _named(gateway, name)
     removed = gateway.admin(
         "DELETE", f"backends/{path_part(found['name'])}{'?save=1' if save else ''}"
     )
-    if as_json:
-        print_json(removed)
-    else:
-        print_text(f"Removed {found['name']}{_kept(save)}.")
+    return Result(removed, f"Removed {found['name']}{_kept(save)}.")
 
 
 @backends.command("drain", short_help="Give a backend no new requests.")
@@ -221,45 +194,40 @@ def remove(name: str, save: bool, config: str | None, url: str | None, as_json: 
 )
 @_save_option
 @admin_options
-@json_option
+@returns_result
 def drain(
-    name: str, wait_s: float | None, save: bool, config: str | None, url: str | None, as_json: bool
-) -> None:
-    """Give a backend no new requests; it is still probed, and those in flight there end undisturbed.
+    name: str, wait_s: float | None, save: bool, config: str | None, url: str | None
+) -> Result:
+    """Give a backend no new requests.
 
-    With --wait it exits with 1 where some are still in flight after that time.
+    It is still probed, and its requests in flight go on to their end.
+
+    With --wait it exits with 1 if some are still in flight after that time.
     """
     gateway = find_admin(config, url)
     found = _drained(gateway, name, on=True, save=save)
     deadline = time.monotonic() + (wait_s or 0)
     while found["in_flight"] and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_INTERVAL_S)
         found = _named(gateway, found["name"])
-    if as_json:
-        print_json(found)
-    else:
-        print_text(
-            f"{found['name']} gets no new requests{_kept(save)}; {found['in_flight']} in flight."
-        )
-    if found["in_flight"] and wait_s is not None:
-        raise Failure(
-            f"{found['name']} still has {found['in_flight']} in flight after {wait_s:g} s.",
-            status=Exit.NEGATIVE,
-        )
+    who, count, failure = found["name"], found["in_flight"], None
+    if count and wait_s is not None:
+        message = f"{who} still has {count} in flight after {wait_s:g} s."
+        failure = Failure(message, status=Exit.NEGATIVE)
+    text = f"{who} gets no new requests{_kept(save)}; {count} in flight."
+    return Result(found, text, failure=failure)
 
 
 @backends.command("undrain")
 @click.argument("name")
 @_save_option
 @admin_options
-@json_option
-def undrain(name: str, save: bool, config: str | None, url: str | None, as_json: bool) -> None:
+@returns_result
+def undrain(name: str, save: bool, config: str | None, url: str | None) -> Result:
     """Give a drained backend requests again."""
     found = _drained(find_admin(config, url), name, on=False, save=save)
-    if as_json:
-        print_json(found)
-    else:
-        print_text(f"{found['name']} gets requests again{_kept(save)}; it is {found['status']}.")
+    text = f"{found['name']} gets requests again{_kept(save)}; it is {found['status']}."
+    return Result(found, text)
 
 
 def _drained(gateway: Gateway, name: str, *, on: bool, save: bool) -> dict[str, Any]:
@@ -276,10 +244,9 @@ def _named(gateway: Gateway, name: str) -> dict[str, Any]:
             if backend[key] == name:
                 return backend
     names = [backend["name"] for backend in found]
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names) or 'none'}."
+    hint = suggest(name, names) or f"there are {', '.join(names) or 'none'}."
     raise Failure(f"There is no backend {name}; {hint}", status=Exit.NEGATIVE)
 
 
 def _kept(save: bool) -> str:
-    return ", saved" if save else " until the gateway is started again"
+    return ", saved" if save else " until the gateway restarts"

@@ -1,4 +1,4 @@
-"""`nexus chat`: one answer through the gateway, as a client gets it, with its route and its timings."""
+"""`nexus chat`: one response through the gateway, as a client gets it, with route and timings."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from typing import Any
 
 import click
 
-from nexus.cli.gateway import NoResponse, error_message, find_gateway, gateway_options, open_request
+from nexus.cli.gateway import find_gateway, gateway_options
+from nexus.cli.http_client import NoResponse, error_message, open_request
 from nexus.cli.output import Exit, Failure, counted, json_option, milliseconds, print_json
+from nexus.http.sse import EventReader
 from nexus.runtime.text import printable
 
 _SILENCE_S = 600.0
-"""The gateway has its own, shorter limits, and tells which was reached."""
+"""The gateway has its own, shorter limits, and reports which was reached."""
 
 _TEXT = "\n\t\u00a0\u200c\u200d\u202f\u3000"
-"""What a text may hold besides printable characters: line ends, tabs, spaces of other widths, joiners."""
+"""Characters that text may hold besides printable ones: line ends, tabs, spaces and joiners."""
 
 
 @dataclass
 class ChatResult:
-    """What came of the request, as the client saw it; moments on the monotonic clock."""
+    """The response as the client saw it; times are on the monotonic clock."""
 
-    began: float
+    started: float
     text: list[str] = field(default_factory=list)
     first: float | None = None
     last: float | None = None
@@ -37,8 +39,8 @@ class ChatResult:
     finish: str | None = None
     error: str | None = None
 
-    def take(self, event: dict[str, Any]) -> str:
-        """Note an event of the stream, and give the text in it."""
+    def add_event(self, event: dict[str, Any]) -> str:
+        """Record an event of the stream, and return its text."""
         if error := event.get("error"):
             self.error = str(error.get("message") if isinstance(error, dict) else error)
             return ""
@@ -59,16 +61,16 @@ class ChatResult:
 @click.command("chat", short_help="Ask a model through the gateway.")
 @click.argument("model")
 @click.argument("text", required=False)
-@click.option("--system", help="A system message to go before it.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="The longest answer.")
-@click.option("--temperature", type=float, help="Left to the backend where not given.")
+@click.option("--system", help="A system message before it.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Limit for the response.")
+@click.option("--temperature", type=float, help="Default: the backend's.")
 @click.option(
     "-H",
     "--header",
     "headers",
     multiple=True,
     metavar="'NAME: VALUE'",
-    help="A header to send besides.",
+    help="A further header.",
 )
 @gateway_options
 @json_option
@@ -83,15 +85,15 @@ def chat(
     url: str | None,
     as_json: bool,
 ) -> None:
-    """Send TEXT, or standard input, to MODEL, and print the answer as it comes.
+    """Send TEXT, or standard input, to MODEL, and print the response as it comes.
 
-    Which backend served, why that one, when the first token came and how fast the others did is told on standard error.
+    The backend, the reason for its choice and the timings are printed on standard error.
 
     \b
     nexus chat llama3.1:8b "What is a gateway?"
     git diff | nexus chat qwen2.5:72b --system "Review this." > review.md
 
-    It exits with 1 where the gateway answered with an error, or the stream broke off.
+    It exits with 1 if the gateway responds with an error, or the stream breaks off.
     """
     gateway = find_gateway(config, url)
     assert gateway.base is not None
@@ -106,41 +108,44 @@ def chat(
     base = gateway.base
     try:
         try:
-            heard, response = _ask(base, body, _headers(headers), quiet=as_json)
+            result, response = _send(base, body, _headers(headers), quiet=as_json)
         except NoResponse:
             if not gateway.relocate():
                 raise
             base = gateway.base
-            heard, response = _ask(base, body, _headers(headers), quiet=as_json)
+            result, response = _send(base, body, _headers(headers), quiet=as_json)
     except NoResponse as why:
         raise gateway.unreachable({base: str(why)}) from why
-    route = _route(response, heard, model)
+    route = _route(response, result, model)
     if as_json:
         print_json(route)
     else:
         click.echo()
         click.echo(click.style(printable(_line(route)), dim=True), err=True)
-    if heard.error:
-        raise Failure(f"The answer broke off: {heard.error}", status=Exit.NEGATIVE)
+    if result.error:
+        raise Failure(f"The response broke off: {result.error}", status=Exit.NEGATIVE)
 
 
 def _headers(given: tuple[str, ...]) -> dict[str, str]:
-    found = {"content-type": "application/json", "accept": "text/event-stream"}
+    headers = {"content-type": "application/json", "accept": "text/event-stream"}
     for item in given:
         name, colon, value = item.partition(":")
         if not colon or not name.strip():
-            raise Failure(f"{item!r} is not a header; it takes 'NAME: VALUE'.", status=Exit.USAGE)
-        found[name.strip().lower()] = value.strip()
-    return found
+            raise Failure(f"{item!r} is not a header; use 'NAME: VALUE'.", status=Exit.USAGE)
+        headers[name.strip().lower()] = value.strip()
+    return headers
 
 
-def _ask(
+def _send(
     base: str, body: dict[str, Any], headers: Mapping[str, str], *, quiet: bool
 ) -> tuple[ChatResult, HTTPResponse]:
-    """Send it, and print what comes. A backend that refuses to tell the usage is asked again without."""
+    """Send the request and print the response.
+
+    If a backend rejects `stream_options`, the request is sent again without it.
+    """
     target = f"{base}/v1/chat/completions"
     for options in ({"stream_options": {"include_usage": True}}, {}):
-        heard = ChatResult(time.monotonic())
+        result = ChatResult(time.monotonic())
         content = json.dumps({**body, "stream": True, **options}).encode()
         connection, response = open_request(
             "POST", target, body=content, headers=headers, timeout_s=_SILENCE_S
@@ -155,57 +160,55 @@ def _ask(
                 raise Failure(error_message(response.read(), response.status), status=Exit.NEGATIVE)
             try:
                 for event in _events(response):
-                    piece = heard.take(event)
+                    piece = result.add_event(event)
                     if piece and not quiet:
                         click.echo(printable(piece, keep=_TEXT), nl=False)
             except (OSError, HTTPException) as error:
-                heard.error = f"the connection was lost ({error})"
-        if heard.error is None and heard.finish is None:
-            heard.error = "it ended without a reason for finishing"
-        return heard, response
+                result.error = f"the connection was lost ({error})"
+        if result.error is None and result.finish is None:
+            result.error = "it ended without a reason for finishing"
+        return result, response
     raise AssertionError
 
 
 def _events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The JSON of each server-sent event, as they come."""
-    data: list[str] = []
-    for raw in response:
-        line = raw.decode(errors="replace").rstrip("\r\n")
-        if line.startswith("data:"):
-            data.append(line[5:].removeprefix(" "))
-        elif not line and data:
-            joined, data = "\n".join(data), []
-            if joined == "[DONE]":
+    """The JSON object of each server-sent event, as they come."""
+    reader = EventReader()
+    while piece := response.read1():
+        for event in reader.feed(piece):
+            if event.data == b"[DONE]":
                 return
             try:
-                event = json.loads(joined)
+                decoded = json.loads(event.data or b"")
             except ValueError:
                 continue
-            if isinstance(event, dict):
-                yield event
+            if isinstance(decoded, dict):
+                yield decoded
 
 
-def _route(response: HTTPResponse, heard: ChatResult, model: str) -> dict[str, Any]:
-    """What is told of the answer, under the names that history and logs use."""
+def _route(response: HTTPResponse, result: ChatResult, model: str) -> dict[str, Any]:
+    """The facts about the response, under the names that history and logs use."""
     ended = time.monotonic()
-    tokens = heard.usage.get("completion_tokens")
-    spread = heard.last - heard.first if heard.first is not None and heard.last is not None else 0.0
-    further = (tokens if tokens is not None else heard.events) - 1
+    tokens = result.usage.get("completion_tokens")
+    spread = (
+        result.last - result.first if result.first is not None and result.last is not None else 0.0
+    )
+    further = (tokens if tokens is not None else result.events) - 1
     return {
         "model": model,
-        "text": "".join(heard.text),
-        "finish_reason": heard.finish,
-        "error": heard.error,
+        "text": "".join(result.text),
+        "finish_reason": result.finish,
+        "error": result.error,
         "request_id": response.getheader("x-request-id"),
         "backend": response.getheader("x-nexus-backend"),
         "backend_type": response.getheader("x-nexus-backend-type"),
         "route_reason": response.getheader("x-nexus-route-reason"),
         "fallback_model": response.getheader("x-nexus-fallback-model"),
-        "ttft_ms": round((heard.first - heard.began) * 1000, 1)
-        if heard.first is not None
+        "ttft_ms": round((result.first - result.started) * 1000, 1)
+        if result.first is not None
         else None,
-        "duration_ms": round((ended - heard.began) * 1000, 1),
-        "prompt_tokens": heard.usage.get("prompt_tokens"),
+        "duration_ms": round((ended - result.started) * 1000, 1),
+        "prompt_tokens": result.usage.get("prompt_tokens"),
         "completion_tokens": tokens,
         "tokens_per_second": round(further / spread, 1) if further > 0 and spread > 0 else None,
     }

@@ -1,4 +1,4 @@
-"""`nexus config`: writing a configuration, checking one, showing what holds and why."""
+"""`nexus config`: writes a configuration, checks one, shows the settings and their origins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from nexus.cli.gateway import config_option
-from nexus.cli.output import counted, json_option, print_json, print_text
+from nexus.cli.output import Result, counted, returns_result
 from nexus.config import ConfigError, LoadedConfig, load
 from nexus.config.loading import DEFAULT_FILE
 
@@ -19,48 +19,29 @@ _SECRET = re.compile(r"(api_?key|password|secret|token)$", re.IGNORECASE)
 _MASK = "********"
 
 
-@click.group("config", short_help="Write a configuration, check one, show what holds.")
+@click.group("config", short_help="Write a configuration, check one, show the settings.")
 def config() -> None:
-    """Write a configuration, check one, or show what holds and where it comes from."""
+    """Write a configuration, check one, or show the settings and where they come from."""
 
 
-@config.command("check", short_help="Say whether a configuration can be used.")
+@config.command("check", short_help="Check whether a configuration can be used.")
 @click.argument("file", required=False)
 @config_option
-@json_option
-def check(file: str | None, config: str | None, as_json: bool) -> None:
-    """Say whether a configuration can be used; exit status 2 where it cannot."""
+@returns_result
+def check(file: str | None, config: str | None) -> Result:
+    """Check whether a configuration can be used; exit status 2 if not."""
     try:
         loaded = load(file or config)
     except ConfigError as error:
-        if as_json:
-            named = file or config or os.environ.get("NEXUS_CONFIG") or DEFAULT_FILE
-            print_json(
-                {
-                    "file": named,
-                    "usable": False,
-                    "problems": error.problems,
-                    "warnings": [],
-                    "backends": None,
-                }
-            )
-        raise
+        named = file or config or os.environ.get("NEXUS_CONFIG") or DEFAULT_FILE
+        return Result(_report(named, problems=error.problems), failure=error)
     count = len(loaded.config.backends)
-    if as_json:
-        shown = str(loaded.path) if loaded.path else None
-        print_json(
-            {
-                "file": shown,
-                "usable": True,
-                "problems": [],
-                "warnings": loaded.warnings,
-                "backends": count,
-            }
-        )
-        return
-    for warning in loaded.warnings:
-        print_text(f"warning: {warning}", err=True)
-    print_text(f"{loaded.path or 'defaults'}: ok, {counted(count, 'backend')}.")
+    used = str(loaded.path) if loaded.path else None
+    return Result(
+        _report(used, warnings=loaded.warnings, backends=count),
+        f"{used or 'defaults'}: ok, {counted(count, 'backend')}.",
+        notes=[f"warning: {warning}" for warning in loaded.warnings],
+    )
 
 
 @config.command("init")
@@ -72,15 +53,15 @@ def check(file: str | None, config: str | None, as_json: bool) -> None:
     metavar="FILE",
     help="Where to write; - prints.",
 )
-@click.option("-f", "--force", is_flag=True, help="Replace a file that is there.")
-@json_option
-def init(output: str, force: bool, as_json: bool) -> None:
+@click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
+@returns_result
+def init(output: str, force: bool) -> Result:
     """Write a commented configuration with every key and its default."""
     from nexus.config.template import template
 
     if output == "-":
         click.echo(template(), nl=False)
-        return
+        click.get_current_context().exit()
     path = Path(output)
     if path.exists() and not force:
         raise ConfigError([f"{path} exists already; --force replaces it."])
@@ -90,40 +71,51 @@ def init(output: str, force: bool, as_json: bool) -> None:
         raise ConfigError(
             [f"{path} cannot be written ({error.strerror}); name another file with -o."]
         ) from error
-    if as_json:
-        print_json({"file": str(path)})
-    else:
-        print_text(f"Wrote {path}; name your backends in it, then run `nexus serve`.")
+    text = f"Wrote {path}; name your backends in it, then run `nexus serve`."
+    return Result({"file": str(path)}, text)
 
 
-@config.command("show", short_help="Show every setting that holds, and its origin.")
+@config.command("show", short_help="Show every setting, and its origin.")
 @click.argument("file", required=False)
 @config_option
-@click.option("--origin", is_flag=True, help="Say of each value where it comes from.")
-@json_option
-def show(file: str | None, config: str | None, origin: bool, as_json: bool) -> None:
-    """Show every setting that holds: the file, the environment over it, defaults under it.
+@click.option("--origin", is_flag=True, help="Show where each value comes from.")
+@returns_result
+def show(file: str | None, config: str | None, origin: bool) -> Result:
+    """Show every setting: the file, the environment over it, defaults under it.
 
-    It is TOML that can be used as a file. What operators changed at the running gateway is not in it; that is shown by
-    `nexus backends list`. Secrets are not shown: the configuration holds their names only.
+    The output is TOML that can be used as a file. It leaves out changes made at the running
+    gateway, which `nexus backends list` shows. Secrets are not shown: the configuration holds only
+    their names.
     """
     import msgspec
 
     loaded = load(file or config)
     settings: dict[str, Any] = _masked(msgspec.to_builtins(loaded.config))
-    if as_json:
-        shown: dict[str, Any] = {"config": settings}
-        if origin:
-            shown["origins"] = {
-                ".".join(path): _origin(loaded, path) for path, _ in _settings(settings)
-            }
-        print_json(shown)
-        return
-    print_text("\n".join(_toml(settings, loaded if origin else None)))
+    data: dict[str, Any] = {"config": settings}
+    if origin:
+        paths = (path for path, _ in _settings(settings))
+        data["origins"] = {".".join(path): _origin(loaded, path) for path in paths}
+    return Result(data, lambda: "\n".join(_toml(settings, loaded if origin else None)))
+
+
+def _report(
+    file: str | None,
+    *,
+    problems: list[str] | None = None,
+    warnings: list[str] | None = None,
+    backends: int | None = None,
+) -> dict[str, Any]:
+    return {
+        "file": file,
+        "usable": not problems,
+        "problems": problems or [],
+        "warnings": warnings or [],
+        "backends": backends,
+    }
 
 
 def _masked(value: Any) -> Any:
-    """Without what is not set, and without what looks like a secret: tables that take any key may hold one."""
+    """Without unset keys, and with secrets masked: tables that take any key may hold some."""
     if isinstance(value, dict):
         return {
             key: _MASK
@@ -138,13 +130,13 @@ def _masked(value: Any) -> Any:
 _FREE = frozenset(
     {("routing", "aliases"), ("routing", "fallbacks"), ("logging", "component_levels")}
 )
-"""Tables whose keys are the operator's own: shown as one value."""
+"""Tables whose keys the operator chooses. Each is shown as one value."""
 
 
 def _settings(
     table: dict[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every setting with its place; a table's own keys before the tables within it, as TOML wants them."""
+    """Every setting with its path; a table's own keys before its tables, as TOML requires."""
     within = {
         key for key, value in table.items() if isinstance(value, dict) and (*path, key) not in _FREE
     }
@@ -157,14 +149,14 @@ def _settings(
 
 
 def _origin(loaded: LoadedConfig, path: tuple[str, ...]) -> str:
-    """Where a setting comes from; a table of the operator's own is from where its entries are."""
+    """Where a setting comes from; for a table of `_FREE`, where its entries come from."""
     dotted = ".".join(path)
     inside = (origin for key, origin in loaded.origins.items() if key.startswith(f"{dotted}."))
     return loaded.origins.get(dotted) or next(inside, "default")
 
 
 def _toml(settings: dict[str, Any], origins_of: LoadedConfig | None) -> Iterator[str]:
-    """The settings as TOML, each with a comment that names its origin where that is asked for."""
+    """The settings as TOML; with `origins_of`, each has a comment that names its origin."""
     from nexus.config.template import toml
 
     table: tuple[str, ...] = ()

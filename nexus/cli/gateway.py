@@ -1,7 +1,7 @@
-"""Where the running gateway is, and asking it.
+"""Finds the running gateway and sends it requests.
 
-Two addresses answer: the gateway's own, where clients come, and the health process's, which also takes changes. Both
-come from the configuration, as those of `nexus serve` do; `--url` and `$NEXUS_URL` name another gateway.
+Two addresses respond: the gateway's own, which clients use, and the health process's, which also
+takes changes. Both come from the configuration; `--url` and `$NEXUS_URL` name another gateway.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hmac import compare_digest
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from secrets import token_urlsafe
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import click
 from msgspec.structs import replace
 
+from nexus.cli.http_client import NoResponse, Response, http_request
 from nexus.cli.output import Exit, Failure
 from nexus.config import Config, ConfigError, load
 from nexus.config.addresses import listen_address, url_to
@@ -29,7 +29,6 @@ from nexus.config.secrets import SecretError, secret
 from nexus.fleet.identity_proof import CHALLENGE, PROOF, proof
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
 
-TIMEOUT_S = 5.0
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 config_option = click.option(
@@ -56,92 +55,20 @@ def admin_options(command: Command) -> Command:
     return config_option(url(command))
 
 
-class NoResponse(Exception):
-    """An address did not answer; the message says why in a few words."""
-
-
-@dataclass(frozen=True)
-class Response:
-    """What an address answered."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
-
-    def json(self) -> Any:
-        return json.loads(self.content)
-
-    def message(self) -> str:
-        """An error's sentence, or the beginning of whatever there is."""
-        return error_message(self.content, self.status)
-
-
-def error_message(content: bytes, status: int) -> str:
-    try:
-        return str(json.loads(content)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        text = content[:200].decode(errors="replace").strip()
-        return f"It answered {status}" + (f": {text}" if text else ".")
-
-
-def open_request(
-    method: str,
-    url: str,
-    *,
-    body: bytes | None = None,
-    headers: Mapping[str, str] | None = None,
-    timeout_s: float,
-) -> tuple[HTTPConnection, HTTPResponse]:
-    """Send a request and read the head of its answer; the caller closes. Raises `NoResponse`."""
-    parts = urlsplit(url)
-    try:
-        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
-    except ValueError as error:
-        raise Failure(f"{url} is not an address ({error}).", status=Exit.USAGE) from error
-    try:
-        target = parts.path + (f"?{parts.query}" if parts.query else "")
-        connection.request(method, target or "/", body=body, headers=dict(headers or {}))
-        return connection, connection.getresponse()
-    except (OSError, HTTPException) as error:
-        connection.close()
-        raise NoResponse(_why(error)) from error
-
-
-def http_request(
-    method: str,
-    url: str,
-    *,
-    body: bytes | None = None,
-    headers: Mapping[str, str] | None = None,
-    timeout_s: float = TIMEOUT_S,
-) -> Response:
-    """One request and its whole answer, whatever its status. Raises `NoResponse`."""
-    connection, response = open_request(
-        method, url, body=body, headers=headers, timeout_s=timeout_s
-    )
-    try:
-        content = response.read()
-    except (OSError, HTTPException) as error:
-        raise NoResponse(_why(error)) from error
-    finally:
-        connection.close()
-    return Response(
-        response.status, {name.lower(): value for name, value in response.getheaders()}, content
-    )
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror[0].lower() + error.strerror[1:]
-    return str(error) or "it answered what is not HTTP"
-
-
 @dataclass
 class Gateway:
-    """A gateway: where clients come (`base`), where operators do (`operations`), and what the token is."""
+    """A gateway to which a command sends requests.
+
+    Attributes:
+        base: The address for clients.
+        operations: The address of the health process, which takes changes.
+        origin: Where these addresses come from, for messages.
+        config: Its configuration, as far as it could be read.
+        run_dir: Its run directory, if it is on this host and can be trusted.
+        problems: Why the configuration cannot be used.
+        local: The configuration led to it, so its run directory may be on this host.
+        distrust: Why the run directory is not used.
+    """
 
     base: str | None
     operations: str | None
@@ -150,13 +77,11 @@ class Gateway:
     run_dir: RunDirectory | None
     problems: list[str] = field(default_factory=list)
     local: bool = False
-    """Whether the configuration leads to it, so that its run directory may be at hand."""
     distrust: str | None = None
-    """Why the run directory is not used."""
     _proved: dict[str, bool] = field(default_factory=dict)
 
     def use_run_directory(self) -> None:
-        """Take the run directory of the configuration, if it is safe."""
+        """Use the run directory of the configuration, if it is safe."""
         self.local, self.run_dir, self.distrust = True, RunDirectory.of(self.config), None
         self._proved.clear()
         try:
@@ -165,13 +90,13 @@ class Gateway:
             self.run_dir, self.distrust = None, str(error)
 
     def get(self, path: str, **query: Any) -> Response:
-        """What the gateway, or where that is no help its health process, answers; 200. Raises `Failure`."""
+        """The gateway's response with 200, else that of its health process. Raises `Failure`."""
         target = path + (
             f"?{urlencode(given)}"
             if (given := {k: v for k, v in query.items() if v is not None})
             else ""
         )
-        failed, answered = {}, None
+        errors, refused = {}, None
         bases = [base for base in (self.base, self.operations) if base]
         for base in bases:
             try:
@@ -179,16 +104,16 @@ class Gateway:
                     "GET", base + target, headers=self._credentials(base, self.secret())
                 )
             except NoResponse as why:
-                failed[base] = str(why)
+                errors[base] = str(why)
                 if base == self.base and self.relocate():
                     bases.insert(1, self.base)
                 continue
             if answer.status == 200:
                 return answer
-            answered = answered or (base, answer)
-        if answered is None:
-            raise self.unreachable(failed)
-        base, answer = answered
+            refused = refused or (base, answer)
+        if refused is None:
+            raise self.unreachable(errors)
+        base, answer = refused
         if answer.status == 401:
             raise self._unauthorized(base)
         raise Failure(
@@ -197,9 +122,9 @@ class Gateway:
         )
 
     def relocate(self) -> bool:
-        """Go by what the health process says of the gateway's address; whether that is another one than before.
+        """Ask the health process for the gateway's address; returns whether it is a new one.
 
-        An option of `nexus serve` may have set it, of which the configuration knows nothing.
+        An option of `nexus serve` may have set an address that the configuration does not have.
         """
         if self.operations is None or not self.local:
             return False
@@ -221,11 +146,11 @@ class Gateway:
         return True
 
     def admin(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """What the operators' endpoint answers, as JSON. Raises `Failure`."""
+        """The response of an admin endpoint, as JSON. Raises `Failure`."""
         if self.operations is None:
             raise Failure(
-                f'{self.origin} has [health_check] listen = "off", so that the gateway takes no changes while it runs; '
-                "change the file and run `nexus reload`.",
+                f'{self.origin} has [health_check] listen = "off", so the running gateway takes no '
+                "changes; change the file and run `nexus reload`.",
                 status=Exit.USAGE,
             )
         url = f"{self.operations}/admin/{path}"
@@ -247,10 +172,10 @@ class Gateway:
             if self.relocate():
                 return self.admin(method, path, body)
             raise self._unauthorized(self.operations)
-        if answer.status == 404 and b"unknown_backend" not in answer.content:
+        if answer.status == 404 and answer.error_code() != "unknown_backend":
             raise Failure(
-                f"{self.operations} takes no changes ({answer.message()}); name the health process's address with "
-                "--url or $NEXUS_OPERATIONS_URL.",
+                f"{self.operations} takes no changes ({answer.message()}); name the health "
+                "process's address with --url or $NEXUS_OPERATIONS_URL.",
                 status=Exit.USAGE,
             )
         if answer.status >= 300:
@@ -260,17 +185,17 @@ class Gateway:
         return answer.json()
 
     def backends(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.admin("GET", "backends")["backends"]
-        return found
+        listed: list[dict[str, Any]] = self.admin("GET", "backends")["backends"]
+        return listed
 
     def _credentials(self, base: str, token: str | None) -> dict[str, str]:
-        """The header with the token; none for an address of this host that does not prove to be the gateway."""
+        """The header with the token; none for a local address without proof."""
         if token is None or (self.local and not self._proves(base)):
             return {}
         return {"authorization": f"Bearer {token}"}
 
     def _proves(self, base: str) -> bool:
-        """Whether who listens there knows the token of the run directory, which is not sent for that."""
+        """Whether the listener knows the run directory's token. The proof does not send it."""
         if base not in self._proved:
             self._proved[base] = False
             key, challenge = self.run_dir.own_token() if self.run_dir else None, token_urlsafe()
@@ -283,27 +208,29 @@ class Gateway:
         return self._proved[base]
 
     def secret(self) -> str | None:
-        """The operators' own token, from the environment or systemd's credentials."""
+        """The configured admin token, from the environment or systemd's credentials."""
         try:
             return secret(self.config.admin.token_env)
         except SecretError as error:
             raise Failure(str(error), status=Exit.USAGE) from error
 
     def token(self) -> str | None:
-        """The operators' own, else that of the run directory; which never goes to an address that somebody named."""
+        """The configured admin token, else the run directory's, which `--url` never gets."""
         if (own := self.secret()) or self.run_dir is None:
             return own
         return self.run_dir.own_token()
 
-    def unreachable(self, failed: Mapping[str, str]) -> Failure:
-        places = " nor at ".join(f"{base} ({why})" for base, why in failed.items())
-        mend = (
-            "start it with `nexus serve`, or name its configuration with -c or its address with --url"
+    def unreachable(self, errors: Mapping[str, str]) -> Failure:
+        addresses = " nor at ".join(f"{base} ({why})" for base, why in errors.items())
+        hint = (
+            "start it with `nexus serve`, or name its configuration with -c or its address "
+            "with --url"
             if self.local
-            else "name another address with --url, or leave it out for the gateway of this host's configuration"
+            else "name another address with --url, or leave --url out to use this host's "
+            "configuration"
         )
         return Failure(
-            f"No gateway answers at {places}, where {self.origin} has it; {mend}.",
+            f"No gateway responds at {addresses}, the address from {self.origin}; {hint}.",
             status=Exit.UNREACHABLE,
         )
 
@@ -315,16 +242,16 @@ class Gateway:
                 status=Exit.USAGE,
             )
         name = self.config.admin.token_env
-        mend = f"set ${name}" if self.secret() is None else f"${name} holds another one"
+        hint = f"set ${name}" if self.secret() is None else f"${name} holds another one"
         if self.run_dir is not None and self.secret() is None:
-            mend += f", or run this as the user who owns {self.run_dir.path}"
-        return Failure(f"{base} asks for the operators' token: {mend}.", status=Exit.USAGE)
+            hint += f", or run this as the user who owns {self.run_dir.path}"
+        return Failure(f"{base} requires the admin token: {hint}.", status=Exit.USAGE)
 
 
 def find_gateway(config: str | None, url: str | None) -> Gateway:
-    """The gateway that a command is about. Raises `ConfigError` where the file that was named is not there.
+    """The gateway that a command is about. Raises `ConfigError` if the file does not exist.
 
-    A configuration that cannot be used just now still leads to the gateway that runs with an older one.
+    A configuration that cannot be used still leads to the gateway that runs with an older one.
     """
     settings, origin, problems = _settings(config)
     if url is not None:
@@ -339,11 +266,11 @@ def find_gateway(config: str | None, url: str | None) -> Gateway:
 
 
 def find_admin(config: str | None, url: str | None) -> Gateway:
-    """The gateway that a command is to change; never the one of this host where the user means another."""
+    """The gateway that a command changes; never this host's if the user names another."""
     if url is None and os.environ.get("NEXUS_URL"):
         raise Failure(
-            "$NEXUS_URL names a gateway, but changes go to its health process: name that one's address with --url or "
-            "$NEXUS_OPERATIONS_URL (or unset $NEXUS_URL for the gateway of this host).",
+            "$NEXUS_URL names a gateway, but changes go to its health process: name that address "
+            "with --url or $NEXUS_OPERATIONS_URL (or unset $NEXUS_URL for the gateway of this host).",
             status=Exit.USAGE,
         )
     gateway = find_gateway(config, None)
@@ -353,7 +280,7 @@ def find_admin(config: str | None, url: str | None) -> Gateway:
 
 
 def run_directory(config: str | None, given: str | None = None) -> RunDirectory:
-    """The directory of the gateway that a configuration describes, also where that cannot be used just now."""
+    """The run directory of a configuration, even of one that cannot be used."""
     try:
         found = RunDirectory(given) if given else RunDirectory.of(load(config).config)
     except ConfigError:
@@ -366,7 +293,7 @@ def run_directory(config: str | None, given: str | None = None) -> RunDirectory:
 
 
 def path_part(name: str) -> str:
-    """A backend's name as a part of a path."""
+    """A backend's name as one segment of a path."""
     return quote(name, safe="")
 
 

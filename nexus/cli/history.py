@@ -1,4 +1,4 @@
-"""`nexus history`: the requests that ended last."""
+"""`nexus history`: the last requests."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from nexus.cli.output import (
     state,
 )
 
-_POLL_S = 1.0
-_MOST = 1000
+_POLL_INTERVAL_S = 1.0
+_MAX = 1000
 _WIDTHS = (8, 3, 22, 16, 9, 9, 11)
 _HEAD = ("ENDED", "", "MODEL", "BACKEND", "TOOK", "FIRST", "TOKENS")
 
@@ -32,14 +32,16 @@ _HEAD = ("ENDED", "", "MODEL", "BACKEND", "TOOK", "FIRST", "TOKENS")
     "--limit",
     default=20,
     show_default=True,
-    type=click.IntRange(1, _MOST),
+    type=click.IntRange(1, _MAX),
     help="How many, at most.",
 )
-@click.option("--status", type=click.Choice(["success", "error"]), help="Only those that ended so.")
+@click.option(
+    "--status", type=click.Choice(["success", "error"]), help="Only those with this result."
+)
 @click.option("--model", help="Only those of this model.")
 @click.option("--backend", help="Only those of this backend.")
 @click.option(
-    "-f", "--follow", is_flag=True, help="Go on with those that end from now on, until Ctrl-C."
+    "-f", "--follow", is_flag=True, help="Then show further requests as they end, until Ctrl-C."
 )
 @gateway_options
 @json_option
@@ -53,10 +55,10 @@ def history(
     url: str | None,
     as_json: bool,
 ) -> None:
-    """Show the requests that ended last, the newest at the end.
+    """Show the last requests, the newest at the end.
 
-    --json has them newest first, as /v1/history; with --follow it is one object a line, as they come. It exits with 1
-    where there is none.
+    --json lists them newest first, as /v1/history does. With --follow it prints one object a line.
+    It exits with 1 if there is none.
     """
     gateway = find_gateway(config, url)
     filters = {"status": status, "model": model, "backend": backend}
@@ -81,19 +83,22 @@ def _ended(gateway: Gateway, limit: int, filters: dict[str, str | None]) -> list
 def _follow(
     gateway: Gateway, found: list[dict[str, Any]], filters: dict[str, str | None], *, as_json: bool
 ) -> None:
-    """Never returns; the user ends it."""
+    """Print requests as they end, until the user stops it."""
     if not as_json:
         print_text(click.style(_line(_HEAD), bold=True))
     seen: set[tuple[Any, ...]] = set()
     while True:
         for request in reversed(found):
-            key = (request["id"], request["timestamp"], request["duration_ms"])
-            if key not in seen:
+            if _key(request) not in seen:
                 print_text(json.dumps(request, ensure_ascii=False) if as_json else _shown(request))
-        # What the answer no longer has cannot come again.
-        seen = {(request["id"], request["timestamp"], request["duration_ms"]) for request in found}
-        time.sleep(_POLL_S)
-        found = _ended(gateway, _MOST, filters)
+        # A request that is no longer listed cannot be listed again.
+        seen = {_key(request) for request in found}
+        time.sleep(_POLL_INTERVAL_S)
+        found = _ended(gateway, _MAX, filters)
+
+
+def _key(request: dict[str, Any]) -> tuple[Any, ...]:
+    return request["id"], request["timestamp"], request["duration_ms"]
 
 
 def _line(cells: tuple[str, ...]) -> str:

@@ -1,5 +1,4 @@
-"""The commands by name. A command's file is imported when it is called, and what it needs when it runs: the simple ones
-start fast."""
+"""The commands by name. A command's module is imported when the command is called."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ import click
 from nexus import __version__
 from nexus.cli.output import EXIT_STATUSES, print_text, wants_colour
 from nexus.config.checking import ConfigError
+from nexus.runtime.text import suggest
 
 COMMANDS: dict[str, str] = {
     "serve": "running:serve",
@@ -30,11 +30,11 @@ COMMANDS: dict[str, str] = {
     "doctor": "doctor.command:doctor",
     "completions": "completions:completions",
 }
-"""Name → module and attribute in this folder, in the order in which `nexus -h` shows them."""
+"""Name → module and attribute in this folder, in the order of `nexus -h`."""
 
 
 class Lazy(click.Group):
-    """A group that imports a command when it is asked for."""
+    """A group that imports a command when it is called."""
 
     def list_commands(self, _: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -49,13 +49,10 @@ class Lazy(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with a hint for a name that is misspelt."""
+        """As click does, with a hint for a misspelt name."""
         name = args[0] if args else ""
         if name and name not in COMMANDS and not name.startswith("-"):
-            import difflib
-
-            close = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}."
+            hint = suggest(name, COMMANDS) or f"there are {', '.join(COMMANDS)}."
             ctx.fail(f"There is no command {name}; {hint}")
         return super().resolve_command(ctx, args)
 
@@ -75,7 +72,7 @@ def cli(context: click.Context, /, **_: Any) -> None:
 
 
 def main() -> None:
-    """Run a command; bad configuration is one sentence for each fault, and exit status 2."""
+    """Run a command. A bad configuration prints one sentence for each problem, and exits with 2."""
     try:
         cli(prog_name="nexus")
     except ConfigError as error:

@@ -1,43 +1,33 @@
-"""`nexus metrics`: the table of families, how many series there can be, and what they say now."""
+"""`nexus metrics`: the metric families, the bound on their series, and their values."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nexus.cli.gateway import config_option, find_gateway, gateway_options
-from nexus.cli.output import (
-    Exit,
-    Failure,
-    format_number,
-    json_option,
-    print_json,
-    print_text,
-    table,
-)
+from nexus.cli.output import Exit, Failure, Result, format_number, returns_result, table
+from nexus.runtime.text import suggest
 
 if TYPE_CHECKING:
-    from nexus.cli.samples import Sample
+    from prometheus_client.samples import Sample
+
     from nexus.metrics.family import Family
 
 
-@click.group("metrics", short_help="The metrics that there are, their number, their values.")
+@click.group("metrics", short_help="Metric families, how many series, their values.")
 def metrics() -> None:
-    """The metrics that there are, how many series they can have, and what they say now."""
+    """The metric families, how many series they can have, and their values now."""
 
 
 @metrics.command("list")
-@json_option
-def list_(as_json: bool) -> None:
+@returns_result
+def list_() -> Result:
     """List every family with its type, meaning and labels."""
     from nexus.metrics.families import FAMILIES
 
-    if as_json:
-        print_json([family.describe() for family in FAMILIES])
-        return
     rows = [
         (
             family.name,
@@ -46,47 +36,46 @@ def list_(as_json: bool) -> None:
         )
         for family in FAMILIES
     ]
-    print_text(table(("FAMILY", "TYPE", "MEANING"), rows))
+    return Result(
+        [family.describe() for family in FAMILIES], table(("FAMILY", "TYPE", "MEANING"), rows)
+    )
 
 
 @metrics.command("bound")
 @config_option
-@json_option
-def bound(config: str | None, as_json: bool) -> None:
-    """Say how many series the configuration can have at most."""
+@returns_result
+def bound(config: str | None) -> Result:
+    """Show how many series the configuration can have at most."""
     from nexus.config import load
     from nexus.metrics.series_bound import series_bound
     from nexus.proxy.endpoints import ENDPOINTS
 
     series = series_bound(load(config).config, endpoints=len(ENDPOINTS))
     total = sum(series.values())
-    if as_json:
-        print_json({"total": total, "families": series})
-        return
     rows = [
         (name, f"{count:,}") for name, count in sorted(series.items(), key=lambda item: -item[1])
     ]
-    print_text(table(("FAMILY", "AT MOST"), [*rows, ("in all", f"{total:,}")], right=("AT MOST",)))
+    text = table(("FAMILY", "AT MOST"), [*rows, ("in all", f"{total:,}")], right=("AT MOST",))
+    return Result({"total": total, "families": series}, text)
 
 
 @metrics.command("get")
 @click.argument("family")
 @click.argument("labels", nargs=-1, metavar="[LABEL=VALUE]...")
 @gateway_options
-@json_option
-def get(
-    family: str, labels: tuple[str, ...], config: str | None, url: str | None, as_json: bool
-) -> None:
-    """Show a family's samples now, those of all processes added up.
+@returns_result
+def get(family: str, labels: tuple[str, ...], config: str | None, url: str | None) -> Result:
+    """Show a family's samples now, added up over all processes.
 
-    LABEL=VALUE leaves only those with this label; * in the value stands for anything. `nexus_` may be left out. A
-    histogram is shown by its count, mean and percentiles, which are estimated from its buckets; --json has the buckets.
+    LABEL=VALUE shows only samples with this label; * in the value stands for anything. The prefix
+    `nexus_` is optional. A histogram is shown by its count, mean and percentiles, which are
+    estimated from its buckets; --json has the buckets.
 
     \b
     nexus metrics get requests_total status='5*'
     nexus metrics get request_duration_seconds backend=rack_1
 
-    It exits with 1 where there is no such sample.
+    It exits with 1 if there is no such sample.
     """
     from nexus.cli.samples import parse
 
@@ -100,21 +89,16 @@ def get(
         (sample for sample in scrape if sample.name in names and _matches(sample, wanted)),
         key=_by_labels,
     )
-    if as_json:
-        shown = [
-            {"name": s.name, "labels": dict(s.labels), "value": _number(s.value)} for s in samples
-        ]
-        print_text(
-            json.dumps({"family": known.name, "type": known.kind, "samples": shown}, indent=2)
-        )
-    elif samples:
-        print_text(_shown(known, samples))
-    if not samples:
-        raise Failure(f"{known.name} has no such sample yet.", status=Exit.NEGATIVE)
+    shown = [{"name": s.name, "labels": dict(s.labels), "value": _number(s.value)} for s in samples]
+    data = {"family": known.name, "type": known.kind, "samples": shown}
+    if samples:
+        return Result(data, lambda: _table(known, samples))
+    message = f"{known.name} has no such sample yet."
+    return Result(data, failure=Failure(message, status=Exit.NEGATIVE))
 
 
 def _by_labels(sample: Sample) -> list[str]:
-    """A histogram's parts stay together, and its buckets in their order."""
+    """The sort key that keeps a histogram's parts together and its buckets in order."""
     return [value for label, value in sorted(sample.labels.items()) if label != "le"]
 
 
@@ -125,10 +109,8 @@ def _family(name: str) -> Family:
     for candidate in (name, f"nexus_{name}", f"nexus_{name}_total"):
         if candidate in known:
             return known[candidate]
-    import difflib
-
-    close = difflib.get_close_matches(f"nexus_{name.removeprefix('nexus_')}", known, n=1)
-    hint = f"did you mean {close[0]}?" if close else "`nexus metrics list` shows all."
+    hint = suggest(f"nexus_{name.removeprefix('nexus_')}", known)
+    hint = hint or "`nexus metrics list` shows all."
     raise Failure(f"There is no family {name}; {hint}", status=Exit.USAGE)
 
 
@@ -157,7 +139,7 @@ def _number(value: float) -> Any:
     return value if value - value == 0 else str(value)  # JSON knows no infinity
 
 
-def _shown(family: Family, samples: list[Sample]) -> str:
+def _table(family: Family, samples: list[Sample]) -> str:
     heads = [label.upper() for label in family.labels]
     if family.kind != "histogram":
         rows = [
@@ -167,16 +149,16 @@ def _shown(family: Family, samples: list[Sample]) -> str:
         return table([*heads, "VALUE"], rows, right=("VALUE",))
     from nexus.cli.samples import histograms
 
-    figures = ("count", "mean", "p50", "p90", "p99")
+    columns = ("count", "mean", "p50", "p90", "p99")
     rows = [
         [
-            *(found["labels"].get(label, "") for label in family.labels),
-            *("-" if found[figure] is None else format_number(found[figure]) for figure in figures),
+            *(row["labels"].get(label, "") for label in family.labels),
+            *("-" if row[column] is None else format_number(row[column]) for column in columns),
         ]
-        for found in histograms(samples, family.name)
+        for row in histograms(samples, family.name)
     ]
     return table(
-        [*heads, *(figure.upper() for figure in figures)],
+        [*heads, *(column.upper() for column in columns)],
         rows,
-        right=[figure.upper() for figure in figures],
+        right=[column.upper() for column in columns],
     )

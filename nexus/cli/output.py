@@ -1,7 +1,6 @@
-"""What commands say: tables and figures for people, JSON for machines, one sentence for a failure.
+"""The output of commands: tables for people, JSON for machines, one sentence for a failure.
 
-Exit statuses mean the same in every command. Colour is left out by click where the output is no terminal, and here
-where `$NO_COLOR` asks for that.
+click leaves colours out if the output is no terminal, `wants_colour` if `$NO_COLOR` is set.
 """
 
 from __future__ import annotations
@@ -9,9 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
+from functools import wraps
 from typing import Any
 
 import click
@@ -30,7 +32,7 @@ class Exit(IntEnum):
 
 EXIT_STATUSES: dict[int, str] = {
     Exit.OK: "success, and the answer is good",
-    Exit.NEGATIVE: "success, but the answer is no: not healthy, nothing found, refused, a check failed",
+    Exit.NEGATIVE: "success, but the answer is no: unhealthy, nothing found, refused, a check failed",
     Exit.USAGE: "wrong usage, or an invalid configuration or token; nothing was changed",
     Exit.UNREACHABLE: "no gateway answered; the message says which addresses were tried",
 }
@@ -41,41 +43,83 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
-        self.exit_code = status  # type: ignore[misc]  # click means it to be set so
+        self.exit_code = status  # type: ignore[misc]  # click documents this
 
     def show(self, file: Any = None) -> None:
         print_text(self.message, file=file, err=file is None)
 
 
 def wants_colour() -> bool | None:
-    """What click is told: no where the user does not want any, else that it may look at the terminal."""
+    """False if the user wants no colours; None lets click decide by the terminal."""
     return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
 
 
+@dataclass
+class Result:
+    """What a command found.
+
+    Attributes:
+        data: What `--json` prints; msgspec structs and dataclasses are fine.
+        text: What people read, or a function that makes it; empty prints nothing.
+        notes: Lines for standard error, printed either way.
+        failure: Raised after the output.
+        exit: The exit status if nothing failed.
+    """
+
+    data: Any
+    text: str | Callable[[], str] = ""
+    notes: Sequence[str] = ()
+    failure: Exception | None = None
+    exit: Exit = Exit.OK
+
+
+def returns_result(command: Callable[..., Result]) -> Callable[..., None]:
+    """Adds `--json` to a command that returns a `Result`, and prints it as JSON or as text."""
+
+    @json_option
+    @wraps(command)
+    def run(*args: Any, as_json: bool, **options: Any) -> None:
+        result = command(*args, **options)
+        if as_json:
+            print_json(result.data)
+        elif text := result.text if isinstance(result.text, str) else result.text():
+            print_text(text)
+        for note in result.notes:
+            print_text(note, err=True)
+        if result.failure:
+            raise result.failure
+        if result.exit:
+            sys.exit(result.exit)
+
+    return run
+
+
 _OWN_STYLES = re.compile(r"(\x1b\[(?:0|1|2|31|32|33)m)")
-"""What `click.style` makes of the styles that commands use."""
+"""The escape sequences of the styles that commands use."""
 
 
 def safe(text: str, *, keep: str = "") -> str:
-    """`text` without anything that a terminal would obey, but for our own colours."""
+    """`text` without anything that a terminal would interpret, except our own colours."""
     parts = _OWN_STYLES.split(text)
     return "".join(part if n % 2 else printable(part, keep=keep) for n, part in enumerate(parts))
 
 
 def print_text(text: str, **how: Any) -> None:
-    """Print what may hold names and messages that come from elsewhere."""
+    """Print text that may come from elsewhere, with its control characters escaped."""
     click.echo(safe(text, keep="\n"), **how)
 
 
 def print_json(value: Any) -> None:
-    print_text(json.dumps(value, indent=2, ensure_ascii=False))
+    import msgspec
+
+    print_text(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> str:
-    """Columns under their heads, those named in `right` aligned there; empty columns are left out."""
+    """Columns under their heads; those in `right` are right-aligned, empty ones left out."""
     rows = [[safe(cell) for cell in row] for row in rows]
     shown = [n for n in range(len(head)) if any(click.unstyle(row[n]) for row in rows)]
     widths = {n: max(len(click.unstyle(row[n])) for row in (head, *rows)) for n in shown}
@@ -91,7 +135,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence
 
 
 _COLOURS = {
-    "healthy": "green", "degraded": "yellow", "unhealthy": "red", "unknown": "yellow", "draining": "yellow",
+    "healthy": "green", "degraded": "yellow", "unhealthy": "red", "unknown": "yellow",
+    "draining": "yellow",
     "closed": "green", "half open": "yellow", "open": "red",
     "ok": "green", "warn": "yellow", "fail": "red", "Success": "green", "Error": "red",
 }  # fmt: skip
@@ -135,5 +180,5 @@ def share(part: float, whole: float) -> str:
 
 
 def format_number(value: float) -> str:
-    """A figure without a point where it has no fraction."""
+    """A number, without a decimal point if it is whole."""
     return f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"

@@ -1,4 +1,4 @@
-"""`nexus reload`: the running gateway takes up its configuration anew."""
+"""`nexus reload`: has the running gateway read its configuration again."""
 
 from __future__ import annotations
 
@@ -7,58 +7,58 @@ import time
 import click
 
 from nexus.cli.gateway import config_option, run_directory
-from nexus.cli.output import Exit, Failure, counted, json_option, print_text
+from nexus.cli.output import Exit, Failure, Result, counted, returns_result
 from nexus.config import load
 
-_PATIENCE_S = 15.0
+_TIMEOUT_S = 15.0
+_POLL_INTERVAL_S = 0.02
 
 
-@click.command("reload", short_help="Have the gateway take up its configuration anew.")
+@click.command("reload", short_help="Have the gateway read its configuration again.")
 @config_option
 @click.option(
     "--run-dir",
     metavar="DIR",
-    help="The gateway's run directory, where the file no longer leads there.",
+    help="The gateway's run directory, if the file no longer leads to it.",
 )
-@json_option
-def reload_command(config: str | None, run_dir: str | None, as_json: bool) -> None:
-    """Have the running gateway take up its configuration anew; a bad one changes nothing, and the exit status is 2."""
+@returns_result
+def reload_command(config: str | None, run_dir: str | None) -> Result:
+    """Have the running gateway read its configuration again.
+
+    A bad configuration changes nothing, and the exit status is 2.
+    """
     import msgspec
 
     from nexus.fleet.reload_report import last_reload
 
     directory = run_directory(config, run_dir)
     if not directory.health_process_alive():
-        load(config)  # says what is wrong with the file, where that is why nothing was found
+        load(config)  # a bad file may be why no gateway was found
         raise Failure(
-            f"No health process runs for {directory.path}; name the gateway's configuration with -c, "
-            "or, where its port or run directory has changed in there, the old one with --run-dir.",
+            f"No health process runs for {directory.path}; name the gateway's configuration with "
+            "-c. If its port or run directory has changed there, name the old one with --run-dir.",
             status=Exit.UNREACHABLE,
         )
     before = last_reload(directory.path).count
     directory.request_reload()
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + _TIMEOUT_S
     while (outcome := last_reload(directory.path)).count == before:
         if time.monotonic() > deadline:
             raise Failure(
-                f"The health process did not say within {_PATIENCE_S:.0f} s how it went; its log does.",
+                f"The health process reported no result within {_TIMEOUT_S:.0f} s; see its log.",
                 status=Exit.NEGATIVE,
             )
-        time.sleep(0.02)
-    if as_json:
-        print_text(
-            msgspec.json.encode(
-                {"reloaded": not outcome.problems, **msgspec.to_builtins(outcome)}
-            ).decode()
-        )
-    for warning in outcome.warnings:
-        print_text(f"warning: {warning}", err=True)
+        time.sleep(_POLL_INTERVAL_S)
+    failure = None
     if outcome.problems:
-        lines = [*outcome.problems, "Nothing was changed; the gateway goes on as before."]
-        raise Failure("\n".join(lines), status=Exit.USAGE)
-    if not as_json:
-        print_text(f"Reloaded: {counted(outcome.backends, 'backend')}.")
-        if outcome.restart:
-            print_text(
-                f"These take effect when the gateway is started again: {', '.join(outcome.restart)}."
-            )
+        lines = [*outcome.problems, "Nothing was changed; the gateway runs on as before."]
+        failure = Failure("\n".join(lines), status=Exit.USAGE)
+    text = "" if failure else f"Reloaded: {counted(outcome.backends, 'backend')}."
+    if text and outcome.restart:
+        text += f"\nThese take effect at the next start: {', '.join(outcome.restart)}."
+    return Result(
+        {"reloaded": not outcome.problems, **msgspec.to_builtins(outcome)},
+        text,
+        notes=[f"warning: {warning}" for warning in outcome.warnings],
+        failure=failure,
+    )

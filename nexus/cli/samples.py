@@ -1,50 +1,30 @@
-"""Prometheus's text format, read back: the samples of a scrape, and what a histogram's buckets tell."""
+"""Reads a scrape: its samples, and what a histogram's buckets show."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-_LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})? (\S+)$")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-_ESCAPED = re.compile(r"\\(.)")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One line of a scrape."""
-
-    name: str
-    labels: Mapping[str, str]
-    value: float
+if TYPE_CHECKING:
+    from prometheus_client.samples import Sample
 
 
 def parse(text: str) -> list[Sample]:
-    """The samples in their order; comments and what is no sample are left out."""
-    found = []
-    for line in text.splitlines():
-        if match := _LINE.match(line):
-            labels = {
-                key: _ESCAPED.sub(_plain, value) for key, value in _LABEL.findall(match[2] or "")
-            }
-            found.append(Sample(match[1], labels, float(match[3])))
-    return found
+    """The samples of a scrape, in their order."""
+    # Importing the library takes longer than most commands run.
+    from prometheus_client.parser import text_string_to_metric_families
 
-
-def _plain(escaped: re.Match[str]) -> str:
-    return "\n" if escaped[1] == "n" else escaped[1]
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 
 def total(samples: Iterable[Sample], name: str, **labels: str) -> float | None:
-    """The sum over the samples of this name and these labels; None where there is none."""
+    """The sum of the samples with this name and these labels; None without any."""
     values = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
     return sum(values) if values else None
 
 
 def histograms(samples: Sequence[Sample], family: str) -> list[dict[str, Any]]:
-    """Count, mean and percentiles of each of a histogram's label sets; the percentiles as Prometheus estimates them."""
+    """Count, mean and percentiles of a histogram, for each set of labels."""
     buckets: dict[frozenset[tuple[str, str]], list[tuple[float, float]]] = {}
     sums: dict[frozenset[tuple[str, str]], float] = {}
     for sample in samples:
@@ -53,18 +33,18 @@ def histograms(samples: Sequence[Sample], family: str) -> list[dict[str, Any]]:
             buckets.setdefault(labels, []).append((float(sample.labels["le"]), sample.value))
         elif sample.name == f"{family}_sum":
             sums[labels] = sample.value
-    found = []
+    rows = []
     for labels, counts in buckets.items():
         counts.sort()
         count = counts[-1][1]
-        figures = {f"p{share}": quantile(share / 100, counts) for share in (50, 90, 99)}
+        percentiles = {f"p{share}": quantile(share / 100, counts) for share in (50, 90, 99)}
         mean = sums.get(labels, 0.0) / count if count else None
-        found.append({"labels": dict(sorted(labels)), "count": count, "mean": mean, **figures})
-    return found
+        rows.append({"labels": dict(sorted(labels)), "count": count, "mean": mean, **percentiles})
+    return rows
 
 
 def quantile(share: float, buckets: Sequence[tuple[float, float]]) -> float | None:
-    """As PromQL's `histogram_quantile`: linear within the bucket; the last bound for what lies above all of them."""
+    """As PromQL's `histogram_quantile`: linear within a bucket."""
     if not buckets or not buckets[-1][1]:
         return None
     rank, below, start = share * buckets[-1][1], 0.0, 0.0

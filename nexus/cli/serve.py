@@ -97,7 +97,7 @@ def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, re
     body = {"model": _model_to_try(run_dir) or "YOUR-MODEL", "messages": messages}
     request = shlex.quote(json.dumps(body, ensure_ascii=False))
     backends = "two demo backends that make up text" if demo else _backends(loaded)
-    hint = []
+    verb, hint = "ready" if ready else "running", []
     if not ready:
         hint = [f"  (no backend can be used yet; see the log above and {base}/readyz?verbose)"]
     elif demo:
@@ -109,7 +109,7 @@ def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, re
     listens = f"(listens on {bracketed(server.host)}, without authentication)"
     lines = [
         "",
-        f"  Nexus {nexus.__version__} is {'ready' if ready else 'running'}, in front of {backends}.",
+        f"  Nexus {nexus.__version__} is {verb}, in front of {backends}.",
         *hint,
         "",
         f"    endpoint   {base}/v1        {listens}",

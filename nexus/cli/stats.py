@@ -1,4 +1,4 @@
-"""`nexus stats`: the figures of the gateway's whole run."""
+"""`nexus stats`: totals since the gateway was started."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import click
 
 from nexus.cli.gateway import find_gateway, gateway_options
 from nexus.cli.output import (
+    Result,
     counted,
     duration,
-    json_option,
     milliseconds,
-    print_json,
-    print_text,
+    returns_result,
     share,
     state,
     table,
@@ -22,15 +21,15 @@ from nexus.cli.output import (
 
 @click.command("stats", short_help="Show what was counted since the start.")
 @gateway_options
-@json_option
-def stats(config: str | None, url: str | None, as_json: bool) -> None:
-    """Show what was counted since the gateway was started, in all, by backend and by model."""
+@returns_result
+def stats(config: str | None, url: str | None) -> Result:
+    """Show totals since the gateway was started: overall, by backend and by model."""
     found = find_gateway(config, url).get("/v1/stats").json()
-    if as_json:
-        print_json(found)
-        return
-    print_text(f"up {duration(found['uptime_seconds'])}")
-    print_text(summary(found))
+    return Result(found, lambda: _text(found))
+
+
+def _text(found: dict[str, Any]) -> str:
+    parts = [f"up {duration(found['uptime_seconds'])}\n{summary(found)}"]
     if found["backends"]:
         rows = [
             (
@@ -44,9 +43,9 @@ def stats(config: str | None, url: str | None, as_json: bool) -> None:
             for backend in found["backends"]
         ]
         head = ("BACKEND", "REQUESTS", "ON AVERAGE", "PROBE", "IN FLIGHT", "CIRCUIT")
-        print_text("\n" + table(head, rows, right=head[1:5]))
+        parts.append(table(head, rows, right=head[1:5]))
     if found["models"]:
-        rows_of_models = [
+        model_rows = [
             (
                 model["name"],
                 f"{model['requests']:,}",
@@ -55,24 +54,28 @@ def stats(config: str | None, url: str | None, as_json: bool) -> None:
             )
             for model in found["models"]
         ]
-        head_of_models = ("MODEL", "REQUESTS", "ON AVERAGE", "FIRST TOKEN")
-        print_text("\n" + table(head_of_models, rows_of_models, right=head_of_models[1:]))
+        model_head = ("MODEL", "REQUESTS", "ON AVERAGE", "FIRST TOKEN")
+        parts.append(table(model_head, model_rows, right=model_head[1:]))
+    return "\n\n".join(parts)
 
 
 def summary(found: dict[str, Any]) -> str:
     """Requests, streams and queue of `/v1/stats` in two lines."""
     requests, streams = found["requests"], found["streams"]
     errors = f"{requests['errors']:,} failed ({share(requests['errors'], requests['total'])})"
+    if requests["errors"]:
+        errors = click.style(errors, fg="red")
     in_flight = sum(backend["pending"] for backend in found["backends"])
     lines = [
-        f"{counted(requests['total'], 'request')}, {click.style(errors, fg='red') if requests['errors'] else errors}, "
+        f"{counted(requests['total'], 'request')}, {errors}, "
         f"{in_flight} in flight, {found['queue']['depth']} queued"
     ]
     if streams["average_ttft_ms"] is not None or streams["active"]:
         rate = streams["average_tokens_per_second"]
         speed = f", {rate:.1f} tokens/s" if rate else ""
         lines.append(
-            f"{counted(streams['active'], 'stream')} now, first token after {milliseconds(streams['average_ttft_ms'])} "
+            f"{counted(streams['active'], 'stream')} now, "
+            f"first token after {milliseconds(streams['average_ttft_ms'])} "
             f"on average{speed}"
         )
     return "\n".join(lines)

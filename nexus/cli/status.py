@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from nexus.cli.gateway import Gateway, NoResponse, find_gateway, gateway_options, http_request
+from nexus.cli.gateway import Gateway, find_gateway, gateway_options
+from nexus.cli.http_client import NoResponse, http_request
 from nexus.cli.output import (
     Exit,
     Failure,
@@ -24,9 +25,12 @@ from nexus.cli.output import (
     state,
     table,
 )
-from nexus.cli.samples import Sample, parse, total
+from nexus.cli.samples import parse, total
 from nexus.cli.stats import summary
 from nexus.fleet.problems import Problem, ProblemList, problem
+
+if TYPE_CHECKING:
+    from prometheus_client.samples import Sample
 
 
 @click.command("status", short_help="Show the gateway's state, and what is wrong.")

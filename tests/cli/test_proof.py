@@ -78,7 +78,7 @@ def test_the_gateway_proves_itself_by_both_ports(gateway):
         found = nexus(*words, file=gateway.file, NEXUS_ADMIN_TOKEN=TOKEN)
         assert found.returncode == (1 if words == ("history",) else 0), found.stderr
     found = nexus("stats", file=gateway.file)
-    assert (found.returncode, "asks for the operators' token" in found.stderr) == (2, True)
+    assert (found.returncode, "requires the admin token" in found.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

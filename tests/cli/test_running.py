@@ -234,7 +234,7 @@ def test_without_a_gateway(tmp_path):
     for words in ("status", "health", "models", "stats", "history", "backends list", "chat m hi"):
         done = nexus(*words.split(), "-c", str(tmp_path / "n.toml"))
         assert (done.returncode, done.stdout) == (3, ""), words
-        assert "No gateway answers at http://127.0.0.1:" in done.stderr
+        assert "No gateway responds at http://127.0.0.1:" in done.stderr
 
 
 def test_a_sick_fleet_is_told_by_the_exit_status(tmp_path):

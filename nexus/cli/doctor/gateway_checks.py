@@ -10,7 +10,8 @@ from contextlib import closing
 from pathlib import Path
 
 from nexus.cli.doctor.findings import Finding, fail, ok, warn
-from nexus.cli.gateway import Gateway, NoResponse, http_request
+from nexus.cli.gateway import Gateway
+from nexus.cli.http_client import NoResponse, http_request
 from nexus.cli.output import counted
 from nexus.config import ConfigError, LoadedConfig, load
 from nexus.config.secrets import secret

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nexus.cli.doctor.findings import Finding, fail, ok
-from nexus.cli.gateway import NoResponse, http_request
+from nexus.cli.http_client import NoResponse, http_request
 from nexus.cli.samples import parse
 
 _TIMEOUT_S = 20.0
