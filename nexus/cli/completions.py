@@ -13,7 +13,8 @@ Register-ArgumentCompleter -Native -CommandName nexus -ScriptBlock {
     $env:COMP_CWORD = if ($wordToComplete) { $words.Count - 1 } else { $words.Count }
     nexus | ForEach-Object {
         $value = ($_ -split ',', 2)[1]
-        [System.Management.Automation.CompletionResult]::new($value, $value, 'ParameterValue', $value)
+        [System.Management.Automation.CompletionResult]::new(
+            $value, $value, 'ParameterValue', $value)
     }
     Remove-Item Env:_NEXUS_COMPLETE, Env:COMP_WORDS, Env:COMP_CWORD
 }

@@ -54,10 +54,10 @@ def _table(models: list[dict[str, Any]]) -> str:
 def health(config: str | None, url: str | None) -> Result:
     """Show the health of the fleet: healthy (exit status 0), degraded or unhealthy (1)."""
     found = find_gateway(config, url).get("/health").json()
-    backends = found["backends"]
+    backends, models = found["backends"], counted(found["models"]["total"], "model")
     text = (
         f"{state(found['status'])}: {backends['healthy']} of "
-        f"{counted(backends['total'], 'backend')} healthy, {counted(found['models']['total'], 'model')}, "
+        f"{counted(backends['total'], 'backend')} healthy, {models}, "
         f"up {duration(found['uptime_seconds'])}, version {found['version']}"
     )
     healthy = found["status"] == "healthy"
