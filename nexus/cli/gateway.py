@@ -270,7 +270,7 @@ def find_admin(config: str | None, url: str | None) -> Gateway:
     if url is None and os.environ.get("NEXUS_URL"):
         raise Failure(
             "$NEXUS_URL names a gateway, but changes go to its health process: name that address "
-            "with --url or $NEXUS_OPERATIONS_URL, or unset $NEXUS_URL to change this host's gateway.",
+            "with --url or $NEXUS_OPERATIONS_URL, or unset $NEXUS_URL for this host's gateway.",
             status=Exit.USAGE,
         )
     gateway = find_gateway(config, None)

@@ -183,8 +183,8 @@ def _check_free(loaded: LoadedConfig, run_dir: RunDirectory) -> None:
     if owner := run_dir.owner():
         raise ConfigError(
             [
-                f"The run directory {run_dir.path} is in use by {owner}. Stop that gateway, or give "
-                "this one another port or its own [server] run_dir."
+                f"The run directory {run_dir.path} is in use by {owner}. Stop that gateway, or "
+                "give this one another port or its own [server] run_dir."
             ]
         )
     server, listen = loaded.config.server, loaded.config.health_check.listen
