@@ -51,7 +51,7 @@ def reload_command(config: str | None, run_dir: str | None) -> Result:
         time.sleep(_POLL_INTERVAL_S)
     failure = None
     if outcome.problems:
-        lines = [*outcome.problems, "Nothing was changed; the gateway runs on as before."]
+        lines = [*outcome.problems, "Nothing was changed; the gateway goes on as before."]
         failure = Failure("\n".join(lines), status=Exit.USAGE)
     text = "" if failure else f"Reloaded: {counted(outcome.backends, 'backend')}."
     if text and outcome.restart:
