@@ -1,5 +1,10 @@
-"""Writes the pages that come from tables of the program: `python docs/generate.py`. A test fails where they differ."""
+"""Writes the pages that come from tables of the program, and the tables within written pages.
 
+Run it with `make pages` or `python docs/generate.py`. A test fails if a page differs.
+"""
+
+import ast
+import re
 from pathlib import Path
 from typing import get_type_hints
 
@@ -25,54 +30,39 @@ from nexus.metrics.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 
+METRICS = """\
+# Metrics
 
-def metrics() -> str:
-    """docs/metrics.md, from the table of families."""
-    who = {
-        "workers": "each process, summed",
-        "health": "the health process",
-        "scrape": "whoever answers the scrape",
-    }
-    lines = [
-        "# Metrics",
-        "",
-        "Every family on `/metrics`, generated from `nexus/metrics/families.py`. Counters and histograms are sums over",
-        "all processes of the gateway, those that have ended included; they begin at zero when the gateway is started.",
-        "",
-        "A label value is the real name with every character outside `[A-Za-z0-9_]` written as `_`; `nexus_model_info`",
-        "and `nexus_backend_info` map it back. `unknown` stands for a model that nobody knows, `none`",
-        "for no backend, `other` for names beyond `[metrics] max_models` and `max_backends`, `retired` for those that",
-        "have been gone for `retire_after_hours`: their series end, their counts are added up there, so the sum",
-        "of a family never falls. A gauge of `other` is the worst of its members.",
-        "",
-    ]
-    for family in FAMILIES:
-        lines += [f"## {family.name}", "", family.help, ""]
-        lines.append(f"- {family.kind}, from {who[family.source]}")
-        if family.labels:
-            lines.append(f"- labels: {', '.join(f'`{label}`' for label in family.labels)}")
-        if family.buckets:
-            lines.append(f"- buckets: {', '.join(f'{bound:g}' for bound in family.buckets)}")
-        lines.append("")
-    lines += [
-        "## The same elsewhere",
-        "",
-        "What OpenTelemetry's conventions for generative AI and vLLM call the same, or nearly the same: theirs are",
-        "seen by a server or a client, ours by the gateway between them. `model` and `backend` are there",
-        "`gen_ai.request.model` and `server.address`; `type` of tokens is `gen_ai.token.type`, with `input` for",
-        "`prompt` and `output` for `completion`.",
-        "",
-        "| Nexus | OpenTelemetry | vLLM |",
-        "|---|---|---|",
-    ]
-    for name, (otel, vllm) in ELSEWHERE.items():
-        cells = (
-            ", ".join(f"`{part}`" for part in names.split(", ") if part) for names in (otel, vllm)
-        )
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+Every family on `/metrics`, generated from `nexus/metrics/families.py`. Counters and histograms are
+sums over all processes of the gateway, including those that have ended. They start at zero when
+the gateway starts.
 
+A label value is the real name with every character outside `[A-Za-z0-9_]` written as `_`;
+`nexus_model_info` and `nexus_backend_info` map it to the real name. Four values are special:
 
+- `unknown`: a model that no backend and no configuration names.
+- `none`: no backend.
+- `other`: names beyond `[metrics] max_models` and `max_backends`. A gauge of `other` is the worst
+  of its members.
+- `retired`: names that have been gone for `[metrics] retire_after_hours`. Their series end and
+  their counts are added up here, so the sum of a family never decreases.
+"""
+SIMILAR = """\
+## Similar metrics elsewhere
+
+OpenTelemetry's conventions for generative AI and vLLM have similar metrics. Theirs are measured in
+a server or a client, Nexus's in the gateway between them. The labels `model` and `backend` are
+`gen_ai.request.model` and `server.address` there. The label `type` of tokens is
+`gen_ai.token.type`, with `input` for `prompt` and `output` for `completion`.
+
+| Nexus | OpenTelemetry | vLLM |
+|---|---|---|
+"""
+WRITERS = {
+    "workers": "each process, summed",
+    "health": "the health process",
+    "scrape": "the process that serves the scrape",
+}
 ELSEWHERE: dict[str, tuple[str, str]] = {
     "nexus_request_duration_seconds": (
         "gen_ai.server.request.duration",
@@ -95,45 +85,104 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "nexus_queue_wait_seconds": ("", "vllm:request_queue_time_seconds"),
     "nexus_requests_total": ("", "vllm:request_success_total"),
 }
-"""What OpenTelemetry's conventions for generative AI and vLLM call the same, or nearly the same."""
+"""Family → its counterparts in OpenTelemetry's conventions and in vLLM, if there are any."""
+
+
+def metrics() -> str:
+    """docs/metrics.md, from the table of families."""
+    lines = [METRICS]
+    for family in FAMILIES:
+        lines += [f"## {family.name}", "", family.help, ""]
+        lines.append(f"- {family.kind}, from {WRITERS[family.source]}")
+        if family.labels:
+            lines.append(f"- labels: {', '.join(f'`{label}`' for label in family.labels)}")
+        if family.buckets:
+            lines.append(f"- buckets: {', '.join(f'{bound:g}' for bound in family.buckets)}")
+        lines.append("")
+    rows = [_row(f"`{name}`", *map(_names, elsewhere)) for name, elsewhere in ELSEWHERE.items()]
+    return "\n".join([*lines, SIMILAR + "\n".join(rows), ""])
+
+
+def _names(names: str) -> str:
+    return ", ".join(f"`{name}`" for name in names.split(", ") if name)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+ERRORS = """\
+# Errors
+
+Every error that a client can get, generated from `nexus/errors.py`. The body has OpenAI's form; a
+503 has `context` beside its `error`. `error_type` is the label in `nexus_errors_total`. *Retried*
+says whether another backend is tried first.
+
+| code | status | `error_type` | retried | meaning |
+|---|---|---|---|---|
+"""
 
 
 def errors() -> str:
     """docs/errors.md, from the table of faults."""
-    lines = [
-        "# Errors",
-        "",
-        "Every error that a client can get, generated from `nexus/errors.py`. The body is in OpenAI's form; a 503 has",
-        "`context` beside its `error`, as the original does. `error_type` is",
-        "the label in `nexus_errors_total`. *Retried* says whether another backend is tried first.",
-        "",
-        "| code | status | `error_type` | retried | meaning |",
-        "|---|---|---|---|---|",
-    ]
-    for fault in FAULTS.values():
-        status = fault.status or "the backend's"
-        lines.append(
-            f"| `{fault.code}` | {status} | `{fault.error_type}` | {'yes' if fault.retry else 'no'} | {fault.description} |"
+    rows = [
+        _row(
+            f"`{fault.code}`",
+            str(fault.status or "the backend's"),
+            f"`{fault.error_type}`",
+            "yes" if fault.retry else "no",
+            fault.description,
         )
-    return "\n".join([*lines, ""])
+        for fault in FAULTS.values()
+    ]
+    return "\n".join([ERRORS + "\n".join(rows), ""])
+
+
+CONFIGURATION = """\
+# Configuration
+
+Every section and key, generated from `nexus/config/records.py`.
+[nexus.example.toml](../nexus.example.toml) has the same as a file, which `nexus config init`
+writes. `nexus config check` finds mistakes in your file. `nexus config show --origin` prints the
+values in use and their sources.
+
+The file is the one that `-c` names, else `$NEXUS_CONFIG`, else `nexus.toml` in the directory where
+the gateway starts. The command line overrides the environment, which overrides the file, which
+overrides the defaults.
+
+A misspelt key or a wrong value stops the start; a running gateway keeps its old configuration. The
+message names the file, the key, the value, and what is allowed.
+
+`nexus reload` applies every key except those marked *start*, which a process reads at its start.
+"""
+UNSUPPORTED = """\
+## Accepted, and without effect
+
+Existing configuration files may have these keys. They are checked, and a warning at the start says
+which have no effect.
+
+| key | instead |
+|---|---|
+"""
+VARIABLES = """\
+
+## Environment
+
+| variable | |
+|---|---|
+| `NEXUS_CONFIG` | the file |
+"""
+SECRETS = """\
+| `NEXUS_SAVED` | file of saved backends; default: `nexus.saved.json` beside the configuration |
+
+The file never contains a backend's key or the operators' token. It names an environment variable,
+or a credential that systemd provides (`LoadCredential=`) in `$CREDENTIALS_DIRECTORY`.
+"""
 
 
 def configuration() -> str:
     """docs/configuration.md, from the records of the configuration."""
-    lines = [
-        "# Configuration",
-        "",
-        "Every section and key, generated from `nexus/config/records.py`; [nexus.example.toml](../nexus.example.toml)",
-        "has the same as a file, which `nexus config init` writes. `nexus config check` says what is wrong with yours,",
-        "`nexus config show --origin` what holds and where each value comes from.",
-        "",
-        "The file is the one that `-c` names, else `$NEXUS_CONFIG`, else `nexus.toml` where the gateway is started.",
-        "The command line goes before the environment, that before the file, that before the defaults. A misspelt key",
-        "or a wrong value stops the start, or leaves a running gateway as it is, with one sentence that names the",
-        "file, key, value and what is allowed. `nexus reload` takes up every key but those marked *start*, which",
-        "hold from a process's start.",
-        "",
-    ]
+    lines = [CONFIGURATION]
     for name, hint in get_type_hints(Config, include_extras=True).items():
         if name == "backends":
             lines += _section("[[backends]]", BackendConfig, ("backends",))
@@ -142,30 +191,12 @@ def configuration() -> str:
             lines += _section(f"[{name}]", hint, (name,))
         if name == "routing":
             lines += _section("[[routing.policies]]", Policy, (name, "policies"))
-    lines += [
-        "## Accepted, and without effect yet",
-        "",
-        "Files of the predecessor may have these; they are checked, and a warning at the start says what is missing.",
-        "",
-        "| key | what holds instead |",
-        "|---|---|",
-        *(f"| `{key}` | {meaning} |" for key, meaning in NOT_SUPPORTED.items()),
-        "",
-        "## Environment",
-        "",
-        "| variable | |",
-        "|---|---|",
-        "| `NEXUS_CONFIG` | the file |",
-        *(
-            f"| `{variable}` | `[{section}] {key}` |"
-            for variable, (section, key) in ENVIRONMENT.items()
-        ),
-        "| `NEXUS_SAVED` | where backends that operators save are kept; else `nexus.saved.json` beside the file |",
-        "",
-        "A backend's key and the operators' token are never in the file: it names an environment variable, or a",
-        "credential that systemd hands over (`LoadCredential=`), which is looked for in `$CREDENTIALS_DIRECTORY`.",
-        "",
+    unsupported = [_row(f"`{key}`", meaning) for key, meaning in NOT_SUPPORTED.items()]
+    variables = [
+        _row(f"`{variable}`", f"`[{section}] {key}`")
+        for variable, (section, key) in ENVIRONMENT.items()
     ]
+    lines += [UNSUPPORTED + "\n".join(unsupported), VARIABLES + "\n".join(variables), SECRETS]
     return "\n".join(lines)
 
 
@@ -174,7 +205,7 @@ def _section(title: str, record: type[Section], path: tuple[str, ...]) -> list[s
     lines = [
         f"## {title}",
         "",
-        (record.__doc__ or "").strip(),
+        " ".join((record.__doc__ or "").split()),
         "",
         "| key | default | takes | |",
         "|---|---|---|---|",
@@ -188,35 +219,39 @@ def _section(title: str, record: type[Section], path: tuple[str, ...]) -> list[s
         if isinstance(hint, type) and issubclass(hint, Section):
             within += _section(f"[{dotted}]", hint, (*path, name))
             continue
-        default = field_default(defaults[name])
-        shown = (
-            "must be given"
-            if default is msgspec.NODEFAULT
-            else "unset"
-            if default is None
-            else f"`{toml(default)}`"
-        )
         note = documentation(hint) + (" *start*" if dotted in RESTART_ONLY else "")
-        lines.append(f"| `{name}` | {shown} | {describe(hint)} | {note} |")
+        lines.append(
+            _row(f"`{name}`", _default(field_default(defaults[name])), describe(hint), note)
+        )
     return [*lines, "", *within]
+
+
+def _default(value: object) -> str:
+    if value is msgspec.NODEFAULT:
+        return "required"
+    return "unset" if value is None else f"`{toml(value)}`"
+
+
+CLI = """\
+# Command line
+
+The output of `nexus COMMAND --help` for every command. `--json` is for programs: its output has a
+schema, which the tests check. There is no colour if the output is not a terminal or `$NO_COLOR` is
+set.
+
+| exit status | |
+|---|---|
+"""
+FINDING = """
+A command finds the gateway as `nexus serve` does: by `-c`, `$NEXUS_CONFIG`, `nexus.toml`, and the
+environment. `--url` or `$NEXUS_URL` name another one, on another host, too.
+"""
 
 
 def commands() -> str:
     """docs/cli.md, from the commands themselves."""
-    lines = [
-        "# The command line",
-        "",
-        "What `nexus COMMAND --help` says, for every command. `--json` is for machines: what it prints has a schema,",
-        "which the tests hold it against. There is no colour where the output is no terminal, or `$NO_COLOR` is set.",
-        "",
-        "| exit status | |",
-        "|---|---|",
-        *(f"| {status} | {meaning} |" for status, meaning in EXIT_STATUSES.items()),
-        "",
-        "A command finds the gateway as `nexus serve` does: by `-c`, `$NEXUS_CONFIG`, `nexus.toml`, the environment.",
-        "`--url` or `$NEXUS_URL` name another one, on another host too.",
-        "",
-    ]
+    statuses = [_row(str(status), meaning) for status, meaning in EXIT_STATUSES.items()]
+    lines = [CLI + "\n".join(statuses), FINDING]
     for name in COMMANDS:
         lines += _command(name)
     return "\n".join(lines)
@@ -237,7 +272,70 @@ def _command(name: str) -> list[str]:
     return lines
 
 
+def architecture() -> str:
+    """docs/architecture.md, with the table of folders from the sources."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    marks = r"(<!-- folders -->\n).*?(<!-- end of folders -->)"
+    found = re.subn(marks, lambda mark: mark[1] + folders() + mark[2], page, flags=re.DOTALL)
+    assert found[1] == 1, "the page has one pair of marks for the table of folders"
+    return found[0]
+
+
+def folders() -> str:
+    """Each folder of the package with its purpose and its imports, from the top level down."""
+    rows = [
+        _row(
+            f"`{part}`",
+            _purpose(part),
+            ", ".join(f"`{name}`" for name in _imports(part)) or "nothing",
+        )
+        for level in reversed(levels())
+        for part in sorted(level)
+        if part != "__main__"
+    ]
+    return "\n".join(["| folder | content | imports |", "|---|---|---|", *rows, ""])
+
+
+def levels() -> list[set[str]]:
+    """The levels that imports may cross downwards, as tests/test_layers.py has them."""
+    for node in ast.parse((ROOT / "tests" / "test_layers.py").read_text()).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "LEVELS":
+            assert node.value
+            return ast.literal_eval(node.value)
+    raise LookupError("tests/test_layers.py has no LEVELS")
+
+
+def _sources(part: str) -> list[Path]:
+    folder = ROOT / "nexus" / part
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+
+
+def _purpose(part: str) -> str:
+    folder = ROOT / "nexus" / part
+    source = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    return (
+        (ast.get_docstring(ast.parse(source.read_text())) or "").split("\n\n")[0].replace("\n", " ")
+    )
+
+
+def _imports(part: str) -> list[str]:
+    """The other folders that its modules import, in the order of the levels."""
+    names: set[str] = set()
+    for source in _sources(part):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                prefix = "nexus." if node.module == "nexus" else ""
+                names |= {
+                    f"{prefix}{alias.name}" if prefix else node.module for alias in node.names
+                }
+    parts = {name.split(".")[1] for name in names if name.startswith("nexus.")} - {part}
+    return [name for level in reversed(levels()) for name in sorted(level) if name in parts]
+
+
 PAGES = {
+    "docs/architecture.md": architecture,
     "docs/cli.md": commands,
     "docs/configuration.md": configuration,
     "docs/errors.md": errors,

@@ -1,4 +1,7 @@
-"""Makes docs/dashboard.png: a small fleet of demo backends under load, in a real browser. Needs Debian's chromium."""
+"""Makes docs/dashboard.png: demo backends under load, in a real browser.
+
+It takes five minutes and needs Debian's chromium.
+"""
 
 from __future__ import annotations
 
@@ -30,24 +33,24 @@ type = "ollama"
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        place, stop = Path(name), threading.Event()
+        directory, stop = Path(name), threading.Event()
         with (
-            Demo(place, name="rack-1", pace=200, models=["llama3.1:70b", "qwen2.5:7b"]) as one,
+            Demo(directory, name="rack-1", pace=200, models=["llama3.1:70b", "qwen2.5:7b"]) as one,
             Demo(
-                place,
+                directory,
                 name="rack-2",
                 pace=200,
                 models=["qwen2.5:7b", "llava:13b"],
                 fault="status=503,rate=0.1",
             ) as two,
-            Demo(place, name="workstation", pace=100, models=["llava:13b"]) as three,
-            Gateway(place, backend_toml(one, two, three, max_concurrent=16) + MORE) as gateway,
+            Demo(directory, name="workstation", pace=100, models=["llava:13b"]) as three,
+            Gateway(directory, backend_toml(one, two, three, max_concurrent=16) + MORE) as gateway,
         ):
 
             def load() -> None:
                 chance = random.Random(1)
                 while not stop.is_set():
-                    asks = [
+                    requests = [
                         chat(
                             "",
                             chance.choice(MODELS[:5] if chance.random() < 0.9 else MODELS),
@@ -55,7 +58,12 @@ def main() -> None:
                         )
                         for _ in range(40)
                     ]
-                    run(gateway.port, asks, concurrency=chance.randint(4, 14), seen=lambda *_: None)
+                    run(
+                        gateway.port,
+                        requests,
+                        concurrency=chance.randint(4, 14),
+                        seen=lambda *_: None,
+                    )
 
             thread = threading.Thread(target=load)
             thread.start()

@@ -1,4 +1,4 @@
-"""The one table of faults: what each means for the client, for another try, and for the backend's record.
+"""The table of faults: the client's status, whether to retry, and whether the backend is blamed.
 
 Router, proxy, metrics, logs and documentation read the same rows. `error_type` is the label value of
 `nexus_errors_total`; the values of `ERROR_TYPES` are all that ever appear.

@@ -1,1 +1,1 @@
-"""What operators see and change: metrics, dashboard, history, problems, backends, OpenAPI."""
+"""What operators see and change: metrics, health, dashboard, history, and the admin API."""

@@ -1,4 +1,4 @@
-"""`nexus …` at the prompt."""
+"""The command line, `nexus`."""
 
 from nexus.cli.main import main
 

@@ -1,4 +1,4 @@
-"""Configuration: from TOML, environment and command line to one frozen tree of records."""
+"""The configuration: TOML, environment, and command line become one tree of frozen records."""
 
 from nexus.config.checking import ConfigError
 from nexus.config.loading import LoadedConfig, load, process_config

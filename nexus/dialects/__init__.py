@@ -1,1 +1,1 @@
-"""The protocols that clients speak, one folder or module for each: pure functions, no I/O."""
+"""The protocols that clients speak, one folder or module for each. Pure functions, no I/O."""

@@ -1,1 +1,1 @@
-"""What backends there are, how they are, and what the processes of one gateway share about them."""
+"""The state that a gateway's processes share: slots, load table, circuits, snapshot, history."""

@@ -1,1 +1,1 @@
-"""The health process: it probes the backends, publishes the fleet, and has a port of its own."""
+"""The health process: probes backends, publishes the snapshot, and serves the operations port."""

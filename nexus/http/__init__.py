@@ -1,1 +1,1 @@
-"""HTTP/1.1 towards backends, and what is read of a client's connection; no routing, no metrics."""
+"""HTTP/1.1: connections to backends, parsing, and headers. No routing, no metrics."""

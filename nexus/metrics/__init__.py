@@ -1,1 +1,1 @@
-"""The figures: one table of families, one place that records a finished request, one reader over all processes."""
+"""Metrics: the table of families, recording a request, and reading all processes' values."""

@@ -1,4 +1,4 @@
-"""Kinds of backend, one module each. This is the registry."""
+"""Kinds of backend, one module each, and their registry."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One request's life: route, attempt, relay, finish once. Knows neither Flask nor gunicorn."""
+"""One request: checks, admission, attempts, relay, outcome. Independent of the server."""

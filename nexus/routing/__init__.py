@@ -1,1 +1,1 @@
-"""Which backend next, and why: pure functions of the fleet, the load and the request. No I/O, no clock, no globals."""
+"""Chooses the next backend and explains why. Pure functions: no I/O, no clock, no globals."""

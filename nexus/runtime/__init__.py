@@ -1,1 +1,1 @@
-"""What every process needs and no domain knows: logging, service notification, the host."""
+"""What every process needs: logging, service notification, host facts. No domain knowledge."""

@@ -1,1 +1,1 @@
-"""Everything that knows gunicorn, gevent's hub or Flask's client endpoints."""
+"""Serving clients: everything that depends on gunicorn, gevent's hub, or Flask's endpoints."""
