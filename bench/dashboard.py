@@ -1,7 +1,9 @@
-"""What fifty open dashboards cost a worker, and what they do to the requests beside them: `make bench-dashboard`.
+"""What fifty open dashboards cost a worker, and what they do to the requests beside them: `make
+bench-dashboard`.
 
-One worker under a steady load, with viewers and without in turns; processor time is the worker's own. The viewers keep
-what they get unread in their sockets: elsewhere, where viewers are, reading it costs this machine nothing.
+One worker under a steady load, with viewers and without in turns; processor time is the worker's
+own. The viewers keep what they get unread in their sockets: elsewhere, where viewers are, reading
+it costs this machine nothing.
 """
 
 from __future__ import annotations

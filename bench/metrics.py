@@ -1,4 +1,5 @@
-"""What reading and recording figures costs: our reader beside prometheus_client's own collector, on the same files.
+"""What reading and recording figures costs: our reader beside prometheus_client's own collector, on
+the same files.
 
 Run it with `make bench-metrics`; it writes bench/results/metrics.md.
 """
@@ -44,8 +45,8 @@ class Merged:
 
 
 def write_files(directory: Path, processes: int, series: int) -> list[list[Histogram]]:
-    """Files as the library writes them; gives each process's histograms. Each process meets its series in an order of
-    its own, as workers do."""
+    """Files as the library writes them; gives each process's histograms. Each process meets its
+    series in an order of its own, as workers do."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
     written = []
     for process in range(processes):
@@ -151,7 +152,8 @@ def finished(number: int) -> Outcome:
 
 
 def one_gateway() -> tuple[list[float], int, list[float]]:
-    """Milliseconds of scrapes over 8 workers, how many series they gave, and microseconds of recording a request."""
+    """Milliseconds of scrapes over 8 workers, how many series they gave, and microseconds of
+    recording a request."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
         run_dir = RunDirectory(place)
         run_dir.prepare()

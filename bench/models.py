@@ -1,7 +1,8 @@
-"""What thousands of models cost: a worker's stall at a new snapshot, and the health process's share of a core.
+"""What thousands of models cost: a worker's stall at a new snapshot, and the health process's share
+of a core.
 
-`python -m bench.models` starts the demo backend's servers in this process, a health process of its own, and reads
-snapshots as a worker does. Writes bench/results/models.md.
+`python -m bench.models` starts the demo backend's servers in this process, a health process of its
+own, and reads snapshots as a worker does. Writes bench/results/models.md.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Stalls:
 
 
 def stall_ms(backends: int, models: int) -> tuple[float, float]:
-    """The longest stall of a worker at a snapshot with the same models, and at one in which every list has changed."""
+    """The longest stall of a worker at a snapshot with the same models, and at one in which
+    every list has changed."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         writer = SnapshotWriter(Path(directory))
         view = FleetView(SnapshotReader(Path(directory)), on_change=lambda _: None)
@@ -116,7 +118,8 @@ def server(models: int) -> Iterator[str]:
 
 
 def health_process_share(backends: int, models: int) -> float:
-    """Processor time of a health process at the default interval, as a share of a core, once it has settled."""
+    """Processor time of a health process at the default interval, as a share of a core, once it
+    has settled."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory, ExitStack() as stack:
         urls = [stack.enter_context(server(models)) for _ in range(backends)]
         file = Path(directory) / "nexus.toml"

@@ -1,4 +1,5 @@
-"""Where the time of one plain request goes inside the gateway: everything is real but the sockets, which cost nothing.
+"""Where the time of one plain request goes inside the gateway: everything is real but the sockets,
+which cost nothing.
 
 Run it with `python -m bench.request`; it prints microseconds by part.
 """
@@ -80,7 +81,8 @@ class _Watch(DisconnectWatch):
 
 
 def fast_path() -> FastPath:
-    """The fast path of a busy worker whose client and backend are always ready, and cost nothing."""
+    """The fast path of a busy worker whose client and backend are always ready, and cost
+    nothing."""
     logging.getLogger("nexus").setLevel(logging.WARNING)
     run_dir = RunDirectory(tempfile.mkdtemp())
     run_dir.prepare()

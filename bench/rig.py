@@ -1,4 +1,5 @@
-"""What the benchmarks run: gateways on one core, load and backends on the other, each a real process."""
+"""What the benchmarks run: gateways on one core, load and backends on the other, each a real
+process."""
 
 from __future__ import annotations
 
@@ -104,7 +105,8 @@ def start(
     ready: str = "",
     **environ: str,
 ) -> Running:
-    """Start it on one core, and wait until it answers (`ready` is a path that must give 200, else the port must open)."""
+    """Start it on one core, and wait until it answers (`ready` is a path that must give 200,
+    else the port must open)."""
     began = time.monotonic()
     with (directory / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
@@ -148,7 +150,8 @@ def nexus(
     python: Path | str = sys.executable,
     **environ: str,
 ) -> Running:
-    """`nexus serve` in front of one backend, with the default configuration except for the log level."""
+    """`nexus serve` in front of one backend, with the default configuration except for the log
+    level."""
     port = free_port()
     place = directory / name
     shutil.rmtree(place, ignore_errors=True)
@@ -167,7 +170,8 @@ def nexus(
 
 
 def vllm_router(directory: Path, upstream: int, *, policy: str | None = None) -> Running:
-    """The Rust router that vLLM publishes, with one worker. `policy` None leaves it at its default, `cache_aware`."""
+    """The Rust router that vLLM publishes, with one worker. `policy` None leaves it at its
+    default, `cache_aware`."""
     program = peer("vllm-router", "vllm-router==0.1.17")
     return _router(
         "vllm-router",
@@ -181,7 +185,8 @@ def vllm_router(directory: Path, upstream: int, *, policy: str | None = None) ->
 
 
 def sglang_router(directory: Path, upstream: int, *, policy: str | None = None) -> Running:
-    """The Rust router that SGLang publishes. `policy` None leaves it at its default, `cache_aware`."""
+    """The Rust router that SGLang publishes. `policy` None leaves it at its default,
+    `cache_aware`."""
     program = peer("sglang-router", "sglang-router==0.3.2")
     launch = [str(program.parent / "python"), "-m", "sglang_router.launch_router"]
     return _router("sglang-router", launch, directory, upstream, policy)
@@ -241,7 +246,8 @@ def _nginx(name: str, directory: Path, port: int, core: str, server: str) -> Run
 
 
 def peer(name: str, *requirements: str) -> Path:
-    """The program of a peer from the Python package index, fetched into an environment of its own."""
+    """The program of a peer from the Python package index, fetched into an environment of its
+    own."""
     place = PEERS / name
     program = place / "bin" / name
     if not (place / "installed").exists():

@@ -1,7 +1,9 @@
-"""Four workers at 80 % of what they can do, for as long as one likes: no error, no growth in memory or descriptors.
+"""Four workers at 80 % of what they can do, for as long as one likes: no error, no growth in memory
+or descriptors.
 
-Run it with `make soak`, or `python -m bench.soak SECONDS`; it ends with 1 and a sentence where something is wrong. Load
-(wrk) and a static upstream (nginx) share the machine's cores with the gateway.
+Run it with `make soak`, or `python -m bench.soak SECONDS`; it ends with 1 and a sentence where
+something is wrong. Load (wrk) and a static upstream (nginx) share the machine's cores with the
+gateway.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ SEGMENTS = 16
 GROWTH = 4 << 20
 """Bytes by which a process's memory may be larger in the last quarter than in the second."""
 MORE_DESCRIPTORS = 2 * CONNECTIONS
-"""Descriptors that a process may have more: how connections spread over the workers is the kernel's choice."""
+"""Descriptors that a process may have more: how connections spread over the workers is the
+kernel's choice."""
 CORES = "0,1"
 
 
 def wrk(port: int, directory: Path, *, pause_ms: float, seconds: float) -> float:
-    """Requests a second of one run, each connection pausing after each answer. Raises RuntimeError for any error."""
+    """Requests a second of one run, each connection pausing after each answer. Raises
+    RuntimeError for any error."""
     script = directory / "soak.lua"
     script.write_text(
         throughput.LUA
@@ -71,7 +75,8 @@ def soak(directory: Path, seconds: float) -> list[str]:
             print(f"{rate:,.0f} requests/s ({rate / most:.0%}), {memory:.1f} MB, ", end="")
             print(f"{sum(opened for _, opened in seen[-1].values())} descriptors", flush=True)
             pause_ms = max(0.0, pause_ms + 1000 * CONNECTIONS * (1 / wanted - 1 / rate))
-        # A run of wrk ends in the middle of its requests: those are clients that left, and nothing else may fail.
+        # A run of wrk ends in the middle of its requests: those are clients that left, and nothing
+        # else may fail.
         failed = figure(gateway.port, "nexus_errors_total")
         print(f"{failed:.0f} clients left at the ends of runs", flush=True)
         wrong = []
@@ -89,7 +94,8 @@ def soak(directory: Path, seconds: float) -> list[str]:
 
 
 def grown(seen: list[dict[int, tuple[int, int]]]) -> list[str]:
-    """Which processes have grown between the second quarter and the last, or are others than at the beginning."""
+    """Which processes have grown between the second quarter and the last, or are others than at
+    the beginning."""
     quarter = len(seen) // 4
     if any(found.keys() != seen[0].keys() for found in seen):
         return ["a process ended, or was started anew"]

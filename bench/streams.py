@@ -1,7 +1,9 @@
-"""Many streams at once through one gateway on one core: what each event costs, and how late it comes.
+"""Many streams at once through one gateway on one core: what each event costs, and how late it
+comes.
 
-Run it with `make bench-streams`; it writes bench/results/streams.md. A source sends events at a known pace, each with
-the time at which it was sent; a sink reads them and takes the difference. Both are on the other core.
+Run it with `make bench-streams`; it writes bench/results/streams.md. A source sends events at a
+known pace, each with the time at which it was sent; a sink reads them and takes the difference.
+Both are on the other core.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _MARK = b'"content":"'
 
 
 def source(listener: socket.socket) -> None:
-    """Streams for whoever asks, until the process is ended: an event for each stream every 20 ms, spread evenly."""
+    """Streams for whoever asks, until the process is ended: an event for each stream every 20
+    ms, spread evenly."""
     os.sched_setaffinity(0, {int(rig.LOAD_CORE)})
     selector = selectors.DefaultSelector()
     listener.setblocking(False)
@@ -142,7 +145,8 @@ GATEWAYS = {
 
 
 def measure(gateway: rig.Running | None, port: int, count: int) -> dict[str, float]:
-    """One run of a sink against a port; the gateway's processor time is that between its two marks."""
+    """One run of a sink against a port; the gateway's processor time is that between its two
+    marks."""
     import subprocess
 
     idle = gateway.memory() if gateway else 0

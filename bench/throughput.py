@@ -1,7 +1,8 @@
 """Requests through one gateway on one core, beside its peers in the same run.
 
-Run it with `make bench`; it writes bench/results/throughput.md and throughput.svg. Load (wrk) and a static upstream
-(nginx) share the other core; each gateway gets the same request and gives the same answer.
+Run it with `make bench`; it writes bench/results/throughput.md and throughput.svg. Load (wrk) and a
+static upstream (nginx) share the other core; each gateway gets the same request and gives the same
+answer.
 """
 
 from __future__ import annotations
@@ -198,7 +199,8 @@ def measure(name: str, directory: Path, upstream: int, script: Path) -> dict[int
 
 
 def scaling(directory: Path, upstream: rig.Running, script: Path) -> dict[int, Run]:
-    """One worker on one core, and two on two; the load and the backend take what is left of both cores."""
+    """One worker on one core, and two on two; the load and the backend take what is left of both
+    cores."""
     found = {}
     for workers, core in ((1, "0"), (2, "0,1")):
         gateway = rig.nexus(
@@ -257,7 +259,8 @@ DISTRIBUTION = "Nexus, distribution's Python"
 
 
 def ratios(results: dict[str, list[dict[int, Run]]]) -> list[str]:
-    """Requests per second of Nexus to each router's, by policy, Python and number of connections."""
+    """Requests per second of Nexus to each router's, by policy, Python and number of
+    connections."""
     rows = []
     for router in (name for name in results if "router" in name):
         for ours in (name for name in ("Nexus", DISTRIBUTION) if name in results):
@@ -275,7 +278,8 @@ def ratios(results: dict[str, list[dict[int, Run]]]) -> list[str]:
 
 
 def goals(results: dict[str, list[dict[int, Run]]]) -> list[str]:
-    """What was aimed at, beside what was measured; against the vLLM router at its cheapest policy."""
+    """What was aimed at, beside what was measured; against the vLLM router at its cheapest
+    policy."""
     of = partial(median, results)
     rows: list[tuple[str, str, str, bool]] = []
     for ours in (name for name in ("Nexus", DISTRIBUTION) if name in results):

@@ -1,4 +1,5 @@
-"""The same gateway counting nothing but what routing needs, so that a benchmark can tell what figures cost.
+"""The same gateway counting nothing but what routing needs, so that a benchmark can tell what
+figures cost.
 
 `python -m bench.without_metrics serve …` is `nexus serve …` with workers of this kind.
 """
@@ -14,7 +15,8 @@ from nexus.metrics.recorder import Recorder
 
 
 class Silent(Recorder):
-    """Keeps the row of requests in flight, and how attempts ended: limits and circuits live on them."""
+    """Keeps the row of requests in flight, and how attempts ended: limits and circuits live on
+    them."""
 
     def request_started(self, endpoint: str) -> None:  # noqa: ARG002
         self._row.request_started(time.monotonic_ns())

@@ -1,7 +1,7 @@
 """The table of faults: the client's status, whether to retry, and whether the backend is blamed.
 
-Router, proxy, metrics, logs and documentation read the same rows. `error_type` is the label value of
-`nexus_errors_total`; the values of `ERROR_TYPES` are all that ever appear.
+Router, proxy, metrics, logs and documentation read the same rows. `error_type` is the label value
+of `nexus_errors_total`; the values of `ERROR_TYPES` are all that ever appear.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ class Blame(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """One row. `status` is what the client gets and what is counted; None passes the backend's own answer on.
+    """One row. `status` is what the client gets and what is counted; None passes the backend's own
+    answer on.
 
-    `retry`: whether another backend is tried; `retry_same`: whether the same one may be, after a pause, where no other is
-    left. `stream_end`: how a stream ended that came to this, in `nexus_stream_ends_total`. `per_model`: of a busy
-    backend, whether only the model that was asked for is.
+    `retry`: whether another backend is tried; `retry_same`: whether the same one may be, after a
+    pause, where no other is left. `stream_end`: how a stream ended that came to this, in
+    `nexus_stream_ends_total`. `per_model`: of a busy backend, whether only the model that was asked
+    for is.
     """
 
     code: str
@@ -130,7 +132,8 @@ _STATUS_LABELS = {status: str(status) for status in _STATUSES if status is not N
 
 
 def status_label(status: int) -> str:
-    """A status as a label value: itself where the table knows it, else its class, so that series stay bounded."""
+    """A status as a label value: itself where the table knows it, else its class, so that series
+    stay bounded."""
     return _STATUS_LABELS.get(status) or f"{status // 100}xx"
 
 
@@ -151,8 +154,8 @@ class PassedOn:
 class RequestFailed(Exception):
     """A request, or one attempt at it, came to a fault of the table.
 
-    `passed_on` is the backend's answer where the fault has no status of its own; `retry_after_s` when it asked to come
-    back.
+    `passed_on` is the backend's answer where the fault has no status of its own; `retry_after_s`
+    when it asked to come back.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""Faults on demand, written as `status=503,rate=0.3,seed=7`: by option, by request header, or while it runs."""
+"""Faults on demand, written as `status=503,rate=0.3,seed=7`: by option, by request header, or
+while it runs."""
 
 from __future__ import annotations
 
@@ -7,14 +8,16 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 BODIES = ("html", "empty", "cut", "stalled", "dripped", "large", "nan", "echo", "unclosed", "blank")
-"""`cut` and `unclosed` end with the connection, in the middle of a JSON text or after its end; `stalled` and `dripped`
-stop after their first bytes, or send one each half second; `nan` is a good answer with NaN in it; `echo` repeats the
-request's Authorization; `blank` is empty lines without an end."""
+"""`cut` and `unclosed` end with the connection, in the middle of a JSON text or after its end;
+`stalled` and `dripped` stop after their first bytes, or send one each half second; `nan` is a
+good answer with NaN in it; `echo` repeats the request's Authorization; `blank` is empty lines
+without an end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaultSpec:
-    """What goes wrong; the defaults are a backend that is well. Seconds where not said otherwise."""
+    """What goes wrong; the defaults are a backend that is well. Seconds where not said
+    otherwise."""
 
     status: int = 0  # answer with this status and an error body
     retry_after: int = 0  # with status: a Retry-After header

@@ -124,7 +124,8 @@ class Reply:
 
 
 def embeddings(request: dict[str, Any], *, usage: bool) -> dict[str, Any]:
-    """A vector for each input, made from its hash, as floats or in base64 as OpenAI's client asks."""
+    """A vector for each input, made from its hash, as floats or in base64 as OpenAI's client
+    asks."""
     given = request.get("input")
     inputs = (
         given if isinstance(given, list) and given and isinstance(given[0], str | list) else [given]

@@ -1,4 +1,5 @@
-"""The demo backend's server: HTTP/1.1 over gevent, close enough to the socket to break off anywhere."""
+"""The demo backend's server: HTTP/1.1 over gevent, close enough to the socket to break off
+anywhere."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ class _Request:
 
 
 class DemoBackend:
-    """Serves until stopped; `tally` counts what it was asked and how it answered; `last` is the last request."""
+    """Serves until stopped; `tally` counts what it was asked and how it answered; `last` is the
+    last request."""
 
     def __init__(self, manner: Behaviour, fault: FaultSpec) -> None:
         self.manner = manner
@@ -108,13 +110,15 @@ class DemoBackend:
                 self._routes.pop((method, path), None)
 
     def serve(self, host: str, port: int) -> StreamServer:
-        """Listen; the caller keeps the server running. Port 0 takes a free one (`server.server_port`)."""
+        """Listen; the caller keeps the server running. Port 0 takes a free one
+        (`server.server_port`)."""
         server = StreamServer((host, port), self._handle)
         server.start()
         return server
 
     def tally(self) -> dict[str, Any]:
-        """Counts of proxied requests by path, model and status (`cut`: broken off by us, `gone`: by the caller)."""
+        """Counts of proxied requests by path, model and status (`cut`: broken off by us, `gone`:
+        by the caller)."""
         return {
             "requests": dict(self.requests),
             "models": dict(self.models),

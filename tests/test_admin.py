@@ -1,4 +1,5 @@
-"""Operators change the running gateway: backends added, removed, drained; kept as long as was asked, and no longer."""
+"""Operators change the running gateway: backends added, removed, drained; kept as long as was
+asked, and no longer."""
 
 import json
 import os

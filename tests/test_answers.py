@@ -1,6 +1,8 @@
-"""What counts as a response, and what of a backend's words reaches the client: over the fast path and through Flask.
+"""What counts as a response, and what of a backend's words reaches the client: over the fast path
+and through Flask.
 
-Two backends: the first misbehaves as the request's header says, the second serves the model `shared` as well.
+Two backends: the first misbehaves as the request's header says, the second serves the model
+`shared` as well.
 """
 
 import json
@@ -115,7 +117,8 @@ def flat(changes) -> dict[str, float]:
     ],
 )
 def test_failure_of_a_backend(fleet, fault, words, stream, way):
-    """Alone, its client gets a 502 with its words, which the log has as well; beside another one, nobody notices."""
+    """Alone, its client gets a 502 with its words, which the log has as well; beside another
+    one, nobody notices."""
     gateway, first, _ = fleet
     first.fault(fault)
     lines, before = len(gateway.lines("attempt failed")), gateway.settled()
@@ -145,7 +148,8 @@ def test_failure_of_a_backend(fleet, fault, words, stream, way):
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("fault", ["status=200,body=nan", "status=200,body=unclosed"])
 def test_what_is_an_answer_all_the_same(fleet, fault, stream, way):
-    """JSON as servers write it, and one whose end is that of the connection; to a request for a stream, too."""
+    """JSON as servers write it, and one whose end is that of the connection; to a request for a
+    stream, too."""
     gateway, first, _ = fleet
     first.fault(fault)
     before = gateway.settled()
@@ -229,7 +233,8 @@ def test_gateways_own_key_is_in_nothing_that_comes_back(fleet, status, shown, st
 
 
 def test_credentials_reach_the_backend_that_they_are_for_whichever_is_tried(fleet, way):
-    """The first gets the gateway's key alone; the second, which is tried after it, the client's alone."""
+    """The first gets the gateway's key alone; the second, which is tried after it, the client's
+    alone."""
     gateway, first, second = fleet
     first.fault("status=500")
     clients = dict.fromkeys(CREDENTIALS, "sk-of-the-client")

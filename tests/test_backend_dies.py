@@ -1,4 +1,5 @@
-"""A backend's process ends: requests go to another, the gauge falls after the threshold, and it is taken back."""
+"""A backend's process ends: requests go to another, the gauge falls after the threshold, and it
+is taken back."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""Bad input: each an error in OpenAI's form with the right status, counted once in the right series, one log line."""
+"""Bad input: each an error in OpenAI's form with the right status, counted once in the right
+series, one log line."""
 
 import http.client
 import json

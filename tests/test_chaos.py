@@ -1,6 +1,7 @@
 """Mixed load while something happens to the processes every second: the figures hold all the time.
 
-`make chaos` runs it longer; NEXUS_CHAOS_SECONDS and NEXUS_CHAOS_SEED set how long, and what happens when.
+`make chaos` runs it longer; NEXUS_CHAOS_SECONDS and NEXUS_CHAOS_SEED set how long, and what happens
+when.
 """
 
 import contextlib
@@ -53,11 +54,13 @@ class Chaos:
         self.happened[action.__name__] += 1
 
     def watch(self) -> None:
-        """Keep count of the most processes that were alive at once: the workers and the health process."""
+        """Keep count of the most processes that were alive at once: the workers and the health
+        process."""
         self.most_alive = max(self.most_alive, len(self.gateway.worker_pids()) + 1)
 
     def watching(self, end: float) -> threading.Thread:
-        """Watch in a thread until `end`, often enough that no reload's two sets of workers pass unseen."""
+        """Watch in a thread until `end`, often enough that no reload's two sets of workers pass
+        unseen."""
 
         def watch() -> None:
             while time.monotonic() < end:
@@ -147,7 +150,8 @@ def test_figures_hold_whatever_happens(tmp_path):
 
 
 def under_load(gateway: Gateway, chaos: Chaos) -> Counter[int]:
-    """Load, chaos and scrapes, five a second from both addresses in turn; gives the client's tally by status."""
+    """Load, chaos and scrapes, five a second from both addresses in turn; gives the client's
+    tally by status."""
     end = time.monotonic() + SECONDS
     tally: Counter[int] = Counter()
 
@@ -229,7 +233,8 @@ def check_the_end(gateway: Gateway, chaos: Chaos, tally: Counter[int]) -> None:
     )
 
     files = list(gateway.run_dir.glob("generations/*/metrics/*.db"))
-    # Sampled, so that one process may have passed unseen; were they not used again, there would be two for each kill.
+    # Sampled, so that one process may have passed unseen; were they not used again, there would be
+    # two for each kill.
     assert len(files) <= 2 * (chaos.most_alive + 1) + 1, sorted(path.name for path in files)
     assert quiet.value("nexus_metrics_damaged_files_total") == 0
     assert "Traceback" not in gateway.output()

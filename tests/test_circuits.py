@@ -1,4 +1,5 @@
-"""Backends that fail, hang and recover under load: clients notice next to nothing, and the sick are left alone."""
+"""Backends that fail, hang and recover under load: clients notice next to nothing, and the sick
+are left alone."""
 
 import json
 import threading
@@ -81,7 +82,8 @@ def test_one_fails_one_hangs_one_is_well(tmp_path: Path):
               f"{len(bad)} of {len(after)} bad")  # fmt: skip
         assert len(after) > 500
         assert len(bad) < 0.01 * len(after), bad
-        # Only probes: one request each time that the circuit is half open, whatever the number of workers.
+        # Only probes: one request each time that the circuit is half open, whatever the number of
+        # workers.
         assert sick_for["failing"] <= SICK_S / (OPEN_S * 0.9) + 1
         # A probe that hangs for as long as its lease may have the next one beside it.
         assert sick_for["hanging"] <= 2 * SICK_S / (OPEN_S * 0.9) + 1
@@ -161,7 +163,8 @@ def test_stream_closes_a_half_open_circuit_with_its_first_content(tmp_path: Path
 
 
 def test_slow_half_open_probe_keeps_nobody_out(tmp_path: Path):
-    """A whole answer that takes long has the backend for as long as a circuit stays open, then another one may try."""
+    """A whole answer that takes long has the backend for as long as a circuit stays open, then
+    another one may try."""
     with (
         Demo(tmp_path, name="sick", models=["shared"], pace=0) as sick,
         Demo(tmp_path, name="well", models=["shared"], pace=0) as well,
@@ -218,7 +221,8 @@ def send(gateway: Gateway, model: str, fault: str = "") -> tuple[int, dict[str, 
 
 
 def test_poisoned_requests_take_the_only_backend_from_nobody(tmp_path: Path):
-    """One client's requests fail, one after the other: its circuit opens, and yet everybody else is served."""
+    """One client's requests fail, one after the other: its circuit opens, and yet everybody else
+    is served."""
     with (
         Demo(tmp_path, name="d", models=["shared"], pace=0) as demo,
         Gateway(tmp_path, backend_toml(demo) + "[circuit_breaker]\nopen_seconds = 60\n") as gateway,
@@ -395,7 +399,8 @@ def test_retries_do_not_multiply_an_outage(tmp_path: Path):
             made = scrape.total("nexus_upstream_attempts_total")
             assert made == sum(a.tally()["requests"].values()) + sum(b.tally()["requests"].values())
             assert made == 600 + scrape.total("nexus_retries_total")
-            # Ten a second and half of the requests, over however many windows the run took; two workers may overshoot.
+            # Ten a second and half of the requests, over however many windows the run took; two
+            # workers may overshoot.
             until(lambda: len(gateway.lines("request")) == 600)
             took_s = max(line["duration_ms"] for line in gateway.lines("request")) / 1000 * 600 / 50
             assert scrape.total("nexus_retries_total") <= 100 + 300 + 10 * took_s + 50

@@ -1,4 +1,5 @@
-"""A client that goes away: the backend's connection is closed at once, the request is counted as 499, nothing leaks."""
+"""A client that goes away: the backend's connection is closed at once, the request is counted as
+499, nothing leaks."""
 
 import json
 import random
@@ -105,7 +106,8 @@ CAPACITY = 60
 
 
 class Upstream:
-    """Notes when a backend's side of each connection is seen to end; the backend never answers by itself."""
+    """Notes when a backend's side of each connection is seen to end; the backend never answers
+    by itself."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -166,7 +168,8 @@ class Upstream:
 
 
 def test_a_thousand_clients_leave_at_random(module_dir):
-    """Before the first token, in the middle of a stream, while queued: each is counted once, and nothing is left."""
+    """Before the first token, in the middle of a stream, while queued: each is counted once, and
+    nothing is left."""
     upstream = Upstream()
     directory = module_dir / "thousand"
     directory.mkdir()

@@ -1,4 +1,5 @@
-"""A web page of another origin cannot change the gateway, nor read its operations port by DNS rebinding."""
+"""A web page of another origin cannot change the gateway, nor read its operations port by DNS
+rebinding."""
 
 import contextlib
 import json
@@ -157,7 +158,8 @@ def test_what_a_change_takes_is_exact(gateway):
 
 
 class Stranger(BaseHTTPRequestHandler):
-    """Another site's server: a page with a form that submits by itself, and whatever else is asked of it."""
+    """Another site's server: a page with a form that submits by itself, and whatever else is
+    asked of it."""
 
     pages: dict[str, str] = {}
     seen: list[str] = []
@@ -224,7 +226,8 @@ def test_a_form_of_another_site_in_a_browser_that_has_the_password(gateway, stra
 
 @pytest.mark.e2e
 def test_rebinding_in_a_browser(gateway, browser):
-    """The page's own name leads to the gateway: of the same origin to the browser, of another host to us."""
+    """The page's own name leads to the gateway: of the same origin to the browser, of another
+    host to us."""
     context = browser.new_context()
     with contextlib.closing(context):
         page = context.new_page()

@@ -1,4 +1,5 @@
-"""Files of the run directory that are damaged while the gateway runs, and file systems that cannot be used."""
+"""Files of the run directory that are damaged while the gateway runs, and file systems that
+cannot be used."""
 
 import os
 import signal

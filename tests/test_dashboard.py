@@ -1,4 +1,5 @@
-"""The dashboard in a real browser, before a real gateway: right, live, harmless, and usable by everybody."""
+"""The dashboard in a real browser, before a real gateway: right, live, harmless, and usable by
+everybody."""
 
 import base64
 import itertools
@@ -56,7 +57,8 @@ def fleet(tmp_path_factory):
 
 @pytest.fixture
 def open_page(browser):
-    """Opens pages; at the end none may have said anything on its console or asked anybody else for anything."""
+    """Opens pages; at the end none may have said anything on its console or asked anybody else
+    for anything."""
     contexts, complaints = [], []
 
     def opened(url, *, allowed=(), **options):
@@ -99,7 +101,8 @@ def summary(page):
 
 
 def shows(page, text, *, within_s=10):
-    # The browser's events are handled while it is asked, so a page is never waited for with a bare sleep.
+    # The browser's events are handled while it is asked, so a page is never waited for with a bare
+    # sleep.
     until(lambda: text in summary(page), within_s=within_s)
 
 
@@ -240,7 +243,8 @@ def test_filters_and_attempts(fleet, open_page):
 
 @pytest.mark.parametrize("scripts", [True, False])
 def test_a_filter_finds_what_is_no_longer_shown(fleet, open_page, scripts):
-    """A failure with a hundred good requests after it, by a part of its model's name; and, live, one that comes later."""
+    """A failure with a hundred good requests after it, by a part of its model's name; and, live,
+    one that comes later."""
     lost = f"lost-with-scripts-{scripts}"
     ask(fleet, lost, 1, statuses=(404,))
 
@@ -265,7 +269,8 @@ def test_a_filter_finds_what_is_no_longer_shown(fleet, open_page, scripts):
 
 
 def test_rows_are_in_order_while_requests_end(fleet, open_page):
-    """What a page is given first is newer than what the last tick knew, which then comes on top of it."""
+    """What a page is given first is newer than what the last tick knew, which then comes on top
+    of it."""
     rows = "[...document.querySelectorAll('.request')].map((row) => Number(row.dataset.ended))"
     ask(fleet, "only-good", 120)
     load = threading.Thread(target=ask, args=(fleet, "only-good", 300), kwargs={"pause_s": 0.05})

@@ -1,4 +1,5 @@
-"""The documentation hangs together: no link or anchor is dead, and every page is found from the README."""
+"""The documentation hangs together: no link or anchor is dead, and every page is found from the
+README."""
 
 import re
 from pathlib import Path
@@ -23,7 +24,8 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """What its headings are called in links: lower case, words joined by hyphens, marks left out."""
+    """What its headings are called in links: lower case, words joined by hyphens, marks left
+    out."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -35,7 +35,8 @@ def gateway(module_dir, slow):
 
 
 class Streams:
-    """Streams in the background that last for minutes, or until the demo backend is told to hurry."""
+    """Streams in the background that last for minutes, or until the demo backend is told to
+    hurry."""
 
     def __init__(self, gateway: Gateway, slow: Demo, count: int) -> None:
         self.found: list[tuple[int, bytes]] = []
@@ -77,7 +78,8 @@ def serving(gateway: Gateway) -> tuple[float, float]:
 
 
 def drains_beside(gateway: Gateway, workers: int) -> bool:
-    """Whether so many serve, and at least one drains; which workers have the streams is the kernel's choice."""
+    """Whether so many serve, and at least one drains; which workers have the streams is the
+    kernel's choice."""
     serve, drain = serving(gateway)
     return serve == workers and drain > 0
 
@@ -128,7 +130,8 @@ def test_a_reload_of_the_master_does_not_wait_for_draining_workers(gateway, slow
 
 
 def test_requests_are_answered_while_workers_recycle(tmp_path, slow):
-    """Both workers reach their number of requests while streams hold them; none is cut, and two always serve."""
+    """Both workers reach their number of requests while streams hold them; none is cut, and two
+    always serve."""
     with Gateway(
         tmp_path,
         backend_toml(slow),
@@ -186,7 +189,8 @@ def test_draining_has_a_limit_and_a_stop_is_heard_by_workers_that_drain(tmp_path
 
 @pytest.mark.parametrize("workers", [1, 2, 8, 50, 120])
 def test_slots_suffice_for_replaced_workers(workers):
-    """Those that serve, those that start in their stead, those that drain, and the health process."""
+    """Those that serve, those that start in their stead, those that drain, and the health
+    process."""
     assert max_replaced(workers) >= 1
     assert 2 * workers + max_replaced(workers) + 1 <= SLOTS
 

@@ -1,4 +1,5 @@
-"""Why backends that have the model were passed over: each request counts each of them once, with the true reason."""
+"""Why backends that have the model were passed over: each request counts each of them once, with
+the true reason."""
 
 import http.client
 import json

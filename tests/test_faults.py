@@ -1,6 +1,7 @@
 """Every fault at a backend: what the client gets, what each backend sees, which series move.
 
-The table is walked for streams and whole answers, with one backend, with two, and with a fallback model.
+The table is walked for streams and whole answers, with one backend, with two, and with a fallback
+model.
 """
 
 import json
@@ -44,7 +45,8 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Case:
-    """`fault` is the row of the table; `spec` what the demo backend does, or `place` where its address points."""
+    """`fault` is the row of the table; `spec` what the demo backend does, or `place` where its
+    address points."""
 
     fault: str
     spec: str = ""
@@ -177,7 +179,8 @@ def fleet_of(first: str, second: str, **limits):
 
 @contextmanager
 def struck(fleet: tuple[Workers, Demo, Demo], case: Case) -> Iterator[None]:
-    """The first backend has the fault; the fleet is published anew, so that each case begins without a past."""
+    """The first backend has the fault; the fleet is published anew, so that each case begins
+    without a past."""
     workers, first, second = fleet
     first.fault(case.spec)
     config, backends = CONFIG, fleet_of(first.url, second.url)
@@ -244,7 +247,8 @@ def flat(changes) -> dict[str, float]:
 
 
 def code_of(case: Case) -> str | int:
-    """The code of the error that the client gets: ours, or the backend's where its answer is passed on."""
+    """The code of the error that the client gets: ours, or the backend's where its answer is
+    passed on."""
     if not case.status or "body=" in case.spec:
         return case.fault
     code = dict(item.split("=") for item in case.spec.split(",")).get("error_code", "demo_fault")
@@ -370,7 +374,8 @@ def test_with_a_fallback_model(fleet, case, stream):
     ],
 )
 def test_stream_that_breaks_after_its_first_content(fleet, fault, spec, model):
-    """The client saw 200 and an error in the stream; it is counted by what became of it, and never tried again."""
+    """The client saw 200 and an error in the stream; it is counted by what became of it, and
+    never tried again."""
     workers, _, _ = fleet
     row = FAULTS[fault]
     before, lines = workers.settled(), len(workers.lines("request"))
@@ -408,7 +413,8 @@ def test_a_clients_own_key_that_is_refused_is_not_tried_elsewhere(fleet):
 
 @pytest.mark.parametrize("spec", ["status=429,retry_after=40", "status=200,error_code=429"])
 def test_a_clients_own_limit_is_nobody_elses(fleet, spec):
-    """One client's key has spent its quota: the next client is served by the same backend at once."""
+    """One client's key has spent its quota: the next client is served by the same backend at
+    once."""
     workers, first, second = fleet
     workers.publish(CONFIG, fleet_of(first.url, second.url, forward_authorization=True))
     first.fault(spec)
@@ -440,7 +446,8 @@ def test_a_clients_own_limit_within_a_stream_speaks_against_no_backend(fleet):
 
 
 def test_a_backend_is_not_blamed_for_time_that_another_took(fleet):
-    """The first one hangs until its limit; what is left is too little for the second, which is well."""
+    """The first one hangs until its limit; what is left is too little for the second, which is
+    well."""
     workers, first, second = fleet
     config = msgspec.structs.replace(
         CONFIG,
@@ -480,7 +487,8 @@ def urllib_request(
 
 
 def test_what_the_client_is_told_about_trying_again(fleet):
-    """OpenAI's clients retry 5xx by themselves: where that is of no use they are told so, else when it is."""
+    """OpenAI's clients retry 5xx by themselves: where that is of no use they are told so, else
+    when it is."""
     workers, first, second = fleet
     workers.publish(CONFIG, fleet_of(first.url, second.url))
     first.fault("status=500")

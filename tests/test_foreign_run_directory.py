@@ -1,4 +1,5 @@
-"""A run directory that somebody else made first: nothing of ours is harmed, and nothing in it is believed."""
+"""A run directory that somebody else made first: nothing of ours is harmed, and nothing in it is
+believed."""
 
 import os
 import signal

@@ -1,4 +1,5 @@
-"""Processes that are alive and do nothing: whoever watches must see it, and the health process is replaced."""
+"""Processes that are alive and do nothing: whoever watches must see it, and the health process
+is replaced."""
 
 import os
 import signal

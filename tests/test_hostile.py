@@ -1,6 +1,7 @@
 """A good client beside hostile ones: it loses nothing, and the gateway neither grows nor miscounts.
 
-`make hostile` runs it longer; NEXUS_HOSTILE_SECONDS and NEXUS_HOSTILE_SEED set how long, and what is killed when.
+`make hostile` runs it longer; NEXUS_HOSTILE_SECONDS and NEXUS_HOSTILE_SEED set how long, and what
+is killed when.
 """
 
 import contextlib

@@ -1,4 +1,5 @@
-"""Label values at a gateway that runs: given when a model is used, given back when a name is gone, never shown twice."""
+"""Label values at a gateway that runs: given when a model is used, given back when a name is
+gone, never shown twice."""
 
 import json
 import os

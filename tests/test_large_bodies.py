@@ -48,7 +48,8 @@ def ask(
 
 
 def cost_s(gateway: Gateway, body: bytes, expected: int = 422) -> float:
-    """The processor time of the worker for some requests with this body, which the backend would answer with 422."""
+    """The processor time of the worker for some requests with this body, which the backend would
+    answer with 422."""
     pid = gateway.worker_pids()[0]
     before = memory_and_cpu(pid)
     for _ in range(ROUNDS):
@@ -80,7 +81,8 @@ def test_a_list_of_many_items_costs_little_more_than_one_string(gateway):
 @pytest.mark.parametrize("path", ["/v1", "/openai/deployments/demo-small"])
 @pytest.mark.parametrize("field", ["stream_options", None])
 def test_bodies_of_many_fields_are_refused(gateway, path, field):
-    """The limit is for each object whose fields are read; one that goes on as it came may have any number."""
+    """The limit is for each object whose fields are read; one that goes on as it came may have
+    any number."""
     few, many = (
         b",".join(b'"%07d":0' % number for number in range(count)) for count in (900, 30_000)
     )

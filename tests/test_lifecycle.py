@@ -62,7 +62,8 @@ class Streams:
 
 
 def counters(found: Scrape) -> dict:
-    """What must never go down: counters, and histograms' counts. Processor time has a series for each process."""
+    """What must never go down: counters, and histograms' counts. Processor time has a series for
+    each process."""
     suffixes = ("_total", "_count", "_bucket")
     gauges = ("nexus_backends_total",)
     return {
@@ -84,7 +85,8 @@ def assert_none_fell(before: Scrape, after: Scrape) -> None:
 
 
 def test_killed_worker(gateway, slow):
-    """Its counters stay; what it had in flight is lost, once, and leaves pending within a second."""
+    """Its counters stay; what it had in flight is lost, once, and leaves pending within a
+    second."""
     until(lambda: gateway.scrape().value("nexus_workers") == 2)
     ask(gateway, 20)
     before = gateway.settled()
@@ -209,7 +211,8 @@ def test_recycling_with_streams_in_flight(tmp_path, slow):
 
 
 def test_restart_begins_at_zero_and_orphans_keep_to_their_generation(tmp_path, slow):
-    """The master is killed; its workers see that, and end; a gateway started meanwhile counts from zero."""
+    """The master is killed; its workers see that, and end; a gateway started meanwhile counts
+    from zero."""
     port = free_port()
     environ = clean_environ(
         NEXUS_RUN_DIR=str(tmp_path / "run"), NEXUS_PORT=str(port), NEXUS_HOST="127.0.0.1", NEXUS_WORKERS="2",

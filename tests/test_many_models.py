@@ -1,4 +1,5 @@
-"""A backend with thousands of models: the dashboard stays small, and the model that is used has its series."""
+"""A backend with thousands of models: the dashboard stays small, and the model that is used has
+its series."""
 
 import json
 import urllib.request

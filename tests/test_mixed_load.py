@@ -1,4 +1,5 @@
-"""2,000 requests of mixed kinds over 4 workers: every series exact, in `/metrics`, in `/v1/stats`, in Prometheus."""
+"""2,000 requests of mixed kinds over 4 workers: every series exact, in `/metrics`, in
+`/v1/stats`, in Prometheus."""
 
 import json
 import subprocess
@@ -165,7 +166,8 @@ def test_fleet_gauges(outcome):
 
 
 def test_every_worker_and_the_health_process_agree(outcome):
-    """New connections reach different workers; the counters of requests are the same from all of them."""
+    """New connections reach different workers; the counters of requests are the same from all of
+    them."""
     wanted = {
         k: v
         for k, v in outcome.scrape.samples.items()
@@ -202,8 +204,8 @@ def test_stats_are_the_same_figures(outcome):
 
 
 def test_series_stay_within_the_bound(outcome):
-    """Each family has as many series as `nexus metrics bound` allows it, or fewer; and nothing is shown that is not in
-    the table."""
+    """Each family has as many series as `nexus metrics bound` allows it, or fewer; and nothing
+    is shown that is not in the table."""
     shown = json.loads(
         subprocess.run(
             [sys.executable, "-m", "nexus", "metrics", "bound", "-c", str(outcome.gateway.file), "--json"],

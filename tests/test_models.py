@@ -1,4 +1,5 @@
-"""What the gateway believes of models, in front of backends that speak as Ollama, llama.cpp, vLLM and LiteLLM do."""
+"""What the gateway believes of models, in front of backends that speak as Ollama, llama.cpp,
+vLLM and LiteLLM do."""
 
 import http.client
 import json
@@ -132,7 +133,8 @@ def gateway(module_dir: Path, demos: dict[str, Demo]) -> Iterator[Gateway]:
 
 @pytest.fixture(params=["fast path", "through Flask"])
 def post(request: pytest.FixtureRequest, gateway: Gateway):
-    """Sends a body; gives status, headers, content, and what the request moved. A chunked body is Flask's."""
+    """Sends a body; gives status, headers, content, and what the request moved. A chunked body
+    is Flask's."""
 
     def send(path: str, body: Any) -> tuple[int, dict[str, str], Any, dict[tuple[str, ...], float]]:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -462,7 +464,8 @@ def test_bodies_nested_to_any_depth_are_answered(post):
 def test_models_of_servers_without_a_usable_list_are_served_without_health_checks(
     tmp_path: Path, demos: dict[str, Demo]
 ):
-    """No list, a list that fails, and one that names what the server refuses; one more has no models at all."""
+    """No list, a list that fails, and one that names what the server refuses; one more has no
+    models at all."""
     with (
         Demo(tmp_path, name="broken", models=["x"], kind="generic", pace=0) as broken,
         Demo(tmp_path, name="pinned", models=["cached"], kind="generic", pace=0) as pinned,

@@ -1,4 +1,5 @@
-"""Backends by name: a name server that is silent or slow, and names that move; a real one answers on loopback."""
+"""Backends by name: a name server that is silent or slow, and names that move; a real one
+answers on loopback."""
 
 import http.client
 import json
@@ -213,7 +214,8 @@ def authorities(tmp_path: Path) -> list[Authority]:
 
 
 def test_tls_paths_queries_and_ipv6_together(tmp_path: Path, authorities: list[Authority]):
-    """By requests, over the fast path and through Flask, and by probes; a new CA bundle is taken up by both."""
+    """By requests, over the fast path and through Flask, and by probes; a new CA bundle is taken
+    up by both."""
     one, two = authorities
     bundle, client = tmp_path / "bundle.pem", one.issue("client")
     bundle.write_bytes(one.ca.read_bytes())
@@ -257,7 +259,8 @@ def test_tls_paths_queries_and_ipv6_together(tmp_path: Path, authorities: list[A
             probed = {path for method, path in backend.seen if method == "GET"}
             assert probed == {"/openai/models?api-version=1", "/v1beta/openai/models"}
 
-            # The server goes over to another CA, and the bundle is exchanged: no reload, no restart.
+            # The server goes over to another CA, and the bundle is exchanged: no reload, no
+            # restart.
             new = two.issue("server", "IP:::1")
             context.load_cert_chain(new.cert, new.key)
             until(lambda: statuses(gateway)["second"] == 0)

@@ -1,4 +1,5 @@
-"""No secret shows anywhere: keys, tokens and clients' credentials are looked for in every output of every path."""
+"""No secret shows anywhere: keys, tokens and clients' credentials are looked for in every output
+of every path."""
 
 import base64
 import contextlib

@@ -1,4 +1,5 @@
-"""What the clients' port shows to anybody where the operators have set a token, and how often it makes it."""
+"""What the clients' port shows to anybody where the operators have set a token, and how often it
+makes it."""
 
 import urllib.error
 import urllib.request

@@ -1,4 +1,5 @@
-"""`/openapi.json` says what the running gateway does: every path, every status that is provoked, every key of every answer."""
+"""`/openapi.json` says what the running gateway does: every path, every status that is provoked,
+every key of every answer."""
 
 import json
 import re
@@ -27,7 +28,8 @@ def test_document_is_openapi(operations):
 
 
 def routes(app: Flask) -> set[tuple[str, str]]:
-    """(path, method) of every rule; a proxied path takes every method to refuse all but POST itself."""
+    """(path, method) of every rule; a proxied path takes every method to refuse all but POST
+    itself."""
     found = set()
     for rule in app.url_map.iter_rules():
         methods = (
@@ -97,7 +99,8 @@ class Port:
     def check(
         self, method: str, template: str, path: str = "", body: object = None
     ) -> tuple[int, bytes]:
-        """Ask, and hold status, content type and every key of the answer against what is described for `template`."""
+        """Ask, and hold status, content type and every key of the answer against what is
+        described for `template`."""
         status, kind, content = self.ask(method, path or template, body)
         response = self.document["paths"][template][method.lower()]["responses"][str(status)]
         if "content" in response:

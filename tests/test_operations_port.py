@@ -1,4 +1,5 @@
-"""The operations port under attack: floods, ambiguous framing, large bodies; it goes on, and so does probing."""
+"""The operations port under attack: floods, ambiguous framing, large bodies; it goes on, and so
+does probing."""
 
 import contextlib
 import json
@@ -129,7 +130,8 @@ def test_a_flood_of_idle_connections_keeps_nobody_out(health, demo):
 
 
 def test_out_of_descriptors_it_lives_and_goes_on(tmp_path, demo):
-    """Other descriptors than the port's are used up: what cannot be written is logged, and written later."""
+    """Other descriptors than the port's are used up: what cannot be written is logged, and
+    written later."""
     with Health(tmp_path, backend_toml(demo), descriptors=256) as health:
 
         def limit(soft):

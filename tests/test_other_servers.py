@@ -1,4 +1,5 @@
-"""Under our gunicorn worker, its stock gevent and gthread ones, and waitress: the same requests give the same figures."""
+"""Under our gunicorn worker, its stock gevent and gthread ones, and waitress: the same requests
+give the same figures."""
 
 import sys
 from collections import Counter

@@ -1,4 +1,5 @@
-"""Gateway and health process in two containers: each sees other process ids, and both use one run directory."""
+"""Gateway and health process in two containers: each sees other process ids, and both use one
+run directory."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""The private parts of libraries that the gateway uses: an upgrade that moves one fails here, by name.
+"""The private parts of libraries that the gateway uses: an upgrade that moves one fails here, by
+name.
 
 `pyproject.toml` bounds these libraries from above for the same reason.
 """

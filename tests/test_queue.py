@@ -1,4 +1,5 @@
-"""Waiting for room: order, priorities, limits and time-outs, in one worker exactly and over four as documented."""
+"""Waiting for room: order, priorities, limits and time-outs, in one worker exactly and over four
+as documented."""
 
 import http.client
 import json
@@ -108,7 +109,8 @@ def changes(before, after) -> dict[str, float]:
 
 
 def test_two_hundred_arrivals_at_one_worker(one: Workers):
-    """Four are served at once, a hundred wait, the rest are turned away; those of high priority go first, then in order."""
+    """Four are served at once, a hundred wait, the rest are turned away; those of high priority
+    go first, then in order."""
     go, served = threading.Event(), []
     event = (
         b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
@@ -138,7 +140,8 @@ def test_two_hundred_arrivals_at_one_worker(one: Workers):
                     user=number,
                 )
             )
-            # Each is known to have found its place before the next is sent: so the order of arrival is ours.
+            # Each is known to have found its place before the next is sent: so the order of arrival
+            # is ours.
             if number < CAPACITY:
                 until(lambda number=number: len(served) == number + 1, every_s=0.001)
             elif number < CAPACITY + 100:
@@ -155,7 +158,8 @@ def test_two_hundred_arrivals_at_one_worker(one: Workers):
     assert {client.status for client in clients[: CAPACITY + 100]} == {200}
     waited = range(CAPACITY, CAPACITY + 100)
     expected = [n for n in waited if n % 4 == 0] + [n for n in waited if n % 4]
-    # As many as have a place reach the backend at once, in whatever order its threads have; one may be late.
+    # As many as have a place reach the backend at once, in whatever order its threads have; one may
+    # be late.
     assert sorted(served[CAPACITY:]) == sorted(expected)
     assert all(
         abs(served[CAPACITY:].index(n) - place) < 3 * CAPACITY for place, n in enumerate(expected)
@@ -176,7 +180,8 @@ def test_two_hundred_arrivals_at_one_worker(one: Workers):
 
 
 def test_order_within_a_worker(one: Workers, demo: Demo):
-    """With everything queued before anything ends: high priority in order, then the others in order."""
+    """With everything queued before anything ends: high priority in order, then the others in
+    order."""
     one.publish(config(max_size=100), [backend("limited", demo.url, "m", max_concurrent=1)])
     demo.fault("delay=1.5")
     first = Client(one.port)
@@ -290,7 +295,8 @@ def test_over_four_workers(tmp_path: Path, demo: Demo):
         assert most[0] <= CAPACITY + 3, "one for each other worker that looks in the same instant"
         scrape = workers.settled()
         assert scrape.value("nexus_queue_wait_seconds_count") > 100
-        # 60 clients at four places of some 25 ms: a turn takes about 0.4 s, and nobody waits many turns.
+        # 60 clients at four places of some 25 ms: a turn takes about 0.4 s, and nobody waits many
+        # turns.
         assert scrape.value("nexus_queue_wait_seconds_bucket", le="2.5") == scrape.value(
             "nexus_queue_wait_seconds_count"
         )

@@ -1,4 +1,5 @@
-"""Requests byte by byte: the short way gives the same verdict as gunicorn's parser and Flask, and never loses its place."""
+"""Requests byte by byte: the short way gives the same verdict as gunicorn's parser and Flask,
+and never loses its place."""
 
 import re
 import socket
@@ -145,7 +146,8 @@ def statuses(gateway: Gateway, data: bytes, *, pieces: int = 1) -> list[int]:
                 sock.sendall(data[start : start + size])
                 if pieces > 1:
                     time.sleep(0.01)
-            # The side is closed only once what was asked can have been answered: a close means that the client left.
+            # The side is closed only once what was asked can have been answered: a close means that
+            # the client left.
             sock.settimeout(2)
             while piece := sock.recv(65536):
                 received += piece
@@ -181,7 +183,8 @@ def test_same_verdict(verdicts, name):
 @pytest.mark.e2e
 @pytest.mark.usefixtures("verdicts")
 def test_both_count_alike(ways):
-    """What came of all these requests is in the same series, whichever way they went; and both go on."""
+    """What came of all these requests is in the same series, whichever way they went; and both
+    go on."""
     counted = []
     for gateway in ways:
         scrape = gateway.settled()
@@ -214,7 +217,8 @@ def test_same_verdict_in_pieces(ways, name):
 
 @pytest.mark.e2e
 def test_a_body_that_never_comes(tmp_path):
-    """A refusal whose body is not sent, and a head that is not finished, hold a connection no longer than it may idle."""
+    """A refusal whose body is not sent, and a head that is not finished, hold a connection no
+    longer than it may idle."""
     with (
         Demo(tmp_path, pace=0) as demo,
         Gateway(
@@ -245,7 +249,8 @@ def test_nothing_plain_in_noise(data):
 @settings(max_examples=500)
 @given(st.integers(0, len(PLAIN) - len(BODY)), st.binary(min_size=1, max_size=4))
 def test_what_is_changed_is_refused_or_understood_alike(at, noise):
-    """A plain head with some bytes written over: either it is not plain any more, or its framing is what it says."""
+    """A plain head with some bytes written over: either it is not plain any more, or its framing
+    is what it says."""
     data = PLAIN[:at] + noise + PLAIN[at + len(noise) :]
     head = parse_request_head(data, LIMITS)
     if head is None:

@@ -1,5 +1,5 @@
-"""The commands of the README and of the first steps, in a clean copy, as somebody with nothing but Python and make runs
-them, and what they print."""
+"""The commands of the README and of the first steps, in a clean copy, as somebody with nothing
+but Python and make runs them, and what they print."""
 
 import json
 import re
@@ -36,7 +36,8 @@ SHOWN = {
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    """`make run` in a clean copy: what git would give a newcomer, the uncommitted changes included."""
+    """`make run` in a clean copy: what git would give a newcomer, the uncommitted changes
+    included."""
     copy = tmp_path_factory.mktemp("clone") / "nexus"
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -73,7 +74,8 @@ def here(text: str, running: Process) -> str:
 
 
 def alike(text: str) -> list[str]:
-    """Its lines, without what differs from run to run: numbers, widths, and which of two like backends comes first."""
+    """Its lines, without what differs from run to run: numbers, widths, and which of two like
+    backends comes first."""
     return sorted(
         " ".join(re.sub(r"\d[\d.,]*", "#", line).split())
         for line in text.splitlines()

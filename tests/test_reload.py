@@ -1,4 +1,5 @@
-"""Changes while it runs: no process is replaced, nothing in flight notices; a bad file changes nothing."""
+"""Changes while it runs: no process is replaced, nothing in flight notices; a bad file changes
+nothing."""
 
 import json
 import subprocess
@@ -95,7 +96,8 @@ def test_an_invalid_file_changes_nothing(tmp_path: Path):
             good + 'x = "\n',
         ):
             gateway.file.write_text(broken)
-            # The run directory cannot be read out of every broken file: then the environment names it.
+            # The run directory cannot be read out of every broken file: then the environment names
+            # it.
             done = subprocess.run(
                 [sys.executable, "-m", "nexus", "reload", "-c", str(gateway.file)],
                 cwd=ROOT, env=clean_environ(NEXUS_RUN_DIR=str(gateway.run_dir)), capture_output=True, text=True, timeout=30,

@@ -1,4 +1,5 @@
-"""Both ports do what their `/openapi.json` says, and no request that it can describe makes them fail."""
+"""Both ports do what their `/openapi.json` says, and no request that it can describe makes them
+fail."""
 
 import subprocess
 import sys

@@ -1,4 +1,5 @@
-"""`nexus serve` as a person starts it: the demo fleet, the first screen, the real OpenAI client, the end."""
+"""`nexus serve` as a person starts it: the demo fleet, the first screen, the real OpenAI client,
+the end."""
 
 import json
 import os
@@ -52,7 +53,8 @@ def served(module_dir):
 
 
 def test_options_of_the_start_hold_for_every_process(module_dir, tmp_path):
-    """Of its health process too; and commands that know the configuration alone find the gateway where it listens."""
+    """Of its health process too; and commands that know the configuration alone find the gateway
+    where it listens."""
     port, operations, other = free_port(), free_port(), free_port()
     file = tmp_path / "nexus.toml"
     with Demo(tmp_path, name="well", pace=0) as well:
@@ -201,7 +203,8 @@ def test_a_demo_backend_that_dies_is_started_again(served):
 
 
 def test_known_with_the_first_round_of_probes(tmp_path):
-    """Metrics are there at once, and the fleet long before the second round; `make bench` measures the start."""
+    """Metrics are there at once, and the fleet long before the second round; `make bench`
+    measures the start."""
     with (
         Demo(tmp_path) as demo,
         Gateway(tmp_path, backend_toml(demo), ready=False, interval_s=3600) as gateway,

@@ -1,4 +1,5 @@
-"""Backends whose probes are well while requests to them are not: `nexus status`, `/v1/stats` and the dashboard say so."""
+"""Backends whose probes are well while requests to them are not: `nexus status`, `/v1/stats` and
+the dashboard say so."""
 
 import json
 import socket

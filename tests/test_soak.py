@@ -72,7 +72,8 @@ def test_nothing_grows(tmp_path):
         load(SECONDS)
         quiet = gateway.settled()
         after = sizes(pids)
-        # Of a backend that fails three times in ten, enough may fail in a row for its circuit to open for a while.
+        # Of a backend that fails three times in ten, enough may fail in a row for its circuit to
+        # open for a while.
         assert set(tally) <= {
             ("chat", 200), ("stream", 200), ("embeddings", 200), ("flaky", 200), ("flaky", 502), ("flaky", 503),
             ("unknown", 404),

@@ -1,4 +1,5 @@
-"""What connections between gateways and backends may bring: loops, bytes that nobody asked for, headers of one hop."""
+"""What connections between gateways and backends may bring: loops, bytes that nobody asked for,
+headers of one hop."""
 
 import http.client
 import json
@@ -138,7 +139,8 @@ class Stray(Replay):
 
 
 def test_a_response_that_nobody_asked_for_is_nobodys(pair):
-    """Its connection is closed, and for some minutes none is kept to that backend; this is logged and counted."""
+    """Its connection is closed, and for some minutes none is kept to that backend; this is
+    logged and counted."""
     gateway, _ = pair
     unsolicited = "nexus_backend_unsolicited_responses_total"
     with Stray() as stray:

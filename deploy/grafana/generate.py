@@ -1,7 +1,7 @@
 """Writes the dashboards in dashboards/ from those in tables/: `python deploy/grafana/generate.py`.
 
-There a panel is its title, what it says, its unit and its expressions; where it lies, its number and what Grafana wants
-besides are worked out here. Tests fail where a file is not what this writes.
+There a panel is its title, what it says, its unit and its expressions; where it lies, its number
+and what Grafana wants besides are worked out here. Tests fail where a file is not what this writes.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def _restarts() -> dict[str, Any]:
 
 
 def _panels(wanted: Dashboard) -> list[dict[str, Any]]:
-    """Rows from top to bottom, each with its panels from left to right in as many lines as they need."""
+    """Rows from top to bottom, each with its panels from left to right in as many lines as they
+    need."""
     numbers, panels, y = count(1), [], 0
     for title, row in wanted.rows.items():
         place = {"x": 0, "y": y, "w": WIDTH, "h": 1}

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """`limits`: value → colour from there on; `names`: value → (text, colour); `runbook`: a page, with its anchor."""
+    """`limits`: value → colour from there on; `names`: value → (text, colour); `runbook`: a
+    page, with its anchor."""
 
     title: str
     description: str
@@ -25,7 +26,8 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
-    """`variables` beside the data source: those of instance, model and backend that its panels heed."""
+    """`variables` beside the data source: those of instance, model and backend that its panels
+    heed."""
 
     uid: str
     title: str

@@ -1,7 +1,8 @@
 """A request's body: its top-level fields as raw JSON, and the body with one field replaced.
 
-Values are not parsed, and bytes are never written anew. JSON as clients really send it is accepted: NaN and
-infinities, lone surrogates, a byte order mark. Backends may take those, so they go on as they came.
+Values are not parsed, and bytes are never written anew. JSON as clients really send it is accepted:
+NaN and infinities, lone surrogates, a byte order mark. Backends may take those, so they go on as
+they came.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ READ = frozenset(
 """Fields that the gateway reads, so that a backend must read the same in them."""
 _MOST_FIELDS = 1000
 _MAY_HAVE_MORE = 256 * 1024
-"""A body of fewer bytes cannot have so many fields that they cost much; there they are not counted."""
+"""A body of fewer bytes cannot have so many fields that they cost much; there they are not
+counted."""
 _SHORTEST_FIELD = len(b',"input":0')
 
 
@@ -51,14 +53,16 @@ _decode_small = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def _decode(body: bytes) -> dict[str, Raw]:
-    """The fields of an object, the last of those given twice. Raises as `msgspec` does, or `InvalidBody`."""
+    """The fields of an object, the last of those given twice. Raises as `msgspec` does, or
+    `InvalidBody`."""
     if len(body) < _MAY_HAVE_MORE:
         return _decode_small(body)
     return {key.name: raw for key, raw in _decode_all(body).items()}
 
 
 def _decode_all(body: bytes) -> dict[_Key, Raw]:
-    """All fields of an object. Raises as `msgspec` does, or `InvalidBody` as soon as there are too many."""
+    """All fields of an object. Raises as `msgspec` does, or `InvalidBody` as soon as there are
+    too many."""
     left = _MOST_FIELDS
 
     def new_key(_: Any, name: str) -> _Key:
@@ -108,7 +112,8 @@ def read_fields(body: bytes) -> dict[str, Raw]:
 def with_field(body: bytes, name: str, value: bytes) -> bytes:
     """The body with one field replaced, or added at its end; all other bytes stay.
 
-    Raises `InvalidBody` if it has too many fields, RecursionError if it is nested too deeply to be read from here.
+    Raises `InvalidBody` if it has too many fields, RecursionError if it is nested too deeply to be
+    read from here.
     """
     text = body
     try:
@@ -124,9 +129,11 @@ def with_field(body: bytes, name: str, value: bytes) -> bytes:
 
 
 def _strict(body: bytes) -> bytes:
-    """Strict JSON of the same length, with values in the same places; what strict JSON lacks is another value."""
+    """Strict JSON of the same length, with values in the same places; what strict JSON lacks is
+    another value."""
     text = b"   " + body[3:] if body.startswith(_BYTE_ORDER_MARK) else body
-    # A list may lie wherever a value may, and within a text it does no harm; a number could join its neighbours.
+    # A list may lie wherever a value may, and within a text it does no harm; a number could join
+    # its neighbours.
     text = (
         text.replace(b"-Infinity", b"[]       ")
         .replace(b"Infinity", b"[]      ")
@@ -140,7 +147,8 @@ def _check_names(text: bytes, found: dict[str, Raw]) -> None:
         for name in found:
             if name not in READ and (meant := name.casefold()) in READ:
                 raise InvalidBody(f"`{name}` must be written `{meant}`.", param=name)
-    # What is left beside the fields and the signs between them is white space, or fields given twice.
+    # What is left beside the fields and the signs between them is white space, or fields given
+    # twice.
     left = len(text) - 1 - sum(map(len, found)) - sum(map(len, found.values())) - 4 * len(found)
     if (
         left >= _SHORTEST_FIELD
@@ -168,7 +176,8 @@ def _all_spans(text: bytes, found: dict[str, Raw]) -> dict[str, tuple[int, int]]
 
 
 def _spans(text: bytes, fields: Iterable[tuple[str, Raw]]) -> dict[str, tuple[int, int]] | None:
-    """Where each value lies in the text of an object with exactly these fields in this order; None for another."""
+    """Where each value lies in the text of an object with exactly these fields in this order;
+    None for another."""
     spans = {}
     at = 0
     for name, raw in fields:

@@ -1,6 +1,8 @@
-"""Reading JSON that is not strict, as Python's and Go's encoders write it: NaN, Infinity, lone surrogates, a BOM.
+"""Reading JSON that is not strict, as Python's and Go's encoders write it: NaN, Infinity, lone
+surrogates, a BOM.
 
-Such JSON passes through the gateway as it came. Strict reading is tried first, so that all other JSON costs the same.
+Such JSON passes through the gateway as it came. Strict reading is tried first, so that all other
+JSON costs the same.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ _LONGEST_REPAIRED = 1024 * 1024
 
 
 def strict(data: bytes) -> bytes:
-    """The same JSON in strict form: NaN and the infinities become null, lone surrogates and broken UTF-8 `?` or
-    U+FFFD. Raises ValueError or RecursionError."""
+    """The same JSON in strict form: NaN and the infinities become null, lone surrogates and
+    broken UTF-8 `?` or U+FFFD. Raises ValueError or RecursionError."""
     value = json.loads(data.decode("utf-8-sig", "replace"), parse_constant=lambda _: None)
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
 

@@ -1,14 +1,17 @@
-"""The circuit breaker of a backend: one state machine over a record that all processes of the host share.
+"""The circuit breaker of a backend: one state machine over a record that all processes of the host
+share.
 
-                     too many failures                  its time is over, or
-                                                        health probes succeed again
-          closed ─────────────────────────▶ open ─────────────────────────▶ half-open
-            ▲                                 ▲                               │   │
-            │                                 └── half-open probe failed ─────┘   │
-            └──── half-open probe confirmed, or health probes pass untried ───────┘
+                     too many failures                  its time is over, or health probes succeed
+                                                        again closed ─────────────────────────▶ open
+                                                        ─────────────────────────▶ half-open ▲
+                                                        ▲                               │   │ │
+                                                        └── half-open probe failed ─────┘   │ └────
+                                                        half-open probe confirmed, or health probes
+                                                        pass untried ───────┘
 
-While a circuit is open, requests go to other backends. While it is half open, one request at a time holds a lease and
-is the half-open probe. `fleet/status.py` tells routing the state; after closing, traffic comes back by slow start.
+While a circuit is open, requests go to other backends. While it is half open, one request at a time
+holds a lease and is the half-open probe. `fleet/status.py` tells routing the state; after closing,
+traffic comes back by slow start.
 """
 
 from __future__ import annotations
@@ -56,14 +59,15 @@ class Transition(msgspec.Struct, frozen=True):
 
 
 class CircuitBreaker(msgspec.Struct, frozen=True, kw_only=True):
-    """The state machine. Each state is a method that takes an event and returns the transition, or None for no change.
+    """The state machine. Each state is a method that takes an event and returns the transition, or
+    None for no change.
 
     Attributes:
         circuit: The record as it was read.
         settings: What the configuration says.
         error_rate: Share of failures in the window that opens a circuit.
-        now_ns: The time on the host's monotonic clock.
-        successes, failures: Requests in the last window, since the circuit last closed.
+        now_ns: The time on the host's monotonic clock. successes, failures: Requests in the last
+        window, since the circuit last closed.
         chance: A random number in [0, 1), for the jitter.
     """
 
@@ -85,7 +89,8 @@ class CircuitBreaker(msgspec.Struct, frozen=True, kw_only=True):
                 return self.half_open(event)
 
     def closed(self, event: Event) -> Transition | None:
-        """Requests pass. Too many failures open the circuit; a probe that ends after its lease changes nothing."""
+        """Requests pass. Too many failures open the circuit; a probe that ends after its lease
+        changes nothing."""
         settings, recovered = self.settings, self.circuit.recovered
         if event is not Event.FAILURE or not settings.enabled or not self._too_many_failures():
             return None
@@ -107,8 +112,8 @@ class CircuitBreaker(msgspec.Struct, frozen=True, kw_only=True):
     def half_open(self, event: Event) -> Transition | None:
         """One request at a time probes the backend.
 
-        Health probes close the circuit only if no request probed it for `open_seconds`: a backend may pass health
-        probes while its requests hang.
+        Health probes close the circuit only if no request probed it for `open_seconds`: a backend
+        may pass health probes while its requests hang.
         """
         match event:
             case Event.PROBE_CONFIRMED:
@@ -164,7 +169,8 @@ def report(
 ) -> Transition | None:
     """Report an event to the circuit breaker of the backend in `column`.
 
-    Returns the transition that it caused. None if there was none, or if another process opened the circuit first.
+    Returns the transition that it caused. None if there was none, or if another process opened the
+    circuit first.
     """
     circuit = circuits.read(column)
     successes = failures = 0

@@ -1,8 +1,10 @@
-"""What requests have shown about each backend: one record for each in shared memory, which any process may write.
+"""What requests have shown about each backend: one record for each in shared memory, which any
+process may write.
 
-Reading a clean record costs one memory read (`CircuitTable.dirty`). A circuit is opened under a lock on a byte of the
-same file, so each opening happens, and is counted, once. The right to be the half-open probe is a lease: it ends by
-itself if its holder dies or is slow. `circuit_breaker.py` decides what is stored here.
+Reading a clean record costs one memory read (`CircuitTable.dirty`). A circuit is opened under a
+lock on a byte of the same file, so each opening happens, and is counted, once. The right to be the
+half-open probe is a lease: it ends by itself if its holder dies or is slow. `circuit_breaker.py`
+decides what is stored here.
 
 Times are nanoseconds on the host's monotonic clock.
 """
@@ -27,7 +29,8 @@ State = Literal["closed", "half_open", "open"]
 STATES: tuple[State, ...] = ("closed", "half_open", "open")
 """In the order of their numbers in `nexus_backend_circuit_state`."""
 
-# The cells of a record; those from _OPEN_UNTIL to _PROBE_LEASE are the fields of `Circuit`, in its order.
+# The cells of a record; those from _OPEN_UNTIL to _PROBE_LEASE are the fields of `Circuit`, in its
+# order.
 _DIRTY, _OPEN_UNTIL, _CONSECUTIVE_OPENS, _BUSY_UNTIL, _RECOVERED, _FAILED = range(6)
 _MODELS_UNTIL, _STREAM_USAGE, _FAILURES_IN_A_ROW, _PROBE_LEASE, _PROBE_REQUESTED = range(6, 11)
 _RECORD = 16
@@ -89,7 +92,8 @@ class CircuitTable:
         self._cells = memoryview(self._map).cast("q")
         self.dirty = self._cells[: COLUMNS * _RECORD : _RECORD]
         """By column: whether the record says anything. It rarely does."""
-        # File locks exclude other processes; this one excludes threads and greenlets of this process.
+        # File locks exclude other processes; this one excludes threads and greenlets of this
+        # process.
         self._process_lock = threading.Lock()
         self._no_waiting_until = 0.0
 
@@ -119,7 +123,8 @@ class CircuitTable:
         return not circuit.open_until and last < before_ns
 
     def record_failure(self, column: int, now_ns: int) -> None:
-        """Record a failed request. One may be missed in `failures_in_a_row` if two processes record at once."""
+        """Record a failed request. One may be missed in `failures_in_a_row` if two processes
+        record at once."""
         self._cells[column * _RECORD + _FAILURES_IN_A_ROW] += 1
         self._write(column, _FAILED, now_ns)
 
@@ -144,7 +149,8 @@ class CircuitTable:
         return self._cells[at + 1] if self._cells[at] == key else 0
 
     def request_health_probe(self, column: int) -> None:
-        """Ask the health process to probe the backend now: a response contradicts its last probe."""
+        """Ask the health process to probe the backend now: a response contradicts its last
+        probe."""
         self._cells[column * _RECORD + _PROBE_REQUESTED] = 1
 
     def pop_probe_request(self, column: int) -> bool:
@@ -156,7 +162,8 @@ class CircuitTable:
     def store(self, column: int, before: Circuit, after: Circuit) -> bool:
         """Write what a transition changed in the record that was read as `before`.
 
-        Returns False if the transition opens the circuit and another process opened it first, or is about to.
+        Returns False if the transition opens the circuit and another process opened it first, or is
+        about to.
         """
         if not before.open_until and after.open_until:
             with self._record_lock(column) as acquired:
@@ -179,7 +186,8 @@ class CircuitTable:
         self._write(column, _OPEN_UNTIL, after.open_until)
 
     def stream_usage(self, column: int) -> bool | None:
-        """Return whether the backend accepts `stream_options.include_usage`; None if nobody has tried."""
+        """Return whether the backend accepts `stream_options.include_usage`; None if nobody has
+        tried."""
         value = self._cells[column * _RECORD + _STREAM_USAGE]
         return None if value == 0 else value > 0
 
@@ -187,7 +195,8 @@ class CircuitTable:
         self._cells[column * _RECORD + _STREAM_USAGE] = 1 if supported else -1
 
     def reset(self, column: int, now_ns: int) -> None:
-        """Clear the record: the column goes to another backend, and nothing from before counts for it."""
+        """Clear the record: the column goes to another backend, and nothing from before counts
+        for it."""
         base = column * _RECORD
         self._cells[base : base + _RECORD] = memoryview(bytes(_RECORD * 8)).cast("q")
         self._cells[base + _RECOVERED] = now_ns
@@ -207,7 +216,8 @@ class CircuitTable:
             return True
 
     def release_probe_lease(self, column: int, until_ns: int) -> None:
-        """Release the lease that ends at `until_ns`, unless another request has acquired one since."""
+        """Release the lease that ends at `until_ns`, unless another request has acquired one
+        since."""
         cell = column * _RECORD + _PROBE_LEASE
         if self._cells[cell] == until_ns:
             self._cells[cell] = 0
@@ -227,7 +237,8 @@ class CircuitTable:
     def next_cursor(self, key: int) -> int:
         """Advance the round-robin cursor of `key`, which all processes share, and return it.
 
-        Two callers may get the same number if a process is stopped while it counts: nobody waits for it.
+        Two callers may get the same number if a process is stopped while it counts: nobody waits
+        for it.
         """
         at = key % _CURSOR_CELLS
         with self._process_lock:
@@ -241,8 +252,8 @@ class CircuitTable:
     def _lock_soon(self, locks: LockFile, byte: int) -> bool:
         """Acquire a lock that others hold for microseconds.
 
-        Waiting blocks the thread, so it is short. After one timeout nobody waits for a while: the holder may have been
-        stopped.
+        Waiting blocks the thread, so it is short. After one timeout nobody waits for a while: the
+        holder may have been stopped.
         """
         if locks.acquire(byte):
             return True

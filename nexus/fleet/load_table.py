@@ -1,9 +1,9 @@
 """The table of what each process has in hand: one row for each process, one writer for each row.
 
-Layout, in 64-bit integers: a head of `HEAD` cells (format, number of rows ever used), then for each slot a row: `HEAD`
-cells of its own (see `Row`), and for each of the `_PLANES` a block of `COLUMNS` cells, one for each backend. Aligned
-8-byte stores are not torn on the machines we support, so readers take no lock; a row that is being written twice in a
-row is told by its sequence number.
+Layout, in 64-bit integers: a head of `HEAD` cells (format, number of rows ever used), then for each
+slot a row: `HEAD` cells of its own (see `Row`), and for each of the `_PLANES` a block of `COLUMNS`
+cells, one for each backend. Aligned 8-byte stores are not torn on the machines we support, so
+readers take no lock; a row that is being written twice in a row is told by its sequence number.
 
 Times are nanoseconds on the host's monotonic clock, which all processes share.
 """
@@ -46,7 +46,8 @@ _EPOCH_SHIFT, _SECOND_SHIFT, _COUNT = 40, 20, (1 << 20) - 1
 _EPOCHS = (1 << 22) - 1  # they go round after 240 days
 
 NORMAL_TICKET = 1 << 62
-"""Set in the ticket of a request of normal priority: those of high priority are lower, whenever they came."""
+"""Set in the ticket of a request of normal priority: those of high priority are lower, whenever
+they came."""
 
 
 def _plane(plane: int, column: int) -> int:
@@ -89,13 +90,16 @@ class LoadTable:
 
     @property
     def rows(self) -> int:
-        """How many rows were ever used; they are the first ones, since the lowest free slot is leased."""
+        """How many rows were ever used; they are the first ones, since the lowest free slot is
+        leased."""
         return self._cells[1]
 
     def use_row(self, slot: int) -> None:
-        """Have readers look at the row of `slot` from now on. Two lessees must not call this at once.
+        """Have readers look at the row of `slot` from now on. Two lessees must not call this at
+        once.
 
-        Its space is reserved now: a full file system then fails here, and not as a SIGBUS at a later store.
+        Its space is reserved now: a full file system then fails here, and not as a SIGBUS at a
+        later store.
         """
         if self.path is not None and slot >= self.rows:
             fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
@@ -161,9 +165,11 @@ class LoadTable:
         return sum(self._cells[HEAD + slot * _STRIDE + _WAITING] for slot in slots)
 
     def waits_before(self, column: int, ticket: int, *, since_ns: int) -> bool:
-        """Whether a request with an earlier ticket waits for the backend, in a process that looked since then.
+        """Whether a request with an earlier ticket waits for the backend, in a process that looked
+        since then.
 
-        A process that has not looked for room lately stands still, or has ended without taking its tickets back.
+        A process that has not looked for room lately stands still, or has ended without taking its
+        tickets back.
         """
         tickets, seen = self._over_rows(_plane(_TICKET, column)), self._over_rows(_QUEUE_SEEN)
         return any(
@@ -178,7 +184,8 @@ class LoadTable:
         return self._window(_plane(_OUTCOMES, column), now_ns, since_ns, apart=COLUMNS)
 
     def requests_and_retries(self, now_ns: int) -> tuple[int, int]:
-        """(requests started, further attempts made for them) in the last window, over all processes."""
+        """(requests started, further attempts made for them) in the last window, over all
+        processes."""
         return self._window(_TRIES, now_ns, 0, apart=1)
 
     def _window(self, cell: int, now_ns: int, since_ns: int, *, apart: int) -> tuple[int, int]:
@@ -275,7 +282,8 @@ class Row:
         self._cells[self._base + _READING] += change
 
     def add_queued(self, column: int, change: int) -> None:
-        """One request more (1) or fewer (-1) waits for room; it is shown at the backend in `column`."""
+        """One request more (1) or fewer (-1) waits for room; it is shown at the backend in
+        `column`."""
         self._cells[self._base + _WAITING] += change
         self._cells[self._base + _plane(_QUEUED, column)] += change
 
@@ -313,7 +321,8 @@ class Row:
 
     @property
     def in_our_namespace(self) -> bool:
-        """Whether its process id means the same process to us; in another container it would be a stranger's."""
+        """Whether its process id means the same process to us; in another container it would be
+        a stranger's."""
         return self._cells[self._base + _NAMESPACE] == _pid_namespace()
 
     @property
@@ -322,7 +331,8 @@ class Row:
 
     @property
     def worker_starts(self) -> int:
-        """How many workers the gateway had started when the last one of this row was, itself included."""
+        """How many workers the gateway had started when the last one of this row was, itself
+        included."""
         return self._cells[self._base + _STARTS]
 
     def set_worker_starts(self, count: int) -> None:

@@ -1,7 +1,8 @@
 """Locks on single bytes of a file, which the kernel gives back however their holder ends.
 
-Open-file-description locks (`fcntl(2)`, F_OFD_*) belong to the open file, not to the process: a fork shares them, and
-asking who holds one takes nothing, so that a reader never makes a process that boots at that moment miss its place.
+Open-file-description locks (`fcntl(2)`, F_OFD_*) belong to the open file, not to the process: a
+fork shares them, and asking who holds one takes nothing, so that a reader never makes a process
+that boots at that moment miss its place.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence,
 
 
 class LockFile:
-    """An open file whose bytes serve as locks; `close()` gives back all that were taken through it."""
+    """An open file whose bytes serve as locks; `close()` gives back all that were taken through
+    it."""
 
     def __init__(self, path: Path, *, fd: int | None = None) -> None:
         """Open the file, or adopt `fd`, opened on it earlier in this process and holding locks."""
@@ -34,7 +36,8 @@ class LockFile:
         return True
 
     def acquire_within(self, byte: int, seconds: float) -> bool:
-        """The same, but wait so long for it: a holder that was stopped must not stop whoever waits."""
+        """The same, but wait so long for it: a holder that was stopped must not stop whoever
+        waits."""
         deadline = time.monotonic() + seconds
         while not (taken := self.acquire(byte)) and time.monotonic() < deadline:
             time.sleep(_RETRY_S)

@@ -19,7 +19,8 @@ Status = Literal["unknown", "healthy", "unhealthy"]
 class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """A backend and how it is. `since` in Unix seconds, `latency_ms` of its last good probe.
 
-    `capacity`: how many requests it works on at once, where it tells that itself. `draining`: it gets no new requests.
+    `capacity`: how many requests it works on at once, where it tells that itself. `draining`: it
+    gets no new requests.
     """
 
     config: BackendConfig
@@ -45,7 +46,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def limit(self) -> int | None:
-        """The most requests that it is given at once: as configured, else as it tells; None for no limit."""
+        """The most requests that it is given at once: as configured, else as it tells; None for
+        no limit."""
         return (
             self.config.max_concurrent if self.config.max_concurrent is not None else self.capacity
         )
@@ -56,15 +58,17 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def restricted(self) -> bool:
-        """Whether what is sent there stays in-house: a restricted zone, or a local kind without a zone."""
+        """Whether what is sent there stays in-house: a restricted zone, or a local kind without
+        a zone."""
         return not self.cloud if self.config.zone is None else self.config.zone != "open"
 
 
 class Labels(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Real name → label value (see `metrics/labels.py`).
 
-    `retired_*`: label values that their names gave back. `*_gone_since`: absent names that still have a label, and
-    since when they are gone, by the monotonic clock. `models_over`: models that were asked for and got no label.
+    `retired_*`: label values that their names gave back. `*_gone_since`: absent names that still
+    have a label, and since when they are gone, by the monotonic clock. `models_over`: models that
+    were asked for and got no label.
     """
 
     models: dict[str, str] = {}
@@ -77,7 +81,8 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The fleet at one moment, with the configuration that holds for it. `published_at` in Unix seconds."""
+    """The fleet at one moment, with the configuration that holds for it. `published_at` in Unix
+    seconds."""
 
     revision: int
     published_at: float

@@ -1,9 +1,10 @@
-"""The requests that ended last, of every process: a ring of cells for each slot, one writer for each ring.
+"""The requests that ended last, of every process: a ring of cells for each slot, one writer for
+each ring.
 
-Layout: `CELLS` cells of `CELL` bytes for each slot. A cell begins with two 64-bit integers: the number of what it
-holds, counted from 1 in each slot, and its length; then the encoded record. The number is 0 while a cell is written,
-and is read before and after: a reader takes no half of a record. A ring outlives its process; the slot's next lessee
-goes on in it.
+Layout: `CELLS` cells of `CELL` bytes for each slot. A cell begins with two 64-bit integers: the
+number of what it holds, counted from 1 in each slot, and its length; then the encoded record. The
+number is 0 while a cell is written, and is read before and after: a reader takes no half of a
+record. A ring outlives its process; the slot's next lessee goes on in it.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ _MOST_ATTEMPTS = 6
 LONGEST_NAME = 200
 """Characters of a model's name that are kept."""
 AT_ONCE = 16
-"""So many requests of a process are shown at once within the time that its server sets for the others."""
+"""So many requests of a process are shown at once within the time that its server sets for the
+others."""
 LATER = 8
-"""About so many of the others are shown when that time is over, where they are more than a ring has room for."""
+"""About so many of the others are shown when that time is over, where they are more than a ring
+has room for."""
 _MOST_WITH_ROOM = CELLS // 4
 """So many in such a time, of which a second has four, are all shown: readers look once a second."""
 _QUIET_S = 1.0
@@ -44,7 +47,8 @@ class RequestRecord(msgspec.Struct, array_like=True, gc=False):
 
     Attributes:
         ended: In Unix seconds.
-        order: The end on the host's monotonic clock: no step of the wall clock changes what came first.
+        order: The end on the host's monotonic clock: no step of the wall clock changes what came
+            first.
     """
 
     id: str
@@ -105,16 +109,19 @@ class RequestLogTable:
     """All rings, for reading; `ring()` is for the process that writes one."""
 
     def __init__(self, path: Path | None) -> None:
-        """Open or create the table at `path`; None gives one of a single ring, which no other process sees."""
+        """Open or create the table at `path`; None gives one of a single ring, which no other
+        process sees."""
         self._fd = -1
         self._own = mmap.mmap(-1, _RING) if path is None else None
         if path is not None:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def ring(self, slot: int) -> Ring:
-        """The ring of `slot`, to be written by its one lessee. Raises OSError where there is no space for it.
+        """The ring of `slot`, to be written by its one lessee. Raises OSError where there is no
+        space for it.
 
-        Its space is reserved now: a full file system then fails here, and not as a SIGBUS at a later store.
+        Its space is reserved now: a full file system then fails here, and not as a SIGBUS at a
+        later store.
         """
         mapped = self._own
         if mapped is None:
@@ -123,7 +130,8 @@ class RequestLogTable:
         return Ring(memoryview(mapped))
 
     def newer_than(self, seen: dict[int, int], slots: Iterable[int]) -> list[RequestRecord]:
-        """What these slots' rings hold that was not seen yet, in no particular order; `seen` is brought up to date."""
+        """What these slots' rings hold that was not seen yet, in no particular order; `seen` is
+        brought up to date."""
         found: list[RequestRecord] = []
         for slot in slots:
             last, content = seen.get(slot, 0), self._read(slot)
@@ -148,7 +156,8 @@ class RequestLogTable:
         return found[:limit]
 
     def _read(self, slot: int) -> bytes:
-        # Read, not mapped: a look at a hole through a map would take up space, or fail where there is none.
+        # Read, not mapped: a look at a hole through a map would take up space, or fail where there
+        # is none.
         return (
             bytes(self._own) if self._own is not None else os.pread(self._fd, _RING, slot * _RING)
         )
@@ -186,9 +195,9 @@ class Ring:
 class RequestLog:
     """Writes the requests of one process that end. Safe from any greenlet or thread.
 
-    Each is written at once. With `batch_with`, those of a busy process wait for the end of a short time, and are all
-    that failed, as far as a ring has room for them, and some of the others: of thousands in a second nobody could see
-    each anyway.
+    Each is written at once. With `batch_with`, those of a busy process wait for the end of a short
+    time, and are all that failed, as far as a ring has room for them, and some of the others: of
+    thousands in a second nobody could see each anyway.
     """
 
     def __init__(self, ring: Ring) -> None:

@@ -48,12 +48,13 @@ _RELOAD_REQUEST = "reload.wanted"
 
 
 class RunDirectoryError(Exception):
-    """The run directory cannot be used; the message is one sentence that says why and what to do."""
+    """The run directory cannot be used; the message is one sentence that says why and what to
+    do."""
 
 
 class Started(msgspec.Struct, frozen=True):
-    """When a generation began: `at` in Unix seconds, `monotonic` on the host's monotonic clock; and with how many
-    workers."""
+    """When a generation began: `at` in Unix seconds, `monotonic` on the host's monotonic clock;
+    and with how many workers."""
 
     at: float
     monotonic: float
@@ -77,7 +78,8 @@ class Generation:
         self.metrics = path / "metrics"
 
     def started(self) -> Started:
-        """When it began; a file that is damaged is written anew, from what the generation's name and table say."""
+        """When it began; a file that is damaged is written anew, from what the generation's name
+        and table say."""
         file = self.path / "started.json"
         try:
             return msgspec.json.decode(file.read_bytes(), type=Started)
@@ -113,7 +115,8 @@ class Generation:
 
 
 class RunDirectory:
-    """Makes, claims and reads the directory; every method is safe from any process of the gateway."""
+    """Makes, claims and reads the directory; every method is safe from any process of the
+    gateway."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -124,10 +127,12 @@ class RunDirectory:
         return cls(config.server.run_dir or default_run_dir(config.server.port))
 
     def check(self) -> bool:
-        """Whether the directory exists. Raises `RunDirectoryError` if anybody else could have put files into it.
+        """Whether the directory exists. Raises `RunDirectoryError` if anybody else could have put
+        files into it.
 
-        Every process and command calls this before it opens, writes or believes anything in the directory. What
-        is below a directory that passes was made by this user, so links there need no further check.
+        Every process and command calls this before it opens, writes or believes anything in the
+        directory. What is below a directory that passes was made by this user, so links there need
+        no further check.
         """
         try:
             about = self.path.lstat()
@@ -159,7 +164,8 @@ class RunDirectory:
         )
 
     def prepare(self) -> None:
-        """Make the directory if it is missing, and refuse one that is not ours to use, or that is full."""
+        """Make the directory if it is missing, and refuse one that is not ours to use, or that
+        is full."""
         try:
             self._prepare()
         except OSError as error:
@@ -192,7 +198,8 @@ class RunDirectory:
             _replace(version, FORMAT.encode())
 
     def claim(self, owner: str) -> LockFile:
-        """Own the directory until the returned lock is closed; `owner` is the note that a second gateway is shown."""
+        """Own the directory until the returned lock is closed; `owner` is the note that a second
+        gateway is shown."""
         self.prepare()
         lock = LockFile(self.path / "gateway.lock")
         if not lock.acquire(0):
@@ -255,7 +262,8 @@ class RunDirectory:
             lock.close()
 
     def health_heartbeat_ns(self) -> int | None:
-        """When the health process's event loop last moved, on the monotonic clock; None where that is not known."""
+        """When the health process's event loop last moved, on the monotonic clock; None where
+        that is not known."""
         try:
             table = LoadTable(generation.load) if (generation := self.current()) else None
         except OSError:
@@ -268,7 +276,8 @@ class RunDirectory:
             table.close()
 
     def new_generation(self, *, workers: int = 0) -> Generation:
-        """Start a generation, make it the current one, and delete those that nobody holds any more."""
+        """Start a generation, make it the current one, and delete those that nobody holds any
+        more."""
         name = f"{time.strftime(_NAMED_BY, time.gmtime())}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
         generation = Generation(self.path / "generations" / name)
         generation.path.mkdir(mode=0o700)
@@ -300,7 +309,8 @@ class RunDirectory:
 
 
 def default_run_dir(port: int, environ: Mapping[str, str] | None = None) -> Path:
-    """`$RUNTIME_DIRECTORY` (systemd), else a directory of the user's in memory, named by the port."""
+    """`$RUNTIME_DIRECTORY` (systemd), else a directory of the user's in memory, named by the
+    port."""
     environ = os.environ if environ is None else environ
     if given := environ.get("RUNTIME_DIRECTORY"):
         return Path(given.split(":")[0])

@@ -1,4 +1,5 @@
-"""A process's seat in the gateway: its slot, and with it its row of the load table and its metrics files."""
+"""A process's seat in the gateway: its slot, and with it its row of the load table and its
+metrics files."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class NoFreeSlotError(Exception):
 class SlotLease:
     """A slot leased from a generation until `release()` or until the process ends, however it ends.
 
-    A generation of None is a seat of the process's own: it counts in memory, and no other process sees it.
+    A generation of None is a seat of the process's own: it counts in memory, and no other process
+    sees it.
     """
 
     def __init__(
@@ -63,7 +65,8 @@ class SlotLease:
     ) -> SlotLease:
         """Take the lowest free slot. Raises `NoFreeSlotError`.
 
-        `nth`: how many workers the gateway has started with this one; by default, one more than its rows tell.
+        `nth`: how many workers the gateway has started with this one; by default, one more than its
+        rows tell.
         """
         try:
             locks = LockFile(generation.slots)
@@ -98,7 +101,8 @@ class SlotLease:
         raise NoFreeSlotError(f"{generation.path}: all {SLOTS} slots are taken")
 
     def export_to(self, environ: MutableMapping[str, str]) -> None:
-        """Leave a note in the environment by which the application, loaded later in this process, finds its seat."""
+        """Leave a note in the environment by which the application, loaded later in this
+        process, finds its seat."""
         if self.generation is not None and self._locks is not None:
             environ[_ENVIRON_KEY] = (
                 f"{self.slot}:{self._locks.fileno()}:{self._nth}:{self.generation.path}"
@@ -137,12 +141,14 @@ class SlotLease:
         )
 
     def claim_row(self) -> None:
-        """Zero what the slot's last holder left in its row; its lost requests must have been booked before."""
+        """Zero what the slot's last holder left in its row; its lost requests must have been
+        booked before."""
         self.row.clear()
         self.row.assign(os.getpid(), self._role)
 
     def restore_row(self) -> None:
-        """Restore what others see of this process, if the table was damaged. To be called a few times a second."""
+        """Restore what others see of this process, if the table was damaged. To be called a few
+        times a second."""
         if self.table.restore_size():
             log.error(
                 "the load table was truncated and is restored", extra={"path": self.table.path}
@@ -183,14 +189,17 @@ class SlotLease:
         return [row for row in rows if row.role == WORKER]
 
     def health_process_silent(self) -> bool:
-        """Whether the event loop of the health process stands still; False where that is not known."""
+        """Whether the event loop of the health process stands still; False where that is not
+        known."""
         last = self.table.last_heartbeat(HEALTH)
         return last is not None and 0 < last < time.monotonic_ns() - SILENT_NS
 
     def reclaim_abandoned(self, book: Callable[[int], object]) -> list[int]:
-        """Clear the rows of processes that are gone, and give their slots; `book` is told each before that.
+        """Clear the rows of processes that are gone, and give their slots; `book` is told each
+        before that.
 
-        A slot is locked meanwhile, so that two sweepers or a new lessee never book the same requests twice.
+        A slot is locked meanwhile, so that two sweepers or a new lessee never book the same
+        requests twice.
         """
         if self._locks is None:
             return []

@@ -1,8 +1,10 @@
-"""The fleet snapshot as a file that is replaced whole, and the shared number that tells of a new one.
+"""The fleet snapshot as a file that is replaced whole, and the shared number that tells of a new
+one.
 
-The file lies outside the generations: a restart of the gateway finds the fleet that was last seen. Its first line is
-the snapshot without models, each further line a page of one backend's models. Models are many and rarely change: the
-writer encodes, and a reader decodes, only the pages that are new.
+The file lies outside the generations: a restart of the gateway finds the fleet that was last seen.
+Its first line is the snapshot without models, each further line a page of one backend's models.
+Models are many and rarely change: the writer encodes, and a reader decodes, only the pages that are
+new.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _PAGE = 500
 
 
 class _Head(msgspec.Struct, frozen=True):
-    """The first line. `pages`: how many of the lines that follow belong to each backend, in their order."""
+    """The first line. `pages`: how many of the lines that follow belong to each backend, in
+    their order."""
 
     snapshot: Snapshot
     pages: tuple[int, ...]
@@ -50,7 +53,8 @@ class _SharedRevision:
 
 
 class SnapshotReader:
-    """Reads the snapshot; asking for its `revision` costs no system call and may be done at every request.
+    """Reads the snapshot; asking for its `revision` costs no system call and may be done at every
+    request.
 
     Attributes:
         decoded: How many pages of models were decoded so far.
@@ -69,10 +73,11 @@ class SnapshotReader:
         return self._number.value
 
     def read(self, pause: Callable[[], object] = lambda: None) -> Snapshot | None:
-        """The snapshot as it stands now; None before the first, or where the file cannot be understood.
+        """The snapshot as it stands now; None before the first, or where the file cannot be
+        understood.
 
-        Lists of models that did not change are the same objects as before. `pause` is called after each page that was
-        decoded, so that others can run.
+        Lists of models that did not change are the same objects as before. `pause` is called after
+        each page that was decoded, so that others can run.
         """
         try:
             first, *lines = self._file.read_bytes().split(b"\n")

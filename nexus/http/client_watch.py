@@ -41,7 +41,8 @@ class ReadinessNotifier(Protocol):
 
 
 class Pollable(Protocol):
-    """Something that is waited for repeatedly, such as a connection. Its owner closes `notifier`."""
+    """Something that is waited for repeatedly, such as a connection. Its owner closes
+    `notifier`."""
 
     notifier: ReadinessNotifier | None
 
@@ -49,7 +50,8 @@ class Pollable(Protocol):
 
 
 class DisconnectWatch:
-    """Waits for descriptors and watches a client meanwhile. This one uses `poll`: any server works."""
+    """Waits for descriptors and watches a client meanwhile. This one uses `poll`: any server
+    works."""
 
     def __init__(self, client: socket.socket | None) -> None:
         self._client = client
@@ -57,8 +59,8 @@ class DisconnectWatch:
     def wait(self, fd: int | None, event: int, timeout_s: float) -> None:
         """Block until `event` (`select.POLLIN` or `POLLOUT`) holds for `fd`; without `fd`, sleep.
 
-        Raises `ClientGone` if the client closes meanwhile, and `TimeoutError`. Bytes that the client
-        sends ahead do not count as a disconnect.
+        Raises `ClientGone` if the client closes meanwhile, and `TimeoutError`. Bytes that the
+        client sends ahead do not count as a disconnect.
         """
         client, ahead = self._client, False
         poller = select.poll()

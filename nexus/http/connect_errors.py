@@ -1,4 +1,5 @@
-"""Why a backend cannot be reached, in plain words: what happened, where, and what to do about it."""
+"""Why a backend cannot be reached, in plain words: what happened, where, and what to do about
+it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Connections to backends: opened, kept for reuse while fresh, and closed at once when a request is given up."""
+"""Connections to backends: opened, kept for reuse while fresh, and closed at once when a request
+is given up."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ _GLANCE = 16
 _IDLE_TOO_LONG = b"HTTP/1.1 408 "
 """What some servers say before they close a connection that was idle."""
 _DISTRUST_S = 300.0
-"""For how long no connections are kept to a backend that sent bytes to which no request was open."""
+"""For how long no connections are kept to a backend that sent bytes to which no request was
+open."""
 _PREFERRED_S = 300.0
 """For how long the address that answered when one before it did not is asked first."""
 
@@ -56,8 +58,8 @@ class Connection:
     ) -> None:
         """Send a request, whose answer is for a new `response` to read.
 
-        The backend may be slow to take it, for `idle_s` at a time and until `deadline` in all. Raises `ClientGone`,
-        `TimeoutError` or OSError.
+        The backend may be slow to take it, for `idle_s` at a time and until `deadline` in all.
+        Raises `ClientGone`, `TimeoutError` or OSError.
         """
         for data in (head + body,) if len(body) < READ_SIZE else (head, body):
             sent = self._send_some(data, watch, idle_s)
@@ -76,7 +78,8 @@ class Connection:
                 watch.wait(self.sock.fileno(), select.POLLIN, timeout_s)
 
     def receive(self, watch: DisconnectWatch, timeout_s: float) -> bytes:
-        """What the backend sent next; empty where it closed the connection. To be given to `response`.
+        """What the backend sent next; empty where it closed the connection. To be given to
+        `response`.
 
         Raises `ClientGone`, `TimeoutError` or OSError.
         """
@@ -89,10 +92,12 @@ class Connection:
                 continue  # a piece of a TLS record
 
     def is_quiet(self) -> bool:
-        """Whether the connection can carry another request: its last response has ended, and nothing came after it.
+        """Whether the connection can carry another request: its last response has ended, and
+        nothing came after it.
 
-        A stream is over with `[DONE]`, so the end of its response may come only while the connection is idle. All other
-        bytes that come then are `unsolicited`: they would be taken for the response to the next request.
+        A stream is over with `[DONE]`, so the end of its response may come only while the
+        connection is idle. All other bytes that come then are `unsolicited`: they would be taken
+        for the response to the next request.
         """
         answer, notifier = self.response, self.notifier
         # The event loop watches it. One more system call, for what came since its last turn, would
@@ -136,7 +141,8 @@ class Connection:
 
 
 class ConnectionPool:
-    """Idle connections by address. Safe from any greenlet or thread: a deque's pop and append are atomic."""
+    """Idle connections by address. Safe from any greenlet or thread: a deque's pop and append
+    are atomic."""
 
     def __init__(
         self,
@@ -145,7 +151,8 @@ class ConnectionPool:
         *,
         on_unsolicited: Callable[[Address], None] = lambda _: None,
     ) -> None:
-        """`on_unsolicited` is told of each connection that was closed because of unsolicited bytes."""
+        """`on_unsolicited` is told of each connection that was closed because of unsolicited
+        bytes."""
         self._clock = clock
         self._on_unsolicited = on_unsolicited
         self._distrusted: dict[Address, float] = {}
@@ -166,8 +173,8 @@ class ConnectionPool:
     ) -> Connection:
         """A connection to the backend: the one used last, if it is still young, or a new one.
 
-        Raises `RequestFailed` where the backend cannot be reached, `ClientGone` where the client leaves meanwhile. The
-        cause of a `RequestFailed` is the error that `reason` puts in words.
+        Raises `RequestFailed` where the backend cannot be reached, `ClientGone` where the client
+        leaves meanwhile. The cause of a `RequestFailed` is the error that `reason` puts in words.
         """
         idle = self._idle.get(address)
         while idle and not fresh:
@@ -188,7 +195,8 @@ class ConnectionPool:
             self._distrust(address)
 
     def _distrust(self, address: Address) -> None:
-        """Keep no connections to a backend whose responses may be taken for those to other requests."""
+        """Keep no connections to a backend whose responses may be taken for those to other
+        requests."""
         self._distrusted[address] = self._clock() + _DISTRUST_S
         self._close_idle(self._idle.pop(address, deque()))
         self._on_unsolicited(address)
@@ -212,7 +220,8 @@ class ConnectionPool:
                 "dns_failed", f"Backend {config.name}: its name is not known."
             ) from error
         failure: Exception | None = None
-        # In the resolver's order, unless one has let us down; none may use up the time in which another could answer.
+        # In the resolver's order, unless one has let us down; none may use up the time in which
+        # another could answer.
         preferred, until = self._preferred.get(address, (None, 0.0))
         places = (
             sorted(found, key=lambda one: one[4] != preferred) if self._clock() < until else found
@@ -253,7 +262,8 @@ class ConnectionPool:
         ) from failure
 
     def _new_socket(self, address: Address, *kind: int) -> _socket.socket:
-        """A socket; but for TLS, which needs it, without what the standard library, or gevent, puts around each call.
+        """A socket; but for TLS, which needs it, without what the standard library, or gevent, puts
+        around each call.
 
         Raises `RequestFailed` if none can be had, which says nothing about the backend.
         """
@@ -309,7 +319,8 @@ class ConnectionPool:
     ) -> None:
         """Keep the connection for another request if its response allows that; else close it.
 
-        `ending`: of the response only its end may be missing, which is waited for while the connection is idle.
+        `ending`: of the response only its end may be missing, which is waited for while the
+        connection is idle.
         """
         answer = connection.response
         now = self._clock()
@@ -349,7 +360,8 @@ class ConnectionPool:
 def _connect_watching(
     sock: _socket.socket, place: object, watch: DisconnectWatch, timeout_s: float
 ) -> None:
-    """Connect, and give up at once when the client goes. Raises `ClientGone`, `TimeoutError` or OSError."""
+    """Connect, and give up at once when the client goes. Raises `ClientGone`, `TimeoutError` or
+    OSError."""
     sock.setblocking(False)
     failed = sock.connect_ex(place)  # type: ignore[arg-type]
     if failed in (errno.EINPROGRESS, errno.EWOULDBLOCK):

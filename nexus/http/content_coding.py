@@ -23,7 +23,8 @@ class _Reader(Protocol):
 
 
 class _Deflate:
-    """Reads a zlib stream, or a bare deflate stream, which some clients send instead (RFC 9110, section 8.4.1.2)."""
+    """Reads a zlib stream, or a bare deflate stream, which some clients send instead (RFC 9110,
+    section 8.4.1.2)."""
 
     def __init__(self, body: bytes) -> None:
         has_header = (
@@ -56,7 +57,8 @@ _READERS: dict[str, Callable[[bytes], _Reader]] = {
 
 
 def coding_of(header: str | None) -> str | None:
-    """The coding that a Content-Encoding names; None if there is none. Raises `RequestFailed` for an unknown one."""
+    """The coding that a Content-Encoding names; None if there is none. Raises `RequestFailed`
+    for an unknown one."""
     coding = (header or "").strip().lower()
     if coding in ("", "identity"):
         return None
@@ -74,7 +76,8 @@ def decode(
 ) -> bytes:
     """The decoded body, of at most `limit` bytes.
 
-    `hold` counts the bytes of each piece, and `pause` lets other requests run between two. Raises `RequestFailed`.
+    `hold` counts the bytes of each piece, and `pause` lets other requests run between two. Raises
+    `RequestFailed`.
     """
     pieces: list[bytes] = []
     size = 0

@@ -1,7 +1,8 @@
-"""Which web pages may use the gateway: requests that browsers send for pages of other origins are refused.
+"""Which web pages may use the gateway: requests that browsers send for pages of other origins are
+refused.
 
-Browsers say so themselves, by `Origin` and `Sec-Fetch-Site` (the Fetch standard); pages cannot forge either. Clients
-that are no browsers send neither.
+Browsers say so themselves, by `Origin` and `Sec-Fetch-Site` (the Fetch standard); pages cannot
+forge either. Clients that are no browsers send neither.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ Headers = list[tuple[str, str]]
 
 
 def admits(headers: Mapping[str, str], origins: Sequence[str]) -> bool:
-    """Whether a request may be served, by its headers: it comes from no page, from our own, or from one that is named.
+    """Whether a request may be served, by its headers: it comes from no page, from our own, or from
+    one that is named.
 
-    A page is our own if its origin names the host that the request names, or if the browser says so: behind a proxy
-    that changes Host, only the browser can tell.
+    A page is our own if its origin names the host that the request names, or if the browser says
+    so: behind a proxy that changes Host, only the browser can tell.
     """
     if _EVERY in origins:
         return True

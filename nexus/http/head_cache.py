@@ -28,7 +28,8 @@ class HeadCache(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def of(cls, head: bytes) -> HeadCache | None:
-        """`head` has one Content-Length and ends with an empty line; None if it cannot be cached."""
+        """`head` has one Content-Length and ends with an empty line; None if it cannot be
+        cached."""
         start = head.lower().find(_CONTENT_LENGTH) + len(_CONTENT_LENGTH)
         end = head.find(b"\r\n", start)
         digits = head[start:end].lstrip(b" \t")

@@ -46,7 +46,8 @@ class _Lookup:
 class Resolver:
     """Resolves names. Safe from any greenlet and thread.
 
-    It uses no lock: under gevent, a lock does not work between threads. `dict.setdefault` is atomic.
+    It uses no lock: under gevent, a lock does not work between threads. `dict.setdefault` is
+    atomic.
     """
 
     def __init__(self, lookup: Callable[[bytes, int], Sequence[AddrInfo]] | None = None) -> None:
@@ -97,8 +98,8 @@ class Resolver:
 def _start_thread(function: Callable[..., None], arguments: tuple[object, ...]) -> None:
     """Start a thread of the operating system.
 
-    If gevent has patched Python, its threads are greenlets, and blocking lookups would share the few
-    threads of gevent's pool.
+    If gevent has patched Python, its threads are greenlets, and blocking lookups would share the
+    few threads of gevent's pool.
     """
     patch = sys.modules.get("gevent.monkey")
     start = patch.get_original("_thread", "start_new_thread") if patch else _thread.start_new_thread

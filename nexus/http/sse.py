@@ -1,7 +1,7 @@
 """Server-sent events, cut out of a stream in whatever pieces it comes, with their bytes kept.
 
-Format: the HTML standard, section 9.2 (lines end with LF, CR or CRLF; an empty line ends an event; lines that begin
-with a colon are comments).
+Format: the HTML standard, section 9.2 (lines end with LF, CR or CRLF; an empty line ends an event;
+lines that begin with a colon are comments).
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from typing import NamedTuple
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LONGEST_END = 4
 _LONGEST_EVENT = 16 * 1024 * 1024
-"""Bytes of an event that are kept to understand it; what is longer goes on in pieces that are not."""
+"""Bytes of an event that are kept to understand it; what is longer goes on in pieces that are
+not."""
 _FIRST_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _LF, _CR = b"\n\r"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def starts_events(data: bytes) -> bool | None:
-    """Whether a body that begins so is a stream of events, whatever its content type; None if that is not clear yet."""
+    """Whether a body that begins so is a stream of events, whatever its content type; None if
+    that is not clear yet."""
     if len(data) < len(_BYTE_ORDER_MARK) and _BYTE_ORDER_MARK.startswith(data):
         return None
     text = data.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n")
@@ -29,7 +31,8 @@ def starts_events(data: bytes) -> bool | None:
 
 
 class Event(NamedTuple):
-    """`raw`: its bytes, the empty line that ends it included. `data` is None where it carries none (a comment, say).
+    """`raw`: its bytes, the empty line that ends it included. `data` is None where it carries none
+    (a comment, say).
 
     `tail`: this is only the line feed of a CRLF whose CR has ended the event before.
     """

@@ -1,7 +1,8 @@
-"""The fleet's gauges as one prometheus_client file, written aside and renamed over the old one whole.
+"""The fleet's gauges as one prometheus_client file, written aside and renamed over the old one
+whole.
 
-The library cannot take a series out of a file in multiprocess mode; replaced whole, the file never holds a backend that
-is gone, and stock readers understand it too.
+The library cannot take a series out of a file in multiprocess mode; replaced whole, the file never
+holds a backend that is gone, and stock readers understand it too.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def write_fleet_gauges(
 ) -> None:
     """Replace the gauge file in `directory`. Raises OSError where the directory is gone or full.
 
-    `updated_at` and `loaded_at`, in Unix seconds: when the last round of probes ended, and when the configuration that
-    holds was read.
+    `updated_at` and `loaded_at`, in Unix seconds: when the last round of probes ended, and when the
+    configuration that holds was read.
     """
     aside = directory / f"{FILE}.new"  # not *.db, so no reader takes it up
     aside.unlink(missing_ok=True)
@@ -76,7 +77,8 @@ def _samples(snapshot: Snapshot, updated_at: float) -> list[tuple[Family, list[s
             (families.BACKEND_DRAINING, [label], all(backend.draining for backend in members))
         )
         samples.append((families.BACKEND_INFO, _info(label, members), 1))
-    # A model keeps its series while a backend has it, also one that is down: 0 is what an alert waits for.
+    # A model keeps its series while a backend has it, also one that is down: 0 is what an alert
+    # waits for.
     offered = Counter({model.name: 0 for backend in backends for model in backend.models})
     for backend in backends:
         if backend.usable:

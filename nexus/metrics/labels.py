@@ -1,8 +1,8 @@
 """Label values: sanitized names that never collide.
 
-The health process alone assigns them; they travel in the fleet snapshot. A label holds as long as its name is there. A
-name that has been gone for long gives its label back: readers then add its series up under `retired`, and no name ever
-gets that label again.
+The health process alone assigns them; they travel in the fleet snapshot. A label holds as long as
+its name is there. A name that has been gone for long gives its label back: readers then add its
+series up under `retired`, and no name ever gets that label again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _FORBIDDEN = re.compile(r"[^A-Za-z0-9_]")
 
 
 def sanitize(name: str) -> str:
-    """A name as a label value: what is outside `[A-Za-z0-9_]` becomes `_`, and a leading digit gets one before it."""
+    """A name as a label value: what is outside `[A-Za-z0-9_]` becomes `_`, and a leading digit
+    gets one before it."""
     value = _FORBIDDEN.sub("_", name)
     return f"_{value}" if value[:1].isdigit() else value
 
@@ -32,9 +33,9 @@ def assign(
 ) -> dict[str, str]:
     """`known` with a label for each of `names` added, in their order.
 
-    The first name gets the plain label; one that would collide, read like a reserved value, or be a retired label gets
-    `_` and six hex digits of its SHA-256. Beyond `limit` labels a name gets none, and counts as `other`. What is in
-    `known` never changes.
+    The first name gets the plain label; one that would collide, read like a reserved value, or be a
+    retired label gets `_` and six hex digits of its SHA-256. Beyond `limit` labels a name gets
+    none, and counts as `other`. What is in `known` never changes.
     """
     labels = dict(known)
     taken: set[str] | None = None
@@ -68,8 +69,8 @@ def retire(
 ) -> tuple[dict[str, str], list[str], dict[str, float]]:
     """Take the labels of names that have been gone for `after_s` out of `known`.
 
-    Returns the labels that stay, those that retire, and since when each absent name that keeps its label is gone.
-    `now` and `gone_since` are of one clock; a moment in its future counts as now.
+    Returns the labels that stay, those that retire, and since when each absent name that keeps its
+    label is gone. `now` and `gone_since` are of one clock; a moment in its future counts as now.
     """
     absent = {name: min(gone_since.get(name, now), now) for name in known if name not in present}
     gone = {name for name, since in absent.items() if now - since >= after_s}

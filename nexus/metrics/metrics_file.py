@@ -1,8 +1,9 @@
-"""prometheus_client's metrics files: opened so that a full file system is an error and no crash, and read as they are.
+"""prometheus_client's metrics files: opened so that a full file system is an error and no crash,
+and read as they are.
 
-Format (`prometheus_client.mmap_dict`): an int32 of the bytes in use and four of padding; then for each value an int32
-of its key's length, the key padded to 8 bytes, and two doubles, value and timestamp. Files only ever grow, and what is
-in them stays where it is.
+Format (`prometheus_client.mmap_dict`): an int32 of the bytes in use and four of padding; then for
+each value an int32 of its key's length, the key padded to 8 bytes, and two doubles, value and
+timestamp. Files only ever grow, and what is in them stays where it is.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ class DamagedFile(Exception):
 class ReservedFile(MmapedDict):
     """A metrics file whose space on the file system is reserved before it is mapped.
 
-    The library makes sparse files: where no space is left, the first store into one ends the process with SIGBUS.
-    Reserved, it is an OSError at the moment in which the file is made or must grow. Not safe for threads.
+    The library makes sparse files: where no space is left, the first store into one ends the
+    process with SIGBUS. Reserved, it is an OSError at the moment in which the file is made or must
+    grow. Not safe for threads.
     """
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
@@ -48,7 +50,8 @@ class ReservedFile(MmapedDict):
         super()._init_value(key)  # type: ignore[no-untyped-call]
 
     def cell(self, key: str) -> tuple[memoryview[float], int]:
-        """The value of `key` as a place in shared memory, made where it is missing. Raises OSError where it cannot be.
+        """The value of `key` as a place in shared memory, made where it is missing. Raises OSError
+        where it cannot be.
 
         A place stays good when the file grows: its old mapping shows the same pages.
         """

@@ -10,7 +10,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def memory_and_cpu(pid: int) -> tuple[int, float] | None:
-    """Resident memory in bytes and processor time in seconds; None where the process is gone (`proc(5)`)."""
+    """Resident memory in bytes and processor time in seconds; None where the process is gone
+    (`proc(5)`)."""
     try:
         memory = int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
         # The name, in brackets, may hold anything; what follows it does not.

@@ -1,6 +1,7 @@
 """Recording a finished request: the one place where its figures move.
 
-Children are resolved once per label set and kept: resolving costs a hundred times what counting does.
+Children are resolved once per label set and kept: resolving costs a hundred times what counting
+does.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Recorder:
             self._row.attempt_started(column)
 
     def attempt_ended(self, column: int, backend: str, outcome: str, *, success: bool) -> None:
-        """Count an attempt's end; a failure may count against the backend later (`backend_failed`)."""
+        """Count an attempt's end; a failure may count against the backend later
+        (`backend_failed`)."""
         with self._lock:
             counter = self._attempts.get((backend, outcome))
             if counter is None:

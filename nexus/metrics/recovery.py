@@ -1,7 +1,7 @@
 """Booking what a killed process had in flight, from the counters that it left.
 
-A slot's own figures say it exactly, wherever in a request the process was killed: what it started, less what it
-finished, less what was booked of it before.
+A slot's own figures say it exactly, wherever in a request the process was killed: what it started,
+less what it finished, less what was booked of it before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ log = logging.getLogger("nexus.metrics")
 def record_lost(directory: Path, slot: int) -> int:
     """Book the requests that the last holder of `slot` lost; returns how many.
 
-    The caller holds the slot, and nobody has its files open for writing. Raises OSError where they cannot be used.
+    The caller holds the slot, and nobody has its files open for writing. Raises OSError where they
+    cannot be used.
     """
     path = directory / f"counter_{slot}.db"
     if not path.exists() or path.stat().st_size == 0:
@@ -48,7 +49,8 @@ def record_lost(directory: Path, slot: int) -> int:
 
 
 def recover_slot(slot_lease: SlotLease) -> None:
-    """Take a leased seat over from whoever held its slot before: book what that one lost, then zero its row."""
+    """Take a leased seat over from whoever held its slot before: book what that one lost, then
+    zero its row."""
     if slot_lease.metrics is not None and (
         lost := record_lost(slot_lease.metrics, slot_lease.slot)
     ):

@@ -1,4 +1,5 @@
-"""`/v1/stats`: the figures of `/metrics`, from the same reading, under the names that people gave their models."""
+"""`/v1/stats`: the figures of `/metrics`, from the same reading, under the names that people
+gave their models."""
 
 from __future__ import annotations
 

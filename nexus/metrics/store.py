@@ -1,9 +1,10 @@
 """The counters and histograms of one seat, in prometheus_client's own files.
 
-The library names its files by pid and keeps those of dead processes for ever; here a file is named by slot, and a new
-lessee continues the counters that it finds. So there are as many files as processes were alive at once, and no counter
-ever goes down. The format is the library's, and its own collector reads the files too; but a value is counted up where
-it lies in shared memory, which costs a tenth of the library's own call.
+The library names its files by pid and keeps those of dead processes for ever; here a file is named
+by slot, and a new lessee continues the counters that it finds. So there are as many files as
+processes were alive at once, and no counter ever goes down. The format is the library's, and its
+own collector reads the files too; but a value is counted up where it lies in shared memory, which
+costs a tenth of the library's own call.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class SharedCounter:
 
 
 class SharedHistogram:
-    """A histogram in shared memory: its sum, and a count for each bucket alone, as the library stores it."""
+    """A histogram in shared memory: its sum, and a count for each bucket alone, as the library
+    stores it."""
 
     __slots__ = ("_bounds", "_buckets", "_cells", "_sum")
 
@@ -61,7 +63,8 @@ class SharedHistogram:
 
 
 class Store:
-    """Makes the counters and histograms of the table in the files of a seat; in memory where it has none."""
+    """Makes the counters and histograms of the table in the files of a seat; in memory where it
+    has none."""
 
     def __init__(self, slot_lease: SlotLease) -> None:
         self.registry = CollectorRegistry()
@@ -75,9 +78,11 @@ class Store:
         self._write_errors = self.child(families.WRITE_ERRORS)
 
     def child(self, family: Family, labels: Iterable[str] = ()) -> Any:
-        """The counter or histogram of `family` with these label values. It is slow: keep what it returns.
+        """The counter or histogram of `family` with these label values. It is slow: keep what it
+        returns.
 
-        Where the file cannot grow, the child counts in this process alone, and that is logged and counted.
+        Where the file cannot grow, the child counts in this process alone, and that is logged and
+        counted.
         """
         labels = tuple(labels)
         if not self._files:
@@ -141,5 +146,6 @@ class Store:
 
 
 def _open(directory: Path, kind: str, slot: int) -> ReservedFile:
-    # The slot stands where the library writes a pid; it must hold no `_`, since the collector splits names there.
+    # The slot stands where the library writes a pid; it must hold no `_`, since the collector
+    # splits names there.
     return ReservedFile(str(directory / f"{kind}_{slot}.db"))

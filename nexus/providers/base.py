@@ -22,8 +22,9 @@ class Provider:
 
     Attributes:
         name: Value of `type` in the configuration.
-        probe: Reads models and capacity. It does no I/O except through the `Fetch` that it is given.
-            It raises `BadProbeResponse` for a response that a server of this kind would not give.
+        probe: Reads models and capacity. It does no I/O except through the `Fetch` that it is
+            given. It raises `BadProbeResponse` for a response that a server of this kind would not
+            give.
         recognizes: Whether a successful probe shows that the server is of this kind. Used to find
             out the type of a backend that is added without one. None if it cannot be told.
         canonical_name: Maps a model's name to one form that is the same for all names that the
@@ -37,8 +38,8 @@ class Provider:
             `api_key_env` and no `forward_authorization`.
         own_api: Whether it serves an API of its own beside `/v1`. A path in the backend's url that
             has no version segment is then in front of both.
-        paths: Path of an endpoint as clients know it (`/v1/…`) → its path at the server. A path that
-            starts with `/v1/` is below the base path; any other is below the root.
+        paths: Path of an endpoint as clients know it (`/v1/…`) → its path at the server. A path
+            that starts with `/v1/` is below the base path; any other is below the root.
         dialects: Names of the dialects in which clients' requests can be sent to it as they are.
         unsupported: Why no requests can be sent to this kind yet, as a clause; None if they can.
     """

@@ -1,7 +1,9 @@
-"""Whose fault a backend's error is: one table over status, headers and words together. Pure functions.
+"""Whose fault a backend's error is: one table over status, headers and words together. Pure
+functions.
 
-Servers report a client's mistake as 500 or 501, their own overload as 500 or 503, and a context that is too long under
-five statuses. The first rule of `RULES` that matches an error decides which row of the table of faults it is.
+Servers report a client's mistake as 500 or 501, their own overload as 500 or 503, and a context
+that is too long under five statuses. The first rule of `RULES` that matches an error decides which
+row of the table of faults it is.
 """
 
 from __future__ import annotations
@@ -60,8 +62,9 @@ _CLIENTS_MISTAKE = _any_of(
 class Rule:
     """Matches an error for which everything that is set here holds.
 
-    `words` are searched in the error's message, type and code, in lower case. `page`: it is an HTML page, so that
-    something before the backend answered. `clients_key`: it answers a request with the client's own Authorization.
+    `words` are searched in the error's message, type and code, in lower case. `page`: it is an HTML
+    page, so that something before the backend answered. `clients_key`: it answers a request with
+    the client's own Authorization.
     """
 
     fault: str
@@ -101,8 +104,8 @@ def rule_for(
 ) -> Rule | None:
     """The first rule that matches; None for a status that is no error's.
 
-    `retry_after`: whether the backend said when to come back; `own_key`: whether the request carried no key of the
-    client's.
+    `retry_after`: whether the backend said when to come back; `own_key`: whether the request
+    carried no key of the client's.
     """
     page, searched = is_page(content), None
     for rule in RULES:
@@ -128,7 +131,8 @@ def classify(
 
 
 def status_for_client(fault: Fault, status: int) -> int:
-    """The status of an error that is passed on: the backend's, where that says what the error is."""
+    """The status of an error that is passed on: the backend's, where that says what the error
+    is."""
     if fault.blame is Blame.CLIENT and status >= 500:
         return 400
     return 503 if fault.blame is Blame.BUSY and status == 500 else status
@@ -137,10 +141,12 @@ def status_for_client(fault: Fault, status: int) -> int:
 def fault_within_stream(
     status: int, error: bytes = b"", *, own_key: bool = True, content: bool = True
 ) -> Fault:
-    """The fault of an error that a stream reports after it has reached the client, and that stands for this status.
+    """The fault of an error that a stream reports after it has reached the client, and that stands
+    for this status.
 
-    After the first content the request was good, whatever the error says: vLLM, for one, gives every failure of its own
-    there as a 400. A client may have seen only pings, though: then the error is what it says.
+    After the first content the request was good, whatever the error says: vLLM, for one, gives
+    every failure of its own there as a 400. A client may have seen only pings, though: then the
+    error is what it says.
     """
     likened = classify(status, error, own_key=own_key)
     if likened.blame is Blame.BUSY:
@@ -158,7 +164,8 @@ def is_page(content: bytes) -> bool:
 
 
 def message_of(content: bytes) -> str:
-    """What an error's body says to people: one printable line of at most 300 characters; empty if it says nothing."""
+    """What an error's body says to people: one printable line of at most 300 characters; empty
+    if it says nothing."""
     if is_page(content):
         title = _TITLE.search(content[:_LOOKED_AT])
         return printable(
@@ -174,8 +181,8 @@ def printable(text: str, *, longest: int = _LONGEST_MESSAGE) -> str:
 
 
 def _told(content: bytes) -> tuple[str, str, str]:
-    """An error's (message, type, code), from `{"error": {…}}`, `{"error": "…"}`, `{"message": …}`, `{"detail": …}`; of
-    anything else its text."""
+    """An error's (message, type, code), from `{"error": {…}}`, `{"error": "…"}`, `{"message":
+    …}`, `{"detail": …}`; of anything else its text."""
     try:
         body = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -192,7 +199,8 @@ def _told(content: bytes) -> tuple[str, str, str]:
 
 
 def _text(value: Any) -> str:
-    """A message; of FastAPI's list of what is wrong with a body the messages, without the input that they repeat."""
+    """A message; of FastAPI's list of what is wrong with a body the messages, without the input
+    that they repeat."""
     if isinstance(value, list):
         found = [
             str(entry.get("msg") or "") if isinstance(entry, dict) else str(entry)

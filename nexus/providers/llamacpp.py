@@ -1,4 +1,5 @@
-"""llama.cpp's server: `/health`, OpenAI's list of models, and `/props` for what its model can do."""
+"""llama.cpp's server: `/health`, OpenAI's list of models, and `/props` for what its model can
+do."""
 
 from __future__ import annotations
 

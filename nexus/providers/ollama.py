@@ -1,4 +1,5 @@
-"""Ollama: `/api/tags` lists models, `/api/show` has what the list lacks, `/api/ps` what is loaded."""
+"""Ollama: `/api/tags` lists models, `/api/show` has what the list lacks, `/api/ps` what is
+loaded."""
 
 from __future__ import annotations
 

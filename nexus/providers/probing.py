@@ -134,6 +134,7 @@ _TASKS = {
 
 
 def tasks(words: Iterable[str]) -> tuple[str, ...]:
-    """The tasks that these words mean; empty if one is unknown, since then the list is not complete."""
+    """The tasks that these words mean; empty if one is unknown, since then the list is not
+    complete."""
     known = [_TASKS.get(word) for word in words]
     return () if None in known else tuple(dict.fromkeys(task for task in known if task))

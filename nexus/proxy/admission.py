@@ -1,4 +1,5 @@
-"""From a request to a place at a backend: choosing, waiting where there is no room, and taking the place."""
+"""From a request to a place at a backend: choosing, waiting where there is no room, and taking
+the place."""
 
 from __future__ import annotations
 
@@ -29,14 +30,16 @@ from nexus.routing.router import (
 )
 
 _STANDS_STILL_NS = 250_000_000
-"""Those that wait in a process which has not looked for so long keep nobody from the room there is."""
+"""Those that wait in a process which has not looked for so long keep nobody from the room there
+is."""
 
 
 class Reservation(msgspec.Struct):
     """A request's place at a backend, counted from its admission until `release()`.
 
-    `view`: the fleet as it was when the choice was made. `lease_ns`: the backend's circuit is half open, and this is
-    the request that tries it, with a right that ends then; else 0. `waited_s` in the queue for it.
+    `view`: the fleet as it was when the choice was made. `lease_ns`: the backend's circuit is half
+    open, and this is the request that tries it, with a right that ends then; else 0. `waited_s` in
+    the queue for it.
     """
 
     admission: Admission
@@ -69,8 +72,8 @@ class Reservation(msgspec.Struct):
 
 
 class Waiter(msgspec.Struct):
-    """A request that wants a place; `deadline` is on the monotonic clock. `_cursor`: see `turn`. `evidence`: what it
-    saw of backends that failed, if any did."""
+    """A request that wants a place; `deadline` is on the monotonic clock. `_cursor`: see `turn`.
+    `evidence`: what it saw of backends that failed, if any did."""
 
     query: RouteQuery
     request: Request
@@ -92,7 +95,8 @@ class Waiter(msgspec.Struct):
 
 
 class _Now(msgspec.Struct):
-    """The conditions of one look for a place. `on_trial`: the backends that another request is just trying."""
+    """The conditions of one look for a place. `on_trial`: the backends that another request is
+    just trying."""
 
     admission: Admission
     waiter: Waiter
@@ -151,7 +155,8 @@ class Admission:
     def admit(self, waiter: Waiter, *, tried: Tried) -> Reservation:
         """A place at the backend that is best now, waited for if need be.
 
-        Raises `RequestFailed` where none can be had, `ClientGone` where the client left while it waited.
+        Raises `RequestFailed` where none can be had, `ClientGone` where the client left while it
+        waited.
         """
         try:
             place = self._admit(waiter, tried)

@@ -34,24 +34,28 @@ from nexus.runtime.text import mask_key
 _MOST_HELD_BACK = 256 * 1024
 """Bytes of a stream held back while no content has come; beyond that they go on as they are."""
 _MOST_LOOKED_AT = 64 * 1024
-"""Bytes at the beginning of an answer that may be empty lines before it shows whether it is a stream."""
+"""Bytes at the beginning of an answer that may be empty lines before it shows whether it is a
+stream."""
 _FIRST_MOMENTS_S = 1.0
-"""Until then a stream's signs of life are held back: a failure so early is another backend's chance."""
+"""Until then a stream's signs of life are held back: a failure so early is another backend's
+chance."""
 _ERROR_BODY_BYTES = 1024 * 1024
 _ERROR_BODY_S, _SERVER_ERROR_BODY_S = 1.0, 0.25
-"""How long the body of a failed answer may take to come. That of a 5xx only tells whether the client is at fault, and
-another backend can serve meanwhile."""
+"""How long the body of a failed answer may take to come. That of a 5xx only tells whether the
+client is at fault, and another backend can serve meanwhile."""
 _JSON_HEADERS = [("content-type", "application/json")]
 _STREAM_HEADERS = [("content-type", "text/event-stream; charset=utf-8")]
 _ITS_OWN_TIME = 0.1
-"""A backend that was asked after more than this share of the request's time had too little of it to be blamed."""
+"""A backend that was asked after more than this share of the request's time had too little of it
+to be blamed."""
 
 
 class Attempt:
     """Uses a place at a backend, and gives it back with `end()`.
 
-    `sent_at` and `answered_at` are when the request began to be sent, and when the whole answer, or the first content
-    of a stream, was there; `refused_s` is how long the backend took before that to refuse to be asked for the usage.
+    `sent_at` and `answered_at` are when the request began to be sent, and when the whole answer, or
+    the first content of a stream, was there; `refused_s` is how long the backend took before that
+    to refuse to be asked for the usage.
     """
 
     answer: ResponseParser
@@ -76,7 +80,8 @@ class Attempt:
         timeout_s: float,
         request_id: str,
     ) -> None:
-        """`timeout_s` bounds the whole request, a stream up to its first content; a backend may have its own limits."""
+        """`timeout_s` bounds the whole request, a stream up to its first content; a backend may
+        have its own limits."""
         self._engine = engine
         self._request = request
         self._place = place
@@ -111,9 +116,9 @@ class Attempt:
         return retry_after_s(self.answer.headers)
 
     def is_stream(self, *, asked: bool) -> bool:
-        """Whether the answer is a stream that can be read. One that is encoded, though we asked for none, cannot: it
-        goes on whole, for the client to decode. If the client asked for a stream, its first bytes tell one that has
-        another content type."""
+        """Whether the answer is a stream that can be read. One that is encoded, though we asked
+        for none, cannot: it goes on whole, for the client to decode. If the client asked for a
+        stream, its first bytes tell one that has another content type."""
         header = self.answer.header
         kind = header("content-type")
         if kind == "application/json" and not asked:
@@ -144,10 +149,10 @@ class Attempt:
     def send(self, path: str, body: bytes, *, ask_usage: bool = False) -> None:
         """Send the request and read the head of the answer.
 
-        With `ask_usage` it is made to ask for the usage of its stream. A backend that refuses the request then is asked
-        as the client asked, and where that is what it wanted it is remembered, for the whole host. One that once took
-        it may be another server by now: then its refusal is taken for that only where it says so. Raises
-        `RequestFailed`.
+        With `ask_usage` it is made to ask for the usage of its stream. A backend that refuses the
+        request then is asked as the client asked, and where that is what it wanted it is
+        remembered, for the whole host. One that once took it may be another server by now: then its
+        refusal is taken for that only where it says so. Raises `RequestFailed`.
         """
         circuits, column = self._engine.circuits, self._backend.column
         if not ask_usage or (known := circuits.stream_usage(column)) is False:
@@ -171,8 +176,8 @@ class Attempt:
             circuits.record_stream_usage(column, supported=True)
 
     def _send(self, path: str, body: bytes) -> None:
-        """A connection that was kept for reuse may have died meanwhile: where one fails before the first byte of the
-        answer, the request is sent once more over a new one."""
+        """A connection that was kept for reuse may have died meanwhile: where one fails before
+        the first byte of the answer, the request is sent once more over a new one."""
         config = self._backend.config
         template = self._template = self._request_template()
         self._address = template.address
@@ -221,7 +226,8 @@ class Attempt:
                 "idle_timeout", f"Backend {self._backend.name} does not take the request."
             ) from error
         except ConnectionError:
-            # It may have answered (413, say) and closed without reading all: what it said is still to be read.
+            # It may have answered (413, say) and closed without reading all: what it said is still
+            # to be read.
             if connection.reused:
                 raise
         except OSError as error:  # of TLS, or of the way there
@@ -266,7 +272,8 @@ class Attempt:
             raise ConnectionResetError(str(error)) from error
 
     def _deadline_fault(self) -> str:
-        """What it is when the whole request's time is over: the backend's fault only where it had that time."""
+        """What it is when the whole request's time is over: the backend's fault only where it
+        had that time."""
         return (
             "deadline"
             if self.sent_at - self._request.received < _ITS_OWN_TIME * self._timeout_s
@@ -274,7 +281,8 @@ class Attempt:
         )
 
     def _more(self, fault: str, limit_s: float) -> bytes:
-        """The next bytes of the body; empty at its end. Raises `RequestFailed` where it breaks off, or is silent."""
+        """The next bytes of the body; empty at its end. Raises `RequestFailed` where it breaks
+        off, or is silent."""
         connection = self._open
         while True:
             if data := connection.response.body():
@@ -325,8 +333,8 @@ class Attempt:
             )
 
     def usage_of_whole(self, content: bytes) -> Usage | None:
-        """The usage that a whole answer with the status of a success reports. Raises `RequestFailed` if it reports an
-        error, or cannot be an answer."""
+        """The usage that a whole answer with the status of a success reports. Raises
+        `RequestFailed` if it reports an error, or cannot be an answer."""
         if (told := error_in(content)) is not None:
             raise self._told(*told, content)
         usage = usage_of(content)  # which reads all of it, if there is one
@@ -340,7 +348,8 @@ class Attempt:
         return usage_of(content, lenient=True)
 
     def _flaw(self, content: bytes) -> str | None:
-        """Why this cannot be an answer; None if it can. JSON as lenient as servers write it (NaN) is taken."""
+        """Why this cannot be an answer; None if it can. JSON as lenient as servers write it
+        (NaN) is taken."""
         if (self.answer.header("content-encoding") or "identity").lower() != "identity":
             return None if content else "no body"
         if not content or content.isspace():
@@ -402,7 +411,8 @@ class Attempt:
         )
 
     def _failed_body(self) -> tuple[bytes, bool]:
-        """What soon comes of a failed answer's body, and whether it is the whole; nothing more is waited for."""
+        """What soon comes of a failed answer's body, and whether it is the whole; nothing more
+        is waited for."""
         if self._content is None:
             pieces, size, whole = [], 0, False
             if not 300 <= self.status < 400:
@@ -439,9 +449,11 @@ class Attempt:
         )
 
     def await_content(self, *, show_life: bool) -> Stream:
-        """Read a stream up to its first content, so that until then another backend can still be tried.
+        """Read a stream up to its first content, so that until then another backend can still be
+        tried.
 
-        With `show_life` a sign of life ends the wait, too, once the first moments are over: the client is to see it.
+        With `show_life` a sign of life ends the wait, too, once the first moments are over: the
+        client is to see it.
         """
         stream = self.stream = Stream(
             clock=self._engine.clock,
@@ -488,11 +500,13 @@ class Attempt:
 
     @property
     def complete(self) -> bool:
-        """Whether the whole stream is there: `[DONE]` is its end, whatever the connection does then."""
+        """Whether the whole stream is there: `[DONE]` is its end, whatever the connection does
+        then."""
         return self.answer.complete or (self.stream is not None and self.stream.done)
 
     def take(self, data: bytes) -> bytes:
-        """What the client gets of what the backend sent; empty says that it closed. Raises `RequestFailed`."""
+        """What the client gets of what the backend sent; empty says that it closed. Raises
+        `RequestFailed`."""
         answer = self.answer
         try:
             answer.feed(data)
@@ -504,7 +518,8 @@ class Attempt:
         return self.stream.take(piece) if (piece := answer.body()) else b""
 
     def conclude(self) -> tuple[bytes, RequestFailed | None]:
-        """The stream is complete: its last bytes for the client, and what was wrong with its end."""
+        """The stream is complete: its last bytes for the client, and what was wrong with its
+        end."""
         assert self.stream is not None
         stream, name = self.stream, self._backend.name
         rest = stream.end()
@@ -517,7 +532,8 @@ class Attempt:
             )
             return rest, StreamError(fault, stream.error)
         if not stream.finished:
-            # What came without its end would garble the error that follows, and clients are to discard it.
+            # What came without its end would garble the error that follows, and clients are to
+            # discard it.
             return b"", RequestFailed(
                 "stream_truncated", f"The stream from backend {name} ended before its end."
             )
@@ -529,7 +545,8 @@ class Attempt:
         )
 
     def silence(self, quiet_s: float = 0.0) -> tuple[float, RequestFailed]:
-        """For how much longer a backend may be silent that was so for `quiet_s`, and what it is when that is over."""
+        """For how much longer a backend may be silent that was so for `quiet_s`, and what it is
+        when that is over."""
         limit_s, fault = self.idle_s - quiet_s, "stream_idle"
         if self.stream is not None and not self.stream.first_token_at:
             limit_s = max(self.idle_s, self._first_byte_s) - quiet_s
@@ -543,7 +560,8 @@ class Attempt:
         )
 
     def receive(self) -> bytes:
-        """Wait for more of the stream; gives it as `take` wants it. Raises `RequestFailed` or `ClientGone`."""
+        """Wait for more of the stream; gives it as `take` wants it. Raises `RequestFailed` or
+        `ClientGone`."""
         limit_s, failure = self.silence()
         try:
             return self._open.receive(self._request.watch, limit_s)
@@ -558,7 +576,8 @@ class Attempt:
         )
 
     def end(self, fault: Fault | None, *, retry_after_s: float | None = None) -> None:
-        """Give the connection back, or close it where the answer was not read to its end; then the place, once."""
+        """Give the connection back, or close it where the answer was not read to its end; then
+        the place, once."""
         if self._ended:
             return
         self._ended = True

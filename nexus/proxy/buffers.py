@@ -1,4 +1,5 @@
-"""The bytes that one process holds in memory for bodies and answers in progress, and their limit."""
+"""The bytes that one process holds in memory for bodies and answers in progress, and their
+limit."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from nexus.proxy.request import Request
 class Buffers:
     """Counts bytes for requests. `held` is their sum now.
 
-    Small bodies that come with their headers are not counted: `max_concurrent_requests` bounds those.
+    Small bodies that come with their headers are not counted: `max_concurrent_requests` bounds
+    those.
     """
 
     def __init__(self, most: Callable[[], int]) -> None:
@@ -22,7 +24,8 @@ class Buffers:
         self.held = 0
 
     def hold(self, request: Request, count: int) -> None:
-        """Count so many bytes more for a request, until `release`. Raises `RequestFailed` over the limit."""
+        """Count so many bytes more for a request, until `release`. Raises `RequestFailed` over
+        the limit."""
         with self._lock:
             if self.held + count <= self._most():
                 self.held += count
@@ -35,7 +38,8 @@ class Buffers:
         )
 
     def release(self, request: Request, count: int | None = None) -> None:
-        """Give back so many of the bytes that were counted for a request; without `count`, all of them."""
+        """Give back so many of the bytes that were counted for a request; without `count`, all
+        of them."""
         with self._lock:
             count = request.held if count is None else min(count, request.held)
             self.held -= count

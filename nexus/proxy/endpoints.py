@@ -13,8 +13,9 @@ import msgspec
 class Endpoint:
     """A proxied path.
 
-    `required`: fields of the body that hold the prompt; one of them must be there. `task`: what a model must be able to
-    do, as `Model.tasks` names it. `streams`: whether its response may be a stream.
+    `required`: fields of the body that hold the prompt; one of them must be there. `task`: what a
+    model must be able to do, as `Model.tasks` names it. `streams`: whether its response may be a
+    stream.
     """
 
     name: str
@@ -34,7 +35,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 class Target(msgspec.Struct, frozen=True, gc=False):
     """What the first line of a request to a proxied endpoint names.
 
-    `query` is without its `?`; `deployment` is the model that an Azure path names, which replaces that of the body.
+    `query` is without its `?`; `deployment` is the model that an Azure path names, which replaces
+    that of the body.
     """
 
     endpoint: Endpoint
@@ -54,7 +56,8 @@ _LINE = re.compile(r"POST (/[\x21-\x7e]*) HTTP/1\.1")
 def canonical(path: str) -> tuple[str, str | None]:
     """The path as our routes have it, and the deployment that it names.
 
-    Doubled and trailing slashes do not count, `/v1` may be missing, and Azure's paths are understood.
+    Doubled and trailing slashes do not count, `/v1` may be missing, and Azure's paths are
+    understood.
     """
     path = re.sub("//+", "/", path)
     path = path.rstrip("/") or "/"

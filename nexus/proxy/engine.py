@@ -1,4 +1,5 @@
-"""What all requests of a process share, and the shape of what they get; one request's life is an `Exchange`."""
+"""What all requests of a process share, and the shape of what they get; one request's life is an
+`Exchange`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ log = logging.getLogger("nexus.proxy")
 
 
 class ClientResponse(msgspec.Struct):
-    """What the client gets. `body` must be iterated or closed; the request is recorded when it ends."""
+    """What the client gets. `body` must be iterated or closed; the request is recorded when it
+    ends."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -124,5 +126,6 @@ class Engine:
 
 
 def _id_prefix() -> str:
-    """The first four groups of a UUID of version 4 (RFC 9562); some servers refuse request ids of another form."""
+    """The first four groups of a UUID of version 4 (RFC 9562); some servers refuse request ids
+    of another form."""
     return str(uuid.uuid4())[:24]

@@ -1,4 +1,5 @@
-"""The fleet as this process last saw it, ready for requests; a new snapshot is taken up at the next request."""
+"""The fleet as this process last saw it, ready for requests; a new snapshot is taken up at the
+next request."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class View:
     ) -> View:
         """`want_label` is called once for each model that is used and has no label value.
 
-        `before` is the view of an earlier snapshot; `pause` is called now and then, so that others can run.
+        `before` is the view of an earlier snapshot; `pause` is called now and then, so that others
+        can run.
         """
         return cls(
             snapshot=snapshot,
@@ -85,7 +87,8 @@ class View:
         return told
 
     def model_label(self, name: str) -> str:
-        """The label value of a model: assigned, `other` beyond the cap, `unknown` for what a client made up."""
+        """The label value of a model: assigned, `other` beyond the cap, `unknown` for what a
+        client made up."""
         label = self.snapshot.labels.models.get(name)
         if label is None and (entry := self.table.entry(name)) != name:
             name, label = entry, self.snapshot.labels.models.get(entry)
@@ -132,9 +135,11 @@ class FleetView:
         self._seen = 0
 
     def current(self) -> View | None:
-        """The view to use now; None while no fleet has been seen. Costs no system call when nothing is new."""
-        # The number is taken before the file is read: where that turns out newer, the next call reads once more. It is
-        # kept after the view: another thread never takes the number as seen while the view is still the old one.
+        """The view to use now; None while no fleet has been seen. Costs no system call when
+        nothing is new."""
+        # The number is taken before the file is read: where that turns out newer, the next call
+        # reads once more. It is kept after the view: another thread never takes the number as seen
+        # while the view is still the old one.
         if self._reader is not None and (number := self._reader.revision) != self._seen:
             self._renew(self._reader, number)
         return self._view

@@ -1,6 +1,8 @@
-"""Comments for a client that waits for its stream to begin, so that nothing between it and us thinks it is dead.
+"""Comments for a client that waits for its stream to begin, so that nothing between it and us
+thinks it is dead.
 
-With the first comment the head is out: whatever comes of the request is then told within the stream.
+With the first comment the head is out: whatever comes of the request is then told within the
+stream.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ def respond_with_comments(
     headers: list[tuple[str, str]],
     stopped: Callable[[], bytes],
 ) -> ClientResponse:
-    """What `serve` gives, if it is there within `every_s`; else a stream of comments that goes over into it.
+    """What `serve` gives, if it is there within `every_s`; else a stream of comments that goes over
+    into it.
 
-    `serve` runs in a thread (under gevent, a greenlet), and never raises. `headers` are those of every answer.
-    `stopped` records the request as one that the gateway ended, and gives the event that says so.
+    `serve` runs in a thread (under gevent, a greenlet), and never raises. `headers` are those of
+    every answer. `stopped` records the request as one that the gateway ended, and gives the event
+    that says so.
     """
     waited = _Waited(serve)
     try:
@@ -120,7 +124,8 @@ class CommentedBody:
 
 
 def _event_data(content: bytes, status: int) -> bytes:
-    """JSON without line breaks, as an event's data needs it; a failure not told in OpenAI's form is put in it."""
+    """JSON without line breaks, as an event's data needs it; a failure not told in OpenAI's form
+    is put in it."""
     try:
         data = msgspec.json.decode(content)
         if status < 300 or (isinstance(data, dict) and data.get("error")):

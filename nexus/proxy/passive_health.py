@@ -1,7 +1,8 @@
-"""Passive health checks: what the ends of requests say about backends, shared with all workers of the host.
+"""Passive health checks: what the ends of requests say about backends, shared with all workers of
+the host.
 
-Failures go to the circuit breakers (`fleet/circuit_breaker.py`); a backend that says it is busy is left alone for a
-while.
+Failures go to the circuit breakers (`fleet/circuit_breaker.py`); a backend that says it is busy is
+left alone for a while.
 """
 
 from __future__ import annotations
@@ -58,11 +59,13 @@ class Attempted(Protocol):
 
 
 class Evidence:
-    """What one request saw of the backends that it tried, and which of its failures count against them.
+    """What one request saw of the backends that it tried, and which of its failures count against
+    them.
 
-    A failure that the request itself may have caused is kept until the request ends. It counts if another attempt is
-    served, or if no other backend saw the request fail. It does not count if the request failed at several backends, or
-    if another backend refused it as wrong. A request counts at most one failure against each backend.
+    A failure that the request itself may have caused is kept until the request ends. It counts if
+    another attempt is served, or if no other backend saw the request fail. It does not count if the
+    request failed at several backends, or if another backend refused it as wrong. A request counts
+    at most one failure against each backend.
     """
 
     def __init__(self, health: PassiveHealth) -> None:
@@ -84,7 +87,8 @@ class Evidence:
         self._undecided.clear()
 
     def refused(self) -> None:
-        """A backend refused the request as wrong, so the request caused the failures before: they do not count."""
+        """A backend refused the request as wrong, so the request caused the failures before:
+        they do not count."""
         for attempt in self._undecided:
             self._health.release_probe_lease(attempt)
         self._undecided.clear()
@@ -123,7 +127,8 @@ class PassiveHealth:
         self._chance = chance
 
     def status(self, column: int, model: str, config: Config) -> EndpointStatus:
-        """Return a backend's status, and forget what has expired. A clean record costs one memory read."""
+        """Return a backend's status, and forget what has expired. A clean record costs one
+        memory read."""
         if not self._circuits.dirty[column]:
             return CLEAR
         now_ns = self._clock_ns()

@@ -1,12 +1,12 @@
 """Waiting for room at a backend.
 
-Within a worker, requests that wait for the same backends are served by priority, then in the order in which they came.
-Between workers that holds as far as the shared table allows: each worker shows the earliest ticket that waits for a
-backend, and neither a new request nor a later ticket takes room there before it, unless that worker stands still. So
-no request is overtaken by a later
-one of its priority that waits for the same backends, whichever worker has it, but by those that a worker admits within
-the ten milliseconds in which another has not looked yet. A limit is exact within a worker, and may be passed by one
-request for each other worker that looks in the same instant.
+Within a worker, requests that wait for the same backends are served by priority, then in the order
+in which they came. Between workers that holds as far as the shared table allows: each worker shows
+the earliest ticket that waits for a backend, and neither a new request nor a later ticket takes
+room there before it, unless that worker stands still. So no request is overtaken by a later one of
+its priority that waits for the same backends, whichever worker has it, but by those that a worker
+admits within the ten milliseconds in which another has not looked yet. A limit is exact within a
+worker, and may be passed by one request for each other worker that looks in the same instant.
 """
 
 from __future__ import annotations
@@ -74,9 +74,11 @@ class Queue:
         settings: Settings,
         most_s: float,
     ) -> T:
-        """Wait until `admit` gives something, and give that; it is called in turn, and raises `AtCapacity` while it cannot.
+        """Wait until `admit` gives something, and give that; it is called in turn, and raises
+        `AtCapacity` while it cannot.
 
-        Waits at most `most_s`, and no longer than `settings` allow. Raises `RequestFailed`, or `ClientGone`.
+        Waits at most `most_s`, and no longer than `settings` allow. Raises `RequestFailed`, or
+        `ClientGone`.
         """
         if no_room.ready_in_s > settings.max_wait_s:
             raise no_room

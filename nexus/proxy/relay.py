@@ -1,7 +1,9 @@
-"""The body of a stream's answer: pieces from the backend become pieces for the client until either ends it.
+"""The body of a stream's answer: pieces from the backend become pieces for the client until either
+ends it.
 
-A server iterates over it, and it waits for the backend; or a server that waits itself, as our worker does, gives it
-what came (`feed`) and tells how it ended. Either way the request is recorded once.
+A server iterates over it, and it waits for the backend; or a server that waits itself, as our
+worker does, gives it what came (`feed`) and tells how it ended. Either way the request is recorded
+once.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class StreamBody:
 
     @property
     def backend(self) -> Connection | None:
-        """What can be waited for by itself; None where bytes may be there that the socket does not show (TLS)."""
+        """What can be waited for by itself; None where bytes may be there that the socket does
+        not show (TLS)."""
         connection = self._attempt.connection
         return None if connection.tls else connection
 
@@ -70,7 +73,8 @@ class StreamBody:
         return shown + self._conclude() if self._attempt.complete else shown
 
     def feed_chunk(self, data: bytes) -> bytes:
-        """As `feed`, for a client that gets the stream in chunks; a chunk that is to go on as it came does so."""
+        """As `feed`, for a client that gets the stream in chunks; a chunk that is to go on as it
+        came does so."""
         if self._first_token_reported and (piece := self._answer.whole_chunk(data)) is not None:
             stream = self._stream
             shown = stream.take(piece)
@@ -84,12 +88,14 @@ class StreamBody:
         return self._stream.quiet_s()
 
     def silence_limit(self, quiet_s: float) -> tuple[float, RequestFailed]:
-        """For how much longer the backend may be silent, in seconds, and with what to `fail` when that is over."""
+        """For how much longer the backend may be silent, in seconds, and with what to `fail`
+        when that is over."""
         return self._attempt.silence(quiet_s)
 
     @property
     def check_every_s(self) -> float:
-        """How often `silence_limit` is to be asked at least: its limit becomes shorter with the first token."""
+        """How often `silence_limit` is to be asked at least: its limit becomes shorter with the
+        first token."""
         return self._attempt.idle_s
 
     def reset(self) -> RequestFailed:
@@ -142,7 +148,8 @@ class StreamBody:
             self._recording.finish(self._fault, None if self._fault else self._status)
 
     def client_left(self) -> None:
-        """The client went, and all that was given was written: one that has seen `[DONE]` has all it asked for."""
+        """The client went, and all that was given was written: one that has seen `[DONE]` has
+        all it asked for."""
         if self._stream.done and self._stream.error is None and not self.ended:
             self._end(None)
             self.written()
@@ -150,7 +157,8 @@ class StreamBody:
             self.close()
 
     def close(self) -> None:
-        """The server is done, however that came; before the end, it means that the client is gone."""
+        """The server is done, however that came; before the end, it means that the client is
+        gone."""
         self._attempt.end(FAULTS["client_gone"])
         self._recording.finish(FAULTS["client_gone"])
 

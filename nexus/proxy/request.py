@@ -14,9 +14,10 @@ from nexus.proxy.endpoints import Target
 class Request(msgspec.Struct):
     """A request whose head was read.
 
-    `body` is the whole body if it came with the head; else it reads the body, up to a limit in bytes, tells its second
-    argument the number of bytes of each piece, and raises `RequestFailed`. `watch` waits for what is needed to serve
-    it. `received` is on the monotonic clock. `held`: bytes counted for it in the process's `Buffers`.
+    `body` is the whole body if it came with the head; else it reads the body, up to a limit in
+    bytes, tells its second argument the number of bytes of each piece, and raises `RequestFailed`.
+    `watch` waits for what is needed to serve it. `received` is on the monotonic clock. `held`:
+    bytes counted for it in the process's `Buffers`.
     """
 
     method: str

@@ -1,4 +1,5 @@
-"""Why the router would do what it does: every backend with its score or what speaks against it, and what comes next."""
+"""Why the router would do what it does: every backend with its score or what speaks against it,
+and what comes next."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ _MOST_STEPS = 50
 
 
 class CandidateReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One backend with one model of the chain. `out` is why it cannot serve; an empty text where it can.
+    """One backend with one model of the chain. `out` is why it cannot serve; an empty text where it
+    can.
 
     `turn` is its place in the order in which backends would be tried, from 1.
     """
@@ -44,7 +46,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def explain(table: RouteTable, asked: RouteQuery, now: RoutingContext, *, name: str) -> Explanation:
-    """What would be done at this moment with a request for the model that the client calls `name`."""
+    """What would be done at this moment with a request for the model that the client calls
+    `name`."""
     order: dict[tuple[str, str], int] = {}
     refusal = None
     try:

@@ -17,11 +17,12 @@ _PAUSE_EVERY = 500
 
 
 class Listing:
-    """Follows from the backends' models and kinds alone: snapshots in which these are the same share one.
+    """Follows from the backends' models and kinds alone: snapshots in which these are the same
+    share one.
 
     Attributes:
-        by_name: Listed name → the backends that serve it. A backend that takes the name for one of its own is among
-            them.
+        by_name: Listed name → the backends that serve it. A backend that takes the name for one of
+            its own is among them.
         listed_as: A backend's other name for a model → the name that it lists.
         patterns: Listed names that stand for many.
     """
@@ -91,7 +92,8 @@ class Listing:
         )
 
     def names(self, positions: frozenset[int]) -> tuple[str, ...]:
-        """The names that one of the backends at these positions serves; kept for as long as they are asked for."""
+        """The names that one of the backends at these positions serves; kept for as long as they
+        are asked for."""
         names = self._names.get(positions)
         if names is None:
             found = (

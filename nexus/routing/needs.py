@@ -8,7 +8,8 @@ import msgspec
 
 
 class Needs(Protocol):
-    """What the model must be able to do; `context` in estimated tokens, `task` as `Model.tasks` names it."""
+    """What the model must be able to do; `context` in estimated tokens, `task` as `Model.tasks`
+    names it."""
 
     @property
     def task(self) -> str: ...

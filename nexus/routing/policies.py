@@ -1,4 +1,5 @@
-"""What the operator demands of the backends that may serve a model, whatever a client asks and whatever fails."""
+"""What the operator demands of the backends that may serve a model, whatever a client asks and
+whatever fails."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ from nexus.fleet.records import Backend
 
 
 class Constraints(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
-    """`restricted`: only backends in a restricted zone; `min_tier`: only those of that tier or a higher one.
+    """`restricted`: only backends in a restricted zone; `min_tier`: only those of that tier or a
+    higher one.
 
-    `any_tier` lets a tier below pass, for a client that is content with it. `own_model`: no other model may serve.
+    `any_tier` lets a tier below pass, for a client that is content with it. `own_model`: no other
+    model may serve.
     """
 
     restricted: bool = False
@@ -50,7 +53,8 @@ class Policies:
         self.rules = list(_rules(policies))
 
     def constraints(self, *names: str) -> Constraints:
-        """What is demanded where a request goes by these names: as asked, after aliases, and that of the model."""
+        """What is demanded where a request goes by these names: as asked, after aliases, and
+        that of the model."""
         found = NOTHING
         for pattern, constraints in self.rules:
             if any(fnmatchcase(name, pattern) for name in names):
@@ -59,7 +63,8 @@ class Policies:
 
 
 def _rules(policies: Sequence[Policy] | dict[str, Policy]) -> Iterator[tuple[str, Constraints]]:
-    """Pattern and demands of each. In a table of tables the pattern is the key, `default` being every model."""
+    """Pattern and demands of each. In a table of tables the pattern is the key, `default` being
+    every model."""
     named = (
         policies.items()
         if isinstance(policies, dict)

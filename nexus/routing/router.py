@@ -1,4 +1,5 @@
-"""Which backend serves a request next, and why; or why none can. What changes by the moment is in `RoutingContext`."""
+"""Which backend serves a request next, and why; or why none can. What changes by the moment is
+in `RoutingContext`."""
 
 from __future__ import annotations
 
@@ -25,14 +26,16 @@ Tried = Set[tuple[str, str]]
 
 _LISTED = 20
 _SECOND_CHANCE = 8191
-"""Makes another chance out of the one given, which is independent of it for all that matters here."""
+"""Makes another chance out of the one given, which is independent of it for all that matters
+here."""
 
 
 class RoutingContext(Protocol):
     """What holds at this moment, asked by a backend's column of the shared tables.
 
-    `load`: requests in flight over all workers. `standing` is also asked by the model. `waited_for`: whether a request
-    that came earlier waits for room there. `turn` and `chance`: see `Circumstances`.
+    `load`: requests in flight over all workers. `standing` is also asked by the model.
+    `waited_for`: whether a request that came earlier waits for room there. `turn` and `chance`: see
+    `Circumstances`.
     """
 
     @property
@@ -84,10 +87,12 @@ class _IgnoringCircuits(msgspec.Struct, frozen=True):
 
 
 class RouteQuery(msgspec.Struct, frozen=True, gc=False):
-    """A request as the router sees it: the model (aliases resolved), what it must be able to do and where it may go.
+    """A request as the router sees it: the model (aliases resolved), what it must be able to do and
+    where it may go.
 
-    `flexible` lets a backend below the demanded tier serve where none of that tier can. `beyond`: only candidates whose
-    context is known to be longer; a backend with this length said that the request exceeds it.
+    `flexible` lets a backend below the demanded tier serve where none of that tier can. `beyond`:
+    only candidates whose context is known to be longer; a backend with this length said that the
+    request exceeds it.
     """
 
     model: str
@@ -100,8 +105,8 @@ class RouteQuery(msgspec.Struct, frozen=True, gc=False):
 class Choice(msgspec.Struct, frozen=True, gc=False):
     """The backend to try, the model to ask it for, and why.
 
-    `trial`: its circuit is half open, one request may try. `passed_over`: others that have the model were excluded.
-    `context_length` is the model's, if it is known.
+    `trial`: its circuit is half open, one request may try. `passed_over`: others that have the
+    model were excluded. `context_length` is the model's, if it is known.
     """
 
     backend: Backend
@@ -115,7 +120,8 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
 class AtCapacity(RequestFailed):
     """Backends that could serve take nothing more at this moment; waiting may help.
 
-    `backends` are those to wait for, `ready_in_s` the shortest time for which one of them said that it is busy.
+    `backends` are those to wait for, `ready_in_s` the shortest time for which one of them said that
+    it is busy.
     """
 
     def __init__(
@@ -131,10 +137,10 @@ class AtCapacity(RequestFailed):
 def choose(table: RouteTable, asked: RouteQuery, *, tried: Tried, now: RoutingContext) -> Choice:
     """Pick the next backend.
 
-    Backends that were not tried come first, over the whole fallback chain; a backend that failed with one model is only
-    then asked for another. Where the circuits of all that could serve are open, though their probes are good, the best
-    of them is tried all the same. Raises `AtCapacity`, or `RequestFailed` with a fault of routing where waiting does not
-    help.
+    Backends that were not tried come first, over the whole fallback chain; a backend that failed
+    with one model is only then asked for another. Where the circuits of all that could serve are
+    open, though their probes are good, the best of them is tried all the same. Raises `AtCapacity`,
+    or `RequestFailed` with a fault of routing where waiting does not help.
     """
     blocked: list[tuple[Candidate, EndpointStatus]] = []
     choice = _choose(table, asked, tried, now, blocked)
@@ -192,7 +198,8 @@ def _choose(
 
 
 def _in_order(asked: RouteQuery) -> tuple[Constraints, ...]:
-    """The demands to try in turn: a flexible request comes back for a lower tier, never for another zone."""
+    """The demands to try in turn: a flexible request comes back for a lower tier, never for
+    another zone."""
     return (
         (asked.constraints, msgspec.structs.replace(asked.constraints, any_tier=True))
         if asked.flexible
@@ -214,7 +221,8 @@ def _untried(
 def _fitting(
     usable: list[tuple[Candidate, EndpointStatus]], needs: Needs
 ) -> list[tuple[Candidate, EndpointStatus]]:
-    """Those whose known context takes the request, by an estimate, else the longest; an unknown one always may."""
+    """Those whose known context takes the request, by an estimate, else the longest; an unknown
+    one always may."""
     lengths = {candidate.model.context_length for candidate, _ in usable}
     least = min(needs.context, max(length or 0 for length in lengths))
     return [
@@ -230,7 +238,8 @@ def _usable(
     now: RoutingContext,
     blocked: list[tuple[Candidate, EndpointStatus]],
 ) -> list[tuple[Candidate, EndpointStatus]]:
-    """Those that can take a request for the model now; those that lack room are added to `blocked`."""
+    """Those that can take a request for the model now; those that lack room are added to
+    `blocked`."""
     usable = []
     for candidate in candidates:
         backend = candidate.backend
@@ -273,11 +282,13 @@ def _pick(
         return usable[0]
     load = now.load
     if any(status is not CLEAR for _, status in usable):
-        # Whether a backend is well again shows only when it is tried: with a request that others can still serve.
+        # Whether a backend is well again shows only when it is tried: with a request that others
+        # can still serve.
         probed_by_others = next((entry for entry in usable if entry[1].state == "half_open"), None)
         if probed_by_others is not None and first:
             return probed_by_others
-        # One that came back gets its traffic back little by little, and one that fails fast must not look idle.
+        # One that came back gets its traffic back little by little, and one that fails fast must
+        # not look idle.
         second = now.chance * _SECOND_CHANCE % 1.0
         usable = [entry for entry in usable if entry[1].share > second] or usable
         failures = {candidate.backend.column: status.failures for candidate, status in usable}
@@ -308,7 +319,8 @@ def _reason(
 
 
 def no_route(table: RouteTable, asked: RouteQuery, now: RoutingContext) -> RequestFailed:
-    """Why no backend can serve: the fault that says most about what the client or the operator could change."""
+    """Why no backend can serve: the fault that says most about what the client or the operator
+    could change."""
     model, chain = asked.model, table.chain(asked.model, asked.constraints)
     told = _Told(table, asked, now)
     if not table.backends:
@@ -386,7 +398,8 @@ class _Told:
         self._now = now
 
     def constraints(self, model: str, candidate: Candidate) -> Constraints:
-        """What is demanded of an offer for a model, by both names; the least that a flexible request accepts."""
+        """What is demanded of an offer for a model, by both names; the least that a flexible
+        request accepts."""
         return _in_order(self._asked)[-1] | self._table.constraints(model, candidate.model.name)
 
     def unavailable(
@@ -441,7 +454,8 @@ def rejection(
     *,
     model: str | None = None,
 ) -> str:
-    """Why this backend cannot serve the request now, with this model or any of the chain; empty where it can."""
+    """Why this backend cannot serve the request now, with this model or any of the chain; empty
+    where it can."""
     if backend.status != "healthy":
         return backend.status
     if backend.draining:

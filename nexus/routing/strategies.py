@@ -13,8 +13,8 @@ from nexus.routing.table import Candidate
 class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     """What a pick depends on beside the offers.
 
-    `load` gives a backend column's requests in flight, with what else weighs like them; `turn` counts picks, for
-    fairness; `chance` in [0, 1) settles ties.
+    `load` gives a backend column's requests in flight, with what else weighs like them; `turn`
+    counts picks, for fairness; `chance` in [0, 1) settles ties.
     """
 
     load: Callable[[int], int]
@@ -26,8 +26,9 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
 def smart(candidates: Sequence[Candidate], now: Circumstances) -> Candidate:
     """The highest score of priority, load and probe latency.
 
-    Those within one request of the highest count as equal: of two of them, taken at random, the better one is picked,
-    so that workers and hosts that look at the same moment do not all choose the same backend.
+    Those within one request of the highest count as equal: of two of them, taken at random, the
+    better one is picked, so that workers and hosts that look at the same moment do not all choose
+    the same backend.
     """
     scores = [score(candidate, now) for candidate in candidates]
     least = max(scores) - now.weights.load

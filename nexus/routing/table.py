@@ -42,10 +42,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class CandidateSet:
-    """The offers of a model that may serve requests of one sort, before anything is asked that changes by the moment.
+    """The offers of a model that may serve requests of one sort, before anything is asked that
+    changes by the moment.
 
-    `lengths_differ`: more than one context length is known of them. `preferred`: the best priority among them.
-    `known`: the number of all offers of the model, the unhealthy and the unsuitable ones included.
+    `lengths_differ`: more than one context length is known of them. `preferred`: the best priority
+    among them. `known`: the number of all offers of the model, the unhealthy and the unsuitable
+    ones included.
     """
 
     candidates: tuple[Candidate, ...]
@@ -58,7 +60,8 @@ _NO_CANDIDATES = CandidateSet((), False, 0, 0)
 
 
 class CandidateSource(Mapping[str, Sequence[Candidate]]):
-    """Listed name → its offers at the backends in these positions. Each is made when it is first asked for."""
+    """Listed name → its offers at the backends in these positions. Each is made when it is first
+    asked for."""
 
     def __init__(
         self, listing: Listing, backends: Sequence[Backend], positions: frozenset[int]
@@ -93,7 +96,8 @@ class RouteTable:
     """Names, fallback chains, policies, and who offers what.
 
     Attributes:
-        listing: What the models alone decide; `before` had the same one if no backend's models have changed.
+        listing: What the models alone decide; `before` had the same one if no backend's models have
+            changed.
         offers: All offers of a listed name.
         healthy: Those at backends that may be given requests.
     """
@@ -105,7 +109,8 @@ class RouteTable:
         before: RouteTable | None = None,
         pause: Callable[[], object] = lambda: None,
     ) -> None:
-        """`before` is the table of an earlier snapshot; `pause` is called now and then, so that others can run."""
+        """`before` is the table of an earlier snapshot; `pause` is called now and then, so that
+        others can run."""
         self.snapshot = snapshot
         self.routing = snapshot.config.routing
         self.policies = Policies(self.routing.policies)
@@ -128,7 +133,8 @@ class RouteTable:
         self._candidates: dict[tuple[str, Constraints, tuple[object, ...]], CandidateSet] = {}
 
     def resolve(self, name: str) -> str:
-        """The listed name of what a client asks for: aliases followed up to three deep, equivalent names known."""
+        """The listed name of what a client asks for: aliases followed up to three deep,
+        equivalent names known."""
         aliases = self.routing.aliases
         depth = 0
         while name in aliases and depth < MAX_ALIAS_DEPTH:
@@ -159,9 +165,11 @@ class RouteTable:
         return self.candidates.get(self.entry(model), ())
 
     def suitable(self, model: str, needs: Needs, constraints: Constraints) -> CandidateSet:
-        """Healthy backends that have the model, may serve it, and are not known to lack what is asked.
+        """Healthy backends that have the model, may serve it, and are not known to lack what is
+        asked.
 
-        Found once for each sort of request. Of the needs only those are read that tell the backends apart.
+        Found once for each sort of request. Of the needs only those are read that tell the backends
+        apart.
         """
         name = model
         if self.listing.patterns and (name := self.entry(model)) != model:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use, by its affinity and by the CPU quota of its control groups; at least 1.
+    """Cores that this process may use, by its affinity and by the CPU quota of its control groups;
+    at least 1.
 
     `root` is where /proc and /sys are.
     """
@@ -21,7 +22,8 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """The least quota of the process's control group and those above it, in cores; None without one.
+    """The least quota of the process's control group and those above it, in cores; None without
+    one.
 
     Both versions of control groups are read (`cgroups(7)`). In a container the group's path may be
     that of the host, which does not exist there: then the top of the mount is the container's own.
@@ -70,7 +72,8 @@ def scratch_directory(*candidates: str) -> str | None:
 
 
 def raise_descriptor_limit() -> None:
-    """Take all the descriptors that the hard limit allows; the soft one is low for the sake of old programs."""
+    """Take all the descriptors that the hard limit allows; the soft one is low for the sake of
+    old programs."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,7 +1,8 @@
 """Logs: short constant events with fields, one line each, to standard error.
 
-A field is whatever a call gives in `extra`. Where standard error is the journal (`$JOURNAL_STREAM`), every line starts
-with its priority, `<6>`, which the journal takes off; pretty lines then carry no time, since the journal has its own.
+A field is whatever a call gives in `extra`. Where standard error is the journal
+(`$JOURNAL_STREAM`), every line starts with its priority, `<6>`, which the journal takes off; pretty
+lines then carry no time, since the journal has its own.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ def _with_priority(text: str, level: int) -> str:
 
 
 def goes_to_journal() -> bool:
-    """Whether standard error is the stream that `$JOURNAL_STREAM` names, and not a file it was led to since."""
+    """Whether standard error is the stream that `$JOURNAL_STREAM` names, and not a file it was
+    led to since."""
     try:
         status = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError, AttributeError):
@@ -142,7 +144,8 @@ def _dropped_notice(handler: logging.Handler, lines: int) -> str:
 
 
 def configure(*, level: str, kind: str, component_levels: Mapping[str, str] | None = None) -> None:
-    """Send the logs of this process to standard error. May be called again when the settings change."""
+    """Send the logs of this process to standard error. May be called again when the settings
+    change."""
     root = logging.getLogger("nexus")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(make_formatter(kind))

@@ -1,4 +1,5 @@
-"""Telling the service manager how this process is, as sd_notify(3) does: datagrams to `$NOTIFY_SOCKET`.
+"""Telling the service manager how this process is, as sd_notify(3) does: datagrams to
+`$NOTIFY_SOCKET`.
 
 Without the variable nothing is sent; a manager that does not listen is no reason to fail.
 """
@@ -19,12 +20,13 @@ class Notifier:
         self._address = address
         self._status = ""
         self.watchdog_s = watchdog_s if address else None
-        """The manager ends this process when it hears nothing for so long; None where it does not watch."""
+        """The manager ends this process when it hears nothing for so long; None where it does
+        not watch."""
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Notifier:
-        """The one that the environment names, and no longer names after this: whoever else looks there, a library or a
-        child, would speak for the service."""
+        """The one that the environment names, and no longer names after this: whoever else looks
+        there, a library or a child, would speak for the service."""
         watchdog_s = _watchdog_s(environ)
         environ.pop("WATCHDOG_USEC", None)
         environ.pop("WATCHDOG_PID", None)
@@ -52,7 +54,8 @@ class Notifier:
             self._send(f"STATUS={status}")
 
     def feed_watchdog(self, sleep: Callable[[float], object]) -> None:
-        """Say that this process lives for as long as its event loop does: run it there, with the loop's `sleep`."""
+        """Say that this process lives for as long as its event loop does: run it there, with the
+        loop's `sleep`."""
         while self.watchdog_s is not None:
             self._send("WATCHDOG=1")
             sleep(self.watchdog_s / 3)

@@ -1,4 +1,5 @@
-"""Standard error that never blocks: what its reader does not take is kept for a while, then dropped.
+"""Standard error that never blocks: what its reader does not take is kept for a while, then
+dropped.
 
 A pipe, a terminal or the journal whose reader stands still would block `write(2)`, and with it an
 event loop and every request in it. O_NONBLOCK on descriptor 2 is no way out: the flag belongs to
@@ -85,7 +86,8 @@ class NonBlockingText(io.TextIOBase):
         return len(text)
 
     def flush_pending(self) -> None:
-        """Write what waits. To be called a few times a second, since nothing else may be written."""
+        """Write what waits. To be called a few times a second, since nothing else may be
+        written."""
         if self._identity != _identity(self._fd):
             self._open()  # somebody led the descriptor elsewhere: gunicorn, when it becomes a daemon
         if self._waiting or self._untold:

@@ -29,7 +29,8 @@ def _escaped(character: str) -> str:
 
 
 def remember_secret(value: str) -> None:
-    """Have `redact` mask this value, also where it is quoted, and the parts of one that is split."""
+    """Have `redact` mask this value, also where it is quoted, and the parts of one that is
+    split."""
     forms = {value, repr(value)[1:-1], json.dumps(value)[1:-1], *re.findall(r"[!-~]+", value)}
     new = {form for form in forms if len(form) >= _SHORTEST_SECRET}.difference(_secrets)
     if new:

@@ -1,7 +1,8 @@
-"""The short way: plain requests go from the client's socket straight to the engine, and their answers straight back.
+"""The short way: plain requests go from the client's socket straight to the engine, and their
+answers straight back.
 
-What gunicorn and Flask would do for such a request is done here once, or not needed. Whatever is not plain is left
-untouched for gunicorn, with the bytes that were read.
+What gunicorn and Flask would do for such a request is done here once, or not needed. Whatever is
+not plain is left untouched for gunicorn, with the bytes that were read.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ HEAD_S = 30.0
 """How long a request's head may take from its first byte to its last."""
 _MOST_HEAD = 64 * 1024
 LINGER_S = 30.0
-"""How long the rest of a refused body is read and dropped: if the connection were closed at once, the client could
-lose the response (RFC 9112, section 9.6)."""
+"""How long the rest of a refused body is read and dropped: if the connection were closed at
+once, the client could lose the response (RFC 9112, section 9.6)."""
 _LINGER_SILENCE_S = 2.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _HEADS_REFUSED = {
@@ -85,7 +86,8 @@ class FastPath:
         scheduler: WaitScheduler,
         keep_alive: Callable[[], bool],
     ) -> None:
-        """`keep_alive` says, when an answer begins, whether the connection may carry another request."""
+        """`keep_alive` says, when an answer begins, whether the connection may carry another
+        request."""
         client.setblocking(False)
         self._engine = engine
         self._client = client
@@ -100,9 +102,11 @@ class FastPath:
         return self._watch.receive(timeout_s)
 
     def complete_head(self, data: bytes, timeout_s: float) -> bytes:
-        """`data` and what the client sends next, up to a whole head; empty if the connection is to be closed.
+        """`data` and what the client sends next, up to a whole head; empty if the connection is to
+        be closed.
 
-        A head that breaks HTTP's form is given as far as it came: gunicorn's parser says what is wrong with it.
+        A head that breaks HTTP's form is given as far as it came: gunicorn's parser says what is
+        wrong with it.
         """
         deadline = time.monotonic() + min(timeout_s, HEAD_S)
         while b"\r\n\r\n" not in data and data.count(b"\n") == data.count(b"\r\n"):
@@ -131,7 +135,8 @@ class FastPath:
         return b""
 
     def linger(self) -> None:
-        """End our side, and drop what the client still sends until it ends its side, within bounds."""
+        """End our side, and drop what the client still sends until it ends its side, within
+        bounds."""
         deadline = time.monotonic() + LINGER_S
         with contextlib.suppress(OSError):
             self._watch.sock.shutdown(socket.SHUT_WR)
@@ -145,8 +150,8 @@ class FastPath:
     def serve(self, data: bytes) -> bytes | None:
         """Serve the request that `data` begins with.
 
-        Gives what the client sent after it, None where the connection is to be closed. Raises `NotEligible` where the
-        request is not plain, before anything was done, and `ClientGone`.
+        Gives what the client sent after it, None where the connection is to be closed. Raises
+        `NotEligible` where the request is not plain, before anything was done, and `ClientGone`.
         """
         head = self._heads.parse(data)
         engine = self._engine

@@ -1,4 +1,5 @@
-"""What holds for every request before its route is looked for: its Host, its path, and the page it comes from."""
+"""What holds for every request before its route is looked for: its Host, its path, and the page
+it comes from."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _App = Callable[[dict[str, Any], _Start], Iterable[bytes]]
 
 
 class Ingress:
-    """A WSGI application around another. `rejected` counts refusals by reason, `preflight` counts preflights."""
+    """A WSGI application around another. `rejected` counts refusals by reason, `preflight`
+    counts preflights."""
 
     def __init__(
         self,

@@ -19,7 +19,8 @@ _PIECE = 64 * 1024
 def request_from(
     environ: dict[str, Any], endpoint: Endpoint, *, received: float, client_timeout_s: float
 ) -> Request:
-    """The request of a WSGI call. A client's socket that the server shows us gets a time limit and is watched."""
+    """The request of a WSGI call. A client's socket that the server shows us gets a time limit
+    and is watched."""
     sock = environ.get("gunicorn.socket")
     if isinstance(sock, socket.socket):
         sock.settimeout(client_timeout_s)
@@ -34,7 +35,8 @@ def request_from(
 
 
 def release(environ: dict[str, Any]) -> None:
-    """Give the client's socket back to the server as it was: idle connections follow the server's own limits."""
+    """Give the client's socket back to the server as it was: idle connections follow the
+    server's own limits."""
     sock = environ.get("gunicorn.socket")
     if isinstance(sock, socket.socket) and sock.fileno() >= 0:
         sock.settimeout(None)

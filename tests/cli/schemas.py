@@ -1,4 +1,5 @@
-"""What `--json` prints, command by command: the gateway's own answers as `/openapi.json` has them, ours beside."""
+"""What `--json` prints, command by command: the gateway's own answers as `/openapi.json` has
+them, ours beside."""
 
 from typing import Any
 

@@ -19,7 +19,8 @@ TOKEN = "operators-own-token-0123456789"
 
 
 class Impostor(BaseHTTPRequestHandler):
-    """Something else on the gateway's port: asks for the token, and passes challenges on to the real gateway."""
+    """Something else on the gateway's port: asks for the token, and passes challenges on to the
+    real gateway."""
 
     real = ""
     heads: list[str] = []
@@ -86,7 +87,8 @@ def test_the_gateway_proves_itself_by_both_ports(gateway):
     [("stats",), ("history",), ("status",), ("backends", "list"), ("backends", "drain", "demo")],
 )
 def test_an_impostor_gets_no_token(gateway, tmp_path, words):
-    """The run directory is the real gateway's, whose port is another one; the impostor has the configured ports."""
+    """The run directory is the real gateway's, whose port is another one; the impostor has the
+    configured ports."""
     Impostor.heads.clear()
     Impostor.real = gateway.operations
     with ThreadingHTTPServer(("127.0.0.1", 0), Impostor) as server:

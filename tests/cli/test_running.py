@@ -1,4 +1,5 @@
-"""Every command against a gateway that runs: what it says to people, its JSON against a schema, its exit status."""
+"""Every command against a gateway that runs: what it says to people, its JSON against a schema,
+its exit status."""
 
 import json
 import os

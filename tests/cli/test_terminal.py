@@ -1,4 +1,5 @@
-"""Names and texts that come from elsewhere cannot steer a terminal, nor make up lines of a log or a table."""
+"""Names and texts that come from elsewhere cannot steer a terminal, nor make up lines of a log
+or a table."""
 
 import json
 import logging

@@ -45,7 +45,8 @@ def test_url(url, problem):
 
 
 def problems(directory: Path, backend: str, *, url: str = "https://h") -> list[str]:
-    """What is wrong with a file that has these lines for a backend, without the file's name and the table's."""
+    """What is wrong with a file that has these lines for a backend, without the file's name and
+    the table's."""
     file = directory / "nexus.toml"
     file.write_text(f'[[backends]]\nname = "b"\nurl = "{url}"\n{backend}\n')
     try:

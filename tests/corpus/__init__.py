@@ -1,5 +1,5 @@
-"""Streams as backends send them, each with what it says of itself: by hand after documentation, or as real servers sent
-them (`recorded/`: head and body, without the framing in chunks)."""
+"""Streams as backends send them, each with what it says of itself: by hand after documentation,
+or as real servers sent them (`recorded/`: head and body, without the framing in chunks)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Recording:
-    """`usage_event`: the bytes that a client which did not ask for the usage must not see; it sees `usage_shown` instead.
+    """`usage_event`: the bytes that a client which did not ask for the usage must not see; it sees
+    `usage_shown` instead.
 
     `head`: that of the response, its coding apart.
     """
@@ -164,7 +165,8 @@ def _vllm_reasoning() -> Recording:
 
 
 def _ollama() -> Recording:
-    """The role comes with the first content, and its usage event has an empty list of choices as OpenAI's."""
+    """The role comes with the first content, and its usage event has an empty list of choices as
+    OpenAI's."""
     usage = _event({**_chunk(None, usage=USAGE), "system_fingerprint": "fp_ollama"})
     body = b"".join(
         _event(
@@ -205,7 +207,8 @@ def _llamacpp() -> Recording:
 
 
 def _lmstudio() -> Recording:
-    """The usage in the event that says why it ends, which the client sees: it is more than the usage."""
+    """The usage in the event that says why it ends, which the client sees: it is more than the
+    usage."""
     body = b"".join(
         _event(data)
         for data in (
@@ -346,7 +349,8 @@ def _litellm() -> Recording:
 
 
 def _llamacpp_progress() -> Recording:
-    """With `return_progress`; no event with the role, where the first token is half a character; its `sse_ping`."""
+    """With `return_progress`; no event with the role, where the first token is half a character;
+    its `sse_ping`."""
     progress = {"total": 9, "cache": 0, "processed": 4, "time_ms": 12}
     body = b":\n\n" + b"".join(
         (
@@ -397,7 +401,8 @@ def recorded(name: str, **told: Any) -> Recording:
 
 
 def _hidden(recording: Recording, shown: str = "") -> Recording:
-    """Its client did not ask for the usage; `shown` is what it gets instead, less the event's beginning."""
+    """Its client did not ask for the usage; `shown` is what it gets instead, less the event's
+    beginning."""
     [event] = [
         event + b"\n\n" for event in recording.data.split(b"\n\n") if b'"choices":[]' in event
     ]

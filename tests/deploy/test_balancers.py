@@ -213,8 +213,8 @@ STREAMS, EVENTS, PAUSE_S = 200, 14, 0.25
 
 
 def lateness_of_streams(balancer: Balancer) -> list[float]:
-    """Open them all, read them to their ends, and give how much later than it was sent each event came, in seconds, of
-    those that were sent while all were open."""
+    """Open them all, read them to their ends, and give how much later than it was sent each
+    event came, in seconds, of those that were sent while all were open."""
     late: list[tuple[float, float]] = []
     opened = 0.0
 
@@ -241,7 +241,8 @@ def lateness_of_streams(balancer: Balancer) -> list[float]:
 
 
 def test_200_streams_come_as_they_are_sent(balancer: Balancer):
-    """Measured again where something else had the processors: that only adds, and what buffers does so each time."""
+    """Measured again where something else had the processors: that only adds, and what buffers
+    does so each time."""
     found = []
     for _ in range(3):
         found.append(statistics.quantiles(lateness_of_streams(balancer), n=100)[98])
@@ -310,7 +311,8 @@ def in_flight(gateway: Gateway) -> float:
 def test_a_gateway_restarts_under_load(
     balancer: Balancer, before_one: Balancer, gateways: list[Gateway], backend: Timed
 ):
-    """Nothing fails: what was in flight ends within the grace, what comes meanwhile goes to the other one."""
+    """Nothing fails: what was in flight ends within the grace, what comes meanwhile goes to the
+    other one."""
     first, _ = gateways
     with Load(balancer) as load:
         streams = [Asking(balancer, pause=0.1, events=20, stream=True) for _ in range(4)]

@@ -1,5 +1,6 @@
-"""The container file and the Kubernetes manifests: no builder and no cluster runs here, so linter and schemas read them,
-the facts that matter are held against the program, and their commands are run."""
+"""The container file and the Kubernetes manifests: no builder and no cluster runs here, so
+linter and schemas read them, the facts that matter are held against the program, and their
+commands are run."""
 
 import json
 import os
@@ -75,7 +76,8 @@ def test_container_facts():
 
 @pytest.fixture
 def contained(tmp_path: Path, demo: Demo) -> Iterator[tuple[int, Process]]:
-    """The image's command with its environment, on a file system that is read-only but for the run directory."""
+    """The image's command with its environment, on a file system that is read-only but for the
+    run directory."""
     port = free_port()
     (tmp_path / "run").mkdir()
     (tmp_path / "nexus.toml").write_text(backend_toml(demo))
@@ -227,7 +229,8 @@ def test_the_config_map_is_a_configuration(tmp_path: Path):
 
 
 def test_the_pods_commands_serve(tmp_path: Path, demo: Demo):
-    """Both containers' commands and environment, with the probes and the reload that the manifests tell of."""
+    """Both containers' commands and environment, with the probes and the reload that the
+    manifests tell of."""
     served, operations = free_port(), free_port()
     (tmp_path / "nexus.toml").write_text(backend_toml(demo))
     paths = {

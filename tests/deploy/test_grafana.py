@@ -1,6 +1,6 @@
-"""The dashboards: their files are what the tables say, Grafana's own types know all that is in them, and every expression
-gives data from a real Prometheus that scraped a real gateway under load. Grafana itself is no Debian package, and does
-not run here."""
+"""The dashboards: their files are what the tables say, Grafana's own types know all that is in
+them, and every expression gives data from a real Prometheus that scraped a real gateway under
+load. Grafana itself is no Debian package, and does not run here."""
 
 import json
 import os
@@ -143,7 +143,8 @@ def test_links_lead_to_runbooks():
 
 
 def test_every_family_is_used():
-    """On a panel or in a rule. One that is left out with a reason would be listed here; there is none."""
+    """On a panel or in a rule. One that is left out with a reason would be listed here; there is
+    none."""
     text = "\n".join(
         [*(expression for _, _, expression in EXPRESSIONS), *(rule["expr"] for rule in RULES)]
     )
@@ -214,7 +215,8 @@ def mixed(number: int) -> ParsedRequest:
 
 @pytest.fixture(scope="module")
 def scraped(module_dir: Path) -> Iterator[Prometheus]:
-    """A Prometheus that has seen streams, failures, retries and their denial, a queue, fallbacks, a dead backend."""
+    """A Prometheus that has seen streams, failures, retries and their denial, a queue,
+    fallbacks, a dead backend."""
     with (
         Demo(module_dir, name="rack/1", models=["shared"], pace=200) as first,
         Demo(
@@ -243,7 +245,8 @@ def scraped(module_dir: Path) -> Iterator[Prometheus]:
         ):
             load = Load(gateway.port, rate=60, clients=12, ask=mixed)
             try:
-                # What several backends fail counts against none of them; what one fails opens its circuit.
+                # What several backends fail counts against none of them; what one fails opens its
+                # circuit.
                 for model in ("sick", "ailing"):
                     run(
                         gateway.port,
@@ -290,7 +293,8 @@ def left(gateway: Gateway) -> bool:
 
 
 def substituted(expression: str) -> str:
-    """As Grafana sends it with everything chosen; the windows are those of a minute and more, 60 times shorter."""
+    """As Grafana sends it with everything chosen; the windows are those of a minute and more, 60
+    times shorter."""
     for variable in ("instance", "model", "backend"):
         expression = expression.replace(f"${variable}", ".*")
     expression = expression.replace("$__rate_interval", "5s")
@@ -320,8 +324,8 @@ def test_every_expression_gives_data(scraped):
 
 @pytest.mark.e2e
 def test_what_rules_look_at_is_there(scraped):
-    """Every selector of every rule, with its labels, finds series: a name or a value that is no longer ours would make
-    a rule silent for good."""
+    """Every selector of every rule, with its labels, finds series: a name or a value that is no
+    longer ours would make a rule silent for good."""
     selectors = {
         found[0]
         for rule in RULES

@@ -1,4 +1,5 @@
-"""`deploy/install.sh` into a scratch directory: what it lays down, twice the same, run, and taken away."""
+"""`deploy/install.sh` into a scratch directory: what it lays down, twice the same, run, and
+taken away."""
 
 import os
 import re
@@ -67,7 +68,8 @@ def root(module_dir: Path, wheels: Path) -> Path:
 
 
 def listing(root: Path) -> dict[str, tuple[int, float, bytes]]:
-    """Everything below, by name: mode, time of the last change, content; without what Python keeps of its own."""
+    """Everything below, by name: mode, time of the last change, content; without what Python
+    keeps of its own."""
     return {
         str(path.relative_to(root)): (
             path.lstat().st_mode,

@@ -1,5 +1,5 @@
-"""A real Prometheus with the shipped configuration and rules, a real gateway, an outage: the alerts that should fire do,
-and no others."""
+"""A real Prometheus with the shipped configuration and rules, a real gateway, an outage: the
+alerts that should fire do, and no others."""
 
 import signal
 import subprocess
@@ -20,7 +20,8 @@ FASTER = 60
 """A minute of the rules is a second here, and a scrape comes every quarter of one."""
 
 SOONER_OR_LATER = {"NexusAvailabilityBurnsSlowly", "NexusBackendFails"}
-"""What an outage may bring with it in time: these depend on how its failures lie in their windows."""
+"""What an outage may bring with it in time: these depend on how its failures lie in their
+windows."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,8 @@ def watched(module_dir: Path) -> Iterator[tuple[Gateway, dict[str, Demo], Promet
 
 
 def fires(prometheus: Prometheus, names: set[str], *, within_s: float = 30) -> None:
-    """These come to fire, and when they do no other does; nor is another on its way, but those of every outage."""
+    """These come to fire, and when they do no other does; nor is another on its way, but those
+    of every outage."""
 
     def all_of_them() -> bool:
         assert names <= prometheus.firing()
@@ -104,7 +106,8 @@ def test_outage(watched):
         (rule["name"], rule["health"], rule.get("lastError")) for rule in prometheus.rules()
     } == {(rule["name"], "ok", None) for rule in prometheus.rules()}
 
-    # The host goes: its other alerts end with its figures, but that of the windows, which have the outage in them.
+    # The host goes: its other alerts end with its figures, but that of the windows, which have the
+    # outage in them.
     load.stop()
     gateway.stop()
     remembered = SOONER_OR_LATER | {"NexusAvailabilityBurnsFast"}

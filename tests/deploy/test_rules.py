@@ -1,4 +1,5 @@
-"""Scrape configurations, rules and alerts as promtool reads them, and the runbooks that alerts point to."""
+"""Scrape configurations, rules and alerts as promtool reads them, and the runbooks that alerts
+point to."""
 
 import re
 import subprocess
@@ -64,7 +65,8 @@ def fed(test: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_alert_is_tested(name):
-    """It fires in one case, with its labels and texts; in another, which has figures that it looks at, it does not."""
+    """It fires in one case, with its labels and texts; in another, which has figures that it
+    looks at, it does not."""
     cases = [
         (test, case)
         for test in TESTS
@@ -142,7 +144,8 @@ def test_runbooks_are_of_alerts():
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_runbook_says_enough(name):
-    """What it means, how to see it, what to do; with a command for each question of the second kind."""
+    """What it means, how to see it, what to do; with a command for each question of the second
+    kind."""
     parts = re.split(r"^\*\*(Means|See|Do)\.\*\* ?", SECTIONS[name], flags=re.MULTILINE)
     assert parts[1::2] == ["Means", "See", "Do"]
     assert all(len(text.split()) >= 12 for text in parts[2::4]), "Means and Do are sentences"

@@ -70,7 +70,8 @@ def host(tmp_path: Path, demo: Demo) -> Iterator[Host]:
 
 
 class Load:
-    """Requests without end from four clients, two of which make a new connection for each, until `end()`."""
+    """Requests without end from four clients, two of which make a new connection for each, until
+    `end()`."""
 
     def __init__(self, host: Host) -> None:
         self.statuses: Counter[int] = Counter()
@@ -289,7 +290,8 @@ def test_a_stopped_process_stops_the_pings(watched: Service):
 
 
 def test_a_blocked_event_loop_stops_the_pings(host: Host, watched: Service):
-    """Reading a configuration that never comes blocks the loop; systemd then ends the process, and starts it anew."""
+    """Reading a configuration that never comes blocks the loop; systemd then ends the process,
+    and starts it anew."""
     good = host.file.read_text()
     host.file.unlink()
     os.mkfifo(host.file)

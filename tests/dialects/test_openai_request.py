@@ -159,7 +159,8 @@ def test_other_keys_may_come_twice_or_in_any_case():
 
 
 def test_a_repetition_hidden_in_a_longer_value_is_found():
-    """Where each value would end is not taken for granted: here the second `a` is as long as all before its end."""
+    """Where each value would end is not taken for granted: here the second `a` is as long as all
+    before its end."""
     hidden = b'1,"model":"x","b":{"c":[1]},"d":"eeeeeeeeee"'
     body = b'{"a":%b,"model":"y","messages":[{}],"a":"%b"}' % (hidden, b"z" * (len(hidden) - 2))
     with pytest.raises(InvalidBody, match="`model` is given 2 times"):
@@ -199,7 +200,8 @@ def test_what_nobody_reads_is_refused(body):
 
 @given(st.binary(max_size=30))
 def test_any_bytes_are_read_or_refused(body):
-    """30 bytes are too few for a good request: whatever they are, they are refused with a sentence."""
+    """30 bytes are too few for a good request: whatever they are, they are refused with a
+    sentence."""
     with pytest.raises(InvalidBody, match=r"\w.*"):
         read(body, ("messages",))
 
@@ -254,7 +256,8 @@ def processor_time(body: bytes) -> float:
 
 @pytest.mark.parametrize("item", COSTLY)
 def test_the_work_for_a_body_is_linear(item):
-    """A tenth of the size takes a tenth of the time, roughly, and no form of a body is out of proportion."""
+    """A tenth of the size takes a tenth of the time, roughly, and no form of a body is out of
+    proportion."""
 
     def body(size: int) -> bytes:
         return b'{"model":"m","messages":[%b0]}' % (item * (size // len(item)))

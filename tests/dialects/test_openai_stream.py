@@ -72,7 +72,8 @@ def test_a_large_event_is_not_held_until_it_is_whole(size):
 
 @pytest.mark.parametrize("hide_usage", [False, True])
 def test_an_event_goes_on_when_it_is_whole(hide_usage):
-    """What breaks off within one leaves nothing at the client that the error after it would be glued to."""
+    """What breaks off within one leaves nothing at the client that the error after it would be
+    glued to."""
     stream = Stream(clock=lambda: 1.0, hide_usage=hide_usage)
     whole = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
     assert stream.take(whole + whole[:30]) == whole
@@ -268,7 +269,8 @@ def test_what_is_kept_of_long_events_is_short():
     ],
 )  # fmt: skip
 def test_what_stands_beside_the_usage(usage_event, shown):
-    """It is not lost for a client that did not ask for the usage; what the event before had, too, is not sent again."""
+    """It is not lost for a client that did not ask for the usage; what the event before had,
+    too, is not sent again."""
     stream = Stream(clock=lambda: 1.0, hide_usage=True)
     stream.take(
         b'data: {"system_fingerprint":"f","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'

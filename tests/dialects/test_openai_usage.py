@@ -92,7 +92,8 @@ def test_usage_of_a_whole_answer():
     ],
 )
 def test_a_figure_that_is_no_count_is_not_told(told, usage):
-    """A counter that went down, or a sum that overflowed, would be wrong for as long as the gateway runs."""
+    """A counter that went down, or a sum that overflowed, would be wrong for as long as the
+    gateway runs."""
     assert usage_of(json.dumps({"usage": told}).encode()) == usage
     assert usage_in(json.dumps(told).encode()) == usage
 

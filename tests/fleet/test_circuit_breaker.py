@@ -1,4 +1,5 @@
-"""The circuit breaker's transitions, from a table; how long circuits stay open; and the shared record."""
+"""The circuit breaker's transitions, from a table; how long circuits stay open; and the shared
+record."""
 
 import pytest
 from hypothesis import given

@@ -149,7 +149,8 @@ def test_cursors_advance_over_all_processes(path):
 
 
 def test_a_lock_holder_that_was_stopped_blocks_nobody(path):
-    """The lock is held by another open file, as by a process that gets SIGSTOP while it holds it."""
+    """The lock is held by another open file, as by a process that gets SIGSTOP while it holds
+    it."""
     table, stopped = CircuitTable(path), LockFile(path)
     assert table.next_cursor(7) == 1
     for byte in range(COLUMNS, 3 * COLUMNS):

@@ -14,7 +14,8 @@ def table(rows: int = 3) -> LoadTable:
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40), st.booleans()), max_size=200))
 def test_outcomes_are_those_of_the_window(events):
-    """What is counted lies within the current half window and the one before, whichever row saw it."""
+    """What is counted lies within the current half window and the one before, whichever row saw
+    it."""
     events.sort(key=lambda event: event[1])
     load = table()
     half_s = HALF_WINDOW_NS // 1_000_000_000

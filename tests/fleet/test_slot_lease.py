@@ -1,4 +1,5 @@
-"""Slots: leased lowest first, given back however the holder ends, and what a dead holder leaves is booked once."""
+"""Slots: leased lowest first, given back however the holder ends, and what a dead holder leaves
+is booked once."""
 
 import os
 import signal
@@ -35,7 +36,8 @@ def generation(tmp_path):
 
 
 def holder(generation) -> tuple[subprocess.Popen[str], int]:
-    """Another process that leases a slot and has three requests in flight, one of them at a backend."""
+    """Another process that leases a slot and has three requests in flight, one of them at a
+    backend."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(generation.path)],
         stdout=subprocess.PIPE,
@@ -63,7 +65,8 @@ def test_lowest_free_slot(generation):
 
 
 def test_held_slots_whatever_their_order(generation):
-    """The kernel tells of one holder in a range, not of the lowest: one that came back late is not missed."""
+    """The kernel tells of one holder in a range, not of the lowest: one that came back late is
+    not missed."""
     slot_leases = [SlotLease.lease(generation) for _ in range(5)]
     for slot in (0, 3, 1):
         slot_leases[slot].release()

@@ -1,4 +1,5 @@
-"""Probes over real sockets: what they find, how patient they are, and what they say when they fail."""
+"""Probes over real sockets: what they find, how patient they are, and what they say when they
+fail."""
 
 import json
 import socket
@@ -21,7 +22,8 @@ LIST = {"data": [{"id": "m"}]}
 
 
 class Server(ThreadingHTTPServer):
-    """Answers what `answers(method, path, body)` gives: a status with JSON, or with bytes as they are."""
+    """Answers what `answers(method, path, body)` gives: a status with JSON, or with bytes as
+    they are."""
 
     daemon_threads = True
 

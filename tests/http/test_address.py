@@ -47,7 +47,8 @@ def test_host(url, host, header):
 )
 @pytest.mark.parametrize("kind", ["openai", "vllm", "generic"])
 def test_a_path_is_used_as_written(path, base, kind):
-    """As the base_url of OpenAI's clients, but that /v1 is appended where there is no path at all."""
+    """As the base_url of OpenAI's clients, but that /v1 is appended where there is no path at
+    all."""
     found = address(f"https://h{path}", type=kind)
     assert found.target("/v1/chat/completions") == f"{base}/chat/completions"
 

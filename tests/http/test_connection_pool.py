@@ -161,7 +161,8 @@ def test_time_limits(listener):
 
 @pytest.fixture
 def deaf():
-    """The address of a listener that takes no connection and refuses none, as a network does that drops packets."""
+    """The address of a listener that takes no connection and refuses none, as a network does
+    that drops packets."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(4):
@@ -186,7 +187,8 @@ def test_an_address_that_is_silent_keeps_nobody_from_the_next(listener, deaf):
 
 
 def test_an_address_is_preferred_only_where_another_let_us_down(listener):
-    """The resolver's order spreads connections over addresses; one that fails later is preferred no more."""
+    """The resolver's order spreads connections over addresses; one that fails later is preferred
+    no more."""
     with socket.create_server(("127.0.0.1", 0)) as other, socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and does not listen: it refuses
         refuses, first, second = (at.getsockname() for at in (bound, listener, other))
@@ -289,7 +291,8 @@ DONE = HEAD + b"e\r\ndata: [DONE]\n\n\r\n"
 
 @pytest.mark.parametrize("stray", [OK, b"x", b"\r\n"])
 def test_a_connection_with_unsolicited_bytes_is_closed(listener, stray):
-    """And no connections are kept to that backend for some minutes: the next ones might come later than is seen."""
+    """And no connections are kept to that backend for some minutes: the next ones might come
+    later than is seen."""
     with Pair(listener, OK) as pair:
         pair.send(stray)
         connection = pair.acquire()
@@ -353,7 +356,8 @@ def test_unsolicited_bytes_are_seen_when_an_old_connection_is_closed(listener):
     ],
 )
 def test_the_end_of_a_stream_may_come_after_done(listener, late, reused, told):
-    """The request is over with `[DONE]`; the connection can carry another one only if the response ends cleanly."""
+    """The request is over with `[DONE]`; the connection can carry another one only if the
+    response ends cleanly."""
     with Pair(listener, DONE, ending=True) as pair:
         if late:
             pair.send(late)

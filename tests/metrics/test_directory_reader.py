@@ -107,7 +107,8 @@ def apply(writers, monkeypatch, slot: str, name: str, label: str, amount: float)
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rounds=st.lists(operations, min_size=1, max_size=4))
 def test_same_bytes_as_the_library(rounds, tmp_path_factory, monkeypatch):
-    """After every round, with the one reader that has seen all rounds before: files grow, and new ones come."""
+    """After every round, with the one reader that has seen all rounds before: files grow, and
+    new ones come."""
     directory = tmp_path_factory.mktemp("metrics")
     writers = {slot: Writer(directory, slot) for slot in ("0", "1", "10", "2", "x-1")}
     reader = DirectoryReader(directory)

@@ -89,8 +89,8 @@ def test_what_shares_a_label_shows_its_worst(tmp_path, value):
 
 
 def test_backends_of_a_model(tmp_path, value):
-    """Those that may be given requests; a model that none of its backends can serve now is 0, one of no backend is not
-    there."""
+    """Those that may be given requests; a model that none of its backends can serve now is 0,
+    one of no backend is not there."""
     fleet = snapshot(
         backend("a", "a", "both", "twice", "twice"),
         backend("b", "b", "both", "sick", status="unhealthy"),

@@ -1,4 +1,5 @@
-"""Counting, over several processes' files in one directory: each slot continues what it finds, and reading sums them."""
+"""Counting, over several processes' files in one directory: each slot continues what it finds,
+and reading sums them."""
 
 import os
 

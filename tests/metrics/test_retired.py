@@ -1,4 +1,5 @@
-"""Labels that come and go: whatever happens, no sum falls, nothing is counted twice, and the number is bounded."""
+"""Labels that come and go: whatever happens, no sum falls, nothing is counted twice, and the
+number is bounded."""
 
 from collections import Counter as Tally
 

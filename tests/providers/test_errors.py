@@ -29,7 +29,8 @@ def detail(value) -> bytes:
 NGINX_503 = b"<html>\r\n<head><title>503 Service Temporarily Unavailable</title></head>\r\n</html>"
 OWN, CLIENTS = {}, {"own_key": False}
 CASES = [
-    # (status, body, what else is known, the row, the status that the client gets where the answer is passed on)
+    # (status, body, what else is known, the row, the status that the client gets where the answer
+    # is passed on)
     (400, openai("too long", code="context_length_exceeded"), OWN, "context_exceeded", 400),
     (400, openai("request (9412 tokens) exceeds the available context size (8192 tokens), try increasing it",
                  kind="exceed_context_size_error", code=400), OWN, "context_exceeded", 400),

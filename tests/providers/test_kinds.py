@@ -1,4 +1,5 @@
-"""How each kind of backend is read, from what real servers sent and from what their documentation shows."""
+"""How each kind of backend is read, from what real servers sent and from what their
+documentation shows."""
 
 from typing import Any
 

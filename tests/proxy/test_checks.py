@@ -1,4 +1,5 @@
-"""A check that takes something, and one after it that refuses: on the fast path and through Flask."""
+"""A check that takes something, and one after it that refuses: on the fast path and through
+Flask."""
 
 import sys
 from collections import Counter

@@ -1,7 +1,8 @@
-"""Parsers under bytes that were made to break them, for some seconds each; what is accepted must be beyond doubt.
+"""Parsers under bytes that were made to break them, for some seconds each; what is accepted must be
+beyond doubt.
 
-The examples follow from a seed: NEXUS_FUZZ_SEED sets another, NEXUS_FUZZ_SECONDS how long each parser is fuzzed
-(`make fuzz SECONDS=600 SEED=7`).
+The examples follow from a seed: NEXUS_FUZZ_SEED sets another, NEXUS_FUZZ_SECONDS how long each
+parser is fuzzed (`make fuzz SECONDS=600 SEED=7`).
 """
 
 import json
@@ -38,7 +39,8 @@ GUNICORN.set("limit_request_fields", LIMITS.fields)
 
 
 def fuzz(parser: str) -> str:
-    """Check examples for as long as is set; its check says whether the parser took one, as enough of them must be."""
+    """Check examples for as long as is set; its check says whether the parser took one, as
+    enough of them must be."""
     strategy, check = PARSERS[parser]
     deadline, rounds, tried, taken = time.monotonic() + SECONDS, 0, 0, 0
 
@@ -63,7 +65,8 @@ def fuzz(parser: str) -> str:
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: st.SearchStrategy[list[bytes]], tokens: list[bytes]) -> bytes:
-    """Lines, some of them doubled, lost or changed places with, then some bytes replaced, put in or cut out."""
+    """Lines, some of them doubled, lost or changed places with, then some bytes replaced, put in
+    or cut out."""
     lines = draw(whole)
     for kind, first, second in draw(
         st.lists(
@@ -121,7 +124,8 @@ HEADS = RequestHeadParser(LIMITS)
 
 
 def same_as_gunicorn(data: bytes) -> bool:
-    """What the short way takes gunicorn takes, with the same parts and the same bytes left, whichever head came before."""
+    """What the short way takes gunicorn takes, with the same parts and the same bytes left,
+    whichever head came before."""
     plain = parse_request_head(data, LIMITS)
     assert HEADS.parse(data) == plain
     assert HEADS.parse(data) == plain
@@ -195,7 +199,8 @@ LAST: list[CachedResponseHead] = []
 
 
 def same_in_pieces(example: tuple[bytes, list[int]]) -> bool:
-    """What is taken in one piece is taken in any, by the short paths and by the parser, with the same result."""
+    """What is taken in one piece is taken in any, by the short paths and by the parser, with the
+    same result."""
     data, at = example
     before = ResponseParser()
     whole = verdict(before, [data] if data else [])
@@ -207,7 +212,8 @@ def same_in_pieces(example: tuple[bytes, list[int]]) -> bool:
     for pieces in (cut(data, at), [data[n : n + 1] for n in range(len(data))]):
         found = verdict(ResponseParser(), pieces)
         if whole == "refused":
-            # What follows an answer is refused with it where it comes at once, and left unread where it comes after.
+            # What follows an answer is refused with it where it comes at once, and left unread
+            # where it comes after.
             assert found == "refused" or (found[-1] not in ("closed", b""))
         else:
             assert found == whole
@@ -278,7 +284,8 @@ def facts_of(pieces: list[bytes], *, hide_usage: bool) -> tuple[Any, ...]:
 
 
 def same_stream(example: tuple[bytes, list[int]]) -> bool:
-    """A stream comes to the same in whatever pieces it comes, and goes on to the byte if nothing is hidden."""
+    """A stream comes to the same in whatever pieces it comes, and goes on to the byte if nothing
+    is hidden."""
     data, at = example
     for hide_usage in (False, True):
         whole = facts_of([data], hide_usage=hide_usage)

@@ -1,4 +1,5 @@
-"""What the ends of attempts say about backends: for every row of the table of faults, and for whole requests."""
+"""What the ends of attempts say about backends: for every row of the table of faults, and for
+whole requests."""
 
 import time
 
@@ -120,7 +121,8 @@ def test_half_open_probe_that_takes_long_keeps_nobody_out(host):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_who_is_counted(host, name):
-    """Three requests fail, each once: circuits open for what is the backend's fault, and for nothing else."""
+    """Three requests fail, each once: circuits open for what is the backend's fault, and for
+    nothing else."""
     for _ in range(3):
         host.end(host.attempt(3), name)
     assert host.state(3) == ("open" if FAULTS[name].blame is Blame.BACKEND else "closed")

@@ -1,6 +1,8 @@
-"""Write a tiny llama model with random weights as a GGUF file: `make_model.py FILE`. Needs the package gguf.
+"""Write a tiny llama model with random weights as a GGUF file: `make_model.py FILE`. Needs the
+package gguf.
 
-Its answers are noise, but the server that loads it is real: it tokenizes, counts, streams and refuses.
+Its answers are noise, but the server that loads it is real: it tokenizes, counts, streams and
+refuses.
 """
 
 import sys

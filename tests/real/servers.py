@@ -1,4 +1,5 @@
-"""Real model servers as processes, each fetched once into an environment of its own under `bench/.peers`."""
+"""Real model servers as processes, each fetched once into an environment of its own under
+`bench/.peers`."""
 
 import os
 import secrets
@@ -48,7 +49,8 @@ class Server(Process):
 def llama_cpp(directory: Path, *, context: int = 512, **options: Any) -> Server:
     """llama.cpp's server with a tiny model of random weights.
 
-    It is built from its source, unless the environment variable LLAMA_SERVER names one that is there already.
+    It is built from its source, unless the environment variable LLAMA_SERVER names one that is
+    there already.
     """
     binary = os.environ.get("LLAMA_SERVER")
     python = (

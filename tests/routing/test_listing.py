@@ -1,4 +1,5 @@
-"""What the models alone decide: shared by snapshots in which they are the same, and built while others run."""
+"""What the models alone decide: shared by snapshots in which they are the same, and built while
+others run."""
 
 from msgspec.structs import replace
 

@@ -8,7 +8,8 @@ from nexus.routing.retries import backoff_s, may_retry
 
 @given(st.integers(0, 10_000), st.integers(0, 20))
 def test_an_outage_is_not_multiplied(requests, wanted_each):
-    """Whatever requests want, the host makes at most a hundred attempts more in ten seconds, and half as many again."""
+    """Whatever requests want, the host makes at most a hundred attempts more in ten seconds, and
+    half as many again."""
     retries = 0
     for _ in range(min(requests * wanted_each, 20_000)):
         if not may_retry(requests, retries, window_s=10):

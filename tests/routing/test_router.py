@@ -111,7 +111,8 @@ def test_aliases_resolve_three_deep():
 
 
 def test_tried_backends_come_last():
-    """First another backend, then the fallback on another one, then the failed one with the fallback's model."""
+    """First another backend, then the fallback on another one, then the failed one with the
+    fallback's model."""
     routes = table(
         backend("a", "m", "f"), backend("b", "m"), backend("c", "f"), fallbacks={"m": ["f"]}
     )

@@ -1,4 +1,5 @@
-"""How many cores a process may use, read from control groups as kernels and containers show them."""
+"""How many cores a process may use, read from control groups as kernels and containers show
+them."""
 
 import os
 from pathlib import Path

@@ -13,8 +13,9 @@ from nexus.runtime.log import fatal, goes_to_journal, make_formatter
 
 @pytest.fixture
 def connect(tmp_path, monkeypatch):
-    """Called in the test, since pytest sets standard error anew before it: leads it into a file, which it gives; as
-    systemd connects it, the environment names the first one by device and inode."""
+    """Called in the test, since pytest sets standard error anew before it: leads it into a file,
+    which it gives; as systemd connects it, the environment names the first one by device and
+    inode."""
     with contextlib.ExitStack() as streams:
 
         def connect(name: str = "journal") -> Path:

@@ -47,7 +47,8 @@ def ask(
     headers: dict[str, str] | None = None,
     **more: str,
 ) -> Reply:
-    """Send a request; `more` are further headers, with `_` for `-`. Its host is that of the gateway if none is given."""
+    """Send a request; `more` are further headers, with `_` for `-`. Its host is that of the
+    gateway if none is given."""
     given = {
         **(JSON if headers is None else headers),
         **{name.replace("_", "-"): value for name, value in more.items()},

@@ -1,4 +1,5 @@
-"""One demo backend behind two gateways: one with the fast path, one in which every request goes through Flask."""
+"""One demo backend behind two gateways: one with the fast path, one in which every request goes
+through Flask."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,5 @@
-"""Requests that browsers send for web pages: refused unless the page is our own, or [cors] origins names its origin."""
+"""Requests that browsers send for web pages: refused unless the page is our own, or [cors]
+origins names its origin."""
 
 import http.client
 import os

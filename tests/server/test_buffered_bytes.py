@@ -33,7 +33,8 @@ def begin_stream(gateway: Gateway, size: int) -> socket.socket:
 
 
 def test_a_stream_does_not_hold_the_body_of_its_request(gateway: Gateway, demo: Demo):
-    """Three bodies of 190 kB pass through in turn, where two fit at once, and their streams go on."""
+    """Three bodies of 190 kB pass through in turn, where two fit at once, and their streams go
+    on."""
     with ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(closing(begin_stream(gateway, 190_000)))

@@ -12,7 +12,8 @@ from tests.support.polling import until
 
 pytestmark = pytest.mark.e2e
 
-# What a page can try: a request with a preflight, one without, and one whose answer it gives up to read.
+# What a page can try: a request with a preflight, one without, and one whose answer it gives up to
+# read.
 ATTEMPTS = {
     "with a preflight": {
         "headers": {"content-type": "application/json", "authorization": "Bearer x"}

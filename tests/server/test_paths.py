@@ -1,4 +1,5 @@
-"""The several ways in which clients write a path: each is served, or refused in one sentence and counted."""
+"""The several ways in which clients write a path: each is served, or refused in one sentence and
+counted."""
 
 import json
 import re

@@ -1,4 +1,5 @@
-"""Clients that send slowly, too much, or do not read: each is ended, and none takes the service from others."""
+"""Clients that send slowly, too much, or do not read: each is ended, and none takes the service
+from others."""
 
 import http.client
 import select
@@ -122,7 +123,8 @@ def test_the_bytes_of_all_bodies_are_bounded(gateway):
 
 @pytest.mark.e2e
 def test_the_bytes_of_responses_in_progress_are_bounded(gateway, demo):
-    """The response that is over the limit is the gateway's own trouble, and no fault of its backend."""
+    """The response that is over the limit is the gateway's own trouble, and no fault of its
+    backend."""
     demo.fault("status=200,body=large,size=500000")
     try:
         with Counting(gateway, counted(503, "rate_limited")):

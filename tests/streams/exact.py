@@ -44,7 +44,8 @@ def flat(before, after) -> dict[str, float]:
 
 
 class Client:
-    """A client of one stream, over the fast path or through Flask, which gets requests with a chunked body."""
+    """A client of one stream, over the fast path or through Flask, which gets requests with a
+    chunked body."""
 
     def __init__(self, port: int, model: str, *, flask: bool = False, **more: Any) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)

@@ -23,7 +23,8 @@ GRACE_S = 3
 
 
 def test_comments_while_it_waits(tmp_path: Path):
-    """Where they are on: the head is out with the first, and what fails later is told within the stream."""
+    """Where they are on: the head is out with the first, and what fails later is told within the
+    stream."""
     with (
         Demo(tmp_path, name="d", models=["m"], pace=0, fault="delay=0.7") as demo,
         Demo(tmp_path, name="e", models=["sick"], pace=0, fault="delay=0.5,status=500") as sick,
@@ -104,7 +105,8 @@ def test_a_backends_own_refusal_after_comments(gateway, replay, answer, message)
 
 
 def test_at_a_stop_a_slow_client_of_comments_is_told(tmp_path: Path):
-    """It takes less than comes, so that the gateway is in the middle of sending to it when the grace is over."""
+    """It takes less than comes, so that the gateway is in the middle of sending to it when the
+    grace is over."""
     with Demo(tmp_path, name="d", models=["m"], pace=0, length=400_000, fault="delay=0.5") as demo:
         gateway = Gateway(
             tmp_path, backend_toml(demo), workers=1, server="stream_keepalive_seconds = 0.2",

@@ -1,4 +1,5 @@
-"""How streams end that do not end by themselves: cut, silent, refused, left by their clients, stopped."""
+"""How streams end that do not end by themselves: cut, silent, refused, left by their clients,
+stopped."""
 
 import contextlib
 import json
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.e2e
 
 
 def test_a_refusal_within_a_stream_is_the_clients(gateway, replay):
-    """It is tried nowhere else and speaks against no backend, however often; as a status of 400 would."""
+    """It is tried nowhere else and speaks against no backend, however often; as a status of 400
+    would."""
     error = {
         "message": "This model's maximum context length is 4096 tokens",
         "type": "BadRequestError",
@@ -217,7 +219,8 @@ def test_tokens_of_a_client_that_leaves_are_counted(gateway, replay):
 
 
 def test_a_slow_client_slows_its_backend(gateway, replay):
-    """Nothing piles up in the gateway: what the backend could send is what fits into the sockets on the way."""
+    """Nothing piles up in the gateway: what the backend could send is what fits into the sockets
+    on the way."""
     gateway.publish(Config(), [backend("up", replay.url, "large")])
     sent, event = [0], b'data: {"choices":[{"delta":{"content":"' + b"x" * 60_000 + b'"}}]}\n\n'
     total = 64 * 1024 * 1024
@@ -263,7 +266,8 @@ def test_a_slow_client_slows_its_backend(gateway, replay):
 
 
 def test_at_a_stop_streams_are_told(tmp_path: Path):
-    """They get their grace; what goes on for longer ends with an error event, what has no answer yet with a 503."""
+    """They get their grace; what goes on for longer ends with an error event, what has no answer
+    yet with a 503."""
     with Demo(tmp_path, name="d", models=["m"], pace=20, length=100_000) as demo:
         gateway = Gateway(
             tmp_path, backend_toml(demo), workers=2, environ={"NEXUS_GRACEFUL_TIMEOUT": "3"}
@@ -342,7 +346,8 @@ class Ending:
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("end", ["hangs", "resets", "closes", "sends on"])
 def test_done_is_the_end(gateway, replay, end, together, flask):
-    """Whatever the connection does then: the client gets its end at once, and the stream is complete."""
+    """Whatever the connection does then: the client gets its end at once, and the stream is
+    complete."""
     replay.scripts["done"] = ending = Ending(
         end, *([SAID + DONE] if together else [SAID, SAID, DONE])
     )

@@ -1,4 +1,5 @@
-"""Pings, comments and progress while a backend reads a long prompt: what the client sees, and what the limits do."""
+"""Pings, comments and progress while a backend reads a long prompt: what the client sees, and
+what the limits do."""
 
 import json
 import socket
@@ -88,7 +89,8 @@ def test_pings_reach_the_client_as_they_come(gateway, replay, ping, flask):
 
 @FLASK
 def test_pings_keep_the_limits_from_firing(gateway, replay, flask):
-    """A prompt that takes far longer than the limits is read once, as long as the backend shows that it is alive."""
+    """A prompt that takes far longer than the limits is read once, as long as the backend shows
+    that it is alive."""
     prefill = Prefill(b":\n\n", every_s=0.1)
     config = Config(server=Server(request_timeout_seconds=1.2), routing=Routing(max_retries=3))
     serve(
@@ -103,7 +105,8 @@ def test_pings_keep_the_limits_from_firing(gateway, replay, flask):
 
 @FLASK
 def test_silence_after_pings_is_told_in_the_stream(gateway, replay, flask):
-    """It is bounded by the limit for the first byte or by that for silences, whichever is longer."""
+    """It is bounded by the limit for the first byte or by that for silences, whichever is
+    longer."""
 
     def falls_silent(_: object, sock: socket.socket) -> None:
         sock.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
@@ -130,7 +133,8 @@ def test_silence_after_pings_is_told_in_the_stream(gateway, replay, flask):
 
 
 def test_after_the_first_token_silences_have_their_own_limit(gateway, replay):
-    """However long the first byte may take: the watch on the stream follows the shorter limit at once."""
+    """However long the first byte may take: the watch on the stream follows the shorter limit at
+    once."""
     over = threading.Event()
 
     def falls_silent(_: object, sock: socket.socket) -> None:

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.e2e
 
 
 def test_times_at_two_hundred_streams(gateway, replay):
-    """Two hundred streams at once, begun one after another: the gateway's times are those of client and backend, which
-    share a clock, within five milliseconds."""
+    """Two hundred streams at once, begun one after another: the gateway's times are those of
+    client and backend, which share a clock, within five milliseconds."""
     gateway.publish(
         Config(server=Server(max_concurrent_requests=1000)), [backend("up", replay.url, "timed")]
     )
@@ -101,7 +101,8 @@ def test_times_at_two_hundred_streams(gateway, replay):
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_the_real_client(tmp_path: Path, kind: str):
-    """Two hundred streams at once; a tenth is abandoned, a tenth broken off by the backend: each is counted as it was."""
+    """Two hundred streams at once; a tenth is abandoned, a tenth broken off by the backend: each
+    is counted as it was."""
     with (
         Demo(tmp_path, name="d", models=["m"], pace=100, length=5_000, usage="asked") as demo,
         Gateway(

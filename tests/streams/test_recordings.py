@@ -21,7 +21,8 @@ pytestmark = pytest.mark.e2e
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 100_000])
 @pytest.mark.parametrize("number", range(len(RECORDINGS)), ids=lambda n: RECORDINGS[n].name)
 def test_recordings(gateway, replay, number, size):
-    """Whatever the packets: the client gets the bytes less the usage that it did not ask for, and the series are exact."""
+    """Whatever the packets: the client gets the bytes less the usage that it did not ask for,
+    and the series are exact."""
     recording, model = RECORDINGS[number], NAMES[number]
     if len(recording.data) > 10_000 and size < 64:
         size *= 64
@@ -87,7 +88,8 @@ def test_whole_answers(gateway, replay):
 
 
 def test_a_backend_that_tells_nonsense_is_counted_all_the_same(gateway, replay):
-    """What cannot be a count of tokens moves no series of them; the request is recorded as any other."""
+    """What cannot be a count of tokens moves no series of them; the request is recorded as any
+    other."""
     gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
     before = gateway.settled()
     replay.scripts["whole"] = whole(
@@ -155,7 +157,8 @@ def test_an_encoded_stream_goes_on_whole(gateway, replay):
     "kind", [b"text/plain", b"application/json", b"application/octet-stream", b""]
 )
 def test_a_stream_under_another_content_type(gateway, replay, kind, begin, flask):
-    """If a stream was asked for, its first bytes tell it, and the client gets it under the content type of streams."""
+    """If a stream was asked for, its first bytes tell it, and the client gets it under the
+    content type of streams."""
     body = begin + RECORDINGS[0].data
     head = b"HTTP/1.1 200 OK\r\n" + (b"content-type: %b\r\n" % kind if kind else b"")
 

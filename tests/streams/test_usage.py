@@ -24,7 +24,8 @@ def test_a_client_that_asks_for_the_usage_sees_it(gateway, replay):
 
 
 def test_a_backend_that_refuses_to_be_asked(gateway, replay):
-    """It is asked as the client asked, once more, and from then on at once; a bad request is still the client's."""
+    """It is asked as the client asked, once more, and from then on at once; a bad request is
+    still the client's."""
     gateway.publish(CONFIG, [backend("shy", replay.url, "refuses", "learn")])
     recording = RECORDINGS[1]
     good = in_packets(recording.data, 10_000)
@@ -50,7 +51,8 @@ def test_a_backend_that_refuses_to_be_asked(gateway, replay):
 
 
 def test_a_backend_that_comes_to_refuse_to_be_asked(gateway, replay):
-    """Another server may stand at its address by now; a client's own mistake is still told at once."""
+    """Another server may stand at its address by now; a client's own mistake is still told at
+    once."""
     gateway.publish(CONFIG, [backend("new", replay.url, "refuses", "learn")])
     good = in_packets(RECORDINGS[1].data, 10_000)
     refusal = whole(400, {"error": {"message": "stream_options: extra fields not permitted"}})

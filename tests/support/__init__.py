@@ -1,1 +1,2 @@
-"""What the tests share: real processes on loopback, figures read from real scrapes, polling with deadlines."""
+"""What the tests share: real processes on loopback, figures read from real scrapes, polling with
+deadlines."""

@@ -1,4 +1,5 @@
-"""nginx and haproxy with the configuration files of deploy/, in which only addresses and paths are a test's own."""
+"""nginx and haproxy with the configuration files of deploy/, in which only addresses and paths
+are a test's own."""
 
 import contextlib
 import http.client
@@ -49,7 +50,8 @@ def certificate(directory: Path) -> tuple[Path, Path]:
 
 
 class Balancer(Process):
-    """A balancer in front of one gateway or of two; `port` is where clients come, by TLS, `operators` where those do."""
+    """A balancer in front of one gateway or of two; `port` is where clients come, by TLS,
+    `operators` where those do."""
 
     check: Sequence[str]
     start: Sequence[str]

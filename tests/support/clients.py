@@ -102,7 +102,8 @@ class Asking(threading.Thread):
 
 
 class Load:
-    """Plain requests without end from eight clients, half of which make a new connection for each."""
+    """Plain requests without end from eight clients, half of which make a new connection for
+    each."""
 
     PAUSE_S = 0.03
 

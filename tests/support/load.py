@@ -36,7 +36,8 @@ def run(
     seen: Callable[[ParsedRequest, int, bytes], None],
     pause_s: float = 0.0,
 ) -> None:
-    """Send them all; `seen` gets each with its status (0 where the connection broke) and content, under a lock.
+    """Send them all; `seen` gets each with its status (0 where the connection broke) and content,
+    under a lock.
 
     Each of the `concurrency` clients waits `pause_s` between two requests.
     """
@@ -76,7 +77,8 @@ def run(
 
 
 class Load:
-    """About `rate` requests a second from many clients, until stopped; each with when it began, its status and time.
+    """About `rate` requests a second from many clients, until stopped; each with when it began, its
+    status and time.
 
     `ask` makes the request number so and so of a client.
     """

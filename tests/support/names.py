@@ -10,7 +10,8 @@ from pathlib import Path
 class NameServer:
     """Answers A questions over UDP from `records`; a name that is not there does not exist.
 
-    `silent`: it answers nothing. `delay_s` passes before each answer, for all questions side by side.
+    `silent`: it answers nothing. `delay_s` passes before each answer, for all questions side by
+    side.
     """
 
     def __init__(self, address: str, records: dict[str, str]) -> None:
@@ -25,7 +26,8 @@ class NameServer:
         self._thread.start()
 
     def prefix(self, directory: Path) -> list[str]:
-        """What to put in front of a command, so that it sees this name server and no other (for root)."""
+        """What to put in front of a command, so that it sees this name server and no other (for
+        root)."""
         file = directory / "resolv.conf"
         file.write_text(f"nameserver {self.address}\n")
         inside = f'mount --bind {file} /etc/resolv.conf && exec "$@"'

@@ -8,7 +8,8 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], *, within_s: float = 30.0, every_s: float = 0.02) -> T:
-    """Poll until `condition` gives something true, and give that; fail with its last value or error otherwise."""
+    """Poll until `condition` gives something true, and give that; fail with its last value or
+    error otherwise."""
     deadline = time.monotonic() + within_s
     last: object = None
     while time.monotonic() < deadline:

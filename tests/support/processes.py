@@ -32,8 +32,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def free_port() -> int:
-    """A port that nobody listens at, below those that the kernel hands out by itself: nothing that binds to port 0, and
-    no connection, can take it between this call and the server that is to have it."""
+    """A port that nobody listens at, below those that the kernel hands out by itself: nothing
+    that binds to port 0, and no connection, can take it between this call and the server that is
+    to have it."""
     lowest, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     for _ in range(1000):
         port = random.randrange(10_000, lowest)
@@ -181,13 +182,15 @@ class Measured(Process):
     base: str
 
     def lines(self, event: str | None = None) -> list[dict[str, Any]]:
-        """The JSON lines of the log, all or those of one event; one that is being written is not one yet."""
+        """The JSON lines of the log, all or those of one event; one that is being written is not
+        one yet."""
         whole = self.output().rpartition("\n")[0]
         found = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in found if event is None or line["event"] == event]
 
     def request_line(self, known: int) -> dict[str, Any]:
-        """The line of the one request that came after the `known` ones; it is written after figures and answer."""
+        """The line of the one request that came after the `known` ones; it is written after
+        figures and answer."""
         [line] = until(lambda: self.lines("request")[known:])
         return line
 
@@ -239,10 +242,12 @@ class Workers(Measured):
         until(lambda: self.scrape().value("nexus_workers") == workers, within_s=20)
 
     def publish(self, config: Config, backends: list[Backend]) -> None:
-        """Give the backends columns and labels as the health process would, and show them to the workers.
+        """Give the backends columns and labels as the health process would, and show them to the
+        workers.
 
-        The columns are new ones each time: nothing is known of the backends that lie in them. After the last column
-        come the first ones again, as they do in a gateway, and what is known there is forgotten.
+        The columns are new ones each time: nothing is known of the backends that lie in them. After
+        the last column come the first ones again, as they do in a gateway, and what is known there
+        is forgotten.
         """
         if self._columns + len(backends) > COLUMNS:
             self._columns = 0
@@ -304,7 +309,8 @@ class Gateway(Measured):
         timeout_s: float = 2,
         host: str = "127.0.0.1",
     ) -> None:
-        """`server` and `health_check`: further lines of those sections; `prefix`: what the command is run by.
+        """`server` and `health_check`: further lines of those sections; `prefix`: what the command
+        is run by.
 
         `timeout_s`: the limit for a probe.
         """

@@ -1,4 +1,5 @@
-"""Prometheus with the configuration that is shipped, its time made shorter where a test cannot wait."""
+"""Prometheus with the configuration that is shipped, its time made shorter where a test cannot
+wait."""
 
 import json
 import re
@@ -29,8 +30,8 @@ def seconds(duration: str) -> float:
 
 
 def shortened(text: str, by: float) -> str:
-    """Configuration or rules with every range (`[5m]`) and every time (`for: 2m`) divided by `by`. Names stay, so that
-    `rate5m` is then the rate over less."""
+    """Configuration or rules with every range (`[5m]`) and every time (`for: 2m`) divided by
+    `by`. Names stay, so that `rate5m` is then the rate over less."""
 
     def shorter(found: re.Match[str]) -> str:
         return f"{found[1]}{round(seconds(found[2]) / by * 1000)}ms{found[3]}"
@@ -42,8 +43,8 @@ def shortened(text: str, by: float) -> str:
 
 
 class Prometheus(Process):
-    """Scrapes `targets` in the job `nexus`, with the shipped configuration and rules and its times divided by
-    `faster`."""
+    """Scrapes `targets` in the job `nexus`, with the shipped configuration and rules and its
+    times divided by `faster`."""
 
     def __init__(self, directory: Path, *targets: str, faster: float = 1.0) -> None:
         self.faster = faster
@@ -58,7 +59,8 @@ class Prometheus(Process):
         (directory / "prometheus.yml").write_text(json.dumps(config))
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
-        # A series whose target gives it no more must not be seen for longer than its own windows are.
+        # A series whose target gives it no more must not be seen for longer than its own windows
+        # are.
         lookback = f"{round(300_000 / faster)}ms"
         super().__init__(
             ["prometheus", f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data",

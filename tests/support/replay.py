@@ -12,7 +12,8 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
 
 
 class Replay:
-    """Answers each request by the script of its model, a GET with the list of these; `asked` keeps the bodies."""
+    """Answers each request by the script of its model, a GET with the list of these; `asked`
+    keeps the bodies."""
 
     def __init__(self) -> None:
         self.scripts: dict[str, Script] = {}

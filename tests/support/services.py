@@ -1,4 +1,5 @@
-"""Units as systemd runs them: their commands, their environment, a notify socket, sockets held for them, their signals."""
+"""Units as systemd runs them: their commands, their environment, a notify socket, sockets held
+for them, their signals."""
 
 import re
 import shlex
@@ -54,7 +55,8 @@ class Unit:
         return shlex.split(self.one(key))
 
     def environ(self) -> dict[str, str]:
-        """What systemd gives a service: little of its own, the unit's, and that of the unit's files."""
+        """What systemd gives a service: little of its own, the unit's, and that of the unit's
+        files."""
         given = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
         for line in self.all("Environment"):
             given |= dict(word.split("=", 1) for word in shlex.split(line))
@@ -129,7 +131,8 @@ class NotifySocket:
 
 
 class Service(Measured):
-    """A unit's `ExecStart`, run as systemd would; `listener` is the socket that its socket unit holds."""
+    """A unit's `ExecStart`, run as systemd would; `listener` is the socket that its socket unit
+    holds."""
 
     def __init__(
         self,
@@ -166,7 +169,8 @@ class Service(Measured):
         return until(ready, within_s=min(20, self.unit.seconds("TimeoutStartSec")))[0]
 
     def stop(self, *, within_s: float | None = None, number: int | None = None) -> int:
-        """TERM to the main process alone, as `KillMode=mixed` and the default say, and its time to end."""
+        """TERM to the main process alone, as `KillMode=mixed` and the default say, and its time
+        to end."""
         try:
             given_s = self.unit.seconds("TimeoutStopSec") if within_s is None else within_s
             return super().stop(within_s=given_s, **({"number": number} if number else {}))
@@ -182,7 +186,8 @@ def processes_of(pid: int) -> list[int]:
 
 
 def here(directory: Path) -> dict[str, str]:
-    """The paths of an installed gateway → those of a test that runs this checkout in `directory`."""
+    """The paths of an installed gateway → those of a test that runs this checkout in
+    `directory`."""
     for name in ("run", "etc", "state"):
         (directory / name).mkdir(mode=0o700, exist_ok=True)
     return {
@@ -195,7 +200,8 @@ def here(directory: Path) -> dict[str, str]:
 
 
 def held_listener() -> socket.socket:
-    """A listening socket on a port of its own, as nexus.socket has it; it outlives the services that it is given to."""
+    """A listening socket on a port of its own, as nexus.socket has it; it outlives the services
+    that it is given to."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", free_port()))

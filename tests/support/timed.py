@@ -1,4 +1,5 @@
-"""A backend whose events tell when they were sent, as a process: `python -m tests.support.timed PORT`.
+"""A backend whose events tell when they were sent, as a process: `python -m tests.support.timed
+PORT`.
 
 It writes to its output what it is asked and when its caller leaves, each with the request's id.
 """

@@ -1,7 +1,7 @@
 """What a request asks of a model, read from the few fields of its body that say so.
 
-Nothing is read before a decision depends on it, and nothing is parsed item by item: the work for a body is linear in
-its size, whatever it holds.
+Nothing is read before a decision depends on it, and nothing is parsed item by item: the work for a
+body is linear in its size, whatever it holds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _MOST_ITEMS = 2000
 
 
 class BodyNeeds(msgspec.Struct, dict=True):
-    """The needs of a body, each read when it is first asked for. `content` names the field with the prompt."""
+    """The needs of a body, each read when it is first asked for. `content` names the field with
+    the prompt."""
 
     fields: dict[str, Raw]
     content: str
@@ -61,7 +62,8 @@ class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
     needs: Needs = ANYTHING
 
 
-# A quote within a JSON string is escaped, so these match names and values only, never a text that speaks of them.
+# A quote within a JSON string is escaped, so these match names and values only, never a text that
+# speaks of them.
 _IMAGE = re.compile(rb'"type"\s*:\s*"(?:image_url|input_image)"')
 _JSON_MODE = re.compile(rb'"type"\s*:\s*"json_object"')
 _INLINE_DATA = re.compile(rb'"data:[^",]{0,200};base64,[^"]*+"')
@@ -108,7 +110,8 @@ def read(body: bytes, required: Sequence[str], *, task: str = "") -> ParsedReque
 
 
 def _of_text(raw: bytes) -> int:
-    """Tokens of all texts in a piece of JSON; escapes count as the characters that they stand for."""
+    """Tokens of all texts in a piece of JSON; escapes count as the characters that they stand
+    for."""
     images = 0
     if b";base64," in raw:
         raw, images = _INLINE_DATA.subn(b"", raw)

@@ -1,7 +1,8 @@
 """One stream on its way from a backend to a client: what it says of itself, and when. No I/O.
 
-The bytes go on as they came, in whole events: one that breaks off never reaches the client, who could not read the
-error that is told after it. Only the event with the usage is changed for a client that did not ask for the usage.
+The bytes go on as they came, in whole events: one that breaks off never reaches the client, who
+could not read the error that is told after it. Only the event with the usage is changed for a
+client that did not ask for the usage.
 """
 
 from __future__ import annotations
@@ -18,25 +19,30 @@ from nexus.http.sse import Event, EventReader
 from nexus.runtime.text import mask_key
 
 _NOT_CONTENT = frozenset({"role", "name", "provider_specific_fields"})
-"""Keys of a delta that carry no piece of the answer. All others do: each kind of backend has its own for reasoning."""
+"""Keys of a delta that carry no piece of the answer. All others do: each kind of backend has its
+own for reasoning."""
 _PINGS = frozenset({b"ping", b"keepalive", b"keep-alive", b"heartbeat"})
 """Names of events that only show that the backend is alive."""
 _FRAME = frozenset({"id", "object", "created", "model", "choices", "usage"})
-"""Keys of the event with the usage whose values the events before it have, too, or that are the usage."""
+"""Keys of the event with the usage whose values the events before it have, too, or that are the
+usage."""
 _EMPTY = frozenset({b"null", b'""', b"[]", b"{}"})
 _EMPTY_CHOICE = {
     False: msgspec.Raw(b'[{"index":0,"delta":{},"logprobs":null,"finish_reason":null}]'),
     True: msgspec.Raw(b'[{"index":0,"text":"","logprobs":null,"finish_reason":null}]'),
 }
-"""Clients that did not ask for the usage read `choices[0]` of every event. True for text completions."""
+"""Clients that did not ask for the usage read `choices[0]` of every event. True for text
+completions."""
 _LONGEST_HELD = 64 * 1024
 """An event that is longer goes on before it is complete; it is not the one with the usage."""
 _LONGEST_KEPT = 4 * 1024
-"""Bytes of an event that may be kept until the stream's end. A longer event is parsed when it comes."""
+"""Bytes of an event that may be kept until the stream's end. A longer event is parsed when it
+comes."""
 _ERROR_WITHIN = 256
 """Bytes at an answer's beginning in which it tells of an error, if it is one."""
 _LAST = 16
-"""How many of a stream's last events are kept, to see how its choices ended; so many of them can be told of."""
+"""How many of a stream's last events are kept, to see how its choices ended; so many of them can
+be told of."""
 
 
 class _Fields(msgspec.Struct):
@@ -59,7 +65,8 @@ class _Timed(msgspec.Struct):
 
 
 class _Choice(NamedTuple):
-    """What an event says of one choice: whether it has a reason for finishing, and a piece of the answer."""
+    """What an event says of one choice: whether it has a reason for finishing, and a piece of
+    the answer."""
 
     number: str
     ends: bool
@@ -75,10 +82,11 @@ _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 class Stream:
     """Takes the bytes of one stream and gives those that the client gets.
 
-    Times are on `clock`, in seconds. `content` is reached by whatever the client should see, `first_token_at` (0 until
-    then) by the first piece of the answer: text, a tool call, reasoning. `alive_at` (0 until then) is when the last
-    sign of life came: a comment, a ping, or an event without choices. `events` counts those with data;
-    `error_status` is the status of an answer that would say what `error` does, `error_data` what it would say.
+    Times are on `clock`, in seconds. `content` is reached by whatever the client should see,
+    `first_token_at` (0 until then) by the first piece of the answer: text, a tool call, reasoning.
+    `alive_at` (0 until then) is when the last sign of life came: a comment, a ping, or an event
+    without choices. `events` counts those with data; `error_status` is the status of an answer that
+    would say what `error` does, `error_data` what it would say.
     """
 
     def __init__(
@@ -113,7 +121,8 @@ class Stream:
             if (gap_s := now - self.last_at) > self.longest_gap_s:
                 self.longest_gap_s = gap_s
             self.last_at = now
-            # One whole event with a piece of the answer and nothing else to tell, as nearly all are.
+            # One whole event with a piece of the answer and nothing else to tell, as nearly all
+            # are.
             if (
                 self._between_events
                 and piece[:6] == b"data: "
@@ -173,7 +182,8 @@ class Stream:
         return event.raw[self._passed_on :] if self._passed_on else shown
 
     def _shown(self, event: Event) -> bytes:
-        """Understand an event; gives what the client gets of it, `event.raw` itself where that is all of it."""
+        """Understand an event; gives what the client gets of it, `event.raw` itself where that
+        is all of it."""
         if event.data is None:
             self.alive_at = self.last_at
             return event.raw
@@ -184,8 +194,8 @@ class Stream:
         return event.raw
 
     def _without_usage(self, event: Event) -> bytes:
-        """The event with the usage as a client gets it that did not ask: nothing, unless it carries something that the
-        event before it did not, such as llama.cpp's timings."""
+        """The event with the usage as a client gets it that did not ask: nothing, unless it
+        carries something that the event before it did not, such as llama.cpp's timings."""
         assert event.data is not None
         before = self._last[-1] if self._last else b""
         try:
@@ -213,7 +223,8 @@ class Stream:
 
     @property
     def usage(self) -> Usage | None:
-        """How many tokens the backend said that it took: as OpenAI's usage, or in llama.cpp's timings."""
+        """How many tokens the backend said that it took: as OpenAI's usage, or in llama.cpp's
+        timings."""
         if self._usage is None:
             timed = [
                 event for event in self._last if isinstance(event, bytes) and b'"timings"' in event
@@ -223,7 +234,8 @@ class Stream:
 
     @property
     def finished(self) -> bool:
-        """Whether it came to its end: `[DONE]`, or a reason for finishing of every choice that its last events have."""
+        """Whether it came to its end: `[DONE]`, or a reason for finishing of every choice that
+        its last events have."""
         if self.done:
             return True
         ended: dict[str, bool] = {}
@@ -232,11 +244,13 @@ class Stream:
         return bool(ended) and all(ended.values())
 
     def counted_tokens(self) -> int:
-        """How many events carried a piece of the answer, which is about how many tokens came where nobody tells."""
+        """How many events carried a piece of the answer, which is about how many tokens came
+        where nobody tells."""
         return max(0, self._token_events - sum(map(_only_ends, self._last)))
 
     def _look(self, data: bytes, kind: bytes) -> bool:
-        """Understand an event as far as it tells something new; gives whether it tells the usage and nothing else."""
+        """Understand an event as far as it tells something new; gives whether it tells the usage
+        and nothing else."""
         if data == b"[DONE]":
             self.done = self.content = True
             return False
@@ -298,15 +312,17 @@ class Stream:
 
 
 def _tells(data: bytes) -> bool:
-    """Whether an event may tell the usage or an error; a usage of null, which some send with each event, is none."""
+    """Whether an event may tell the usage or an error; a usage of null, which some send with
+    each event, is none."""
     if b'"error"' in data:
         return True
     return b'"usage"' in data and b'"usage":null' not in data and b'"usage": null' not in data
 
 
 def error_in(answer: bytes) -> tuple[str, int] | None:
-    """What a whole answer says that tells of an error and nothing else, whatever its status, with the status that would
-    say the same; None for any other. OpenRouter, for one, answers so where it fails after it has sent the head."""
+    """What a whole answer says that tells of an error and nothing else, whatever its status,
+    with the status that would say the same; None for any other. OpenRouter, for one, answers so
+    where it fails after it has sent the head."""
     if b'"error"' not in answer[:_ERROR_WITHIN]:
         return None
     try:
@@ -331,12 +347,13 @@ _STATUS_OF = {
     "invalid_request_error": 400, "rate_limit_error": 429, "overloaded_error": 429, "rate_limit_exceeded": 429,
     "insufficient_quota": 429,
 }  # fmt: skip
-"""Types and codes of errors, as OpenAI and Anthropic name them, with the status that goes with them."""
+"""Types and codes of errors, as OpenAI and Anthropic name them, with the status that goes with
+them."""
 
 
 def _status_of(error: dict[str, Any]) -> int:
-    """The status of an answer that would say what an error within a stream says: its code where that is one, else by
-    its code's or its type's name."""
+    """The status of an answer that would say what an error within a stream says: its code where
+    that is one, else by its code's or its type's name."""
     code = str(error.get("code"))
     if code.isascii() and code.isdecimal() and len(code) == 3:
         return int(code)
@@ -353,7 +370,8 @@ def _has_token(choice: dict[str, Any]) -> bool:
 
 
 def _says_something(choice: dict[str, Any]) -> bool:
-    """Whether a choice has anything but its index: LiteLLM sends one that has not with the usage."""
+    """Whether a choice has anything but its index: LiteLLM sends one that has not with the
+    usage."""
     delta = choice.get("delta")
     return (any(delta.values()) if isinstance(delta, dict) else bool(delta)) or any(
         value for key, value in choice.items() if key not in ("index", "delta")
@@ -375,7 +393,8 @@ def _choices(event: bytes | list[_Choice]) -> list[_Choice]:
 
 
 def _only_ends(event: bytes | list[_Choice]) -> bool:
-    """Whether an event that was counted for a token without being parsed only says why the stream ends."""
+    """Whether an event that was counted for a token without being parsed only says why the
+    stream ends."""
     if not isinstance(event, bytes) or b'"finish_reason"' not in event or _tells(event):
         return False
     choices = _choices(event)

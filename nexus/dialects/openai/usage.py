@@ -11,7 +11,8 @@ from nexus.dialects.json_body import InvalidBody, read_fields, with_field
 
 
 class Usage(msgspec.Struct):
-    """How many tokens an answer took, as far as it is told; cached ones of the prompt, reasoning ones of the rest."""
+    """How many tokens an answer took, as far as it is told; cached ones of the prompt, reasoning
+    ones of the rest."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -37,9 +38,11 @@ class _Timings(msgspec.Struct):
 
 
 _MOST = 10**8
-"""A larger number of tokens is not believed: one such answer would spoil a sum for as long as the gateway runs."""
+"""A larger number of tokens is not believed: one such answer would spoil a sum for as long as
+the gateway runs."""
 _LONGEST_USAGE = 4 * 1024
-"""Bytes of an answer after the key `usage` that are looked at where the answer is not strict JSON."""
+"""Bytes of an answer after the key `usage` that are looked at where the answer is not strict
+JSON."""
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_timings = msgspec.json.Decoder(_Timings).decode
@@ -68,7 +71,8 @@ def _detail(details: Any, name: str) -> int | None:
 
 
 def _count(value: Any) -> int | None:
-    """A number of tokens; None for what is none: below nothing, no whole number, or too large to be believed."""
+    """A number of tokens; None for what is none: below nothing, no whole number, or too large to
+    be believed."""
     if value is None or (type(value) is int and 0 <= value <= _MOST):
         return value
     if type(value) not in (int, float) or not 0 <= value <= _MOST or value != int(value):
@@ -93,7 +97,8 @@ def usage_of(answer: bytes, *, lenient: bool = False) -> Usage | None:
 
 
 def _usage_beside_what_is_not_strict(answer: bytes) -> Usage | None:
-    """The usage of an answer that has a NaN or a lone surrogate somewhere: only the object itself is read."""
+    """The usage of an answer that has a NaN or a lone surrogate somewhere: only the object
+    itself is read."""
     at = answer.rfind(b'"usage"') + len(b'"usage"')
     text = answer[at : at + _LONGEST_USAGE].decode("utf-8", "replace").lstrip(" \t\r\n:")
     try:
@@ -112,7 +117,8 @@ def usage_in(raw: bytes) -> Usage | None:
 
 
 def timings_usage(raw: bytes) -> Usage | None:
-    """The usage in llama.cpp's `timings`, where the prompt's cached tokens are apart; None where it is not there."""
+    """The usage in llama.cpp's `timings`, where the prompt's cached tokens are apart; None where
+    it is not there."""
     try:
         told = _decode_timings(raw)
     except (msgspec.DecodeError, RecursionError):
@@ -135,9 +141,11 @@ def asks_for_usage(body: bytes) -> bool:
 
 
 def with_usage_asked(body: bytes) -> bytes:
-    """The body, a JSON object that is not empty, with `stream_options.include_usage` set; all else keeps its bytes.
+    """The body, a JSON object that is not empty, with `stream_options.include_usage` set; all else
+    keeps its bytes.
 
-    Gives the body as it is where `stream_options` is not an object: the backend is to say so, as it was asked.
+    Gives the body as it is where `stream_options` is not an object: the backend is to say so, as it
+    was asked.
     """
     if b'"stream_options"' not in body:
         return body.rstrip()[:-1] + b',"stream_options":{"include_usage":true}}'
