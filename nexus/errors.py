@@ -101,10 +101,10 @@ _BEFORE_THE_ANSWER = _rows(
 _WITHIN_A_STREAM = _rows(
     Fault(code="stream_reset", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="upstream_reset", description="The connection broke within the stream."),
     Fault(code="stream_truncated", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="upstream_truncated", description="The stream ended without its end: neither [DONE] nor a reason for finishing."),
-    Fault(code="stream_error", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="in_band_error", description="The backend told of an error within the stream."),
+    Fault(code="stream_error", status=502, error_type="stream_interrupted", blame=Blame.BACKEND, stream_end="in_band_error", description="The backend reported an error within the stream."),
     Fault(code="stream_refused", status=502, error_type="invalid_request", stream_end="in_band_error", description="The backend found fault with the request when its pings had reached the client already; the error is in the stream."),
-    Fault(code="stream_error_busy", status=502, error_type="rate_limited", blame=Blame.BUSY, per_model=True, stream_end="in_band_error", description="The backend told within the stream that it takes no more for now."),
-    Fault(code="stream_error_limits_client", status=502, error_type="rate_limited", stream_end="in_band_error", description="The backend told within the stream that the client's own key is at its limit."),
+    Fault(code="stream_error_busy", status=502, error_type="rate_limited", blame=Blame.BUSY, per_model=True, stream_end="in_band_error", description="The backend reported within the stream that it takes no more for now."),
+    Fault(code="stream_error_limits_client", status=502, error_type="rate_limited", stream_end="in_band_error", description="The backend reported within the stream that the client's own key is at its limit."),
     Fault(code="stream_idle", status=504, error_type="idle_timeout", blame=Blame.BACKEND, stream_end="idle_timeout", description="The stream fell silent for longer than the limit."),
     Fault(code="stream_deadline", status=504, error_type="deadline_exceeded", blame=Blame.BACKEND, stream_end="deadline", description="The stream took longer than the limit for a whole one."),
     Fault(code="shutdown", status=502, error_type="stream_interrupted", blame=Blame.GATEWAY, stream_end="shutdown", description="The gateway was stopped and the grace was over."),

@@ -51,9 +51,9 @@ def reason(error: BaseException | None, address: Address) -> str:
             meaning = _VERIFY.get(error.verify_code, error.verify_message)
             return f"TLS with {place} failed: {meaning}"
         case ssl.SSLError():
-            told = f"{error.reason or ''} {error}"
+            text = f"{error.reason or ''} {error}"
             meaning = next(
-                (words for part, words in _TLS if part in told.upper()), str(error.reason or error)
+                (words for part, words in _TLS if part in text.upper()), str(error.reason or error)
             )
             return f"TLS with {place} failed: {meaning}"
         case ResolverTimeout():

@@ -1,4 +1,4 @@
-"""Recording a finished request: the one place where its figures move.
+"""Recording a finished request: the one place where its metrics change.
 
 Children are resolved once per label set and kept: resolving costs a hundred times what counting
 does.

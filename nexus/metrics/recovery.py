@@ -1,7 +1,7 @@
-"""Booking what a killed process had in flight, from the counters that it left.
+"""Count the requests that a killed process had in flight, from the counters that it left.
 
-A slot's own figures say it exactly, wherever in a request the process was killed: what it started,
-less what it finished, less what was booked of it before.
+lost = started - finished - already recorded, from the slot's own counters. This is exact at any
+point of the kill.
 """
 
 from __future__ import annotations

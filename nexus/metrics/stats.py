@@ -1,5 +1,4 @@
-"""`/v1/stats`: the figures of `/metrics`, from the same reading, under the names that people
-gave their models."""
+"""`/v1/stats`: the values of `/metrics`, from the same snapshot, under the models' real names."""
 
 from __future__ import annotations
 

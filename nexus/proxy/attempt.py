@@ -335,8 +335,8 @@ class Attempt:
     def usage_of_whole(self, content: bytes) -> Usage | None:
         """The usage that a whole answer with the status of a success reports. Raises
         `RequestFailed` if it reports an error, or cannot be an answer."""
-        if (told := error_in(content)) is not None:
-            raise self._told(*told, content)
+        if (reported := error_in(content)) is not None:
+            raise self._reported_error(*reported, content)
         usage = usage_of(content)  # which reads all of it, if there is one
         if usage is not None:
             return usage
@@ -432,7 +432,7 @@ class Attempt:
             self.answered_at = self._engine.clock()
         return self._content, self._whole
 
-    def _told(self, message: str, status: int, content: bytes) -> RequestFailed:
+    def _reported_error(self, message: str, status: int, content: bytes) -> RequestFailed:
         """The failure that an error before any content means: that of an answer with its status."""
         key = self._template.key
         content = mask_key(content, key)
@@ -471,7 +471,7 @@ class Attempt:
                 if stream.error is None and not stream.content:
                     raise self._lost("before any content")
             if stream.error is not None:
-                raise self._told(stream.error, stream.error_status, stream.error_data)
+                raise self._reported_error(stream.error, stream.error_status, stream.error_data)
             if stream.alive_at >= self.sent_at + _FIRST_MOMENTS_S:
                 self._limit_only_silences()
                 if show_life:

@@ -29,7 +29,7 @@ class View:
     table: RouteTable
     configured: frozenset[str]
     want_label: Callable[[str], None]
-    _told: dict[tuple[int, str], list[tuple[str, str]]] = field(default_factory=dict)
+    _route_headers: dict[tuple[int, str], list[tuple[str, str]]] = field(default_factory=dict)
     _wanted: set[str] = field(default_factory=set)
     _addresses: dict[int, Address] = field(default_factory=dict)
     _templates: dict[int, RequestTemplate] = field(default_factory=dict)
@@ -76,15 +76,15 @@ class View:
     def route_headers(self, backend: Backend, reason: str) -> list[tuple[str, str]]:
         """What a client is told of where its request went, as the original tells it."""
         key = backend.column, reason
-        told = self._told.get(key)
-        if told is None:
-            told = self._told[key] = [
+        headers = self._route_headers.get(key)
+        if headers is None:
+            headers = self._route_headers[key] = [
                 ("x-nexus-backend", header_text(backend.name)),
                 ("x-nexus-backend-type", "cloud" if backend.cloud else "local"),
                 ("x-nexus-route-reason", reason),
                 ("x-nexus-privacy-zone", "restricted" if backend.restricted else "open"),
             ]
-        return told
+        return headers
 
     def model_label(self, name: str) -> str:
         """The label value of a model: assigned, `other` beyond the cap, `unknown` for what a

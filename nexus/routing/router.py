@@ -20,7 +20,7 @@ from nexus.routing.strategies import STRATEGIES, Circumstances
 from nexus.routing.table import Candidate, CandidateSet, RouteTable
 
 Reason = Literal["capability-match", "capacity-overflow", "privacy-requirement", "failover"]
-Hindrance = Literal["circuit_open", "busy", "at_capacity"]
+Unavailability = Literal["circuit_open", "busy", "at_capacity"]
 Tried = Set[tuple[str, str]]
 """(backend name, model) of the attempts made so far."""
 
@@ -258,7 +258,7 @@ def _usable(
 
 def unavailable_now(
     backend: Backend, status: EndpointStatus, now: RoutingContext
-) -> Hindrance | None:
+) -> Unavailability | None:
     """Why a backend that may serve cannot take a request at this moment."""
     if status is not CLEAR:
         if status.state == "open":
@@ -322,9 +322,9 @@ def no_route(table: RouteTable, asked: RouteQuery, now: RoutingContext) -> Reque
     """Why no backend can serve: the fault that says most about what the client or the operator
     could change."""
     model, chain = asked.model, table.chain(asked.model, asked.constraints)
-    told = _Told(table, asked, now)
+    refusals = _Refusals(table, asked, now)
     if not table.backends:
-        return told.unavailable("no_backend", "No backend is registered with this gateway.")
+        return refusals.unavailable("no_backend", "No backend is registered with this gateway.")
     named = [
         (name, candidate)
         for name in chain
@@ -335,7 +335,7 @@ def no_route(table: RouteTable, asked: RouteQuery, now: RoutingContext) -> Reque
     allowed = [
         (name, candidate)
         for name, candidate in named
-        if told.constraints(name, candidate).rejects(candidate.backend) is None
+        if refusals.constraints(name, candidate).rejects(candidate.backend) is None
     ]
     able = [(name, candidate) for name, candidate in allowed if candidate.can(asked.needs)]
     if able:
@@ -345,17 +345,17 @@ def no_route(table: RouteTable, asked: RouteQuery, now: RoutingContext) -> Reque
             message = (
                 f"Every backend that serves {model!r} has been failing; it is tried again shortly."
             )
-            return told.unavailable(
+            return refusals.unavailable(
                 "no_healthy_backend", message, retry_after_s=max(1, math.ceil(ready_in_s))
             )
         busy_s = min(status.busy_s for status in statuses if status.state != "open")
         message = f"Every backend that serves {model!r} is at its limit; try again shortly."
-        return told.unavailable("at_capacity", message, retry_after_s=max(1, math.ceil(busy_s)))
+        return refusals.unavailable("at_capacity", message, retry_after_s=max(1, math.ceil(busy_s)))
     if healthy and not allowed and any(candidate.can(asked.needs) for candidate in healthy):
         message = (
             f"The policies for {model!r} allow none of the backends that have it and are healthy."
         )
-        return told.unavailable("routing_rejected", message, retry_after_s=5)
+        return refusals.unavailable("routing_rejected", message, retry_after_s=5)
     if healthy:
         lacking = ", ".join(
             dict.fromkeys(word for candidate in healthy for word in candidate.lacks(asked.needs))
@@ -367,7 +367,7 @@ def no_route(table: RouteTable, asked: RouteQuery, now: RoutingContext) -> Reque
         )
     if table.undiscovered:
         message = f"No backend is known to serve {model!r} yet; the fleet is still being probed."
-        return told.unavailable("no_healthy_backend", message, retry_after_s=1)
+        return refusals.unavailable("no_healthy_backend", message, retry_after_s=1)
     if len(chain) > 1:
         return RequestFailed(
             "fallback_exhausted",
@@ -375,7 +375,7 @@ def no_route(table: RouteTable, asked: RouteQuery, now: RoutingContext) -> Reque
             param="model",
         )
     if table.candidates_for(model):
-        return told.unavailable(
+        return refusals.unavailable(
             "no_healthy_backend", f"No healthy backend serves {model!r} now.", retry_after_s=5
         )
     more = len(table.healthy) - _LISTED
@@ -389,7 +389,7 @@ def no_route(table: RouteTable, asked: RouteQuery, now: RoutingContext) -> Reque
     )
 
 
-class _Told:
+class _Refusals:
     """A 503, with the reason for each backend in headers and body, as the original tells them."""
 
     def __init__(self, table: RouteTable, asked: RouteQuery, now: RoutingContext) -> None:

@@ -1,8 +1,7 @@
-"""The short way: plain requests go from the client's socket straight to the engine, and their
-answers straight back.
+"""The fast path: eligible requests go from the client's socket to the engine without Flask.
 
-What gunicorn and Flask would do for such a request is done here once, or not needed. Whatever is
-not plain is left untouched for gunicorn, with the bytes that were read.
+A request is eligible if its head leaves no question open. All others go to gunicorn's parser and
+Flask, with the bytes that were read.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ class FastPath:
         self._keep_alive = keep_alive
         self._timeout_s = 0.0
         self._watch = HubDisconnectWatch(client, scheduler)
-        self._outlet = BufferedWriter(self._watch.sock)
+        self._writer = BufferedWriter(self._watch.sock)
 
     def receive(self, timeout_s: float) -> bytes:
         """What the client sends next; empty where it closes, or sends nothing for so long."""
@@ -127,7 +126,7 @@ class FastPath:
         content = error_body(_HEADS_REFUSED[reason], status=int(status[:3]), code=reason)
         head = f"HTTP/1.1 {status}\r\n{self._clock.lines(keep_alive=False)}Content-Type: application/json\r\n"
         with contextlib.suppress(OSError):
-            self._outlet.send(
+            self._writer.send(
                 f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content,
                 _TO_SAY_GOODBYE_S,
             )
@@ -171,7 +170,7 @@ class FastPath:
                 if self._write(answer, keep_alive=head.keep_alive and self._keep_alive())
                 else None
             )
-        body = _Body(self._watch, self._outlet, server, data[head.end :], head.length, head.expects)
+        body = _Body(self._watch, self._writer, server, data[head.end :], head.length, head.expects)
         request = Request("POST", head.target, head.headers, body.read, received, self._watch)
         answer = serve(engine, request)
         if self._write(answer, keep_alive=head.keep_alive and self._keep_alive() and body.complete):
@@ -186,7 +185,7 @@ class FastPath:
         if isinstance(body, WholeBody):
             try:
                 head = self._head(answer, keep_alive=keep_alive)
-                self._outlet.send(head + body.content, self._timeout_s)
+                self._writer.send(head + body.content, self._timeout_s)
             except OSError:
                 body.close()
                 return False
@@ -220,7 +219,7 @@ class FastPath:
             if isinstance(body, StreamBody | CommentedBody):
                 ending = chunk(body.stop()) + _LAST_CHUNK
                 with contextlib.suppress(OSError):
-                    self._outlet.finish(ending, _TO_SAY_GOODBYE_S)
+                    self._writer.finish(ending, _TO_SAY_GOODBYE_S)
             raise
         finally:
             close = getattr(body, "close", None)
@@ -229,15 +228,15 @@ class FastPath:
         return keep_alive
 
     def _send(self, data: bytes) -> None:
-        self._outlet.send(data, self._timeout_s)
+        self._writer.send(data, self._timeout_s)
 
     def _relay(self, body: StreamBody, backend: Connection) -> bool:
         """Relay a stream to its end; gives False where that is not its own."""
-        relay = StreamRelay(body, backend, self._outlet, timeout_s=self._timeout_s)
+        relay = StreamRelay(body, backend, self._writer, timeout_s=self._timeout_s)
         try:
             relay.run()
         except ClientGone:
-            if not self._outlet.unsent:
+            if not self._writer.unsent:
                 body.client_left()
             raise
         except OSError:
@@ -250,7 +249,7 @@ class FastPath:
             ending = b"" if body.ended else chunk(body.fail(failure))
         else:
             return True
-        self._outlet.finish(ending, _TO_SAY_GOODBYE_S)
+        self._writer.finish(ending, _TO_SAY_GOODBYE_S)
         return False
 
     def _head(self, answer: ClientResponse, *, keep_alive: bool, chunked: bool = False) -> bytes:
@@ -276,9 +275,9 @@ class _Body(msgspec.Struct):
     """
 
     watch: HubDisconnectWatch
-    outlet: BufferedWriter
+    writer: BufferedWriter
     server: Server
-    begun: bytes
+    started: bytes
     length: int
     expects: bool
     complete: bool = False
@@ -290,12 +289,12 @@ class _Body(msgspec.Struct):
             raise RequestFailed(
                 "body_too_large", f"The body is {self.length} bytes; at most {limit} are taken."
             )
-        pieces, received = [self.begun], len(self.begun)
+        pieces, received = [self.started], len(self.started)
         hold(received)
         pace = BodyPace(time.monotonic(), self.server)
         try:
-            if self.expects and not self.begun:
-                self.outlet.send(_CONTINUE, self.server.client_timeout_seconds)
+            if self.expects and not self.started:
+                self.writer.send(_CONTINUE, self.server.client_timeout_seconds)
             while received < self.length:
                 piece = self.watch.receive(max(0.0, pace.remaining_s(time.monotonic(), received)))
                 if not piece:

@@ -120,7 +120,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             self._engine.request_log.flush()
 
     def _serve_until_stopped(self) -> None:
-        """Serve until told to stop, then until all requests or their grace have ended."""
+        """Serve until a stop, then until all requests or their grace have ended."""
         descriptors = descriptor_limit() - _RESERVED_DESCRIPTORS
         size = min(self.worker_connections, max(1, descriptors // 2))
         self._pools = pools = [Pool(size) for _ in self.sockets]

@@ -1,5 +1,6 @@
 """A listener's backlog when it closes."""
 
+import select
 import socket
 
 import gevent
@@ -26,7 +27,9 @@ def response_to_backlog(kind: type[StreamServer]) -> bytes:
         server.start()
         server.close()
         assert server.closed
-        gevent.sleep(0.05)
+        with gevent.Timeout(5):
+            while not select.select([client], [], [], 0)[0]:
+                gevent.sleep(0)
         return client.recv(100)
 
 

@@ -337,9 +337,9 @@ def error_in(answer: bytes) -> tuple[str, int] | None:
 
 
 def _error(fields: _Fields) -> tuple[str, int]:
-    told = fields.error or fields.message
-    message = told.get("message") if isinstance(told, dict) else told
-    status = _status_of(told if isinstance(told, dict) else {"code": fields.code})
+    reported = fields.error or fields.message
+    message = reported.get("message") if isinstance(reported, dict) else reported
+    status = _status_of(reported if isinstance(reported, dict) else {"code": fields.code})
     return str(message or "no message")[:500], status
 
 

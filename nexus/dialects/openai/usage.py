@@ -20,7 +20,7 @@ class Usage(msgspec.Struct):
     reasoning_tokens: int | None = None
 
 
-class _Told(msgspec.Struct):
+class _Reported(msgspec.Struct):
     prompt_tokens: Any = None
     completion_tokens: Any = None
     prompt_tokens_details: Any = None
@@ -28,7 +28,7 @@ class _Told(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    usage: _Told | None = None
+    usage: _Reported | None = None
 
 
 class _Timings(msgspec.Struct):
@@ -46,22 +46,22 @@ JSON."""
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_timings = msgspec.json.Decoder(_Timings).decode
-_decode_told = msgspec.json.Decoder(_Told).decode
+_decode_reported = msgspec.json.Decoder(_Reported).decode
 
 
-def _usage(told: _Told) -> Usage | None:
+def _usage(reported: _Reported) -> Usage | None:
     """What is told in OpenAI's form, each figure by itself; None where neither count is."""
-    prompt, completion = _count(told.prompt_tokens), _count(told.completion_tokens)
+    prompt, completion = _count(reported.prompt_tokens), _count(reported.completion_tokens)
     if prompt is None and completion is None:
         return None
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        cached_tokens=_detail(told.prompt_tokens_details, "cached_tokens")
-        if told.prompt_tokens_details
+        cached_tokens=_detail(reported.prompt_tokens_details, "cached_tokens")
+        if reported.prompt_tokens_details
         else None,
-        reasoning_tokens=_detail(told.completion_tokens_details, "reasoning_tokens")
-        if told.completion_tokens_details
+        reasoning_tokens=_detail(reported.completion_tokens_details, "reasoning_tokens")
+        if reported.completion_tokens_details
         else None,
     )
 
@@ -88,12 +88,12 @@ def usage_of(answer: bytes, *, lenient: bool = False) -> Usage | None:
     if b'"usage"' not in answer:
         return None
     try:
-        told = _decode_answer(answer).usage
+        reported = _decode_answer(answer).usage
     except (msgspec.ValidationError, RecursionError):
         return None
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _usage_beside_what_is_not_strict(answer) if lenient else None
-    return _usage(told) if told is not None else None
+    return _usage(reported) if reported is not None else None
 
 
 def _usage_beside_what_is_not_strict(answer: bytes) -> Usage | None:
@@ -102,8 +102,8 @@ def _usage_beside_what_is_not_strict(answer: bytes) -> Usage | None:
     at = answer.rfind(b'"usage"') + len(b'"usage"')
     text = answer[at : at + _LONGEST_USAGE].decode("utf-8", "replace").lstrip(" \t\r\n:")
     try:
-        told, _ = json.JSONDecoder().raw_decode(text)
-        return _usage(msgspec.convert(told, _Told))
+        reported, _ = json.JSONDecoder().raw_decode(text)
+        return _usage(msgspec.convert(reported, _Reported))
     except (ValueError, RecursionError, msgspec.ValidationError):
         return None
 
@@ -111,7 +111,7 @@ def _usage_beside_what_is_not_strict(answer: bytes) -> Usage | None:
 def usage_in(raw: bytes) -> Usage | None:
     """The usage in a `usage` object; None where it is not in OpenAI's form."""
     try:
-        return _usage(_decode_told(raw))
+        return _usage(_decode_reported(raw))
     except (msgspec.DecodeError, RecursionError):
         return None
 
@@ -120,10 +120,12 @@ def timings_usage(raw: bytes) -> Usage | None:
     """The usage in llama.cpp's `timings`, where the prompt's cached tokens are apart; None where
     it is not there."""
     try:
-        told = _decode_timings(raw)
+        reported = _decode_timings(raw)
     except (msgspec.DecodeError, RecursionError):
         return None
-    cached, read, completion = map(_count, (told.cache_n, told.prompt_n, told.predicted_n))
+    cached, read, completion = map(
+        _count, (reported.cache_n, reported.prompt_n, reported.predicted_n)
+    )
     if completion is None:
         return None
     prompt = cached + read if cached is not None and read is not None else None
