@@ -32,14 +32,14 @@ from nexus.server.stream_relay import BufferedWriter
 
 REQUESTS = 20_000
 PARTS = {
-    "the request's head": ("heads.py:read",),
-    "its body: model, stream, needs": ("requirements.py:read",),
-    "choosing and taking a place": ("_admit",),
-    "the backend's request head": ("request_head",),
-    "the backend's answer": ("feed", "usage_of"),
-    "giving the place back": ("leave",),
-    "the answer's head": ("_head",),
-    "counting: begun and finished": ("started", "finished"),
+    "the request's head": ("request_head.py:parse",),
+    "checks: body, model, stream, needs": ("checks.py:parse",),
+    "choosing a backend and reserving it": ("_admit",),
+    "the backend's request head": ("request_template.py:head",),
+    "the backend's response": ("response_parser.py:feed", "usage_of"),
+    "releasing the reservation": ("admission.py:release",),
+    "the response's head": ("_head",),
+    "metrics: started and finished": ("request_started", "exchange.py:finish"),
 }
 BODY = b'{"model":"m","messages":[{"role":"user","content":"Hello, how are you today?"}]}'
 ASK = (
@@ -109,7 +109,7 @@ def fast_path() -> FastPath:
     made = object.__new__(FastPath)
     made.__dict__.update(
         _client=sock, _timeout_s=60.0, _engine=engine, _heads=RequestHeadParser(HeadLimits(100, 16380, 8190)), _keep_alive=lambda: True,
-        _watch=_Watch(None), _outlet=BufferedWriter(sock),
+        _watch=_Watch(None), _writer=BufferedWriter(sock),
     )  # fmt: skip
     due: list[Any] = []
     engine.request_log.batch_with(due.append)
@@ -139,6 +139,8 @@ def main() -> None:
                 name in (function, f"{file.rpartition('/')[2]}:{function}") for name in names
             ):
                 share += cumulative / total
+        if not share:
+            raise RuntimeError(f"no function of PARTS is called any more for: {part}")
         shown += share
         print(f"| {part} | {share * whole:.1f} |")
     print(f"| what holds them together | {(1 - shown) * whole:.1f} |")

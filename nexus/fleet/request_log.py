@@ -80,7 +80,8 @@ class RequestRecord(msgspec.Struct, array_like=True, gc=False):
             attempts += (AttemptRecord(outcome.backend, model, fault_name or "success", ms),)
         return cls(
             id=outcome.request_id,
-            ended=time.time(),
+            ended=time.time()
+            - (time.monotonic() - outcome.ended),  # what `order` says, on the wall
             endpoint=outcome.endpoint,
             requested_model=outcome.requested_model[:LONGEST_NAME],
             model=model,
