@@ -1,4 +1,4 @@
-"""The gateway's processes and figures."""
+"""The gateway's processes and its own metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from panels import (
 PROCESSES = Dashboard(
     uid="nexus-processes",
     title="Nexus / Processes",
-    description="Workers and the health process, what they cost, and whether the figures can be believed.",
+    description="Workers and the health process, what they cost, and whether the metrics are right.",
     runbook="processes.md",
     variables=("instance",),
     rows={
@@ -83,7 +83,7 @@ PROCESSES = Dashboard(
             ),
             Panel(
                 title="Scrape", unit="s",
-                description="How long the reading of the figures took, and the whole scrape as Prometheus saw it.",
+                description="How long it took to read the metrics, and the whole scrape as Prometheus saw it.",
                 queries=[
                     (f"nexus_scrape_duration_seconds{{{HOST}}}", "{{instance}} reading"),
                     ('scrape_duration_seconds{job="nexus", instance=~"$instance"}', "{{instance}} scrape"),

@@ -65,7 +65,7 @@ STREAMS = Dashboard(
             ),
             Panel(
                 title="Time per output token by model, p95", unit="s",
-                description="By the tokens that the backend told, or by the events where it told none.",
+                description="By the tokens that the backend reported, or by the events if it reported none.",
                 queries=[(quantile(0.95, TPOT, BOTH, "model", "by"), "{{model}} by {{by}}")],
             ),
             Panel(
