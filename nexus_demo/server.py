@@ -42,7 +42,7 @@ class Behaviour:
     length: int = 40  # words of an answer
     usage: str = "asked"  # in streams: "asked", "always" or "never"
     seed: int = 0
-    kind: str = "any"  # whose management paths it has: "ollama", "llamacpp", "vllm", "generic" or "any" for most
+    kind: str = "any"  # whose management paths: "ollama", "llamacpp", "vllm", "generic", "any"
     says: dict[str, Any] = field(
         default_factory=dict
     )  # path → what it answers to a GET there; None: 404

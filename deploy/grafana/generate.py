@@ -48,22 +48,37 @@ def dashboard(wanted: Dashboard) -> dict[str, Any]:
         "time": {"from": "now-1h", "to": "now"},
         "links": [
             {
-                "title": "Nexus", "type": "dashboards", "tags": ["nexus"], "icon": "external link", "tooltip": "",
-                "asDropdown": False, "targetBlank": False, "includeVars": True, "keepTime": True,
+                "title": "Nexus",
+                "type": "dashboards",
+                "tags": ["nexus"],
+                "icon": "external link",
+                "tooltip": "",
+                "asDropdown": False,
+                "targetBlank": False,
+                "includeVars": True,
+                "keepTime": True,
             },
             _link("Runbooks", wanted.runbook) | {"tags": []},
         ],
         "templating": {"list": _variables(wanted)},
         "annotations": {"list": [_restarts()]},
         "panels": _panels(wanted),
-    }  # fmt: skip
+    }
 
 
 def _link(title: str, page: str) -> dict[str, Any]:
     return {
-        "title": title, "type": "link", "url": f"${{runbooks}}/{page}", "icon": "doc", "tooltip": "",
-        "asDropdown": False, "targetBlank": True, "includeVars": False, "keepTime": False, "tags": [],
-    }  # fmt: skip
+        "title": title,
+        "type": "link",
+        "url": f"${{runbooks}}/{page}",
+        "icon": "doc",
+        "tooltip": "",
+        "asDropdown": False,
+        "targetBlank": True,
+        "includeVars": False,
+        "keepTime": False,
+        "tags": [],
+    }
 
 
 def _variables(wanted: Dashboard) -> list[dict[str, Any]]:
@@ -83,20 +98,33 @@ def _variables(wanted: Dashboard) -> list[dict[str, Any]]:
             query = f"label_values(nexus_{family}_info{within}, {name})"
             variables.append(
                 {
-                    "name": name, "label": name.capitalize(), "type": "query", "datasource": DATASOURCE, "hide": 0,
-                    "query": {"query": query, "refId": name}, "refresh": 2, "sort": 1, "multi": True,
+                    "name": name,
+                    "label": name.capitalize(),
+                    "type": "query",
+                    "datasource": DATASOURCE,
+                    "hide": 0,
+                    "query": {"query": query, "refId": name},
+                    "refresh": 2,
+                    "sort": 1,
+                    "multi": True,
                     # Everything: also `none`, `unknown` and `other`, which no list of names has.
-                    "includeAll": True, "allValue": ".*", "current": {"text": "All", "value": "$__all"},
+                    "includeAll": True,
+                    "allValue": ".*",
+                    "current": {"text": "All", "value": "$__all"},
                 }
-            )  # fmt: skip
+            )
     return variables
 
 
 def _restarts() -> dict[str, Any]:
     return {
-        "name": "Configuration read", "enable": True, "iconColor": "blue", "datasource": DATASOURCE,
-        "expr": 'changes(nexus_config_last_reload_success_timestamp_seconds{instance=~"$instance"}[1m]) > 0',
-    }  # fmt: skip
+        "name": "Configuration read",
+        "enable": True,
+        "iconColor": "blue",
+        "datasource": DATASOURCE,
+        "expr": "changes(nexus_config_last_reload_success_timestamp_seconds"
+        '{instance=~"$instance"}[1m]) > 0',
+    }
 
 
 def _panels(wanted: Dashboard) -> list[dict[str, Any]]:
@@ -192,24 +220,39 @@ def _options(panel: Panel) -> dict[str, Any]:
     match panel.kind:
         case "stat":
             return {
-                "colorMode": "background" if panel.limits or panel.names else "none", "graphMode": "none",
-                "justifyMode": "auto", "orientation": "auto", "textMode": "auto", "wideLayout": True,
+                "colorMode": "background" if panel.limits or panel.names else "none",
+                "graphMode": "none",
+                "justifyMode": "auto",
+                "orientation": "auto",
+                "textMode": "auto",
+                "wideLayout": True,
                 "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-            }  # fmt: skip
+            }
         case "state-timeline":
             return {
-                "showValue": "never", "rowHeight": 0.9, "mergeValues": True, "legend": legend,
+                "showValue": "never",
+                "rowHeight": 0.9,
+                "mergeValues": True,
+                "legend": legend,
                 "tooltip": {"mode": "single", "sort": "none"},
-            }  # fmt: skip
+            }
         case "heatmap":
             return {
-                "calculate": False, "yAxis": {"unit": panel.unit}, "cellGap": 1, "showValue": "never",
+                "calculate": False,
+                "yAxis": {"unit": panel.unit},
+                "cellGap": 1,
+                "showValue": "never",
                 "color": {
-                    "mode": "scheme", "scheme": "Oranges", "fill": "dark-orange", "exponent": 0.5, "steps": 64,
+                    "mode": "scheme",
+                    "scheme": "Oranges",
+                    "fill": "dark-orange",
+                    "exponent": 0.5,
+                    "steps": 64,
                     "reverse": False,
                 },
-                "legend": {"show": True}, "tooltip": {"mode": "single", "yHistogram": False, "showColorScale": False},
-            }  # fmt: skip
+                "legend": {"show": True},
+                "tooltip": {"mode": "single", "yHistogram": False, "showColorScale": False},
+            }
         case "table":
             return {"showHeader": True, "cellHeight": "sm", "frameIndex": 0}
         case _:

@@ -30,7 +30,7 @@ _HEARTBEAT, _DRAINING, _DEPARTED, _DEATHS, _READING, _NAMESPACE = (
     15,
 )  # tries count in two cells
 _PENDING, _QUEUED, _TICKET, _OUTCOMES = range(4)
-_PLANES = 6  # the two above that count within a window have two cells each, for the current and the last half of it
+_PLANES = 6  # a count within a window takes two cells: the current half of it and the last
 _STRIDE = HEAD + _PLANES * COLUMNS
 _CELLS = HEAD + SLOTS * _STRIDE
 WORKER, HEALTH = 1, 2

@@ -41,7 +41,7 @@ from nexus.fleet.locks import LockFile
 
 log = logging.getLogger("nexus.fleet")
 
-FORMAT = "3"
+FORMAT = "4"
 _NAMED_BY = "%Y%m%dT%H%M%S"
 _PROBE_BYTES = 4096
 _RELOAD_REQUEST = "reload.wanted"
@@ -147,8 +147,9 @@ class RunDirectory:
             )
         if about.st_uid != os.geteuid():
             raise RunDirectoryError(
-                f"The run directory {self.path} belongs to another user (uid {about.st_uid}); run this as that user, "
-                "or name one of your own in [server] run_dir or $NEXUS_RUN_DIR."
+                f"The run directory {self.path} belongs to another user (uid {about.st_uid}); "
+                "run this as that user, or name one of your own in [server] run_dir "
+                "or $NEXUS_RUN_DIR."
             )
         if stat.S_IMODE(about.st_mode) & 0o022:
             raise RunDirectoryError(
@@ -191,7 +192,8 @@ class RunDirectory:
         if found != FORMAT:
             if found and any(generation.held() for generation in self.generations()):
                 raise RunDirectoryError(
-                    f"The run directory {self.path} is in use by another version of Nexus; stop that first."
+                    f"The run directory {self.path} is in use by another version of Nexus; "
+                    "stop that first."
                 )
             for stale in (self.path / "fleet.json", self.path / "fleet.revision"):
                 stale.unlink(missing_ok=True)
@@ -207,7 +209,8 @@ class RunDirectory:
             lock.close()
             raise RunDirectoryError(
                 f"The run directory {self.path} is in use by {note or 'another gateway'}; "
-                "stop that one, or give this one a directory of its own in [server] run_dir or $NEXUS_RUN_DIR."
+                "stop that one, or give this one a directory of its own in [server] run_dir "
+                "or $NEXUS_RUN_DIR."
             )
         lock.write_note(owner)
         return lock
@@ -278,7 +281,8 @@ class RunDirectory:
     def new_generation(self, *, workers: int = 0) -> Generation:
         """Start a generation, make it the current one, and delete those that nobody holds any
         more."""
-        name = f"{time.strftime(_NAMED_BY, time.gmtime())}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
+        started = time.strftime(_NAMED_BY, time.gmtime())
+        name = f"{started}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
         generation = Generation(self.path / "generations" / name)
         generation.path.mkdir(mode=0o700)
         generation.metrics.mkdir(mode=0o700)

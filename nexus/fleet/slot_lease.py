@@ -94,9 +94,15 @@ class SlotLease:
                     table.row(slot).set_worker_starts(nth)
                 locks.release(_ROWS_LOCK)
                 return cls(
-                    generation, slot=slot, locks=locks, table=table, circuits=circuits, request_log=request_log, role=role,
+                    generation,
+                    slot=slot,
+                    locks=locks,
+                    table=table,
+                    circuits=circuits,
+                    request_log=request_log,
+                    role=role,
                     nth=nth or 0,
-                )  # fmt: skip
+                )
         locks.close()
         raise NoFreeSlotError(f"{generation.path}: all {SLOTS} slots are taken")
 

@@ -65,7 +65,8 @@ def coding_of(header: str | None) -> str | None:
     if coding not in _READERS:
         raise RequestFailed(
             "unsupported_encoding",
-            f"The content encoding {coding[:100]!r} is not supported; send gzip, deflate, zstd or none.",
+            f"The content encoding {coding[:100]!r} is not supported; "
+            "send gzip, deflate, zstd or none.",
             headers={"accept-encoding": "gzip, deflate, zstd"},
         )
     return coding

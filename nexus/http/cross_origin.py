@@ -16,7 +16,10 @@ _EVERY = "*"
 _METHODS = "GET, POST, OPTIONS"
 _USUAL_HEADERS = "authorization, content-type, x-request-id"
 _NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2000}")
-REFUSAL = "Requests from pages of other origins are refused; name the origin in [cors] origins to allow it."
+REFUSAL = (
+    "Requests from pages of other origins are refused; "
+    "name the origin in [cors] origins to allow it."
+)
 
 Headers = list[tuple[str, str]]
 

@@ -168,8 +168,8 @@ BACKENDS_HEALTHY = gauge("nexus_backends_healthy", "Backends whose status is hea
 MODELS_AVAILABLE = gauge("nexus_models_available", "Distinct models on healthy backends.", "health")
 PENDING = gauge(
     "nexus_pending_requests",
-    "Requests queued for the backend or in flight to it, over all workers. A request that waits for "
-    "several backends counts at one of them.",
+    "Requests queued for the backend or in flight to it, over all workers. "
+    "A request that waits for several backends counts at one of them.",
     "scrape",
     backend=BACKEND_NOW,
 )
@@ -332,8 +332,8 @@ HEALTH_PROCESS_UP = gauge(
 )
 IMBALANCE = gauge(
     "nexus_accounting_imbalance",
-    "Requests started, less those finished, in flight and lost, each counted separately. It must be "
-    "0.",
+    "Requests started, less those finished, in flight and lost, each counted separately. "
+    "It must be 0.",
     "scrape",
 )
 WORKERS = gauge("nexus_workers", "Worker processes that accept connections.", "scrape")

@@ -112,10 +112,14 @@ class Store:
         keys = [mmap_key(family.name, f"{family.name}_sum", names, list(labels), family.help)]
         keys += [
             mmap_key(
-                family.name, f"{family.name}_bucket", [*names, "le"], [*labels, floatToGoString(bound)], family.help
+                family.name,
+                f"{family.name}_bucket",
+                [*names, "le"],
+                [*labels, floatToGoString(bound)],
+                family.help,
             )
             for bound in (*bounds, float("inf"))
-        ]  # fmt: skip
+        ]
         for key in keys:
             file.cell(key)
         places = [

@@ -29,33 +29,70 @@ def _any_of(*patterns: str) -> re.Pattern[str]:
 
 
 _CONTEXT_EXCEEDED = _any_of(
-    r"context_length_exceeded", r"exceed_context_size", r"context.?window.?exceeded",
+    r"context_length_exceeded",
+    r"exceed_context_size",
+    r"context.?window.?exceeded",
     r"maximum (?:context|model) length",
-    r"(?:exceeds?|exceeded|than) (?:the |its )?(?:model'?s? )?(?:maximum |available |total )*context",
-    r"context (?:length|window|size) (?:was |is |has been )?exceeded", r"(?:prompt|input) is too long",
-    r"too long for the .{0,20}context", r"too large to process", r"tokens to keep from the initial prompt",
-    r"must have less than \d+ tokens", r"max_new_tokens` must be <=",
-)  # fmt: skip
+    r"(?:exceeds?|exceeded|than) (?:the |its )?(?:model'?s? )?"
+    r"(?:maximum |available |total )*context",
+    r"context (?:length|window|size) (?:was |is |has been )?exceeded",
+    r"(?:prompt|input) is too long",
+    r"too long for the .{0,20}context",
+    r"too large to process",
+    r"tokens to keep from the initial prompt",
+    r"must have less than \d+ tokens",
+    r"max_new_tokens` must be <=",
+)
 _LACKS_MODEL = _any_of(
     r"model_not_found", r"invalid model name", r"model .{1,200} (?:not found|does not exist)"
 )
 _OVERLOADED = _any_of(
-    r"overloaded", r"server busy", r"loading model", r"model is (?:still )?loading", r"queue is full",
+    r"overloaded",
+    r"server busy",
+    r"loading model",
+    r"model is (?:still )?loading",
+    r"queue is full",
     r"too many requests",
-)  # fmt: skip
+)
 _OWN_FAILURE = _any_of(
-    r"\bcuda\b", r"\bhip error", r"\brocm\b", r"\bnccl\b", r"\bggml", r"out of memory", r"device-side assert",
-    r"engine ?(?:core|dead)", r"segmentation fault", r"runner process", r"connection (?:refused|reset|error)",
-    r"upstream (?:connect|request)", r"no healthy upstream", r"\berrno\b", r"timed out",
-)  # fmt: skip
+    r"\bcuda\b",
+    r"\bhip error",
+    r"\brocm\b",
+    r"\bnccl\b",
+    r"\bggml",
+    r"out of memory",
+    r"device-side assert",
+    r"engine ?(?:core|dead)",
+    r"segmentation fault",
+    r"runner process",
+    r"connection (?:refused|reset|error)",
+    r"upstream (?:connect|request)",
+    r"no healthy upstream",
+    r"\berrno\b",
+    r"timed out",
+)
 _CLIENTS_MISTAKE = _any_of(
-    r"invalid_request", r"badrequesterror", r"not_supported_error", r"notimplementederror",
-    r"(?:does not|doesn't|do not) support", r"(?:is|are) not supported", r"not supported (?:by|for)",
+    r"invalid_request",
+    r"badrequesterror",
+    r"not_supported_error",
+    r"notimplementederror",
+    r"(?:does not|doesn't|do not) support",
+    r"(?:is|are) not supported",
+    r"not supported (?:by|for)",
     r"unsupported (?!operand)",
-    r"must be (?:provided as|created with|between|greater|less|one of|an? )", r"chat template", r"jinja",
-    r"roles must alternate", r"grammar", r"json.?schema", r"validation error", r"field required", r"invalid value",
-    r"unexpected keyword argument", r"invalid (?:image|base64)", r"(?:load|decode|process|identify) image",
-)  # fmt: skip
+    r"must be (?:provided as|created with|between|greater|less|one of|an? )",
+    r"chat template",
+    r"jinja",
+    r"roles must alternate",
+    r"grammar",
+    r"json.?schema",
+    r"validation error",
+    r"field required",
+    r"invalid value",
+    r"unexpected keyword argument",
+    r"invalid (?:image|base64)",
+    r"(?:load|decode|process|identify) image",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -387,7 +387,10 @@ class Attempt:
         message = f"Backend {name} answered {status}"
         if fault.code == "backend_redirects":
             location = printable(mask_key((answer.header("location") or "").encode(), key).decode())
-            message += f" and points to {location or 'nothing'}; its url in the configuration is not the right one."
+            message += (
+                f" and points to {location or 'nothing'}; "
+                "its url in the configuration is not the right one."
+            )
         else:
             said = message_of(readable)
             message += f": {said}" if said else "."

@@ -89,7 +89,7 @@ class NonBlockingText(io.TextIOBase):
         """Write what waits. To be called a few times a second, since nothing else may be
         written."""
         if self._identity != _identity(self._fd):
-            self._open()  # somebody led the descriptor elsewhere: gunicorn, when it becomes a daemon
+            self._open()  # gunicorn redirected the descriptor when it became a daemon
         if self._waiting or self._untold:
             with self._lock:
                 self._drain()

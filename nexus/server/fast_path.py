@@ -124,10 +124,13 @@ class FastPath:
     def _refuse_head(self, status: str, reason: str) -> bytes:
         self._engine.recorder.rejected(reason)
         content = error_body(_HEADS_REFUSED[reason], status=int(status[:3]), code=reason)
-        head = f"HTTP/1.1 {status}\r\n{self._clock.lines(keep_alive=False)}Content-Type: application/json\r\n"
+        head = (
+            f"HTTP/1.1 {status}\r\n{self._clock.lines(keep_alive=False)}"
+            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
         with contextlib.suppress(OSError):
             self._writer.send(
-                f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content,
+                head.encode() + content,
                 _TO_SAY_GOODBYE_S,
             )
         self.linger()

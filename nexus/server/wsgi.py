@@ -63,7 +63,7 @@ def read_body(environ: dict[str, Any], limit: int, hold: Callable[[int], None]) 
             "body_too_large", f"The body is {expected} bytes; at most {limit} are taken."
         )
     if expected is None and not environ.get("wsgi.input_terminated"):
-        return b""  # without a length and without a server that marks the end, there is no body (PEP 3333)
+        return b""  # no length, and no server that marks the end: no body (PEP 3333)
     try:
         body = _read(stream, limit, expected, hold)
     except TimeoutError as error:

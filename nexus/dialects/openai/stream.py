@@ -344,9 +344,12 @@ def _error(fields: _Fields) -> tuple[str, int]:
 
 
 _STATUS_OF = {
-    "invalid_request_error": 400, "rate_limit_error": 429, "overloaded_error": 429, "rate_limit_exceeded": 429,
+    "invalid_request_error": 400,
+    "rate_limit_error": 429,
+    "overloaded_error": 429,
+    "rate_limit_exceeded": 429,
     "insufficient_quota": 429,
-}  # fmt: skip
+}
 """Types and codes of errors, as OpenAI and Anthropic name them, with the status that goes with
 them."""
 
