@@ -1,9 +1,8 @@
-"""The body of a stream's answer: pieces from the backend become pieces for the client until either
-ends it.
+"""The body of a streamed response: relays the backend's pieces until either side ends it.
 
-A server iterates over it, and it waits for the backend; or a server that waits itself, as our
-worker does, gives it what came (`feed`) and tells how it ended. Either way the request is recorded
-once.
+A server iterates over it, and each step waits for the backend. A server that waits by itself, as
+ours does, calls `feed` with what came and reports how the stream ended. Either way the request is
+recorded once.
 """
 
 from __future__ import annotations
@@ -14,10 +13,12 @@ from nexus.dialects.openai.errors import error_body
 from nexus.errors import FAULTS, Fault, RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.connection_pool import Connection
-from nexus.proxy.attempt import Attempt, StreamError
+from nexus.http.response_parser import MalformedResponse
+from nexus.providers.errors import fault_within_stream
+from nexus.proxy.attempt import Attempt
 
 _CONNECTION_ENDS = frozenset({"stream_reset", "stream_idle", "stream_deadline"})
-"""What a backend's connection may come to after the end of its stream, without harm."""
+"""What may happen to a backend's connection after the end of its stream, without harm."""
 
 
 class Recording(Protocol):
@@ -30,19 +31,24 @@ class Recording(Protocol):
         """The request ended. Only the first call counts."""
 
 
-class StreamBody:
-    """One stream that has come to its content, or shown that it is alive.
+class StreamError(RequestFailed):
+    """The backend reported the error within its stream: the client has seen it already."""
 
-    `ended`: what was given last is the end, once it is written.
+
+class StreamBody:
+    """Relays one stream whose content has started, or that has shown a sign of life.
+
+    Attributes:
+        ended: whether the bytes returned last are the stream's end.
     """
 
     def __init__(self, recording: Recording, attempt: Attempt) -> None:
+        assert attempt.stream is not None
         self._recording = recording
         self._attempt = attempt
         self._fault: Fault | None = None
-        assert attempt.stream is not None
         self._stream = attempt.stream
-        self._answer = attempt.answer
+        self._response = attempt.response
         self._status = attempt.status
         self._started = False
         self._first_token_reported = False
@@ -50,32 +56,42 @@ class StreamBody:
 
     @property
     def backend(self) -> Connection | None:
-        """What can be waited for by itself; None where bytes may be there that the socket does
-        not show (TLS)."""
+        """The backend's connection, to be waited for; None for TLS, which may hold bytes that the
+        socket does not show."""
         connection = self._attempt.connection
         return None if connection.tls else connection
+
+    @property
+    def _complete(self) -> bool:
+        """Whether the whole stream is there. `[DONE]` is its end, whatever the connection does
+        then."""
+        return self._response.complete or self._stream.done
 
     def start(self) -> bytes:
         """The first bytes for the client."""
         self._started = True
-        shown = self._attempt.begin()
-        self._report()
-        return shown + self._conclude() if self._attempt.complete else shown
+        shown = self._attempt.release_withheld()
+        self._report_first_token()
+        return shown + self._conclude() if self._complete else shown
 
     def feed(self, data: bytes) -> bytes:
-        """What the client gets of bytes that the backend sent; empty ones say that it closed."""
+        """What the client gets of bytes from the backend; empty bytes mean that it closed."""
+        response = self._response
         try:
-            shown = self._attempt.take(data)
-        except RequestFailed as failure:
-            return self.fail(failure)
+            response.feed(data)
+        except MalformedResponse:
+            return self.fail(self.reset())
+        if not data and not response.complete:
+            return self.fail(self.reset())
+        shown = self._stream.take(piece) if (piece := response.body()) else b""
         if not self._first_token_reported:
-            self._report()
-        return shown + self._conclude() if self._attempt.complete else shown
+            self._report_first_token()
+        return shown + self._conclude() if self._complete else shown
 
     def feed_chunk(self, data: bytes) -> bytes:
-        """As `feed`, for a client that gets the stream in chunks; a chunk that is to go on as it
-        came does so."""
-        if self._first_token_reported and (piece := self._answer.whole_chunk(data)) is not None:
+        """As `feed`, for a client that gets chunks. A whole chunk without changes goes on as it
+        came."""
+        if self._first_token_reported and (piece := self._response.whole_chunk(data)) is not None:
             stream = self._stream
             shown = stream.take(piece)
             if stream.done:
@@ -88,46 +104,57 @@ class StreamBody:
         return self._stream.quiet_s()
 
     def silence_limit(self, quiet_s: float) -> tuple[float, RequestFailed]:
-        """For how much longer the backend may be silent, in seconds, and with what to `fail`
-        when that is over."""
-        return self._attempt.silence(quiet_s)
+        """For how much longer the backend may be silent, in seconds, and the failure to give to
+        `fail` when that is over."""
+        return self._attempt.silence_limit(quiet_s)
 
     @property
     def check_every_s(self) -> float:
-        """How often `silence_limit` is to be asked at least: its limit becomes shorter with the
-        first token."""
+        """How often to check `silence_limit` at least: the first token makes it shorter."""
         return self._attempt.idle_s
 
     def reset(self) -> RequestFailed:
-        """With what to `fail` where the backend's connection breaks."""
-        return self._attempt.broken()
+        """The failure to give to `fail` if the backend's connection breaks."""
+        return RequestFailed(
+            "stream_reset", f"The stream from backend {self._attempt.backend_name} broke off."
+        )
 
     def fail(self, failure: RequestFailed) -> bytes:
-        """The stream ends here; gives the event that tells the client."""
+        """End the stream here; returns the event that tells the client."""
         stream = self._stream
         if failure.fault.code in _CONNECTION_ENDS and (stream.error is not None or stream.finished):
-            return self._conclude()  # all was said before
+            return self._conclude()  # the client has everything
         stream.failed()
         self._end(failure.fault)
         if isinstance(failure, StreamError):
-            return b""  # the client has seen it
-        ended = b"\n\n" if self._stream.within_event else b""
+            return b""
+        ended = b"\n\n" if stream.within_event else b""
         return ended + error_event(failure.message, failure.fault)
 
     def stop(self) -> bytes:
-        """The gateway ends it, and it is counted so; gives the event that tells the client."""
-        event = (
-            b""
-            if self.ended
-            else self.fail(RequestFailed("shutdown", "The gateway is being stopped."))
-        )
+        """End the stream because the gateway stops; returns the event that tells the client."""
+        event = b""
+        if not self.ended:
+            event = self.fail(RequestFailed("shutdown", "The gateway is being stopped."))
         self.written()
         return event
 
     def _conclude(self) -> bytes:
-        rest, failure = self._attempt.conclude()
-        if failure is not None:
-            return rest + self.fail(failure)
+        """The last bytes for the client of a stream that is complete."""
+        stream, attempt = self._stream, self._attempt
+        rest = stream.end()
+        if stream.error is not None:
+            fault = fault_within_stream(
+                stream.error_status,
+                stream.error_data,
+                own_key=attempt.failures.own_key,
+                content=bool(stream.first_token_at),
+            )
+            return rest + self.fail(StreamError(fault, stream.error))
+        if not stream.finished:
+            # An incomplete event would garble the error that follows, and clients discard it.
+            message = f"The stream from backend {attempt.backend_name} ended before its end."
+            return self.fail(RequestFailed("stream_truncated", message))
         self._end(None)
         return rest
 
@@ -136,20 +163,19 @@ class StreamBody:
         self._fault = fault
         self._attempt.end(fault)  # before the client takes its time over the last bytes
 
-    def _report(self) -> None:
-        """What is told while it goes on: its first token."""
+    def _report_first_token(self) -> None:
         if not self._first_token_reported and self._stream.first_token_at:
             self._first_token_reported = True
             self._recording.report_first_token(self._stream.first_token_at)
 
     def written(self) -> None:
-        """All that was given was written."""
+        """Everything returned so far is written."""
         if self.ended:
             self._recording.finish(self._fault, None if self._fault else self._status)
 
     def client_left(self) -> None:
-        """The client went, and all that was given was written: one that has seen `[DONE]` has
-        all it asked for."""
+        """The client left, and everything returned was written. A client that has seen `[DONE]`
+        has all it asked for."""
         if self._stream.done and self._stream.error is None and not self.ended:
             self._end(None)
             self.written()
@@ -157,8 +183,7 @@ class StreamBody:
             self.close()
 
     def close(self) -> None:
-        """The server is done, however that came; before the end, it means that the client is
-        gone."""
+        """The server is done. Before the end this means that the client is gone."""
         self._attempt.end(FAULTS["client_gone"])
         self._recording.finish(FAULTS["client_gone"])
 
@@ -166,7 +191,7 @@ class StreamBody:
         return self
 
     def __next__(self) -> bytes:
-        # Asked for more, the server has written what it got before.
+        # A server that asks for more has written what it got before.
         if not self._started:
             return self.start()
         if self.ended:
@@ -182,6 +207,8 @@ class StreamBody:
             raise StopIteration from None
         except Stopping:
             shown = self.stop()
+        except OSError:
+            shown = self.fail(self.reset())
         except BaseException:
             self._attempt.end(FAULTS["shutdown"])
             self._recording.finish(FAULTS["shutdown"])
@@ -193,10 +220,10 @@ class StreamBody:
 
 
 def error_event(message: str, fault: Fault) -> bytes:
-    """A failure told within a stream, in OpenAI's form."""
+    """A failure reported within a stream, in OpenAI's form."""
     return b"data: " + error_body(message, status=fault.status or 502, code=fault.code) + b"\n\n"
 
 
 def chunk(data: bytes) -> bytes:
-    """Bytes as a chunk of the chunked transfer coding; nothing for none."""
+    """Bytes as a chunk of the chunked transfer coding; nothing for no bytes."""
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""

@@ -154,13 +154,13 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
         attempt.send(exchange.endpoint.path, body, ask_usage=ask_usage)
         status = attempt.status
         if not 200 <= status < 300:
-            raise attempt.refused()
-        if attempt.is_stream(asked=streams):
+            raise attempt.failure()
+        if attempt.is_stream(requested=streams):
             attempt.await_content(show_life=not server.stream_keepalive_seconds)
             reservation.mark_served()
             return stream_response(exchange, attempt)
         content = attempt.read_all()
-        exchange.usage = attempt.usage_of_whole(content)
+        exchange.usage = attempt.failures.usage_in(attempt.response, content)
     except BaseException as error:
         retry_after_s = error.retry_after_s if isinstance(error, RequestFailed) else None
         attempt.end(fault_of(error), retry_after_s=retry_after_s)

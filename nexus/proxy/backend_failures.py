@@ -1,0 +1,124 @@
+"""What a backend's failed response, or an error that it reports otherwise, means for a request."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from nexus.dialects.openai.errors import error_body
+from nexus.dialects.openai.stream import error_in
+from nexus.dialects.openai.usage import Usage, usage_of
+from nexus.errors import PassedOn, RequestFailed
+from nexus.http.headers import retry_after_s
+from nexus.http.response_parser import ResponseParser
+from nexus.providers.errors import classify, is_page, message_of, printable, status_for_client
+from nexus.runtime.text import mask_key
+
+_JSON_HEADERS = [("content-type", "application/json")]
+
+
+class BackendFailures(msgspec.Struct, frozen=True):
+    """Makes a `RequestFailed` of what one backend sent. A key that it echoes is masked.
+
+    Attributes:
+        backend: its name, for messages.
+        key: the gateway's key for it; None if it needs none.
+        own_key: whether the request carried that key, and none of the client's.
+    """
+
+    backend: str
+    key: str | None
+    own_key: bool
+
+    def of_response(
+        self,
+        response: ResponseParser,
+        headers: list[tuple[str, str]],
+        content: bytes,
+        *,
+        whole: bool,
+    ) -> RequestFailed:
+        """The failure of a response without a success status.
+
+        `headers` are those that the client would get; `whole` says whether `content` is the whole
+        body.
+        """
+        status, content = response.status, mask_key(content, self.key)
+        readable = content if is_plain(response) else b""
+        retry_s = retry_after_s(response.headers)
+        fault = classify(status, readable, retry_after=retry_s is not None, own_key=self.own_key)
+        message = f"Backend {self.backend} answered {status}"
+        if fault.code == "backend_redirects":
+            location = self._masked(response.header("location") or "")
+            message += (
+                f" and points to {printable(location) or 'nothing'}; "
+                "its url in the configuration is not the right one."
+            )
+        else:
+            reported = message_of(readable)
+            message += f": {reported}" if reported else "."
+        if fault.status is not None:
+            return RequestFailed(fault, message, retry_after_s=retry_s)
+        headers = [(name, self._masked(value)) for name, value in headers]
+        status = status_for_client(fault, status)
+        if not whole or not content:
+            content = error_body(message, status=status, code=fault.code)
+            headers = [field for field in headers if not field[0].startswith("content-")]
+            headers += _JSON_HEADERS
+        passed_on = PassedOn(status, headers, content)
+        return RequestFailed(fault, message, passed_on=passed_on, retry_after_s=retry_s)
+
+    def of_reported_error(self, message: str, status: int, content: bytes) -> RequestFailed:
+        """The failure of an error reported under a success status, before any content."""
+        content = mask_key(content, self.key)
+        message = f"Backend {self.backend}: {printable(self._masked(message))}"
+        fault = classify(status, content, own_key=self.own_key)
+        if fault.status is not None:
+            return RequestFailed("error_event", message)
+        passed_on = PassedOn(status_for_client(fault, status), list(_JSON_HEADERS), content)
+        return RequestFailed(fault, message, passed_on=passed_on)
+
+    def usage_in(self, response: ResponseParser, content: bytes) -> Usage | None:
+        """The usage that a whole response with a success status reports.
+
+        Raises `RequestFailed` if it reports an error, or cannot be a response.
+        """
+        if (reported := error_in(content)) is not None:
+            raise self.of_reported_error(*reported, content)
+        usage = usage_of(content)  # this parses all of it, if there is one
+        if usage is not None:
+            return usage
+        if flaw := _flaw(content, plain=is_plain(response)):
+            raise RequestFailed(
+                "malformed_answer",
+                f"Backend {self.backend} answered {response.status} with {flaw}, not an answer.",
+            )
+        return usage_of(content, lenient=True)
+
+    def _masked(self, text: str) -> str:
+        return mask_key(text.encode(errors="replace"), self.key).decode()
+
+
+def is_plain(response: ResponseParser) -> bool:
+    """Whether the body is not encoded, so that it can be read."""
+    return (response.header("content-encoding") or "identity").lower() == "identity"
+
+
+def _flaw(content: bytes, *, plain: bool) -> str | None:
+    """Why this cannot be a response; None if it can. JSON as lenient as servers write it (NaN)
+    passes."""
+    if not content or (plain and content.isspace()):
+        return "no body"
+    if not plain:
+        return None
+    try:
+        msgspec.json.decode(content, type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        try:
+            json.loads(content.decode("utf-8-sig", errors="replace"), strict=False)
+        except (ValueError, RecursionError):
+            if is_page(content):
+                return message_of(content)
+            return "what is not JSON, or only its beginning"
+    return None
