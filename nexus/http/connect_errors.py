@@ -64,7 +64,7 @@ def reason(error: BaseException | None, address: Address) -> str:
         case socket.gaierror() | UnicodeError():
             return f"the name {address.host} is not known; correct the url, or the DNS"
         case TimeoutError():
-            return f"{place} does not answer; check that it runs and that no firewall blocks it"
+            return f"{place} does not answer; check that it is up and that no firewall blocks it"
         case OSError():
             meaning = _REFUSED.get(error.errno or 0) or (error.strerror or str(error)).lower()
             return f"{place} cannot be reached: {meaning}"
