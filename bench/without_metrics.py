@@ -1,5 +1,4 @@
-"""The same gateway counting nothing but what routing needs, so that a benchmark can tell what
-figures cost.
+"""The gateway with no more metrics than routing needs, to measure what metrics cost.
 
 `python -m bench.without_metrics serve …` is `nexus serve …` with workers of this kind.
 """
@@ -9,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 
+import nexus.admin.context
 import nexus.app
 from nexus.fleet.outcome import Outcome
 from nexus.metrics.recorder import Recorder
@@ -43,16 +43,16 @@ class Silent(Recorder):
         self._row.request_finished()
 
 
-nexus.app.Recorder = Silent  # type: ignore[misc]
+nexus.admin.context.Recorder = Silent  # type: ignore[misc]
 create_app = nexus.app.create_app
 
 
 def main() -> None:
     from nexus.cli import main as command
-    from nexus.cli import serve
+    from nexus.server import supervisor
 
-    gunicorn = serve._gunicorn
-    serve._gunicorn = lambda: [*gunicorn()[:-1], "bench.without_metrics:create_app()"]
+    gunicorn = supervisor._gunicorn_command
+    supervisor._gunicorn_command = lambda: [*gunicorn()[:-1], "bench.without_metrics:create_app()"]
     command()
 
 
