@@ -12,8 +12,8 @@ import msgspec
 from nexus.cli.gateway import run_directory
 from nexus.cli.output import Exit, Failure, print_text, state, table
 from nexus.config import ConfigError
-from nexus.dialects.json_body import InvalidBody, read_fields, with_field
-from nexus.dialects.openai.request import read
+from nexus.dialects.base import InvalidBody
+from nexus.dialects.json_body import read_fields
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load_table import LoadTable
 from nexus.fleet.snapshot import SnapshotReader
@@ -75,12 +75,10 @@ def _needs(file: str) -> Needs:
     try:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         fields = read_fields(content)
+        endpoint = ENDPOINTS.for_fields(fields)
         if "model" not in fields:
-            content = with_field(content, "model", b'"any"')
-        endpoint = next(
-            (one for one in ENDPOINTS if fields.keys() & set(one.required)), ENDPOINTS[0]
-        )
-        return read(content, endpoint.required, task=endpoint.task).needs
+            content = endpoint.dialect.replace_model(content, "any")
+        return endpoint.dialect.parse_request(content, endpoint.form).needs
     except OSError as error:
         raise ConfigError([f"{file}: it cannot be read ({error.strerror})."]) from error
     except InvalidBody as error:

@@ -1,8 +1,8 @@
 """A request's body: its top-level fields as raw JSON, and the body with one field replaced.
 
-Values are not parsed, and bytes are never written anew. JSON as clients really send it is accepted:
-NaN and infinities, lone surrogates, a byte order mark. Backends may take those, so they go on as
-they came.
+Values are not parsed, and all other bytes stay as they are. Clients also send JSON that is not
+strict: NaN and infinities, lone surrogates, a byte order mark. Backends may accept those, so they
+are forwarded unmodified.
 """
 
 from __future__ import annotations
@@ -15,33 +15,18 @@ from typing import Any
 
 import msgspec
 
+from nexus.dialects.base import InvalidBody
+
 Raw = msgspec.Raw
 
-READ = frozenset(
-    ("model", "stream", "stream_options", "messages", "prompt", "input", "tools", "response_format")
-)
-"""Fields that the gateway reads, so that a backend must read the same in them."""
 _MOST_FIELDS = 1000
 _MAY_HAVE_MORE = 256 * 1024
-"""A body of fewer bytes cannot have so many fields that they cost much; there they are not
-counted."""
-_SHORTEST_FIELD = len(b',"input":0')
-
-
-class InvalidBody(Exception):
-    """The body is not a request that a backend could answer.
-
-    `param` names the field, as OpenAI's errors do. `json` is False if the body is not JSON at all.
-    """
-
-    def __init__(self, message: str, *, param: str | None = None, json: bool = True) -> None:
-        super().__init__(message)
-        self.param = param
-        self.json = json
+"""Fields are not counted in a smaller body, which cannot have so many that they cost much."""
+_SHORTEST_FIELD = len(b',"a":0')
 
 
 class _Key:
-    """A field's name that equals no other, so that a name given twice is two keys."""
+    """A field's name that equals no other, so that repeated names are separate keys."""
 
     __slots__ = ("name",)
 
@@ -53,7 +38,7 @@ _decode_small = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def _decode(body: bytes) -> dict[str, Raw]:
-    """The fields of an object, the last of those given twice. Raises as `msgspec` does, or
+    """The fields of an object; of repeated ones the last. Raises as `msgspec` does, or
     `InvalidBody`."""
     if len(body) < _MAY_HAVE_MORE:
         return _decode_small(body)
@@ -63,12 +48,12 @@ def _decode(body: bytes) -> dict[str, Raw]:
 def _decode_all(body: bytes) -> dict[_Key, Raw]:
     """All fields of an object. Raises as `msgspec` does, or `InvalidBody` as soon as there are
     too many."""
-    left = _MOST_FIELDS
+    remaining = _MOST_FIELDS
 
     def new_key(_: Any, name: str) -> _Key:
-        nonlocal left
-        left -= 1
-        if left < 0:
+        nonlocal remaining
+        remaining -= 1
+        if remaining < 0:
             raise InvalidBody(f"The body has over {_MOST_FIELDS} fields.")
         return _Key(name)
 
@@ -80,60 +65,60 @@ _END = re.compile(rb"[\s{]*\}\s*")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def read_fields(body: bytes) -> dict[str, Raw]:
+def read_fields(body: bytes, unambiguous: frozenset[str] = frozenset()) -> dict[str, Raw]:
     """The fields at the top level of a body. Raises `InvalidBody`.
 
-    A body that names one of `READ` twice, or in another case, is refused: two readers could
-    understand it differently, and Go's ignores the case.
+    A body that has one of the `unambiguous` fields twice, or in another case, is refused. Two
+    readers could understand it differently: Go's ignores the case.
     """
     text = body
     try:
         if not body.isascii():
-            body.decode()  # the decoder does not look at the bytes of values that it skips
-        found = _decode(body)
+            body.decode()  # msgspec does not check the bytes of values that it skips
+        fields = _decode(body)
     except msgspec.ValidationError as error:
         raise InvalidBody("The body must be a JSON object.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         text = _strict(body)
         try:
             text.decode(errors="surrogatepass")
-            found = _decode(text)
+            fields = _decode(text)
         except msgspec.ValidationError:
             raise InvalidBody("The body must be a JSON object.") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise InvalidBody(f"The body is not valid JSON: {error}", json=False) from error
-        found = {name: Raw(body[slice(*span)]) for name, span in _all_spans(text, found).items()}
+        fields = {name: Raw(body[slice(*span)]) for name, span in _all_spans(text, fields).items()}
     except RecursionError as error:
         raise InvalidBody("The body is nested too deeply.", json=False) from error
-    _check_names(text, found)
-    return found
+    if unambiguous:
+        _check_names(text, fields, unambiguous)
+    return fields
 
 
 def with_field(body: bytes, name: str, value: bytes) -> bytes:
     """The body with one field replaced, or added at its end; all other bytes stay.
 
-    Raises `InvalidBody` if it has too many fields, RecursionError if it is nested too deeply to be
-    read from here.
+    Raises `InvalidBody` if it has too many fields, and RecursionError if it is nested too deeply.
     """
     text = body
     try:
-        found = _decode(text)
+        fields = _decode(text)
     except msgspec.DecodeError:
         text = _strict(body)
-        found = _decode(text)
-    spans = _all_spans(text, found)
+        fields = _decode(text)
+    spans = _all_spans(text, fields)
     if name in spans:
         start, end = spans[name]
         return body[:start] + value + body[end:]
-    return body.rstrip()[:-1] + b'%b"%b":%b}' % (b"," if found else b"", name.encode(), value)
+    return body.rstrip()[:-1] + b'%b"%b":%b}' % (b"," if fields else b"", name.encode(), value)
 
 
 def _strict(body: bytes) -> bytes:
-    """Strict JSON of the same length, with values in the same places; what strict JSON lacks is
+    """Strict JSON of the same length, with values at the same offsets. What strict JSON lacks is
     another value."""
     text = b"   " + body[3:] if body.startswith(_BYTE_ORDER_MARK) else body
-    # A list may lie wherever a value may, and within a text it does no harm; a number could join
-    # its neighbours.
+    # A list may stand wherever a value may, and is harmless in a string. A number could join its
+    # neighbours.
     text = (
         text.replace(b"-Infinity", b"[]       ")
         .replace(b"Infinity", b"[]      ")
@@ -142,33 +127,34 @@ def _strict(body: bytes) -> bytes:
     return text.replace(b"\\ud", b"\\uf").replace(b"\\uD", b"\\uF")  # no surrogate is left
 
 
-def _check_names(text: bytes, found: dict[str, Raw]) -> None:
-    if not READ.issuperset(found):
-        for name in found:
-            if name not in READ and (meant := name.casefold()) in READ:
+def _check_names(text: bytes, fields: dict[str, Raw], unambiguous: frozenset[str]) -> None:
+    if not unambiguous.issuperset(fields):
+        for name in fields:
+            if name not in unambiguous and (meant := name.casefold()) in unambiguous:
                 raise InvalidBody(f"`{name}` must be written `{meant}`.", param=name)
-    # What is left beside the fields and the signs between them is white space, or fields given
-    # twice.
-    left = len(text) - 1 - sum(map(len, found)) - sum(map(len, found.values())) - 4 * len(found)
+    # Beside the fields and the punctuation between them there is only white space, or repeated
+    # fields.
+    values = sum(map(len, fields)) + sum(map(len, fields.values()))
+    rest = len(text) - 1 - values - 4 * len(fields)
     if (
-        left >= _SHORTEST_FIELD
-        and not _is_spaced(text, found)
-        and _spans(text, found.items()) is None
+        rest >= _SHORTEST_FIELD
+        and not _is_spaced(text, fields)
+        and _spans(text, fields.items()) is None
     ):
         for name, times in Counter(key.name for key in _decode_all(text)).items():
-            if times > 1 and name in READ:
+            if times > 1 and name in unambiguous:
                 raise InvalidBody(f"`{name}` is given {times} times.", param=name)
 
 
-def _is_spaced(text: bytes, found: dict[str, Raw]) -> bool:
+def _is_spaced(text: bytes, fields: dict[str, Raw]) -> bool:
     """Whether the text is these fields as Python's `json` writes them, with spaces."""
-    fields = b", ".join([b'"%b": %b' % (name.encode(), raw) for name, raw in found.items()])
-    return text == b"{%b}" % fields
+    pairs = b", ".join([b'"%b": %b' % (name.encode(), raw) for name, raw in fields.items()])
+    return text == b"{%b}" % pairs
 
 
-def _all_spans(text: bytes, found: dict[str, Raw]) -> dict[str, tuple[int, int]]:
-    """Where the values of an object lie, the last of those given twice."""
-    spans = _spans(text, found.items())
+def _all_spans(text: bytes, fields: dict[str, Raw]) -> dict[str, tuple[int, int]]:
+    """Start and end of the values of an object; of repeated fields those of the last."""
+    spans = _spans(text, fields.items())
     if spans is None:
         spans = _spans(text, [(key.name, raw) for key, raw in _decode_all(text).items()])
     assert spans is not None, "every field of a JSON object is found"
@@ -176,8 +162,8 @@ def _all_spans(text: bytes, found: dict[str, Raw]) -> dict[str, tuple[int, int]]
 
 
 def _spans(text: bytes, fields: Iterable[tuple[str, Raw]]) -> dict[str, tuple[int, int]] | None:
-    """Where each value lies in the text of an object with exactly these fields in this order;
-    None for another."""
+    """Start and end of each value in the text of an object with exactly these fields in this
+    order; else None."""
     spans = {}
     at = 0
     for name, raw in fields:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nexus.dialects.openai.stream import Stream
-from nexus.dialects.openai.usage import with_usage_asked
+from nexus.dialects.base import StreamReader
 from nexus.errors import FAULTS, Fault, RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.sse import starts_events
@@ -64,7 +63,7 @@ class Attempt(BackendCall):
     def failures(self) -> BackendFailures:
         """Makes failures of what the backend sent."""
         client_key = self._request.headers.credentials and self._template.client_keys
-        return BackendFailures(self._backend.name, self._template.key, not client_key)
+        return BackendFailures(self.dialect, self._backend.name, self._template.key, not client_key)
 
     def is_stream(self, *, requested: bool) -> bool:
         """Whether the response is a stream that can be read.
@@ -106,7 +105,7 @@ class Attempt(BackendCall):
             self._send(path, body)
             return
         self.usage_asked = True
-        self._send(path, with_usage_asked(body))
+        self._send(path, self.dialect.ask_for_usage(body))
         if self.status in (400, 422) and (known is None or _names_usage(self._failed_body()[0])):
             self._failed_body()
             self.refused_s = self._engine.clock() - self.sent_at
@@ -177,13 +176,13 @@ class Attempt(BackendCall):
             self.answered_at = self._engine.clock()
         return self._content, self._whole
 
-    def await_content(self, *, show_life: bool) -> Stream:
+    def await_content(self, *, show_life: bool) -> StreamReader:
         """Read a stream up to its first content: until then another backend can still be tried.
 
         With `show_life` a sign of life ends the wait, too, after the first moments: the client is
         to see it.
         """
-        stream = self.stream = Stream(
+        stream = self.stream = self.dialect.open_stream(
             clock=self._engine.clock,
             hide_usage=self.usage_asked,
             own_key=self._template.key,
@@ -193,16 +192,14 @@ class Attempt(BackendCall):
         while not stream.content and size < _MAX_WITHHELD:
             data = self._read_before_content()
             if data:
-                withheld.append(stream.take(data))
+                withheld.append(stream.feed(data))
                 size += len(data)
             else:
                 withheld.append(stream.end())
                 if stream.error is None and not stream.content:
                     raise self._lost("before any content")
             if stream.error is not None:
-                raise self.failures.of_reported_error(
-                    stream.error, stream.error_status, stream.error_data
-                )
+                raise self.failures.of_reported_error(stream.error)
             if stream.alive_at >= self.sent_at + _FIRST_MOMENTS_S:
                 self._limit_only_silences()
                 if show_life:

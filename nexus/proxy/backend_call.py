@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nexus.config.secrets import SecretError
-from nexus.dialects.openai.stream import Stream
+from nexus.dialects.base import StreamReader
 from nexus.errors import RequestFailed
 from nexus.http.address import Address
 from nexus.http.connection_pool import Connection
@@ -23,13 +23,14 @@ class BackendCall:
 
     Attributes:
         response: the backend's response, as far as it has come.
+        dialect: the protocol that the client speaks.
         stream: the reader of a streamed response; None for a whole one.
         sent_at: when the request began to be sent, on the engine's clock.
         idle_s: for how long the backend may be silent within its response.
     """
 
     response: ResponseParser
-    stream: Stream | None = None
+    stream: StreamReader | None = None
     sent_at = 0.0
     _address: Address
     _template: RequestTemplate
@@ -48,6 +49,7 @@ class BackendCall:
         have limits of its own."""
         self._engine = engine
         self._request = request
+        self.dialect = request.target.endpoint.dialect
         self._reservation = reservation
         self._backend = reservation.choice.backend
         self._request_id = request_id

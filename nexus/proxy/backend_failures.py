@@ -6,9 +6,7 @@ import json
 
 import msgspec
 
-from nexus.dialects.openai.errors import error_body
-from nexus.dialects.openai.stream import error_in
-from nexus.dialects.openai.usage import Usage, usage_of
+from nexus.dialects.base import Dialect, ReportedError, Usage
 from nexus.errors import PassedOn, RequestFailed
 from nexus.http.headers import retry_after_s
 from nexus.http.response_parser import ResponseParser
@@ -22,11 +20,13 @@ class BackendFailures(msgspec.Struct, frozen=True):
     """Makes a `RequestFailed` of what one backend sent. A key that it echoes is masked.
 
     Attributes:
+        dialect: the protocol that the client speaks.
         backend: its name, for messages.
         key: the gateway's key for it; None if it needs none.
         own_key: whether the request carried that key, and none of the client's.
     """
 
+    dialect: Dialect
     backend: str
     key: str | None
     own_key: bool
@@ -63,20 +63,20 @@ class BackendFailures(msgspec.Struct, frozen=True):
         headers = [(name, self._masked(value)) for name, value in headers]
         status = status_for_client(fault, status)
         if not whole or not content:
-            content = error_body(message, status=status, code=fault.code)
+            content = self.dialect.error_body(message, status=status, code=fault.code)
             headers = [field for field in headers if not field[0].startswith("content-")]
             headers += _JSON_HEADERS
         passed_on = PassedOn(status, headers, content)
         return RequestFailed(fault, message, passed_on=passed_on, retry_after_s=retry_s)
 
-    def of_reported_error(self, message: str, status: int, content: bytes) -> RequestFailed:
+    def of_reported_error(self, error: ReportedError) -> RequestFailed:
         """The failure of an error reported under a success status, before any content."""
-        content = mask_key(content, self.key)
-        message = f"Backend {self.backend}: {printable(self._masked(message))}"
-        fault = classify(status, content, own_key=self.own_key)
+        content = mask_key(error.body, self.key)
+        message = f"Backend {self.backend}: {printable(self._masked(error.message))}"
+        fault = classify(error.status, content, own_key=self.own_key)
         if fault.status is not None:
             return RequestFailed("error_event", message)
-        passed_on = PassedOn(status_for_client(fault, status), list(_JSON_HEADERS), content)
+        passed_on = PassedOn(status_for_client(fault, error.status), list(_JSON_HEADERS), content)
         return RequestFailed(fault, message, passed_on=passed_on)
 
     def usage_in(self, response: ResponseParser, content: bytes) -> Usage | None:
@@ -84,9 +84,9 @@ class BackendFailures(msgspec.Struct, frozen=True):
 
         Raises `RequestFailed` if it reports an error, or cannot be a response.
         """
-        if (reported := error_in(content)) is not None:
-            raise self.of_reported_error(*reported, content)
-        usage = usage_of(content)  # this parses all of it, if there is one
+        if (error := self.dialect.error_in_response(content)) is not None:
+            raise self.of_reported_error(error)
+        usage = self.dialect.usage_in_response(content)  # this parses all of it, if there is one
         if usage is not None:
             return usage
         if flaw := _flaw(content, plain=is_plain(response)):
@@ -94,7 +94,7 @@ class BackendFailures(msgspec.Struct, frozen=True):
                 "malformed_answer",
                 f"Backend {self.backend} answered {response.status} with {flaw}, not an answer.",
             )
-        return usage_of(content, lenient=True)
+        return self.dialect.usage_in_response(content, lenient=True)
 
     def _masked(self, text: str) -> str:
         return mask_key(text.encode(errors="replace"), self.key).decode()

@@ -18,40 +18,41 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from nexus.dialects.json_body import InvalidBody
-from nexus.dialects.openai import request as openai_request
+from nexus.dialects.base import InvalidBody
 from nexus.errors import RequestFailed
 from nexus.http import content_coding, cross_origin
 from nexus.http.headers import has_passed_before
 from nexus.metrics import labels
 from nexus.proxy.exchange import Exchange
+from nexus.proxy.request import invalid_body
 
 Check = Callable[[Exchange], None]
 
-_JSON = "application/json"
 _AT_ONCE_S = 0.001
 """If the body took longer to arrive, the fleet may have changed since the request's head."""
 
 
 def check_head(exchange: Exchange) -> None:
     """Check the origin, the method, the Via header and the media type."""
-    request = exchange.request
+    request, endpoint = exchange.request, exchange.endpoint
     first = request.headers.first
     if request.headers.unusual:
         _check_browser(exchange)
-    if request.method != "POST":
+    if request.method not in endpoint.methods:
+        allowed = ", ".join(endpoint.methods)
         raise RequestFailed(
             "method_not_allowed",
-            f"{exchange.endpoint.path} takes POST, not {request.method}.",
-            headers={"allow": "POST"},
+            f"{endpoint.path} takes {allowed}, not {request.method}.",
+            headers={"allow": allowed},
         )
     if "via" in first and has_passed_before(request.headers, exchange.engine.name):
         raise RequestFailed("loop_detected")
-    given = first.get("content-type") or _JSON
-    if given != _JSON and (media_type := given.partition(";")[0].strip().lower()) != _JSON:
-        raise RequestFailed(
-            "unsupported_media_type", f"The body must be application/json, not {media_type}."
-        )
+    given, types = first.get("content-type"), endpoint.content_types
+    if given and given not in types:
+        media_type = given.partition(";")[0].strip().lower()
+        if media_type not in types:
+            message = f"The body must be {' or '.join(types)}, not {media_type}."
+            raise RequestFailed("unsupported_media_type", message)
     if "content-encoding" in first:
         content_coding.coding_of(first["content-encoding"])
 
@@ -66,7 +67,8 @@ def _check_browser(exchange: Exchange) -> None:
     if "origin" in given and "content-type" not in given and request.method == "POST":
         raise RequestFailed(
             "unsupported_media_type",
-            "A browser must name the content type, which is application/json.",
+            "A browser must name the content type: "
+            f"{' or '.join(exchange.endpoint.content_types)}.",
         )
 
 
@@ -109,14 +111,13 @@ def parse(exchange: Exchange) -> None:
     if "content-encoding" in request.headers.first:
         body = _decoded(exchange, body)
     if request.target.deployment is not None:
-        body = openai_request.with_model_if_object(body, request.target.deployment)
+        with contextlib.suppress(InvalidBody):  # `parse_request` says what is wrong
+            body = endpoint.dialect.replace_model(body, request.target.deployment)
     exchange.body = body
     try:
-        exchange.parsed = openai_request.read(body, endpoint.required, task=endpoint.task)
+        exchange.parsed = endpoint.dialect.parse_request(body, endpoint.form)
     except InvalidBody as error:
-        raise RequestFailed(
-            "invalid_request" if error.json else "invalid_json", str(error), param=error.param
-        ) from error
+        raise invalid_body(error) from error
 
 
 def _decoded(exchange: Exchange, body: bytes) -> bytes:

@@ -1,42 +1,56 @@
-"""The proxied endpoints, and the several ways in which clients write their paths."""
+"""The proxied endpoints, one row each, and the several ways in which clients write their paths.
+
+Routes, the fast path, checks, counting, OpenAPI, commands and the demo backend follow from the
+rows. A test holds the balancers' files and the documentation to them.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import msgspec
 
+from nexus.dialects import openai
+from nexus.dialects.base import Dialect, PromptField, RequestForm
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Endpoint:
     """A proxied path.
 
-    `required`: fields of the body that hold the prompt; one of them must be there. `task`: what a
-    model must be able to do, as `Model.tasks` names it. `streams`: whether its response may be a
-    stream.
+    Attributes:
+        name: Its label value in metrics, and its name in logs.
+        path: The canonical path, which begins with `/v1`.
+        dialect: The protocol that its clients speak.
+        form: What its requests hold, and what they need a model to do.
+        summary: What it does, for OpenAPI.
+        streams: Its response may be a stream.
+        methods: All other methods are answered with 405.
+        content_types: Bodies of other media types are answered with 415.
+        body: How a body is read. Only JSON is built.
     """
 
     name: str
     path: str
-    required: tuple[str, ...]
-    task: str
-    streams: bool = True
-
-
-ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint("chat_completions", "/v1/chat/completions", ("messages",), "chat"),
-    Endpoint("completions", "/v1/completions", ("prompt", "prompt_embeds"), "chat"),
-    Endpoint("embeddings", "/v1/embeddings", ("input", "messages"), "embeddings", streams=False),
-)
+    dialect: Dialect
+    form: RequestForm
+    summary: str
+    streams: bool = False
+    methods: tuple[str, ...] = ("POST",)
+    content_types: tuple[str, ...] = ("application/json",)
+    body: Literal["json", "multipart", "none"] = "json"
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
     """What the first line of a request to a proxied endpoint names.
 
-    `query` is without its `?`; `deployment` is the model that an Azure path names, which replaces
-    that of the body.
+    Attributes:
+        query: The query without its `?`.
+        deployment: The model that an Azure path names. It replaces that of the body.
     """
 
     endpoint: Endpoint
@@ -47,48 +61,114 @@ class Target(msgspec.Struct, frozen=True, gc=False):
 _BASE = "/v1"
 _OTHER_BASES = ("/openai/v1", "/openai", "")
 _DEPLOYMENTS = "/openai/deployments/"
-BY_PATH = {endpoint.path: endpoint for endpoint in ENDPOINTS}
-"""Each endpoint by its canonical path."""
-_TARGETS = {f"POST {endpoint.path} HTTP/1.1": Target(endpoint) for endpoint in ENDPOINTS}
 _LINE = re.compile(r"POST (/[\x21-\x7e]*) HTTP/1\.1")
 
 
-def canonical(path: str) -> tuple[str, str | None]:
-    """The path as our routes have it, and the deployment that it names.
+class EndpointTable:
+    """All endpoints of a process.
 
-    Doubled and trailing slashes do not count, `/v1` may be missing, and Azure's paths are
-    understood.
+    Attributes:
+        by_path: Each endpoint by its canonical path.
     """
-    path = re.sub("//+", "/", path)
-    path = path.rstrip("/") or "/"
-    if path.startswith(_DEPLOYMENTS):
-        for endpoint in ENDPOINTS:
-            tail = endpoint.path.removeprefix(_BASE)
-            if path.endswith(tail) and (name := path[len(_DEPLOYMENTS) : -len(tail)]):
-                return endpoint.path, name
+
+    def __init__(self, rows: Iterable[Endpoint]) -> None:
+        self.by_path: dict[str, Endpoint] = {}
+        self._targets: dict[str, Target] = {}
+        self._parse = lru_cache(maxsize=256)(self._parse_line)
+        for row in rows:
+            self.add(row)
+
+    def add(self, endpoint: Endpoint) -> None:
+        """Add a row; for a process that has not begun to serve."""
+        if endpoint.body != "json" or not endpoint.path.startswith(f"{_BASE}/"):
+            raise ValueError(f"{endpoint.path}: no such endpoint can be served yet")
+        self.by_path[endpoint.path] = endpoint
+        if "POST" in endpoint.methods:
+            self._targets[f"POST {endpoint.path} HTTP/1.1"] = Target(endpoint)
+        self._parse.cache_clear()
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        return iter(self.by_path.values())
+
+    def __len__(self) -> int:
+        return len(self.by_path)
+
+    def for_fields(self, fields: Iterable[str]) -> Endpoint:
+        """The first endpoint whose prompt these fields of a body hold; else the first of all."""
+        names = frozenset(fields)
+        return next((row for row in self if row.form.fits(names)), next(iter(self)))
+
+    def canonical(self, path: str) -> tuple[str, str | None]:
+        """The path as our routes have it, and the deployment that it names.
+
+        Doubled and trailing slashes do not count, `/v1` may be missing, and Azure's paths are
+        understood.
+        """
+        path = re.sub("//+", "/", path)
+        path = path.rstrip("/") or "/"
+        if path.startswith(_DEPLOYMENTS):
+            for known in self.by_path:
+                tail = known.removeprefix(_BASE)
+                if path.endswith(tail) and (name := path[len(_DEPLOYMENTS) : -len(tail)]):
+                    return known, name
+            return path, None
+        for base in _OTHER_BASES:
+            known = _BASE + path[len(base) :]
+            if path.startswith(f"{base}/") and (
+                known in self.by_path or f"{known}/".startswith("/v1/models/")
+            ):
+                return known, None
         return path, None
-    for base in _OTHER_BASES:
-        known = _BASE + path[len(base) :]
-        if path.startswith(f"{base}/") and (
-            known in BY_PATH or f"{known}/".startswith("/v1/models/")
-        ):
-            return known, None
-    return path, None
+
+    def target_of(self, line: str) -> Target | None:
+        """What the first line of a request names; None unless it is a plain POST to an endpoint
+        that takes it."""
+        return self._targets.get(line) or self._parse(line)
+
+    def _parse_line(self, line: str) -> Target | None:
+        match = _LINE.fullmatch(line)
+        if match is None or "#" in match[1]:
+            return None
+        path, _, query = match[1].partition("?")
+        if "%" in path:
+            return None
+        path, deployment = self.canonical(path)
+        endpoint = self.by_path.get(path)
+        if endpoint is None or "POST" not in endpoint.methods:
+            return None
+        return Target(endpoint, query, deployment)
 
 
-def target_of(line: str) -> Target | None:
-    """What a request's first line names; None if it is not a plain POST to a proxied endpoint."""
-    return _TARGETS.get(line) or _less_usual(line)
-
-
-@lru_cache(maxsize=256)
-def _less_usual(line: str) -> Target | None:
-    found = _LINE.fullmatch(line)
-    if found is None or "#" in found[1]:
-        return None
-    path, _, query = found[1].partition("?")
-    if "%" in path:
-        return None
-    path, deployment = canonical(path)
-    endpoint = BY_PATH.get(path)
-    return None if endpoint is None else Target(endpoint, query, deployment)
+ENDPOINTS = EndpointTable(
+    (
+        Endpoint(
+            name="chat_completions",
+            path="/v1/chat/completions",
+            dialect=openai,
+            form=RequestForm(prompts=(PromptField(name="messages", messages=True),), task="chat"),
+            summary="Answer a conversation",
+            streams=True,
+        ),
+        Endpoint(
+            name="completions",
+            path="/v1/completions",
+            dialect=openai,
+            form=RequestForm(
+                prompts=(PromptField(name="prompt"), PromptField(name="prompt_embeds")), task="chat"
+            ),
+            summary="Go on with a text",
+            streams=True,
+        ),
+        Endpoint(
+            name="embeddings",
+            path="/v1/embeddings",
+            dialect=openai,
+            form=RequestForm(
+                prompts=(PromptField(name="input"), PromptField(name="messages", messages=True)),
+                task="embeddings",
+            ),
+            summary="Embed texts",
+        ),
+    )
+)
+"""Every endpoint. A row that is added before the application is made is served like the others."""

@@ -6,9 +6,7 @@ import logging
 import re
 from collections.abc import Callable
 
-from nexus.dialects.openai.request import ParsedRequest
-from nexus.dialects.openai.stream import Stream
-from nexus.dialects.openai.usage import Usage
+from nexus.dialects.base import ParsedRequest, StreamReader, Usage
 from nexus.errors import Fault, RequestFailed
 from nexus.fleet.outcome import AttemptRecord, Outcome, milliseconds
 from nexus.fleet.request_log import LONGEST_NAME
@@ -52,7 +50,7 @@ class Exchange:
     resolved_model = ""
     choice: Choice | None = None
     usage: Usage | None = None
-    stream: Stream | None = None
+    stream: StreamReader | None = None
     served = False
     waited_s = 0.0
     _usage_requested = False

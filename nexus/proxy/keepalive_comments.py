@@ -10,22 +10,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 
-import msgspec
-
-from nexus.dialects.openai.errors import error_body
+from nexus.dialects.base import Dialect
 from nexus.http.client_watch import Stopping
 from nexus.proxy.engine import ClientResponse
 from nexus.proxy.relay import StreamBody
-
-_COMMENT = b": waiting\n\n"
-_MOST_TOLD = 1000
-"""Bytes of an answer that are told as a message."""
 
 
 def respond_with_comments(
     serve: Callable[[], ClientResponse],
     *,
     every_s: float,
+    dialect: Dialect,
     headers: list[tuple[str, str]],
     stopped: Callable[[], bytes],
 ) -> ClientResponse:
@@ -48,7 +43,7 @@ def respond_with_comments(
         ("content-type", "text/event-stream; charset=utf-8"),
         ("cache-control", "no-cache"),
     ]
-    return ClientResponse(200, headers, CommentedBody(waited, every_s, stopped))
+    return ClientResponse(200, headers, CommentedBody(waited, every_s, dialect, stopped))
 
 
 class _Waited:
@@ -85,24 +80,25 @@ class _Waited:
 class CommentedBody:
     """Comments, then the answer's own bytes as events."""
 
-    def __init__(self, waited: _Waited, every_s: float, stopped: Callable[[], bytes]) -> None:
+    def __init__(
+        self, waited: _Waited, every_s: float, dialect: Dialect, stopped: Callable[[], bytes]
+    ) -> None:
         self._waited = waited
+        self._dialect = dialect
         self._stopped = stopped
         self._chunks = self._run(every_s)
 
     def _run(self, every_s: float) -> Iterator[bytes]:
-        yield _COMMENT
+        yield self._dialect.KEEPALIVE
         while not self._waited.ready(every_s):
-            yield _COMMENT
+            yield self._dialect.KEEPALIVE
         answer = self._waited.answer
         if isinstance(answer.body, StreamBody):
             yield from answer.body
             return
-        content = b"".join(answer.body)
-        if content:
-            yield b"data: " + _event_data(content, answer.status) + b"\n\n"
-        if answer.status < 300:
-            yield b"data: [DONE]\n\n"
+        events = self._dialect.response_events(b"".join(answer.body), answer.status)
+        if events:
+            yield events
 
     def __iter__(self) -> CommentedBody:
         return self
@@ -121,19 +117,6 @@ class CommentedBody:
 
     def close(self) -> None:
         self._waited.abandon()
-
-
-def _event_data(content: bytes, status: int) -> bytes:
-    """JSON without line breaks, as an event's data needs it; a failure not told in OpenAI's form
-    is put in it."""
-    try:
-        data = msgspec.json.decode(content)
-        if status < 300 or (isinstance(data, dict) and data.get("error")):
-            return msgspec.json.format(content, indent=-1)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        if status < 300:
-            return b" ".join(content.splitlines())
-    return error_body(content[:_MOST_TOLD].decode(errors="replace"), status=status, code=None)
 
 
 def _close(answer: ClientResponse) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from nexus.dialects.openai.stream import Stream
-from nexus.dialects.openai.usage import Usage
+from nexus.dialects.base import StreamReader, Usage
 from nexus.errors import Fault
 from nexus.fleet.outcome import Outcome, StreamOutcome
 from nexus.fleet.request_log import LONGEST_NAME
@@ -14,7 +13,7 @@ log = logging.getLogger("nexus.proxy")
 
 
 def stream_outcome(
-    stream: Stream, fault: Fault | None, usage: Usage, *, received: float
+    stream: StreamReader, fault: Fault | None, usage: Usage, *, received: float
 ) -> StreamOutcome:
     """How a stream went that has ended."""
     tokens, by = usage.completion_tokens, "tokens"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from nexus.dialects.openai.errors import error_body
 from nexus.errors import FAULTS, Fault, RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.connection_pool import Connection
@@ -83,7 +82,7 @@ class StreamBody:
             return self.fail(self.reset())
         if not data and not response.complete:
             return self.fail(self.reset())
-        shown = self._stream.take(piece) if (piece := response.body()) else b""
+        shown = self._stream.feed(piece) if (piece := response.body()) else b""
         if not self._first_token_reported:
             self._report_first_token()
         return shown + self._conclude() if self._complete else shown
@@ -93,7 +92,7 @@ class StreamBody:
         came."""
         if self._first_token_reported and (piece := self._response.whole_chunk(data)) is not None:
             stream = self._stream
-            shown = stream.take(piece)
+            shown = stream.feed(piece)
             if stream.done:
                 return chunk(shown + self._conclude())
             return data if shown is piece else chunk(shown)
@@ -124,12 +123,14 @@ class StreamBody:
         stream = self._stream
         if failure.fault.code in _CONNECTION_ENDS and (stream.error is not None or stream.finished):
             return self._conclude()  # the client has everything
-        stream.failed()
+        stream.interrupt()
         self._end(failure.fault)
         if isinstance(failure, StreamError):
             return b""
         ended = b"\n\n" if stream.within_event else b""
-        return ended + error_event(failure.message, failure.fault)
+        return ended + self._attempt.dialect.error_event(
+            failure.message, status=failure.fault.status or 502, code=failure.fault.code
+        )
 
     def stop(self) -> bytes:
         """End the stream because the gateway stops; returns the event that tells the client."""
@@ -145,12 +146,12 @@ class StreamBody:
         rest = stream.end()
         if stream.error is not None:
             fault = fault_within_stream(
-                stream.error_status,
-                stream.error_data,
+                stream.error.status,
+                stream.error.body,
                 own_key=attempt.failures.own_key,
                 content=bool(stream.first_token_at),
             )
-            return rest + self.fail(StreamError(fault, stream.error))
+            return rest + self.fail(StreamError(fault, stream.error.message))
         if not stream.finished:
             # An incomplete event would garble the error that follows, and clients discard it.
             message = f"The stream from backend {attempt.backend_name} ended before its end."
@@ -217,11 +218,6 @@ class StreamBody:
             return shown
         self.written()
         raise StopIteration
-
-
-def error_event(message: str, fault: Fault) -> bytes:
-    """A failure reported within a stream, in OpenAI's form."""
-    return b"data: " + error_body(message, status=fault.status or 502, code=fault.code) + b"\n\n"
 
 
 def chunk(data: bytes) -> bytes:

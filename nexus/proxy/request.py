@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from nexus.dialects.base import InvalidBody
+from nexus.errors import RequestFailed
 from nexus.http.client_watch import DisconnectWatch
 from nexus.http.headers import RequestHeaders
 from nexus.proxy.endpoints import Target
@@ -31,3 +33,9 @@ class Request(msgspec.Struct):
     def header(self, name: str) -> str | None:
         """The value of a header by its name in lower case."""
         return self.headers.first.get(name)
+
+
+def invalid_body(error: InvalidBody) -> RequestFailed:
+    """The failure of a request whose body its dialect cannot read."""
+    fault = "invalid_request" if error.json else "invalid_json"
+    return RequestFailed(fault, str(error), param=error.param)

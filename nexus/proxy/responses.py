@@ -6,8 +6,7 @@ import logging
 
 import msgspec
 
-from nexus.dialects.openai.errors import error_body
-from nexus.dialects.openai.request import ParsedRequest
+from nexus.dialects.base import Dialect, ParsedRequest
 from nexus.errors import FAULTS, Blame, Fault, RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.headers import header_text
@@ -109,10 +108,12 @@ def error_response(exchange: Exchange, error: BaseException) -> ClientResponse:
             "request failed inside the gateway", exc_info=error, extra={"id": exchange.request_id}
         )
         error = RequestFailed("internal", "The gateway failed; see its log.")
-    return whole_response(exchange, *failure_content(error), error.fault)
+    return whole_response(exchange, *failure_content(error, exchange.endpoint.dialect), error.fault)
 
 
-def failure_content(failure: RequestFailed) -> tuple[int, list[tuple[str, str]], bytes]:
+def failure_content(
+    failure: RequestFailed, dialect: Dialect
+) -> tuple[int, list[tuple[str, str]], bytes]:
     """The status, the headers and the body that tell a client of a failure."""
     fault, passed = failure.fault, failure.passed_on
     if passed is not None and fault.status is None:
@@ -121,7 +122,7 @@ def failure_content(failure: RequestFailed) -> tuple[int, list[tuple[str, str]],
             headers.append(("retry-after", "1"))  # for so long the backend counts as busy here
         return passed.status, headers, passed.body
     status = fault.status or 502
-    content = error_body(
+    content = dialect.error_body(
         failure.message,
         status=status,
         code=fault.code,

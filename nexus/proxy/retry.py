@@ -7,8 +7,7 @@ import logging
 
 import msgspec
 
-from nexus.dialects.openai.request import with_model
-from nexus.dialects.openai.usage import asks_for_usage
+from nexus.dialects.base import InvalidBody
 from nexus.errors import FAULTS, Blame, RequestFailed
 from nexus.http.address import Address
 from nexus.http.connect_errors import reason
@@ -17,6 +16,7 @@ from nexus.proxy.attempt import Attempt, fault_of
 from nexus.proxy.engine import ClientResponse
 from nexus.proxy.exchange import Exchange
 from nexus.proxy.passive_health import BUSY_S
+from nexus.proxy.request import invalid_body
 from nexus.proxy.responses import stream_response, whole_response
 from nexus.routing.retries import LONGEST_PAUSE_S, backoff_s
 from nexus.routing.router import RouteQuery
@@ -147,10 +147,16 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
     )
     try:
         parsed, choice, body = exchange.parsed, reservation.choice, exchange.body
+        dialect = exchange.endpoint.dialect
         if choice.model != parsed.model:
-            body = with_model(body, choice.model)
+            try:
+                body = dialect.replace_model(body, choice.model)
+            except InvalidBody as error:
+                raise invalid_body(error) from error
         streams = parsed.stream and exchange.endpoint.streams
-        ask_usage = streams and choice.backend.config.stream_usage and not asks_for_usage(body)
+        ask_usage = (
+            streams and choice.backend.config.stream_usage and not dialect.asks_for_usage(body)
+        )
         attempt.send(exchange.endpoint.path, body, ask_usage=ask_usage)
         status = attempt.status
         if not 200 <= status < 300:

@@ -7,7 +7,6 @@ from nexus.proxy import checks
 from nexus.proxy.engine import ClientResponse, Engine
 from nexus.proxy.exchange import Exchange
 from nexus.proxy.keepalive_comments import respond_with_comments
-from nexus.proxy.relay import error_event
 from nexus.proxy.request import Request
 from nexus.proxy.responses import base_headers, error_response, failure_content
 from nexus.proxy.retry import serve_by_backends
@@ -39,7 +38,7 @@ def check_caller(engine: Engine, request: Request) -> ClientResponse | None:
         for check in checks.CALLER:
             check(exchange)
     except RequestFailed as failure:
-        status, headers, content = failure_content(failure)
+        status, headers, content = failure_content(failure, exchange.endpoint.dialect)
         return ClientResponse(status, base_headers(exchange) + headers, iter((content,)))
     finally:
         exchange.release()
@@ -58,8 +57,14 @@ def _with_comments(exchange: Exchange, every_s: float) -> ClientResponse:
     def stopped() -> bytes:
         fault = FAULTS["shutdown"]
         exchange.finish(fault)
-        return error_event("The gateway is being stopped.", fault)
+        return exchange.endpoint.dialect.error_event(
+            "The gateway is being stopped.", status=fault.status or 502, code=fault.code
+        )
 
     return respond_with_comments(
-        serve_quietly, every_s=every_s, headers=base_headers(exchange), stopped=stopped
+        serve_quietly,
+        every_s=every_s,
+        dialect=exchange.endpoint.dialect,
+        headers=base_headers(exchange),
+        stopped=stopped,
     )

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from flask import Blueprint, Response, after_this_request, jsonify, request
 
-from nexus.dialects.openai.errors import error_body
+from nexus.dialects import openai
+from nexus.dialects.base import RequestForm
 from nexus.proxy.endpoints import ENDPOINTS, Endpoint
 from nexus.proxy.engine import ClientResponse, Engine
 from nexus.proxy.request import Request
@@ -15,7 +16,15 @@ from nexus.server.model_list import find_model, list_models
 from nexus.server.wsgi import release, request_from
 
 _ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-_MODELS = Endpoint("models", "/v1/models", required=(), task="", streams=False)
+_MODELS = Endpoint(
+    name="models",
+    path="/v1/models",
+    dialect=openai,
+    form=RequestForm(prompts=(), task=""),
+    summary="List models",
+    methods=("GET",),
+    body="none",
+)
 
 
 def openai_endpoints(engine: Engine) -> Blueprint:
@@ -44,7 +53,7 @@ def openai_endpoints(engine: Engine) -> Blueprint:
                 return jsonify(entry)
         message = f"The model {name[:200]!r} does not exist here."
         return Response(
-            error_body(message, status=404, code="model_not_found", param="model"),
+            openai.error_body(message, status=404, code="model_not_found", param="model"),
             404,
             mimetype="application/json",
         )

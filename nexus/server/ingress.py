@@ -9,7 +9,7 @@ from typing import Any
 from nexus.config.records import Cors
 from nexus.dialects.openai.errors import error_body
 from nexus.http import cross_origin
-from nexus.proxy.endpoints import BY_PATH, canonical
+from nexus.proxy.endpoints import ENDPOINTS
 
 DEPLOYMENT = "nexus.deployment"
 """The key of the WSGI environment under which the model is that the path names."""
@@ -44,7 +44,7 @@ class Ingress:
                 "bad_request",
                 "A request must name a Host (RFC 9112, 3.2).",
             )
-        environ["PATH_INFO"], deployment = canonical(environ["PATH_INFO"])
+        environ["PATH_INFO"], deployment = ENDPOINTS.canonical(environ["PATH_INFO"])
         if deployment is not None:
             environ[DEPLOYMENT] = deployment.encode("latin-1").decode("utf-8", "replace")
         if "HTTP_ORIGIN" not in environ and "HTTP_SEC_FETCH_SITE" not in environ:
@@ -63,7 +63,7 @@ class Ingress:
                 return _answer(start, "403 Forbidden", "origin_refused", cross_origin.REFUSAL)
             start("204 No Content", allowed)
             return []
-        if environ["PATH_INFO"] in BY_PATH:
+        if environ["PATH_INFO"] in ENDPOINTS.by_path:
             return self._app(
                 environ, start
             )  # it is counted as a request there, whatever comes of it

@@ -12,7 +12,7 @@ import msgspec
 
 from nexus.http.head_cache import HeadCache
 from nexus.http.headers import RequestHeaders, simple_fields
-from nexus.proxy.endpoints import Target, target_of
+from nexus.proxy.endpoints import ENDPOINTS, Target
 
 _SINGLETONS = frozenset(
     {
@@ -64,7 +64,7 @@ def parse_request_head(data: bytes, limits: HeadLimits) -> RequestHead | None:
     if end < 0:
         return None
     lines = data[:end].decode("latin-1").split("\r\n")
-    target = target_of(lines[0])
+    target = ENDPOINTS.target_of(lines[0])
     if target is None or not _within(limits, lines, end):
         return None
     headers = simple_fields(lines)

@@ -35,7 +35,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from nexus.config.records import Server
 from nexus.http.client_watch import Stopping
-from nexus.proxy.endpoints import BY_PATH, canonical
+from nexus.proxy.endpoints import ENDPOINTS
 from nexus.proxy.engine import Engine
 from nexus.runtime import stderr
 from nexus.runtime.host import descriptor_limit
@@ -372,7 +372,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         held = self._clients[sock]
         if held.closing:
             raise StopIteration  # it came after the shutdown, which the client sees
-        held.request_started(proxied=canonical(req.path)[0] in BY_PATH)
+        held.request_started(proxied=ENDPOINTS.canonical(req.path)[0] in ENDPOINTS.by_path)
         server = self._engine.server()
         sock.settimeout(server.client_timeout_seconds)
         length = dict(req.headers).get("CONTENT-LENGTH", "")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.dialects.openai.stream import Stream
+from nexus.dialects.openai.stream import OpenAIStream
 from nexus.errors import Blame
 from nexus.providers.errors import classify, fault_within_stream
 from tests.corpus import RECORDINGS, Recording
@@ -16,10 +16,10 @@ SMALL = [recording for recording in RECORDINGS if len(recording.data) < 10_000]
 EACH = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: recording.name)
 
 
-def relay(recording: Recording, parts, *, hide_usage: bool) -> tuple[bytes, Stream]:
+def relay(recording: Recording, parts, *, hide_usage: bool) -> tuple[bytes, OpenAIStream]:
     ticks = iter(range(1, 10_000_000))
-    stream = Stream(clock=lambda: float(next(ticks)), hide_usage=hide_usage)
-    shown = [stream.take(part) for part in parts]
+    stream = OpenAIStream(clock=lambda: float(next(ticks)), hide_usage=hide_usage)
+    shown = [stream.feed(part) for part in parts]
     shown.append(stream.end())
     return b"".join(shown), stream
 
@@ -37,7 +37,7 @@ def check(recording: Recording, parts) -> None:
         assert stream.counted_tokens() == recording.counted
         assert stream.events == recording.events
         assert stream.finished is recording.finished
-        assert stream.error == recording.error
+        assert (stream.error and stream.error.message) == recording.error
         assert stream.content
 
 
@@ -65,8 +65,8 @@ def test_a_large_event_is_not_held_until_it_is_whole(size):
     recording = next(found for found in RECORDINGS if found.name == "a large event")
     data = recording.data
     check(recording, [data[start : start + size] for start in range(0, len(data), size)])
-    stream = Stream(clock=lambda: 1.0, hide_usage=True)
-    shown = sum(len(stream.take(data[start : start + 1000])) for start in range(0, 150_000, 1000))
+    stream = OpenAIStream(clock=lambda: 1.0, hide_usage=True)
+    shown = sum(len(stream.feed(data[start : start + 1000])) for start in range(0, 150_000, 1000))
     assert shown > 140_000
 
 
@@ -74,37 +74,37 @@ def test_a_large_event_is_not_held_until_it_is_whole(size):
 def test_an_event_goes_on_when_it_is_whole(hide_usage):
     """What breaks off within one leaves nothing at the client that the error after it would be
     glued to."""
-    stream = Stream(clock=lambda: 1.0, hide_usage=hide_usage)
+    stream = OpenAIStream(clock=lambda: 1.0, hide_usage=hide_usage)
     whole = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
-    assert stream.take(whole + whole[:30]) == whole
-    assert stream.take(whole[30:] + b"data: {") == whole
+    assert stream.feed(whole + whole[:30]) == whole
+    assert stream.feed(whole[30:] + b"data: {") == whole
     assert not stream.within_event
-    assert stream.take(b"x" * 100_000) == b"data: {" + b"x" * 100_000
+    assert stream.feed(b"x" * 100_000) == b"data: {" + b"x" * 100_000
     assert stream.within_event
 
 
 @pytest.mark.parametrize("hide_usage", [False, True])
 def test_an_endless_event_is_not_kept(hide_usage):
     """It goes on as it came, and what is kept of it is bounded."""
-    stream = Stream(clock=lambda: 1.0, hide_usage=hide_usage)
+    stream = OpenAIStream(clock=lambda: 1.0, hide_usage=hide_usage)
     piece = b"x" * 1_000_000
     sent = shown = 0
     for data in (b"data: ", *[piece] * 40, b"\n\n"):
         sent += len(data)
-        shown += len(stream.take(data))
+        shown += len(stream.feed(data))
         assert len(stream._reader.pending) < 18_000_000
     assert shown == sent
-    stream.take(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')
+    stream.feed(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')
     assert stream.first_token_at == 1.0
 
 
 def test_times():
     now = [0.0]
-    stream = Stream(clock=lambda: now[0], hide_usage=False)
+    stream = OpenAIStream(clock=lambda: now[0], hide_usage=False)
 
     def say(at: float, text: str) -> None:
         now[0] = at
-        stream.take(f"data: {text}\n\n".encode())
+        stream.feed(f"data: {text}\n\n".encode())
 
     say(1.0, '{"choices":[{"delta":{"role":"assistant"}}]}')
     assert not stream.content
@@ -147,8 +147,8 @@ def test_times():
     ],
 )  # fmt: skip
 def test_what_is_worth_showing(text, content, token):
-    stream = Stream(clock=lambda: 1.0, hide_usage=True)
-    stream.take(f"data: {text}\n\n".encode())
+    stream = OpenAIStream(clock=lambda: 1.0, hide_usage=True)
+    stream.feed(f"data: {text}\n\n".encode())
     assert (stream.content, bool(stream.first_token_at)) == (content, token)
 
 
@@ -156,9 +156,9 @@ def test_what_is_worth_showing(text, content, token):
     "error", ['{"error":{"message":"no"}}', '{"error":"no"}', '{"object":"error","message":"no"}']
 )
 def test_error_before_content(error):
-    stream = Stream(clock=lambda: 1.0, hide_usage=True)
-    stream.take(f"data: {error}\n\n".encode())
-    assert (stream.error, stream.content) == ("no", False)
+    stream = OpenAIStream(clock=lambda: 1.0, hide_usage=True)
+    stream.feed(f"data: {error}\n\n".encode())
+    assert (stream.error.message, stream.content) == ("no", False)
 
 
 @pytest.mark.parametrize(
@@ -182,16 +182,16 @@ def test_error_before_content(error):
     ],
 )
 def test_whose_error_it_is(error, blame):
-    stream = Stream(clock=lambda: 1.0, hide_usage=True)
-    stream.take(f"data: {error}\n\n".encode())
-    assert stream.error == "no"
-    assert classify(stream.error_status, stream.error_data).blame is blame
-    after_content = fault_within_stream(stream.error_status)
+    stream = OpenAIStream(clock=lambda: 1.0, hide_usage=True)
+    stream.feed(f"data: {error}\n\n".encode())
+    assert stream.error.message == "no"
+    assert classify(stream.error.status, stream.error.body).blame is blame
+    after_content = fault_within_stream(stream.error.status)
     assert after_content.blame is (Blame.BUSY if blame is Blame.BUSY else Blame.BACKEND)
     assert fault_within_stream(429, own_key=False).blame is Blame.CLIENT
     if blame is Blame.CLIENT:
         assert (
-            fault_within_stream(stream.error_status, stream.error_data, content=False).code
+            fault_within_stream(stream.error.status, stream.error.body, content=False).code
             == "stream_refused"
         ), "only pings went before"
 
@@ -209,11 +209,11 @@ def event(index: int, *, text: str | None = None, reason: str | None = None) -> 
 @pytest.mark.parametrize(("ended", "finished"), [(0, False), (1, False), (4, False), (5, True)])
 def test_several_choices_have_each_its_end(ended, finished):
     """A backend that sends no `[DONE]`: the stream is whole only where every choice of it is."""
-    stream = Stream(clock=lambda: 1.0, hide_usage=False)
+    stream = OpenAIStream(clock=lambda: 1.0, hide_usage=False)
     for index in range(5):
-        stream.take(event(index, text="a"))
+        stream.feed(event(index, text="a"))
     for index in range(ended):
-        stream.take(event(index, reason="stop"))
+        stream.feed(event(index, reason="stop"))
     stream.end()
     assert stream.finished is finished
     assert stream.counted_tokens() == 5
@@ -236,23 +236,23 @@ def test_several_choices_have_each_its_end(ended, finished):
 )
 def test_signs_of_life(event, alive):
     """They are no content: until that comes, another backend can be tried."""
-    stream = Stream(clock=lambda: 3.0, hide_usage=True)
-    stream.take(event)
+    stream = OpenAIStream(clock=lambda: 3.0, hide_usage=True)
+    stream.feed(event)
     assert stream.alive_at == (3.0 if alive else 0)
     assert (stream.content, stream.first_token_at) == (False, 0)
 
 
 def test_what_is_kept_of_long_events_is_short():
     """Sixteen events of some megabytes each would be the memory of a small host."""
-    stream = Stream(clock=lambda: 1.0, hide_usage=True)
+    stream = OpenAIStream(clock=lambda: 1.0, hide_usage=True)
     for number in range(20):
         long = b'data: {"choices":[{"index":%d,"delta":{"content":"%b"},"finish_reason":null}]}\n\n'
         data = long % (number % 2, b"x" * 300_000)
-        assert stream.take(data[:100]) + stream.take(data[100:]) == data
-    stream.take(event(0, text="y" * 5000, reason="stop"))
+        assert stream.feed(data[:100]) + stream.feed(data[100:]) == data
+    stream.feed(event(0, text="y" * 5000, reason="stop"))
     assert not stream.finished
     assert sum(len(repr(kept)) for kept in stream._last) < 10_000
-    stream.take(event(1, reason="stop"))
+    stream.feed(event(1, reason="stop"))
     assert stream.finished
     assert (stream.events, stream.counted_tokens()) == (22, 21)
 
@@ -271,11 +271,11 @@ def test_what_is_kept_of_long_events_is_short():
 def test_what_stands_beside_the_usage(usage_event, shown):
     """It is not lost for a client that did not ask for the usage; what the event before had,
     too, is not sent again."""
-    stream = Stream(clock=lambda: 1.0, hide_usage=True)
-    stream.take(
+    stream = OpenAIStream(clock=lambda: 1.0, hide_usage=True)
+    stream.feed(
         b'data: {"system_fingerprint":"f","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
     )
-    got = stream.take(f"data: {usage_event}\n\n".encode())
+    got = stream.feed(f"data: {usage_event}\n\n".encode())
     assert got == (
         b"" if shown is None else f"data: {usage_event if shown is ... else shown}\n\n".encode()
     )

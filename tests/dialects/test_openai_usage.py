@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexus.dialects.base import Usage
 from nexus.dialects.openai.usage import (
-    Usage,
+    ask_for_usage,
     asks_for_usage,
-    timings_usage,
-    usage_in,
-    usage_of,
-    with_usage_asked,
+    parse_timings,
+    parse_usage,
+    usage_in_response,
 )
 
 values = st.recursive(
@@ -32,15 +32,15 @@ values = st.recursive(
 def test_nothing_else_changes(fields, options, indent):
     fields.pop("stream_options", None)
     given_ = {**fields, **({"stream_options": options} if options is not None else {})}
-    asked = json.loads(with_usage_asked(json.dumps(given_, indent=indent).encode() + b" \n"))
+    asked = json.loads(ask_for_usage(json.dumps(given_, indent=indent).encode() + b" \n"))
     assert asked.pop("stream_options") == {**(options or {}), "include_usage": True}
     assert asked == fields
-    assert asks_for_usage(with_usage_asked(json.dumps(given_).encode()))
+    assert asks_for_usage(ask_for_usage(json.dumps(given_).encode()))
 
 
 def test_what_is_no_object_is_left_to_the_backend():
     body = b'{"model":"m","stream_options":[1]}'
-    assert with_usage_asked(body) == body
+    assert ask_for_usage(body) == body
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ def test_usage_of_a_whole_answer():
             "prompt_tokens_details": {"cached_tokens": 2},
         }
     }
-    assert usage_of(json.dumps(answer).encode()) == Usage(3, 5, cached_tokens=2)
-    assert usage_of(b'{"usage": null}') is None
-    assert usage_of(b'{"usage": "odd"}') is None
-    assert usage_of(b"{}") is None
+    assert usage_in_response(json.dumps(answer).encode()) == Usage(3, 5, cached_tokens=2)
+    assert usage_in_response(b'{"usage": null}') is None
+    assert usage_in_response(b'{"usage": "odd"}') is None
+    assert usage_in_response(b"{}") is None
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,6 @@ def test_usage_of_a_whole_answer():
             Usage(3),
         ),
         ({"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": -1}}, Usage(3)),
-        ({"total_tokens": 8}, None),
         (
             {"prompt_tokens": 100_000_000, "completion_tokens": 100_000_001},
             Usage(100_000_000, None),
@@ -94,8 +93,22 @@ def test_usage_of_a_whole_answer():
 def test_a_figure_that_is_no_count_is_not_told(told, usage):
     """A counter that went down, or a sum that overflowed, would be wrong for as long as the
     gateway runs."""
-    assert usage_of(json.dumps({"usage": told}).encode()) == usage
-    assert usage_in(json.dumps(told).encode()) == usage
+    assert usage_in_response(json.dumps({"usage": told}).encode()) == usage
+    assert parse_usage(json.dumps(told).encode()) == usage
+
+
+@pytest.mark.parametrize(
+    ("response", "usage"),
+    [
+        ({"results": [], "usage": {"total_tokens": 8}}, Usage(8)),
+        ({"data": [], "usage": {"prompt_tokens": 7, "total_tokens": 8}}, Usage(7)),
+        ({"data": [], "usage": {"total_tokens": -8}}, None),
+        ({"choices": [], "usage": {"total_tokens": 8}}, None),
+    ],
+)
+def test_a_total_alone_is_the_prompts_if_nothing_was_generated(response, usage):
+    assert usage_in_response(json.dumps(response).encode()) == usage
+    assert parse_usage(b'{"total_tokens":8}') is None, "a stream generates"
 
 
 @pytest.mark.parametrize(
@@ -119,8 +132,8 @@ def test_a_figure_that_is_no_count_is_not_told(told, usage):
 )
 def test_usage_beside_json_that_is_not_strict(before, after, usage):
     answer = f"{before}{usage}{after}".encode()
-    assert usage_of(answer, lenient=True) == Usage(3, 5)
-    assert usage_of(answer) is None, "it may be cut short as well"
+    assert usage_in_response(answer, lenient=True) == Usage(3, 5)
+    assert usage_in_response(answer) is None, "it may be cut short as well"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +141,7 @@ def test_usage_beside_json_that_is_not_strict(before, after, usage):
     [b'{"x":NaN,"usage":[]}', b'NaN "usage"', b'NaN "usage":{"prompt_tokens":', b'NaN "usage":[1]'],
 )
 def test_what_is_no_usage_beside_json_that_is_not_strict(answer):
-    assert usage_of(answer, lenient=True) is None
+    assert usage_in_response(answer, lenient=True) is None
 
 
 @pytest.mark.parametrize(
@@ -146,4 +159,4 @@ def test_what_is_no_usage_beside_json_that_is_not_strict(answer):
 )
 def test_timings(timings, usage):
     """llama.cpp counts the prompt's cached tokens apart; its older versions do not tell them."""
-    assert timings_usage(json.dumps(timings).encode()) == usage
+    assert parse_timings(json.dumps(timings).encode()) == usage

@@ -20,9 +20,8 @@ from gunicorn.http import get_parser
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from nexus.dialects.json_body import InvalidBody
-from nexus.dialects.openai import request as openai_request
-from nexus.dialects.openai.stream import Stream
+from nexus.dialects import openai
+from nexus.dialects.base import InvalidBody, PromptField, RequestForm
 from nexus.http.response_parser import CachedResponseHead, MalformedResponse, ResponseParser
 from nexus.http.sse import EventReader
 from nexus.server.request_head import HeadLimits, RequestHeadParser, parse_request_head
@@ -275,10 +274,10 @@ CHUNKS = st.lists(
 
 def facts_of(pieces: list[bytes], *, hide_usage: bool) -> tuple[Any, ...]:
     """What a client gets of a stream, and what the metrics say of it."""
-    stream = Stream(clock=lambda: 1.0, hide_usage=hide_usage)
-    shown = b"".join([*map(stream.take, pieces), stream.end()])
+    stream = openai.open_stream(clock=lambda: 1.0, hide_usage=hide_usage)
+    shown = b"".join([*map(stream.feed, pieces), stream.end()])
     return (
-        shown, stream.usage, stream.error, stream.error_status, stream.content, stream.done, stream.finished, stream.events,
+        shown, stream.usage, stream.error, stream.content, stream.done, stream.finished, stream.events,
         stream.counted_tokens(), stream.first_token_at,
     )  # fmt: skip
 
@@ -330,18 +329,19 @@ JSON = [
 ]
 
 
+CHAT = RequestForm(prompts=(PromptField(name="messages", messages=True),), task="chat")
+
+
 def same_as_json(data: bytes) -> bool:
     """What routing takes is JSON, with the same model and the same wish for a stream."""
     try:
-        ask = openai_request.read(data, ("messages",))
+        ask = openai.parse_request(data, CHAT)
     except InvalidBody:
         return False
     fields = json.loads(data.decode("utf-8-sig", "surrogatepass"))
     assert (ask.model, ask.stream) == (fields["model"], bool(fields.get("stream")))
     assert isinstance(fields["messages"], list)
-    changed = json.loads(
-        openai_request.with_model(data, "other").decode("utf-8-sig", "surrogatepass")
-    )
+    changed = json.loads(openai.replace_model(data, "other").decode("utf-8-sig", "surrogatepass"))
     assert json.dumps(changed) == json.dumps(
         {**fields, "model": "other"}
     )  # NaN does not equal itself

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from nexus.proxy.endpoints import ENDPOINTS, canonical, target_of
+from nexus.proxy.endpoints import ENDPOINTS
 from tests.server.asking import (
     BODY,
     CHAT,
@@ -79,7 +79,7 @@ def test_a_path_that_does_not_exist_is_rejected(gateway, method, path, status, r
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
+@pytest.mark.parametrize("endpoint", list(ENDPOINTS), ids=lambda endpoint: endpoint.name)
 def test_every_endpoint_is_found_without_its_version(gateway, endpoint):
     expected = {
         series("nexus_requests_started_total", endpoint=endpoint.name): 1.0,
@@ -206,7 +206,7 @@ def test_request_ids_are_uuids(gateway, demo):
     ],
 )
 def test_canonical(path, found):
-    assert canonical(path) == found
+    assert ENDPOINTS.canonical(path) == found
 
 
 @pytest.mark.parametrize(
@@ -215,4 +215,4 @@ def test_canonical(path, found):
      "POST /v1/chat/completions#x HTTP/1.1", "POST http://x/v1/chat/completions HTTP/1.1", "POST /v1/nothing HTTP/1.1"],
 )  # fmt: skip
 def test_first_lines_that_are_not_for_the_fast_path(line):
-    assert target_of(line) is None
+    assert ENDPOINTS.target_of(line) is None

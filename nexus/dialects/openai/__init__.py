@@ -1,1 +1,29 @@
-"""OpenAI's protocol: requests, whole responses, streams, usage."""
+"""OpenAI's protocol, as its own and all compatible servers speak it. `base.Dialect` is its
+contract."""
+
+from __future__ import annotations
+
+from nexus.dialects.openai.errors import error_body, error_in_response
+from nexus.dialects.openai.events import KEEPALIVE, error_event, response_events
+from nexus.dialects.openai.request import parse_request, replace_model
+from nexus.dialects.openai.stream import open_stream
+from nexus.dialects.openai.usage import ask_for_usage, asks_for_usage, usage_in_response
+
+__all__ = [
+    "KEEPALIVE",
+    "NAME",
+    "TITLE",
+    "ask_for_usage",
+    "asks_for_usage",
+    "error_body",
+    "error_event",
+    "error_in_response",
+    "open_stream",
+    "parse_request",
+    "replace_model",
+    "response_events",
+    "usage_in_response",
+]
+
+NAME = "openai"
+TITLE = "OpenAI"

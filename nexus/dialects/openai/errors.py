@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form."""
+"""Errors in OpenAI's form: written for clients, and read from backends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,41 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+
+from nexus.dialects.base import ReportedError
+from nexus.dialects.lenient_json import UNREADABLE, lenient
+
+_ERROR_WITHIN = 256
+"""Only this prefix of a response is searched for `"error"`."""
+_LONGEST_MESSAGE = 500
+_STATUSES = {
+    "invalid_request_error": 400,
+    "rate_limit_error": 429,
+    "overloaded_error": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+}
+"""Types and codes of errors, as OpenAI and Anthropic name them, with the status that goes with
+them."""
+
+
+class ErrorFields(msgspec.Struct):
+    """The fields in which servers report an error: in `error`, or at the top level beside
+    `"object": "error"`."""
+
+    error: Any = None
+    object: Any = None
+    type: Any = None
+    message: Any = None
+    code: Any = None
+
+
+class _Response(ErrorFields):
+    choices: list[Any] | None = None
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode = lenient(msgspec.json.Decoder(_Response).decode)
 
 
 def error_body(
@@ -16,7 +51,7 @@ def error_body(
     param: str | None = None,
     context: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """An error in OpenAI's form; a 503 carries the original's `context` beside it."""
+    """An error in OpenAI's form. A 503 carries `context` beside it: what could serve, and when."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     if status == 429:
         kind = "rate_limit_error"
@@ -26,3 +61,36 @@ def error_body(
     if context is not None:
         body["context"] = context
     return msgspec.json.encode(body)
+
+
+def error_in_response(response: bytes) -> ReportedError | None:
+    """The error in a response of 200 that has nothing else.
+
+    OpenRouter, for one, reports a failure so if it has sent the head already.
+    """
+    if b'"error"' not in response[:_ERROR_WITHIN]:
+        return None
+    try:
+        fields = _decode(response)
+    except UNREADABLE:
+        return None
+    if not fields.error or fields.choices or fields.data is not msgspec.UNSET:
+        return None
+    return reported_error(fields, response)
+
+
+def reported_error(fields: ErrorFields, body: bytes) -> ReportedError:
+    """The error that these fields of `body` report."""
+    error = fields.error or fields.message
+    message = error.get("message") if isinstance(error, dict) else error
+    status = _status_of(error if isinstance(error, dict) else {"code": fields.code})
+    return ReportedError(str(message or "no message")[:_LONGEST_MESSAGE], status, body)
+
+
+def _status_of(error: dict[str, Any]) -> int:
+    """The status that an error stands for: its code if that is one, else what its code or type
+    is known for."""
+    code = str(error.get("code"))
+    if code.isascii() and code.isdecimal() and len(code) == 3:
+        return int(code)
+    return _STATUSES.get(code) or _STATUSES.get(str(error.get("type")), 500)

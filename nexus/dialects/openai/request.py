@@ -7,34 +7,35 @@ body is linear in its size, whatever it holds.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
 
 import msgspec
 
-from nexus.dialects.json_body import InvalidBody, Raw, read_fields, with_field
-from nexus.errors import RequestFailed
-from nexus.routing.needs import ANYTHING, Needs
+from nexus.dialects.base import InvalidBody, ParsedRequest, PromptField, RequestForm
+from nexus.dialects.json_body import Raw, read_fields, with_field
 
 CHARACTERS_PER_TOKEN = 4
-"""How a prompt's length in tokens is estimated before it is sent (the original's rule)."""
+"""The estimate of a prompt's length in tokens before it is sent."""
 IMAGE_TOKENS = 1000
+_FIELDS = frozenset(
+    ("model", "stream", "stream_options", "messages", "prompt", "input", "tools", "response_format")
+)
+"""Fields that the gateway reads in requests to any endpoint, beside the prompts of the endpoint."""
 _MOST_ITEMS = 2000
-"""Items of a list that are looked at for the longest one."""
+"""Items of a list that are compared to find the longest one."""
 
 
-class BodyNeeds(msgspec.Struct, dict=True):
-    """The needs of a body, each read when it is first asked for. `content` names the field with
-    the prompt."""
+class _BodyNeeds(msgspec.Struct, dict=True):
+    """The needs of a body, each read when it is first asked for."""
 
     fields: dict[str, Raw]
-    content: str
+    prompt: PromptField
     task: str
 
     @cached_property
     def vision(self) -> bool:
-        return self.content == "messages" and _IMAGE.search(self._raw("messages")) is not None
+        return self.prompt.messages and _IMAGE.search(self._raw(self.prompt.name)) is not None
 
     @cached_property
     def tools(self) -> bool:
@@ -46,20 +47,14 @@ class BodyNeeds(msgspec.Struct, dict=True):
 
     @cached_property
     def context(self) -> int:
-        raw = self._raw(self.content)
-        tokens = _of_text(raw) if self.content == "messages" else _of_longest(raw)
+        raw = self._raw(self.prompt.name)
+        tokens = _of_text(raw) if self.prompt.messages else _of_longest(raw)
+        for name in self.prompt.beside:
+            tokens += _of_text(self._raw(name))
         return tokens + _of_text(self._raw("tools"))
 
     def _raw(self, name: str) -> bytes:
         return bytes(self.fields.get(name, b""))
-
-
-class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as far as routing reads it."""
-
-    model: str
-    stream: bool = False
-    needs: Needs = ANYTHING
 
 
 # A quote within a JSON string is escaped, so these match names and values only, never a text that
@@ -76,12 +71,14 @@ _decode_model = msgspec.json.Decoder(str | None).decode
 _STREAM = {b"true": True, b"false": False, b"null": False}
 
 
-def read(body: bytes, required: Sequence[str], *, task: str = "") -> ParsedRequest:
-    """Read a body that must have one of the `required` fields.
+def parse_request(body: bytes, form: RequestForm) -> ParsedRequest:
+    """Read the model, whether a stream is asked for, and the needs; everything else is left to the
+    backend.
 
-    Everything else is left to the backend. Raises `InvalidBody`.
+    Raises `InvalidBody`.
     """
-    fields = read_fields(body)
+    names = form.fields
+    fields = read_fields(body, _FIELDS if names <= _FIELDS else _FIELDS | names)
     try:
         name = _decode_model(fields.get("model", b"null"))
     except msgspec.DecodeError as error:
@@ -91,22 +88,42 @@ def read(body: bytes, required: Sequence[str], *, task: str = "") -> ParsedReque
         raise InvalidBody(problem, param="model")
     stream = False
     if (raw := fields.get("stream")) is not None:
-        asked = _STREAM.get(bytes(raw))
-        if asked is None:
+        value = _STREAM.get(bytes(raw))
+        if value is None:
             raise InvalidBody("`stream` must be true or false.", param="stream")
-        stream = asked
-    for content in required:
-        raw = fields.get(content)
+        stream = value
+    prompt = _prompt_in(fields, form)
+    return ParsedRequest(model=name, stream=stream, needs=_BodyNeeds(fields, prompt, form.task))
+
+
+def _prompt_in(fields: dict[str, Raw], form: RequestForm) -> PromptField:
+    """The first prompt that the body has. Raises `InvalidBody`."""
+    for prompt in form.prompts:
+        raw = fields.get(prompt.name)
         if raw is not None and (len(raw) != len(b"null") or bytes(raw) != b"null"):
             break
     else:
-        raise InvalidBody(f"`{required[0]}` is missing.", param=required[0])
-    if content == "messages":
+        missing = form.prompts[0].name
+        raise InvalidBody(f"`{missing}` is missing.", param=missing)
+    if prompt.messages:
         if memoryview(raw)[0] != ord("["):
-            raise InvalidBody("`messages` must be a list.", param="messages")
+            raise InvalidBody(f"`{prompt.name}` must be a list.", param=prompt.name)
         if len(raw) < _NO_MESSAGE and not bytes(raw)[1:-1].strip():
-            raise InvalidBody("`messages` must not be empty.", param="messages")
-    return ParsedRequest(model=name, stream=stream, needs=BodyNeeds(fields, content, task))
+            raise InvalidBody(f"`{prompt.name}` must not be empty.", param=prompt.name)
+    for name in prompt.beside:
+        if bytes(fields.get(name, b"null")) == b"null":
+            raise InvalidBody(f"`{name}` is missing.", param=name)
+    return prompt
+
+
+def replace_model(body: bytes, model: str) -> bytes:
+    """The body with another `model`; all other bytes stay. Raises `InvalidBody`."""
+    try:
+        return with_field(body, "model", msgspec.json.encode(model))
+    except RecursionError as error:
+        raise InvalidBody("The body is nested too deeply.", json=False) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidBody("The body must be a JSON object.", json=False) from error
 
 
 def _of_text(raw: bytes) -> int:
@@ -117,9 +134,8 @@ def _of_text(raw: bytes) -> int:
         raw, images = _INLINE_DATA.subn(b"", raw)
     characters = len(raw) if raw.isascii() else len(raw.decode(errors="replace"))
     escapes = raw.count(b"\\") - raw.count(b"\\\\")
-    return (
-        characters - escapes - 4 * raw.count(b"\\u")
-    ) // CHARACTERS_PER_TOKEN + images * IMAGE_TOKENS
+    characters -= escapes + 4 * raw.count(b"\\u")
+    return characters // CHARACTERS_PER_TOKEN + images * IMAGE_TOKENS
 
 
 def _of_longest(raw: bytes) -> int:
@@ -137,19 +153,3 @@ def _of_longest(raw: bytes) -> int:
 
 def _ids(raw: bytes) -> int:
     return raw.count(b",") + 1
-
-
-def with_model_if_object(body: bytes, model: str) -> bytes:
-    """As `with_model`; what is no JSON object stays as it is, for `read` to refuse."""
-    try:
-        return with_field(body, "model", msgspec.json.encode(model))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidBody):
-        return body
-
-
-def with_model(body: bytes, model: str) -> bytes:
-    """The body with `model` replaced; all other bytes stay."""
-    try:
-        return with_field(body, "model", msgspec.json.encode(model))
-    except RecursionError as error:
-        raise RequestFailed("invalid_json", "The body is nested too deeply.") from error

@@ -1,4 +1,4 @@
-"""OpenAI's token usage: read from answers, and asked for where a client did not."""
+"""OpenAI's token usage: read from responses, and asked for in streams if the client did not."""
 
 from __future__ import annotations
 
@@ -7,28 +7,20 @@ from typing import Any
 
 import msgspec
 
-from nexus.dialects.json_body import InvalidBody, read_fields, with_field
+from nexus.dialects.base import InvalidBody, Usage
+from nexus.dialects.json_body import read_fields, with_field
 
 
-class Usage(msgspec.Struct):
-    """How many tokens an answer took, as far as it is told; cached ones of the prompt, reasoning
-    ones of the rest."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-
-
-class _Reported(msgspec.Struct):
+class _Fields(msgspec.Struct):
     prompt_tokens: Any = None
     completion_tokens: Any = None
+    total_tokens: Any = None
     prompt_tokens_details: Any = None
     completion_tokens_details: Any = None
 
 
-class _Answer(msgspec.Struct):
-    usage: _Reported | None = None
+class _Response(msgspec.Struct):
+    usage: _Fields | None = None
 
 
 class _Timings(msgspec.Struct):
@@ -38,30 +30,87 @@ class _Timings(msgspec.Struct):
 
 
 _MOST = 10**8
-"""A larger number of tokens is not believed: one such answer would spoil a sum for as long as
-the gateway runs."""
+"""A larger number of tokens is ignored: one such response would spoil a sum for as long as the
+gateway runs."""
 _LONGEST_USAGE = 4 * 1024
-"""Bytes of an answer after the key `usage` that are looked at where the answer is not strict
-JSON."""
+"""Bytes after the key `usage` that are searched if a response is not strict JSON."""
 
-_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_response = msgspec.json.Decoder(_Response).decode
 _decode_timings = msgspec.json.Decoder(_Timings).decode
-_decode_reported = msgspec.json.Decoder(_Reported).decode
+_decode_fields = msgspec.json.Decoder(_Fields).decode
 
 
-def _usage(reported: _Reported) -> Usage | None:
-    """What is told in OpenAI's form, each figure by itself; None where neither count is."""
-    prompt, completion = _count(reported.prompt_tokens), _count(reported.completion_tokens)
+def usage_in_response(response: bytes, *, lenient: bool = False) -> Usage | None:
+    """The usage that a whole response reports; None if it reports none in OpenAI's form.
+
+    `lenient`: the response is JSON, but may hold what strict JSON cannot, such as NaN.
+    """
+    if b'"usage"' not in response:
+        return None
+    try:
+        fields = _decode_response(response).usage
+    except (msgspec.ValidationError, RecursionError):
+        return None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        fields = _fields_in_lenient_json(response) if lenient else None
+    if fields is None:
+        return None
+    usage = _usage(fields)
+    if usage is None and (total := _count(fields.total_tokens)) is not None:
+        # Servers for embeddings and reranking report a total alone. Without `choices` nothing was
+        # generated, so that all tokens are the prompt's.
+        return Usage(prompt_tokens=total) if b'"choices"' not in response else None
+    return usage
+
+
+def _fields_in_lenient_json(response: bytes) -> _Fields | None:
+    """The usage of a response that has a NaN or a lone surrogate somewhere: only the object
+    itself is read."""
+    at = response.rfind(b'"usage"') + len(b'"usage"')
+    text = response[at : at + _LONGEST_USAGE].decode("utf-8", "replace").lstrip(" \t\r\n:")
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text)
+        return msgspec.convert(value, _Fields)
+    except (ValueError, RecursionError, msgspec.ValidationError):
+        return None
+
+
+def parse_usage(raw: bytes) -> Usage | None:
+    """The usage in a `usage` object of a stream; None if it is not in OpenAI's form."""
+    try:
+        return _usage(_decode_fields(raw))
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def parse_timings(raw: bytes) -> Usage | None:
+    """The usage in llama.cpp's `timings`, which count the prompt's cached tokens apart."""
+    try:
+        fields = _decode_timings(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    cached, read, completion = map(_count, (fields.cache_n, fields.prompt_n, fields.predicted_n))
+    if completion is None:
+        return None
+    prompt = cached + read if cached is not None and read is not None else None
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
+
+
+def _usage(fields: _Fields) -> Usage | None:
+    """Each count by itself; None if both the prompt's and the completion's are missing."""
+    prompt, completion = _count(fields.prompt_tokens), _count(fields.completion_tokens)
     if prompt is None and completion is None:
         return None
+    prompt_details, completion_details = (
+        fields.prompt_tokens_details,
+        fields.completion_tokens_details,
+    )
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        cached_tokens=_detail(reported.prompt_tokens_details, "cached_tokens")
-        if reported.prompt_tokens_details
-        else None,
-        reasoning_tokens=_detail(reported.completion_tokens_details, "reasoning_tokens")
-        if reported.completion_tokens_details
+        cached_tokens=_detail(prompt_details, "cached_tokens") if prompt_details else None,
+        reasoning_tokens=_detail(completion_details, "reasoning_tokens")
+        if completion_details
         else None,
     )
 
@@ -71,8 +120,8 @@ def _detail(details: Any, name: str) -> int | None:
 
 
 def _count(value: Any) -> int | None:
-    """A number of tokens; None for what is none: below nothing, no whole number, or too large to
-    be believed."""
+    """A number of tokens; None for what is none: negative, not whole, or too large to be
+    believed."""
     if value is None or (type(value) is int and 0 <= value <= _MOST):
         return value
     if type(value) not in (int, float) or not 0 <= value <= _MOST or value != int(value):
@@ -80,60 +129,8 @@ def _count(value: Any) -> int | None:
     return int(value)
 
 
-def usage_of(answer: bytes, *, lenient: bool = False) -> Usage | None:
-    """The usage that a whole answer reports; None where it reports none, or not in OpenAI's form.
-
-    `lenient`: the answer is JSON, but may hold what strict JSON cannot, such as NaN.
-    """
-    if b'"usage"' not in answer:
-        return None
-    try:
-        reported = _decode_answer(answer).usage
-    except (msgspec.ValidationError, RecursionError):
-        return None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return _usage_beside_what_is_not_strict(answer) if lenient else None
-    return _usage(reported) if reported is not None else None
-
-
-def _usage_beside_what_is_not_strict(answer: bytes) -> Usage | None:
-    """The usage of an answer that has a NaN or a lone surrogate somewhere: only the object
-    itself is read."""
-    at = answer.rfind(b'"usage"') + len(b'"usage"')
-    text = answer[at : at + _LONGEST_USAGE].decode("utf-8", "replace").lstrip(" \t\r\n:")
-    try:
-        reported, _ = json.JSONDecoder().raw_decode(text)
-        return _usage(msgspec.convert(reported, _Reported))
-    except (ValueError, RecursionError, msgspec.ValidationError):
-        return None
-
-
-def usage_in(raw: bytes) -> Usage | None:
-    """The usage in a `usage` object; None where it is not in OpenAI's form."""
-    try:
-        return _usage(_decode_reported(raw))
-    except (msgspec.DecodeError, RecursionError):
-        return None
-
-
-def timings_usage(raw: bytes) -> Usage | None:
-    """The usage in llama.cpp's `timings`, where the prompt's cached tokens are apart; None where
-    it is not there."""
-    try:
-        reported = _decode_timings(raw)
-    except (msgspec.DecodeError, RecursionError):
-        return None
-    cached, read, completion = map(
-        _count, (reported.cache_n, reported.prompt_n, reported.predicted_n)
-    )
-    if completion is None:
-        return None
-    prompt = cached + read if cached is not None and read is not None else None
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
-
-
 def asks_for_usage(body: bytes) -> bool:
-    """Whether a request for a stream asks for its usage by itself."""
+    """Whether a request for a stream asks for its usage itself."""
     if b'"include_usage"' not in body:
         return False
     try:
@@ -142,12 +139,11 @@ def asks_for_usage(body: bytes) -> bool:
         return False
 
 
-def with_usage_asked(body: bytes) -> bytes:
-    """The body, a JSON object that is not empty, with `stream_options.include_usage` set; all else
-    keeps its bytes.
+def ask_for_usage(body: bytes) -> bytes:
+    """The body with `stream_options.include_usage` set; all other bytes stay.
 
-    Gives the body as it is where `stream_options` is not an object: the backend is to say so, as it
-    was asked.
+    The body must be a JSON object that is not empty. It is returned as it is if `stream_options` is
+    not an object: then the backend refuses what the client sent.
     """
     if b'"stream_options"' not in body:
         return body.rstrip()[:-1] + b',"stream_options":{"include_usage":true}}'
@@ -159,6 +155,6 @@ def with_usage_asked(body: bytes) -> bytes:
 
 
 def _options(body: bytes) -> bytes:
-    """The field's bytes; those of an empty object if there is none."""
-    given = bytes(read_fields(body).get("stream_options", b"null"))
-    return b"{}" if given == b"null" else given
+    """The bytes of `stream_options`; those of an empty object if there is none."""
+    options = bytes(read_fields(body).get("stream_options", b"null"))
+    return b"{}" if options == b"null" else options

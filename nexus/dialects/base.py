@@ -1,0 +1,229 @@
+"""The interface of a dialect: the protocol that clients of an endpoint speak.
+
+A dialect is a module of pure functions and one incremental stream reader. It does no I/O and reads
+no clock of its own. Nothing outside a dialect knows the names of its fields, the form of its errors
+or the events of its streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from nexus.routing.needs import ANYTHING, Needs
+
+
+class InvalidBody(Exception):
+    """The body is not a request that a backend could answer.
+
+    Attributes:
+        param: The field that is wrong, if it is one.
+        json: False if the body is not JSON at all.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, json: bool = True) -> None:
+        super().__init__(message)
+        self.param = param
+        self.json = json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptField:
+    """A field of a request body that can hold the prompt.
+
+    Attributes:
+        name: Its key at the top level of the body.
+        messages: It is a list of messages, not empty, which together are one prompt.
+            Otherwise each item of a list is a prompt of its own.
+        beside: Fields that the body must have, too. Their texts belong to every prompt.
+    """
+
+    name: str
+    messages: bool = False
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestForm:
+    """What the requests of an endpoint hold, as far as the gateway reads them.
+
+    Attributes:
+        prompts: The first of these fields that a body has is its prompt. It must have one.
+        task: What the model must be able to do, as `Model.tasks` names it.
+        fields: The names of all fields in `prompts`.
+    """
+
+    prompts: tuple[PromptField, ...]
+    task: str
+    fields: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = [name for prompt in self.prompts for name in (prompt.name, *prompt.beside)]
+        object.__setattr__(self, "fields", frozenset(names))
+
+    def fits(self, fields: frozenset[str]) -> bool:
+        """Whether a body with these fields has a prompt."""
+        return any(fields.issuperset((prompt.name, *prompt.beside)) for prompt in self.prompts)
+
+
+class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as far as routing reads it."""
+
+    model: str
+    stream: bool = False
+    needs: Needs = ANYTHING
+
+
+class Usage(msgspec.Struct):
+    """The tokens that a response took, as far as the backend reports them.
+
+    Cached tokens are part of the prompt's, reasoning tokens of the completion's.
+    """
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class ReportedError(NamedTuple):
+    """An error that a backend reports in a response of 200, or in a stream.
+
+    Attributes:
+        message: What it says, at most 500 characters.
+        status: The status of a response that would say the same.
+        body: The body of that response.
+    """
+
+    message: str
+    status: int
+    body: bytes
+
+
+class StreamReader(Protocol):
+    """Reads one stream from a backend as it comes, and returns the bytes that the client gets.
+
+    Bytes are forwarded unmodified, in whole events, except for what `open_stream` documents. Times
+    are seconds on the clock that it was opened with; 0 means not yet.
+
+    Attributes:
+        content: Something has come that the client should see. Until then another backend can be
+            tried.
+        done: The dialect's own mark of the end has come. Nothing that the connection does later
+            matters.
+        error: The error that the stream reported.
+        events: How many events with data have come, without pings and the mark of the end.
+        first_token_at: When the first piece of the model's output came: text, a tool call,
+            reasoning.
+        alive_at: When the last sign of life came that is no output, such as a comment or a ping.
+        last_at: When the last bytes came.
+        longest_gap_s: The longest silence after the first token.
+    """
+
+    content: bool
+    done: bool
+    error: ReportedError | None
+    events: int
+    first_token_at: float
+    alive_at: float
+    last_at: float
+    longest_gap_s: float
+
+    def feed(self, piece: bytes) -> bytes:
+        """Read the next bytes; returns what is to be forwarded now."""
+
+    def end(self) -> bytes:
+        """The backend has sent everything; returns what was still held back."""
+
+    def interrupt(self) -> None:
+        """Stop before the end: the silence since the last bytes counts as a gap."""
+
+    def quiet_s(self) -> float:
+        """For how long nothing has come."""
+
+    def counted_tokens(self) -> int:
+        """How many events carried output: about the number of tokens where none is reported."""
+
+    @property
+    def within_event(self) -> bool:
+        """Whether an event was forwarded in part, and its end has not come."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """The usage that the backend reported so far."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stream came to its end: by its mark, or as its last events say."""
+
+
+class Dialect(Protocol):
+    """What a dialect's module must have.
+
+    Attributes:
+        NAME: Its name in configuration and metrics.
+        TITLE: Its name in documentation.
+        KEEPALIVE: What a client that waits for its stream gets, so that no proxy closes the
+            connection.
+    """
+
+    NAME: str
+    TITLE: str
+    KEEPALIVE: bytes
+
+    def parse_request(self, body: bytes, form: RequestForm, /) -> ParsedRequest:
+        """Read what routing needs. Fields that it does not need may hold anything.
+
+        Raises `InvalidBody`.
+        """
+
+    def replace_model(self, body: bytes, model: str, /) -> bytes:
+        """The body with another model; all other bytes stay. Raises `InvalidBody`."""
+
+    def asks_for_usage(self, body: bytes, /) -> bool:
+        """Whether a request for a stream gets its usage without our doing."""
+
+    def ask_for_usage(self, body: bytes, /) -> bytes:
+        """The body, a request that was parsed, made to ask for the usage of its stream.
+
+        All other bytes stay. A body that cannot be changed is returned as it is.
+        """
+
+    def usage_in_response(self, response: bytes, /, *, lenient: bool = False) -> Usage | None:
+        """The usage that a whole response reports; None if it reports none.
+
+        `lenient`: the response is known to be JSON, but perhaps not strict (NaN).
+        """
+
+    def error_in_response(self, response: bytes, /) -> ReportedError | None:
+        """The error in a whole response of 200; None if it is a response."""
+
+    def open_stream(
+        self, *, clock: Callable[[], float], hide_usage: bool, own_key: str | None
+    ) -> StreamReader:
+        """A reader for one stream.
+
+        `hide_usage` removes what only `ask_for_usage` has put into the stream. `own_key` is the
+        gateway's key at the backend, which is masked if an error repeats it.
+        """
+
+    def error_body(
+        self,
+        message: str,
+        /,
+        *,
+        status: int,
+        code: str | None,
+        param: str | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        """The body of an error response of the gateway."""
+
+    def error_event(self, message: str, /, *, status: int, code: str | None) -> bytes:
+        """The event that reports an error of the gateway within a stream, which it ends."""
+
+    def response_events(self, response: bytes, /, status: int) -> bytes:
+        """A whole response as the events of a stream that has begun with keep-alives."""
