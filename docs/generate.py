@@ -5,6 +5,8 @@ Run it with `make pages` or `python docs/generate.py`. A test fails if a page di
 
 import ast
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import get_type_hints
 
@@ -27,6 +29,7 @@ from nexus.config.records import (
 from nexus.config.template import documentation, field_default, template, toml
 from nexus.errors import FAULTS
 from nexus.metrics.families import FAMILIES
+from nexus.proxy.endpoints import ENDPOINTS
 
 ROOT = Path(__file__).parent.parent
 
@@ -274,11 +277,47 @@ def _command(name: str) -> list[str]:
 
 def architecture() -> str:
     """docs/architecture.md, with the table of folders from the sources."""
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    marks = r"(<!-- folders -->\n).*?(<!-- end of folders -->)"
-    found = re.subn(marks, lambda mark: mark[1] + folders() + mark[2], page, flags=re.DOTALL)
-    assert found[1] == 1, "the page has one pair of marks for the table of folders"
-    return found[0]
+    return _marked("docs/architecture.md", "folders", folders())
+
+
+def api() -> str:
+    """docs/api.md, with the table of proxied endpoints."""
+    lines = ["| endpoint | | prompt | streams |", "|---|---|---|---|"]
+    for endpoint in ENDPOINTS:
+        prompts = [
+            " with ".join(f"`{name}`" for name in (*prompt.beside, prompt.name))
+            for prompt in endpoint.form.prompts
+        ]
+        lines.append(
+            _row(
+                f"`{'`, `'.join(endpoint.methods)} {endpoint.path}`",
+                endpoint.summary,
+                " or ".join(prompts),
+                "yes" if endpoint.streams else "no",
+            )
+        )
+    return _marked("docs/api.md", "endpoints", "\n".join([*lines, ""]))
+
+
+def balancer(name: str) -> str:
+    """A balancer's file, with the paths of the proxied endpoints in its patterns."""
+    paths = "|".join(endpoint.path.removeprefix("/v1/") for endpoint in ENDPOINTS)
+    pattern = r"\(chat/completions(?:\|[a-z_/]+)*?(\|models)?\)"
+    file, count = re.subn(
+        pattern, lambda match: f"({paths}{match[1] or ''})", (ROOT / name).read_text()
+    )
+    assert count, f"{name} has no list of endpoints"
+    return file
+
+
+def _marked(name: str, mark: str, table: str) -> str:
+    """A page with `table` between its marks."""
+    marks = rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)"
+    page, count = re.subn(
+        marks, lambda match: match[1] + table + match[2], (ROOT / name).read_text(), flags=re.DOTALL
+    )
+    assert count == 1, f"{name} has one pair of marks for {mark}"
+    return page
 
 
 def folders() -> str:
@@ -334,7 +373,10 @@ def _imports(part: str) -> list[str]:
     return [name for level in reversed(levels()) for name in sorted(level) if name in parts]
 
 
-PAGES = {
+BALANCERS = ("deploy/haproxy/nexus.cfg", "deploy/nginx/server.conf")
+PAGES: dict[str, Callable[[], str]] = {
+    **{name: partial(balancer, name) for name in BALANCERS},
+    "docs/api.md": api,
     "docs/architecture.md": architecture,
     "docs/cli.md": commands,
     "docs/configuration.md": configuration,

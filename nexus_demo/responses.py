@@ -8,7 +8,7 @@ import json
 import random
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _SUBJECTS = (
@@ -142,6 +142,12 @@ def embeddings(request: dict[str, Any], *, usage: bool) -> dict[str, Any]:
         count = tokens_of(given)
         answer["usage"] = {"prompt_tokens": count, "total_tokens": count}
     return answer
+
+
+GENERATED = {"/v1/chat/completions": True, "/v1/completions": False}
+"""The endpoints that answer with a `Reply`, and whether that is a chat's."""
+COMPUTED: dict[str, Callable[..., dict[str, Any]]] = {"/v1/embeddings": embeddings}
+"""The other endpoints, each with a function of the request's body and `usage`."""
 
 
 def model_list(models: list[str], owner: str, *, context: bool = True) -> dict[str, Any]:

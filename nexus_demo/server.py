@@ -167,11 +167,7 @@ class DemoBackend:
             except ValueError as error:
                 _respond(sock, 400, responses.error(str(error), code="invalid"))
             return True
-        if method != "POST" or path not in (
-            "/v1/chat/completions",
-            "/v1/completions",
-            "/v1/embeddings",
-        ):
+        if method != "POST" or path not in {*responses.GENERATED, *responses.COMPUTED}:
             _respond(sock, 404, responses.error(f"nothing at {method} {path}", code="not_found"))
             return True
         return self._proxied(sock, request, path)
@@ -214,10 +210,10 @@ class DemoBackend:
         if fault.status or fault.hang or fault.close or fault.reset or fault.malformed:
             return self._strike(sock, fault, path, request.headers)
         usage = not fault.no_usage
-        if path == "/v1/embeddings":
-            return self._whole(sock, responses.embeddings(body, usage=usage), fault)
+        if (compute := responses.COMPUTED.get(path)) is not None:
+            return self._whole(sock, compute(body, usage=usage), fault)
         reply = responses.Reply(
-            body, chat=path.startswith("/v1/chat"), rng=self._rng, length=self.manner.length
+            body, chat=responses.GENERATED[path], rng=self._rng, length=self.manner.length
         )
         if body.get("stream") is True:
             reply.usage_asked = {"always": True, "never": False}.get(

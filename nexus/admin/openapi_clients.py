@@ -1,7 +1,7 @@
 """The clients' endpoints in OpenAPI: the proxied ones and the list of models.
 
-Proxied requests and responses are OpenAI's and pass through unchanged. Only what the gateway
-itself reads of them is described.
+Proxied requests and responses pass through unchanged. Only what the gateway itself reads of them
+is described.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from nexus.admin.openapi_schema import (
     parameter,
     refused,
 )
+from nexus.dialects.base import PromptField
 from nexus.errors import FAULTS
+from nexus.proxy.endpoints import ENDPOINTS, Endpoint
 
 _NEVER_SEEN = 499  # the status of a client that is gone
 
@@ -64,56 +66,46 @@ def _faults() -> dict[str, Any]:
 
 
 _NOT_NULL: Schema = {"type": ["string", "array", "object", "number", "boolean"]}
-_ASKED: dict[str, Schema] = {"messages": {"type": "array", "minItems": 1}}
-"""What the gateway itself asks of a key."""
+_MESSAGES: Schema = {"type": "array", "minItems": 1}
 
 
-def _request(*needed: str) -> Schema:
-    """A request that has a model and one of these keys."""
-    shapes = [
-        {
-            "type": "object",
-            "properties": {
-                "model": {"type": "string", "minLength": 1},
-                "stream": FLAG,
-                key: _ASKED.get(key, _NOT_NULL),
-            },
-            "required": ["model", key],
-            "description": "OpenAI's request; other fields go to the backend unchanged.",
-        }
-        for key in needed
-    ]
-    return shapes[0] if len(shapes) == 1 else {"anyOf": shapes}
-
-
-def _proxied(summary: str, *needed: str, streams: bool) -> dict[str, Any]:
-    media = content(component("Answer"))
-    if streams:
-        media |= content(TEXT, "text/event-stream")
+def _request(prompt: PromptField) -> Schema:
+    """A request with a model and this prompt; the gateway itself asks no more of it."""
+    keys = {prompt.name: _MESSAGES if prompt.messages else _NOT_NULL}
+    keys |= dict.fromkeys(prompt.beside, _NOT_NULL)
     return {
-        "post": {
-            "summary": summary,
-            "tags": ["OpenAI"],
-            "parameters": [
-                parameter(
-                    "X-Nexus-Priority",
-                    {"enum": ["high", "normal"]},
-                    "Who goes first.",
-                    place="header",
-                ),
-                parameter(
-                    "X-Nexus-Flexible", TEXT, "`true`: a lower tier will do.", place="header"
-                ),
-                parameter("X-Nexus-Strict", TEXT, "`true`: it will not.", place="header"),
-                parameter("X-Request-Id", TEXT, "A name for the request.", place="header"),
-            ],
-            "requestBody": {"required": True, "content": content(_request(*needed))},
-            "responses": {
-                "200": {"description": "The backend's answer.", "content": media},
-                **_faults(),
-            },
-        }
+        "type": "object",
+        "properties": {"model": {"type": "string", "minLength": 1}, "stream": FLAG, **keys},
+        "required": ["model", *keys],
+        "description": "Other fields go to the backend unchanged.",
     }
+
+
+def _proxied(endpoint: Endpoint) -> dict[str, Any]:
+    media = content(component("Answer"))
+    if endpoint.streams:
+        media |= content(TEXT, "text/event-stream")
+    forms = [_request(prompt) for prompt in endpoint.form.prompts]
+    schema = forms[0] if len(forms) == 1 else {"anyOf": forms}
+    body = {kind: {"schema": schema} for kind in endpoint.content_types}
+    operation = {
+        "summary": endpoint.summary,
+        "tags": [endpoint.dialect.TITLE],
+        "parameters": [
+            parameter(
+                "X-Nexus-Priority", {"enum": ["high", "normal"]}, "Who goes first.", place="header"
+            ),
+            parameter("X-Nexus-Flexible", TEXT, "`true`: a lower tier will do.", place="header"),
+            parameter("X-Nexus-Strict", TEXT, "`true`: it will not.", place="header"),
+            parameter("X-Request-Id", TEXT, "A name for the request.", place="header"),
+        ],
+        "requestBody": {"required": True, "content": body},
+        "responses": {
+            "200": {"description": "The backend's answer.", "content": media},
+            **_faults(),
+        },
+    }
+    return {method.lower(): operation for method in endpoint.methods}
 
 
 def _get(summary: str, tag: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -123,9 +115,7 @@ def _get(summary: str, tag: str, responses: dict[str, Any], **more: Any) -> dict
 def client_paths() -> dict[str, Any]:
     models = object_schema(object={"const": "list"}, data=list_schema(component("Model")))
     return {
-        "/v1/chat/completions": _proxied("Answer a conversation", "messages", streams=True),
-        "/v1/completions": _proxied("Go on with a text", "prompt", "prompt_embeds", streams=True),
-        "/v1/embeddings": _proxied("Embed texts", "input", "messages", streams=False),
+        **{endpoint.path: _proxied(endpoint) for endpoint in ENDPOINTS},
         "/v1/models": _get(
             "Every model of the healthy backends, and every alias",
             "OpenAI",
