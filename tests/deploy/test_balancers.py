@@ -198,7 +198,8 @@ def test_a_body_over_the_limit(balancer: Balancer):
         client.putrequest("POST", CHAT)
         client.putheader("content-length", str(32 * 1024 * 1024 + 1))
         client.endheaders()
-        client.send(bytes(64 * 1024))  # a balancer that buffers bodies may wait for a buffer of it
+        with contextlib.suppress(OSError):  # it may have answered and closed by now
+            client.send(bytes(64 * 1024))  # a balancer that buffers may wait for a buffer of it
         answer = client.getresponse()
         assert (answer.status, json.loads(answer.read())["error"]["code"]) == (
             413,
@@ -236,19 +237,22 @@ def lateness_of_streams(balancer: Balancer) -> list[float]:
     )
     assert len(late) == STREAMS * EVENTS
     measured = [late_s for sent, late_s in late if sent > opened]
-    assert len(measured) > STREAMS * EVENTS / 2, "most events were sent while all streams were open"
+    assert len(measured) > STREAMS, "events were sent while all streams were open"
     return measured
 
 
 def test_200_streams_come_as_they_are_sent(balancer: Balancer):
-    """Measured again where something else had the processors: that only adds, and what buffers
-    does so each time."""
-    found = []
+    """A balancer that buffers holds an event back at least until the next one is sent.
+
+    Measured again if something else had the processors: that only adds, and a balancer that
+    buffers does so each time.
+    """
+    percentiles = []
     for _ in range(3):
-        found.append(statistics.quantiles(lateness_of_streams(balancer), n=100)[98])
-        if found[-1] < 0.020:
+        percentiles.append(statistics.quantiles(lateness_of_streams(balancer), n=100)[98])
+        if percentiles[-1] < PAUSE_S:
             return
-    raise AssertionError(f"99th percentiles: {found} s")
+    raise AssertionError(f"99th percentiles: {percentiles} s, of events {PAUSE_S} s apart")
 
 
 @pytest.mark.parametrize(
