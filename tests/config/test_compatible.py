@@ -5,8 +5,9 @@ import pytest
 from nexus.config import ConfigError, load
 from nexus.config.records import Weights
 from nexus.fleet.records import Backend, Model
+from nexus.routing.context import Conditions
 from nexus.routing.policies import Policies
-from nexus.routing.strategies import Circumstances, score
+from nexus.routing.strategies import score
 from nexus.routing.table import Candidate
 
 BACKEND = '[[backends]]\nname = "b"\nurl = "http://h:1"\n'
@@ -151,9 +152,7 @@ def test_the_score_takes_a_priority_outside_its_range_as_the_nearer_end(
     def of(number):
         config = taken(tmp_path, BACKEND + f"priority = {number}").config.backends[0]
         candidate = Candidate(Backend(config=config, label="b", column=0), Model(name="m"))
-        return score(
-            candidate, Circumstances(load=lambda _: 0, weights=Weights(), turn=0, chance=0.0)
-        )
+        return score(candidate, Weights(), Conditions(load=lambda _: 0))
 
     assert of(priority) == of(counts_as)
 
