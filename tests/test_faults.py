@@ -39,8 +39,11 @@ CONFIG = Config(
     circuit_breaker=CircuitBreaker(enabled=False),
 )
 LIMITS = {
-    "first_byte_timeout_seconds": 0.4, "idle_timeout_seconds": 0.4, "connect_timeout_seconds": 0.3, "stream_usage": False,
-}  # fmt: skip
+    "first_byte_timeout_seconds": 0.4,
+    "idle_timeout_seconds": 0.4,
+    "connect_timeout_seconds": 5.0,
+    "stream_usage": False,
+}
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,8 @@ def struck(fleet: tuple[Workers, Demo, Demo], case: Case) -> Iterator[None]:
         backends = fleet_of(first.url.replace("http:", "https:"), second.url)
     elif case.place == "full":
         listener, held = full_listener()
-        backends = fleet_of(f"http://127.0.0.1:{listener.getsockname()[1]}", second.url)
+        full = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        backends = fleet_of(full, second.url, connect_timeout_seconds=0.3)
     elif case.place == "patient":
         config = msgspec.structs.replace(CONFIG, server=Server(request_timeout_seconds=0.4))
         backends = fleet_of(first.url, second.url, first_byte_timeout_seconds=60.0)
