@@ -133,8 +133,15 @@ NO_CONNECTION = {
 """What the log says of each, and no client is told."""
 ELSEWHERE = {
     "test_bad_input.py": {
-        "invalid_json", "invalid_request", "body_cut_short", "body_too_slow", "body_too_large", "method_not_allowed",
-        "unsupported_media_type", "model_not_found", "capability_mismatch",
+        "invalid_json",
+        "invalid_request",
+        "body_cut_short",
+        "body_too_slow",
+        "body_too_large",
+        "method_not_allowed",
+        "unsupported_media_type",
+        "model_not_found",
+        "capability_mismatch",
     },
     "ingress/test_browsers.py": {"origin_refused"},
     "ingress/test_encodings.py": {"unsupported_encoding"},
@@ -143,14 +150,23 @@ ELSEWHERE = {
     "test_queue.py": {"queue_full", "queue_timeout", "at_capacity"},
     "test_policies.py": {"routing_rejected"},
     "routing/test_router.py": {"no_backend", "no_healthy_backend", "fallback_exhausted"},
-    "below": {"stream_reset", "stream_truncated", "stream_error", "stream_error_busy", "stream_error_limits_client",
-              "stream_idle", "stream_deadline",
-              "backend_refused_client", "backend_limits_client", "out_of_time"},
+    "below": {
+        "stream_reset",
+        "stream_truncated",
+        "stream_error",
+        "stream_error_busy",
+        "stream_error_limits_client",
+        "stream_idle",
+        "stream_deadline",
+        "backend_refused_client",
+        "backend_limits_client",
+        "out_of_time",
+    },
     "test_lifecycle.py": {"shutdown", "stopping"},
     "web/test_views.py": {"internal"},
     "streams/test_life.py": {"stream_refused"},
     "test_wire.py": {"loop_detected"},
-}  # fmt: skip
+}
 
 
 def test_every_row_is_walked():

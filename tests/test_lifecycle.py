@@ -208,10 +208,14 @@ def test_restart_begins_at_zero_and_orphans_keep_to_their_generation(tmp_path, s
     from zero."""
     port = free_port()
     environ = clean_environ(
-        NEXUS_RUN_DIR=str(tmp_path / "run"), NEXUS_PORT=str(port), NEXUS_HOST="127.0.0.1", NEXUS_WORKERS="2",
-        NEXUS_CONFIG=str(tmp_path / "nexus.toml"), NEXUS_HEALTH_LISTEN=f"127.0.0.1:{free_port()}",
+        NEXUS_RUN_DIR=str(tmp_path / "run"),
+        NEXUS_PORT=str(port),
+        NEXUS_HOST="127.0.0.1",
+        NEXUS_WORKERS="2",
+        NEXUS_CONFIG=str(tmp_path / "nexus.toml"),
+        NEXUS_HEALTH_LISTEN=f"127.0.0.1:{free_port()}",
         NEXUS_GRACEFUL_TIMEOUT="5",
-    )  # fmt: skip
+    )
     (tmp_path / "nexus.toml").write_text(backend_toml(slow))
     command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"]
     base, operations = f"http://127.0.0.1:{port}", f"http://{environ['NEXUS_HEALTH_LISTEN']}"

@@ -208,10 +208,20 @@ def test_series_stay_within_the_bound(outcome):
     is shown that is not in the table."""
     shown = json.loads(
         subprocess.run(
-            [sys.executable, "-m", "nexus", "metrics", "bound", "-c", str(outcome.gateway.file), "--json"],
-            capture_output=True, check=True,
+            [
+                sys.executable,
+                "-m",
+                "nexus",
+                "metrics",
+                "bound",
+                "-c",
+                str(outcome.gateway.file),
+                "--json",
+            ],
+            capture_output=True,
+            check=True,
         ).stdout
-    )["families"]  # fmt: skip
+    )["families"]
     found: Counter[str] = Counter()
     for name, _ in outcome.scrape.samples:
         family = next(

@@ -47,7 +47,8 @@ ACCEPTED = [
     ),
     ('[logging]\nlevel = "nexus=debug"', lambda c: c.logging.level, "debug"),
     (
-        '[logging]\nlevel = "warn,nexus::health::checker=trace"\n[logging.component_levels]\nproxy = "Debug"',
+        '[logging]\nlevel = "warn,nexus::health::checker=trace"\n[logging.component_levels]\n'
+        'proxy = "Debug"',
         lambda c: (c.logging.level, c.logging.component_levels),
         ("warn", {"health": "trace", "proxy": "debug"}),
     ),
@@ -118,7 +119,8 @@ def test_directives_of_the_environment_go_before_the_file(tmp_path):
         ),
         (
             "[routing.fallbacks]\nm = ['m', 'n']",
-            '[routing.fallbacks] "m" falls back to itself; name other models. The Rust gateway ignored this.',
+            '[routing.fallbacks] "m" falls back to itself; name other models. The Rust gateway '
+            "ignored this.",
         ),
         (
             BACKEND + BACKEND,

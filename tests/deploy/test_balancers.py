@@ -75,10 +75,27 @@ def test_the_files_are_taken_without_a_complaint(balancer: Balancer, before_one:
 
 
 PRIVATE = [
-    "/", "/metrics", "/v1/stats", "/v1/history", "/v1/live", "/assets/dashboard.js", "/admin/backends", "/openapi.json",
-    "/health", "/livez", "/readyz", "/readyz?verbose", "/v1/%73tats", "/v1//stats", "//metrics", "/v1/models/../stats",
-    "/v1/models/..%2fstats", "/%6detrics", "/V1/STATS", "/v1/chat/completions/../../stats",
-]  # fmt: skip
+    "/",
+    "/metrics",
+    "/v1/stats",
+    "/v1/history",
+    "/v1/live",
+    "/assets/dashboard.js",
+    "/admin/backends",
+    "/openapi.json",
+    "/health",
+    "/livez",
+    "/readyz",
+    "/readyz?verbose",
+    "/v1/%73tats",
+    "/v1//stats",
+    "//metrics",
+    "/v1/models/../stats",
+    "/v1/models/..%2fstats",
+    "/%6detrics",
+    "/V1/STATS",
+    "/v1/chat/completions/../../stats",
+]
 
 
 def test_what_is_for_operators_is_not_there_for_clients(
@@ -117,7 +134,10 @@ def test_every_endpoint_is_there_for_clients(balancer: Balancer):
 def test_a_slow_body_does_not_reach_a_gateway(balancer: Balancer, gateways: list[Gateway]):
     """The balancer keeps it until it is there: so it holds nothing at the gateway."""
     before = served(balancer)
-    begin = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9999\r\n\r\n"
+    begin = (
+        f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"content-length: 9999\r\n\r\n"
+    )
     with contextlib.ExitStack() as stack:
         for _ in range(20):
             slow = stack.enter_context(contextlib.closing(balancer.connect()))

@@ -29,9 +29,13 @@ def backend(
     **config,
 ) -> Backend:
     return Backend(
-        config=BackendConfig(name=name, url="http://x", **config), label=name, column=column, status=status,
-        latency_ms=latency_ms, models=tuple(Model(name=model) if isinstance(model, str) else model for model in models),
-    )  # fmt: skip
+        config=BackendConfig(name=name, url="http://x", **config),
+        label=name,
+        column=column,
+        status=status,
+        latency_ms=latency_ms,
+        models=tuple(Model(name=model) if isinstance(model, str) else model for model in models),
+    )
 
 
 def table(*backends: Backend, **routing) -> RouteTable:
@@ -544,13 +548,18 @@ fleets = st.lists(
         st.sampled_from(["open", "restricted"]),
         st.integers(1, 5),
         st.sampled_from(
-            [CLEAR, EndpointStatus(state="open", ready_in_s=1), EndpointStatus(state="half_open"), EndpointStatus(busy_s=1),
-             EndpointStatus(share=0.3, failures=2)]
+            [
+                CLEAR,
+                EndpointStatus(state="open", ready_in_s=1),
+                EndpointStatus(state="half_open"),
+                EndpointStatus(busy_s=1),
+                EndpointStatus(share=0.3, failures=2),
+            ]
         ),
     ),
     max_size=6,
     unique_by=lambda b: b[0],
-)  # fmt: skip
+)
 
 
 @given(
@@ -584,9 +593,14 @@ def test_never_one_that_is_excluded(
     tried: set[tuple[str, str]] = set()
     for _ in range(13):
         given_ = {
-            "tried": frozenset(tried), "load": lambda c: loads[c], "cursor": turn, "chance": chance,
-            "status": lambda c, _: statuses[c], "constraints": Constraints(restricted, min_tier), "flexible": flexible,
-        }  # fmt: skip
+            "tried": frozenset(tried),
+            "load": lambda c: loads[c],
+            "cursor": turn,
+            "chance": chance,
+            "status": lambda c, _: statuses[c],
+            "constraints": Constraints(restricted, min_tier),
+            "flexible": flexible,
+        }
         try:
             choice = pick(routes, "m", **given_)
         except RequestFailed:

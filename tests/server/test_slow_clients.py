@@ -230,9 +230,17 @@ def blocked(gateway: Gateway) -> int:
 
 @pytest.mark.parametrize(
     ("at", "received", "left"),
-    [(0.0, 0, 5.0), (4.0, 0, 1.0), (5.0, 0, 0.0), (5.0, 240, 1.0), (30.0, 240 * 30, 5.0), (1.0, 10**6, 60.0),
-     (290.0, 10**9, 10.0), (301.0, 10**9, -1.0)],
-)  # fmt: skip
+    [
+        (0.0, 0, 5.0),
+        (4.0, 0, 1.0),
+        (5.0, 0, 0.0),
+        (5.0, 240, 1.0),
+        (30.0, 240 * 30, 5.0),
+        (1.0, 10**6, 60.0),
+        (290.0, 10**9, 10.0),
+        (301.0, 10**9, -1.0),
+    ],
+)
 def test_pace(at, received, left):
     assert BodyPace(100.0, Server()).remaining_s(100.0 + at, received) == pytest.approx(left)
 

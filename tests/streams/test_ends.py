@@ -277,16 +277,24 @@ def test_at_a_stop_streams_are_told(tmp_path: Path):
             *[chat("long", "m", stream=True)] * 3,
         ]
         load = threading.Thread(
-            target=run, args=(gateway.port, asks),
-            kwargs={"concurrency": 6, "seen": lambda ask, status, content: results.append((ask.kind, status, content))},
-        )  # fmt: skip
+            target=run,
+            args=(gateway.port, asks),
+            kwargs={
+                "concurrency": 6,
+                "seen": lambda ask, status, content: results.append((ask.kind, status, content)),
+            },
+        )
         load.start()
         until(lambda: demo.tally()["open"] == 6)
         demo.fault("hang")
         waiting = threading.Thread(
-            target=run, args=(gateway.port, [chat("waiting", "m")]),
-            kwargs={"concurrency": 1, "seen": lambda ask, status, content: results.append((ask.kind, status, content))},
-        )  # fmt: skip
+            target=run,
+            args=(gateway.port, [chat("waiting", "m")]),
+            kwargs={
+                "concurrency": 1,
+                "seen": lambda ask, status, content: results.append((ask.kind, status, content)),
+            },
+        )
         waiting.start()
         until(lambda: demo.tally()["open"] == 7)
         until(lambda: gateway.scrape().value("nexus_streams_active") == 6)
@@ -308,8 +316,10 @@ def test_at_a_stop_streams_are_told(tmp_path: Path):
             for line in gateway.lines("request")
         ]
         assert sorted(lines, key=str) == [
-            *[(200, None, "complete")] * 3, *[(502, "shutdown", "shutdown")] * 3, (503, "stopping", None),
-        ]  # fmt: skip
+            *[(200, None, "complete")] * 3,
+            *[(502, "shutdown", "shutdown")] * 3,
+            (503, "stopping", None),
+        ]
 
 
 FLASK = pytest.mark.parametrize("flask", [False, True], ids=["fast path", "flask"])

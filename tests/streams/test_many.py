@@ -89,9 +89,14 @@ def test_times_at_two_hundred_streams(gateway, replay):
             least_ms = (said[name][nth] - received[name]) * 1000
             most_ms = (seen[name][nth] - asked[name]) * 1000
             assert least_ms - 0.1 <= line[measured] <= most_ms + 0.1, "but for rounding"
-    sums = {key[0]: value for key, value in moved(
-        before, after, ("nexus_time_to_first_token_seconds_sum", "nexus_time_per_output_token_seconds_sum")
-    ).items()}  # fmt: skip
+    sums = {
+        key[0]: value
+        for key, value in moved(
+            before,
+            after,
+            ("nexus_time_to_first_token_seconds_sum", "nexus_time_per_output_token_seconds_sum"),
+        ).items()
+    }
     mean = sum(line["ttft_ms"] for line in lines.values()) / 1000 / count
     assert sums["nexus_time_to_first_token_seconds_sum"] / count == pytest.approx(mean, abs=0.001)
     least_s = sum(said[name][events - 1] - seen[name][0] for name in said) / (events - 1)

@@ -233,9 +233,14 @@ class Workers(Measured):
         self._columns = 0
         self.publish(config, backends)
         settings = clean_environ(
-            NEXUS_RUN_DIR=str(self.run_dir.path), NEXUS_PORT=str(self.port), NEXUS_HOST="127.0.0.1",
-            NEXUS_WORKERS=str(workers), NEXUS_LOG_FORMAT="json", NEXUS_GRACEFUL_TIMEOUT="5", **(environ or {}),
-        )  # fmt: skip
+            NEXUS_RUN_DIR=str(self.run_dir.path),
+            NEXUS_PORT=str(self.port),
+            NEXUS_HOST="127.0.0.1",
+            NEXUS_WORKERS=str(workers),
+            NEXUS_LOG_FORMAT="json",
+            NEXUS_GRACEFUL_TIMEOUT="5",
+            **(environ or {}),
+        )
         super().__init__(
             [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"],
             log=directory / "workers.log",
