@@ -10,7 +10,7 @@ from nexus.server import hooks
 
 stderr.make_nonblocking()  # before gunicorn's own log takes hold of it
 
-_host = os.environ.get("NEXUS_HOST", "0.0.0.0").strip("[]")
+_host = os.environ.get("NEXUS_HOST", "127.0.0.1").strip("[]")
 bind = f"{f'[{_host}]' if ':' in _host else _host}:{os.environ.get('NEXUS_PORT', '8000')}"
 workers = int(os.environ.get("NEXUS_WORKERS") or 0) or host.usable_cores()
 # Requests mostly wait for backends: one process serves thousands of them on greenlets. The stock

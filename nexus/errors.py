@@ -62,6 +62,14 @@ _CLIENT = _rows(
     Fault(code="loop_detected", status=508, error_type="loop_detected", retry=True, blame=Blame.GATEWAY, description="The request has passed this gateway before, as its Via header shows: a backend's url leads back to the gateway. Correct that url."),
     Fault(code="client_gone", status=499, error_type="client_disconnect", stream_end="client_disconnect", description="The client went away before the end."),
 )
+_ACCESS = _rows(
+    Fault(code="invalid_api_key", status=401, error_type="unauthorized", description="The request has no API key, or one that is not known."),
+    Fault(code="key_expired", status=401, error_type="unauthorized", description="The API key has expired."),
+    Fault(code="key_blocked", status=401, error_type="unauthorized", description="The operators have blocked the API key."),
+    Fault(code="ambiguous_credentials", status=401, error_type="unauthorized", description="The request carries two different API keys."),
+    Fault(code="endpoint_not_allowed", status=403, error_type="forbidden", description="The API key may not use this endpoint."),
+    Fault(code="model_not_allowed", status=403, error_type="forbidden", description="The API key may not use this model."),
+)
 _ROUTING = _rows(
     Fault(code="model_not_found", status=404, error_type="model_not_found", description="No backend has the model."),
     Fault(code="fallback_exhausted", status=404, error_type="fallback_exhausted", description="Neither the model nor any of its fallbacks can be served."),
@@ -115,7 +123,9 @@ _OURS = _rows(
 )
 # fmt: on
 
-FAULTS: dict[str, Fault] = _CLIENT | _ROUTING | _BEFORE_THE_ANSWER | _WITHIN_A_STREAM | _OURS
+FAULTS: dict[str, Fault] = (
+    _CLIENT | _ACCESS | _ROUTING | _BEFORE_THE_ANSWER | _WITHIN_A_STREAM | _OURS
+)
 
 STREAM_ENDS: tuple[str, ...] = (
     "complete", *dict.fromkeys(fault.stream_end for fault in FAULTS.values() if fault.stream_end)

@@ -51,12 +51,8 @@ def nexus(trap, *words):
     )
     return subprocess.run(
         [sys.executable, "-m", *words, "-c", str(file)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=clean_environ(),
-        cwd=Path(__file__).parent.parent,
-    )
+        capture_output=True, text=True, timeout=60, env=clean_environ(), cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

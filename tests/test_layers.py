@@ -11,7 +11,7 @@ LEVELS: list[set[str]] = [
     {"providers"},
     {"config"},
     {"fleet", "http"},
-    {"routing"},
+    {"routing", "access"},
     {"metrics", "dialects"},
     {"proxy"},
     {"admin", "server"},

@@ -169,19 +169,9 @@ def test_no_canary_anywhere(gateway):
     for token in (None, TOKEN, CLIENT):
         for where, base in (("clients", port), ("operations", operations)):
             for path in (
-                "/",
-                "/metrics",
-                "/v1/stats",
-                "/v1/history",
-                "/v1/live",
-                "/health",
-                "/readyz?verbose",
-                "/livez?verbose",
-                "/openapi.json",
-                "/v1/models",
-                "/admin/backends",
-                "/nothing",
-            ):
+                "/", "/metrics", "/v1/stats", "/v1/history", "/v1/live", "/health", "/readyz?verbose", "/livez?verbose",
+                "/openapi.json", "/v1/models", "/admin/backends", "/nothing",
+            ):  # fmt: skip
                 ask(gateway, f"{where} {path} {token}", base, path, token=token)
     added = {
         "name": "more",
@@ -197,20 +187,10 @@ def test_no_canary_anywhere(gateway):
     }.items():
         assert ask(gateway, name, operations, "/admin/backends", token=TOKEN, body=body) == 400
     for words in (
-        ("status",),
-        ("status", "--json"),
-        ("backends", "list"),
-        ("backends", "list", "--json"),
-        ("doctor",),
-        ("history",),
-        ("history", "--json"),
-        ("models",),
-        ("stats",),
-        ("config", "show"),
-        ("config", "check"),
-        ("route", "explain", "demo-small"),
-        ("chat", "echo", "hello"),
-    ):
+        ("status",), ("status", "--json"), ("backends", "list"), ("backends", "list", "--json"), ("doctor",),
+        ("history",), ("history", "--json"), ("models",), ("stats",), ("config", "show"), ("config", "check"),
+        ("route", "explain", "demo-small"), ("chat", "echo", "hello"),
+    ):  # fmt: skip
         command(gateway, *words)
     assert KEY[-8:] + "\n" in (split := f"{KEY}\nsecond-line")
     for words in (("config", "check"), ("serve",), ("doctor",)):

@@ -98,11 +98,8 @@ def test_rejection_says_why(fleet):
     assert status == 503
     assert content["error"]["code"] == "routing_rejected"
     assert content["context"] == {
-        "required_tier": 3,
-        "available_backends": ["house", "cloud"],
-        "eta_seconds": 5,
-        "privacy_zone_required": None,
-    }
+        "required_tier": 3, "available_backends": ["house", "cloud"], "eta_seconds": 5, "privacy_zone_required": None,
+    }  # fmt: skip
     assert headers["x-nexus-rejection-reasons"] == "tier_below_minimum"
     assert json.loads(headers["x-nexus-rejection-details"]) == [
         {"backend": "house", "reason": "tier_below_minimum"},

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "metrics": "metrics:metrics",
     "route": "route:route",
     "chat": "chat:chat",
+    "keys": "keys:keys",
     "config": "configuration:config",
     "doctor": "doctor.command:doctor",
     "completions": "completions:completions",

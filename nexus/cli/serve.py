@@ -9,8 +9,8 @@ from typing import Any
 
 import nexus
 from nexus.cli.output import counted
-from nexus.config import ConfigError, LoadedConfig, load
-from nexus.config.addresses import bracketed, listen_address, url_to
+from nexus.config import Config, ConfigError, LoadedConfig, load
+from nexus.config.addresses import bracketed, is_loopback, listen_address, url_to
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.routing.names import is_pattern
@@ -89,6 +89,21 @@ def _backends(loaded: LoadedConfig) -> str:
     return text
 
 
+def _who_may_use_it(config: Config) -> tuple[str, list[str]]:
+    """Where it listens and who may use it, and how to open it if only this machine can."""
+    host = bracketed(config.server.host)
+    if config.auth.mode == "keys":
+        return f"(listens on {host}; clients need a key)", []
+    if not is_loopback(config.server.host):
+        return f"(listens on {host}, without keys: whoever reaches it may use it)", []
+    opening = [
+        "  It is for this machine alone. To let others use it, make a key (`nexus keys new`)",
+        '  and set [auth] mode = "keys".',
+        "",
+    ]
+    return f"(listens on {host})", opening
+
+
 def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, ready: bool) -> None:
     """Print what runs, where it listens, how to try it, and where its metrics are."""
     server, listen = loaded.config.server, loaded.config.health_check.listen
@@ -106,7 +121,7 @@ def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, re
     if listen != "off":
         url = url_to(*listen_address(listen))
         admin = f"operations {url}/metrics, also when every worker is busy"
-    listens = f"(listens on {bracketed(server.host)}, without authentication)"
+    listens, opening = _who_may_use_it(loaded.config)
     lines = [
         "",
         f"  Nexus {nexus.__version__} is {verb}, in front of {backends}.",
@@ -122,6 +137,7 @@ def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, re
         "",
         f"    curl {base}/v1/chat/completions -H 'content-type: application/json' -d {request}",
         "",
+        *opening,
         "  Ctrl-C stops it.",
         "",
         "",

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
-from nexus.config.addresses import backend_problems, listen_address
+from nexus.config.access_records import RESERVED_KEYS
+from nexus.config.addresses import backend_problems, is_loopback, listen_address
 from nexus.config.records import (
     MAX_ALIAS_DEPTH,
     MAX_BACKENDS,
@@ -15,6 +16,7 @@ from nexus.config.records import (
     Config,
 )
 from nexus.config.secrets import SecretError, displayable_name, secret
+from nexus.runtime.text import suggest
 
 _SHORT_TOKEN = 16
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~\[\]:-]+")
@@ -24,6 +26,7 @@ def find_conflicts(config: Config) -> Iterator[str]:
     """What no single key shows: repeated names, unusable addresses, aliases that do not end."""
     yield from _backend_conflicts(config)
     yield from _client_conflicts(config)
+    yield from _access_conflicts(config)
     listen = config.health_check.listen
     if listen != "off":
         try:
@@ -80,6 +83,28 @@ def _client_conflicts(config: Config) -> Iterator[str]:
             )
 
 
+def _access_conflicts(config: Config) -> Iterator[str]:
+    teams = [team.name for team in config.teams]
+    for name in sorted({name for name in teams if teams.count(name) > 1}):
+        yield f'[[teams]] name = "{name}" is used twice; each team needs a name of its own.'
+    ids = [key.id for key in config.keys]
+    for id_ in sorted({id_ for id_ in ids if ids.count(id_) > 1}):
+        yield f'[[keys]] id = "{id_}" is used twice; each key needs an id of its own.'
+    owners: dict[str, str] = {}
+    for key in config.keys:
+        if key.id in RESERVED_KEYS:
+            yield f'[[keys]] id = "{key.id}" is not allowed; metrics use that word for no key.'
+        if key.team and key.team not in teams:
+            hint = suggest(key.team, teams) or "name one of [[teams]], or remove it."
+            yield f'[[keys]] "{key.id}" team = "{key.team}" does not exist; {hint}'
+        for digest in key.sha256:
+            if owners.setdefault(digest, key.id) != key.id:
+                yield (
+                    f'[[keys]] "{owners[digest]}" and "{key.id}" have the same sha256; '
+                    "each key needs a secret of its own."
+                )
+
+
 def _routing_conflicts(config: Config) -> Iterator[str]:
     aliases = config.routing.aliases
     for name in aliases:
@@ -129,6 +154,14 @@ def find_warnings(
     if ignored:
         yield f"not supported yet, ignored: {', '.join(ignored)}."
     yield from _backend_warnings(config, environ)
+    if config.auth.mode != "keys" and not is_loopback(config.server.host):
+        yield (
+            f"[server] host = {config.server.host!r} is open to others, and [auth] mode = "
+            f'"{config.auth.mode}" asks nobody for a key: whoever reaches port '
+            f'{config.server.port} uses the backends. Set mode to "keys", or listen on 127.0.0.1.'
+        )
+    if config.auth.mode == "keys" and not config.keys:
+        yield '[auth] mode = "keys" and there is no key: every request is refused.'
     if config.server.max_buffered_bytes < config.server.max_answer_bytes:
         yield (
             "[server] max_buffered_bytes is below max_answer_bytes; "

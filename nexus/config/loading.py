@@ -95,8 +95,10 @@ def load(
 
     checked = check_table(layers.data, Config, source=source, path=(), origins=layers.origins)
     config = msgspec.convert(checked, Config)
-    if config.server.host.startswith("["):  # IPv6 as in a URL
-        config = replace(config, server=replace(config.server, host=config.server.host.strip("[]")))
+    host = config.server.host.strip("[]")  # IPv6 may be written as in a URL
+    if config.auth.mode == "keys" and not _is_set(layers.data, ["server", "host"]):
+        host = "0.0.0.0"
+    config = replace(config, server=replace(config.server, host=host))
     problems = [*find_conflicts(config), *find_secret_problems(config, environ)]
     if problems:
         raise ConfigError([f"{source}: {problem}" for problem in problems])

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from nexus.config.access_records import Auth, Key, Team
 from nexus.config.fields import (
     MAX_ALIAS_DEPTH,
     MAX_BACKENDS,
@@ -44,6 +45,7 @@ __all__ = [
     "NOT_SUPPORTED",
     "RESTART_ONLY",
     "Admin",
+    "Auth",
     "BackendConfig",
     "BackendType",
     "Budget",
@@ -53,6 +55,7 @@ __all__ = [
     "Dashboard",
     "Discovery",
     "HealthCheck",
+    "Key",
     "Logging",
     "Metrics",
     "ModelConfig",
@@ -64,6 +67,7 @@ __all__ = [
     "Server",
     "Strategy",
     "Task",
+    "Team",
     "Weights",
     "Zone",
 ]
@@ -72,7 +76,14 @@ __all__ = [
 class Server(Section, frozen=True):
     """Where the gateway listens and what one request may take."""
 
-    host: Annotated[str, Meta(min_length=1), doc("Address to listen on.")] = "0.0.0.0"
+    host: Annotated[
+        str,
+        Meta(min_length=1),
+        doc(
+            "Address to listen on. If it is not set, it is 127.0.0.1; with [auth] mode keys, "
+            "0.0.0.0."
+        ),
+    ] = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65535), doc("Port to listen on.")] = 8000
     workers: Annotated[
         int,
@@ -222,6 +233,10 @@ class Metrics(Section, frozen=True):
         Annotated[int, Meta(ge=1, le=500)],
         doc("Backend names with a label value at once; the rest become `other`."),
     ] = 200
+    max_keys: Annotated[
+        Count,
+        doc("Keys, and teams, with a label value at once; the rest become `other`."),
+    ] = 500
     retire_after_hours: Annotated[
         float,
         Meta(gt=0, le=8760),
@@ -295,6 +310,9 @@ class Config(Section, frozen=True):
     """The whole configuration."""
 
     server: Server = Server()
+    auth: Auth = Auth()
+    teams: list[Team] = msgspec.field(default_factory=list)
+    keys: list[Key] = msgspec.field(default_factory=list)
     cors: Cors = Cors()
     discovery: Discovery = Discovery()
     health_check: HealthCheck = HealthCheck()

@@ -85,6 +85,8 @@ def _keys(record: type[Section], path: tuple[str, ...], mark: str) -> Iterator[s
         )
         yield from (f"# {line}" for line in textwrap.wrap(note, _WIDTH))
         default = field_default(defaults[name])
+        if (*path, name) == ("server", "host"):
+            mark = "# "  # what it is depends on [auth]
         yield (
             f"{mark}{name} = {toml(default)}"
             if default is not msgspec.NODEFAULT and default is not None

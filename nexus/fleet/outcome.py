@@ -54,6 +54,10 @@ class Outcome(msgspec.Struct, kw_only=True, gc=False):
         fallback_from: The label value of the model in whose place another one served.
         failed_attempts: The attempts before the last, or all of them.
         last_attempt_s: How long the last attempt took; None if it is in `failed_attempts`.
+        key: The id of the caller's key; None if nobody is asked for a key, as for the next three.
+        team: The name of its team.
+        key_label: The label value of the key.
+        team_label: The label value of the team.
         before_s: Time in the gateway before the request was sent to the backend.
         after_s: Time in the gateway after the response was there.
     """
@@ -79,6 +83,10 @@ class Outcome(msgspec.Struct, kw_only=True, gc=False):
     stream: StreamOutcome | None = None
     failed_attempts: Sequence[AttemptRecord] = ()
     last_attempt_s: float | None = None
+    key: str | None = None
+    team: str | None = None
+    key_label: str | None = None
+    team_label: str | None = None
     before_s: float | None = None
     after_s: float | None = None
 

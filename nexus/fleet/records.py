@@ -73,6 +73,8 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     models: dict[str, str] = {}
     backends: dict[str, str] = {}
+    keys: dict[str, str] = {}
+    teams: dict[str, str] = {}
     retired_models: tuple[str, ...] = ()
     retired_backends: tuple[str, ...] = ()
     models_gone_since: dict[str, float] = {}

@@ -240,6 +240,10 @@ class Fleet:
                 limit=limits.max_backends,
                 retired=labels.retired_backends,
             ),
+            keys=assign(labels.keys, (key.id for key in self.config.keys), limit=limits.max_keys),
+            teams=assign(
+                labels.teams, (team.name for team in self.config.teams), limit=limits.max_keys
+            ),
         )
 
     def _models(self) -> set[str]:

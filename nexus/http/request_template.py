@@ -58,16 +58,19 @@ class RequestTemplate(msgspec.Struct, frozen=True, kw_only=True):
         request_id: str,
         length: int,
         query: str = "",
+        client_keys: bool = True,
     ) -> bytes:
         """The head of a POST request: the client's end-to-end headers, our key, no compression.
 
-        `path` is an endpoint's path as clients know it.
+        `path` is an endpoint's path as clients know it. `client_keys` says whether the client's
+        credentials may be for a backend.
         """
-        if query and (query := backend_query(query, client_keys=self.client_keys)):
+        client_keys = client_keys and self.client_keys
+        if query and (query := backend_query(query, client_keys=client_keys)):
             start = self._start(path, query)  # Clients' queries are unbounded: not cached.
         elif (start := self._starts.get(path, "")) == "":
             start = self._starts[path] = self._start(path)
-        lines = headers.for_backend(client_keys=self.client_keys)
+        lines = headers.for_backend(client_keys=client_keys)
         if self.default_lines:
             sent = headers.first
             lines += "".join(

@@ -52,6 +52,11 @@ LABEL_KIND = Label(("model", "backend"))
 FOLLOWS = Label(("",))
 """A label whose value follows from those before it."""
 
+KEY = Label((NONE, UNKNOWN, OTHER), names="keys")
+TEAM = Label((NONE, UNKNOWN, OTHER), names="teams")
+TEAM_OF_KEY = Label(("",))
+"""It follows from the key."""
+
 REQUESTS = counter(
     "nexus_requests_total",
     "Finished requests to proxied endpoints, by the status that the client got.",
@@ -391,6 +396,45 @@ DAMAGED_FILES = counter(
 )
 SCRAPE_DURATION = gauge(
     "nexus_scrape_duration_seconds", "How long it took to collect this scrape.", "scrape"
+)
+KEY_REQUESTS = counter(
+    "nexus_key_requests_total",
+    "Finished requests by the client's key; `unknown` if it is not known. Only with [auth].",
+    key=KEY,
+    team=TEAM_OF_KEY,
+    status=STATUS,
+)
+KEY_TOKENS = counter(
+    "nexus_key_tokens_total",
+    "Tokens of requests whose usage is known, by the client's key and by type.",
+    key=KEY,
+    team=TEAM_OF_KEY,
+    type=Label(("prompt", "completion")),
+)
+TEAM_REQUESTS = counter(
+    "nexus_team_requests_total",
+    "Finished requests by the team of the client's key.",
+    team=TEAM,
+    model=MODEL,
+    status=STATUS,
+)
+KEY_REFUSALS = counter(
+    "nexus_key_refusals_total",
+    "Requests that were refused because of who sent them, lists of models included.",
+    key=KEY,
+    team=TEAM_OF_KEY,
+    reason=Label(("invalid", "expired", "blocked", "ambiguous", "endpoint", "model")),
+)
+KEY_INFO = gauge(
+    "nexus_key_info",
+    "The name and the team of each key; always 1.",
+    "health",
+    key=KEY,
+    name=FOLLOWS,
+    team=FOLLOWS,
+)
+KEYS = gauge(
+    "nexus_keys", "Keys by state.", "health", state=Label(("active", "expired", "blocked"))
 )
 BUILD_INFO = gauge("nexus_build_info", "The version; always 1.", "scrape", version=FOLLOWS)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prometheus_client.mmap_dict import mmap_key
 
+from nexus.access.callers import callers_of
 from nexus.fleet.records import Backend, Snapshot
 from nexus.metrics import families, labels
 from nexus.metrics.family import Family
@@ -99,7 +100,25 @@ def _samples(snapshot: Snapshot, updated_at: float) -> list[tuple[Family, list[s
         counts[label] = min(count, counts.get(label, count))
     samples += [(families.MODEL_BACKENDS, [label], count) for label, count in counts.items()]
     samples += [(families.MODEL_INFO, [label, name], 1) for name, label in named.models.items()]
-    return samples
+    return samples + _key_samples(snapshot, now=updated_at)
+
+
+def _key_samples(snapshot: Snapshot, *, now: float) -> list[tuple[Family, list[str], float]]:
+    """The gauges of keys at a time in Unix seconds; none without `[auth]`."""
+    callers = callers_of(
+        snapshot.config, key_labels=snapshot.labels.keys, team_labels=snapshot.labels.teams
+    )
+    if callers is None:
+        return []
+    states = dict.fromkeys(("active", "expired", "blocked"), 0)
+    samples: list[tuple[Family, list[str], float]] = []
+    for caller in callers.by_key.values():
+        states[caller.state(now)] += 1
+        if caller.key_label != labels.OTHER:
+            samples.append(
+                (families.KEY_INFO, [caller.key_label, caller.name, caller.team_label], 1)
+            )
+    return samples + [(families.KEYS, [state], count) for state, count in states.items()]
 
 
 def _info(label: str, members: list[Backend]) -> list[str]:

@@ -39,6 +39,10 @@ class _Bundle:
             self.counters.append(child(families.FALLBACKS, outcome.fallback_from, model))
         if outcome.usage is not None:
             self.counters.append(child(families.USAGE, outcome.usage))
+        if (key := outcome.key_label) is not None and (team := outcome.team_label) is not None:
+            status = status_label(outcome.status)
+            self.counters.append(child(families.KEY_REQUESTS, key, team, status))
+            self.counters.append(child(families.TEAM_REQUESTS, team, model, status))
         self.duration = child(families.DURATION, model, backend)
         self.prompt = self.completion = None
         if outcome.prompt_tokens is not None:
@@ -146,6 +150,7 @@ class Recorder:
             outcome.model_label, outcome.backend_label, status_label(outcome.status),
             None if fault is None else fault.error_type, outcome.fallback_from, outcome.usage,
             outcome.prompt_tokens is None, outcome.completion_tokens is None,
+            outcome.key_label, outcome.team_label,
         )  # fmt: skip
         row = self._row
         with self._lock:
@@ -154,7 +159,12 @@ class Recorder:
             if bundle is None:
                 bundle = self._bundles[key] = _Bundle(self.child, outcome)
             rarer: Sequence[_Move] = ()
-            if stream is not None or outcome.cached_tokens or outcome.reasoning_tokens:
+            if (
+                stream is not None
+                or outcome.cached_tokens
+                or outcome.reasoning_tokens
+                or outcome.key_label is not None
+            ):
                 rarer = self._rarer(outcome)
             row.write_begin()
             for counter in bundle.counters:
@@ -186,6 +196,13 @@ class Recorder:
         ):
             if tokens:
                 moves.append((child(families.TOKEN_DETAILS, *labels, kind).inc, tokens))
+        if (key := outcome.key_label) is not None and (team := outcome.team_label) is not None:
+            for kind, tokens in (
+                ("prompt", outcome.prompt_tokens),
+                ("completion", outcome.completion_tokens),
+            ):
+                if tokens:
+                    moves.append((child(families.KEY_TOKENS, key, team, kind).inc, tokens))
         if (stream := outcome.stream) is not None:
             moves += [
                 (child(families.STREAM_ENDS_TOTAL, outcome.backend_label, stream.end).inc, 1),
@@ -195,6 +212,11 @@ class Recorder:
             if stream.tpot_s is not None:
                 moves.append((child(families.TPOT, *labels, stream.tpot_by).observe, stream.tpot_s))
         return moves
+
+    def caller_refused(self, key: str, team: str, reason: str) -> None:
+        """A request was refused because of who sent it; `key` and `team` are label values."""
+        with self._lock:
+            self.child(families.KEY_REFUSALS, key, team, reason).inc()
 
     def retried(self, backend: str, error_type: str) -> None:
         with self._lock:

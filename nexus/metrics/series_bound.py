@@ -20,6 +20,8 @@ def series_bound(config: Config, *, endpoints: int) -> dict[str, int]:
                 "backends": names.max_backends,
                 "endpoints": endpoints,
                 "slots": SLOTS,
+                "keys": names.max_keys,
+                "teams": names.max_keys,
             }
         )
         for family in FAMILIES

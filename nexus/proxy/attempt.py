@@ -62,7 +62,10 @@ class Attempt(BackendCall):
     @property
     def failures(self) -> BackendFailures:
         """Makes failures of what the backend sent."""
-        client_key = self._request.headers.credentials and self._template.client_keys
+        request = self._request
+        client_key = (
+            request.headers.credentials and request.client_keys and self._template.client_keys
+        )
         return BackendFailures(self.dialect, self._backend.name, self._template.key, not client_key)
 
     def is_stream(self, *, requested: bool) -> bool:

@@ -80,6 +80,7 @@ class BackendCall:
             request_id=self._request_id,
             length=len(body),
             query=self._request.target.query,
+            client_keys=self._request.client_keys,
         )
         self.sent_at = self._engine.clock()
         connections, watch = self._engine.connections, self._request.watch

@@ -23,6 +23,7 @@ from nexus.errors import RequestFailed
 from nexus.http import content_coding, cross_origin
 from nexus.http.headers import has_passed_before
 from nexus.metrics import labels
+from nexus.proxy.caller_checks import check_endpoint, check_model, identify
 from nexus.proxy.exchange import Exchange
 from nexus.proxy.request import invalid_body
 
@@ -150,9 +151,16 @@ def resolve_model(exchange: Exchange) -> None:
 
 HEAD: tuple[Check, ...] = (check_head,)
 """From the request's head alone."""
-CALLER: tuple[Check, ...] = ()
-"""Who sends the request, and what they may use. `GET /v1/models` runs these, too."""
-BODY: tuple[Check, ...] = (read_body, check_capacity, parse, resolve_model)
-"""From the body on; what depends on the model comes last."""
+CALLER: tuple[Check, ...] = (identify,)
+"""Who sends the request. `GET /v1/models` runs these, too."""
+BODY: tuple[Check, ...] = (
+    check_endpoint,
+    read_body,
+    check_capacity,
+    parse,
+    check_model,
+    resolve_model,
+)
+"""What may be used; from the body on; what depends on the model comes last."""
 CHECKS = (*HEAD, *CALLER, *BODY)
 """All checks of a request to a proxied endpoint, in their order."""

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable
 
+from nexus.access.callers import Caller
 from nexus.dialects.base import ParsedRequest, StreamReader, Usage
 from nexus.errors import Fault, RequestFailed
 from nexus.fleet.outcome import AttemptRecord, Outcome, milliseconds
@@ -31,6 +32,7 @@ class Exchange:
 
     Attributes:
         view: The fleet that the request is served from; before the body is read, an empty one.
+        caller: Who sends it; None if nobody is asked for a key.
         cors: The headers of every response to this request that a browser asks for.
         body: The decoded body, empty once a backend's response has started.
         model: The model that serves the request, or is to serve it.
@@ -44,6 +46,7 @@ class Exchange:
 
     view: View = NO_FLEET
     parsed: ParsedRequest = _NOT_PARSED
+    caller: Caller | None = None
     cors: Headers = []
     body = b""
     model = ""
@@ -172,6 +175,9 @@ class Exchange:
         outcome.cached_tokens = usage.cached_tokens
         outcome.reasoning_tokens = usage.reasoning_tokens
         outcome.before_s, outcome.after_s = self._before_s, self._after_s
+        if (caller := self.caller) is not None:
+            outcome.key, outcome.team = caller.key, caller.team
+            outcome.key_label, outcome.team_label = caller.key_label, caller.team_label
         if started is not None:
             outcome.last_attempt_s = ended - started
         if self.served and self.model != self.resolved_model:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from nexus.access.callers import Callers, callers_of
 from nexus.config import Config
 from nexus.fleet.records import Backend, Snapshot
 from nexus.fleet.snapshot import SnapshotReader
@@ -23,11 +24,17 @@ log = logging.getLogger("nexus.proxy")
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One snapshot with what follows from it."""
+    """One snapshot with what follows from it.
+
+    Attributes:
+        configured: The models that the configuration names.
+        callers: The keys that clients may use; None if none is needed.
+    """
 
     snapshot: Snapshot
     table: RouteTable
     configured: frozenset[str]
+    callers: Callers | None
     want_label: Callable[[str], None]
     _route_headers: dict[tuple[int, str], list[tuple[str, str]]] = field(default_factory=dict)
     _wanted: set[str] = field(default_factory=set)
@@ -53,6 +60,11 @@ class View:
             table=RouteTable(snapshot, before=before.table if before else None, pause=pause),
             want_label=want_label,
             configured=frozenset(configured_models(snapshot.config.routing)),
+            callers=callers_of(
+                snapshot.config,
+                key_labels=snapshot.labels.keys,
+                team_labels=snapshot.labels.teams,
+            ),
         )
 
     def address(self, backend: Backend) -> Address:

@@ -39,10 +39,12 @@ def log_outcome(outcome: Outcome) -> None:
     if not log.isEnabledFor(logging.INFO):
         return
     stream = outcome.stream
+    caller = {} if outcome.key is None else {"key": outcome.key, "team": outcome.team}
     log.info(
         "request",
         extra={
             "id": outcome.request_id,
+            **caller,
             "endpoint": outcome.endpoint,
             "model": outcome.model[:LONGEST_NAME] or None,
             "backend": outcome.backend,

@@ -19,7 +19,8 @@ class Request(msgspec.Struct):
     `body` is the whole body if it came with the head; else it reads the body, up to a limit in
     bytes, tells its second argument the number of bytes of each piece, and raises `RequestFailed`.
     `watch` waits for what is needed to serve it. `received` is on the monotonic clock. `held`:
-    bytes counted for it in the process's `Buffers`.
+    bytes counted for it in the process's `Buffers`. `client_keys`: whether its credentials may be
+    for a backend; those that are for the gateway never reach one.
     """
 
     method: str
@@ -29,6 +30,7 @@ class Request(msgspec.Struct):
     received: float
     watch: DisconnectWatch
     held: int = 0
+    client_keys: bool = True
 
     def header(self, name: str) -> str | None:
         """The value of a header by its name in lower case."""

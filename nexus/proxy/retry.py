@@ -18,8 +18,8 @@ from nexus.proxy.exchange import Exchange
 from nexus.proxy.passive_health import BUSY_S
 from nexus.proxy.request import invalid_body
 from nexus.proxy.responses import stream_response, whole_response
-from nexus.routing.context import RouteQuery
 from nexus.routing.retries import LONGEST_PAUSE_S, backoff_s
+from nexus.routing.router import RouteQuery
 
 log = logging.getLogger("nexus.proxy")
 
@@ -44,7 +44,9 @@ def _waiter(exchange: Exchange) -> Waiter:
         and not _is_on(request.header("x-nexus-strict"))
     )
     constraints = view.table.constraints(parsed.model, exchange.resolved_model)
-    query = RouteQuery(exchange.resolved_model, parsed.needs, constraints, flexible)
+    caller = exchange.caller
+    allows = caller.may_use_model if caller is not None else None
+    query = RouteQuery(exchange.resolved_model, parsed.needs, constraints, flexible, allows=allows)
     timeout_s = view.snapshot.config.server.request_timeout_seconds
     return Waiter(query, request, request.received + timeout_s)
 

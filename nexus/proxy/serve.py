@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nexus.access.callers import Caller
 from nexus.errors import FAULTS, RequestFailed
 from nexus.proxy import checks
 from nexus.proxy.engine import ClientResponse, Engine
@@ -28,10 +29,10 @@ def serve(engine: Engine, request: Request) -> ClientResponse:
         return error_response(exchange, error)
 
 
-def check_caller(engine: Engine, request: Request) -> ClientResponse | None:
+def check_caller(engine: Engine, request: Request) -> tuple[Caller | None, ClientResponse | None]:
     """Run the checks of the caller for a request that no backend serves, and that is not counted.
 
-    Gives the refusal, if there is one.
+    Returns the caller, and the refusal if there is one.
     """
     exchange = Exchange(engine, request)
     try:
@@ -39,10 +40,11 @@ def check_caller(engine: Engine, request: Request) -> ClientResponse | None:
             check(exchange)
     except RequestFailed as failure:
         status, headers, content = failure_content(failure, exchange.endpoint.dialect)
-        return ClientResponse(status, base_headers(exchange) + headers, iter((content,)))
+        headers = base_headers(exchange) + headers
+        return exchange.caller, ClientResponse(status, headers, iter((content,)))
     finally:
         exchange.release()
-    return None
+    return exchange.caller, None
 
 
 def _with_comments(exchange: Exchange, every_s: float) -> ClientResponse:

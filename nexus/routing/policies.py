@@ -11,10 +11,6 @@ import msgspec
 from nexus.config.records import Policy
 from nexus.fleet.records import Backend
 
-POLICY_REASONS = ("privacy_restricted", "tier_below_minimum")
-"""Why policies or the request's constraints keep a backend out, as the rejection headers name
-it."""
-
 
 class Constraints(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     """`restricted`: only backends in a restricted zone; `min_tier`: only those of that tier or a
@@ -30,7 +26,7 @@ class Constraints(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     own_model: bool = False
 
     def rejects(self, backend: Backend) -> str | None:
-        """Which of `POLICY_REASONS` keeps a backend out; None if it may serve."""
+        """The reason why a backend may not serve, as the rejection headers name it."""
         if self.restricted and not backend.restricted:
             return "privacy_restricted"
         if backend.config.tier < self.min_tier and not self.any_tier:

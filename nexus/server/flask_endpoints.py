@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from flask import Blueprint, Response, after_this_request, jsonify, request
 
+from nexus.access.callers import Caller
 from nexus.dialects import openai
 from nexus.dialects.base import RequestForm
 from nexus.proxy.endpoints import ENDPOINTS, Endpoint
@@ -38,18 +39,20 @@ def openai_endpoints(engine: Engine) -> Blueprint:
 
     @blueprint.get("/v1/models")
     def models() -> Response:
-        if (refusal := _refused(engine)) is not None:
+        caller, refusal = _check_caller(engine)
+        if refusal is not None:
             return refusal
         view = engine.fleet.current()
-        return jsonify(object="list", data=list_models(view) if view else [])
+        return jsonify(object="list", data=list_models(view, caller) if view else [])
 
     @blueprint.get("/v1/models/<path:name>")
     def model(name: str) -> Response:
-        if (refusal := _refused(engine)) is not None:
+        caller, refusal = _check_caller(engine)
+        if refusal is not None:
             return refusal
         view = engine.fleet.current()
         for given in (name, f"/{name}"):  # a slash at the front of a name is lost in the path
-            if view is not None and (entry := find_model(view, given)) is not None:
+            if view is not None and (entry := find_model(view, given, caller)) is not None:
                 return jsonify(entry)
         message = f"The model {name[:200]!r} does not exist here."
         return Response(
@@ -65,13 +68,13 @@ def _proxied(engine: Engine, endpoint: Endpoint) -> Callable[[], Response]:
     return lambda: _response(serve(engine, _given(engine, endpoint)))
 
 
-def _refused(engine: Engine) -> Response | None:
-    """The refusal of a request for the models list, if its caller may not have it."""
-    refusal = check_caller(engine, _given(engine, _MODELS))
+def _check_caller(engine: Engine) -> tuple[Caller | None, Response | None]:
+    """The caller of a request for the models list, and the refusal if it may not have it."""
+    caller, refusal = check_caller(engine, _given(engine, _MODELS))
     if refusal is not None:
-        return _response(refusal)
+        return caller, _response(refusal)
     after_this_request(_released_when_written)
-    return None
+    return caller, None
 
 
 def _given(engine: Engine, endpoint: Endpoint) -> Request:

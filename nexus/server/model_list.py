@@ -5,25 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from nexus.access.callers import Caller
 from nexus.proxy.fleet_view import View
 from nexus.routing.table import Candidate
 
 _CAPABILITIES = ("vision", "tools", "json_mode")
 
 
-def list_models(view: View) -> list[dict[str, Any]]:
-    """One entry for each model on healthy backends, then one for each alias of those."""
+def list_models(view: View, caller: Caller | None = None) -> list[dict[str, Any]]:
+    """One entry for each model on healthy backends that the caller may use, then one for each
+    alias of those."""
     names = dict.fromkeys(view.table.healthy)
     for candidates in view.table.healthy.values():
         names |= dict.fromkeys(
             alias for candidate in candidates for alias in candidate.model.aliases
         )
     names |= dict.fromkeys(view.table.routing.aliases)
-    return [entry for name in names if (entry := find_model(view, name)) is not None]
+    return [entry for name in names if (entry := find_model(view, name, caller)) is not None]
 
 
-def find_model(view: View, name: str) -> dict[str, Any] | None:
-    """The entry of a name: listed, an alias, equivalent, or covered by a pattern."""
+def find_model(view: View, name: str, caller: Caller | None = None) -> dict[str, Any] | None:
+    """The entry of a name: listed, an alias, equivalent, or covered by a pattern. None if there is
+    no such model, or the caller may not use it."""
+    if caller is not None and not caller.may_use_model(name):
+        return None
     model = view.table.resolve(name)
     candidates = [
         candidate for candidate in view.table.candidates_for(model) if candidate.backend.usable

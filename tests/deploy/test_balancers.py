@@ -75,27 +75,10 @@ def test_the_files_are_taken_without_a_complaint(balancer: Balancer, before_one:
 
 
 PRIVATE = [
-    "/",
-    "/metrics",
-    "/v1/stats",
-    "/v1/history",
-    "/v1/live",
-    "/assets/dashboard.js",
-    "/admin/backends",
-    "/openapi.json",
-    "/health",
-    "/livez",
-    "/readyz",
-    "/readyz?verbose",
-    "/v1/%73tats",
-    "/v1//stats",
-    "//metrics",
-    "/v1/models/../stats",
-    "/v1/models/..%2fstats",
-    "/%6detrics",
-    "/V1/STATS",
-    "/v1/chat/completions/../../stats",
-]
+    "/", "/metrics", "/v1/stats", "/v1/history", "/v1/live", "/assets/dashboard.js", "/admin/backends", "/openapi.json",
+    "/health", "/livez", "/readyz", "/readyz?verbose", "/v1/%73tats", "/v1//stats", "//metrics", "/v1/models/../stats",
+    "/v1/models/..%2fstats", "/%6detrics", "/V1/STATS", "/v1/chat/completions/../../stats",
+]  # fmt: skip
 
 
 def test_what_is_for_operators_is_not_there_for_clients(
@@ -134,10 +117,7 @@ def test_every_endpoint_is_there_for_clients(balancer: Balancer):
 def test_a_slow_body_does_not_reach_a_gateway(balancer: Balancer, gateways: list[Gateway]):
     """The balancer keeps it until it is there: so it holds nothing at the gateway."""
     before = served(balancer)
-    begin = (
-        f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        f"content-length: 9999\r\n\r\n"
-    )
+    begin = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9999\r\n\r\n"
     with contextlib.ExitStack() as stack:
         for _ in range(20):
             slow = stack.enter_context(contextlib.closing(balancer.connect()))
@@ -233,9 +213,9 @@ def test_a_body_over_the_limit(balancer: Balancer):
 STREAMS, EVENTS, PAUSE_S = 200, 14, 0.25
 
 
-def lateness_of_streams(server: Balancer | Timed) -> float:
-    """Open them all, read them to their ends, and give how much later than they were sent 99 of
-    100 events came at most, in seconds, of those that were sent while all were open."""
+def lateness_of_streams(balancer: Balancer) -> list[float]:
+    """Open them all, read them to their ends, and give how much later than it was sent each
+    event came, in seconds, of those that were sent while all were open."""
     late: list[tuple[float, float]] = []
     opened = 0.0
 
@@ -245,7 +225,7 @@ def lateness_of_streams(server: Balancer | Timed) -> float:
         tasks = []
         for number in range(STREAMS):  # from as many addresses as keeps each below the limit
             tasks.append(
-                asyncio.ensure_future(stream(server, f"127.0.1.{1 + number % 5}", late, ask))
+                asyncio.ensure_future(stream(balancer, f"127.0.1.{1 + number % 5}", late, ask))
             )
             await asyncio.sleep(PAUSE_S * 4 / STREAMS)
         opened = time.monotonic()
@@ -258,23 +238,21 @@ def lateness_of_streams(server: Balancer | Timed) -> float:
     assert len(late) == STREAMS * EVENTS
     measured = [late_s for sent, late_s in late if sent > opened]
     assert len(measured) > STREAMS, "events were sent while all streams were open"
-    return statistics.quantiles(measured, n=100)[98]
+    return measured
 
 
-def test_200_streams_come_as_they_are_sent(balancer: Balancer, backend: Timed):
+def test_200_streams_come_as_they_are_sent(balancer: Balancer):
     """A balancer that buffers holds an event back at least until the next one is sent.
 
-    Where something else has the processors, the streams are late without a balancer too.
+    Measured again if something else had the processors: that only adds, and a balancer that
+    buffers does so each time.
     """
     percentiles = []
     for _ in range(3):
-        late_s = lateness_of_streams(balancer)
-        if late_s < PAUSE_S:
+        percentiles.append(statistics.quantiles(lateness_of_streams(balancer), n=100)[98])
+        if percentiles[-1] < PAUSE_S:
             return
-        percentiles.append((late_s, lateness_of_streams(backend)))
-        if late_s < 5 * percentiles[-1][1]:
-            return
-    raise AssertionError(f"99th percentiles, with the balancer and without: {percentiles} s")
+    raise AssertionError(f"99th percentiles: {percentiles} s, of events {PAUSE_S} s apart")
 
 
 @pytest.mark.parametrize(
@@ -303,7 +281,8 @@ def test_a_client_that_leaves_is_gone_at_the_backend(
     if reads:
         answer.close()
     client.close()
-    assert backend.left_at(request_id) >= left, "it went on until then"
+    took = backend.left_at(request_id) - left
+    assert took < 0.2
 
 
 def test_one_address_has_so_many_requests_at_once(balancer: Balancer, backend: Timed):

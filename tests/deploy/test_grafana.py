@@ -12,12 +12,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from nexus.access.keys import digest
 from nexus.metrics.families import FAMILIES
 from tests.deploy.test_rules import RULES, RUNBOOKS, sections
 from tests.support.load import Load, ParsedRequest, chat, run
@@ -106,7 +108,7 @@ def test_dashboard(name):
 
 
 def test_dashboards_are_told_apart():
-    assert len({dashboard["title"] for dashboard in DASHBOARDS.values()}) == len(DASHBOARDS) == 4
+    assert len({dashboard["title"] for dashboard in DASHBOARDS.values()}) == len(DASHBOARDS) == 5
 
 
 @pytest.mark.parametrize(
@@ -184,23 +186,25 @@ max_size = 2
 max_wait_seconds = 0.2
 [circuit_breaker]
 failures = 150
+[auth]
+mode = "optional"
+[[keys]]
+id = "spender"
+sha256 = ["{spender}"]
+[[keys]]
+id = "shut"
+sha256 = ["{shut}"]
+blocked = true
 """
+KEYS = {"spender": "sk-of-a-test-that-spends", "shut": "sk-of-a-test-that-is-blocked"}
 TOLD = {
-    "id": "x",
-    "object": "chat.completion",
-    "created": 1,
-    "model": "told",
-    "choices": [
-        {"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}
-    ],
+    "id": "x", "object": "chat.completion", "created": 1, "model": "told",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
     "usage": {
-        "prompt_tokens": 20,
-        "completion_tokens": 10,
-        "total_tokens": 30,
-        "prompt_tokens_details": {"cached_tokens": 16},
-        "completion_tokens_details": {"reasoning_tokens": 8},
+        "prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 30,
+        "prompt_tokens_details": {"cached_tokens": 16}, "completion_tokens_details": {"reasoning_tokens": 8},
     },
-}
+}  # fmt: skip
 
 
 def mixed(number: int) -> ParsedRequest:
@@ -217,6 +221,8 @@ def mixed(number: int) -> ParsedRequest:
         chat("unknown", "nobody's"),
         chat("narrow", "narrow", max_tokens=3),
         ParsedRequest("embeddings", "/v1/embeddings", {"model": "shared", "input": "a"}),
+        replace(chat("keyed", "shared", max_tokens=3), key=KEYS["spender"]),
+        replace(chat("blocked", "shared"), key=KEYS["shut"]),
     )
     return asks[number % len(asks)]
 
@@ -242,7 +248,7 @@ def scraped(module_dir: Path) -> Iterator[Prometheus]:
         config = (
             backend_toml(first, breaks, sick, ill, gone)
             + backend_toml(narrow, max_concurrent=1)
-            + CONFIG
+            + CONFIG.format(**{name: digest(key) for name, key in KEYS.items()})
         )
         config += f'\n[[backends]]\nname = "told"\nurl = "{told.url}"\ntype = "openai"\n'
         with (

@@ -16,6 +16,7 @@ class ParsedRequest:
     kind: str
     path: str
     body: dict[str, Any]
+    key: str | None = None
 
 
 def chat(kind: str, model: str, *, stream: bool = False, **more: Any) -> ParsedRequest:
@@ -53,12 +54,10 @@ def run(
                 connection.close()
                 return
             try:
-                connection.request(
-                    "POST",
-                    ask.path,
-                    json.dumps(ask.body).encode(),
-                    {"content-type": "application/json"},
-                )
+                headers = {"content-type": "application/json"}
+                if ask.key is not None:
+                    headers["authorization"] = f"Bearer {ask.key}"
+                connection.request("POST", ask.path, json.dumps(ask.body).encode(), headers)
                 answer = connection.getresponse()
                 status, content = answer.status, answer.read()
             except (OSError, http.client.HTTPException) as error:

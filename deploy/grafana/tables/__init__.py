@@ -1,8 +1,9 @@
-"""The four dashboards, panel by panel."""
+"""The five dashboards, panel by panel."""
 
 from tables.fleet import FLEET
+from tables.keys import KEYS
 from tables.overview import OVERVIEW
 from tables.processes import PROCESSES
 from tables.streams import STREAMS
 
-DASHBOARDS = (OVERVIEW, STREAMS, FLEET, PROCESSES)
+DASHBOARDS = (OVERVIEW, STREAMS, FLEET, KEYS, PROCESSES)

@@ -1,0 +1,191 @@
+"""The callers that a configuration names, and which of them a request comes from."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+
+import msgspec
+
+from nexus.config.access_records import Auth, Key, Team
+from nexus.config.records import Config
+from nexus.errors import RequestFailed
+
+NONE = "none"
+UNKNOWN = "unknown"
+OTHER = "other"
+HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
+"""Headers that clients carry a key in, in the order in which they are read."""
+REASONS = {
+    "invalid_api_key": "invalid",
+    "key_expired": "expired",
+    "key_blocked": "blocked",
+    "ambiguous_credentials": "ambiguous",
+    "model_not_allowed": "model",
+    "endpoint_not_allowed": "endpoint",
+}
+"""Fault of a refusal → its label value in `nexus_key_refusals_total`."""
+
+
+@lru_cache(maxsize=1024)
+def _pattern(globs: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches what one of the globs matches; without a glob, nothing."""
+    return re.compile("|".join(map(fnmatch.translate, globs)) or "(?!)")
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who sends a request, and what they may use.
+
+    Attributes:
+        key: The id of the key; `none` without one, `unknown` for one that is not known.
+        name: The key's name, for people.
+        team: The name of the team; `none` without one.
+        key_label: The label value of the key in metrics.
+        team_label: The label value of the team.
+        models: Lists of globs; a model must match one glob of each.
+        endpoints: Lists of endpoint names; an endpoint must be in each.
+        expires: When the key stops being accepted, in Unix seconds; None for never.
+        blocked: Whether the operators have blocked it.
+    """
+
+    key: str = NONE
+    name: str = ""
+    team: str = NONE
+    key_label: str = NONE
+    team_label: str = NONE
+    models: tuple[tuple[str, ...], ...] = ()
+    endpoints: tuple[frozenset[str], ...] = ()
+    expires: float | None = None
+    blocked: bool = False
+
+    def may_use_model(self, model: str) -> bool:
+        """Whether the model may be used, by the name that the client or the configuration gives."""
+        return all(_pattern(globs).match(model) is not None for globs in self.models)
+
+    def may_use_endpoint(self, name: str) -> bool:
+        return all(name in names for names in self.endpoints)
+
+    def state(self, now: float) -> str:
+        """`active`, `expired` or `blocked`, at a time in Unix seconds."""
+        if self.blocked:
+            return "blocked"
+        return "expired" if self.expires is not None and now >= self.expires else "active"
+
+
+ANONYMOUS = Caller()
+UNIDENTIFIED = Caller(key=UNKNOWN, key_label=UNKNOWN, team_label=UNKNOWN, team=UNKNOWN)
+
+
+class Callers:
+    """The keys of one configuration, by digest.
+
+    Attributes:
+        required: Whether a request without a valid key is refused.
+        by_key: Every caller by the id of its key.
+    """
+
+    def __init__(self, auth: Auth, callers: Mapping[str, Caller], keys: Sequence[Key]) -> None:
+        self.required = auth.mode == "keys"
+        self.by_key = callers
+        self._headers = (auth.header.lower(), *HEADERS)
+        self._by_digest = {
+            bytes.fromhex(digest): callers[key.id] for key in keys for digest in key.sha256
+        }
+
+    def identify(self, headers: Mapping[str, str]) -> Caller:
+        """The caller whose key a request carries. `headers` are by name in lower case.
+
+        Returns `ANONYMOUS` if it carries no known key, whatever else it carries. Raises
+        `RequestFailed` if it carries two different ones.
+        """
+        known: Caller | None = None
+        for name in self._headers:
+            if (value := headers.get(name)) is None:
+                continue
+            if name == "authorization":
+                scheme, _, value = value.partition(" ")
+                if scheme.lower() != "bearer":
+                    continue
+            digest = hashlib.sha256(value.strip().encode("utf-8", "surrogateescape")).digest()
+            caller = self._by_digest.get(digest)
+            if caller is None or caller is known:
+                continue
+            if known is not None:
+                raise _refused(
+                    "ambiguous_credentials",
+                    f"The request carries two keys, {known.key} and {caller.key}; send one.",
+                )
+            known = caller
+        return known or ANONYMOUS
+
+    def check(self, caller: Caller, headers: Mapping[str, str], *, now: float) -> None:
+        """Raise `RequestFailed` unless a caller that was identified may use the gateway now."""
+        if caller is ANONYMOUS:
+            if not self.required:
+                return
+            if any(name in headers for name in self._headers):
+                message = "The API key is not known here; check it, or ask the operators for one."
+            else:
+                message = "An API key is required; send it as `Authorization: Bearer KEY`."
+            raise _refused("invalid_api_key", message)
+        match caller.state(now):
+            case "blocked":
+                raise _refused("key_blocked", f"The key {caller.key} is blocked.")
+            case "expired":
+                raise _refused("key_expired", f"The key {caller.key} has expired.")
+
+
+def _refused(fault: str, message: str) -> RequestFailed:
+    headers = {"www-authenticate": "Bearer", "x-should-retry": "false"}
+    return RequestFailed(fault, message, headers=headers)
+
+
+def callers_of(
+    config: Config, *, key_labels: Mapping[str, str], team_labels: Mapping[str, str]
+) -> Callers | None:
+    """The callers of a configuration; None if `[auth] mode` is `off`.
+
+    The labels are those of the snapshot, by key id and by team name.
+    """
+    if config.auth.mode == "off":
+        return None
+    teams = {team.name: team for team in config.teams}
+    callers = {}
+    for key in config.keys:
+        team = teams.get(key.team) if key.team else None
+        label = key_labels.get(key.id, OTHER)
+        callers[key.id] = Caller(
+            key=key.id,
+            name=key.name,
+            team=team.name if team else NONE,
+            key_label=label,
+            team_label=_team_label(team, label, team_labels),
+            models=_lists(key.models, team.models if team else None),
+            endpoints=tuple(
+                map(frozenset, _lists(key.endpoints, team.endpoints if team else None))
+            ),
+            expires=None if key.expires is None else _end_of(key.expires),
+            blocked=key.blocked,
+        )
+    return Callers(config.auth, callers, config.keys)
+
+
+def _team_label(team: Team | None, key_label: str, team_labels: Mapping[str, str]) -> str:
+    """The label of a key's team. Keys that share the label `other` share that of the team."""
+    if key_label == OTHER:
+        return OTHER
+    return NONE if team is None else team_labels.get(team.name, OTHER)
+
+
+def _lists(*lists: list[str] | None) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(names) for names in lists if names is not None)
+
+
+def _end_of(day: date) -> float:
+    """The end of a day in UTC, in Unix seconds."""
+    midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    return (midnight + timedelta(days=1)).timestamp()

@@ -1,0 +1,68 @@
+"""The records of `[auth]`, `[[teams]]` and `[[keys]]`: who may use the gateway."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from nexus.config.fields import Section, doc
+
+RESERVED_KEYS = frozenset({"none", "unknown", "other", "retired"})
+"""Values that metrics have in the place of a key's id."""
+_Name = Annotated[str, Meta(min_length=1, max_length=100)]
+_Models = Annotated[list[str] | None, doc("Globs on the model's name as requested; unset: all.")]
+_Endpoints = Annotated[
+    list[str] | None,
+    doc('Names of endpoints, such as "chat_completions"; unset: all.'),
+]
+
+
+class Auth(Section, frozen=True):
+    """Whether clients need a key."""
+
+    mode: Annotated[
+        Literal["off", "optional", "keys"],
+        doc(
+            "off: nobody is asked for a key. keys: a request needs a key of [[keys]]. optional: "
+            "a request without one is served, one with a key is held to what the key may use."
+        ),
+    ] = "off"
+    header: Annotated[
+        str,
+        Meta(pattern=r"^[Xx]-[Nn]exus-[A-Za-z0-9-]+$"),
+        doc(
+            "Header that may carry the key besides Authorization, x-api-key, api-key and "
+            "x-goog-api-key. Its name begins with X-Nexus-, so that it never reaches a backend."
+        ),
+    ] = "X-Nexus-Key"
+
+
+class Team(Section, frozen=True):
+    """Keys that belong together, and what they may use."""
+
+    name: Annotated[_Name, doc("Its name, which keys refer to.")]
+    models: _Models = None
+    endpoints: _Endpoints = None
+
+
+class Key(Section, frozen=True):
+    """A client's key, by its digest. `nexus keys new` makes one."""
+
+    id: Annotated[
+        str,
+        Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$"),
+        doc("Its id, which metrics, logs and messages name."),
+    ]
+    sha256: Annotated[
+        list[Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]],
+        Meta(min_length=1, max_length=2),
+        doc("SHA-256 of the key in hexadecimal; two while a key is replaced by a new one."),
+    ]
+    name: Annotated[str, doc("A name for people.")] = ""
+    team: Annotated[str, doc("Its team in [[teams]]; empty: none.")] = ""
+    expires: Annotated[date | None, doc("The last day, in UTC, on which it is accepted.")] = None
+    blocked: Annotated[bool, doc("Refuse its requests.")] = False
+    models: _Models = None
+    endpoints: _Endpoints = None

@@ -1,0 +1,61 @@
+"""The checks of who sends a request, and of what they may use."""
+
+from __future__ import annotations
+
+import time
+
+from nexus.access.callers import ANONYMOUS, REASONS, UNIDENTIFIED
+from nexus.errors import RequestFailed
+from nexus.proxy.exchange import Exchange
+
+
+def identify(exchange: Exchange) -> None:
+    """Find out who sends the request, and refuse who may not use the gateway.
+
+    Without `[auth]`, and before a fleet is known, nobody is asked for a key.
+    """
+    view, request = exchange.engine.fleet.current(), exchange.request
+    if view is None or (callers := view.callers) is None:
+        return
+    headers = request.headers.first
+    exchange.caller, request.client_keys = UNIDENTIFIED, False
+    try:
+        caller = callers.identify(headers)
+        if caller is not ANONYMOUS:
+            exchange.caller = caller
+        callers.check(caller, headers, now=time.time())
+    except RequestFailed as refusal:
+        _count(exchange, refusal)
+        raise
+    exchange.caller = caller
+    request.client_keys = caller is ANONYMOUS
+
+
+def check_endpoint(exchange: Exchange) -> None:
+    """Refuse an endpoint that the caller may not use."""
+    caller = exchange.caller
+    if caller is None or caller.may_use_endpoint(exchange.endpoint.name):
+        return
+    message = f"The key {caller.key} may not use {exchange.endpoint.path}."
+    raise _count(exchange, RequestFailed("endpoint_not_allowed", message))
+
+
+def check_model(exchange: Exchange) -> None:
+    """Refuse a model that the caller may not use, by the name that the client gave."""
+    caller, model = exchange.caller, exchange.parsed.model
+    if caller is None or caller.may_use_model(model):
+        return
+    message = (
+        f"The key {caller.key} may not use the model {model[:200]!r}; "
+        "GET /v1/models lists those that it may use."
+    )
+    raise _count(exchange, RequestFailed("model_not_allowed", message, param="model"))
+
+
+def _count(exchange: Exchange, refusal: RequestFailed) -> RequestFailed:
+    caller = exchange.caller
+    assert caller is not None
+    exchange.engine.recorder.caller_refused(
+        caller.key_label, caller.team_label, REASONS[refusal.fault.code]
+    )
+    return refusal
