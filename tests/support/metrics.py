@@ -1,11 +1,20 @@
-"""Figures as a scrape shows them."""
+"""Metrics as a scrape shows them."""
 
 import urllib.request
 from collections.abc import Iterable
+from functools import cache
 
 from prometheus_client.parser import text_string_to_metric_families
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
+
+
+@cache
+def _sample(series: str) -> Sample:
+    """A series by the library's own parser, which would take most of the time of a scrape."""
+    [family] = text_string_to_metric_families(f"{series} 0\n")
+    [sample] = family.samples
+    return sample.name, frozenset(sample.labels.items())
 
 
 class Scrape:
@@ -13,11 +22,8 @@ class Scrape:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.samples: dict[Sample, float] = {
-            (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+        lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        self.samples = {_sample(series): float(value) for series, _, value in lines}
 
     def value(self, name: str, **labels: str) -> float:
         """A sample's value; 0 where there is none."""
