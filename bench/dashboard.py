@@ -110,15 +110,18 @@ def main() -> None:
     text = [
         "# Fifty open dashboards",
         "",
-        f"`make bench-dashboard`: one worker at {RATE} requests/s, {REPEATS} repeats of {SECONDS:.0f} s in turns; medians,",
+        f"`make bench-dashboard`: one worker at {RATE} requests/s, {REPEATS} repeats of "
+        f"{SECONDS:.0f} s in turns; medians,",
         "and the least and the most of the repeats.",
         "",
         "| viewers | the worker's core | median | 99th percentile |",
         "|---|---|---|---|",
         f"| 0 | {median(share):.1%} | {median(p50):.2f} ms | {spread(p99)} |",
-        f"| {VIEWERS} | {median(share_with):.1%} | {median(p50_with):.2f} ms | {spread(p99_with)} |",
+        f"| {VIEWERS} | {median(share_with):.1%} | {median(p50_with):.2f} ms | {spread(p99_with)} "
+        f"|",
         "",
-        f"{VIEWERS} viewers take {median(share_with) - median(share):.1%} of a core. They move the 99th percentile by"
+        f"{VIEWERS} viewers take {median(share_with) - median(share):.1%} of a core. They move "
+        f"the 99th percentile by"
         f" {moved:+.2f} ms, where it swings by {swing:.2f} ms without them.",
         "",
     ]

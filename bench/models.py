@@ -41,15 +41,19 @@ def fleet(
         config=Config(),
         backends=tuple(
             Backend(
-                config=BackendConfig(name=f"b{n}", url="http://127.0.0.1:1"), label=f"b{n}", column=n,
-                status="healthy", latency_ms=latency_ms,
+                config=BackendConfig(name=f"b{n}", url="http://127.0.0.1:1"),
+                label=f"b{n}",
+                column=n,
+                status="healthy",
+                latency_ms=latency_ms,
                 models=tuple(
-                    Model(name=f"vendor/model-{n % 2}-{m}", vision=m == changed) for m in range(models)
+                    Model(name=f"vendor/model-{n % 2}-{m}", vision=m == changed)
+                    for m in range(models)
                 ),
             )
             for n in range(backends)
         ),
-    )  # fmt: skip
+    )
 
 
 class Stalls:
@@ -157,10 +161,13 @@ def main() -> None:
         print(rows[-1], flush=True)
     RESULTS.write_text(
         "# Thousands of models\n\n"
-        "`make bench-models`: the longest processor time for which a new snapshot keeps a worker's event loop, and the health "
-        f"process's processor time over {_MEASURED_S:g} s that hold one round of probes, with nobody looking at the "
+        "`make bench-models`: the longest processor time for which a new snapshot keeps a "
+        "worker's event loop, and the health "
+        f"process's processor time over {_MEASURED_S:g} s that hold one round of probes, with "
+        f"nobody looking at the "
         f"dashboard.\nPython {platform.python_version()}, {os.cpu_count()} cores.\n\n"
-        "| backends x models | stall, same models (ms) | stall, a model of each changed (ms) | health process (% of a "
+        "| backends x models | stall, same models (ms) | stall, a model of each changed (ms) | "
+        "health process (% of a "
         "core) |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 

@@ -49,7 +49,8 @@ ASK = (
 USAGE = b'{"usage":{"prompt_tokens":9,"completion_tokens":12,"total_tokens":21},"x":"'
 CONTENT = USAGE + b"x" * (498 - len(USAGE)) + b'"}'
 ANSWER = (
-    b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Mon, 23 Nov 2026 20:36:41 GMT\r\nContent-Type: application/json\r\n"
+    b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Mon, 23 Nov 2026 20:36:41 GMT\r\n"
+    b"Content-Type: application/json\r\n"
     b"Content-Length: %d\r\nConnection: keep-alive\r\n\r\n%b" % (len(CONTENT), CONTENT)
 )
 
@@ -89,18 +90,27 @@ def fast_path() -> FastPath:
     slot_lease = SlotLease.lease(run_dir.new_generation())
     recover_slot(slot_lease)
     backend = Backend(
-        config=BackendConfig(name="up", url="http://127.0.0.1:1", type="vllm"), label="up", column=0, status="healthy",
-        latency_ms=1.0, models=(Model(name="m", context_length=32768),),
-    )  # fmt: skip
+        config=BackendConfig(name="up", url="http://127.0.0.1:1", type="vllm"),
+        label="up",
+        column=0,
+        status="healthy",
+        latency_ms=1.0,
+        models=(Model(name="m", context_length=32768),),
+    )
     labels = Labels(models={"m": "m"}, backends={"up": "up"})
     view = View.of(
         Snapshot(revision=1, published_at=0, config=Config(), backends=(backend,), labels=labels)
     )
     fleet: Any = SimpleNamespace(current=lambda: view)
     engine = Engine(
-        fleet=fleet, recorder=Recorder(Store(slot_lease), slot_lease), load=slot_lease.table, row=slot_lease.row,
-        circuits=slot_lease.circuits, ring=slot_lease.request_log.ring(0), environ={},
-    )  # fmt: skip
+        fleet=fleet,
+        recorder=Recorder(Store(slot_lease), slot_lease),
+        load=slot_lease.table,
+        row=slot_lease.row,
+        circuits=slot_lease.circuits,
+        ring=slot_lease.request_log.ring(0),
+        environ={},
+    )
     sock: Any = _Socket()
     connection = Connection(sock, reused=False)
     notifier: Any = SimpleNamespace(early=False)
@@ -108,9 +118,14 @@ def fast_path() -> FastPath:
     engine.connections._connect = lambda *_: connection  # type: ignore[method-assign]
     made = object.__new__(FastPath)
     made.__dict__.update(
-        _client=sock, _timeout_s=60.0, _engine=engine, _heads=RequestHeadParser(HeadLimits(100, 16380, 8190)), _keep_alive=lambda: True,
-        _watch=_Watch(None), _writer=BufferedWriter(sock),
-    )  # fmt: skip
+        _client=sock,
+        _timeout_s=60.0,
+        _engine=engine,
+        _heads=RequestHeadParser(HeadLimits(100, 16380, 8190)),
+        _keep_alive=lambda: True,
+        _watch=_Watch(None),
+        _writer=BufferedWriter(sock),
+    )
     due: list[Any] = []
     engine.request_log.batch_with(due.append)
     for _ in range(800):  # as many requests as end in the time that they are shown after

@@ -216,31 +216,45 @@ def nginx_proxy(directory: Path, upstream: int) -> Running:
     """nginx as a plain reverse proxy, on one core."""
     port = free_port()
     return _nginx(
-        "nginx-proxy", directory, port, GATEWAY_CORE,
-        f"upstream up {{ server 127.0.0.1:{upstream}; keepalive 2048; keepalive_requests 10000000; }}\n"
-        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://up; proxy_http_version 1.1;"
+        "nginx-proxy",
+        directory,
+        port,
+        GATEWAY_CORE,
+        f"upstream up {{ server 127.0.0.1:{upstream}; keepalive 2048; keepalive_requests "
+        f"10000000; }}\n"
+        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://up; "
+        f"proxy_http_version 1.1;"
         ' proxy_set_header Connection ""; proxy_buffering off; } }',
-    )  # fmt: skip
+    )
 
 
 def nginx_static(directory: Path, answer: str) -> Running:
     """A backend that gives the same answer to every request, and a model list."""
     port = free_port()
-    models = '{"object":"list","data":[{"id":"m","object":"model","created":1,"owned_by":"x","max_model_len":32768}]}'
+    models = (
+        '{"object":"list","data":[{"id":"m","object":"model","created":1,"owned_by":"x",'
+        '"max_model_len":32768}]}'
+    )
     return _nginx(
-        "upstream", directory, port, LOAD_CORE,
+        "upstream",
+        directory,
+        port,
+        LOAD_CORE,
         f"server {{ listen 127.0.0.1:{port}; default_type application/json;\n"
-        f"location = /v1/models {{ return 200 '{models}'; }}\nlocation / {{ return 200 '{answer}'; }} }}",
-    )  # fmt: skip
+        f"location = /v1/models {{ return 200 '{models}'; }}\n"
+        f"location / {{ return 200 '{answer}'; }} }}",
+    )
 
 
 def _nginx(name: str, directory: Path, port: int, core: str, server: str) -> Running:
     file = directory / f"{name}.conf"
     file.write_text(
-        f"daemon off; master_process off; pid {directory}/{name}.pid; error_log {directory}/{name}.err;\n"
+        f"daemon off; master_process off; pid {directory}/{name}.pid; error_log "
+        f"{directory}/{name}.err;\n"
         "events { worker_connections 16384; }\n"
         "http { access_log off; keepalive_requests 10000000; keepalive_timeout 65s;\n"
-        f"client_body_temp_path {directory}/{name}-body; proxy_temp_path {directory}/{name}-proxy;\n{server} }}\n"
+        f"client_body_temp_path {directory}/{name}-body; proxy_temp_path "
+        f"{directory}/{name}-proxy;\n{server} }}\n"
     )
     return start(name, ["nginx", "-c", str(file)], port, directory, core=core)
 

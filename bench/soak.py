@@ -34,7 +34,8 @@ def wrk(port: int, directory: Path, *, pause_ms: float, seconds: float) -> float
     script = directory / "soak.lua"
     script.write_text(
         throughput.LUA
-        + f"function delay() return {int(pause_ms)} + (math.random() < {pause_ms % 1} and 1 or 0) end\n"
+        + f"function delay() return {int(pause_ms)} + (math.random() < {pause_ms % 1} and 1 or 0) "
+        f"end\n"
     )
     return throughput.wrk(port, CONNECTIONS, script, core=CORES, seconds=seconds)["rate"]
 

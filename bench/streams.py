@@ -74,12 +74,15 @@ def source(listener: socket.socket) -> None:
                     joined += 1
                 elif data.startswith(b"GET"):
                     sock.sendall(
-                        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
-                        % (len(models), models)
+                        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+                        b"content-length: %d\r\n"
+                        b"\r\n"
+                        b"%s" % (len(models), models)
                     )
         for sock in streams[turn % slots]:
             event = (
-                b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"m","choices":'
+                b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,'
+                b'"model":"m","choices":'
                 b'[{"index":0,"delta":{"content":"%020d"},"logprobs":null,"finish_reason":null}]}\n\n'
                 % time.monotonic_ns()
             )
@@ -94,8 +97,8 @@ def sink(port: int, count: int) -> dict[str, float]:
         {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Hello there"}]}
     ).encode()
     ask = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
-        % (len(body), body)
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n%s" % (len(body), body)
     )
     selector = selectors.DefaultSelector()
     socks = []
@@ -207,12 +210,16 @@ def report(results: dict[tuple[str, int], list[dict[str, float]]]) -> str:
     lines = [
         "# Streams",
         "",
-        f"Measured by `make bench-streams` on {machine()}; {versions('gevent', 'gunicorn', 'httptools')}, vLLM router 0.1.17.",
-        f"Each stream has {PACE} events a second of some 200 bytes, one gateway process on one core, source and sink on the",
-        f"other; {REPEATS} repeats in turn, median (least–most). Added latency is the event's way through the gateway, less that of the",
+        f"Measured by `make bench-streams` on {machine()}; "
+        f"{versions('gevent', 'gunicorn', 'httptools')}, vLLM router 0.1.17.",
+        f"Each stream has {PACE} events a second of some 200 bytes, one gateway process on one "
+        f"core, source and sink on the",
+        f"other; {REPEATS} repeats in turn, median (least–most). Added latency is the event's way "
+        f"through the gateway, less that of the",
         "same run without one.",
         "",
-        "| gateway | streams | events/s | CPU µs per event | added latency, median ms | added latency, p99 ms | memory per stream, KiB |",
+        "| gateway | streams | events/s | CPU µs per event | added latency, median ms | added "
+        "latency, p99 ms | memory per stream, KiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for count in COUNTS:
@@ -222,7 +229,8 @@ def report(results: dict[tuple[str, int], list[dict[str, float]]]) -> str:
                 for key in ("median_ms", "p99_ms")
             ]
             lines.append(
-                f"| {name} | {count} | {median(name, count, 'events') / SECONDS:,.0f} | {cell(name, count, 'cpu_us')} | "
+                f"| {name} | {count} | {median(name, count, 'events') / SECONDS:,.0f} | "
+                f"{cell(name, count, 'cpu_us')} | "
                 f"{added[0]:.2f} | {added[1]:.2f} | {median(name, count, 'stream_kb'):.0f} |"
             )
     lines.append("")
@@ -233,7 +241,9 @@ def report(results: dict[tuple[str, int], list[dict[str, float]]]) -> str:
         ]
         verdict = "met" if ratios[0] < 1 else "missed"
         lines.append(
-            f"- {count} streams: Nexus takes {ratios[0]:.2f} × the vLLM router's processor time per event at `round_robin`"
+            f"- {count} streams: Nexus takes {ratios[0]:.2f} × the vLLM router's processor time "
+            f"per "
+            f"event at `round_robin`"
             f" (goal: below 1; {verdict}), {ratios[1]:.2f} × at `cache_aware`, its default."
         )
     return "\n".join([*lines, ""])

@@ -91,7 +91,8 @@ def haproxy(directory: Path, upstream: int) -> rig.Running:
     port = rig.free_port()
     file = directory / "haproxy.cfg"
     file.write_text(
-        "global\n nbthread 1\n maxconn 4000\ndefaults\n mode http\n timeout connect 5s\n timeout client 60s\n"
+        "global\n nbthread 1\n maxconn 4000\ndefaults\n mode http\n timeout connect 5s\n"
+        " timeout client 60s\n"
         f" timeout server 60s\nlisten up\n bind 127.0.0.1:{port}\n server s 127.0.0.1:{upstream}\n"
     )
     return rig.start(
@@ -304,11 +305,18 @@ def goals(results: dict[str, list[dict[int, Run]]]) -> list[str]:
     }
     rows += [
         (
-            "added at one connection, median", f"{added['Nexus']:.3f} ms",
-            f"at most the vLLM router's {added[CHEAPEST]:.3f}", added["Nexus"] <= added[CHEAPEST],
+            "added at one connection, median",
+            f"{added['Nexus']:.3f} ms",
+            f"at most the vLLM router's {added[CHEAPEST]:.3f}",
+            added["Nexus"] <= added[CHEAPEST],
         ),
-        ("peak memory of a worker", f"{of('Nexus', 256, 'worker_mb'):.0f} MB", "under 60", of("Nexus", 256, "worker_mb") < 60),
-    ]  # fmt: skip
+        (
+            "peak memory of a worker",
+            f"{of('Nexus', 256, 'worker_mb'):.0f} MB",
+            "under 60",
+            of("Nexus", 256, "worker_mb") < 60,
+        ),
+    ]
     if "LiteLLM" in results:
         times = of("Nexus through Flask", 32, "rate") / of("LiteLLM", 32, "rate")
         rows.append(
@@ -346,17 +354,24 @@ def report(
     lines = [
         "# Throughput",
         "",
-        f"Measured by `make bench` on {machine()}; {versions('gevent', 'gunicorn', 'httptools', 'msgspec')}; vLLM router 0.1.17,",
-        "SGLang router 0.3.2, LiteLLM 1.106.12, Portkey 1.15.2. *Nexus* runs under the Python above, *Nexus, distribution's Python*",
-        f"under {distribution()}. The two routers run at `--policy round_robin`, their cheapest policy, and at `cache_aware`,",
-        "their default, which looks up the prompt's prefix for each request; Nexus runs with its defaults.",
-        "Each gateway is one process on one core (Nexus: one worker, with its master, supervisor and health process on the same",
-        f"core); wrk and a static nginx as backend share the other. The same request and a response of {len(ANSWER)} bytes for all;",
+        f"Measured by `make bench` on {machine()}; "
+        f"{versions('gevent', 'gunicorn', 'httptools', 'msgspec')}; vLLM router 0.1.17,",
+        "SGLang router 0.3.2, LiteLLM 1.106.12, Portkey 1.15.2. *Nexus* runs under the Python "
+        "above, *Nexus, distribution's Python*",
+        f"under {distribution()}. The two routers run at `--policy round_robin`, their cheapest "
+        f"policy, and at `cache_aware`,",
+        "their default, which looks up the prompt's prefix for each request; Nexus runs with its "
+        "defaults.",
+        "Each gateway is one process on one core (Nexus: one worker, with its master, supervisor "
+        "and health process on the same",
+        f"core); wrk and a static nginx as backend share the other. The same request and a "
+        f"response of {len(ANSWER)} bytes for all;",
         f"{REPEATS} interleaved rounds of {SECONDS} s each, medians (least–most).",
         "",
         "![requests a second](throughput.svg)",
         "",
-        f"| gateway | {' | '.join(f'requests/s at {n}' for n in CONNECTIONS)} | median ms at 1 | median, p99 ms at 32 | CPU s per 1,000 at 32 | peak memory MB | start s |",
+        f"| gateway | {' | '.join(f'requests/s at {n}' for n in CONNECTIONS)} | median ms at 1 | "
+        f"median, p99 ms at 32 | CPU s per 1,000 at 32 | peak memory MB | start s |",
         "|---|" + "---|" * (len(CONNECTIONS) + 5),
     ]
     for name, runs in results.items():
@@ -366,13 +381,20 @@ def report(
             rates.append(
                 f"{statistics.median(values):,.0f} ({min(values):,.0f}–{max(values):,.0f})"
             )
-        cells = [*rates, f"{median(results, name, 1, 'median_ms'):.3f}",
-                 f"{median(results, name, 32, 'median_ms'):.2f}, {median(results, name, 32, 'p99_ms'):.2f}"]  # fmt: skip
+        cells = [
+            *rates,
+            f"{median(results, name, 1, 'median_ms'):.3f}",
+            f"{median(results, name, 32, 'median_ms'):.2f}, "
+            f"{median(results, name, 32, 'p99_ms'):.2f}",
+        ]
         if name == "direct":
             cells += ["", "", ""]
         else:
-            cells += [f"{median(results, name, 32, 'cpu_ms'):.3f}", f"{median(results, name, 256, 'memory_mb'):.0f}",
-                      f"{median(results, name, 1, 'start_s'):.1f}"]  # fmt: skip
+            cells += [
+                f"{median(results, name, 32, 'cpu_ms'):.3f}",
+                f"{median(results, name, 256, 'memory_mb'):.0f}",
+                f"{median(results, name, 1, 'start_s'):.1f}",
+            ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines.append("")
     lines += [*ratios(results), ""]
@@ -383,12 +405,14 @@ def report(
         if name in results:
             ratio = of("Nexus", 32, "rate") / of(name, 32, "rate")
             lines.append(
-                f"- At 32 connections Nexus serves {ratio:.{1 if ratio > 5 else 2}f} × {name}'s requests."
+                f"- At 32 connections Nexus serves {ratio:.{1 if ratio > 5 else 2}f} × {name}'s "
+                f"requests."
             )
     if "Nexus without metrics" in results:
         cost_us = (of("Nexus", 32, "cpu_ms") - of("Nexus without metrics", 32, "cpu_ms")) * 1000
         lines.append(
-            f"- Metrics cost {cost_us:.0f} µs of a request's processor time (*Nexus* less *Nexus without metrics*)."
+            f"- Metrics cost {cost_us:.0f} µs of a request's processor time (*Nexus* less *Nexus "
+            f"without metrics*)."
         )
     one, two = (
         {key: statistics.median(run[n][key] for run in scaled) for key in scaled[0][n]}
@@ -396,9 +420,12 @@ def report(
     )
     alone_us, load_us = one["gateway_us"], one["load_us"]
     lines.append(
-        f"- Two workers on two cores serve {two['rate'] / one['rate']:.2f} × the requests of one on one: {two['rate']:,.0f} to "
-        f"{one['rate']:,.0f}. The load and the backend take {load_us:.0f} µs a request of the same two cores, the gateway "
-        f"{alone_us:.0f}, so that at most {2 * max(alone_us, load_us) / (alone_us + load_us):.2f} × can come of it here: what is "
+        f"- Two workers on two cores serve {two['rate'] / one['rate']:.2f} × the requests of one "
+        f"on one: {two['rate']:,.0f} to "
+        f"{one['rate']:,.0f}. The load and the backend take {load_us:.0f} µs a request of the "
+        f"same two cores, the gateway "
+        f"{alone_us:.0f}, so that at most {2 * max(alone_us, load_us) / (alone_us + load_us):.2f} "
+        f"× can come of it here: what is "
         "left for the load decides, not the workers, which share nothing that they wait for."
     )
     lines += [f"- {name} is left out: {why}" for name, why in missing.items()]
@@ -416,14 +443,17 @@ def picture(results: dict[str, list[dict[int, Run]]]) -> str:
     most, height = max(rate for _, rate in bars), 30
     rows = [
         f'<text x="230" y="{n * height + 20}" text-anchor="end">{name}</text>'
-        f'<rect x="240" y="{n * height + 6}" width="{rate / most * 340:.0f}" height="20" fill="{"#2563eb" if name.startswith("Nexus") else "#94a3b8"}"/>'
+        f'<rect x="240" y="{n * height + 6}" width="{rate / most * 340:.0f}" height="20" '
+        f'fill="{"#2563eb" if name.startswith("Nexus") else "#94a3b8"}"/>'
         f'<text x="{rate / most * 340 + 248:.0f}" y="{n * height + 20}">{rate:,.0f}</text>'
         for n, (name, rate) in enumerate(bars)
     ]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 660 {len(bars) * height + 30}" font-family="sans-serif" font-size="14">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 660 {len(bars) * height + 30}" '
+        f'font-family="sans-serif" font-size="14">'
         f'<rect width="100%" height="100%" fill="#fff"/>{"".join(rows)}'
-        f'<text x="240" y="{len(bars) * height + 22}" fill="#475569">requests per second on one core, 32 connections; routers with their policy</text></svg>\n'
+        f'<text x="240" y="{len(bars) * height + 22}" fill="#475569">requests per second on one '
+        f"core, 32 connections; routers with their policy</text></svg>\n"
     )
 
 

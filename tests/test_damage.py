@@ -107,7 +107,15 @@ def in_mounts(script: str, command: list[str], **environ: str) -> subprocess.Com
 
 @needs_root
 @pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("script", ["mount -t tmpfs -o ro none {place}", "mount -t tmpfs -o size=4k,nr_inodes=8 none {place} && mkdir {place}/run && head -c 4096 /dev/zero > {place}/filler"], ids=["read-only", "full"])  # fmt: skip
+@pytest.mark.parametrize(
+    "script",
+    [
+        "mount -t tmpfs -o ro none {place}",
+        "mount -t tmpfs -o size=4k,nr_inodes=8 none {place} && mkdir {place}/run && head -c 4096 "
+        "/dev/zero > {place}/filler",
+    ],
+    ids=["read-only", "full"],
+)
 def test_a_run_directory_that_cannot_be_used_is_one_sentence(tmp_path, name, script):
     place = tmp_path / "small"
     place.mkdir()

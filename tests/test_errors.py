@@ -4,8 +4,17 @@ import pytest
 
 from nexus.errors import ERROR_TYPES, FAULTS, status_label
 
-ORIGINAL = {"timeout", "backend_error", "no_backend", "no_healthy_backend", "parse_error", "other", "model_not_found",
-            "fallback_exhausted", "capability_mismatch"}  # fmt: skip
+ORIGINAL = {
+    "timeout",
+    "backend_error",
+    "no_backend",
+    "no_healthy_backend",
+    "parse_error",
+    "other",
+    "model_not_found",
+    "fallback_exhausted",
+    "capability_mismatch",
+}
 
 
 def test_values_of_the_original_are_there():

@@ -39,8 +39,11 @@ CONFIG = Config(
     circuit_breaker=CircuitBreaker(enabled=False),
 )
 LIMITS = {
-    "first_byte_timeout_seconds": 0.4, "idle_timeout_seconds": 0.4, "connect_timeout_seconds": 0.3, "stream_usage": False,
-}  # fmt: skip
+    "first_byte_timeout_seconds": 0.4,
+    "idle_timeout_seconds": 0.4,
+    "connect_timeout_seconds": 5.0,
+    "stream_usage": False,
+}
 
 
 @dataclass(frozen=True)
@@ -130,12 +133,23 @@ NO_CONNECTION = {
 """What the log says of each, and no client is told."""
 ELSEWHERE = {
     "test_bad_input.py": {
-        "invalid_json", "invalid_request", "body_cut_short", "body_too_slow", "body_too_large", "method_not_allowed",
-        "unsupported_media_type", "model_not_found", "capability_mismatch",
+        "invalid_json",
+        "invalid_request",
+        "body_cut_short",
+        "body_too_slow",
+        "body_too_large",
+        "method_not_allowed",
+        "unsupported_media_type",
+        "model_not_found",
+        "capability_mismatch",
     },
     "server/test_browsers.py": {"origin_refused"},
     "access/test_gateway.py": {
-        "invalid_api_key", "key_expired", "key_blocked", "ambiguous_credentials", "endpoint_not_allowed",
+        "invalid_api_key",
+        "key_expired",
+        "key_blocked",
+        "ambiguous_credentials",
+        "endpoint_not_allowed",
         "model_not_allowed",
     },
     "server/test_encodings.py": {"unsupported_encoding"},
@@ -144,14 +158,23 @@ ELSEWHERE = {
     "test_queue.py": {"queue_full", "queue_timeout", "at_capacity"},
     "test_policies.py": {"routing_rejected"},
     "routing/test_router.py": {"no_backend", "no_healthy_backend", "fallback_exhausted"},
-    "below": {"stream_reset", "stream_truncated", "stream_error", "stream_error_busy", "stream_error_limits_client",
-              "stream_idle", "stream_deadline",
-              "backend_refused_client", "backend_limits_client", "out_of_time"},
+    "below": {
+        "stream_reset",
+        "stream_truncated",
+        "stream_error",
+        "stream_error_busy",
+        "stream_error_limits_client",
+        "stream_idle",
+        "stream_deadline",
+        "backend_refused_client",
+        "backend_limits_client",
+        "out_of_time",
+    },
     "test_lifecycle.py": {"shutdown", "stopping"},
     "admin/test_views.py": {"internal"},
     "streams/test_life.py": {"stream_refused"},
     "test_wire.py": {"loop_detected"},
-}  # fmt: skip
+}
 
 
 def test_every_row_is_walked():
@@ -198,7 +221,8 @@ def struck(fleet: tuple[Workers, Demo, Demo], case: Case) -> Iterator[None]:
         backends = fleet_of(first.url.replace("http:", "https:"), second.url)
     elif case.place == "full":
         listener, held = full_listener()
-        backends = fleet_of(f"http://127.0.0.1:{listener.getsockname()[1]}", second.url)
+        full = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        backends = fleet_of(full, second.url, connect_timeout_seconds=0.3)
     elif case.place == "patient":
         config = msgspec.structs.replace(CONFIG, server=Server(request_timeout_seconds=0.4))
         backends = fleet_of(first.url, second.url, first_byte_timeout_seconds=60.0)

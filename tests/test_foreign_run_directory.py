@@ -51,8 +51,12 @@ def nexus(trap, *words):
     )
     return subprocess.run(
         [sys.executable, "-m", *words, "-c", str(file)],
-        capture_output=True, text=True, timeout=60, env=clean_environ(), cwd=Path(__file__).parent.parent,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=clean_environ(),
+        cwd=Path(__file__).parent.parent,
+    )
 
 
 @pytest.mark.parametrize(

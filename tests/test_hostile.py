@@ -70,9 +70,17 @@ class Hostile:
 
     def parts(self) -> list[Callable[[], None]]:
         return [
-            self.slow_body, self.slow_head, self.flood_operations, self.flood_clients, self.poison, self.bomb,
-            self.ambiguous, self.never_read, self.read_the_log_now_and_then, self.kill,
-        ]  # fmt: skip
+            self.slow_body,
+            self.slow_head,
+            self.flood_operations,
+            self.flood_clients,
+            self.poison,
+            self.bomb,
+            self.ambiguous,
+            self.never_read,
+            self.read_the_log_now_and_then,
+            self.kill,
+        ]
 
     def _repeat(self, part: Callable[[], None]) -> None:
         while time.monotonic() < self.end:
@@ -320,7 +328,8 @@ def test_a_good_client_beside_hostile_ones(tmp_path):
             tuple(map(max, zip(*part, strict=True))) for part in (sizes[:third], sizes[-third:])
         )
         print(
-            f"seed {SEED}: served {good.served}, failed {good.failures}, streams cut by a kill {good.broken_streams}, "
+            f"seed {SEED}: served {good.served}, failed {good.failures}, streams cut by a kill "
+            f"{good.broken_streams}, "
             f"hostile {dict(hostile.did)}, largest process first {early} and last {late}, "
             f"log lines dropped {quiet.total('nexus_log_lines_dropped_total')}"
         )

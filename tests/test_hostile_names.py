@@ -58,7 +58,8 @@ def gateway(module_dir):
     with ThreadingHTTPServer(("127.0.0.1", 0), Backend) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         config = "".join(
-            f'[[backends]]\nname = "{name}"\nurl = "http://127.0.0.1:{server.server_port}/{name}"\ntype = "generic"\n'
+            f'[[backends]]\nname = "{name}"\nurl = "http://127.0.0.1:{server.server_port}/{name}"\n'
+            f'type = "generic"\n'
             for name in ("long", "many", "steering")
         )
         with Gateway(

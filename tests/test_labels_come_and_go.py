@@ -26,7 +26,8 @@ def fleet(tmp_path_factory):
         Demo(directory, name="zoo", models=["z"], pace=0) as zoo,
         Gateway(
             directory,
-            f"{backend_toml(one, two)}\n[metrics]\nmax_models = 6\nmax_backends = 2\nretire_after_hours = 0.0003\n",
+            f"{backend_toml(one, two)}\n[metrics]\nmax_models = 6\nmax_backends = 2\n"
+            f"retire_after_hours = 0.0003\n",
             interval_s=0.2,
         ) as gateway,
     ):

@@ -123,7 +123,8 @@ def demos(module_dir: Path) -> Iterator[dict[str, Demo]]:
 @pytest.fixture(scope="module")
 def gateway(module_dir: Path, demos: dict[str, Demo]) -> Iterator[Gateway]:
     backends = "".join(
-        f'\n[[backends]]\nname = "{name}"\nurl = "{demos[name].url}"\ntype = "{kind}"\n{MORE.get(name, "")}'
+        f'\n[[backends]]\nname = "{name}"\nurl = "{demos[name].url}"\ntype = "{kind}"\n'
+        f"{MORE.get(name, '')}"
         for name, kind in KINDS.items()
     )
     with Gateway(module_dir, ROUTING + backends, workers=1) as gateway:
@@ -142,9 +143,13 @@ def post(request: pytest.FixtureRequest, gateway: Gateway):
         connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
         flask = request.param == "through Flask"
         connection.request(
-            "POST", path, body=iter([content]) if flask else content, encode_chunked=flask,
-            headers={"content-type": "application/json"} | ({"transfer-encoding": "chunked"} if flask else {}),
-        )  # fmt: skip
+            "POST",
+            path,
+            body=iter([content]) if flask else content,
+            encode_chunked=flask,
+            headers={"content-type": "application/json"}
+            | ({"transfer-encoding": "chunked"} if flask else {}),
+        )
         response = connection.getresponse()
         found = (
             response.status,
@@ -192,55 +197,98 @@ def errors_of(error_type: str, model: str) -> tuple[str, ...]:
 
 def test_the_list_has_each_name_once_and_says_what_is_known(gateway: Gateway):
     found = listed(gateway)
-    assert sorted(found) == sorted([
-        "llama3.2:latest", "nomic:latest", "/models/tiny.gguf", "my-alias", "shared", "gpt-oss-120b", "bare-model",
-        "bare", "wild/*", "mock", "mine",
-    ])  # fmt: skip
+    assert sorted(found) == sorted(
+        [
+            "llama3.2:latest",
+            "nomic:latest",
+            "/models/tiny.gguf",
+            "my-alias",
+            "shared",
+            "gpt-oss-120b",
+            "bare-model",
+            "bare",
+            "wild/*",
+            "mock",
+            "mine",
+        ]
+    )
     seen = {
         name: {k: v for k, v in entry.items() if k not in ("id", "object", "created")}
         for name, entry in found.items()
     }
     text_only = {"vision": False, "tools": False}
     assert seen == {
-        "llama3.2:latest": {"owned_by": "ol", "backends": ["ol"], "context_length": 1024, "capabilities": text_only},
+        "llama3.2:latest": {
+            "owned_by": "ol",
+            "backends": ["ol"],
+            "context_length": 1024,
+            "capabilities": text_only,
+        },
         "mine": {
-            "owned_by": "ol", "backends": ["ol"], "context_length": 1024, "capabilities": text_only,
+            "owned_by": "ol",
+            "backends": ["ol"],
+            "context_length": 1024,
+            "capabilities": text_only,
             "alias_of": "llama3.2:latest",
         },
         "nomic:latest": {
-            "owned_by": "ol", "backends": ["ol"], "context_length": 2048, "capabilities": text_only,
+            "owned_by": "ol",
+            "backends": ["ol"],
+            "context_length": 2048,
+            "capabilities": text_only,
             "tasks": ["embeddings"],
         },
         "/models/tiny.gguf": {
-            "owned_by": "lc", "backends": ["lc"], "context_length": 2048,
+            "owned_by": "lc",
+            "backends": ["lc"],
+            "context_length": 2048,
             "capabilities": {"vision": False, "tools": True},
         },
         "my-alias": {
-            "owned_by": "lc", "backends": ["lc"], "context_length": 2048,
-            "capabilities": {"vision": False, "tools": True}, "alias_of": "/models/tiny.gguf",
+            "owned_by": "lc",
+            "backends": ["lc"],
+            "context_length": 2048,
+            "capabilities": {"vision": False, "tools": True},
+            "alias_of": "/models/tiny.gguf",
         },
         "shared": {"owned_by": "small", "backends": ["small", "large"], "context_length": 8000},
         "gpt-oss-120b": {"owned_by": "small", "backends": ["small"]},
         "bare-model": {
-            "owned_by": "bare", "backends": ["bare"], "context_length": 512,
-            "capabilities": {"tools": True, "json_mode": False}, "tasks": ["chat"],
+            "owned_by": "bare",
+            "backends": ["bare"],
+            "context_length": 512,
+            "capabilities": {"tools": True, "json_mode": False},
+            "tasks": ["chat"],
         },
         "bare": {
-            "owned_by": "bare", "backends": ["bare"], "context_length": 512,
-            "capabilities": {"tools": True, "json_mode": False}, "tasks": ["chat"], "alias_of": "bare-model",
+            "owned_by": "bare",
+            "backends": ["bare"],
+            "context_length": 512,
+            "capabilities": {"tools": True, "json_mode": False},
+            "tasks": ["chat"],
+            "alias_of": "bare-model",
         },
         "wild/*": {"owned_by": "wild", "backends": ["wild"]},
-        "mock": {"owned_by": "wild", "backends": ["wild"], "context_length": 16000, "tasks": ["chat"]},
-    }  # fmt: skip
+        "mock": {
+            "owned_by": "wild",
+            "backends": ["wild"],
+            "context_length": 16000,
+            "tasks": ["chat"],
+        },
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "known_as"),
     [
-        ("/models/tiny.gguf", None), ("llama3.2", "llama3.2:latest"), ("LLAMA3.2", "llama3.2:latest"),
-        ("mine", "llama3.2:latest"), ("wild/any", "wild/any"), ("my-alias", "/models/tiny.gguf"),
+        ("/models/tiny.gguf", None),
+        ("llama3.2", "llama3.2:latest"),
+        ("LLAMA3.2", "llama3.2:latest"),
+        ("mine", "llama3.2:latest"),
+        ("wild/any", "wild/any"),
+        ("my-alias", "/models/tiny.gguf"),
     ],
-)  # fmt: skip
+)
 def test_one_model(gateway: Gateway, name: str, known_as: str | None):
     client = OpenAI(base_url=f"{gateway.base}/v1", api_key="x", max_retries=0)
     for path in (urllib.parse.quote(name, safe=""), urllib.parse.quote(name)):
@@ -401,7 +449,8 @@ def test_a_context_that_is_not_known_is_no_larger_one(post):
         (b'{"model":"shared","messages":[{"content":"x"}],"Stream":true}', "Stream"),
         (b'{"Model":"shared","messages":[{"content":"x"}]}', "Model"),
         (
-            b'{"model": "shared", "messages": [{}], "a": 1, "b": 2, "c": 3, "messages": [{}], "d": 4}',
+            b'{"model": "shared", "messages": [{}], "a": 1, "b": 2, "c": 3, "messages": [{}], "d": '
+            b"4}",
             "messages",
         ),
     ],

@@ -204,7 +204,8 @@ def test_a_name_that_moves_is_followed_by_requests_and_probes(tmp_path: Path, na
         names.records = {"moving.test": "127.83.1.9"}  # where nobody listens
         until(lambda: statuses(gateway) == {"b": 0}, within_s=20)
         assert errors(gateway)["b"] == (
-            f"moving.test:{port} cannot be reached: nothing listens there; start the server, or correct the url"
+            f"moving.test:{port} cannot be reached: nothing listens there; start the server, or "
+            f"correct the url"
         )
 
 

@@ -169,9 +169,19 @@ def test_no_canary_anywhere(gateway):
     for token in (None, TOKEN, CLIENT):
         for where, base in (("clients", port), ("operations", operations)):
             for path in (
-                "/", "/metrics", "/v1/stats", "/v1/history", "/v1/live", "/health", "/readyz?verbose", "/livez?verbose",
-                "/openapi.json", "/v1/models", "/admin/backends", "/nothing",
-            ):  # fmt: skip
+                "/",
+                "/metrics",
+                "/v1/stats",
+                "/v1/history",
+                "/v1/live",
+                "/health",
+                "/readyz?verbose",
+                "/livez?verbose",
+                "/openapi.json",
+                "/v1/models",
+                "/admin/backends",
+                "/nothing",
+            ):
                 ask(gateway, f"{where} {path} {token}", base, path, token=token)
     added = {
         "name": "more",
@@ -187,10 +197,20 @@ def test_no_canary_anywhere(gateway):
     }.items():
         assert ask(gateway, name, operations, "/admin/backends", token=TOKEN, body=body) == 400
     for words in (
-        ("status",), ("status", "--json"), ("backends", "list"), ("backends", "list", "--json"), ("doctor",),
-        ("history",), ("history", "--json"), ("models",), ("stats",), ("config", "show"), ("config", "check"),
-        ("route", "explain", "demo-small"), ("chat", "echo", "hello"),
-    ):  # fmt: skip
+        ("status",),
+        ("status", "--json"),
+        ("backends", "list"),
+        ("backends", "list", "--json"),
+        ("doctor",),
+        ("history",),
+        ("history", "--json"),
+        ("models",),
+        ("stats",),
+        ("config", "show"),
+        ("config", "check"),
+        ("route", "explain", "demo-small"),
+        ("chat", "echo", "hello"),
+    ):
         command(gateway, *words)
     assert KEY[-8:] + "\n" in (split := f"{KEY}\nsecond-line")
     for words in (("config", "check"), ("serve",), ("doctor",)):

@@ -42,7 +42,10 @@ class Health(Process):
             {config}
             """
         )
-        limited = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, {descriptors}))"
+        limited = (
+            f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, "
+            f"{descriptors}))"
+        )
         start = f"{limited}; import runpy; runpy.run_module('nexus.health', run_name='__main__')"
         super().__init__(
             [sys.executable, "-c", start, "-c", str(file)],
@@ -108,7 +111,10 @@ def test_a_flood_of_idle_connections_keeps_nobody_out(health, demo):
         until(lambda: probes(health) > before)
         until(lambda: health.shown_at() != shown)
         token = (health.run_dir / "admin.token").read_bytes()
-        head = b" HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        head = (
+            b" HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"Connection: close\r\n"
+        )
         for change, draining in ((b"drain", True), (b"undrain", False)):
             answer = health.talk(
                 b"POST /admin/backends/demo/"

@@ -35,9 +35,13 @@ SERVERS = {
 def test_same_figures(server, tmp_path):
     port = free_port()
     environ = clean_environ(
-        NEXUS_RUN_DIR=str(tmp_path / "run"), NEXUS_PORT=str(port), NEXUS_HOST="127.0.0.1", NEXUS_WORKERS="2",
-        NEXUS_CONFIG=str(tmp_path / "nexus.toml"), NEXUS_HEALTH_LISTEN="off",
-    )  # fmt: skip
+        NEXUS_RUN_DIR=str(tmp_path / "run"),
+        NEXUS_PORT=str(port),
+        NEXUS_HOST="127.0.0.1",
+        NEXUS_WORKERS="2",
+        NEXUS_CONFIG=str(tmp_path / "nexus.toml"),
+        NEXUS_HEALTH_LISTEN="off",
+    )
     with (
         Demo(tmp_path, pace=0) as demo,
         Demo(tmp_path, name="bad", models=["bad"], fault="status=500") as bad,
@@ -71,8 +75,14 @@ def test_same_figures(server, tmp_path):
                 tally[ask.kind, status] += 1
 
             run(port, asks, concurrency=8, seen=seen)
-            assert tally == {("chat", 200): 20, ("stream", 200): 20, ("embeddings", 200): 20, ("unknown", 404): 20,
-                             ("bad", 502): 20, ("invalid", 400): 20}  # fmt: skip
+            assert tally == {
+                ("chat", 200): 20,
+                ("stream", 200): 20,
+                ("embeddings", 200): 20,
+                ("unknown", 404): 20,
+                ("bad", 502): 20,
+                ("invalid", 400): 20,
+            }
             until(lambda: scrape(base).total("nexus_requests_total") == 120)
             found = scrape(base)
             assert found.series("nexus_requests_total", "model", "backend", "status") == {

@@ -39,9 +39,14 @@ def test_reload_and_metrics(tmp_path):
     port, operations = free_port(), free_port()
     file = tmp_path / "nexus.toml"
     environ = clean_environ(
-        NEXUS_RUN_DIR=str(tmp_path / "run"), NEXUS_PORT=str(port), NEXUS_HOST="127.0.0.1", NEXUS_WORKERS="2",
-        NEXUS_CONFIG=str(file), NEXUS_LOG_FORMAT="json", NEXUS_HEALTH_LISTEN=f"127.0.0.1:{operations}",
-    )  # fmt: skip
+        NEXUS_RUN_DIR=str(tmp_path / "run"),
+        NEXUS_PORT=str(port),
+        NEXUS_HOST="127.0.0.1",
+        NEXUS_WORKERS="2",
+        NEXUS_CONFIG=str(file),
+        NEXUS_LOG_FORMAT="json",
+        NEXUS_HEALTH_LISTEN=f"127.0.0.1:{operations}",
+    )
     with Demo(tmp_path, name="one", pace=0) as one, Demo(tmp_path, name="two", pace=0) as two:
         file.write_text(backend_toml(one))
         gunicorn = ("gunicorn", "-c", "gunicorn.conf.py", "wsgi:app")

@@ -98,8 +98,11 @@ def test_rejection_says_why(fleet):
     assert status == 503
     assert content["error"]["code"] == "routing_rejected"
     assert content["context"] == {
-        "required_tier": 3, "available_backends": ["house", "cloud"], "eta_seconds": 5, "privacy_zone_required": None,
-    }  # fmt: skip
+        "required_tier": 3,
+        "available_backends": ["house", "cloud"],
+        "eta_seconds": 5,
+        "privacy_zone_required": None,
+    }
     assert headers["x-nexus-rejection-reasons"] == "tier_below_minimum"
     assert json.loads(headers["x-nexus-rejection-details"]) == [
         {"backend": "house", "reason": "tier_below_minimum"},

@@ -46,10 +46,19 @@ CORPUS = {
     "length twice, the same": post(b"Content-Length: %d" % len(BODY)),
     "length twice, different": post(b"Content-Length: 5"),
     "length and chunked": post(b"Transfer-Encoding: chunked", body=b"0\r\n\r\n" + PLAIN),
-    "chunked and length": b"POST " + PATH + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
-    "chunked": post(b"Transfer-Encoding: chunked", length=b"", body=b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)) + PLAIN,
-    "chunked, broken": post(b"Transfer-Encoding: chunked", length=b"", body=b"zz\r\n%s\r\n0\r\n\r\n" % BODY),
-    "chunked twice": post(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked", length=b"", body=b"0\r\n\r\n"),
+    "chunked and length": b"POST "
+    + PATH
+    + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+    "chunked": post(
+        b"Transfer-Encoding: chunked", length=b"", body=b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+    )
+    + PLAIN,
+    "chunked, broken": post(
+        b"Transfer-Encoding: chunked", length=b"", body=b"zz\r\n%s\r\n0\r\n\r\n" % BODY
+    ),
+    "chunked twice": post(
+        b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked", length=b"", body=b"0\r\n\r\n"
+    ),
     "chunked in disguise": post(b"Transfer-Encoding: xchunked"),
     "chunked behind a tab": post(b"Transfer-Encoding:\tchunked", length=b"", body=b"0\r\n\r\n"),
     "length with a plus": post(length=b"+%d" % len(BODY)),
@@ -98,12 +107,16 @@ CORPUS = {
     "a slash more": post(line=b"POST " + PATH + b"/ HTTP/1.1"),
     "slashes doubled": post(line=b"POST //v1//chat/completions HTTP/1.1"),
     "no version in the path": post(line=b"POST /chat/completions HTTP/1.1"),
-    "a deployment": post(line=b"POST /openai/deployments/demo-small/chat/completions?api-version=1 HTTP/1.1"),
+    "a deployment": post(
+        line=b"POST /openai/deployments/demo-small/chat/completions?api-version=1 HTTP/1.1"
+    ),
     "expect, too large": post(b"Expect: 100-continue", length=b"99999999"),
     "two encodings": post(b"Content-Encoding: gzip", b"Content-Encoding: gzip"),
     "no encoding": post(b"Content-Encoding: identity"),
     "an origin": post(b"Origin: http://evil.example"),
-    "two origins": post(b"Origin: http://x", b"Origin: http://x", b"Content-Type: application/json"),
+    "two origins": post(
+        b"Origin: http://x", b"Origin: http://x", b"Content-Type: application/json"
+    ),
     "our own origin": post(b"Origin: http://x", b"Content-Type: application/json"),
     "percent-encoded": post(line=b"POST /v1/chat%2Fcompletions HTTP/1.1"),
     "absolute": post(line=b"POST http://x" + PATH + b" HTTP/1.1"),
@@ -117,7 +130,7 @@ CORPUS = {
     "not HTTP at all": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     "not JSON": post(body=b"{nonsense"),
     "a body cut short": PLAIN[:-10],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

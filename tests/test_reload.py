@@ -100,8 +100,12 @@ def test_an_invalid_file_changes_nothing(tmp_path: Path):
             # it.
             done = subprocess.run(
                 [sys.executable, "-m", "nexus", "reload", "-c", str(gateway.file)],
-                cwd=ROOT, env=clean_environ(NEXUS_RUN_DIR=str(gateway.run_dir)), capture_output=True, text=True, timeout=30,
-            )  # fmt: skip
+                cwd=ROOT,
+                env=clean_environ(NEXUS_RUN_DIR=str(gateway.run_dir)),
+                capture_output=True,
+                text=True,
+                timeout=30,
+            )
             assert done.returncode == 2, done
             assert "Nothing was changed; the gateway goes on as before." in done.stderr
             assert str(gateway.file) in done.stderr
@@ -143,10 +147,12 @@ def test_route_explain(tmp_path: Path):
         Demo(tmp_path, name="c", models=["m"], pace=0) as c,
     ):
         config = (
-            backend_toml(a, priority=1) + backend_toml(b, priority=20) + backend_toml(c, zone="open")
+            backend_toml(a, priority=1)
+            + backend_toml(b, priority=20)
+            + backend_toml(c, zone="open")
             + '[routing.aliases]\nnick = "m"\n[routing.fallbacks]\nm = ["spare"]\n'
             + '[[routing.policies]]\nmodel_pattern = "m"\nprivacy = "restricted"\n'
-        )  # fmt: skip
+        )
         with Gateway(tmp_path, config) as gateway:
             done = nexus("route", "explain", "nick", "-c", str(gateway.file))
             assert done.returncode == 0, done.stderr

@@ -75,9 +75,19 @@ def test_options_of_the_start_hold_for_every_process(module_dir, tmp_path):
             "--no-discovery",
         ]
         with Process(
-            [sys.executable, "-m", "nexus", "serve", "-c", str(file), *options, "--no-health-check"],
-            log=tmp_path / "serve.log", environ=environ,
-        ) as process:  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "nexus",
+                "serve",
+                "-c",
+                str(file),
+                *options,
+                "--no-health-check",
+            ],
+            log=tmp_path / "serve.log",
+            environ=environ,
+        ) as process:
             until(lambda: "Ctrl-C stops it" in process.output(), within_s=20)
             screen = process.output()
             named = "in front of 2 backends"
@@ -166,7 +176,8 @@ def test_request_id_is_taken_from_the_client(served):
     until(lambda: "id=mine-1" in served.output())
     line = next(line for line in served.output().splitlines() if "id=mine-1" in line)
     assert re.search(
-        r"model=demo-large backend=demo-1 status=200 duration_ms=\S+ prompt_tokens=\d+ completion_tokens=40 usage=reported attempts=1",
+        r"model=demo-large backend=demo-1 status=200 duration_ms=\S+ prompt_tokens=\d+ "
+        r"completion_tokens=40 usage=reported attempts=1",
         line,
     )
 
@@ -255,7 +266,11 @@ def test_first_screen_when_no_backend_can_be_used(tmp_path):
         )
         assert '"model": "YOUR-MODEL"' in gateway.output()
         failed = gateway.lines("backend is now unhealthy")
-        why = f"127.0.0.1:{port} cannot be reached: nothing listens there; start the server, or correct the url"
+        why = (
+            f"127.0.0.1:{port} cannot be reached: nothing listens there; start the server, or "
+            f"correct "
+            f"the url"
+        )
         assert [(line["backend"], line["why"]) for line in failed] == [("gone", why)]
 
 

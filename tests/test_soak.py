@@ -75,9 +75,14 @@ def test_nothing_grows(tmp_path):
         # Of a backend that fails three times in ten, enough may fail in a row for its circuit to
         # open for a while.
         assert set(tally) <= {
-            ("chat", 200), ("stream", 200), ("embeddings", 200), ("flaky", 200), ("flaky", 502), ("flaky", 503),
+            ("chat", 200),
+            ("stream", 200),
+            ("embeddings", 200),
+            ("flaky", 200),
+            ("flaky", 502),
+            ("flaky", 503),
             ("unknown", 404),
-        }  # fmt: skip
+        }
         assert quiet.total("nexus_requests_total") == sum(tally.values())
         assert quiet.value("nexus_accounting_imbalance") == 0
         for pid in pids:

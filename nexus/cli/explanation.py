@@ -19,9 +19,9 @@ from nexus.fleet.load_table import LoadTable
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.fleet.status import status_of
 from nexus.proxy.endpoints import ENDPOINTS
+from nexus.routing.context import Conditions, RouteQuery
 from nexus.routing.explain import Explanation, explain
 from nexus.routing.needs import ANYTHING, Needs
-from nexus.routing.router import RouteQuery, WhatIf
 from nexus.routing.table import RouteTable
 
 
@@ -55,7 +55,7 @@ def route_explain(
     found = explain(
         routes,
         asked,
-        WhatIf(
+        Conditions(
             load=load_table.pending,
             status=lambda column, model: status_of(
                 column, model, circuits, load_table, config=snapshot.config, now_ns=now_ns

@@ -10,11 +10,14 @@ Times are nanoseconds on the host's monotonic clock, which all processes share.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+
+log = logging.getLogger("nexus.fleet")
 
 SLOTS = 256
 COLUMNS = 512
@@ -67,26 +70,47 @@ def _pid_namespace() -> int:
         return 0
 
 
+def _extend(fd: int) -> bool:
+    """Give the table's file its size if it is shorter; returns whether it was."""
+    if os.fstat(fd).st_size >= _CELLS * 8:
+        return False
+    os.posix_fallocate(fd, 0, HEAD * 8)
+    os.ftruncate(fd, _CELLS * 8)  # rows get their space when they are put into use
+    return True
+
+
+def _log_restored(path: Path) -> None:
+    log.error("the load table was truncated and is restored", extra={"path": path})
+
+
 class LoadTable:
     """All rows, for reading; `row()` is for the process that writes it."""
 
     def __init__(self, path: Path | None) -> None:
-        """Open or create the table at `path`; None gives one that no other process sees."""
-        size = _CELLS * 8
+        """Open the table at `path`, restored if it was damaged; None gives one that no other
+        process sees."""
         self.path = path
         if path is None:
-            self._map = mmap.mmap(-1, size)
+            self._map = mmap.mmap(-1, _CELLS * 8)
         else:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                if os.fstat(fd).st_size < size:
-                    os.posix_fallocate(fd, 0, HEAD * 8)
-                    os.ftruncate(fd, size)  # rows get their space when they are put into use
-                self._map = mmap.mmap(fd, size)
+                if _extend(fd):
+                    _log_restored(path)
+                self._map = mmap.mmap(fd, _CELLS * 8)
             finally:
                 os.close(fd)
         self._cells = memoryview(self._map).cast("q")
         self._cells[0] = FORMAT
+
+    @classmethod
+    def create(cls, path: Path) -> None:
+        """Make the file of an empty table, before any process opens it."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _extend(fd)
+        finally:
+            os.close(fd)
 
     @property
     def rows(self) -> int:
@@ -111,19 +135,19 @@ class LoadTable:
                 os.close(fd)
         self._cells[1] = max(self._cells[1], slot + 1)
 
-    def restore_size(self) -> bool:
-        """Give the file its size back if somebody truncated it; gives whether that was so.
+    def restore_size(self) -> None:
+        """Give the file its size back if somebody truncated it.
 
         Whoever touches a page that is missing is killed (SIGBUS), so this must come before.
         """
         try:
             if self.path is None or self.path.stat().st_size >= _CELLS * 8:
-                return False
+                return
             os.truncate(self.path, _CELLS * 8)
         except OSError:
-            return False  # it is gone, and what is mapped stays
+            return  # it is gone, and what is mapped stays
         self._cells[0] = FORMAT
-        return True
+        _log_restored(self.path)
 
     def row(self, slot: int) -> Row:
         """The row of `slot`, to be written by its one lessee."""

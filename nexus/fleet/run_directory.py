@@ -290,6 +290,7 @@ class RunDirectory:
             generation.path / "started.json",
             msgspec.json.encode(Started.now(workers)),
         )
+        LoadTable.create(generation.load)  # whoever finds a shorter one knows that it was truncated
         link = self.path / f".current-{name}"
         link.symlink_to(Path("generations") / name)
         link.replace(self.path / "current")

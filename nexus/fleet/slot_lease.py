@@ -155,10 +155,7 @@ class SlotLease:
     def restore_row(self) -> None:
         """Restore what others see of this process, if the table was damaged. To be called a few
         times a second."""
-        if self.table.restore_size():
-            log.error(
-                "the load table was truncated and is restored", extra={"path": self.table.path}
-            )
+        self.table.restore_size()
         if self.table.rows <= self.slot or self.row.pid != os.getpid():
             try:
                 self.table.use_row(self.slot)

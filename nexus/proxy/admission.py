@@ -20,14 +20,8 @@ from nexus.proxy.fleet_view import View
 from nexus.proxy.passive_health import REFUSED, Evidence, PassiveHealth
 from nexus.proxy.queue import Queue
 from nexus.proxy.request import Request
-from nexus.routing.router import (
-    AtCapacity,
-    Choice,
-    RouteQuery,
-    Tried,
-    choose,
-    exclusions,
-)
+from nexus.routing.context import RouteQuery, Tried
+from nexus.routing.router import AtCapacity, Choice, choose, exclusions
 
 _STANDS_STILL_NS = 250_000_000
 """Those that wait in a process which has not looked for so long keep nobody from the room there
@@ -72,7 +66,7 @@ class Reservation(msgspec.Struct):
 
 
 class Waiter(msgspec.Struct):
-    """A request that wants a place; `deadline` is on the monotonic clock. `_cursor`: see `turn`.
+    """A request that wants a place; `deadline` is on the monotonic clock. `_cursor`: see `cursor`.
     `evidence`: what it saw of backends that failed, if any did."""
 
     query: RouteQuery
@@ -87,8 +81,8 @@ class Waiter(msgspec.Struct):
         high = (self.request.header("x-nexus-priority") or "").strip().lower() == "high"
         return int(self.request.received * 1e9) | (0 if high else NORMAL_TICKET)
 
-    def turn(self, circuits: CircuitTable) -> int:
-        """The request's own turn among those for its model, over all workers."""
+    def cursor(self, circuits: CircuitTable) -> int:
+        """The request's number among those for its model, over all workers."""
         if not self._cursor:
             self._cursor = circuits.next_cursor(crc32(self.query.model.encode()))
         return self._cursor
@@ -120,10 +114,10 @@ class _Now(msgspec.Struct):
         return self.admission.load.waits_before(column, self.waiter.ticket, since_ns=since_ns)
 
     @property
-    def turn(self) -> int:
+    def cursor(self) -> int:
         if self.config.routing.strategy != "round_robin":
             return 0
-        return self.waiter.turn(self.admission.circuits)
+        return self.waiter.cursor(self.admission.circuits)
 
 
 class Admission:

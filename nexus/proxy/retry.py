@@ -18,8 +18,8 @@ from nexus.proxy.exchange import Exchange
 from nexus.proxy.passive_health import BUSY_S
 from nexus.proxy.request import invalid_body
 from nexus.proxy.responses import stream_response, whole_response
+from nexus.routing.context import RouteQuery
 from nexus.routing.retries import LONGEST_PAUSE_S, backoff_s
-from nexus.routing.router import RouteQuery
 
 log = logging.getLogger("nexus.proxy")
 

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import msgspec
 
 from nexus.errors import RequestFailed
-from nexus.routing.router import RouteQuery, RoutingContext, choose, rejection
-from nexus.routing.strategies import Circumstances, score
+from nexus.routing.context import RouteQuery, RoutingContext
+from nexus.routing.evaluation import backend_reason, evaluate_chain
+from nexus.routing.router import choose
+from nexus.routing.strategies import score
 from nexus.routing.table import RouteTable
 
 _MOST_STEPS = 50
@@ -45,55 +47,48 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     refusal: tuple[str, str] | None
 
 
-def explain(table: RouteTable, asked: RouteQuery, now: RoutingContext, *, name: str) -> Explanation:
+def explain(table: RouteTable, query: RouteQuery, now: RoutingContext, *, name: str) -> Explanation:
     """What would be done at this moment with a request for the model that the client calls
     `name`."""
     order: dict[tuple[str, str], int] = {}
     refusal = None
     try:
         while len(order) < _MOST_STEPS:
-            choice = choose(table, asked, tried=order.keys(), now=now)
+            choice = choose(table, query, tried=order.keys(), now=now)
             order[choice.backend.name, choice.model] = len(order) + 1
     except RequestFailed as none_left:
         if not order:
             refusal = none_left.fault.code, none_left.message
     return Explanation(
         asked=name,
-        resolved=asked.model,
-        chain=table.chain(asked.model, asked.constraints),
-        restricted=asked.constraints.restricted,
-        min_tier=asked.constraints.min_tier,
+        resolved=query.model,
+        chain=table.chain(query.model, query.constraints),
+        restricted=query.constraints.restricted,
+        min_tier=query.constraints.min_tier,
         strategy=table.routing.strategy,
-        verdicts=tuple(_verdicts(table, asked, now, order)),
+        verdicts=tuple(_reports(table, query, now, order)),
         refusal=refusal,
     )
 
 
-def _verdicts(
-    table: RouteTable, asked: RouteQuery, now: RoutingContext, order: dict[tuple[str, str], int]
+def _reports(
+    table: RouteTable, query: RouteQuery, now: RoutingContext, order: dict[tuple[str, str], int]
 ) -> Iterator[CandidateReport]:
-    circumstances = Circumstances(
-        load=now.load, weights=table.routing.weights, turn=now.turn, chance=now.chance
-    )
-    for name in table.chain(asked.model, asked.constraints):
+    for model in table.chain(query.model, query.constraints):
+        found = {one.backend.name: one for one in evaluate_chain(table, query, now, (model,))}
         for backend in table.backends:
-            candidate = next(
-                (
-                    candidate
-                    for candidate in table.candidates_for(name)
-                    if candidate.backend.name == backend.name
-                ),
-                None,
-            )
-            turn = order.get((backend.name, name))
-            out = "" if turn is not None else rejection(table, asked, backend, now, model=name)
+            one = found.get(backend.name)
+            turn = order.get((backend.name, model))
+            out = backend_reason(backend, [one] if one else []) if turn is None else ""
             yield CandidateReport(
                 backend=backend.name,
-                model=name,
+                model=model,
                 out=out,
                 turn=turn,
-                score=round(score(candidate, circumstances), 1) if candidate and not out else None,
+                score=round(score(one.candidate, table.routing.weights, now), 1)
+                if one and not out
+                else None,
                 pending=now.load(backend.column),
                 limit=backend.limit,
-                circuit=now.status(backend.column, name).state,
+                circuit=now.status(backend.column, model).state,
             )

@@ -11,6 +11,10 @@ import msgspec
 from nexus.config.records import Policy
 from nexus.fleet.records import Backend
 
+POLICY_REASONS = ("privacy_restricted", "tier_below_minimum")
+"""Why policies or the request's constraints keep a backend out, as the rejection headers name
+it."""
+
 
 class Constraints(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     """`restricted`: only backends in a restricted zone; `min_tier`: only those of that tier or a
@@ -26,7 +30,7 @@ class Constraints(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     own_model: bool = False
 
     def rejects(self, backend: Backend) -> str | None:
-        """The reason why a backend may not serve, as the rejection headers name it."""
+        """Which of `POLICY_REASONS` keeps a backend out; None if it may serve."""
         if self.restricted and not backend.restricted:
             return "privacy_restricted"
         if backend.config.tier < self.min_tier and not self.any_tier:

@@ -1,37 +1,23 @@
-"""How one of several usable offers is picked. Each is a pure function of its arguments."""
+"""How one of several usable candidates is picked. Each is a pure function of its arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from nexus.config.records import Weights
+from nexus.routing.context import RoutingContext
 from nexus.routing.table import Candidate
 
 
-class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pick depends on beside the offers.
-
-    `load` gives a backend column's requests in flight, with what else weighs like them; `turn`
-    counts picks, for fairness; `chance` in [0, 1) settles ties.
-    """
-
-    load: Callable[[int], int]
-    weights: Weights
-    turn: int
-    chance: float
-
-
-def smart(candidates: Sequence[Candidate], now: Circumstances) -> Candidate:
+def smart(candidates: Sequence[Candidate], weights: Weights, now: RoutingContext) -> Candidate:
     """The highest score of priority, load and probe latency.
 
     Those within one request of the highest count as equal: of two of them, taken at random, the
     better one is picked, so that workers and hosts that look at the same moment do not all choose
     the same backend.
     """
-    scores = [score(candidate, now) for candidate in candidates]
-    least = max(scores) - now.weights.load
+    scores = [score(candidate, weights, now) for candidate in candidates]
+    least = max(scores) - weights.load
     best = [n for n, points in enumerate(scores) if points >= least]
     if len(best) == 1:
         return candidates[best[0]]
@@ -39,9 +25,9 @@ def smart(candidates: Sequence[Candidate], now: Circumstances) -> Candidate:
     return candidates[max(best[first], best[second], key=lambda n: (scores[n], n == best[first]))]
 
 
-def score(candidate: Candidate, now: Circumstances) -> float:
+def score(candidate: Candidate, weights: Weights, now: RoutingContext) -> float:
     """The original's score: each part from 0 to 100, times its weight."""
-    backend, weights = candidate.backend, now.weights
+    backend = candidate.backend
     priority = backend.config.priority
     if not 0 <= priority <= 100:
         priority = 0 if priority < 0 else 100
@@ -52,12 +38,16 @@ def score(candidate: Candidate, now: Circumstances) -> float:
     )
 
 
-def round_robin(candidates: Sequence[Candidate], now: Circumstances) -> Candidate:
-    """Each in its turn; `turn` counts over all workers."""
-    return candidates[now.turn % len(candidates)]
+def round_robin(
+    candidates: Sequence[Candidate], _weights: Weights, now: RoutingContext
+) -> Candidate:
+    """Each in its turn."""
+    return candidates[now.cursor % len(candidates)]
 
 
-def priority_only(candidates: Sequence[Candidate], now: Circumstances) -> Candidate:
+def priority_only(
+    candidates: Sequence[Candidate], _weights: Weights, now: RoutingContext
+) -> Candidate:
     """The best priority; equal ones share by chance, the less loaded of two."""
     highest = min(candidate.backend.config.priority for candidate in candidates)
     best = [candidate for candidate in candidates if candidate.backend.config.priority == highest]
@@ -67,7 +57,7 @@ def priority_only(candidates: Sequence[Candidate], now: Circumstances) -> Candid
     return min(best[first], best[second], key=lambda candidate: now.load(candidate.backend.column))
 
 
-def random(candidates: Sequence[Candidate], now: Circumstances) -> Candidate:
+def random(candidates: Sequence[Candidate], _weights: Weights, now: RoutingContext) -> Candidate:
     """Any."""
     return candidates[int(now.chance * len(candidates))]
 
@@ -79,7 +69,7 @@ def _two(count: int, chance: float) -> tuple[int, int]:
     return first, second + (second >= first)
 
 
-STRATEGIES: dict[str, Callable[[Sequence[Candidate], Circumstances], Candidate]] = {
+STRATEGIES: dict[str, Callable[[Sequence[Candidate], Weights, RoutingContext], Candidate]] = {
     "smart": smart,
     "round_robin": round_robin,
     "priority_only": priority_only,

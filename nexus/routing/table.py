@@ -35,9 +35,16 @@ class Candidate:
             lacking.append(needs.task)
         return lacking
 
-    def can(self, needs: Needs) -> bool:
-        """Whether nothing is known that speaks against it."""
-        return not self.lacks(needs)
+    def unsuitable(self, needs: Needs, constraints: Constraints) -> str | None:
+        """Why it cannot serve such requests, whatever the moment; None if it can."""
+        backend = self.backend
+        if backend.status != "healthy":
+            return backend.status
+        if backend.draining:
+            return "draining"
+        if self.lacks(needs):
+            return "capability_mismatch"
+        return constraints.rejects(backend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +195,14 @@ class RouteTable:
         if found is None:
             constraints |= self.constraints(name)
             good = tuple(
-                o
-                for o in self.healthy[name]
-                if o.can(needs) and constraints.rejects(o.backend) is None
+                candidate
+                for candidate in self.healthy[name]
+                if candidate.unsuitable(needs, constraints) is None
             )
             found = self._candidates[key] = CandidateSet(
                 candidates=good,
-                lengths_differ=len({o.model.context_length for o in good} - {None}) > 1,
-                preferred=min((o.backend.config.priority for o in good), default=0),
+                lengths_differ=len({one.model.context_length for one in good} - {None}) > 1,
+                preferred=min((one.backend.config.priority for one in good), default=0),
                 known=len(self.candidates[name]),
             )
         return found

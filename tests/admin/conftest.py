@@ -37,10 +37,13 @@ def publish(app, run_dir):
         )
         writer.publish(
             Snapshot(
-                revision=writer.next_revision(), published_at=time.time(), config=Config(**config), backends=backends,
+                revision=writer.next_revision(),
+                published_at=time.time(),
+                config=Config(**config),
+                backends=backends,
                 labels=labels,
             )
-        )  # fmt: skip
+        )
 
     return publish
 
@@ -51,8 +54,12 @@ def backend_at():
         url: str, *models: str, name: str = "a", status: str = "healthy", **config
     ) -> Backend:
         return Backend(
-            config=BackendConfig(name=name, url=url, **config), label=name, column=0, status=status, since=1700000000.0,
+            config=BackendConfig(name=name, url=url, **config),
+            label=name,
+            column=0,
+            status=status,
+            since=1700000000.0,
             models=tuple(Model(name=model) for model in models),
-        )  # fmt: skip
+        )
 
     return backend_at

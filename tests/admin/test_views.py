@@ -99,8 +99,11 @@ def test_unhealthy_backend(client):
     assert answer.status_code == 503
     assert answer.json["error"]["code"] == "no_healthy_backend"
     assert answer.json["context"] == {
-        "required_tier": None, "available_backends": ["a"], "eta_seconds": 5, "privacy_zone_required": None,
-    }  # fmt: skip
+        "required_tier": None,
+        "available_backends": ["a"],
+        "eta_seconds": 5,
+        "privacy_zone_required": None,
+    }
     assert answer.headers["x-nexus-rejection-reasons"] == "model_not_found,unhealthy"
     assert json.loads(answer.headers["x-nexus-rejection-details"]) == [
         {"backend": "a", "reason": "model_not_found"},

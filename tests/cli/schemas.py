@@ -57,9 +57,15 @@ SEEN = BACKEND["properties"] | {
     "trouble": component("BackendStats")["properties"]["trouble"],
 }
 VERDICT = record(
-    backend=TEXT, model=TEXT, out=TEXT, turn=maybe(COUNT), score=maybe(NUMBER), pending=COUNT, limit=maybe(COUNT),
+    backend=TEXT,
+    model=TEXT,
+    out=TEXT,
+    turn=maybe(COUNT),
+    score=maybe(NUMBER),
+    pending=COUNT,
+    limit=maybe(COUNT),
     circuit=TEXT,
-)  # fmt: skip
+)
 PROBLEM = record(
     code=TEXT,
     severity={"enum": ["error", "warning"]},
@@ -81,10 +87,20 @@ SAMPLE = record(name=TEXT, labels={"type": "object", "additionalProperties": TEX
 
 SCHEMAS: dict[str, Schema] = {
     "status": record(
-        healthy=FLAG, status=TEXT, url=maybe(TEXT), operations_url=maybe(TEXT), run_dir=maybe(TEXT), version=TEXT,
-        uptime_seconds=COUNT, workers=COUNT, models=COUNT, requests=component("Stats")["properties"]["requests"],
-        streams=component("Stats")["properties"]["streams"], queue=component("Stats")["properties"]["queue"],
-        backends=every(record(**SEEN)), problems=every(PROBLEM, least=0),
+        healthy=FLAG,
+        status=TEXT,
+        url=maybe(TEXT),
+        operations_url=maybe(TEXT),
+        run_dir=maybe(TEXT),
+        version=TEXT,
+        uptime_seconds=COUNT,
+        workers=COUNT,
+        models=COUNT,
+        requests=component("Stats")["properties"]["requests"],
+        streams=component("Stats")["properties"]["streams"],
+        queue=component("Stats")["properties"]["queue"],
+        backends=every(record(**SEEN)),
+        problems=every(PROBLEM, least=0),
     ),
     "backends list": record(backends=every(BACKEND)),
     "backends add": BACKEND,
@@ -94,7 +110,11 @@ SCHEMAS: dict[str, Schema] = {
     "models": record(
         models=every(
             record(
-                name=TEXT, backends=TEXTS, alias_of=maybe(TEXT), context_length=maybe(COUNT), tasks=maybe(TEXTS),
+                name=TEXT,
+                backends=TEXTS,
+                alias_of=maybe(TEXT),
+                context_length=maybe(COUNT),
+                tasks=maybe(TEXTS),
                 capabilities={"type": "object", "additionalProperties": FLAG},
             )
         )
@@ -103,35 +123,60 @@ SCHEMAS: dict[str, Schema] = {
     "stats": component("Stats"),
     "history": every(component("PastRequest")),
     "route explain": record(
-        asked=TEXT, resolved=TEXT, chain=TEXTS, restricted=FLAG, min_tier=COUNT, strategy=TEXT, verdicts=every(VERDICT),
+        asked=TEXT,
+        resolved=TEXT,
+        chain=TEXTS,
+        restricted=FLAG,
+        min_tier=COUNT,
+        strategy=TEXT,
+        verdicts=every(VERDICT),
         refusal=maybe({"type": "array"}),
     ),
     "metrics list": every(FAMILY),
-    "metrics bound": record(total=COUNT, families={"type": "object", "additionalProperties": COUNT}),
+    "metrics bound": record(
+        total=COUNT, families={"type": "object", "additionalProperties": COUNT}
+    ),
     "metrics get": record(family=TEXT, type=TEXT, samples=every(SAMPLE)),
     "keys new": record(id=TEXT, key=TEXT, sha256=TEXT),
     "keys digest": record(sha256=TEXT),
     "keys list": every(
         record(
-            id=TEXT, name=TEXT, team=maybe(TEXT), state={"enum": ["active", "expired", "blocked"]},
-            expires=maybe(TEXT), models={"type": "array", "items": TEXTS},
+            id=TEXT,
+            name=TEXT,
+            team=maybe(TEXT),
+            state={"enum": ["active", "expired", "blocked"]},
+            expires=maybe(TEXT),
+            models={"type": "array", "items": TEXTS},
             endpoints={"type": "array", "items": TEXTS},
         ),
         least=0,
     ),
-    "config check": record(file=maybe(TEXT), usable=FLAG, problems=TEXTS, warnings=TEXTS, backends=maybe(COUNT)),
+    "config check": record(
+        file=maybe(TEXT), usable=FLAG, problems=TEXTS, warnings=TEXTS, backends=maybe(COUNT)
+    ),
     "config init": record(file=TEXT),
     "config show": record(
         config={"type": "object", "required": ["server", "backends"]},
         origins={"type": "object", "additionalProperties": TEXT, "minProperties": 20},
     ),
     "chat": record(
-        model=TEXT, text=TEXT, finish_reason=maybe(TEXT), error=maybe(TEXT), request_id=TEXT, backend=TEXT,
-        backend_type=TEXT, route_reason=TEXT, fallback_model=maybe(TEXT), ttft_ms=NUMBER, duration_ms=NUMBER,
-        prompt_tokens=maybe(COUNT), completion_tokens=maybe(COUNT), tokens_per_second=maybe(NUMBER),
+        model=TEXT,
+        text=TEXT,
+        finish_reason=maybe(TEXT),
+        error=maybe(TEXT),
+        request_id=TEXT,
+        backend=TEXT,
+        backend_type=TEXT,
+        route_reason=TEXT,
+        fallback_model=maybe(TEXT),
+        ttft_ms=NUMBER,
+        duration_ms=NUMBER,
+        prompt_tokens=maybe(COUNT),
+        completion_tokens=maybe(COUNT),
+        tokens_per_second=maybe(NUMBER),
     ),
     "reload": record(
         reloaded=FLAG, count=COUNT, problems=TEXTS, warnings=TEXTS, restart=TEXTS, backends=COUNT
     ),
     "doctor": record(healthy=FLAG, findings=every(FINDING)),
-}  # fmt: skip
+}

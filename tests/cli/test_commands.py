@@ -18,9 +18,13 @@ from tests.support.processes import ROOT, Demo, clean_environ
 
 def nexus(*words: str, cwd=None, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "nexus", *words], capture_output=True, text=True, timeout=30, cwd=cwd,
+        [sys.executable, "-m", "nexus", *words],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=cwd,
         env=clean_environ(**environ),
-    )  # fmt: skip
+    )
 
 
 def test_version_and_help():
@@ -65,7 +69,8 @@ def test_config_check_tells_every_fault(tmp_path):
     assert checked.returncode == 2
     assert checked.stderr.splitlines() == [
         f"{tmp_path}/n.toml: [server] has no key prot; did you mean port?",
-        f"{tmp_path}/n.toml: [server] port = 'x' is not allowed; it takes a whole number from 1 to 65535.",
+        f"{tmp_path}/n.toml: [server] port = 'x' is not allowed; it takes a whole number from 1 "
+        f"to 65535.",
     ]
 
 
@@ -93,7 +98,8 @@ def test_metrics_list_is_the_table():
 
 def test_metrics_bound(tmp_path):
     (tmp_path / "n.toml").write_text(
-        "[metrics]\nmax_models = 3\nmax_backends = 2\n[[backends]]\nname = 'a'\nurl = 'http://a'\n[[backends]]\nname = 'b'\nurl = 'http://b'"
+        "[metrics]\nmax_models = 3\nmax_backends = 2\n[[backends]]\nname = 'a'\n"
+        "url = 'http://a'\n[[backends]]\nname = 'b'\nurl = 'http://b'"
     )
     shown = json.loads(nexus("metrics", "bound", "-c", str(tmp_path / "n.toml"), "--json").stdout)
     families = shown["families"]

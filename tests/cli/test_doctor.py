@@ -22,7 +22,10 @@ pytestmark = pytest.mark.e2e
 def place(tmp_path):
     """A configuration in which nothing is wrong, and a place where a gateway could start."""
     run_dir = f"/dev/shm/nexus-test-{os.getpid()}"
-    text = f'[server]\nhost = "127.0.0.1"\nport = {free_port()}\nrun_dir = "{run_dir}"\n[health_check]\nlisten = "127.0.0.1:{free_port()}"\n'
+    text = (
+        f'[server]\nhost = "127.0.0.1"\nport = {free_port()}\nrun_dir = "{run_dir}"\n'
+        f'[health_check]\nlisten = "127.0.0.1:{free_port()}"\n'
+    )
     (tmp_path / "nexus.toml").write_text(text)
     return tmp_path
 
@@ -39,9 +42,22 @@ def doctor(
             )
 
     done = subprocess.run(
-        [sys.executable, "-m", "nexus", "doctor", "--json", "-c", str(place / "nexus.toml"), *words],
-        capture_output=True, text=True, timeout=60, preexec_fn=set_limit, env=clean_environ(**environ),
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "nexus",
+            "doctor",
+            "--json",
+            "-c",
+            str(place / "nexus.toml"),
+            *words,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=set_limit,
+        env=clean_environ(**environ),
+    )
     shown = json.loads(done.stdout)
     jsonschema.validate(shown, SCHEMAS["doctor"])
     faults = {
@@ -67,9 +83,11 @@ def test_nothing_is_wrong(place):
         append(place, backend_toml(demo))
         assert doctor(place) == {}
         done = subprocess.run(
-            [sys.executable, "-m", "nexus", "doctor", "-c", str(place / "nexus.toml")], capture_output=True, text=True,
+            [sys.executable, "-m", "nexus", "doctor", "-c", str(place / "nexus.toml")],
+            capture_output=True,
+            text=True,
             env=clean_environ(),
-        )  # fmt: skip
+        )
     assert "one through a demo backend moved exactly its 4 series" in done.stdout
     assert done.stdout.endswith("\nNothing is wrong.\n")
 

@@ -75,11 +75,17 @@ def test_list(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ('[auth]\nmode = "on"', '[auth] mode = \'on\' is not allowed; it takes one of "keys", "off", "optional".'),
+        (
+            '[auth]\nmode = "on"',
+            '[auth] mode = \'on\' is not allowed; it takes one of "keys", "off", "optional".',
+        ),
         ('[auth]\nheader = "X-Key"', "[auth] header = 'X-Key' is not allowed"),
         ('[[keys]]\nid = "a"', "[keys[0]] lacks sha256, which has no default."),
         ('[[keys]]\nid = "a"\nsha256 = ["x"]', "[keys[0]] sha256 = ['x'] is not allowed"),
-        ('[[keys]]\nid = "other"\nsha256 = ["{0}"]', 'id = "other" is not allowed; metrics use that word for no key.'),
+        (
+            '[[keys]]\nid = "other"\nsha256 = ["{0}"]',
+            'id = "other" is not allowed; metrics use that word for no key.',
+        ),
         (
             '[[teams]]\nname = "research"\n[[keys]]\nid = "a"\nteam = "reserch"\nsha256 = ["{0}"]',
             '[[keys]] "a" team = "reserch" does not exist; did you mean research?',
@@ -113,7 +119,12 @@ def test_what_is_wrong_is_said(tmp_path, text, problem):
         ('[server]\nhost = "0.0.0.0"', "0.0.0.0", True),
         ('[server]\nhost = "[::]"', "::", True),
         ('[server]\nhost = "::1"', "::1", False),
-        ('[server]\nhost = "127.0.0.1"\n[auth]\nmode = "keys"\n[[keys]]\nid = "a"\nsha256 = ["{0}"]', "127.0.0.1", False),
+        (
+            '[server]\nhost = "127.0.0.1"\n[auth]\nmode = "keys"\n[[keys]]\nid = "a"\n'
+            'sha256 = ["{0}"]',
+            "127.0.0.1",
+            False,
+        ),
     ],
 )  # fmt: skip
 def test_where_it_listens_by_default(tmp_path, text, host, warned):

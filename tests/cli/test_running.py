@@ -294,9 +294,14 @@ def test_completions_of_other_shells_ask_as_the_one_of_bash(shell):
 
     def offered(words: str, at: int) -> list[str]:
         done = subprocess.run(
-            [f"{sys.prefix}/bin/nexus"], capture_output=True, text=True, timeout=20,
-            env=clean_environ(_NEXUS_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(at)),
-        )  # fmt: skip
+            [f"{sys.prefix}/bin/nexus"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            env=clean_environ(
+                _NEXUS_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(at)
+            ),
+        )
         return [line.partition(",")[2] for line in done.stdout.splitlines()]
 
     assert offered("nexus ", 1) == list(COMMANDS)
@@ -312,7 +317,8 @@ def test_simple_commands_start_without_the_heavy_libraries(fleet, words):
         "import sys\nfrom nexus.cli.main import main\n"
         f"sys.argv = {['nexus', *words]}\n"
         "try: main()\nexcept SystemExit: pass\n"
-        "print(sorted({'flask', 'gevent', 'gunicorn', 'prometheus_client', 'requests'} & set(sys.modules)), file=sys.stderr)"
+        "print(sorted({'flask', 'gevent', 'gunicorn', 'prometheus_client', 'requests'} & "
+        "set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

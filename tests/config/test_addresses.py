@@ -72,20 +72,32 @@ def test_files_that_cannot(tmp_path, authority):
     client, other, text = authority.issue("client"), authority.issue("other"), tmp_path / "text"
     text.write_text("no certificate")
     for lines, wanted in {
-        f'ca_file = "{tmp_path}/none"': f'ca_file = "{tmp_path}/none" cannot be used; there is no such file.',
-        f'ca_file = "{tmp_path}"': f'ca_file = "{tmp_path}" cannot be used; it cannot be read (Is a directory).',
+        f'ca_file = "{tmp_path}/none"': f'ca_file = "{tmp_path}/none" cannot be used; there is no '
+        f"such "
+        f"file.",
+        f'ca_file = "{tmp_path}"': f'ca_file = "{tmp_path}" cannot be used; it cannot be read (Is '
+        f"a "
+        f"directory).",
         'ca_file = "ca.pem"': 'ca_file = "ca.pem" cannot be used; it takes an absolute path.',
-        f'ca_file = "{text}"': f'ca_file = "{text}" cannot be used; it holds no certificate in PEM form.',
-        f'client_key_file = "{client.key}"': f'client_key_file = "{client.key}" needs client_cert_file beside it.',
+        f'ca_file = "{text}"': f'ca_file = "{text}" cannot be used; it holds no certificate in PEM '
+        f"form.",
+        f'client_key_file = "{client.key}"': f'client_key_file = "{client.key}" needs '
+        f"client_cert_file "
+        f"beside "
+        f"it.",
         f'client_cert_file = "{client.cert}"': (
-            f'client_cert_file = "{client.cert}" cannot be used; it lacks the certificate or, without '
+            f'client_cert_file = "{client.cert}" cannot be used; it lacks the certificate or, '
+            f"without "
             "client_key_file, its unencrypted key in PEM form."
         ),
         f'client_cert_file = "{client.cert}"\nclient_key_file = "{other.key}"': (
-            f'client_cert_file = "{client.cert}" cannot be used; the key in {other.key} is not the certificate\'s.'
+            f'client_cert_file = "{client.cert}" cannot be used; the key in {other.key} is not the '
+            f"certificate's."
         ),
         f'client_cert_file = "{text}"\nclient_key_file = "{client.key}"': (
-            f'client_cert_file = "{text}" cannot be used; it, or {client.key}, is not in PEM form, or the key is '
+            f'client_cert_file = "{text}" cannot be used; it, or {client.key}, is not in PEM form, '
+            f"or "
+            f"the key is "
             "encrypted."
         ),
     }.items():
@@ -131,11 +143,14 @@ def test_a_host_may_have_its_brackets(tmp_path, host):
         ({"https_proxy": ""}, None),
         (
             {"https_proxy": "http://proxy:3128"},
-            "HTTPS_PROXY in the environment has no effect: backends are reached directly, without a proxy.",
+            "HTTPS_PROXY in the environment has no effect: backends are reached directly, without "
+            "a "
+            "proxy.",
         ),
         (
             {"HTTP_PROXY": "http://proxy:3128", "HTTPS_PROXY": "http://proxy:3128"},
-            "HTTP_PROXY and HTTPS_PROXY in the environment have no effect: backends are reached directly, "
+            "HTTP_PROXY and HTTPS_PROXY in the environment have no effect: backends are reached "
+            "directly, "
             "without a proxy.",
         ),
     ],

@@ -5,8 +5,9 @@ import pytest
 from nexus.config import ConfigError, load
 from nexus.config.records import Weights
 from nexus.fleet.records import Backend, Model
+from nexus.routing.context import Conditions
 from nexus.routing.policies import Policies
-from nexus.routing.strategies import Circumstances, score
+from nexus.routing.strategies import score
 from nexus.routing.table import Candidate
 
 BACKEND = '[[backends]]\nname = "b"\nurl = "http://h:1"\n'
@@ -46,7 +47,8 @@ ACCEPTED = [
     ),
     ('[logging]\nlevel = "nexus=debug"', lambda c: c.logging.level, "debug"),
     (
-        '[logging]\nlevel = "warn,nexus::health::checker=trace"\n[logging.component_levels]\nproxy = "Debug"',
+        '[logging]\nlevel = "warn,nexus::health::checker=trace"\n[logging.component_levels]\n'
+        'proxy = "Debug"',
         lambda c: (c.logging.level, c.logging.component_levels),
         ("warn", {"health": "trace", "proxy": "debug"}),
     ),
@@ -117,7 +119,8 @@ def test_directives_of_the_environment_go_before_the_file(tmp_path):
         ),
         (
             "[routing.fallbacks]\nm = ['m', 'n']",
-            '[routing.fallbacks] "m" falls back to itself; name other models. The Rust gateway ignored this.',
+            '[routing.fallbacks] "m" falls back to itself; name other models. The Rust gateway '
+            "ignored this.",
         ),
         (
             BACKEND + BACKEND,
@@ -151,9 +154,7 @@ def test_the_score_takes_a_priority_outside_its_range_as_the_nearer_end(
     def of(number):
         config = taken(tmp_path, BACKEND + f"priority = {number}").config.backends[0]
         candidate = Candidate(Backend(config=config, label="b", column=0), Model(name="m"))
-        return score(
-            candidate, Circumstances(load=lambda _: 0, weights=Weights(), turn=0, chance=0.0)
-        )
+        return score(candidate, Weights(), Conditions(load=lambda _: 0))
 
     assert of(priority) == of(counts_as)
 

@@ -141,29 +141,85 @@ def test_older_spellings_are_accepted(file, older, section, key):
     [
         ("[server]\nprot = 1", "[server] has no key prot; did you mean port?"),
         ("[sever]\nport = 1", "the file has no key sever; did you mean server?"),
-        ("[routing.weights]\nlatecny = 1", "[routing.weights] has no key latecny; did you mean latency?"),
-        ("[server]\nport = 99999", "[server] port = 99999 is not allowed; it takes a whole number from 1 to 65535."),
-        ('[server]\nport = "80"', "[server] port = '80' is not allowed; it takes a whole number from 1 to 65535."),
-        ("[health_check]\nenabled = 1", "[health_check] enabled = 1 is not allowed; it takes true or false."),
-        ("[health_check]\ninterval_seconds = 0", "[health_check] interval_seconds = 0 is not allowed; it takes a number above 0 to 86400."),
-        ('[routing]\nstrategy = "best"', "[routing] strategy = 'best' is not allowed; it takes one of"),
+        (
+            "[routing.weights]\nlatecny = 1",
+            "[routing.weights] has no key latecny; did you mean latency?",
+        ),
+        (
+            "[server]\nport = 99999",
+            "[server] port = 99999 is not allowed; it takes a whole number from 1 to 65535.",
+        ),
+        (
+            '[server]\nport = "80"',
+            "[server] port = '80' is not allowed; it takes a whole number from 1 to 65535.",
+        ),
+        (
+            "[health_check]\nenabled = 1",
+            "[health_check] enabled = 1 is not allowed; it takes true or false.",
+        ),
+        (
+            "[health_check]\ninterval_seconds = 0",
+            "[health_check] interval_seconds = 0 is not allowed; it takes a number above 0 to "
+            "86400.",
+        ),
+        (
+            '[routing]\nstrategy = "best"',
+            "[routing] strategy = 'best' is not allowed; it takes one of",
+        ),
         ("server = 3", "the file server = 3 is not allowed; it takes a table."),
-        ("[backends]\nname = 'x'", "the file backends = {'name': 'x'} is not allowed; it takes a list of tables, written [[backends]]"),
+        (
+            "[backends]\nname = 'x'",
+            "the file backends = {'name': 'x'} is not allowed; it takes a list of tables, written "
+            "[[backends]]",
+        ),
         ("[[backends]]\nname = 'x'", "[backends[0]] lacks url, which has no default."),
-        ("[[backends]]\nname = 'x'\nurl = 'localhost:11434'", '[backends[0]] url = "localhost:11434" is not allowed; it takes an address that starts with http'),
-        ("[[backends]]\nname = 'x'\nurl = 'http://k:s@h'", "it must not contain a key; name the variable that holds the key in api_key_env."),
-        ("[[backends]]\nname = 'x'\nurl = 'http://h'\n[[backends]]\nname = 'x'\nurl = 'http://g'", '[backends[1]] name = "x" is used twice'),
-        ("[[backends]]\nname = 'x'\nurl = 'http://h'\ndiscover_models = false", "[backends[0]] discover_models = false leaves it without models; state them in [[backends.models]]."),
-        ("[[backends]]\nname = 'x'\nurl = 'http://h'\n[[backends.models]]\nname = 'm'\n[[backends.models]]\nname = 'm'", '[backends[0]] models name = "m" is used twice; state each model once.'),
-        ("[health_check]\nlisten = 'nine'", '[health_check] listen = "nine" is not allowed; it takes host:port'),
-        ("[server]\nmax_buffered_bytes = 2048", "[server] max_buffered_bytes = 2048 is not allowed; it takes at least max_request_bytes, which is 33554432."),
-        ("[cors]\norigins = ['https://a.example/']", '[cors] origins = "https://a.example/" is not allowed; it takes "*", or an origin as a browser sends it'),
+        (
+            "[[backends]]\nname = 'x'\nurl = 'localhost:11434'",
+            '[backends[0]] url = "localhost:11434" is not allowed; it takes an address that starts '
+            "with http",
+        ),
+        (
+            "[[backends]]\nname = 'x'\nurl = 'http://k:s@h'",
+            "it must not contain a key; name the variable that holds the key in api_key_env.",
+        ),
+        (
+            "[[backends]]\nname = 'x'\nurl = 'http://h'\n[[backends]]\nname = 'x'\nurl = 'http://g'",
+            '[backends[1]] name = "x" is used twice',
+        ),
+        (
+            "[[backends]]\nname = 'x'\nurl = 'http://h'\ndiscover_models = false",
+            "[backends[0]] discover_models = false leaves it without models; state them in "
+            "[[backends.models]].",
+        ),
+        (
+            "[[backends]]\nname = 'x'\nurl = 'http://h'\n[[backends.models]]\nname = 'm'\n"
+            "[[backends.models]]\nname = 'm'",
+            '[backends[0]] models name = "m" is used twice; state each model once.',
+        ),
+        (
+            "[health_check]\nlisten = 'nine'",
+            '[health_check] listen = "nine" is not allowed; it takes host:port',
+        ),
+        (
+            "[server]\nmax_buffered_bytes = 2048",
+            "[server] max_buffered_bytes = 2048 is not allowed; it takes at least "
+            "max_request_bytes, "
+            "which is 33554432.",
+        ),
+        (
+            "[cors]\norigins = ['https://a.example/']",
+            '[cors] origins = "https://a.example/" is not allowed; it takes "*", or an origin as a '
+            "browser sends it",
+        ),
         ("[cors]\norigins = ['a.example']", '[cors] origins = "a.example" is not allowed'),
-        ("[routing.aliases]\na = 'b'\nb = 'a'", '[routing.aliases] "a" does not end within 3 steps'),
+        (
+            "[routing.aliases]\na = 'b'\nb = 'a'",
+            '[routing.aliases] "a" does not end within 3 steps',
+        ),
         ("[routing.fallbacks]\na = ['a']", '[routing.fallbacks] "a" falls back to itself'),
         ("[server", "this is not TOML"),
     ],
-)  # fmt: skip
+)
 def test_each_fault_is_one_sentence_that_names_it(file, text, message):
     found = problems(file, text)
     assert message in found[0]
@@ -196,7 +252,8 @@ def test_precedence(file):
 def test_a_wrong_environment_variable_is_named(file):
     found = problems(file, "", NEXUS_PORT="web")
     assert found == [
-        "environment variable NEXUS_PORT: [server] port = 'web' is not allowed; it takes a whole number from 1 to 65535."
+        "environment variable NEXUS_PORT: [server] port = 'web' is not allowed; it takes a whole "
+        "number from 1 to 65535."
     ]
 
 

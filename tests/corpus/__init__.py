@@ -59,8 +59,13 @@ def _chunk(delta: dict[str, Any] | None, finish: str | None = None, **more: Any)
         else [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
     )
     return {
-        "id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 1700000000, "model": "m", "choices": choices, **more,
-    }  # fmt: skip
+        "id": "chatcmpl-7",
+        "object": "chat.completion.chunk",
+        "created": 1700000000,
+        "model": "m",
+        "choices": choices,
+        **more,
+    }
 
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
@@ -111,8 +116,13 @@ def _openai() -> Recording:
 def _openai_without_usage() -> Recording:
     body = b"".join(
         _event(_chunk(delta, finish))
-        for delta, finish in (({"role": "assistant", "content": ""}, None), ({"content": "a"}, None), ({"content": "b"}, None), ({}, "stop"))
-    )  # fmt: skip
+        for delta, finish in (
+            ({"role": "assistant", "content": ""}, None),
+            ({"content": "a"}, None),
+            ({"content": "b"}, None),
+            ({}, "stop"),
+        )
+    )
     return Recording("openai without usage", body + DONE, counted=2, events=4)
 
 
@@ -302,8 +312,14 @@ def _errors() -> list[Recording]:
     return [
         _error("error in band", role + said, _event(openai), "The server had an error", events=3),
         _error("vllm's error in band", said, _event(vllm), "out of memory", events=2, end=DONE),
-        _error("lm studio's error event", said, _event({"message": "model crashed"}, event="error"), "model crashed", events=2),
-    ]  # fmt: skip
+        _error(
+            "lm studio's error event",
+            said,
+            _event({"message": "model crashed"}, event="error"),
+            "model crashed",
+            events=2,
+        ),
+    ]
 
 
 def _no_end() -> Recording:
@@ -368,16 +384,25 @@ def _not_strict() -> Recording:
     """What Python's and Go's encoders write, and strict readers refuse."""
     body = (
         b"\xef\xbb\xbf"
-        b'data: {"choices":[{"index":0,"delta":{"content":"\\ud83d"},"logprobs":{"content":[{"logprob":-Infinity}]}}]}\n\n'
-        b'data: {"choices":[{"index":0,"delta":{"content":"\\ude00"},"logprobs":{"content":[{"logprob":NaN}]}}]}\n\n'
-        b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop","stop_reason":"\\ud83d"}],"score":NaN}\n\n'
+        b'data: {"choices":[{"index":0,"delta":{"content":"\\ud83d"},'
+        b'"logprobs":{"content":[{"logprob":-Infinity}]}}]}\n\n'
+        b'data: {"choices":[{"index":0,"delta":{"content":"\\ude00"},'
+        b'"logprobs":{"content":[{"logprob":NaN}]}}]}\n\n'
+        b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop",'
+        b'"stop_reason":"\\ud83d"}],"score":NaN}\n\n'
     )
     usage = _event(
         '{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4},"mean_logprob":NaN}'
     )
     return Recording(
-        "json that is not strict", body + usage + DONE, usage=(9, 4), usage_event=usage, usage_shown=usage, counted=2, events=4
-    )  # fmt: skip
+        "json that is not strict",
+        body + usage + DONE,
+        usage=(9, 4),
+        usage_event=usage,
+        usage_shown=usage,
+        counted=2,
+        events=4,
+    )
 
 
 def _loose() -> Recording:
@@ -417,28 +442,74 @@ def _hidden(recording: Recording, shown: str = "") -> Recording:
 
 def _of_real_servers() -> list[Recording]:
     return [
-        _hidden(recorded("llamacpp-b11549-usage-asked", usage=(14, 4), counted=4, events=7, details=(13, None)), ',"timings"'),
-        recorded("llamacpp-b11549-usage-not-asked", usage=(14, 4), counted=4, events=6, details=(13, None)),
-        recorded("llamacpp-b11549-completions", usage=(2, 4), counted=4, events=5, details=(0, None)),
+        _hidden(
+            recorded(
+                "llamacpp-b11549-usage-asked",
+                usage=(14, 4),
+                counted=4,
+                events=7,
+                details=(13, None),
+            ),
+            ',"timings"',
+        ),
+        recorded(
+            "llamacpp-b11549-usage-not-asked",
+            usage=(14, 4),
+            counted=4,
+            events=6,
+            details=(13, None),
+        ),
+        recorded(
+            "llamacpp-b11549-completions", usage=(2, 4), counted=4, events=5, details=(0, None)
+        ),
         recorded("llama-cpp-python-0.3.36-usage-asked", counted=3, events=5),
         _hidden(recorded("ollama-2026-08-21-usage-asked", usage=(14, 3), counted=3, events=5)),
         recorded("transformers-serve-5.19", usage=(14, 3), counted=2, events=4),
-        _hidden(recorded("vllm-0.32-usage-asked", usage=(14, 3), counted=3, events=5), ',"system_fingerprint"'),
+        _hidden(
+            recorded("vllm-0.32-usage-asked", usage=(14, 3), counted=3, events=5),
+            ',"system_fingerprint"',
+        ),
         recorded(
-            "vllm-0.32-engine-killed", counted=9, events=11,
+            "vllm-0.32-engine-killed",
+            counted=9,
+            events=11,
             error="EngineCore encountered an issue. See stack trace (above) for the root cause.",
         ),
         recorded(
-            "litellm-1.105-upstream-killed", counted=3, events=5, finished=False,
-            error="litellm.APIConnectionError: APIConnectionError: OpenAIException - Response payload is not completed: "
-            "<TransferEncodingError: 400, message='Not enough data to satisfy transfer length header.'>",
+            "litellm-1.105-upstream-killed",
+            counted=3,
+            events=5,
+            finished=False,
+            error="litellm.APIConnectionError: APIConnectionError: OpenAIException - Response "
+            "payload "
+            "is "
+            "not completed: "
+            "<TransferEncodingError: 400, message='Not enough data to satisfy transfer length "
+            "header.'>",
         ),
-    ]  # fmt: skip
+    ]
 
 
 RECORDINGS = [
-    _openai(), _openai_without_usage(), _tool_calls(), _refusal(), _vllm_reasoning(), _ollama(), _llamacpp(), _lmstudio(),
-    _crlf(), _cr_and_no_end(), _several_data_lines(), _large(), _legacy(),
-    _no_end(), _no_done(), *_errors(),
-    _litellm(), _llamacpp_progress(), _not_strict(), _loose(), *_of_real_servers(),
-]  # fmt: skip
+    _openai(),
+    _openai_without_usage(),
+    _tool_calls(),
+    _refusal(),
+    _vllm_reasoning(),
+    _ollama(),
+    _llamacpp(),
+    _lmstudio(),
+    _crlf(),
+    _cr_and_no_end(),
+    _several_data_lines(),
+    _large(),
+    _legacy(),
+    _no_end(),
+    _no_done(),
+    *_errors(),
+    _litellm(),
+    _llamacpp_progress(),
+    _not_strict(),
+    _loose(),
+    *_of_real_servers(),
+]

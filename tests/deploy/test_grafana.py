@@ -198,13 +198,21 @@ blocked = true
 """
 KEYS = {"spender": "sk-of-a-test-that-spends", "shut": "sk-of-a-test-that-is-blocked"}
 TOLD = {
-    "id": "x", "object": "chat.completion", "created": 1, "model": "told",
-    "choices": [{"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
+    "id": "x",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "told",
+    "choices": [
+        {"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}
+    ],
     "usage": {
-        "prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 30,
-        "prompt_tokens_details": {"cached_tokens": 16}, "completion_tokens_details": {"reasoning_tokens": 8},
+        "prompt_tokens": 20,
+        "completion_tokens": 10,
+        "total_tokens": 30,
+        "prompt_tokens_details": {"cached_tokens": 16},
+        "completion_tokens_details": {"reasoning_tokens": 8},
     },
-}  # fmt: skip
+}
 
 
 def mixed(number: int) -> ParsedRequest:

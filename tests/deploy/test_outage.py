@@ -88,9 +88,19 @@ def test_outage(watched):
     # A reload that is refused.
     gateway.write("\n[routing]\nstrategy = 'none such'\n")
     refused = subprocess.run(
-        [sys.executable, "-m", "nexus", "reload", "-c", str(gateway.file), "--run-dir", str(gateway.run_dir)],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "nexus",
+            "reload",
+            "-c",
+            str(gateway.file),
+            "--run-dir",
+            str(gateway.run_dir),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert refused.returncode == 2, refused.stderr
     fires(prometheus, everything | {"NexusReloadFailed"})
 

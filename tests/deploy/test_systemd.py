@@ -328,7 +328,10 @@ def test_no_connection_is_refused_while_the_gateway_restarts(
             socket.create_connection(("127.0.0.1", host.port), timeout=20) for _ in range(50)
         ]
         body = json.dumps(chat("x", "demo-small", max_tokens=2).body).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        )
         for sock in waiting:
             sock.sendall(head.encode() + body)
         with host.gateway() as again:

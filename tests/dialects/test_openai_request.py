@@ -132,7 +132,10 @@ KEYS = (
     "tools",
     "response_format",
 )
-BASE = b'"model":"m","messages":[{}],"stream":false,"stream_options":{},"prompt":"p","input":"i","tools":[],"response_format":{}'
+BASE = (
+    b'"model":"m","messages":[{}],"stream":false,"stream_options":{},"prompt":"p","input":"i",'
+    b'"tools":[],"response_format":{}'
+)
 
 
 @pytest.mark.parametrize("space", ["", " ", "\n    "])
@@ -157,7 +160,10 @@ def test_a_key_in_another_case_is_refused(key):
 
 
 def test_other_keys_may_come_twice_or_in_any_case():
-    body = b'{"Temperature":1, "seed":1, "seed":2, "model":"m", "messages":[{}], "x":{"model":1,"model":2,"Stream":1}}'
+    body = (
+        b'{"Temperature":1, "seed":1, "seed":2, "model":"m", "messages":[{}], '
+        b'"x":{"model":1,"model":2,"Stream":1}}'
+    )
     assert read(body, ("messages",)).model == "m"
     assert replace_model(body, "n") == body.replace(b'"m"', b'"n"')
 

@@ -129,23 +129,49 @@ def test_times():
         ('{"choices":[{"delta":{"reasoning":"hm"}}]}', True, True),
         ('{"choices":[{"delta":{"audio":{"id":"a"}}}]}', True, True),
         *[
-            (json.dumps({"choices": [{"delta": {"role": "assistant", "content": "", key: value}}]}), True, True)
+            (
+                json.dumps(
+                    {"choices": [{"delta": {"role": "assistant", "content": "", key: value}}]}
+                ),
+                True,
+                True,
+            )
             for key, value in [
-                ("reasoning_content", "h"), ("reasoning_text", "h"), ("thinking", "h"), ("thought", "h"), ("thoughts", ["h"]),
-                ("reasoning_details", [{"type": "reasoning.text", "text": "h"}]), ("thinking_blocks", [{"thinking": "h"}]),
-                ("tool_calls", [{"index": 0}]), ("function_call", {"name": "f"}), ("refusal", "no"),
-                ("images", [{"type": "image_url"}]), ("annotations", [{"type": "url_citation"}]),
+                ("reasoning_content", "h"),
+                ("reasoning_text", "h"),
+                ("thinking", "h"),
+                ("thought", "h"),
+                ("thoughts", ["h"]),
+                ("reasoning_details", [{"type": "reasoning.text", "text": "h"}]),
+                ("thinking_blocks", [{"thinking": "h"}]),
+                ("tool_calls", [{"index": 0}]),
+                ("function_call", {"name": "f"}),
+                ("refusal", "no"),
+                ("images", [{"type": "image_url"}]),
+                ("annotations", [{"type": "url_citation"}]),
             ]
         ],
-        ('{"choices":[{"delta":{"role":"assistant","content":"","reasoning_content":"","tool_calls":[]}}]}', False, False),
-        ('{"choices":[{"delta":{"role":"assistant","provider_specific_fields":{"a":1}}}]}', False, False),
+        (
+            '{"choices":[{"delta":{"role":"assistant","content":"","reasoning_content":"","tool_calls":[]}}]}',
+            False,
+            False,
+        ),
+        (
+            '{"choices":[{"delta":{"role":"assistant","provider_specific_fields":{"a":1}}}]}',
+            False,
+            False,
+        ),
         ('{"choices":[{"message":{"role":"assistant","content":"x"}}]}', True, True),
-        ('{"choices":[{"delta":{"role":"assistant"}}],"prompt_progress":{"total":9,"processed":4}}', True, False),
+        (
+            '{"choices":[{"delta":{"role":"assistant"}}],"prompt_progress":{"total":9,"processed":4}}',
+            True,
+            False,
+        ),
         ('{"type":"ping"}', False, False),
         ('{"type":"response.created"}', True, True),
         ("not json", True, True),
     ],
-)  # fmt: skip
+)
 def test_what_is_worth_showing(text, content, token):
     stream = OpenAIStream(clock=lambda: 1.0, hide_usage=True)
     stream.feed(f"data: {text}\n\n".encode())
@@ -260,14 +286,28 @@ def test_what_is_kept_of_long_events_is_short():
 @pytest.mark.parametrize(
     ("usage_event", "shown"),
     [
-        ('{"object":"text_completion","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2},"citations":["a"]}',
-         '{"object":"text_completion","choices":[{"index":0,"text":"","logprobs":null,"finish_reason":null}],"citations":["a"]}'),
-        ('{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2},"system_fingerprint":"f","x":null,"y":[],"z":{}}', None),
-        ('{"choices":[{"index":0,"delta":{},"finish_reason":null}],"usage":{"prompt_tokens":1,"completion_tokens":2}}', None),
-        ('{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}', ...),
-        ('{"choices":[{"index":0,"delta":{"role":"assistant"}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}', ...),
+        (
+            '{"object":"text_completion","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2},"citations":["a"]}',
+            '{"object":"text_completion","choices":[{"index":0,"text":"","logprobs":null,"finish_reason":null}],"citations":["a"]}',
+        ),
+        (
+            '{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2},"system_fingerprint":"f","x":null,"y":[],"z":{}}',
+            None,
+        ),
+        (
+            '{"choices":[{"index":0,"delta":{},"finish_reason":null}],"usage":{"prompt_tokens":1,"completion_tokens":2}}',
+            None,
+        ),
+        (
+            '{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}',
+            ...,
+        ),
+        (
+            '{"choices":[{"index":0,"delta":{"role":"assistant"}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}',
+            ...,
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_stands_beside_the_usage(usage_event, shown):
     """It is not lost for a client that did not ask for the usage; what the event before had,
     too, is not sent again."""

@@ -21,7 +21,10 @@ def path(tmp_path):
 
 def elsewhere(path, code: str) -> str:
     """What the code prints in another process, which has the table as `t`."""
-    script = f"from pathlib import Path; from nexus.fleet.circuits import Circuit, CircuitTable; t = CircuitTable(Path({str(path)!r}))\n"
+    script = (
+        f"from pathlib import Path; from nexus.fleet.circuits import Circuit, CircuitTable; t = "
+        f"CircuitTable(Path({str(path)!r}))\n"
+    )
     return subprocess.run(
         [sys.executable, "-c", script + code], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -79,9 +82,15 @@ def test_busy_models(path):
     )
     assert table.dirty[1]
     assert table.read(1) == Circuit(models_until=8 * SECOND)
-    assert [table.model_busy_until(1, "m"), table.model_busy_until(1, "n"), table.model_busy_until(2, "m")] == [
-        8 * SECOND, 0, 0,
-    ]  # fmt: skip
+    assert [
+        table.model_busy_until(1, "m"),
+        table.model_busy_until(1, "n"),
+        table.model_busy_until(2, "m"),
+    ] == [
+        8 * SECOND,
+        0,
+        0,
+    ]
     table.clear_if_expired(1, 7 * SECOND)
     assert table.dirty[1]
     table.clear_if_expired(1, 9 * SECOND)
@@ -136,12 +145,18 @@ def test_cursors_advance_over_all_processes(path):
     table = CircuitTable(path)
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c",
-             f"from pathlib import Path; from nexus.fleet.circuits import CircuitTable; t = CircuitTable(Path({str(path)!r}))\n"
-             "print(*[t.next_cursor(7) for _ in range(2000)])"], stdout=subprocess.PIPE, text=True
+            [
+                sys.executable,
+                "-c",
+                f"from pathlib import Path; from nexus.fleet.circuits import CircuitTable; t = "
+                f"CircuitTable(Path({str(path)!r}))\n"
+                "print(*[t.next_cursor(7) for _ in range(2000)])",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(3)
-    ]  # fmt: skip
+    ]
     cursors = [int(word) for worker in workers for word in worker.communicate()[0].split()]
     assert sorted(cursors) == list(range(1, 6001))
     assert table.next_cursor(7) == 6001

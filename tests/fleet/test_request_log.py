@@ -17,9 +17,16 @@ from nexus.fleet.request_log import (
 
 def record(n, **more):
     fields = {
-        "id": f"req_{n}", "ended": float(n), "order": float(n), "endpoint": "chat_completions", "requested_model": "m", "model": "m",
-        "backend": "b", "status": 200, "duration_ms": 1.5,
-    }  # fmt: skip
+        "id": f"req_{n}",
+        "ended": float(n),
+        "order": float(n),
+        "endpoint": "chat_completions",
+        "requested_model": "m",
+        "model": "m",
+        "backend": "b",
+        "status": 200,
+        "duration_ms": 1.5,
+    }
     return RequestRecord(**{**fields, **more})
 
 
@@ -37,8 +44,17 @@ def table(request, tmp_path):
 def test_what_is_written_is_read(table):
     ring = table.ring(0)
     attempts = (AttemptRecord("a", "m", "refused", 0.5), AttemptRecord("b", "m", "success", 1.0))
-    full = record(1, error_type="timeout", fault="first_byte_timeout", reason="failover", stream=True, ttft_ms=0.5,
-                  prompt_tokens=1, completion_tokens=2, attempts=attempts)  # fmt: skip
+    full = record(
+        1,
+        error_type="timeout",
+        fault="first_byte_timeout",
+        reason="failover",
+        stream=True,
+        ttft_ms=0.5,
+        prompt_tokens=1,
+        completion_tokens=2,
+        attempts=attempts,
+    )
     ring.write(full)
     assert table.latest([0], limit=10) == [full]
     assert table.latest([0], limit=0) == []

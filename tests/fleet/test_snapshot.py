@@ -38,11 +38,14 @@ def test_a_file_that_cannot_be_understood_is_no_snapshot(tmp_path, text):
 def fleet(number: int, *lists: tuple[Model, ...], latency_ms: float = 1.0) -> Snapshot:
     backends = (
         Backend(
-            config=BackendConfig(name=f"b{n}", url="http://h"), label=f"b{n}", column=n, models=models,
+            config=BackendConfig(name=f"b{n}", url="http://h"),
+            label=f"b{n}",
+            column=n,
+            models=models,
             latency_ms=latency_ms,
         )
         for n, models in enumerate(lists)
-    )  # fmt: skip
+    )
     return Snapshot(revision=number, published_at=1.0, config=Config(), backends=tuple(backends))
 
 

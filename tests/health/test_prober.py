@@ -119,12 +119,16 @@ def prober_of(server: Server, **settings: Any) -> Prober:
         (always(401, {}), "/v1/models answered 401"),
         (
             always(404, {}),
-            "/v1/models answered 404; a path in url is used as written (base_path replaces it), and models of a "
+            "/v1/models answered 404; a path in url is used as written (base_path replaces it), "
+            "and "
+            "models of a "
             "server without this list go into [[backends.models]]",
         ),
         (
             always(307, {}),
-            "/v1/models answered 307, a redirect to 'https://elsewhere.test/v1/models'; put the new address into url",
+            "/v1/models answered 307, a redirect to 'https://elsewhere.test/v1/models'; put the "
+            "new "
+            "address into url",
         ),
         (always(200, b"<html>"), "/v1/models answered what is not JSON"),
         (always(200, b"[" * 100_000), "/v1/models answered JSON that is nested too deeply"),
@@ -184,7 +188,8 @@ def test_nobody_listens():
         port = bound.getsockname()[1]
         result = made(BackendConfig(name="b", url=f"http://127.0.0.1:{port}")).probe(10)
     assert result.error == (
-        f"127.0.0.1:{port} cannot be reached: nothing listens there; start the server, or correct the url"
+        f"127.0.0.1:{port} cannot be reached: nothing listens there; start the server, or correct "
+        f"the url"
     )
 
 
@@ -405,7 +410,11 @@ def test_a_private_ca(authority, other_authority):
         url = f"https://{host}"
         assert prober_of(server, url=url, ca_file=str(authority.ca)).probe(10).success
         result = prober_of(server, url=url).probe(10)
-        wanted = f"TLS with {host} failed: the CA that signed its certificate is not known; name that CA in ca_file"
+        wanted = (
+            f"TLS with {host} failed: the CA that signed its certificate is not known; name that "
+            f"CA "
+            f"in ca_file"
+        )
         assert result.error == wanted
         assert prober_of(server, url=url, ca_file=str(other_authority.ca)).probe(10).error == wanted
 
@@ -416,7 +425,8 @@ def test_a_certificate_for_another_name(authority):
         host = f"127.0.0.1:{server.server_address[1]}"
         result = prober_of(server, url=f"https://{host}", ca_file=str(authority.ca)).probe(10)
     assert result.error == (
-        f"TLS with {host} failed: its certificate is not for this address; use a name that it is for in the url"
+        f"TLS with {host} failed: its certificate is not for this address; use a name that it is "
+        f"for in the url"
     )
 
 

@@ -28,9 +28,17 @@ sys.exit(process.run())
 
 def test_one_whose_part_fails_ends_and_says_why(tmp_path):
     ended = subprocess.run(
-        [sys.executable, "-c", BROKEN], capture_output=True, text=True, timeout=30, cwd=tmp_path,
-        env=clean_environ(NEXUS_RUN_DIR=str(tmp_path / "run"), NEXUS_HEALTH_LISTEN="off", PYTHONPATH=sys.path[0] or "."),
-    )  # fmt: skip
+        [sys.executable, "-c", BROKEN],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=tmp_path,
+        env=clean_environ(
+            NEXUS_RUN_DIR=str(tmp_path / "run"),
+            NEXUS_HEALTH_LISTEN="off",
+            PYTHONPATH=sys.path[0] or ".",
+        ),
+    )
     assert ended.returncode == 1
     assert "the health process failed and ends" in ended.stderr
 

@@ -29,10 +29,27 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for localhost that signs itself, with its key in the same file."""
     file = tmp_path_factory.mktemp("tls") / "localhost.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost", "-keyout", file, "-out", f"{file}.crt"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+            "-keyout",
+            file,
+            "-out",
+            f"{file}.crt",
+        ],
+        check=True,
+        capture_output=True,
+    )
     file.write_text(file.read_text() + Path(f"{file}.crt").read_text())
     return file
 
@@ -102,13 +119,13 @@ def test_tls_with_one_that_is_not(listener, certificate):
     assert failed.value.fault.code == "tls_failed"
 
 
-def leaves(client: socket.socket, doing, *arguments) -> float:
-    """How long after the client left `doing` ends."""
+def until_left(client: socket.socket, doing) -> None:
+    """`doing` ends because the client leaves, and not before; its own limits raise other errors."""
     threading.Timer(0.2, client.close).start()
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(ClientGone):
-        doing(*arguments)
-    return time.monotonic() - began - 0.2
+        doing()
+    assert time.monotonic() - started > 0.15
 
 
 def test_client_that_leaves_while_the_backend_is_silent_in_the_handshake(listener):
@@ -116,7 +133,7 @@ def test_client_that_leaves_while_the_backend_is_silent_in_the_handshake(listene
     with here, client:
         watch = DisconnectWatch(here)
         handshake = partial(connections().acquire, address(listener, tls=True), CONFIG, watch=watch)
-        assert -0.05 < leaves(client, handshake) < 0.2
+        until_left(client, handshake)
 
 
 def test_client_that_leaves_while_the_backend_does_not_take_a_large_request(listener):
@@ -133,7 +150,7 @@ def test_client_that_leaves_while_the_backend_does_not_take_a_large_request(list
                 deadline=time.monotonic() + 5,
             )
 
-        assert -0.05 < leaves(client, send) < 0.2
+        until_left(client, send)
 
 
 def test_time_limits(listener):
@@ -148,7 +165,7 @@ def test_time_limits(listener):
             idle_s=9,
             deadline=time.monotonic() + 0.2,
         )
-    assert 0.15 < time.monotonic() - began < 1
+    assert 0.15 < time.monotonic() - began < 9, "the deadline ended it, not the idle limit"
     connection.close()
     with pytest.raises(RequestFailed) as failed:
         pool.acquire(
@@ -221,7 +238,8 @@ def test_an_address_is_preferred_only_where_another_let_us_down(listener):
 
 def test_all_addresses_are_silent(deaf):
     pool = ConnectionPool(
-        time.monotonic, Resolver(lambda *_: [(socket.AF_INET, socket.SOCK_STREAM, 0, "", deaf)] * 2)
+        time.monotonic,
+        Resolver(lambda *_: [(socket.AF_INET, socket.SOCK_STREAM, 0, "", deaf)] * 20),
     )
     began = time.monotonic()
     with pytest.raises(RequestFailed) as failed:
@@ -231,7 +249,7 @@ def test_all_addresses_are_silent(deaf):
             watch=DisconnectWatch(None),
         )
     assert failed.value.fault.code == "connect_timeout"
-    assert 0.3 < time.monotonic() - began < 1
+    assert 0.3 < time.monotonic() - began < 20 * 0.4, "one limit for all of them"
 
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

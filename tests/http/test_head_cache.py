@@ -25,12 +25,21 @@ def test_the_same_head_with_another_length(head, length):
 @pytest.mark.parametrize(
     "data",
     [
-        b"", HEAD[:-1], HEAD[:60], HEAD.replace(b"120", b"1200"), HEAD.replace(b"120", b""), HEAD.replace(b"120", b"+12"),
-        HEAD.replace(b"120", b"1 0"), HEAD.replace(b"120", b"12 "), HEAD.replace(b"Host: a", b"Host: b"),
-        HEAD.replace(b"X-A: b", b"X-A: c"), HEAD.replace(b"X-A: b\r\n", b""), HEAD.replace(b"120", b"12\r\nX: y"),
+        b"",
+        HEAD[:-1],
+        HEAD[:60],
+        HEAD.replace(b"120", b"1200"),
+        HEAD.replace(b"120", b""),
+        HEAD.replace(b"120", b"+12"),
+        HEAD.replace(b"120", b"1 0"),
+        HEAD.replace(b"120", b"12 "),
+        HEAD.replace(b"Host: a", b"Host: b"),
+        HEAD.replace(b"X-A: b", b"X-A: c"),
+        HEAD.replace(b"X-A: b\r\n", b""),
+        HEAD.replace(b"120", b"12\r\nX: y"),
         HEAD.replace(b"120", b"\xb2"),
     ],
-)  # fmt: skip
+)
 def test_another_head(data):
     cache = HeadCache.of(HEAD)
     assert cache is not None

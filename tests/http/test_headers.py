@@ -6,9 +6,17 @@ from nexus.http.headers import RequestHeaders, has_passed_before, response_heade
 
 
 def test_headers_for_a_client():
-    given = [("content-type", "x"), ("x-ratelimit-remaining", "3"), ("transfer-encoding", "chunked"), ("set-cookie", "a"),
-             ("access-control-allow-origin", "*"), ("access-control-expose-headers", "*"),
-             ("server", "s"), ("x-nexus-backend", "forged"), ("content-length", "3")]  # fmt: skip
+    given = [
+        ("content-type", "x"),
+        ("x-ratelimit-remaining", "3"),
+        ("transfer-encoding", "chunked"),
+        ("set-cookie", "a"),
+        ("access-control-allow-origin", "*"),
+        ("access-control-expose-headers", "*"),
+        ("server", "s"),
+        ("x-nexus-backend", "forged"),
+        ("content-length", "3"),
+    ]
     assert response_headers(given) == [("content-type", "x"), ("x-ratelimit-remaining", "3")]
 
 

@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 from nexus.http.response_parser import MalformedResponse, ResponseParser, State, framing_fault
 
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello"
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\nTrailer: t\r\n\r\n"
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n"
+    b"Trailer: t\r\n\r\n"
+)
 CONTINUED = b"HTTP/1.1 100 Continue\r\nX-A: b\r\n\r\n" + PLAIN
 
 
@@ -67,7 +70,8 @@ def test_connection_close_is_not_reused():
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked \t \r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+        b"\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello",
@@ -109,10 +113,15 @@ def test_what_cannot_be_trusted_is_refused(data):
         (200, ["5"], ["chunked"], "it gives a length beside a transfer coding"),
         (200, [], ["gzip, chunked"], "its transfer coding ['gzip, chunked'] is not supported"),
         (200, [], ["chunked\t"], "its transfer coding ['chunked\\t'] is not supported"),
-        (200, [], ["chunked", "chunked"], "its transfer coding ['chunked', 'chunked'] is not supported"),
+        (
+            200,
+            [],
+            ["chunked", "chunked"],
+            "its transfer coding ['chunked', 'chunked'] is not supported",
+        ),
         (101, [], [], "it switches protocols"),
     ],
-)  # fmt: skip
+)
 def test_framing_fault(status, lengths, codings, fault):
     assert framing_fault(status, lengths, codings) == fault
 
@@ -178,7 +187,10 @@ def test_as_many_headers_as_may_be():
 def test_headers_that_connection_names_are_not_the_clients(length):
     """They are meant for the gateway alone; what else a Connection header says changes nothing."""
     body = b"ok" if b"Length" in length else b"2\r\nok\r\n0\r\n\r\n"
-    named = b"Connection: X-Hop, keep-alive\r\nConnection: x-other\r\nX-Hop: 1\r\nX-Other: 2\r\nX-End: 3\r\n"
+    named = (
+        b"Connection: X-Hop, keep-alive\r\nConnection: x-other\r\nX-Hop: 1\r\nX-Other: 2\r\n"
+        b"X-End: 3\r\n"
+    )
     reader, _ = read(b"HTTP/1.1 200 OK\r\n" + named + length + b"\r\n" + body, [])
     assert reader.complete
     assert reader.client_headers() == [("x-end", "3")]

@@ -79,12 +79,24 @@ amounts = (
 operations = st.lists(
     st.tuples(
         st.sampled_from(["0", "1", "10", "2", "x-1"]),
-        st.sampled_from(["counter_a", "counter_b", "gauge_max", "gauge_all", "gauge_sum", "gauge_recent", "hist_a", "hist_b", "summary_a"]),
+        st.sampled_from(
+            [
+                "counter_a",
+                "counter_b",
+                "gauge_max",
+                "gauge_all",
+                "gauge_sum",
+                "gauge_recent",
+                "hist_a",
+                "hist_b",
+                "summary_a",
+            ]
+        ),
         label_text,
         amounts,
     ),
     max_size=25,
-)  # fmt: skip
+)
 
 
 def apply(writers, monkeypatch, slot: str, name: str, label: str, amount: float) -> None:

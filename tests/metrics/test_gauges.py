@@ -12,9 +12,12 @@ from nexus.metrics.gauges import write_fleet_gauges
 
 def backend(name: str, label: str, *models: str, status: str = "healthy", **config) -> Backend:
     return Backend(
-        config=BackendConfig(name=name, url="http://h", **config), label=label, column=0, status=status,
+        config=BackendConfig(name=name, url="http://h", **config),
+        label=label,
+        column=0,
+        status=status,
         models=tuple(Model(name=model) for model in models),
-    )  # fmt: skip
+    )
 
 
 def snapshot(*backends: Backend, models: dict[str, str]) -> Snapshot:

@@ -54,7 +54,8 @@ OLLAMA_SHOW = {
     },
     "old:7b": {
         "capabilities": ["completion"],
-        "parameters": 'stop                           "<|im_end|>"\nnum_ctx                        1024',
+        "parameters": 'stop                           "<|im_end|>"\n'
+        "num_ctx                        1024",
         "model_info": {"general.architecture": "llama", "llama.context_length": 131072},
     },
 }
@@ -257,9 +258,17 @@ def test_an_answer_of_another_shape_is_a_bad_one(kind, answer):
 @pytest.mark.parametrize("kind", ["openai", "vllm", "ollama", "llamacpp", "lmstudio"])
 def test_odd_values_are_not_known(kind, odd):
     keys = (
-        "max_model_len", "meta", "architecture", "supported_parameters", "capabilities", "mode", "aliases", "details",
-        "context_length", "supports_vision",
-    )  # fmt: skip
+        "max_model_len",
+        "meta",
+        "architecture",
+        "supported_parameters",
+        "capabilities",
+        "mode",
+        "aliases",
+        "details",
+        "context_length",
+        "supports_vision",
+    )
     item = {"id": "m", "name": "m", **dict.fromkeys(keys, odd)}
     detail = {
         "id": "m",
@@ -269,11 +278,18 @@ def test_odd_values_are_not_known(kind, odd):
         "max_context_length": odd,
     }
     answers = {
-        "/health": {"status": "ok"}, "/v1/models": {"data": [item]}, "/api/tags": {"models": [item]},
-        "/api/v0/models": {"data": [detail, odd]}, "/api/ps": {"models": [odd, {"name": "m", "context_length": odd}]},
-        "/props": {"modalities": odd, "chat_template_caps": odd, "default_generation_settings": odd},
+        "/health": {"status": "ok"},
+        "/v1/models": {"data": [item]},
+        "/api/tags": {"models": [item]},
+        "/api/v0/models": {"data": [detail, odd]},
+        "/api/ps": {"models": [odd, {"name": "m", "context_length": odd}]},
+        "/props": {
+            "modalities": odd,
+            "chat_template_caps": odd,
+            "default_generation_settings": odd,
+        },
         ("/api/show", "m"): {"capabilities": odd, "model_info": odd, "parameters": odd},
-    }  # fmt: skip
+    }
     (model,) = models_of(kind, answers)
     assert model.name == "m"
     assert model.context_length in (None, 3)

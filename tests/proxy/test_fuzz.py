@@ -95,28 +95,71 @@ def lines_of(
     """A first line, some fields, an empty line, and what follows."""
     return st.builds(
         lambda begin, between, end: [begin, *between, b"\r\n", end],
-        st.sampled_from(first), st.lists(st.sampled_from(fields), min_size=1, max_size=6), st.sampled_from(last),
-    )  # fmt: skip
+        st.sampled_from(first),
+        st.lists(st.sampled_from(fields), min_size=1, max_size=6),
+        st.sampled_from(last),
+    )
 
 
 TOKENS = [
-    b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\0", b"\t", b" ", b":", b",", b";", b"0", b"9", b"-", b"+", b"_", b"\x0b",
-    b"\x7f", b"\x80", b"\xff", b"chunked", b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"\r\n ",
-    b"0\r\n\r\n", b"3\r\nabc\r\n", b"HTTP/1.1", b"HTTP/1.0",
-]  # fmt: skip
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b"\r\n\r\n",
+    b"\0",
+    b"\t",
+    b" ",
+    b":",
+    b",",
+    b";",
+    b"0",
+    b"9",
+    b"-",
+    b"+",
+    b"_",
+    b"\x0b",
+    b"\x7f",
+    b"\x80",
+    b"\xff",
+    b"chunked",
+    b"Content-Length: 3\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"\r\n ",
+    b"0\r\n\r\n",
+    b"3\r\nabc\r\n",
+    b"HTTP/1.1",
+    b"HTTP/1.0",
+]
 
 REQUESTS = lines_of(
     [b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n"] * 7
-    + [b"POST /v1/chat/completions HTTP/1.1\r\n", b"POST /v1/embeddings HTTP/1.1\r\n", b"POST /v1/completions?a=b#c HTTP/1.1\r\n", b"GET /v1/models HTTP/1.1\r\n"],
+    + [
+        b"POST /v1/chat/completions HTTP/1.1\r\n",
+        b"POST /v1/embeddings HTTP/1.1\r\n",
+        b"POST /v1/completions?a=b#c HTTP/1.1\r\n",
+        b"GET /v1/models HTTP/1.1\r\n",
+    ],
     [
-        b"Host: a\r\n", b"Content-Length: 3\r\n", b"content-length:\t3 \r\n", b"Content-Length: 03\r\n",
-        b"Content-Length: 0\r\n", b"Connection: close\r\n", b"Connection: Keep-Alive\r\n", b"X-A: b\r\n", b"X-A: c\r\n",
-        b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n", b"X-Forwarded-Proto: https\r\n",
-        b"Authorization: Bearer x\r\n", b"Content-Type: application/json\r\n", b"X_A: b\r\n", b"Cookie: a=b; c\r\n",
+        b"Host: a\r\n",
+        b"Content-Length: 3\r\n",
+        b"content-length:\t3 \r\n",
+        b"Content-Length: 03\r\n",
+        b"Content-Length: 0\r\n",
+        b"Connection: close\r\n",
+        b"Connection: Keep-Alive\r\n",
+        b"X-A: b\r\n",
+        b"X-A: c\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Expect: 100-continue\r\n",
+        b"X-Forwarded-Proto: https\r\n",
+        b"Authorization: Bearer x\r\n",
+        b"Content-Type: application/json\r\n",
+        b"X_A: b\r\n",
+        b"Cookie: a=b; c\r\n",
         *[b"X-%d: \t%d \r\n" % (n, n) for n in range(8)],
     ],
     [b"abc", b"abcPOST /next HTTP/1.1\r\nHost: b\r\n\r\n", b"a", b""],
-)  # fmt: skip
+)
 
 
 HEADS = RequestHeadParser(LIMITS)
@@ -146,17 +189,42 @@ def same_as_gunicorn(data: bytes) -> bool:
 
 ANSWERS = lines_of(
     [b"HTTP/1.1 200 OK\r\n"] * 5
-    + [b"HTTP/1.1 503 No\r\n", b"HTTP/1.1 204 None\r\n", b"HTTP/1.1 100 Go on\r\n\r\nHTTP/1.1 200 OK\r\n", b"HTTP/1.0 200 OK\r\n"],
-    [
-        b"Content-Length: 5\r\n", b"Content-Length: 5\r\n", b"Content-Length:5 \r\n", b"Content-Length: 0\r\n",
-        b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: Chunked\r\n", b"Transfer-Encoding: gzip, chunked\r\n",
-        b"Transfer-Encoding: chunked\t\r\n", b"Transfer-Encoding: chunked \r\n", b"Connection: X, Keep-Alive\r\n",
-        b"Connection: close\r\n", b"Connection: keep-alive\r\n", b"Connection: Keep-Alive, x\r\n", b"Content-Type: a/b\r\n",
-        b"Proxy-Connection: close\r\n",
-        b"X: \t y \r\n", b"Set-Cookie: a\r\n", b"Upgrade: h2c\r\n", b"Trailer: T\r\n", b"X:\r\n",
+    + [
+        b"HTTP/1.1 503 No\r\n",
+        b"HTTP/1.1 204 None\r\n",
+        b"HTTP/1.1 100 Go on\r\n\r\nHTTP/1.1 200 OK\r\n",
+        b"HTTP/1.0 200 OK\r\n",
     ],
-    [b"hello", b"", b"3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n", b"3;a=b\r\nhel\r\n2\r\nlo\r\n0\r\nT: x\r\n\r\n", b"005\r\nhello\r\n0\r\n\r\n"],
-)  # fmt: skip
+    [
+        b"Content-Length: 5\r\n",
+        b"Content-Length: 5\r\n",
+        b"Content-Length:5 \r\n",
+        b"Content-Length: 0\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: Chunked\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Transfer-Encoding: chunked\t\r\n",
+        b"Transfer-Encoding: chunked \r\n",
+        b"Connection: X, Keep-Alive\r\n",
+        b"Connection: close\r\n",
+        b"Connection: keep-alive\r\n",
+        b"Connection: Keep-Alive, x\r\n",
+        b"Content-Type: a/b\r\n",
+        b"Proxy-Connection: close\r\n",
+        b"X: \t y \r\n",
+        b"Set-Cookie: a\r\n",
+        b"Upgrade: h2c\r\n",
+        b"Trailer: T\r\n",
+        b"X:\r\n",
+    ],
+    [
+        b"hello",
+        b"",
+        b"3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n",
+        b"3;a=b\r\nhel\r\n2\r\nlo\r\n0\r\nT: x\r\n\r\n",
+        b"005\r\nhello\r\n0\r\n\r\n",
+    ],
+)
 
 
 class LongWay(ResponseParser):
@@ -223,12 +291,26 @@ def same_in_pieces(example: tuple[bytes, list[int]]) -> bool:
 EVENTS = st.lists(
     st.sampled_from(
         [
-            b"data: x", b"data:y", b"data", b": c", b"event: error", b"id: 1", b"data: \xc3\xa9", b"\xef\xbb\xbf",
-            b"\n", b"\r", b"\r\n", b"\n\n", b"\r\n\r\n", b"\r\r", b"data: [DONE]\n\n",
+            b"data: x",
+            b"data:y",
+            b"data",
+            b": c",
+            b"event: error",
+            b"id: 1",
+            b"data: \xc3\xa9",
+            b"\xef\xbb\xbf",
+            b"\n",
+            b"\r",
+            b"\r\n",
+            b"\n\n",
+            b"\r\n\r\n",
+            b"\r\r",
+            b"data: [DONE]\n\n",
         ]
     ),
-    min_size=1, max_size=12,
-)  # fmt: skip
+    min_size=1,
+    max_size=12,
+)
 
 
 class LongCut(EventReader):
@@ -260,16 +342,23 @@ CHUNKS = st.lists(
         [
             b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}]}\n\n',
             b'data:{"choices":[{"index":1,"delta":{"thinking":"x"}}]}\r\n\r\n',
-            b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"timings":{"predicted_n":3}}\r\r',
+            b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],'
+            b'"timings":{"predicted_n":3}}\r\r',
             b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n',
-            b'data: {"choices":[{"index":0,"delta":{}}],"usage":{"completion_tokens":2},"x":NaN}\n\n',
+            b'data: {"choices":[{"index":0,"delta":{}}],"usage":{"completion_tokens":2},"x":NaN}\n'
+            b"\n",
             b'data: {"choices":[],"usage":{"completion_tokens":2},"timings":{"cache_n":1}}\n\n',
-            b'data: {"error":{"message":"no","code":"500"}}\n\n', b'event: error\ndata: {"message":"\\ud83d"}\n\n',
-            b":\n\n", b"event: ping\ndata: {}\n\n", b"\xef\xbb\xbf", b"data: [DONE]\n\n",
+            b'data: {"error":{"message":"no","code":"500"}}\n\n',
+            b'event: error\ndata: {"message":"\\ud83d"}\n\n',
+            b":\n\n",
+            b"event: ping\ndata: {}\n\n",
+            b"\xef\xbb\xbf",
+            b"data: [DONE]\n\n",
         ]
     ),
-    min_size=1, max_size=8,
-)  # fmt: skip
+    min_size=1,
+    max_size=8,
+)
 
 
 def facts_of(pieces: list[bytes], *, hide_usage: bool) -> tuple[Any, ...]:
@@ -277,9 +366,16 @@ def facts_of(pieces: list[bytes], *, hide_usage: bool) -> tuple[Any, ...]:
     stream = openai.open_stream(clock=lambda: 1.0, hide_usage=hide_usage)
     shown = b"".join([*map(stream.feed, pieces), stream.end()])
     return (
-        shown, stream.usage, stream.error, stream.content, stream.done, stream.finished, stream.events,
-        stream.counted_tokens(), stream.first_token_at,
-    )  # fmt: skip
+        shown,
+        stream.usage,
+        stream.error,
+        stream.content,
+        stream.done,
+        stream.finished,
+        stream.events,
+        stream.counted_tokens(),
+        stream.first_token_at,
+    )
 
 
 def same_stream(example: tuple[bytes, list[int]]) -> bool:
@@ -297,13 +393,25 @@ def same_stream(example: tuple[bytes, list[int]]) -> bool:
 BODIES = st.lists(
     st.sampled_from(
         [
-            b'"model":"m"', b'"model":"n"', b'"stream":true', b'"stream":false', b'"messages":[{"role":"user","content":"hi"}]',
-            b'"tools":[{}]', b'"response_format":{"type":"json_object"}', b'"x":[1,{"a":-1.5e3}]', b'"y":"\\u00e9\\n"',
-            b'"\\u006dodel":"o"', b'"messages":[{"content":[{"type":"image_url"}]}]', b'"prompt":"p"',
+            b'"model":"m"',
+            b'"model":"n"',
+            b'"stream":true',
+            b'"stream":false',
+            b'"messages":[{"role":"user","content":"hi"}]',
+            b'"tools":[{}]',
+            b'"response_format":{"type":"json_object"}',
+            b'"x":[1,{"a":-1.5e3}]',
+            b'"y":"\\u00e9\\n"',
+            b'"\\u006dodel":"o"',
+            b'"messages":[{"content":[{"type":"image_url"}]}]',
+            b'"prompt":"p"',
         ]
     ),
-    min_size=2, max_size=7,
-).map(lambda fields: [b"{", b'"model":"m","messages":[{}]', *[b"," + field for field in fields], b"}"])  # fmt: skip
+    min_size=2,
+    max_size=7,
+).map(
+    lambda fields: [b"{", b'"model":"m","messages":[{}]', *[b"," + field for field in fields], b"}"]
+)
 JSON = [
     b"{",
     b"}",

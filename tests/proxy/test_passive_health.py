@@ -20,8 +20,14 @@ from nexus.routing.router import Choice
 SECOND = 1_000_000_000
 CONFIG = Config(circuit_breaker=CircuitBreaker(failures=3))
 SAYS_NOTHING = {
-    "client_gone", "shutdown", "stopping", "out_of_time", "internal", "at_capacity", "backend_key_unusable",
-}  # fmt: skip
+    "client_gone",
+    "shutdown",
+    "stopping",
+    "out_of_time",
+    "internal",
+    "at_capacity",
+    "backend_key_unusable",
+}
 
 
 class Attempt(msgspec.Struct):

@@ -73,9 +73,24 @@ def llama_cpp(directory: Path, *, context: int = 512, **options: Any) -> Server:
         for word in (f"--{key.replace('_', '-')}", str(value))
     ]
     command = [
-        binary, "--model", str(model), "--alias", "tiny,tiny-too", "--host", "127.0.0.1", "--port", str(port),
-        "--ctx-size", str(context), "--parallel", "1", "--threads", "1", "--jinja", *words,
-    ]  # fmt: skip
+        binary,
+        "--model",
+        str(model),
+        "--alias",
+        "tiny,tiny-too",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--ctx-size",
+        str(context),
+        "--parallel",
+        "1",
+        "--threads",
+        "1",
+        "--jinja",
+        *words,
+    ]
     return Server(command, ready="/health", log=directory / "llama-cpp.log", port=port)
 
 
@@ -86,7 +101,8 @@ model_list:
 - model_name: limited
   litellm_params: {model: openai/gpt-4o-mini, api_key: x, mock_response: "litellm.RateLimitError"}
 - model_name: failing
-  litellm_params: {model: openai/gpt-4o-mini, api_key: x, mock_response: "litellm.InternalServerError"}
+  litellm_params:
+    {model: openai/gpt-4o-mini, api_key: x, mock_response: "litellm.InternalServerError"}
 router_settings: {num_retries: 0, disable_cooldowns: true}
 litellm_settings: {num_retries: 0, telemetry: false}
 """
@@ -110,8 +126,12 @@ def litellm(directory: Path) -> Server:
         "1",
     ]
     server = Server(
-        command, ready="/health/liveliness", log=directory / "litellm.log", port=port, LITELLM_MASTER_KEY=key,
+        command,
+        ready="/health/liveliness",
+        log=directory / "litellm.log",
+        port=port,
+        LITELLM_MASTER_KEY=key,
         LITELLM_LOCAL_MODEL_COST_MAP="True",
-    )  # fmt: skip
+    )
     server.key = key
     return server

@@ -19,10 +19,14 @@ const whole = await client.chat.completions.create({model: 'demo-small', message
 let text = '', usage;
 const stream = await client.chat.completions.create(
   {model: 'demo-small', messages, stream: true, stream_options: {include_usage: true}});
-for await (const chunk of stream) { text += chunk.choices[0]?.delta?.content ?? ''; usage = chunk.usage ?? usage; }
+for await (const chunk of stream) {
+  text += chunk.choices[0]?.delta?.content ?? '';
+  usage = chunk.usage ?? usage;
+}
 const embedded = await client.embeddings.create({model: 'demo-small', input: ['a', 'b']});
 const models = (await client.models.list()).data.map(model => model.id);
-const missing = await client.chat.completions.create({model: 'no-such', messages}).catch(error => error.status);
+const missing = await client.chat.completions.create({model: 'no-such', messages})
+  .catch(error => error.status);
 console.log(JSON.stringify({whole: whole.usage.total_tokens > 0, text: text.length > 0,
   usage: usage.total_tokens > 0, embedded: embedded.data.length, models, missing}));
 """
@@ -32,7 +36,8 @@ import {generateText, streamText} from 'ai';
 const provider = createOpenAICompatible({name: 'nexus', baseURL: process.env.BASE + '/v1'});
 const {text} = await generateText({model: provider('demo-small'), prompt: 'hello'});
 let streamed = '';
-for await (const piece of streamText({model: provider('demo-small'), prompt: 'hello'}).textStream) streamed += piece;
+const {textStream} = streamText({model: provider('demo-small'), prompt: 'hello'});
+for await (const piece of textStream) streamed += piece;
 console.log(JSON.stringify({text: text.length > 0, streamed: streamed.length > 0}));
 """
 LANGCHAIN = """
@@ -41,30 +46,37 @@ from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 base = os.environ["BASE"] + "/v1"
 chat = ChatOpenAI(model="demo-small", base_url=base, api_key="unused", max_retries=0)
 texts = ["word " * 160] * 200
-vectors = OpenAIEmbeddings(model="demo-small", base_url=base, api_key="unused", check_embedding_ctx_length=False
-                           ).embed_documents(texts)
+embeddings = OpenAIEmbeddings(model="demo-small", base_url=base, api_key="unused",
+                              check_embedding_ctx_length=False)
+vectors = embeddings.embed_documents(texts)
+streamed = "".join(piece.content for piece in chat.stream("hello"))
 print(json.dumps({"whole": bool(chat.invoke("hello").content),
-                  "streamed": bool("".join(piece.content for piece in chat.stream("hello"))), "vectors": len(vectors)}))
+                  "streamed": bool(streamed), "vectors": len(vectors)}))
 """
 LITELLM = """
 import json, os, litellm
 ask = {"model": "openai/demo-small", "api_base": os.environ["BASE"] + "/v1", "api_key": "unused",
        "messages": [{"role": "user", "content": "hello"}]}
-text = "".join(chunk.choices[0].delta.content or "" for chunk in litellm.completion(**ask, stream=True))
-print(json.dumps({"whole": bool(litellm.completion(**ask).choices[0].message.content), "streamed": bool(text)}))
+stream = litellm.completion(**ask, stream=True)
+text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+whole = litellm.completion(**ask).choices[0].message.content
+print(json.dumps({"whole": bool(whole), "streamed": bool(text)}))
 """
 JAVA = """
 import java.net.URI;
 import java.net.http.*;
 public class Client {
   public static void main(String[] a) throws Exception {
-    var body = "{\\"model\\":\\"demo-small\\",\\"messages\\":[{\\"role\\":\\"user\\",\\"content\\":\\"hello\\"}]}";
+    var message = "{\\"role\\":\\"user\\",\\"content\\":\\"hello\\"}";
+    var body = "{\\"model\\":\\"demo-small\\",\\"messages\\":[" + message + "]}";
     var request = HttpRequest.newBuilder(URI.create(System.getenv("BASE") + "/v1/chat/completions"))
-        .header("content-type", "application/json").POST(HttpRequest.BodyPublishers.ofString(body)).build();
+        .header("content-type", "application/json")
+        .POST(HttpRequest.BodyPublishers.ofString(body)).build();
     var client = HttpClient.newHttpClient();
     var first = client.send(request, HttpResponse.BodyHandlers.ofString());
     var second = client.send(request, HttpResponse.BodyHandlers.ofString());
-    System.out.println("{\\"statuses\\": [" + first.statusCode() + "," + second.statusCode() + "]}");
+    var statuses = first.statusCode() + "," + second.statusCode();
+    System.out.println("{\\"statuses\\": [" + statuses + "]}");
   }
 }
 """
@@ -98,8 +110,13 @@ def node(name: str, script: str, gateway: Gateway, *requirements: str) -> dict:
 
 def test_the_openai_client_for_node(gateway: Gateway):
     assert node("openai-node", NODE, gateway, "openai@7.57.0") == {
-        "whole": True, "text": True, "usage": True, "embedded": 2, "models": ["demo-small"], "missing": 404,
-    }  # fmt: skip
+        "whole": True,
+        "text": True,
+        "usage": True,
+        "embedded": 2,
+        "models": ["demo-small"],
+        "missing": 404,
+    }
 
 
 def test_the_ai_sdk(gateway: Gateway):

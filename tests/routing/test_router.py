@@ -11,15 +11,10 @@ from nexus.config.records import Policy, Routing
 from nexus.errors import RequestFailed
 from nexus.fleet.records import Backend, Model, Snapshot
 from nexus.fleet.status import CLEAR, EndpointStatus
+from nexus.routing.context import Conditions, RouteQuery
 from nexus.routing.needs import Requirements
 from nexus.routing.policies import NOTHING, Constraints
-from nexus.routing.router import (
-    AtCapacity,
-    Choice,
-    RouteQuery,
-    WhatIf,
-    choose,
-)
+from nexus.routing.router import AtCapacity, Choice, choose
 from nexus.routing.table import RouteTable
 
 ANY = Requirements()
@@ -34,9 +29,13 @@ def backend(
     **config,
 ) -> Backend:
     return Backend(
-        config=BackendConfig(name=name, url="http://x", **config), label=name, column=column, status=status,
-        latency_ms=latency_ms, models=tuple(Model(name=model) if isinstance(model, str) else model for model in models),
-    )  # fmt: skip
+        config=BackendConfig(name=name, url="http://x", **config),
+        label=name,
+        column=column,
+        status=status,
+        latency_ms=latency_ms,
+        models=tuple(Model(name=model) if isinstance(model, str) else model for model in models),
+    )
 
 
 def table(*backends: Backend, **routing) -> RouteTable:
@@ -58,7 +57,7 @@ def pick(
     **now,
 ) -> Choice:
     asked = RouteQuery(model=model, needs=needs, constraints=constraints, flexible=flexible)
-    return choose(routes, asked, tried=tried, now=WhatIf(**{"load": lambda _: 0, **now}))
+    return choose(routes, asked, tried=tried, now=Conditions(**{"load": lambda _: 0, **now}))
 
 
 def refused(*args, **kwargs) -> str:
@@ -90,7 +89,7 @@ def test_strategies():
         backend("c", "m", priority=9),
     )
     assert [
-        pick(table(*backends, strategy="round_robin"), "m", turn=n).backend.name for n in range(4)
+        pick(table(*backends, strategy="round_robin"), "m", cursor=n).backend.name for n in range(4)
     ] == list("abca")
     assert pick(table(*backends, strategy="priority_only"), "m", chance=0.9).backend.name == "b"
     assert [
@@ -279,14 +278,14 @@ def test_beyond_a_context_only_longer_ones_that_are_known():
         fallbacks={"m": ["f"]},
     )
     asked = RouteQuery(model="m", longer_than=1000)
-    choice = choose(routes, asked, tried={("a", "m")}, now=WhatIf(load=lambda _: 0))
+    choice = choose(routes, asked, tried={("a", "m")}, now=Conditions(load=lambda _: 0))
     assert (choice.backend.name, choice.model, choice.context_length) == ("c", "f", 8000)
     with pytest.raises(RequestFailed):
         choose(
             routes,
             RouteQuery(model="m", longer_than=8000),
             tried=frozenset(),
-            now=WhatIf(load=lambda _: 0),
+            now=Conditions(load=lambda _: 0),
         )
 
 
@@ -549,13 +548,18 @@ fleets = st.lists(
         st.sampled_from(["open", "restricted"]),
         st.integers(1, 5),
         st.sampled_from(
-            [CLEAR, EndpointStatus(state="open", ready_in_s=1), EndpointStatus(state="half_open"), EndpointStatus(busy_s=1),
-             EndpointStatus(share=0.3, failures=2)]
+            [
+                CLEAR,
+                EndpointStatus(state="open", ready_in_s=1),
+                EndpointStatus(state="half_open"),
+                EndpointStatus(busy_s=1),
+                EndpointStatus(share=0.3, failures=2),
+            ]
         ),
     ),
     max_size=6,
     unique_by=lambda b: b[0],
-)  # fmt: skip
+)
 
 
 @given(
@@ -589,9 +593,14 @@ def test_never_one_that_is_excluded(
     tried: set[tuple[str, str]] = set()
     for _ in range(13):
         given_ = {
-            "tried": frozenset(tried), "load": lambda c: loads[c], "turn": turn, "chance": chance,
-            "status": lambda c, _: statuses[c], "constraints": Constraints(restricted, min_tier), "flexible": flexible,
-        }  # fmt: skip
+            "tried": frozenset(tried),
+            "load": lambda c: loads[c],
+            "cursor": turn,
+            "chance": chance,
+            "status": lambda c, _: statuses[c],
+            "constraints": Constraints(restricted, min_tier),
+            "flexible": flexible,
+        }
         try:
             choice = pick(routes, "m", **given_)
         except RequestFailed:

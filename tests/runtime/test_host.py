@@ -34,15 +34,43 @@ V1_LINES = "5:cpu,cpuacct:/{path}\n4:memory:/{path}\n1:name=systemd:/{path}\n"
         ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "50000 100000\n"}, 0.5),
         ({"proc/self/cgroup": "0::/a/b\n", f"{V2}/a/b/cpu.max": "150000 100000\n"}, 1.5),
         # The slice above has less.
-        ({"proc/self/cgroup": "0::/a/b\n", f"{V2}/a/b/cpu.max": "max 100000\n", f"{V2}/a/cpu.max": "25000 100000"}, 0.25),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                f"{V2}/a/b/cpu.max": "max 100000\n",
+                f"{V2}/a/cpu.max": "25000 100000",
+            },
+            0.25,
+        ),
         # The path is the host's; the container sees its own group at the top of the mount.
         ({"proc/self/cgroup": "0::/docker/f00\n", f"{V2}/cpu.max": "200000 100000\n"}, 2.0),
         ({"proc/self/cgroup": V1_LINES.format(path="")}, None),
-        ({"proc/self/cgroup": V1_LINES.format(path=""), f"{V1}/cpu.cfs_quota_us": "-1\n", f"{V1}/cpu.cfs_period_us": "100000\n"}, None),
-        ({"proc/self/cgroup": V1_LINES.format(path="d/x"), f"{V1}/cpu.cfs_quota_us": "50000\n", f"{V1}/cpu.cfs_period_us": "100000\n"}, 0.5),
-        ({"proc/self/cgroup": V1_LINES.format(path="d/x"), f"{V1}/d/x/cpu.cfs_quota_us": "30000\n", f"{V1}/d/x/cpu.cfs_period_us": "10000\n"}, 3.0),
+        (
+            {
+                "proc/self/cgroup": V1_LINES.format(path=""),
+                f"{V1}/cpu.cfs_quota_us": "-1\n",
+                f"{V1}/cpu.cfs_period_us": "100000\n",
+            },
+            None,
+        ),
+        (
+            {
+                "proc/self/cgroup": V1_LINES.format(path="d/x"),
+                f"{V1}/cpu.cfs_quota_us": "50000\n",
+                f"{V1}/cpu.cfs_period_us": "100000\n",
+            },
+            0.5,
+        ),
+        (
+            {
+                "proc/self/cgroup": V1_LINES.format(path="d/x"),
+                f"{V1}/d/x/cpu.cfs_quota_us": "30000\n",
+                f"{V1}/d/x/cpu.cfs_period_us": "10000\n",
+            },
+            3.0,
+        ),
     ],
-)  # fmt: skip
+)
 def test_quota(tmp_path, files, quota):
     made = root(tmp_path, files)
     assert cpu_quota(made) == quota

@@ -81,8 +81,10 @@ def test_a_page_of_a_named_origin_is_served_and_may_read_the_answer(gateway, dem
         reply = ask(gateway, origin=NAMED, sec_fetch_site="cross-site", referer=f"{NAMED}/chat")
     assert reply.status == 200
     assert cors_headers(reply.headers) == {
-        "access-control-allow-origin": NAMED, "access-control-expose-headers": "*", "vary": "Origin",
-    }  # fmt: skip
+        "access-control-allow-origin": NAMED,
+        "access-control-expose-headers": "*",
+        "vary": "Origin",
+    }
     assert not {"origin", "referer", "sec-fetch-site"} & demo.last()["headers"].keys()
 
 

@@ -20,7 +20,10 @@ def large(size: int) -> dict[str, str]:
 def begin_stream(gateway: Gateway, size: int) -> socket.socket:
     """A stream that stops after its first content; the request has a body of this size."""
     body = json.dumps({**GOOD, "max_tokens": 9, "stream": True}).encode().ljust(size)
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nx-demo-fault: stall_after=2\r\n"
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"x-demo-fault: stall_after=2\r\n"
+    )
     sock = socket.create_connection(("127.0.0.1", gateway.port), timeout=20)
     sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     received = b""

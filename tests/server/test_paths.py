@@ -149,7 +149,10 @@ def test_a_query_goes_on_to_the_backend_without_keys(gateway, demo, query, sent)
 
 @pytest.mark.e2e
 def test_a_request_without_host_is_refused(gateway):
-    head = f"POST {CHAT} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n".encode()
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(BODY)}\r\n".encode()
+    )
     with Counting(gateway, rejected("bad_request")):
         reply = raw(gateway, head + b"Connection: close\r\n\r\n" + BODY)
     assert reply.startswith(b"HTTP/1.1 400 ")
@@ -211,8 +214,14 @@ def test_canonical(path, found):
 
 @pytest.mark.parametrize(
     "line",
-    ["POST /v1/chat/completions HTTP/1.0", "GET /v1/chat/completions HTTP/1.1", "POST /v1/chat%2Fcompletions HTTP/1.1",
-     "POST /v1/chat/completions#x HTTP/1.1", "POST http://x/v1/chat/completions HTTP/1.1", "POST /v1/nothing HTTP/1.1"],
-)  # fmt: skip
+    [
+        "POST /v1/chat/completions HTTP/1.0",
+        "GET /v1/chat/completions HTTP/1.1",
+        "POST /v1/chat%2Fcompletions HTTP/1.1",
+        "POST /v1/chat/completions#x HTTP/1.1",
+        "POST http://x/v1/chat/completions HTTP/1.1",
+        "POST /v1/nothing HTTP/1.1",
+    ],
+)
 def test_first_lines_that_are_not_for_the_fast_path(line):
     assert ENDPOINTS.target_of(line) is None

@@ -19,7 +19,10 @@ pytestmark = pytest.mark.e2e
 FLASK = pytest.mark.parametrize("flask", [False, True], ids=["fast path", "flask"])
 CONTENT = b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}]}\n\n'
 DONE = b"data: [DONE]\n\n"
-ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":null},"finish_reason":null}]}\n\n'
+ROLE = (
+    b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":null},'
+    b'"finish_reason":null}]}\n\n'
+)
 PROGRESS = ROLE.replace(
     b'"finish_reason":null}]', b'"finish_reason":null}],"prompt_progress":{"total":9,"processed":4}'
 )

@@ -188,7 +188,10 @@ def test_a_whole_answer_where_a_stream_was_asked_for(gateway, replay, content, k
     """Some backends do not stream; nothing of what was looked at is lost."""
 
     def send(_, sock: socket.socket) -> None:
-        head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        head = (
+            b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n"
+            b"\r\n"
+        )
         sock.sendall(head % (kind, len(content)))
         for at in range(len(content)):
             sock.sendall(content[at : at + 1])
@@ -203,8 +206,14 @@ def test_a_whole_answer_where_a_stream_was_asked_for(gateway, replay, content, k
 def test_whole_answers_that_are_not_strict_json(gateway, replay):
     """They pass as they came, and their usage is counted."""
     gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
-    content = b'\xef\xbb\xbf{"data":[{"embedding":[NaN,-Infinity]}],"x":"\\ud83d","usage":{"prompt_tokens":7}}'
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    content = (
+        b'\xef\xbb\xbf{"data":[{"embedding":[NaN,-Infinity]}],"x":"\\ud83d",'
+        b'"usage":{"prompt_tokens":7}}'
+    )
+    head = (
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+        b"connection: close\r\n\r\n"
+    )
     replay.scripts["whole"] = lambda _, sock: sock.sendall(head % len(content) + content)
     before = gateway.settled()
     got: list[tuple[int, bytes]] = []

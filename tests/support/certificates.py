@@ -26,9 +26,22 @@ class Authority:
         self._directory, self._name = directory, name
         self._made = Certificate(directory / f"{name}.pem", directory / f"{name}.key")
         _openssl(
-            "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-            "-subj", f"/CN={name}", "-keyout", self._made.key, "-out", self._made.cert,
-        )  # fmt: skip
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            f"/CN={name}",
+            "-keyout",
+            self._made.key,
+            "-out",
+            self._made.cert,
+        )
         self.ca = self._made.cert
 
     def issue(self, subject: str, names: str = "DNS:localhost,IP:127.0.0.1") -> Certificate:
@@ -40,13 +53,36 @@ class Authority:
         extensions = base.with_suffix(".ext")
         extensions.write_text(f"subjectAltName={names}\n")
         _openssl(
-            "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={subject}",
-            "-keyout", made.key, "-out", request,
-        )  # fmt: skip
+            "req",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-subj",
+            f"/CN={subject}",
+            "-keyout",
+            made.key,
+            "-out",
+            request,
+        )
         _openssl(
-            "x509", "-req", "-in", request, "-CA", self._made.cert, "-CAkey", self._made.key, "-CAcreateserial",
-            "-days", "2", "-extfile", extensions, "-out", made.cert,
-        )  # fmt: skip
+            "x509",
+            "-req",
+            "-in",
+            request,
+            "-CA",
+            self._made.cert,
+            "-CAkey",
+            self._made.key,
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-extfile",
+            extensions,
+            "-out",
+            made.cert,
+        )
         return made
 
 

@@ -36,16 +36,18 @@ def new_id() -> str:
 
 
 def request(ask: bytes) -> bytes:
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
-    return f"{head}content-length: {len(ask)}\r\n\r\n".encode() + ask
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-id: {new_id()}\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(ask)}\r\n\r\n"
+    return head.encode() + ask
 
 
 async def stream(
-    balancer: Balancer, source: str, late: list[tuple[float, float]], ask: bytes
+    server: Balancer | Timed, source: str, late: list[tuple[float, float]], ask: bytes
 ) -> bytes:
     """Read one to its end, and note of each event when it was sent and how much later it came."""
+    tls = server.tls if isinstance(server, Balancer) else None
     reader, writer = await asyncio.open_connection(
-        "127.0.0.1", balancer.port, ssl=balancer.tls, local_addr=(source, 0), limit=2**20
+        "127.0.0.1", server.port, ssl=tls, local_addr=(source, 0), limit=2**20
     )
     writer.write(request(ask))
     content = rest = b""

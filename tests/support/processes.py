@@ -47,11 +47,13 @@ def free_port() -> int:
 
 
 def clean_environ(**more: str) -> dict[str, str]:
-    """This process's environment without what would steer a gateway."""
+    """This process's environment without what would steer a gateway, or have each of its processes
+    compile the program again."""
     kept = {
         k: v
         for k, v in os.environ.items()
-        if not k.startswith(("NEXUS_", "PROMETHEUS_")) and k != "RUNTIME_DIRECTORY"
+        if not k.startswith(("NEXUS_", "PROMETHEUS_"))
+        and k not in ("RUNTIME_DIRECTORY", "PYTHONDONTWRITEBYTECODE")
     }
     return {**kept, **more}
 
@@ -231,9 +233,14 @@ class Workers(Measured):
         self._columns = 0
         self.publish(config, backends)
         settings = clean_environ(
-            NEXUS_RUN_DIR=str(self.run_dir.path), NEXUS_PORT=str(self.port), NEXUS_HOST="127.0.0.1",
-            NEXUS_WORKERS=str(workers), NEXUS_LOG_FORMAT="json", NEXUS_GRACEFUL_TIMEOUT="5", **(environ or {}),
-        )  # fmt: skip
+            NEXUS_RUN_DIR=str(self.run_dir.path),
+            NEXUS_PORT=str(self.port),
+            NEXUS_HOST="127.0.0.1",
+            NEXUS_WORKERS=str(workers),
+            NEXUS_LOG_FORMAT="json",
+            NEXUS_GRACEFUL_TIMEOUT="5",
+            **(environ or {}),
+        )
         super().__init__(
             [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"],
             log=directory / "workers.log",

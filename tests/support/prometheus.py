@@ -63,10 +63,15 @@ class Prometheus(Process):
         # are.
         lookback = f"{round(300_000 / faster)}ms"
         super().__init__(
-            ["prometheus", f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data",
-             f"--web.listen-address=127.0.0.1:{self.port}", f"--query.lookback-delta={lookback}"],
+            [
+                "prometheus",
+                f"--config.file={directory}/prometheus.yml",
+                f"--storage.tsdb.path={directory}/data",
+                f"--web.listen-address=127.0.0.1:{self.port}",
+                f"--query.lookback-delta={lookback}",
+            ],
             log=directory / "prometheus.log",
-        )  # fmt: skip
+        )
         until(lambda: self._get("/-/ready"), within_s=30)
 
     def _get(self, path: str, **params: Any) -> bytes:
@@ -91,9 +96,13 @@ class Prometheus(Process):
     def query(self, expression: str) -> dict[tuple[str, ...], float]:
         """Label values in the order of their names, the target's own left out → value."""
         return {
-            tuple(value for name, value in sorted(entry["metric"].items()) if name not in ("__name__", "instance", "job")): float(entry["value"][1])
+            tuple(
+                value
+                for name, value in sorted(entry["metric"].items())
+                if name not in ("__name__", "instance", "job")
+            ): float(entry["value"][1])
             for entry in self.result(expression)
-        }  # fmt: skip
+        }
 
     def range(self, expression: str, *, last_s: float, step_s: float = 1.0) -> list[dict[str, Any]]:
         now = time.time()

@@ -86,8 +86,8 @@ def whole(status: int, content: Any) -> Script:
 
     def send(_: dict[str, Any], sock: socket.socket) -> None:
         sock.sendall(
-            b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
-            % (status, len(data), data)
+            b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%s" % (status, len(data), data)
         )
 
     return send

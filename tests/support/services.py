@@ -157,9 +157,18 @@ class Service(Measured):
         }
         fds = (listener.fileno(),) if listener else ()
         super().__init__(
-            [sys.executable, "-c", _AS_SYSTEMD, str(fds[0] if fds else 0), *unit.command("ExecStart")],
-            log=log, environ=given, cwd=Path("/"), pass_fds=fds,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-c",
+                _AS_SYSTEMD,
+                str(fds[0] if fds else 0),
+                *unit.command("ExecStart"),
+            ],
+            log=log,
+            environ=given,
+            cwd=Path("/"),
+            pass_fds=fds,
+        )
 
     def wait_ready(self) -> Told:
         def ready() -> list[Told]:

@@ -1,0 +1,102 @@
+"""What a choice depends on: the request, and what holds at this moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from typing import Protocol
+
+import msgspec
+
+from nexus.fleet.status import CLEAR, EndpointStatus
+from nexus.routing.needs import ANYTHING, Needs
+from nexus.routing.policies import NOTHING, Constraints
+
+Tried = Set[tuple[str, str]]
+"""(backend name, model) of the attempts made so far."""
+
+
+class RouteQuery(msgspec.Struct, frozen=True, gc=False):
+    """A request as the router sees it: its model, with aliases resolved, and what it needs.
+
+    Attributes:
+        constraints: Where it may go.
+        flexible: A backend below the required tier may serve if none of that tier can.
+        longer_than: Only models with a longer known context may serve; one with this length
+            reported that the request exceeds it.
+        allows: Whether a model may serve in the place of the requested one; None for all.
+    """
+
+    model: str
+    needs: Needs = ANYTHING
+    constraints: Constraints = NOTHING
+    flexible: bool = False
+    longer_than: int = 0
+    allows: Callable[[str], bool] | None = None
+
+    @property
+    def constraints_in_order(self) -> tuple[Constraints, ...]:
+        """The constraints to try in turn: a flexible request accepts a lower tier, never another
+        zone."""
+        if not self.flexible:
+            return (self.constraints,)
+        return (self.constraints, msgspec.structs.replace(self.constraints, any_tier=True))
+
+
+class RoutingContext(Protocol):
+    """What holds at this moment. Backends are named by their columns in the shared tables.
+
+    Attributes:
+        load: Requests in flight at a backend, over all workers.
+        status: What requests know of a backend and a model.
+        waited_for: Whether an earlier request waits for capacity at a backend.
+        cursor: Counts choices over all workers, for `round_robin`.
+        chance: A random number in [0, 1).
+    """
+
+    @property
+    def load(self) -> Callable[[int], int]: ...
+    @property
+    def status(self) -> Callable[[int, str], EndpointStatus]: ...
+    @property
+    def waited_for(self) -> Callable[[int], bool]: ...
+    @property
+    def cursor(self) -> int: ...
+    @property
+    def chance(self) -> float: ...
+
+
+class Conditions(msgspec.Struct, frozen=True, kw_only=True):
+    """A `RoutingContext` of given values."""
+
+    load: Callable[[int], int]
+    status: Callable[[int, str], EndpointStatus] = lambda *_: CLEAR
+    waited_for: Callable[[int], bool] = lambda _: False
+    cursor: int = 0
+    chance: float = 0.0
+
+
+def with_load(now: RoutingContext, load: Callable[[int], int]) -> Conditions:
+    """The same moment with another load."""
+    return Conditions(
+        load=load,
+        status=now.status,
+        waited_for=now.waited_for,
+        cursor=now.cursor,
+        chance=now.chance,
+    )
+
+
+def ignoring_circuits(now: RoutingContext) -> Conditions:
+    """The same moment if no circuit were open."""
+
+    def status(column: int, model: str) -> EndpointStatus:
+        found = now.status(column, model)
+        return msgspec.structs.replace(found, state="closed") if found.state == "open" else found
+
+    return Conditions(
+        load=now.load,
+        status=status,
+        waited_for=now.waited_for,
+        cursor=now.cursor,
+        chance=now.chance,
+    )
