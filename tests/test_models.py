@@ -497,7 +497,7 @@ def test_embeddings_of_messages_pass(post, demos):
 
 
 def test_bodies_nested_to_any_depth_are_answered(post):
-    """Whether asked by its name or an alias, and with or without a usage to ask for."""
+    """By a model's name or an alias, and with or without a usage to request."""
     for depth in (100, *range(940, 1000, 3)):
         nested = b"[" * depth + b"]" * depth
         for model in (b"shared", b"mine"):
