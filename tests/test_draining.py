@@ -17,7 +17,7 @@ from tests.support.processes import Demo, Gateway, backend_toml
 
 pytestmark = pytest.mark.e2e
 
-GRACE_S = 2
+GRACE_S = 1
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_draining_has_a_limit_and_a_stop_is_heard_by_workers_that_drain(tmp_path
     with Gateway(
         tmp_path,
         backend_toml(slow),
-        server=f"graceful_timeout_seconds = {GRACE_S}\ndrain_timeout_seconds = 5",
+        server=f"graceful_timeout_seconds = {GRACE_S}\ndrain_timeout_seconds = 2",
     ) as gateway:
         streams = Streams(gateway, slow, 2)
         os.kill(gateway.master_pid(), signal.SIGHUP)
@@ -171,7 +171,7 @@ def test_draining_has_a_limit_and_a_stop_is_heard_by_workers_that_drain(tmp_path
         until(lambda: serving(gateway) == (2, 0), within_s=20)
 
         gateway.settings = gateway.settings.replace(
-            "drain_timeout_seconds = 5", "drain_timeout_seconds = 600"
+            "drain_timeout_seconds = 2", "drain_timeout_seconds = 600"
         )
         gateway.write(backend_toml(slow))
         os.kill(gateway.health_pid(), signal.SIGHUP)
@@ -179,7 +179,7 @@ def test_draining_has_a_limit_and_a_stop_is_heard_by_workers_that_drain(tmp_path
         streams = Streams(gateway, slow, 2)
         os.kill(gateway.master_pid(), signal.SIGHUP)
         until(lambda: drains_beside(gateway, 2), within_s=30)
-        serve_for(gateway, 6)
+        serve_for(gateway, 3)
         assert slow.tally()["open"] == 2, "the new limit holds without a restart"
         assert gateway.stop(within_s=30) == 0
         assert all(b"shutdown" in body for _, body in streams.join())
