@@ -71,7 +71,10 @@ class Reply:
         self.words = words(rng, count)
         self.finish = "length" if count < length else "stop"
         prompt = request.get("messages") if chat else request.get("prompt")
-        self.usage = {"prompt_tokens": tokens_of(prompt), "completion_tokens": count}
+        self.usage: dict[str, Any] = {
+            "prompt_tokens": tokens_of(prompt),
+            "completion_tokens": count,
+        }
         self.usage["total_tokens"] = sum(self.usage.values())
         options = request.get("stream_options")
         self.usage_asked = isinstance(options, dict) and bool(options.get("include_usage"))

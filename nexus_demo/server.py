@@ -19,6 +19,7 @@ from httptools import HttpParserError, HttpRequestParser
 
 from nexus_demo import responses
 from nexus_demo.faults import FaultSource, FaultSpec
+from nexus_demo.prefix_cache import PrefixCache
 
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed"}
 
@@ -43,6 +44,9 @@ class Behaviour:
     usage: str = "asked"  # in streams: "asked", "always" or "never"
     seed: int = 0
     kind: str = "any"  # whose management paths: "ollama", "llamacpp", "vllm", "generic", "any"
+    cache_blocks: int = 0  # of the simulated prefix cache; 0 for none
+    prefill_ms: float = 1.0  # for each block that is not cached
+    slots: int = 8  # requests that it works on at once, if it has a cache
     says: dict[str, Any] = field(
         default_factory=dict
     )  # path → what it answers to a GET there; None: 404
@@ -78,6 +82,11 @@ class DemoBackend:
         self.manner = manner
         self._faults = FaultSource(fault)
         self._rng = random.Random(manner.seed)
+        self._cache = (
+            PrefixCache(manner.cache_blocks, prefill_s=manner.prefill_ms / 1000, slots=manner.slots)
+            if manner.cache_blocks
+            else None
+        )
         self.requests: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
         self.models: Counter[str] = Counter()
@@ -125,6 +134,7 @@ class DemoBackend:
             "statuses": dict(self.statuses),
             "events": dict(self.events),
             "open": self.open,
+            "blocks": {"found": self._cache.found, "seen": self._cache.seen} if self._cache else {},
         }
 
     def _set_fault(self, request: _Request) -> Any:
@@ -212,9 +222,30 @@ class DemoBackend:
         usage = not fault.no_usage
         if (compute := responses.COMPUTED.get(path)) is not None:
             return self._whole(sock, compute(body, usage=usage), fault)
+        if self._cache is not None:
+            with self._cache.slots:
+                cached, prefill_s = self._cache.read(body)
+                if prefill_s and not _wait(sock, prefill_s):
+                    self.statuses["gone"] += 1
+                    return False
+                return self._reply(sock, request, body, fault, cached_tokens=cached)
+        return self._reply(sock, request, body, fault)
+
+    def _reply(
+        self,
+        sock: socket.socket,
+        request: _Request,
+        body: dict[str, Any],
+        fault: FaultSpec,
+        *,
+        cached_tokens: int | None = None,
+    ) -> bool:
+        usage, path = not fault.no_usage, request.path.partition("?")[0]
         reply = responses.Reply(
             body, chat=responses.GENERATED[path], rng=self._rng, length=self.manner.length
         )
+        if cached_tokens is not None:
+            reply.usage["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
         if body.get("stream") is True:
             reply.usage_asked = {"always": True, "never": False}.get(
                 self.manner.usage, reply.usage_asked

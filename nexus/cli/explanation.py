@@ -12,21 +12,29 @@ import msgspec
 from nexus.cli.gateway import run_directory
 from nexus.cli.output import Exit, Failure, print_text, state, table
 from nexus.config import ConfigError
-from nexus.dialects.base import InvalidBody
+from nexus.dialects.base import InvalidBody, ParsedRequest
 from nexus.dialects.json_body import read_fields
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load_table import LoadTable
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.fleet.status import status_of
+from nexus.http.headers import RequestHeaders
 from nexus.proxy.endpoints import ENDPOINTS
+from nexus.proxy.session import OVERRIDE, SessionReader
 from nexus.routing.context import Conditions, RouteQuery
 from nexus.routing.explain import Explanation, explain
-from nexus.routing.needs import ANYTHING, Needs
 from nexus.routing.table import RouteTable
 
 
 def route_explain(
-    config: str | None, model: str, *, body: str | None, flexible: bool, as_json: bool
+    config: str | None,
+    model: str,
+    *,
+    body: str | None,
+    session: str | None,
+    key: str,
+    flexible: bool,
+    as_json: bool,
 ) -> int:
     """Show what the router would do. Exit status 1 where nothing can serve."""
     run_dir = run_directory(config)
@@ -45,11 +53,15 @@ def route_explain(
         CircuitTable(generation.circuits),
     )
     resolved = routes.resolve(model)
+    parsed = _parsed(body) if body else ParsedRequest(model=model)
+    scope = key if routes.affinity.scope == "key" else ""
+    headers = RequestHeaders.of([(OVERRIDE, session)] if session else [])
     asked = RouteQuery(
         model=resolved,
-        needs=_needs(body) if body else ANYTHING,
+        needs=parsed.needs,
         constraints=routes.constraints(model, resolved),
         flexible=flexible,
+        session=SessionReader(headers, parsed, routes.affinity, scope),
     )
     now_ns = time.monotonic_ns()
     found = explain(
@@ -70,15 +82,15 @@ def route_explain(
     return 1 if found.refusal else 0
 
 
-def _needs(file: str) -> Needs:
-    """What a request body asks of the model."""
+def _parsed(file: str) -> ParsedRequest:
+    """A request body, as far as routing reads it."""
     try:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         fields = read_fields(content)
         endpoint = ENDPOINTS.for_fields(fields)
         if "model" not in fields:
             content = endpoint.dialect.replace_model(content, "any")
-        return endpoint.dialect.parse_request(content, endpoint.form).needs
+        return endpoint.dialect.parse_request(content, endpoint.form)
     except OSError as error:
         raise ConfigError([f"{file}: it cannot be read ({error.strerror})."]) from error
     except InvalidBody as error:
@@ -95,7 +107,13 @@ def _shown(found: Explanation) -> str:
     if found.restricted or found.min_tier:
         zone = "restricted backends only" if found.restricted else "any zone"
         lines.append(f"policies: {zone}, tier {found.min_tier or 1} or higher")
-    lines += [f"strategy: {found.strategy}", ""]
+    lines.append(f"strategy: {found.strategy}")
+    if found.affinity:
+        lines.append(
+            f"affinity: session by {found.affinity.source}, {found.affinity.result or 'not served'}"
+            f"; order: {', '.join(found.affinity.order)}"
+        )
+    lines.append("")
     rows = []
     ordered = sorted(found.verdicts, key=lambda v: (v.turn is None, v.turn or 0))
     for v in ordered:

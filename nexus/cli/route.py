@@ -23,10 +23,22 @@ def route() -> None:
     metavar="FILE",
     help="A request body, for what it asks of the model; - reads standard input.",
 )
+@click.option(
+    "--session",
+    metavar="ID",
+    help="The session's id, as with the header X-Nexus-Affinity; by default as the body says.",
+)
+@click.option("--key", default="", metavar="ID", help="The caller's key: its sessions are its own.")
 @click.option("--flexible", is_flag=True, help="As with the header X-Nexus-Flexible.")
 @json_option
 def explain(
-    model: str, config: str | None, body: str | None, flexible: bool, as_json: bool
+    model: str,
+    config: str | None,
+    body: str | None,
+    session: str | None,
+    key: str,
+    flexible: bool,
+    as_json: bool,
 ) -> None:
     """Show every backend with its score or why it is out, and in which order they would be tried.
 
@@ -34,4 +46,7 @@ def explain(
     """
     from nexus.cli.explanation import route_explain
 
-    sys.exit(route_explain(config, model, body=body, flexible=flexible, as_json=as_json))
+    status = route_explain(
+        config, model, body=body, session=session, key=key, flexible=flexible, as_json=as_json
+    )
+    sys.exit(status)

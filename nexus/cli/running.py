@@ -88,6 +88,21 @@ def serve(
     metavar="FILE",
     help="JSON: path → what it answers to a GET there, such as a list of models; null for 404.",
 )
+@click.option(
+    "--cache-blocks",
+    default=0,
+    show_default=True,
+    help="Blocks of 256 characters in a simulated prefix cache; 0 for none.",
+)
+@click.option(
+    "--prefill-ms",
+    default=1.0,
+    show_default=True,
+    help="Delay of the answer for each block that is not cached.",
+)
+@click.option(
+    "--slots", default=8, show_default=True, help="Requests worked on at once, with a cache."
+)
 @click.option("--seed", default=0, show_default=True, help="The same seed says and does the same.")
 @click.option(
     "--fault",
@@ -105,6 +120,9 @@ def demo_backend(
     usage: str,
     kind: str,
     says: TextIO | None,
+    cache_blocks: int,
+    prefill_ms: float,
+    slots: int,
     seed: int,
     fault: str,
 ) -> None:
@@ -130,5 +148,8 @@ def demo_backend(
         seed=seed,
         kind=kind,
         says=answers,
+        cache_blocks=cache_blocks,
+        prefill_ms=prefill_ms,
+        slots=slots,
     )
     run_demo(manner, spec, host=host, port=port)

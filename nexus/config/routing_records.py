@@ -66,6 +66,51 @@ class Budget(Section, frozen=True):
     )
 
 
+SESSION_HEADERS = (
+    "x-claude-code-session-id", "session-id", "session_id", "thread-id", "conversation_id",
+    "x-session-affinity", "x-opencode-session", "x-session-id", "x-amp-thread-id",
+)  # fmt: skip
+"""Headers in which agents name their session; Claude Code sends the first, Codex the second."""
+
+
+class Affinity(Section, frozen=True):
+    """Brings a conversation back to the backend that has its prompt cached."""
+
+    enabled: Annotated[bool, doc("Use it, with the strategies smart and priority_only.")] = True
+    headers: Annotated[
+        list[str], doc("Request headers that can name the session; the first one sent counts.")
+    ] = msgspec.field(default_factory=lambda: list(SESSION_HEADERS))
+    body: Annotated[
+        list[str], doc("Fields of the body that can name it; a dot leads into an object.")
+    ] = msgspec.field(default_factory=lambda: ["prompt_cache_key", "metadata.user_id"])
+    prefix_bytes: Annotated[
+        int,
+        Meta(ge=0, le=65536),
+        doc(
+            "Without a name, the session is known by so many bytes of tools, system text and first "
+            "message. 0: not at all."
+        ),
+    ] = 4096
+    scope: Annotated[
+        Literal["key", "none"],
+        doc("key: sessions of different client keys never meet; none: keys share sessions."),
+    ] = "key"
+    load_factor: Annotated[
+        float,
+        Meta(ge=1, le=100),
+        doc("How many times its part of the requests in flight a backend may have."),
+    ] = 1.25
+    load_margin: Annotated[
+        int,
+        Meta(ge=0, le=10_000),
+        doc("How many requests more than the least loaded one it may always have."),
+    ] = 2
+    kinds: Annotated[
+        list[BackendType],
+        doc("Kinds of backend that cache prompts. SGLang has type vllm."),
+    ] = msgspec.field(default_factory=lambda: ["vllm", "llamacpp", "ollama", "lmstudio"])
+
+
 class Routing(Section, frozen=True):
     """Which backend serves a request."""
 
@@ -78,6 +123,7 @@ class Routing(Section, frozen=True):
         doc("How many further backends are tried after a failure."),
     ] = 2
     weights: Weights = Weights()
+    affinity: Affinity = Affinity()
     aliases: Annotated[
         dict[str, str], doc("Other names for models; resolved up to three steps.")
     ] = msgspec.field(default_factory=dict)

@@ -69,12 +69,31 @@ class RequestForm:
         return any(fields.issuperset((prompt.name, *prompt.beside)) for prompt in self.prompts)
 
 
+class Prompt(Protocol):
+    """What tells whether a backend has worked on the same conversation before."""
+
+    def text_of(self, path: str, /) -> str | None:
+        """The text in a field of the body; dots in `path` lead into objects."""
+
+    def start(self, most: int, /) -> tuple[bytes, int]:
+        """The first bytes of the prompt as its model reads them: tools, system text, messages.
+
+        Also gives how many of them come before the end of the conversation's first message: the
+        same number in each of its turns.
+        """
+
+
 class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as far as routing reads it."""
+    """A request as far as routing reads it.
+
+    Attributes:
+        prompt: Where its conversation is read from; None if the task has no conversations.
+    """
 
     model: str
     stream: bool = False
     needs: Needs = ANYTHING
+    prompt: Prompt | None = None
 
 
 class Usage(msgspec.Struct):

@@ -54,6 +54,7 @@ class Outcome(msgspec.Struct, kw_only=True, gc=False):
         fallback_from: The label value of the model in whose place another one served.
         failed_attempts: The attempts before the last, or all of them.
         last_attempt_s: How long the last attempt took; None if it is in `failed_attempts`.
+        affinity: How the session was known, and whether its home served; None without affinity.
         key: The id of the caller's key; None if nobody is asked for a key, as for the next three.
         team: The name of its team.
         key_label: The label value of the key.
@@ -83,6 +84,7 @@ class Outcome(msgspec.Struct, kw_only=True, gc=False):
     stream: StreamOutcome | None = None
     failed_attempts: Sequence[AttemptRecord] = ()
     last_attempt_s: float | None = None
+    affinity: tuple[str, str] | None = None
     key: str | None = None
     team: str | None = None
     key_label: str | None = None

@@ -93,6 +93,7 @@ class Dashboard:
             "models": self._matrix.rows,
             "models_hidden": self._matrix.hidden,
             "processes": self._processes(metrics, monotonic),
+            "affinity": _affinity(metrics),
             **_process_metrics(metrics),
         }
         tick = Tick(
@@ -133,12 +134,14 @@ class Dashboard:
         latencies: Mapping[str | None, _Latencies],
     ) -> list[dict[str, Any]]:
         requests: dict[str, float] = defaultdict(float)
+        cached, prompts = _cached_by_backend(metrics)
         for labels, value in metrics.samples(families.REQUESTS.name):
             requests[labels["backend"]] += value
         return [
             {
                 **asdict(backend),
                 "requests": requests[backend.id],
+                "cached_share": _share(cached[backend.id], prompts[backend.id]),
                 "last_fault": self._last_faults.get(backend.name),
                 **latencies.get(backend.name, _Latencies()).percentiles(),
             }
@@ -258,3 +261,37 @@ def _latencies_by_backend(records: Iterable[RequestRecord]) -> dict[str | None, 
 
 def _quantile(ordered: list[float], share: float) -> float | None:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+
+def _affinity(metrics: MetricsSnapshot) -> dict[str, float | None] | None:
+    """Shares in percent: hits of requests with a session, and cached of all prompt tokens."""
+    results: dict[str, float] = defaultdict(float)
+    for labels, value in metrics.samples(families.AFFINITY.name):
+        results[labels["result"]] += value
+    if not results:
+        return None
+    cached, prompts = _cached_by_backend(metrics)
+    return {
+        "hits": _share(results["hit"], sum(results.values())),
+        "cached": _share(sum(cached.values()), sum(prompts.values())),
+    }
+
+
+def _cached_by_backend(metrics: MetricsSnapshot) -> tuple[dict[str, float], dict[str, float]]:
+    """Cached prompt tokens, and all of them, by label value."""
+    cached: dict[str, float] = defaultdict(float)
+    prompts: dict[str, float] = defaultdict(float)
+    for labels, value in metrics.samples(families.TOKEN_DETAILS.name):
+        if labels["type"] == "cached":
+            cached[labels["backend"]] += value
+    for labels, value in metrics.samples(
+        f"{families.TOKENS_USED.name}_sum", family=families.TOKENS_USED.name
+    ):
+        if labels["type"] == "prompt":
+            prompts[labels["backend"]] += value
+    return cached, prompts
+
+
+def _share(part: float, whole: float) -> float | None:
+    """In percent; None of nothing."""
+    return round(100 * part / whole, 1) if whole else None

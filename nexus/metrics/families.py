@@ -223,6 +223,15 @@ EXCLUSIONS = counter(
     f"reason: {', '.join(EXCLUSION_REASONS)}.",
     reason=Label(EXCLUSION_REASONS),
 )
+AFFINITY = counter(
+    "nexus_affinity_total",
+    "Requests with a session for which affinity chose the backend, by how the session was known "
+    "(header, body, prefix) and by result: hit (its home), spill (another backend, because its "
+    "home was overloaded or had just failed). Only the backend knows whether its cache was warm: "
+    "nexus_token_details_total.",
+    source=Label(("header", "body", "prefix")),
+    result=Label(("hit", "spill")),
+)
 DECISION = histogram(
     "nexus_routing_decision_seconds",
     "Time to choose a backend, or to find that there is none. Waiting in the queue is excluded.",

@@ -37,6 +37,8 @@ class _Bundle:
             self.counters.append(child(families.ERRORS, fault.error_type, model))
         if outcome.fallback_from is not None:
             self.counters.append(child(families.FALLBACKS, outcome.fallback_from, model))
+        if outcome.affinity is not None:
+            self.counters.append(child(families.AFFINITY, *outcome.affinity))
         if outcome.usage is not None:
             self.counters.append(child(families.USAGE, outcome.usage))
         if (key := outcome.key_label) is not None and (team := outcome.team_label) is not None:
@@ -70,7 +72,7 @@ class Recorder:
         self._dropped_before = stderr.dropped_lines()  # those before are in another file
         self._started: dict[str, Any] = {}
         self._attempts: dict[tuple[str, str], Any] = {}
-        self._bundles: dict[tuple[str | bool | None, ...], _Bundle] = {}
+        self._bundles: dict[tuple[object, ...], _Bundle] = {}
 
     def child(self, family: Family, *labels: str) -> Any:
         """The counter or histogram with these label values; kept, since making it is slow."""
@@ -150,7 +152,7 @@ class Recorder:
             outcome.model_label, outcome.backend_label, status_label(outcome.status),
             None if fault is None else fault.error_type, outcome.fallback_from, outcome.usage,
             outcome.prompt_tokens is None, outcome.completion_tokens is None,
-            outcome.key_label, outcome.team_label,
+            outcome.key_label, outcome.team_label, outcome.affinity,
         )  # fmt: skip
         row = self._row
         with self._lock:

@@ -17,6 +17,7 @@ from nexus.http.address import Address
 from nexus.http.headers import header_text
 from nexus.http.request_template import RequestTemplate
 from nexus.metrics import labels
+from nexus.routing.router import Choice
 from nexus.routing.table import RouteTable, configured_models
 
 log = logging.getLogger("nexus.proxy")
@@ -36,7 +37,9 @@ class View:
     configured: frozenset[str]
     callers: Callers | None
     want_label: Callable[[str], None]
-    _route_headers: dict[tuple[int, str], list[tuple[str, str]]] = field(default_factory=dict)
+    _route_headers: dict[tuple[int, str, str | None], list[tuple[str, str]]] = field(
+        default_factory=dict
+    )
     _wanted: set[str] = field(default_factory=set)
     _addresses: dict[int, Address] = field(default_factory=dict)
     _templates: dict[int, RequestTemplate] = field(default_factory=dict)
@@ -85,9 +88,10 @@ class View:
             )
         return template
 
-    def route_headers(self, backend: Backend, reason: str) -> list[tuple[str, str]]:
-        """What a client is told of where its request went, as the original tells it."""
-        key = backend.column, reason
+    def route_headers(self, choice: Choice) -> list[tuple[str, str]]:
+        """What a client is told of where its request went. Do not change the list."""
+        backend, reason, affinity = choice.backend, choice.reason, choice.affinity
+        key = backend.column, reason, affinity and affinity[1]
         headers = self._route_headers.get(key)
         if headers is None:
             headers = self._route_headers[key] = [
@@ -96,6 +100,8 @@ class View:
                 ("x-nexus-route-reason", reason),
                 ("x-nexus-privacy-zone", "restricted" if backend.restricted else "open"),
             ]
+            if self.table.uses_affinity:
+                headers.append(("x-nexus-affinity", affinity[1] if affinity else "none"))
         return headers
 
     def model_label(self, name: str) -> str:

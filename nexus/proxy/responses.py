@@ -53,7 +53,7 @@ def base_headers(exchange: Exchange) -> list[tuple[str, str]]:
     """The headers of every response to a request, those that name the backend included."""
     headers = [("x-request-id", exchange.request_id), *exchange.cors]
     if (choice := exchange.choice) is not None:
-        headers += exchange.view.route_headers(choice.backend, choice.reason)
+        headers += exchange.view.route_headers(choice)
         if choice.model != exchange.resolved_model:
             headers.append(("x-nexus-fallback-model", header_text(choice.model)))
     return headers

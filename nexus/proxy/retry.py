@@ -18,6 +18,7 @@ from nexus.proxy.exchange import Exchange
 from nexus.proxy.passive_health import BUSY_S
 from nexus.proxy.request import invalid_body
 from nexus.proxy.responses import stream_response, whole_response
+from nexus.proxy.session import SessionReader
 from nexus.routing.context import RouteQuery
 from nexus.routing.retries import LONGEST_PAUSE_S, backoff_s
 
@@ -46,9 +47,22 @@ def _waiter(exchange: Exchange) -> Waiter:
     constraints = view.table.constraints(parsed.model, exchange.resolved_model)
     caller = exchange.caller
     allows = caller.may_use_model if caller is not None else None
-    query = RouteQuery(exchange.resolved_model, parsed.needs, constraints, flexible, allows=allows)
+    query = RouteQuery(
+        exchange.resolved_model,
+        parsed.needs,
+        constraints,
+        flexible,
+        allows=allows,
+        session=_session_reader(exchange) if view.table.uses_affinity else None,
+    )
     timeout_s = view.snapshot.config.server.request_timeout_seconds
     return Waiter(query, request, request.received + timeout_s)
+
+
+def _session_reader(exchange: Exchange) -> SessionReader:
+    settings, caller = exchange.view.table.affinity, exchange.caller
+    scope = caller.key if caller is not None and settings.scope == "key" else ""
+    return SessionReader(exchange.request.headers, exchange.parsed, settings, scope)
 
 
 def _is_on(header: str | None) -> bool:

@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from nexus.fleet.status import CLEAR, EndpointStatus
+from nexus.routing.affinity import Session
 from nexus.routing.needs import ANYTHING, Needs
 from nexus.routing.policies import NOTHING, Constraints
 
@@ -24,6 +25,8 @@ class RouteQuery(msgspec.Struct, frozen=True, gc=False):
         longer_than: Only models with a longer known context may serve; one with this length
             reported that the request exceeds it.
         allows: Whether a model may serve in the place of the requested one; None for all.
+        session: Finds the session that the request belongs to, which is only read where it
+            matters; None if no session is looked for.
     """
 
     model: str
@@ -32,6 +35,7 @@ class RouteQuery(msgspec.Struct, frozen=True, gc=False):
     flexible: bool = False
     longer_than: int = 0
     allows: Callable[[str], bool] | None = None
+    session: Callable[[], Session | None] | None = None
 
     @property
     def constraints_in_order(self) -> tuple[Constraints, ...]:

@@ -9,9 +9,10 @@ import msgspec
 
 from nexus.fleet.records import Backend
 from nexus.fleet.status import CLEAR, EndpointStatus
+from nexus.routing.candidate import Candidate
 from nexus.routing.context import RouteQuery, RoutingContext
 from nexus.routing.policies import POLICY_REASONS, Constraints
-from nexus.routing.table import Candidate, RouteTable
+from nexus.routing.table import RouteTable
 
 Unavailability = Literal["circuit_open", "busy", "at_capacity"]
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from nexus.errors import RequestFailed
+from nexus.routing.affinity import Result, Source
 from nexus.routing.context import RouteQuery, RoutingContext
 from nexus.routing.evaluation import backend_reason, evaluate_chain
 from nexus.routing.router import choose
@@ -34,8 +35,27 @@ class CandidateReport(msgspec.Struct, frozen=True, kw_only=True):
     circuit: str
 
 
+class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The session of the request, as affinity sees it.
+
+    Attributes:
+        source: How it is known: header, body, or prefix.
+        result: hit if its home would take the request now, else spill; None if nothing can serve.
+        order: The backends in its order, the first of them its home.
+    """
+
+    source: Source
+    result: Result | None
+    order: tuple[str, ...]
+
+
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """`refusal` is the error's code and message where nothing can serve now."""
+    """What would happen to a request.
+
+    Attributes:
+        affinity: None if the request has no session, or if affinity does not matter for it.
+        refusal: The error's code and message if nothing can serve now.
+    """
 
     asked: str
     resolved: str
@@ -43,6 +63,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     restricted: bool
     min_tier: int
     strategy: str
+    affinity: SessionReport | None
     verdicts: tuple[CandidateReport, ...]
     refusal: tuple[str, str] | None
 
@@ -51,10 +72,11 @@ def explain(table: RouteTable, query: RouteQuery, now: RoutingContext, *, name: 
     """What would be done at this moment with a request for the model that the client calls
     `name`."""
     order: dict[tuple[str, str], int] = {}
-    refusal = None
+    refusal = affinity = None
     try:
         while len(order) < _MOST_STEPS:
             choice = choose(table, query, tried=order.keys(), now=now)
+            affinity = affinity or choice.affinity
             order[choice.backend.name, choice.model] = len(order) + 1
     except RequestFailed as none_left:
         if not order:
@@ -66,8 +88,19 @@ def explain(table: RouteTable, query: RouteQuery, now: RoutingContext, *, name: 
         restricted=query.constraints.restricted,
         min_tier=query.constraints.min_tier,
         strategy=table.routing.strategy,
+        affinity=_session(table, query, affinity and affinity[1]),
         verdicts=tuple(_reports(table, query, now, order)),
         refusal=refusal,
+    )
+
+
+def _session(table: RouteTable, query: RouteQuery, result: Result | None) -> SessionReport | None:
+    suitable = table.suitable(query.model, query.needs, query.constraints)
+    if not suitable.caching or query.session is None or (session := query.session()) is None:
+        return None
+    order = suitable.order(session, query.model)
+    return SessionReport(
+        source=session.source, result=result, order=tuple(one.backend.name for one in order)
     )
 
 

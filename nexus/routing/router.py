@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from nexus.errors import RequestFailed
 from nexus.fleet.records import Backend
 from nexus.fleet.status import CLEAR, EndpointStatus
+from nexus.routing.affinity import Result, Session, Source, within_load
+from nexus.routing.candidate import Candidate
 from nexus.routing.context import (
     RouteQuery,
     RoutingContext,
@@ -22,7 +24,7 @@ from nexus.routing.evaluation import allowed_chain, evaluate_chain, unavailable_
 from nexus.routing.needs import Needs
 from nexus.routing.refusal import no_route
 from nexus.routing.strategies import STRATEGIES
-from nexus.routing.table import Candidate, CandidateSet, RouteTable
+from nexus.routing.table import CandidateSet, RouteTable
 
 Reason = Literal["capability-match", "capacity-overflow", "privacy-requirement", "failover"]
 
@@ -38,6 +40,8 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
         half_open_probe: Its circuit is half open, and one request may probe it.
         has_exclusions: Others that have the model were excluded.
         context_length: The model's, if it is known.
+        affinity: How the session is known, and whether this is its home; None if that did not
+            matter.
     """
 
     backend: Backend
@@ -46,6 +50,17 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     half_open_probe: bool = False
     has_exclusions: bool = False
     context_length: int | None = None
+    affinity: tuple[Source, Result] | None = None
+
+
+class _Home(NamedTuple):
+    """A session, and the candidates in its order; its home is the first of them."""
+
+    session: Session
+    order: Sequence[Candidate]
+
+    def affinity(self, candidate: Candidate) -> tuple[Source, Result]:
+        return self.session.source, "hit" if candidate is self.order[0] else "spill"
 
 
 class AtCapacity(RequestFailed):
@@ -111,10 +126,13 @@ def _choose(
                 usable = _usable(candidates, name, now, blocked)
                 if usable:
                     has_exclusions = len(usable) < suitable.known or name != query.model
+                    home = None
+                    if suitable.caching and query.session and (session := query.session()):
+                        home = _Home(session, suitable.order(session, name))
                     if len(usable) > 1:
                         if suitable.lengths_differ:
                             usable = _fitting(usable, query.needs)
-                        usable = [_pick(table, usable, now, first=not tried)]
+                        usable = [_pick(table, suitable, usable, now, home, first=not tried)]
                     candidate, status = usable[0]
                     reason = _reason(candidate, suitable, query, name, tried=tried)
                     return Choice(
@@ -124,6 +142,7 @@ def _choose(
                         status.state == "half_open",
                         has_exclusions,
                         candidate.model.context_length,
+                        home and home.affinity(candidate),
                     )
     return None
 
@@ -179,8 +198,10 @@ def _usable(
 
 def _pick(
     table: RouteTable,
+    suitable: CandidateSet,
     usable: list[tuple[Candidate, EndpointStatus]],
     now: RoutingContext,
+    home: _Home | None,
     *,
     first: bool,
 ) -> tuple[Candidate, EndpointStatus]:
@@ -194,16 +215,31 @@ def _pick(
             return probed_by_others
         # One that came back gets its traffic back little by little, and one that fails fast must
         # not look idle.
-        second = now.chance * _SECOND_CHANCE % 1.0
+        second = home.session.chance if home else now.chance * _SECOND_CHANCE % 1.0
         usable = [entry for entry in usable if entry[1].share > second] or usable
         failures = {candidate.backend.column: status.failures for candidate, status in usable}
         load = now.load
         now = with_load(now, lambda column: load(column) + failures[column])
     if len(usable) == 1:
         return usable[0]
-    picked = STRATEGIES[table.routing.strategy](
-        [candidate for candidate, _ in usable], table.routing.weights, now
-    )
+    picked = usable[0][0]
+    if home is None or not suitable.one_priority:
+        picked = STRATEGIES[table.routing.strategy](
+            [candidate for candidate, _ in usable], table.routing.weights, now
+        )
+    priority = picked.backend.config.priority
+    if home is not None and priority in suitable.caching:
+        # The strategy has decided on a priority; affinity decides between those who have it.
+        order = home.order
+        if len(usable) < len(order) or not suitable.one_priority:
+            columns = {candidate.backend.column for candidate, _ in usable}
+            order = [
+                candidate
+                for candidate in order
+                if candidate.backend.column in columns
+                and candidate.backend.config.priority == priority
+            ]
+        picked = within_load(order, now.load, table.affinity)
     return next(entry for entry in usable if entry[0] is picked)
 
 

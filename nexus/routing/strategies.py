@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from nexus.config.records import Weights
+from nexus.routing.candidate import Candidate
 from nexus.routing.context import RoutingContext
-from nexus.routing.table import Candidate
 
 
 def smart(candidates: Sequence[Candidate], weights: Weights, now: RoutingContext) -> Candidate:

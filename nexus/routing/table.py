@@ -2,68 +2,62 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import msgspec
 
 from nexus.config.records import MAX_ALIAS_DEPTH, Routing
-from nexus.fleet.records import Backend, Model, Snapshot
+from nexus.config.routing_records import Affinity
+from nexus.fleet.records import Backend, Snapshot
+from nexus.routing.affinity import Session, rendezvous_order
+from nexus.routing.candidate import CAPABILITIES, Candidate
 from nexus.routing.listing import Listing
 from nexus.routing.names import matches
 from nexus.routing.needs import Needs
 from nexus.routing.policies import NOTHING, Constraints, Policies
 
-CAPABILITIES = {"vision": "images", "tools": "tools", "json_mode": "JSON mode"}
-"""Fields of `Model` and `Needs` that say what a model can do → what a client calls it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A model on a backend."""
-
-    backend: Backend
-    model: Model
-
-    def lacks(self, needs: Needs) -> list[str]:
-        """What the request asks for and the model is known not to do."""
-        model = self.model
-        lacking = [
-            word
-            for field, word in CAPABILITIES.items()
-            if getattr(model, field) is False and getattr(needs, field)
-        ]
-        if model.tasks and needs.task and needs.task not in model.tasks:
-            lacking.append(needs.task)
-        return lacking
-
-    def unsuitable(self, needs: Needs, constraints: Constraints) -> str | None:
-        """Why it cannot serve such requests, whatever the moment; None if it can."""
-        backend = self.backend
-        if backend.status != "healthy":
-            return backend.status
-        if backend.draining:
-            return "draining"
-        if self.lacks(needs):
-            return "capability_mismatch"
-        return constraints.rejects(backend)
+AFFINITY_STRATEGIES = ("smart", "priority_only")
+"""The strategies that affinity refines; the others spread requests, whatever they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateSet:
-    """The offers of a model that may serve requests of one sort, before anything is asked that
-    changes by the moment.
+    """The candidates of a model that may serve requests of one sort, whatever the moment.
 
-    `lengths_differ`: more than one context length is known of them. `preferred`: the best priority
-    among them. `known`: the number of all offers of the model, the unhealthy and the unsuitable
-    ones included.
+    Attributes:
+        lengths_differ: More than one context length is known of them.
+        preferred: The best priority among them.
+        known: The number of all candidates of the model, the unsuitable ones included.
+        caching: The priorities that several backends have, all of kinds that cache prompts.
+        one_priority: All have the same priority.
     """
 
     candidates: tuple[Candidate, ...]
     lengths_differ: bool
     preferred: int
     known: int
+    caching: frozenset[int]
+    one_priority: bool
+    _orders: dict[tuple[bytes, str], tuple[Candidate, ...]] = field(
+        default_factory=dict, compare=False
+    )
+
+    def order(self, session: Session, model: str) -> tuple[Candidate, ...]:
+        """All of them, in the order in which the session's requests try them."""
+        key = session.digest, model
+        order = self._orders.get(key)
+        if order is None:
+            if len(self._orders) >= _MOST_ORDERS:
+                self._orders.clear()
+            order = self._orders[key] = rendezvous_order(self.candidates, session, model)
+        return order
 
 
-_NO_CANDIDATES = CandidateSet((), False, 0, 0)
+_MOST_ORDERS = 4096
+"""Orders that are kept for each set: making one takes a few microseconds for each candidate."""
+_NO_CANDIDATES = CandidateSet((), False, 0, 0, frozenset(), one_priority=True)
 
 
 class CandidateSource(Mapping[str, Sequence[Candidate]]):
@@ -103,6 +97,8 @@ class RouteTable:
     """Names, fallback chains, policies, and who offers what.
 
     Attributes:
+        affinity: The settings of affinity.
+        uses_affinity: Whether it may matter in this fleet.
         listing: What the models alone decide; `before` had the same one if no backend's models have
             changed.
         offers: All offers of a listed name.
@@ -131,6 +127,12 @@ class RouteTable:
             self.listing, self.backends, frozenset(range(len(self.backends)))
         )
         self.healthy = CandidateSource(self.listing, self.backends, usable)
+        self.affinity = _normalized(self.routing.affinity)
+        self.uses_affinity = (
+            self.affinity.enabled
+            and self.routing.strategy in AFFINITY_STRATEGIES
+            and sum(one.config.type in self.affinity.kinds for one in self.backends) > 1
+        )
         self._decisive: dict[str, tuple[str, ...]] = {}
         self._chains = {
             self.listed(name): tuple(dict.fromkeys(map(self.listed, (name, *chain))))
@@ -204,8 +206,31 @@ class RouteTable:
                 lengths_differ=len({one.model.context_length for one in good} - {None}) > 1,
                 preferred=min((one.backend.config.priority for one in good), default=0),
                 known=len(self.candidates[name]),
+                caching=self._caching(good),
+                one_priority=len({one.backend.config.priority for one in good}) <= 1,
             )
         return found
+
+    def _caching(self, candidates: Sequence[Candidate]) -> frozenset[int]:
+        """The priorities at which affinity decides between several of these."""
+        settings = self.affinity
+        if not self.uses_affinity:
+            return frozenset()
+        kinds: dict[int, list[str]] = defaultdict(list)
+        for candidate in candidates:
+            config = candidate.backend.config
+            kinds[config.priority].append(config.type)
+        return frozenset(
+            priority
+            for priority, types in kinds.items()
+            if len(types) > 1 and set(types).issubset(settings.kinds)
+        )
+
+
+def _normalized(settings: Affinity) -> Affinity:
+    """With the names of headers as requests have them: in lower case."""
+    headers = [name.lower() for name in settings.headers]
+    return msgspec.structs.replace(settings, headers=headers)
 
 
 def configured_models(routing: Routing) -> set[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nexus.access.callers import Caller
 from nexus.proxy.fleet_view import View
-from nexus.routing.table import Candidate
+from nexus.routing.candidate import Candidate
 
 _CAPABILITIES = ("vision", "tools", "json_mode")
 

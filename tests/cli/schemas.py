@@ -131,6 +131,7 @@ SCHEMAS: dict[str, Schema] = {
         strategy=TEXT,
         verdicts=every(VERDICT),
         refusal=maybe({"type": "array"}),
+        affinity=maybe(record(source=TEXT, result=maybe(TEXT), order=TEXTS)),
     ),
     "metrics list": every(FAMILY),
     "metrics bound": record(

@@ -5,10 +5,10 @@ import pytest
 from nexus.config import ConfigError, load
 from nexus.config.records import Weights
 from nexus.fleet.records import Backend, Model
+from nexus.routing.candidate import Candidate
 from nexus.routing.context import Conditions
 from nexus.routing.policies import Policies
 from nexus.routing.strategies import score
-from nexus.routing.table import Candidate
 
 BACKEND = '[[backends]]\nname = "b"\nurl = "http://h:1"\n'
 

@@ -260,7 +260,7 @@ def scraped(module_dir: Path) -> Iterator[Prometheus]:
         )
         config += f'\n[[backends]]\nname = "told"\nurl = "{told.url}"\ntype = "openai"\n'
         with (
-            Gateway(module_dir, config) as gateway,
+            Gateway(module_dir, config, affinity=True) as gateway,
             Prometheus(
                 module_dir / "prometheus", f"127.0.0.1:{gateway.operations_port}", faster=60
             ) as prometheus,

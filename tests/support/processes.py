@@ -19,6 +19,7 @@ import msgspec
 from nexus.config import BackendConfig, Config
 from nexus.config.addresses import bracketed
 from nexus.config.records import Logging
+from nexus.config.routing_records import Affinity
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load_table import COLUMNS
 from nexus.fleet.records import Backend, Labels, Model, Snapshot
@@ -277,7 +278,13 @@ class Workers(Measured):
             Snapshot(
                 revision=writer.next_revision(),
                 published_at=time.time(),
-                config=msgspec.structs.replace(config, logging=Logging(format="json")),
+                config=msgspec.structs.replace(
+                    config,
+                    logging=Logging(format="json"),
+                    routing=msgspec.structs.replace(
+                        config.routing, affinity=Affinity(enabled=False)
+                    ),
+                ),
                 backends=tuple(placed),
                 labels=Labels(
                     models=models, backends={backend.name: backend.label for backend in placed}
@@ -315,8 +322,11 @@ class Gateway(Measured):
         prefix: list[str] | None = None,
         timeout_s: float = 2,
         host: str = "127.0.0.1",
+        affinity: bool = False,
     ) -> None:
-        """`server` and `health_check`: further lines of those sections; `prefix`: what the command
+        """`affinity`: leave it at its default, which brings equal prompts to one backend.
+
+        `server` and `health_check`: further lines of those sections; `prefix`: what the command
         is run by.
 
         `timeout_s`: the limit for a probe.
@@ -341,6 +351,8 @@ class Gateway(Measured):
             {health_check}
             [logging]
             format = "json"
+            {"" if affinity else "[routing.affinity]"}
+            {"" if affinity else "enabled = false"}
             """
         self.write(config)
         (directory / "gateway.log").unlink(missing_ok=True)

@@ -106,6 +106,20 @@ OVERVIEW = Dashboard(
         ],
         "By backend": [
             Panel(
+                title="Prompts found in caches", unit="percentunit",
+                description="Share of prompt tokens that each backend had cached, as it reports them.",
+                queries=[(
+                    f"sum by (backend) (rate(nexus_token_details_total{{{BOTH}, type=\"cached\"}}[$__rate_interval]))"
+                    f" / sum by (backend) (rate(nexus_tokens_total_sum{{{BOTH}, type=\"prompt\"}}[$__rate_interval]))",
+                    "{{backend}}",
+                )],
+            ),
+            Panel(
+                title="Affinity", unit="reqps", stacked=True,
+                description="Requests with a session, by how it was known, and whether its home served them.",
+                queries=[(rate("nexus_affinity_total", HOST, "source", "result"), "{{source}} {{result}}")],
+            ),
+            Panel(
                 title="Requests by backend", unit="reqps", stacked=True,
                 description="By the backend last tried; none where none was.",
                 queries=[(rate(REQUESTS, BOTH, "backend"), "{{backend}}")],

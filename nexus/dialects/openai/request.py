@@ -13,6 +13,7 @@ from itertools import islice
 import msgspec
 
 from nexus.dialects.base import InvalidBody, ParsedRequest, PromptField, RequestForm
+from nexus.dialects.conversation import prompt_start, text_at
 from nexus.dialects.json_body import Raw, read_fields, with_field
 
 CHARACTERS_PER_TOKEN = 4
@@ -52,6 +53,14 @@ class _BodyNeeds(msgspec.Struct, dict=True):
         for name in self.prompt.beside:
             tokens += _of_text(self._raw(name))
         return tokens + _of_text(self._raw("tools"))
+
+    def text_of(self, path: str) -> str | None:
+        name, *keys = path.split(".")
+        return text_at(self.fields.get(name), keys)
+
+    def start(self, most: int) -> tuple[bytes, int]:
+        names = ("tools", *self.prompt.beside, self.prompt.name)
+        return prompt_start([self.fields.get(name, b"") for name in names], most)
 
     def _raw(self, name: str) -> bytes:
         return bytes(self.fields.get(name, b""))
@@ -93,7 +102,10 @@ def parse_request(body: bytes, form: RequestForm) -> ParsedRequest:
             raise InvalidBody("`stream` must be true or false.", param="stream")
         stream = value
     prompt = _prompt_in(fields, form)
-    return ParsedRequest(model=name, stream=stream, needs=_BodyNeeds(fields, prompt, form.task))
+    needs = _BodyNeeds(fields, prompt, form.task)
+    return ParsedRequest(
+        model=name, stream=stream, needs=needs, prompt=needs if form.task == "chat" else None
+    )
 
 
 def _prompt_in(fields: dict[str, Raw], form: RequestForm) -> PromptField:

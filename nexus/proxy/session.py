@@ -1,0 +1,63 @@
+"""The session that a request belongs to: by a header, by its body, or by how its prompt begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from nexus.config.routing_records import Affinity
+from nexus.dialects.base import ParsedRequest
+from nexus.http.headers import RequestHeaders
+from nexus.routing.affinity import Session
+
+OVERRIDE = "x-nexus-affinity"
+"""The request header that names the session, or is `off`."""
+_LONGEST_ID = 255
+
+
+class SessionReader(msgspec.Struct):
+    """Finds a request's session when it is first asked for.
+
+    Attributes:
+        scope: Sessions of different scopes never meet.
+    """
+
+    headers: RequestHeaders
+    parsed: ParsedRequest
+    settings: Affinity
+    scope: str = ""
+    _found: Session | None = None
+    _read: bool = False
+
+    def __call__(self) -> Session | None:
+        if not self._read:
+            self._read, self._found = True, self._session()
+        return self._found
+
+    def _session(self) -> Session | None:
+        settings, first, prompt = self.settings, self.headers.first, self.parsed.prompt
+        override = first.get(OVERRIDE)
+        if override == "off":
+            return None
+        if override:
+            return Session.of("header", override.encode(), self.scope)
+        if prompt is None:
+            return None
+        if session_id := _first_id(first.get, settings.headers):
+            return Session.of("header", session_id.encode(), self.scope)
+        if session_id := _first_id(prompt.text_of, settings.body):
+            return Session.of("body", session_id.encode(errors="replace"), self.scope)
+        if not settings.prefix_bytes:
+            return None
+        start, end = prompt.start(settings.prefix_bytes)
+        return Session.of("prefix", start[:end], self.scope)
+
+
+def _first_id(value_of: Callable[[str], str | None], names: list[str]) -> str | None:
+    """The first value that can be the id of a session."""
+    for name in names:
+        value = value_of(name)
+        if value and len(value) <= _LONGEST_ID:
+            return value
+    return None

@@ -1,0 +1,43 @@
+"""A model on a backend, and what it is known to lack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nexus.fleet.records import Backend, Model
+from nexus.routing.needs import Needs
+from nexus.routing.policies import Constraints
+
+CAPABILITIES = {"vision": "images", "tools": "tools", "json_mode": "JSON mode"}
+"""Fields of `Model` and `Needs` that say what a model can do → what a client calls it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model on a backend."""
+
+    backend: Backend
+    model: Model
+
+    def lacks(self, needs: Needs) -> list[str]:
+        """What the request asks for and the model is known not to do."""
+        model = self.model
+        lacking = [
+            word
+            for field, word in CAPABILITIES.items()
+            if getattr(model, field) is False and getattr(needs, field)
+        ]
+        if model.tasks and needs.task and needs.task not in model.tasks:
+            lacking.append(needs.task)
+        return lacking
+
+    def unsuitable(self, needs: Needs, constraints: Constraints) -> str | None:
+        """Why it cannot serve such requests, whatever the moment; None if it can."""
+        backend = self.backend
+        if backend.status != "healthy":
+            return backend.status
+        if backend.draining:
+            return "draining"
+        if self.lacks(needs):
+            return "capability_mismatch"
+        return constraints.rejects(backend)

@@ -1,0 +1,163 @@
+"""Affinity: which backend is a session's home, and when another one serves it."""
+
+from collections import Counter
+
+import pytest
+
+from nexus.config.records import Routing
+from nexus.config.routing_records import Affinity
+from nexus.errors import RequestFailed
+from nexus.fleet.status import EndpointStatus
+from nexus.routing.affinity import Session
+from nexus.routing.context import Conditions, RouteQuery
+from nexus.routing.router import choose
+from tests.routing.test_router import OPEN, backend, table
+
+IDS = [f"session-{n}" for n in range(1000)]
+
+
+def session(name: str, scope: str = "", source: str = "header"):
+    found = Session.of(source, name.encode(), scope)
+    return lambda: found
+
+
+def fleet(names: str, *, kind: str = "vllm", **fields):
+    return [
+        backend(name, "m", column=column, type=kind, **fields) for column, name in enumerate(names)
+    ]
+
+
+def pick(routes, name: str, *, scope: str = "", tried=frozenset(), **now):
+    query = RouteQuery("m", session=session(name, scope))
+    return choose(
+        routes, query, tried=tried, now=Conditions(**{"load": lambda _: 0, "chance": 0.5, **now})
+    )
+
+
+def homes(routes, **given) -> dict[str, str]:
+    return {name: pick(routes, name, **given).backend.name for name in IDS}
+
+
+def test_gateways_that_share_nothing_agree():
+    one = table(*fleet("abcd"))
+    other = table(*reversed(fleet("dbca")))
+    assert homes(one) == homes(other)
+    assert {pick(one, name).affinity for name in IDS} == {("header", "hit")}
+
+
+def test_only_the_sessions_of_a_lost_backend_move_and_they_come_back():
+    before, without = homes(table(*fleet("abcd"))), homes(table(*fleet("abd")))
+    moved = {name for name in IDS if before[name] != without[name]}
+    assert moved == {name for name in IDS if before[name] == "c"}
+    assert set(Counter(without[name] for name in moved)) == {"a", "b", "d"}, "to all others"
+    assert homes(table(*fleet("abcd"))) == before
+
+
+def test_sessions_are_spread_by_what_backends_take():
+    small = [backend("small", "m", column=0, type="vllm", max_concurrent=10)]
+    large = [backend("large", "m", column=1, type="vllm", max_concurrent=30)]
+    shares = Counter(homes(table(*small, *large)).values())
+    assert 650 < shares["large"] < 850
+    equal = Counter(homes(table(*fleet("abcd"))).values())
+    assert all(190 < count < 310 for count in equal.values())
+
+
+def test_scopes_never_meet():
+    routes = table(*fleet("abcd"))
+    one, other = homes(routes, scope="A"), homes(routes, scope="B")
+    assert 600 < sum(one[name] != other[name] for name in IDS) < 900
+
+
+@pytest.mark.parametrize(
+    ("loads", "stays"),
+    [
+        ((0, 0, 0), True),
+        ((2, 0, 0), True),  # the margin
+        ((3, 0, 0), False),
+        ((3, 3, 2), True),  # eight requests, as even as they can be
+        ((4, 2, 2), True),
+        ((5, 2, 1), False),
+        ((40, 30, 30), True),  # 1.25 times 33.3 is 41.7
+        ((42, 29, 29), False),
+    ],
+)
+def test_load_guard(loads, stays):
+    """The loads are those of the home and of the others in the session's order."""
+    routes = table(*fleet("abc"))
+    order = routes.suitable("m", RouteQuery("m").needs, RouteQuery("m").constraints).order(
+        session("s")(), "m"
+    )
+    by_column = {one.backend.column: load for one, load in zip(order, loads, strict=True)}
+    choice = pick(routes, "s", load=by_column.__getitem__)
+    home = order[0].backend.name
+    assert (choice.backend.name == home) is stays
+    assert choice.affinity == ("header", "hit" if stays else "spill")
+    if not stays:
+        assert choice.backend.name == order[1].backend.name, "the next in the order"
+
+
+def test_retries_and_failover_go_down_the_same_order():
+    routes = table(*fleet("abcd"))
+    tried: set[tuple[str, str]] = set()
+    walked = []
+    for _ in range(4):
+        choice = pick(routes, "s", tried=tried)
+        walked.append((choice.backend.name, choice.affinity))
+        tried.add((choice.backend.name, "m"))
+    order = routes.suitable("m", RouteQuery("m").needs, RouteQuery("m").constraints).order(
+        session("s")(), "m"
+    )
+    assert [name for name, _ in walked] == [one.backend.name for one in order]
+    assert [affinity for _, affinity in walked] == [("header", "hit")] + [("header", "spill")] * 3
+    home = order[0].backend
+    status = lambda column, _: OPEN if column == home.column else EndpointStatus()  # noqa: E731
+    assert pick(routes, "s", status=status).backend.name == order[1].backend.name
+    with pytest.raises(RequestFailed):
+        pick(routes, "s", status=lambda *_: OPEN, tried={("x", "m")})
+
+
+def test_a_recovered_backend_gets_whole_sessions_back():
+    routes = table(*fleet("ab"))
+    share = lambda column, _: EndpointStatus(share=(0.4, 1.0)[column])  # noqa: E731
+    well = homes(routes)
+    first, again = homes(routes, status=share, chance=0.1), homes(routes, status=share, chance=0.9)
+    assert first == again, "not by chance"
+    own = [name for name in IDS if well[name] == "a"]
+    assert 0.3 < sum(first[name] == "a" for name in own) / len(own) < 0.5
+
+
+def test_priorities_come_first():
+    later = [
+        backend(name, "m", column=column, type="vllm", priority=90)
+        for column, name in enumerate("cd", 2)
+    ]
+    routes = table(*fleet("ab"), *later)
+    assert set(homes(routes).values()) == {"a", "b"}
+    busy = homes(routes, load=lambda column: (90, 90, 0, 0)[column])
+    assert set(busy.values()) == {"c", "d"}, "as the smart strategy says"
+
+
+@pytest.mark.parametrize(
+    ("backends", "routing"),
+    [
+        (fleet("ab", kind="generic"), {}),
+        ([*fleet("a"), *[backend("b", "m", column=1, type="openai")]], {}),
+        (fleet("ab"), {"strategy": "round_robin"}),
+        (fleet("ab"), {"affinity": Affinity(enabled=False)}),
+        (fleet("a"), {}),
+    ],
+)
+def test_where_it_does_not_matter_the_request_is_not_read(backends, routing):
+    def unread():
+        raise AssertionError("the session was read")
+
+    routes = table(*backends, **routing)
+    query = RouteQuery("m", session=unread)
+    choice = choose(routes, query, tried=frozenset(), now=Conditions(load=lambda _: 0))
+    assert choice.affinity is None
+
+
+def test_defaults():
+    affinity = Routing().affinity
+    assert affinity.enabled
+    assert affinity.kinds == ["vllm", "llamacpp", "ollama", "lmstudio"]
