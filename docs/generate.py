@@ -290,7 +290,8 @@ def api() -> str:
         ]
         lines.append(
             _row(
-                f"`{'`, `'.join(endpoint.methods)} {endpoint.path}`",
+                f"`{'`, `'.join(endpoint.methods)} {endpoint.path}`"
+                + "".join(f", `{path}`" for path in endpoint.other_paths),
                 endpoint.summary,
                 " or ".join(prompts),
                 "yes" if endpoint.streams else "no",
@@ -307,6 +308,16 @@ def balancer(name: str) -> str:
         pattern, lambda match: f"({paths}{match[1] or ''})", (ROOT / name).read_text()
     )
     assert count, f"{name} has no list of endpoints"
+    others = [path for endpoint in ENDPOINTS for path in endpoint.other_paths]
+    for pattern, list_of in (
+        (r"(/v1/models/\.\+)(?:\|/[a-z0-9/]+)*", "|"),
+        (r"(for_clients path)(?: /\S+)+", " "),
+    ):
+        file = re.sub(
+            pattern,
+            lambda match, mark=list_of: match[1] + "".join(mark + path for path in others),
+            file,
+        )
     return file
 
 

@@ -147,9 +147,82 @@ def embeddings(request: dict[str, Any], *, usage: bool) -> dict[str, Any]:
     return answer
 
 
+def rerank(request: dict[str, Any], *, usage: bool) -> dict[str, Any]:
+    """The documents by the words that they share with the query, the best first."""
+    query, documents = request.get("query"), request.get("documents") or []
+    results: list[dict[str, Any]] = [
+        {"index": index, "document": {"text": text}, "relevance_score": _alike(query, text)}
+        for index, text in enumerate(map(_text_of, documents))
+    ]
+    results.sort(key=lambda result: -result["relevance_score"])
+    if request.get("return_documents") is False:
+        for result in results:
+            del result["document"]
+    answer = {
+        "id": "rerank-demo",
+        "model": request.get("model"),
+        "results": results[: request.get("top_n") or None],
+    }
+    return answer | _prompt_usage([query, documents], usage=usage)
+
+
+def score(request: dict[str, Any], *, usage: bool) -> dict[str, Any]:
+    """A score for each pair; a single text is paired with all of the other side."""
+    pairs = (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"))
+    left, right = next(names for names in pairs if request.get(names[1]) is not None)
+    one, other = (_listed(request.get(name)) for name in (left, right))
+    if len(one) == 1:
+        one *= len(other)
+    data = [
+        {"index": index, "object": "score", "score": _alike(a, b)}
+        for index, (a, b) in enumerate(zip(one, other, strict=False))
+    ]
+    answer = {"object": "list", "model": request.get("model"), "data": data}
+    return answer | _prompt_usage([one, other], usage=usage)
+
+
+def moderations(request: dict[str, Any], **_: bool) -> dict[str, Any]:
+    """Each text is judged harmful if it has the word "harm". No usage is told, as OpenAI does."""
+    results = []
+    for text in _listed(request.get("input")):
+        harmful = "harm" in _text_of(text)
+        results.append(
+            {
+                "flagged": harmful,
+                "categories": {"violence": harmful},
+                "category_scores": {"violence": float(harmful)},
+            }
+        )
+    return {"id": "modr-demo", "model": request.get("model"), "results": results}
+
+
+def _listed(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [given]
+
+
+def _text_of(given: Any) -> str:
+    return str(given.get("text")) if isinstance(given, dict) else str(given)
+
+
+def _alike(one: Any, other: Any) -> float:
+    """The share of the words of both texts that they have in common."""
+    a, b = (set(_text_of(text).lower().split()) for text in (one, other))
+    return round(len(a & b) / max(1, len(a | b)), 4)
+
+
+def _prompt_usage(prompt: Any, *, usage: bool) -> dict[str, Any]:
+    count = tokens_of(prompt)
+    return {"usage": {"prompt_tokens": count, "total_tokens": count}} if usage else {}
+
+
 GENERATED = {"/v1/chat/completions": True, "/v1/completions": False}
 """The endpoints that answer with a `Reply`, and whether that is a chat's."""
-COMPUTED: dict[str, Callable[..., dict[str, Any]]] = {"/v1/embeddings": embeddings}
+COMPUTED: dict[str, Callable[..., dict[str, Any]]] = {
+    "/v1/embeddings": embeddings,
+    "/v1/rerank": rerank,
+    "/v1/score": score,
+    "/v1/moderations": moderations,
+}
 """The other endpoints, each with a function of the request's body and `usage`."""
 
 

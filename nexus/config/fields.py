@@ -20,7 +20,9 @@ else:
 Zone = Literal["open", "internal", "confidential", "restricted"]
 LogLevel = Literal["trace", "debug", "info", "warn", "error"]
 LogFormat = Literal["pretty", "json"]
-Task = Literal["chat", "embeddings", "rerank", "classify", "images", "transcription", "speech"]
+Task = Literal[
+    "chat", "embeddings", "rerank", "moderation", "classify", "images", "transcription", "speech"
+]
 Strategy = Literal["smart", "round_robin", "priority_only", "random"]
 
 MAX_ALIAS_DEPTH = 3

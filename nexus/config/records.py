@@ -306,6 +306,25 @@ class Cors(Section, frozen=True):
     ] = 600
 
 
+class DefaultModels(Section, frozen=True):
+    """The models of requests that name none, as clients may omit it."""
+
+    moderations: (
+        Annotated[
+            str,
+            Meta(min_length=1, max_length=256),
+            doc("Model of /v1/moderations; unset: a request without a model gets 400."),
+        ]
+        | None
+    ) = None
+
+
+class Endpoints(Section, frozen=True):
+    """Settings of single endpoints."""
+
+    default_models: DefaultModels = DefaultModels()
+
+
 class Config(Section, frozen=True):
     """The whole configuration."""
 
@@ -314,6 +333,7 @@ class Config(Section, frozen=True):
     teams: list[Team] = msgspec.field(default_factory=list)
     keys: list[Key] = msgspec.field(default_factory=list)
     cors: Cors = Cors()
+    endpoints: Endpoints = Endpoints()
     discovery: Discovery = Discovery()
     health_check: HealthCheck = HealthCheck()
     routing: Routing = Routing()

@@ -30,6 +30,10 @@ class InvalidBody(Exception):
         self.json = json
 
 
+class ModelMissing(InvalidBody):
+    """The body names no model: the field is missing, null or empty."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptField:
     """A field of a request body that can hold the prompt.

@@ -123,6 +123,8 @@ _TASKS = {
     "embedding": "embeddings",
     "embeddings": "embeddings",
     "rerank": "rerank",
+    "moderation": "moderation",
+    "moderations": "moderation",
     "classify": "classify",
     "image_generation": "images",
     "image": "images",

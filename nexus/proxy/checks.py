@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from nexus.dialects.base import InvalidBody
+from nexus.dialects.base import InvalidBody, ModelMissing
 from nexus.errors import RequestFailed
 from nexus.http import content_coding, cross_origin
 from nexus.http.headers import has_passed_before
@@ -114,9 +114,16 @@ def parse(exchange: Exchange) -> None:
     if request.target.deployment is not None:
         with contextlib.suppress(InvalidBody):  # `parse_request` says what is wrong
             body = endpoint.dialect.replace_model(body, request.target.deployment)
-    exchange.body = body
     try:
-        exchange.parsed = endpoint.dialect.parse_request(body, endpoint.form)
+        try:
+            exchange.parsed = endpoint.dialect.parse_request(body, endpoint.form)
+        except ModelMissing:
+            defaults = exchange.view.snapshot.config.endpoints.default_models
+            if (model := getattr(defaults, endpoint.name, None)) is None:
+                raise
+            body = endpoint.dialect.replace_model(body, model)
+            exchange.parsed = endpoint.dialect.parse_request(body, endpoint.form)
+        exchange.body = body
     except InvalidBody as error:
         raise invalid_body(error) from error
 

@@ -28,6 +28,7 @@ class Endpoint:
         dialect: The protocol that its clients speak.
         form: What its requests hold, and what they need a model to do.
         summary: What it does, for OpenAPI.
+        other_paths: Further paths for the same, beside those that `EndpointTable.canonical` knows.
         streams: Its response may be a stream.
         methods: All other methods are answered with 405.
         content_types: Bodies of other media types are answered with 415.
@@ -39,6 +40,7 @@ class Endpoint:
     dialect: Dialect
     form: RequestForm
     summary: str
+    other_paths: tuple[str, ...] = ()
     streams: bool = False
     methods: tuple[str, ...] = ("POST",)
     content_types: tuple[str, ...] = ("application/json",)
@@ -73,6 +75,7 @@ class EndpointTable:
 
     def __init__(self, rows: Iterable[Endpoint]) -> None:
         self.by_path: dict[str, Endpoint] = {}
+        self._other_paths: dict[str, str] = {}
         self._targets: dict[str, Target] = {}
         self._parse = lru_cache(maxsize=256)(self._parse_line)
         for row in rows:
@@ -83,6 +86,7 @@ class EndpointTable:
         if endpoint.body != "json" or not endpoint.path.startswith(f"{_BASE}/"):
             raise ValueError(f"{endpoint.path}: no such endpoint can be served yet")
         self.by_path[endpoint.path] = endpoint
+        self._other_paths |= dict.fromkeys(endpoint.other_paths, endpoint.path)
         if "POST" in endpoint.methods:
             self._targets[f"POST {endpoint.path} HTTP/1.1"] = Target(endpoint)
         self._parse.cache_clear()
@@ -112,6 +116,8 @@ class EndpointTable:
                 if path.endswith(tail) and (name := path[len(_DEPLOYMENTS) : -len(tail)]):
                     return known, name
             return path, None
+        if path in self._other_paths:
+            return self._other_paths[path], None
         for base in _OTHER_BASES:
             known = _BASE + path[len(base) :]
             if path.startswith(f"{base}/") and (
@@ -168,6 +174,37 @@ ENDPOINTS = EndpointTable(
                 task="embeddings",
             ),
             summary="Embed texts",
+        ),
+        Endpoint(
+            name="rerank",
+            path="/v1/rerank",
+            other_paths=("/v2/rerank",),
+            dialect=openai,
+            form=RequestForm(
+                prompts=(PromptField(name="documents", beside=("query",)),), task="rerank"
+            ),
+            summary="Order documents by how well they answer a query",
+        ),
+        Endpoint(
+            name="score",
+            path="/v1/score",
+            dialect=openai,
+            form=RequestForm(
+                prompts=(
+                    PromptField(name="text_2", beside=("text_1",)),
+                    PromptField(name="data_2", beside=("data_1",)),
+                    PromptField(name="documents", beside=("queries",)),
+                ),
+                task="rerank",
+            ),
+            summary="Score pairs of texts",
+        ),
+        Endpoint(
+            name="moderations",
+            path="/v1/moderations",
+            dialect=openai,
+            form=RequestForm(prompts=(PromptField(name="input"),), task="moderation"),
+            summary="Judge whether texts are harmful",
         ),
     )
 )

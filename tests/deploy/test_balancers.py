@@ -127,6 +127,10 @@ def test_every_endpoint_is_there_for_clients(balancer: Balancer):
                     400,
                     "invalid_request",
                 )
+            for path in endpoint.other_paths:
+                client.request("POST", path, b"{}", JSON)
+                answer = client.getresponse()
+                assert (answer.status, len(answer.read()) > 0) == (400, True)
     for path in ("/v1/models", "/models", f"/v1/models/{MODEL}"):
         assert balancer.get(path)[0] == 200
 

@@ -86,7 +86,12 @@ def test_every_endpoint_is_found_without_its_version(gateway, endpoint):
         series("nexus_requests_total", model="demo_small", backend="demo", status="200"): 1.0,
     }
     body = json.dumps(
-        {"model": "demo-small", "prompt": "x", "input": "x", "messages": GOOD["messages"]}
+        {
+            "model": "demo-small",
+            **dict.fromkeys(("prompt", "input", "query", "text_1", "text_2"), "x"),
+            "documents": ["x"],
+            "messages": GOOD["messages"],
+        }
     ).encode()
     with Counting(gateway, expected):
         assert ask(gateway, endpoint.path.removeprefix("/v1"), body=body).status == 200
@@ -206,6 +211,9 @@ def test_request_ids_are_uuids(gateway, demo):
         ("/openai/deployments//chat/completions", ("/v1/completions", "chat")),
         ("/openai/deployments/a", ("/openai/deployments/a", None)),
         ("/metrics/", ("/metrics", None)),
+        ("/v2/rerank/", ("/v1/rerank", None)),
+        ("/rerank", ("/v1/rerank", None)),
+        ("/v2/embeddings", ("/v2/embeddings", None)),
     ],
 )
 def test_canonical(path, found):

@@ -12,7 +12,13 @@ from itertools import islice
 
 import msgspec
 
-from nexus.dialects.base import InvalidBody, ParsedRequest, PromptField, RequestForm
+from nexus.dialects.base import (
+    InvalidBody,
+    ModelMissing,
+    ParsedRequest,
+    PromptField,
+    RequestForm,
+)
 from nexus.dialects.conversation import prompt_start, text_at
 from nexus.dialects.json_body import Raw, read_fields, with_field
 
@@ -94,7 +100,7 @@ def parse_request(body: bytes, form: RequestForm) -> ParsedRequest:
         raise InvalidBody("`model` must be a string.", param="model") from error
     if not name:
         problem = "You must name a model." if name is None else "`model` must not be empty."
-        raise InvalidBody(problem, param="model")
+        raise ModelMissing(problem, param="model")
     stream = False
     if (raw := fields.get("stream")) is not None:
         value = _STREAM.get(bytes(raw))
