@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 from tests.support.load import Load, chat, run
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
+from tests.support.reconfigured import Reconfigured
 
 pytestmark = pytest.mark.e2e
 
@@ -29,11 +30,21 @@ slow_start_seconds = {SLOW_START_S}
 """
 
 
-def attempts(gateway: Gateway, name: str) -> float:
+@pytest.fixture(scope="module")
+def configured(module_dir: Path):
+    """Gives a gateway of two workers a configuration."""
+    with (
+        Demo(module_dir, name="idle", models=["idle"]) as idle,
+        Gateway(module_dir, backend_toml(idle)) as gateway,
+    ):
+        yield lambda config: nullcontext(Reconfigured(gateway, idle, config))
+
+
+def attempts(gateway: Gateway | Reconfigured, name: str) -> float:
     return gateway.scrape().total("nexus_upstream_attempts_total", backend=name)
 
 
-def share(gateway: Gateway, names: list[str], over_s: float) -> Counter[str]:
+def share(gateway: Gateway | Reconfigured, names: list[str], over_s: float) -> Counter[str]:
     before = {name: attempts(gateway, name) for name in names}
     threading.Event().wait(over_s)
     return Counter({name: int(attempts(gateway, name) - before[name]) for name in names})
@@ -98,7 +109,7 @@ def test_one_fails_one_hangs_one_is_well(tmp_path: Path):
         assert scrape.value("nexus_accounting_imbalance") == 0
 
 
-def circuits(gateway: Gateway, names: list[str]) -> dict[str, str]:
+def circuits(gateway: Gateway | Reconfigured, names: list[str]) -> dict[str, str]:
     """By `/v1/stats`; `/metrics` says the same."""
     return {
         entry["name"]: entry["circuit"]
@@ -107,12 +118,12 @@ def circuits(gateway: Gateway, names: list[str]) -> dict[str, str]:
     }
 
 
-def test_state_is_shown(tmp_path: Path):
+def test_state_is_shown(tmp_path: Path, configured):
     with Demo(tmp_path, name="sick", models=["shared"], pace=0) as sick:
         config = (
             backend_toml(sick) + "[routing]\nmax_retries = 0\n[circuit_breaker]\nopen_seconds = 2\n"
         )
-        with Gateway(tmp_path, config) as gateway:
+        with configured(config) as gateway:
             sick.fault("status=500")
             statuses: list[int] = []
             asks = [chat("x", "shared")] * 20
@@ -149,11 +160,11 @@ def test_state_is_shown(tmp_path: Path):
             assert gateway.scrape().value("nexus_backend_circuit_state", backend="sick") == 0
 
 
-def test_stream_closes_a_half_open_circuit_with_its_first_content(tmp_path: Path):
+def test_stream_closes_a_half_open_circuit_with_its_first_content(tmp_path: Path, configured):
     """What comes after that counts as with any other stream."""
     with (
         Demo(tmp_path, name="sick", models=["shared"], pace=50) as sick,
-        Gateway(tmp_path, backend_toml(sick) + tripping(open_seconds=1.0)) as gateway,
+        configured(backend_toml(sick) + tripping(open_seconds=1.0)) as gateway,
     ):
         trip(gateway, sick)
         sick.fault("")
@@ -165,14 +176,14 @@ def test_stream_closes_a_half_open_circuit_with_its_first_content(tmp_path: Path
         assert len(gateway.lines("circuit closed")) == 1
 
 
-def test_slow_half_open_probe_keeps_nobody_out(tmp_path: Path):
+def test_slow_half_open_probe_keeps_nobody_out(tmp_path: Path, configured):
     """A whole answer that takes long has the backend for as long as a circuit stays open, then
     another one may try."""
     with (
         Demo(tmp_path, name="sick", models=["shared"], pace=0) as sick,
         Demo(tmp_path, name="well", models=["shared"], pace=0) as well,
-        Gateway(
-            tmp_path, backend_toml(sick, well) + tripping(open_seconds=1.0, strategy="round_robin")
+        configured(
+            backend_toml(sick, well) + tripping(open_seconds=1.0, strategy="round_robin")
         ) as gateway,
     ):
         trip(gateway, sick)
@@ -195,10 +206,10 @@ def test_slow_half_open_probe_keeps_nobody_out(tmp_path: Path):
         slow.close()
 
 
-def test_good_health_probe_closes_a_circuit_that_nobody_tries(tmp_path: Path):
+def test_good_health_probe_closes_a_circuit_that_nobody_tries(tmp_path: Path, configured):
     with (
         Demo(tmp_path, name="sick", models=["shared"], pace=0) as sick,
-        Gateway(tmp_path, backend_toml(sick) + tripping(open_seconds=0.5)) as gateway,
+        configured(backend_toml(sick) + tripping(open_seconds=0.5)) as gateway,
     ):
         trip(gateway, sick)
         until(
@@ -212,7 +223,9 @@ POISON = "status=500"
 CONFIG_OF_TWO = '[routing]\nstrategy = "round_robin"\n[circuit_breaker]\nopen_seconds = 60\n'
 
 
-def send(gateway: Gateway, model: str, fault: str = "") -> tuple[int, dict[str, str]]:
+def send(
+    gateway: Gateway | Reconfigured, model: str, fault: str = ""
+) -> tuple[int, dict[str, str]]:
     """A request, with what it makes the backends do, whichever they are."""
     connection = HTTPConnection("127.0.0.1", gateway.port, timeout=30)
     headers = {**JSON, **({"x-demo-fault": fault} if fault else {})}
@@ -223,12 +236,12 @@ def send(gateway: Gateway, model: str, fault: str = "") -> tuple[int, dict[str, 
     return answer.status, {name.lower(): value for name, value in answer.getheaders()}
 
 
-def test_poisoned_requests_take_the_only_backend_from_nobody(tmp_path: Path):
+def test_poisoned_requests_take_the_only_backend_from_nobody(tmp_path: Path, configured):
     """One client's requests fail, one after the other: its circuit opens, and yet everybody else
     is served."""
     with (
         Demo(tmp_path, name="d", models=["shared"], pace=0) as demo,
-        Gateway(tmp_path, backend_toml(demo) + "[circuit_breaker]\nopen_seconds = 60\n") as gateway,
+        configured(backend_toml(demo) + "[circuit_breaker]\nopen_seconds = 60\n") as gateway,
     ):
         assert [send(gateway, "shared", POISON)[0] for _ in range(5)] == [502] * 5
         assert gateway.scrape().value("nexus_circuit_opened_total", backend="d") == 1, (
@@ -246,11 +259,11 @@ def test_poisoned_requests_take_the_only_backend_from_nobody(tmp_path: Path):
         )
 
 
-def test_poisoned_requests_count_against_no_backend_where_several_fail(tmp_path: Path):
+def test_poisoned_requests_count_against_no_backend_where_several_fail(tmp_path: Path, configured):
     with (
         Demo(tmp_path, name="a", models=["shared"], pace=0) as a,
         Demo(tmp_path, name="b", models=["shared"], pace=0) as b,
-        Gateway(tmp_path, backend_toml(a, b)) as gateway,
+        configured(backend_toml(a, b)) as gateway,
     ):
         assert [send(gateway, "shared", POISON)[0] for _ in range(20)] == [502] * 20
         assert [send(gateway, "shared")[0] for _ in range(10)] == [200] * 10
@@ -260,23 +273,23 @@ def test_poisoned_requests_count_against_no_backend_where_several_fail(tmp_path:
         assert scrape.total("nexus_upstream_attempts_total", outcome="backend_error") == 60
 
 
-def test_one_failing_backend_of_two_is_found_out(tmp_path: Path):
+def test_one_failing_backend_of_two_is_found_out(tmp_path: Path, configured):
     """The same requests are served by the other one, so that it is not they who fail."""
     with (
         Demo(tmp_path, name="a", models=["shared"], pace=0, fault="status=500") as a,
         Demo(tmp_path, name="b", models=["shared"], pace=0) as b,
-        Gateway(tmp_path, backend_toml(a, b) + CONFIG_OF_TWO) as gateway,
+        configured(backend_toml(a, b) + CONFIG_OF_TWO) as gateway,
     ):
         assert {send(gateway, "shared")[0] for _ in range(40)} == {200}
         assert circuits(gateway, ["a", "b"]) == {"a": "open", "b": "closed"}
         assert a.tally()["requests"]["/v1/chat/completions"] == 5
 
 
-def test_rate_limit_of_one_model_holds_no_other(tmp_path: Path):
+def test_rate_limit_of_one_model_holds_no_other(tmp_path: Path, configured):
     with (
         Demo(tmp_path, name="d", models=["limited", "other"], pace=0) as demo,
-        Gateway(
-            tmp_path, backend_toml(demo) + "[queue]\nenabled = false\n[routing]\nmax_retries = 0\n"
+        configured(
+            backend_toml(demo) + "[queue]\nenabled = false\n[routing]\nmax_retries = 0\n"
         ) as gateway,
     ):
         assert send(gateway, "limited", "status=429,retry_after=30")[0] == 429
@@ -308,7 +321,7 @@ def tripping(*, open_seconds: float, strategy: str = "smart") -> str:
     )
 
 
-def trip(gateway: Gateway, demo: Demo) -> None:
+def trip(gateway: Gateway | Reconfigured, demo: Demo) -> None:
     """Open the backend's circuit."""
     demo.fault("status=500")
     run(gateway.port, [chat("x", "shared")] * 10, concurrency=1, seen=lambda *_: None)
@@ -317,7 +330,7 @@ def trip(gateway: Gateway, demo: Demo) -> None:
 
 
 @contextmanager
-def streamed(gateway: Gateway, *, tokens: int) -> Iterator[HTTPResponse]:
+def streamed(gateway: Gateway | Reconfigured, *, tokens: int) -> Iterator[HTTPResponse]:
     """A stream that has come to its content."""
     body = {
         "model": "shared",
@@ -345,11 +358,11 @@ def streamed(gateway: Gateway, *, tokens: int) -> Iterator[HTTPResponse]:
         ("status=503,message=server busy; please try again", 503),
     ],
 )  # fmt: skip
-def test_what_does_not_speak_against_a_backend(tmp_path: Path, fault: str, status: int):
+def test_what_does_not_speak_against_a_backend(tmp_path: Path, configured, fault: str, status: int):
     """Neither the clients' own errors nor being busy ever open a circuit."""
     with Demo(tmp_path, name="d", models=["shared"], pace=0, fault=fault) as demo:
         config = backend_toml(demo) + "[routing]\nmax_retries = 0\n[queue]\nenabled = false\n"
-        with Gateway(tmp_path, config) as gateway:
+        with configured(config) as gateway:
             statuses: list[int] = []
             asks = [chat("x", "shared")] * 20
             run(
@@ -379,7 +392,7 @@ def test_what_does_not_speak_against_a_backend(tmp_path: Path, fault: str, statu
                 assert demo.tally()["requests"]["/v1/chat/completions"] == statuses.count(status)
 
 
-def test_retries_do_not_multiply_an_outage(tmp_path: Path):
+def test_retries_do_not_multiply_an_outage(tmp_path: Path, configured):
     """All backends fail, circuits off: no more than the budget is added to what the clients ask."""
     with (
         Demo(tmp_path, name="a", models=["shared"], pace=0, fault="status=500") as a,
@@ -388,7 +401,7 @@ def test_retries_do_not_multiply_an_outage(tmp_path: Path):
         config = (
             backend_toml(a, b) + "[routing]\nmax_retries = 10\n[circuit_breaker]\nenabled = false\n"
         )
-        with Gateway(tmp_path, config, workers=2) as gateway:
+        with configured(config) as gateway:
             statuses: list[int] = []
             asks = [chat("x", "shared")] * 600
             run(
