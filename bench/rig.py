@@ -287,14 +287,23 @@ def npm_peer(name: str, *requirements: str) -> Path:
     return place / "node_modules" / ".bin"
 
 
-def distribution_python() -> Path:
-    """The distribution's Python in an environment of its own, with what `requirements.txt` pins.
+def system_python() -> Path:
+    """The distribution's Python.
 
     Raises RuntimeError if there is none, or if it is the Python that runs the benchmark.
     """
     system = Path("/usr/bin/python3")
     if not system.exists() or system.resolve() == Path(sys.executable).resolve():
         raise RuntimeError("this machine has no other Python of the distribution's")
+    return system
+
+
+def distribution_python() -> Path:
+    """The distribution's Python in an environment of its own, with what `requirements.txt` pins.
+
+    Raises RuntimeError as `system_python` does.
+    """
+    system = system_python()
     place = PEERS / "distribution-python"
     python, done = place / "bin" / "python", place / "installed"
     wanted = (ROOT / "requirements.txt").read_text()

@@ -337,7 +337,7 @@ def goals(results: dict[str, list[dict[int, Run]]]) -> list[str]:
 def distribution() -> str:
     """The distribution's Python as the report names it."""
     try:
-        return python_build(rig.distribution_python())
+        return python_build(rig.system_python())
     except RuntimeError as error:
         return f"nothing else ({error})"
 
