@@ -131,7 +131,7 @@ def test_added_drained_removed(tmp_path, demos):
         }  # fmt: skip
 
 
-def test_kept_as_long_as_was_asked(tmp_path, demos):
+def test_kept_as_long_as_requested(tmp_path, demos):
     one, two = demos
 
     def origins(gateway):
@@ -189,7 +189,7 @@ def test_what_cannot_be_kept_is_refused(tmp_path, demos):
         assert gateway.scrape().value("nexus_backends_total") == 2
 
 
-def test_a_damaged_file_of_saved_changes_is_told(tmp_path, demos):
+def test_a_damaged_file_of_saved_changes_is_reported(tmp_path, demos):
     (tmp_path / "nexus.saved.json").write_text('{"added": 3}')
     with Gateway(tmp_path, backend_toml(demos[0]), ready=False) as gateway:
         until(lambda: "the saved changes cannot be read" in gateway.output())

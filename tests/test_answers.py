@@ -147,7 +147,7 @@ def test_failure_of_a_backend(fleet, fault, words, stream, way):
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("fault", ["status=200,body=nan", "status=200,body=unclosed"])
-def test_what_is_an_answer_all_the_same(fleet, fault, stream, way):
+def test_what_is_a_response_all_the_same(fleet, fault, stream, way):
     """JSON as servers write it, and one whose end is that of the connection; to a request for a
     stream, too."""
     gateway, first, _ = fleet
@@ -163,7 +163,7 @@ def test_what_is_an_answer_all_the_same(fleet, fault, stream, way):
 
 @pytest.mark.parametrize("body", ["stalled", "dripped"])
 @pytest.mark.parametrize("status", [500, 429, 404])
-def test_body_of_a_failed_answer_is_not_waited_for(fleet, status, body, way):
+def test_body_of_a_failed_response_is_not_waited_for(fleet, status, body, way):
     gateway, first, _ = fleet
     first.fault(f"status={status},body={body}")
     started = time.monotonic()
@@ -191,7 +191,7 @@ def test_client_error_whose_body_does_not_come(fleet, status, shown, way):
         ("status=413", "/v1/chat/completions fails as asked"),
     ],
 )
-def test_clients_own_mistake_is_asked_once_and_told_in_the_backends_words(
+def test_clients_own_mistake_is_sent_once_and_reported_in_the_backends_words(
     fleet, fault, message, way
 ):
     gateway, first, _ = fleet

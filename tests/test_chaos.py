@@ -135,7 +135,7 @@ def asks(until_s: float) -> Iterator[ParsedRequest]:
                 yield chat("unknown", f"made-up-{number}")
 
 
-def test_figures_hold_whatever_happens(tmp_path):
+def test_metrics_hold_whatever_happens(tmp_path):
     rng = random.Random(SEED)
     with (
         Demo(tmp_path, name="steady", models=["shared"], pace=0) as steady,

@@ -273,7 +273,7 @@ def test_poisoned_requests_count_against_no_backend_where_several_fail(tmp_path:
         assert scrape.total("nexus_upstream_attempts_total", outcome="backend_error") == 60
 
 
-def test_one_failing_backend_of_two_is_found_out(tmp_path: Path, configured):
+def test_one_failing_backend_of_two_is_detected(tmp_path: Path, configured):
     """The same requests are served by the other one, so that it is not they who fail."""
     with (
         Demo(tmp_path, name="a", models=["shared"], pace=0, fault="status=500") as a,

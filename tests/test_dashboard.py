@@ -119,7 +119,7 @@ def fetch(url, body=None, **headers):
         return error.code, error.headers, error.read()
 
 
-def test_the_figures_are_those_of_metrics_and_follow_without_a_reload(fleet, open_page):
+def test_the_page_shows_the_metrics_and_follows_without_a_reload(fleet, open_page):
     page = open_page(fleet.base)
     page.evaluate("window.mark = 1")
     for _ in range(2):
@@ -145,7 +145,7 @@ def test_the_figures_are_those_of_metrics_and_follow_without_a_reload(fleet, ope
 
 
 @pytest.mark.parametrize("scripts", [True, False])
-def test_what_is_told_of_backends_models_and_processes(fleet, open_page, scripts):
+def test_what_is_shown_of_backends_models_and_processes(fleet, open_page, scripts):
     ask(fleet, "m", 30)
     fleet.settled()
     page = open_page(fleet.base, java_script_enabled=scripts)
@@ -334,7 +334,7 @@ def test_a_backend_goes_down_and_comes_back(tmp_path, open_page):
             second.stop()
 
 
-def test_an_old_state_is_told(tmp_path, open_page):
+def test_an_old_state_is_reported(tmp_path, open_page):
     """The health process is gone, and held from being started anew; with scripts and without."""
     with (
         Demo(tmp_path, pace=0) as demo,

@@ -81,7 +81,7 @@ def test_more_clients_than_descriptors_are_all_served(tmp_path, demo):
 @pytest.mark.parametrize(
     "environ", [{}, {"NEXUS_WITHOUT_SHORT_WAY": "1"}], ids=["fast path", "Flask"]
 )
-def test_running_out_is_told_to_clients_and_counted_against_no_backend(tmp_path, demo, environ):
+def test_running_out_is_reported_to_clients_and_counted_against_no_backend(tmp_path, demo, environ):
     """The worker's limit is lowered while it runs, so that a connection to a backend is what
     fails."""
     with Gateway(tmp_path, backend_toml(demo), workers=1, environ=environ) as gateway:

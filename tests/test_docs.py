@@ -47,7 +47,7 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), f"{target.name}#{anchor}"
 
 
-def test_every_page_is_found_from_the_readme():
+def test_every_page_is_linked_from_the_readme():
     found, new = set(), {ROOT / "README.md"}
     while new:
         found |= new
@@ -58,7 +58,7 @@ def test_every_page_is_found_from_the_readme():
 @pytest.mark.parametrize(
     "page", [ROOT / "Makefile", *PAGES], ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_pages_name_no_place_of_their_authors(page):
+def test_pages_name_no_path_of_their_authors(page):
     assert not re.search(r"/root/|/home/|/tmp/", page.read_text())
 
 

@@ -129,7 +129,7 @@ def test_a_reload_of_the_master_does_not_wait_for_draining_workers(gateway, slow
     until(lambda: serving(gateway) == (2, 0), within_s=20)
 
 
-def test_requests_are_answered_while_workers_recycle(tmp_path, slow):
+def test_requests_are_served_while_workers_recycle(tmp_path, slow):
     """Both workers reach their number of requests while streams hold them; none is cut, and two
     always serve."""
     with Gateway(

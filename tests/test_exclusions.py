@@ -110,7 +110,7 @@ def test_a_fallback_counts_what_was_passed_over_before_it(workers):
     assert excluded(workers, lambda: ask(workers, "gone")) == {"unhealthy": 1, "draining": 1}
 
 
-def test_a_backend_at_its_limit_is_told_and_so_is_a_refusal(workers):
+def test_a_backend_at_its_limit_is_reported_and_so_is_a_refusal(workers):
     workers.publish(
         CONFIG,
         [of(workers, "a", "m", max_concurrent=1, priority=1), of(workers, "b", "m", priority=2)],

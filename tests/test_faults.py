@@ -515,7 +515,7 @@ def urllib_request(
     return answer.status, {name.lower(): value for name, value in answer.getheaders()}, content
 
 
-def test_what_the_client_is_told_about_trying_again(fleet):
+def test_what_the_client_learns_about_trying_again(fleet):
     """OpenAI's clients retry 5xx by themselves: where that is of no use they are told so, else
     when it is."""
     workers, first, second = fleet
@@ -538,7 +538,7 @@ def test_what_the_client_is_told_about_trying_again(fleet):
     first.fault("")
 
 
-def test_busy_everywhere_gives_the_backends_own_answer(fleet):
+def test_busy_everywhere_gives_the_backends_own_response(fleet):
     workers, first, second = fleet
     workers.publish(CONFIG, fleet_of(first.url, second.url))
     for demo in (first, second):

@@ -70,7 +70,7 @@ def test_a_model_has_its_series_once_it_is_used(fleet):
     assert fleet.scrape().value("nexus_labels_overflowed", kind="model") == 0
 
 
-def test_what_is_gone_is_counted_as_retired_and_what_returns_begins_anew(fleet):
+def test_what_is_gone_is_counted_as_retired_and_what_returns_starts_anew(fleet):
     until(lambda: ask(fleet, "t") or ("t", "two") in counted(fleet))
     before = counted(fleet)
     total = sum(before.values())

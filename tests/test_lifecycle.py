@@ -203,7 +203,7 @@ def test_recycling_with_streams_in_flight(tmp_path, slow):
         assert gateway.scrape().value("nexus_worker_deaths_total") == 0
 
 
-def test_restart_begins_at_zero_and_orphans_keep_to_their_generation(tmp_path, slow):
+def test_restart_starts_at_zero_and_orphans_keep_to_their_generation(tmp_path, slow):
     """The master is killed; its workers see that, and end; a gateway started meanwhile counts
     from zero."""
     port = free_port()

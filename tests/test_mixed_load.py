@@ -178,7 +178,7 @@ def test_every_worker_and_the_health_process_agree(outcome):
         assert {k: found.get(k) for k in wanted} == wanted
 
 
-def test_stats_are_the_same_figures(outcome):
+def test_stats_are_the_same_metrics(outcome):
     for base in (outcome.gateway.base, outcome.gateway.operations):
         stats = get_json(f"{base}/v1/stats")
         s = outcome.scrape

@@ -327,7 +327,7 @@ def test_names_that_a_backend_takes(post, demos, asked, backend, label, sent):
 @pytest.mark.parametrize(
     "more", [{"tools": TOOLS}, {"messages": IMAGE}, {"response_format": {"type": "json_object"}}]
 )
-def test_what_is_not_known_is_sent_to_the_model_that_was_asked_for(post, more):
+def test_what_is_not_known_is_sent_to_the_requested_model(post, more):
     """A fallback that is known to call tools is no reason to use it."""
     status, headers, _, moves = post(CHAT, {"model": "gpt-oss-120b", "messages": HELLO, **more})
     assert (status, headers["x-nexus-backend"]) == (200, "small")
@@ -418,7 +418,7 @@ def test_a_larger_context_is_tried_where_a_backend_says_that_its_own_is_exceeded
 
 
 @pytest.mark.usefixtures("exceeded")
-def test_without_a_larger_context_the_backends_own_answer_comes_back(post, demos):
+def test_without_a_larger_context_the_backends_own_response_comes_back(post, demos):
     demos["large"].fault(EXCEEDED.replace("1000", "8000"))
     status, headers, content, moves = post(CHAT, long_chat(100))
     assert (status, headers["x-nexus-backend"]) == (400, "large")
@@ -496,7 +496,7 @@ def test_embeddings_of_messages_pass(post, demos):
     assert json.loads(demos["small"].last()["body"])["messages"] == HELLO
 
 
-def test_bodies_nested_to_any_depth_are_answered(post):
+def test_bodies_nested_to_any_depth_get_a_response(post):
     """By a model's name or an alias, and with or without a usage to request."""
     for depth in (100, *range(940, 1000, 3)):
         nested = b"[" * depth + b"]" * depth

@@ -52,7 +52,7 @@ def test_backends_are_described_to_who_has_the_token(gateway, port):
         assert (address in metrics[2]) is shown
 
 
-def test_costly_pages_are_not_made_as_often_as_they_are_asked_for(gateway):
+def test_costly_pages_are_not_made_as_often_as_they_are_requested(gateway):
     """Each is another page, so that no copy serves; once the second is over they are made again."""
     numbers = count()
 

@@ -132,7 +132,7 @@ def gateway(tmp_path_factory):
 
 
 @pytest.mark.e2e
-def test_answers_of_both_ports(gateway):
+def test_responses_of_both_ports(gateway):
     for base in (gateway.base, gateway.operations):
         port = Port(base)
         assert port.document == document(operations=base == gateway.operations)
@@ -155,7 +155,7 @@ def test_answers_of_both_ports(gateway):
 
 
 @pytest.mark.e2e
-def test_answers_to_clients(gateway):
+def test_responses_to_clients(gateway):
     port = Port(gateway.base)
     messages = {"messages": [{"role": "user", "content": "hi"}]}
     chats = "/v1/chat/completions"
@@ -172,7 +172,7 @@ def test_answers_to_clients(gateway):
 
 
 @pytest.mark.e2e
-def test_answers_to_operators(gateway):
+def test_responses_to_operators(gateway):
     assert Port(gateway.operations, "wrong").check("GET", "/admin/backends")[0] == 401
     port = Port(gateway.operations, gateway.token)
     every, one, drain = "/admin/backends", "/admin/backends/{name}", "/admin/backends/{name}/drain"

@@ -32,7 +32,7 @@ SERVERS = {
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_same_figures(server, tmp_path):
+def test_same_metrics(server, tmp_path):
     port = free_port()
     environ = clean_environ(
         NEXUS_RUN_DIR=str(tmp_path / "run"),

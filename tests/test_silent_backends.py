@@ -61,7 +61,7 @@ def entry(base: str, name: str) -> dict:
     )
 
 
-def test_what_serves_nothing_is_told(gateway):
+def test_what_serves_nothing_is_reported(gateway):
     for _ in range(3):
         leave(gateway, "h")
     assert [ask(gateway, "r") for _ in range(5)] == [422] * 5

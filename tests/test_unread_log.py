@@ -56,7 +56,7 @@ class Reader:
 
 
 @pytest.mark.parametrize("kind", [a_pipe, a_socket, a_terminal])
-def test_what_is_not_read_is_dropped_and_told(kind):
+def test_what_is_not_read_is_dropped_and_reported(kind):
     read_end, write_end = kind()
     stream = NonBlockingText(write_end)
     for number in range(LINES):
@@ -148,7 +148,7 @@ def ask(gateway: Gateway, count: int) -> list[int]:
 
 
 @pytest.mark.e2e
-def test_every_request_is_answered_and_every_line_is_accounted_for(unread):
+def test_every_request_is_served_and_every_line_is_accounted_for(unread):
     gateway, reader = unread
     assert ask(gateway, REQUESTS) == [200] * REQUESTS
     until(lambda: scrape(gateway.operations).value("nexus_log_lines_dropped_total") > 0)

@@ -138,7 +138,7 @@ class Stray(Replay):
         sock.sendall(head % len(content) + content)
 
 
-def test_a_response_that_nobody_asked_for_is_nobodys(pair):
+def test_a_response_that_nobody_requested_is_nobodys(pair):
     """Its connection is closed, and for some minutes none is kept to that backend; this is
     logged and counted."""
     gateway, _ = pair

@@ -36,7 +36,7 @@ def test_before_any_fleet(client):
     assert scrape.value("nexus_health_process_up") == 0
 
 
-def test_before_any_fleet_the_token_is_asked_for(run_dir, publish):
+def test_before_any_fleet_the_token_is_required(run_dir, publish):
     """Whatever the configuration lists: it has not been read yet, or cannot be."""
     app = create_app(
         Config(server=Server(run_dir=str(run_dir))),

@@ -38,7 +38,7 @@ def test_version_and_help():
 @pytest.mark.parametrize(
     "words", [[], *([name] for name in ("backends", "config", "metrics", "route"))]
 )
-def test_every_command_is_told_in_one_line_of_a_terminal(words):
+def test_every_command_is_described_in_one_line_of_a_terminal(words):
     listed = nexus(*words, "-h", COLUMNS="80").stdout.partition("Commands:")[2]
     assert len(listed.splitlines()) > 1
     assert "..." not in listed

@@ -191,7 +191,7 @@ def test_the_short_options_and_older_names_of_options(fleet, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["ollama", "llamacpp", "vllm", "generic"])
-def test_the_kind_of_a_backend_is_found_out_when_none_is_given(fleet, tmp_path, kind):
+def test_the_kind_of_a_backend_is_detected_when_none_is_given(fleet, tmp_path, kind):
     with Demo(tmp_path, name=kind, kind=kind, pace=0) as backend:
         assert asked(fleet, "backends add", backend.url, "-n", kind)["type"] == kind
         asked(fleet, "backends remove", kind)
@@ -238,7 +238,7 @@ def test_without_a_gateway(tmp_path):
         assert "No gateway responds at http://127.0.0.1:" in done.stderr
 
 
-def test_a_sick_fleet_is_told_by_the_exit_status(tmp_path):
+def test_a_sick_fleet_is_reported_by_the_exit_status(tmp_path):
     with (
         Demo(tmp_path, name="sick", models=["m"]) as sick,
         Gateway(tmp_path, backend_toml(sick), interval_s=0.2) as gateway,
@@ -287,7 +287,7 @@ def test_completions_work_in_bash():
 
 
 @pytest.mark.parametrize("shell", ["elvish", "powershell"])
-def test_completions_of_other_shells_ask_as_the_one_of_bash(shell):
+def test_completions_of_other_shells_request_as_the_one_of_bash(shell):
     script = nexus("completions", shell).stdout
     for variable in ("_NEXUS_COMPLETE", "bash_complete", "COMP_WORDS", "COMP_CWORD"):
         assert variable in script

@@ -37,7 +37,7 @@ def test_removing_from_the_file(save):
     assert again.config().backends[1].url == "http://127.0.0.1:2"
 
 
-def test_a_saved_backend_takes_the_place_of_one_removed():
+def test_a_saved_backend_replaces_one_removed():
     layered = FILE.remove("a", save=False).add(backend("a", 2), save=True)
     assert names(layered) == names(after_restart(layered)) == {"b": "file", "a": "saved"}
     assert after_restart(layered).config().backends[1].url == "http://127.0.0.1:2"

@@ -131,7 +131,7 @@ def test_directives_of_the_environment_go_before_the_file(tmp_path):
         ("[logging]\nlevel = 'info,nexus::proxy=loud'", "component_levels"),
     ],
 )
-def test_what_would_not_hold_is_refused_and_the_difference_told(tmp_path, text, sentence):
+def test_what_would_not_hold_is_refused_and_the_difference_reported(tmp_path, text, sentence):
     with pytest.raises(ConfigError) as refused:
         taken(tmp_path, text)
     assert sentence in refused.value.problems[0]

@@ -231,7 +231,7 @@ def test_too_many_backends(file):
     assert problems(file, text) == ["[[backends]] has 501 entries; at most 500 are allowed."]
 
 
-def test_all_faults_are_told_at_once(file):
+def test_all_faults_are_reported_at_once(file):
     assert len(problems(file, "[server]\nport = 0\nprot = 1\n[logging]\nlevel = 'loud'")) == 3
 
 

@@ -83,7 +83,7 @@ def test_a_secret_is_masked_however_it_is_quoted():
     assert redact("nothing of it") == "nothing of it"
 
 
-def test_a_key_in_the_place_of_its_name_is_not_shown(tmp_path):
+def test_a_key_instead_of_its_name_is_not_shown(tmp_path):
     assert displayable_name("RACK_1_KEY") == "RACK_1_KEY"
     file = tmp_path / "nexus.toml"
     key = "sk-" + "abcdef0123456789" * 6

@@ -107,7 +107,7 @@ def test_dashboard(name):
     assert [link["type"] for link in dashboard["links"]] == ["dashboards", "link"]
 
 
-def test_dashboards_are_told_apart():
+def test_dashboards_are_distinguished():
     assert len({dashboard["title"] for dashboard in DASHBOARDS.values()}) == len(DASHBOARDS) == 5
 
 

@@ -168,7 +168,7 @@ def test_other_keys_may_come_twice_or_in_any_case():
     assert replace_model(body, "n") == body.replace(b'"m"', b'"n"')
 
 
-def test_a_repetition_hidden_in_a_longer_value_is_found():
+def test_a_repetition_hidden_in_a_longer_value_is_detected():
     """Where each value would end is not taken for granted: here the second `a` is as long as all
     before its end."""
     hidden = b'1,"model":"x","b":{"c":[1]},"d":"eeeeeeeeee"'

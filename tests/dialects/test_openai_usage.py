@@ -56,7 +56,7 @@ def test_asks_for_usage(body, asks):
     assert asks_for_usage(json.dumps(body).encode()) is asks
 
 
-def test_usage_of_a_whole_answer():
+def test_usage_of_a_whole_response():
     answer = {
         "usage": {
             "prompt_tokens": 3,
@@ -90,7 +90,7 @@ def test_usage_of_a_whole_answer():
         ({}, None),
     ],
 )
-def test_a_figure_that_is_no_count_is_not_told(told, usage):
+def test_a_number_that_is_no_count_is_not_reported(told, usage):
     """A counter that went down, or a sum that overflowed, would be wrong for as long as the
     gateway runs."""
     assert usage_in_response(json.dumps({"usage": told}).encode()) == usage

@@ -97,7 +97,7 @@ def test_busy_models(path):
     assert not table.dirty[1]
 
 
-def test_models_that_share_a_pair_of_cells_are_told_apart():
+def test_models_that_share_a_pair_of_cells_are_distinguished():
     table = CircuitTable(None)
     for n in range(20_000):
         table.record_model_busy(1, f"m{n}", SECOND)

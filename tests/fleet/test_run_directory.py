@@ -13,7 +13,7 @@ def run_dir(tmp_path):
     return RunDirectory(tmp_path / "run")
 
 
-def test_second_owner_is_refused_and_told_who_has_it(run_dir):
+def test_second_owner_is_refused_and_learns_who_has_it(run_dir):
     claim = run_dir.claim("the gateway with pid 7")
     assert run_dir.owner() == "the gateway with pid 7"
     with pytest.raises(RunDirectoryError, match=r"in use by the gateway with pid 7; stop that one"):

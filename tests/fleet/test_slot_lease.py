@@ -92,7 +92,7 @@ def test_killed_holder_gives_its_slot_back(generation):
     assert watcher.table.in_flight() == 0
 
 
-def test_next_lessee_finds_what_was_left(generation):
+def test_next_lessee_sees_what_was_left(generation):
     process, _ = holder(generation)
     kill(process)
     slot_lease = SlotLease.lease(generation)

@@ -85,7 +85,7 @@ def test_labels():
     assert labels.backends["x_1"].startswith("x_1_")
 
 
-def test_models_get_half_of_the_labels_when_discovered_and_the_rest_when_asked_for():
+def test_models_get_half_of_the_labels_when_discovered_and_the_rest_when_requested():
     watched = fleet("a", routing=Routing(aliases={"alias": "m1"}), metrics=Metrics(max_models=6))
     watched.apply_result(
         "a", ProbeOutcome(tuple(Model(name=f"m{n}") for n in range(1, 10)), 0.01), now=2.0

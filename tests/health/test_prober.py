@@ -136,7 +136,7 @@ def prober_of(server: Server, **settings: Any) -> Prober:
         (always(200, {}), "the response has no list `data`"),
     ],
 )
-def test_a_bad_answer(answers, said, caplog):
+def test_a_bad_response(answers, said, caplog):
     with Server(answers) as server:
         result = prober_of(server).probe(10)
     assert (result.models, result.error) == (None, said)
@@ -175,7 +175,7 @@ def says(sent: bytes) -> Iterator[int]:
         ),
     ],
 )
-def test_what_is_no_answer(sent, said):
+def test_what_is_no_response(sent, said):
     for port in says(sent):
         result = made(BackendConfig(name="b", url=f"http://127.0.0.1:{port}")).probe(10)
         assert (result.error or "").startswith(said)
@@ -266,7 +266,7 @@ def test_ipv6():
         ),
     ],
 )
-def test_where_the_models_are_asked_for(settings, path):
+def test_where_the_models_are_requested(settings, path):
     with Server(always(200, LIST)) as server:
         url = f"http://127.0.0.1:{server.server_address[1]}{settings.get('url', '')}"
         assert prober_of(server, **{**settings, "url": url, "api_key_env": "KEY"}).probe(10).success

@@ -97,7 +97,7 @@ def test_each_problem(changed, code, text):
     assert found.text.endswith(".")
 
 
-def test_the_worst_of_a_backend_is_told_and_an_idle_fleet_besides():
+def test_the_worst_of_a_backend_is_reported_and_an_idle_fleet_besides():
     worst = backend(status="unhealthy", circuit="open", error=UNRESOLVED)
     found = find_problems(facts(backends=[worst], troubles={"a_1": "hangs"}))
     codes = [one.code for one in found]

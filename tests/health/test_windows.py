@@ -90,7 +90,7 @@ def test_the_hour_forgets_what_the_day_keeps():
         ({"rate_limited": 50}, 0, None),
     ],
 )
-def test_a_backend_that_serves_nothing_though_it_is_asked(outcomes, first_tokens, trouble):
+def test_a_backend_that_serves_nothing_though_it_gets_requests(outcomes, first_tokens, trouble):
     figures, windows = Collector(), Windows(started=0.0)
     figures.add("b", ok=100)
     windows.sample(figures, now=60.0)

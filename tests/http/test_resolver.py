@@ -59,7 +59,7 @@ def test_a_client_that_leaves_meanwhile(slow):
         assert time.monotonic() - began > 0.15
 
 
-def test_a_name_is_asked_for_once_at_a_time(slow):
+def test_a_name_is_looked_up_once_at_a_time(slow):
     resolver = Resolver(slow)
     got: list[object] = []
     waiting = [
@@ -94,7 +94,7 @@ def test_a_name_that_nobody_knows(slow):
     ("host", "place"),
     [("127.0.0.1", ("127.0.0.1", 80)), ("::1", ("::1", 80, 0, 0)), ("host9", None)],
 )
-def test_nobody_is_asked_for_an_address(slow, host, place):
+def test_nobody_is_queried_for_an_address(slow, host, place):
     slow.go.set()
     found = Resolver(slow).resolve(host, 80, DisconnectWatch(None), 20)
     assert [entry[4] for entry in found] == ([place] if place else [FOUND[0][4]])

@@ -262,7 +262,7 @@ def test_every_rule_names_a_row():
 
 
 @pytest.mark.parametrize("status", [100, 204, 600, 999])
-def test_what_is_no_errors_status_is_no_answer(status):
+def test_what_is_no_errors_status_is_no_response(status):
     assert rule_for(status) is None
     assert classify(status).code == "malformed_answer"
 

@@ -249,7 +249,7 @@ def test_ollama_says_how_a_model_is_loaded():
 
 @pytest.mark.parametrize("kind", ["openai", "vllm", "ollama", "llamacpp", "lmstudio"])
 @pytest.mark.parametrize("answer", [None, [], {}, {"data": {}}, "text", 3])
-def test_an_answer_of_another_shape_is_a_bad_one(kind, answer):
+def test_a_response_of_another_shape_is_a_bad_one(kind, answer):
     with pytest.raises(BadProbeResponse):
         models_of(kind, dict.fromkeys(("/v1/models", "/api/tags", "/health"), answer))
 

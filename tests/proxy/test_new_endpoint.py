@@ -162,5 +162,5 @@ def test_pages_and_balancers_name_it(environ):
         assert expected in run(environ, "-c", pages.format(name)), name
 
 
-def test_the_demo_backend_answers_every_endpoint():
+def test_the_demo_backend_serves_every_endpoint():
     assert {endpoint.path for endpoint in ENDPOINTS} == {*responses.GENERATED, *responses.COMPUTED}

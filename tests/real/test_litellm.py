@@ -34,7 +34,7 @@ def client(gateway: Gateway) -> OpenAI:
     return OpenAI(base_url=f"{gateway.base}/v1", api_key="unused", max_retries=0, timeout=60)
 
 
-def test_a_model_answers_whole_and_as_a_stream(client: OpenAI, gateway: Gateway):
+def test_a_model_responds_whole_and_as_a_stream(client: OpenAI, gateway: Gateway):
     before = gateway.settled()
     completion = client.chat.completions.create(model="mock-gpt", messages=HELLO)
     chunks = list(client.chat.completions.create(model="mock-gpt", messages=HELLO, stream=True))

@@ -114,7 +114,9 @@ def test_a_prompt_over_the_context_comes_back_in_the_server_words(client: OpenAI
 
 
 @pytest.mark.parametrize("kind", ["embeddings", "image"])
-def test_a_client_mistake_told_as_5xx_blames_nobody(client: OpenAI, gateway: Gateway, kind: str):
+def test_a_client_mistake_reported_as_5xx_blames_nobody(
+    client: OpenAI, gateway: Gateway, kind: str
+):
     image: Any = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
     ask: Any = {
         "embeddings": lambda: client.embeddings.create(model="tiny", input="hello"),

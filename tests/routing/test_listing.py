@@ -45,7 +45,7 @@ def test_it_is_built_again_only_for_other_models_or_kinds():
         assert RouteTable(other, before=table).listing is not table.listing
 
 
-def test_offers_are_those_of_the_backends_that_are_asked_for():
+def test_candidates_are_those_of_the_requested_backends():
     well, down = (
         backend("a", Model(name="m"), Model(name="n")),
         backend("b", Model(name="m"), status="unhealthy"),

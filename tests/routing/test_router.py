@@ -130,7 +130,7 @@ def test_tried_backends_come_last():
     assert refused(routes, "m", tried=tried) == "at_capacity"
 
 
-def test_overflow_is_told():
+def test_overflow_is_reported():
     routes = table(backend("a", "m", column=0, priority=1), backend("b", "m", column=1, priority=2))
     assert pick(routes, "m", load=lambda column: (9, 0)[column]).reason == "capacity-overflow"
 
@@ -226,7 +226,7 @@ def test_a_fallback_serves_what_the_model_is_known_not_to_do():
         (Requirements(task="embeddings", tools=True, context=50_000), "tools, embeddings"),
     ],
 )
-def test_a_refusal_names_what_was_asked_and_is_lacking(needs, words):
+def test_a_refusal_names_what_was_requested_and_is_lacking(needs, words):
     routes = table(
         backend("a", Model(name="m", vision=False, tools=False, tasks=("chat",), context_length=10))
     )
@@ -376,7 +376,7 @@ def test_a_pattern_in_a_list_covers_names():
     assert routes.entry("wild/not-listed") == "wild/*"
 
 
-def test_a_busy_model_that_a_pattern_covers_is_not_asked_for_again():
+def test_a_busy_model_that_a_pattern_covers_is_not_requested_again():
     """The backend's answer named the model, not the pattern; its other models are free."""
     routes = table(backend("p", "wild/*", column=1), backend("q", "wild/*", column=2))
     asked_about = []

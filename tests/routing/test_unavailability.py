@@ -173,7 +173,7 @@ def test_fault_and_reasons(backends, routing, query, statuses, fault, reasons):
         assert listed == ",".join(sorted(set(reasons)))
 
 
-def test_a_draining_backend_is_told():
+def test_a_draining_backend_is_reported():
     draining = msgspec.structs.replace(BOTH[0], draining=True)
     with pytest.raises(RequestFailed) as failed:
         pick(table(draining), "m")

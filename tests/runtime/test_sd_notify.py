@@ -18,7 +18,7 @@ def manager(request, tmp_path):
         yield sock, name
 
 
-def test_what_is_told(manager):
+def test_what_is_reported(manager):
     sock, name = manager
     environ = {"NOTIFY_SOCKET": name, "PATH": "/bin"}
     notifier = Notifier.from_environ(environ)

@@ -76,7 +76,7 @@ def test_it_is_refused_before_its_body_is_read(gateway):
 
 
 @pytest.mark.e2e
-def test_a_page_of_a_named_origin_is_served_and_may_read_the_answer(gateway, demo):
+def test_a_page_of_a_named_origin_is_served_and_may_read_the_response(gateway, demo):
     with Counting(gateway, counted(200)):
         reply = ask(gateway, origin=NAMED, sec_fetch_site="cross-site", referer=f"{NAMED}/chat")
     assert reply.status == 200

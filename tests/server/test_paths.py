@@ -80,7 +80,7 @@ def test_a_path_that_does_not_exist_is_rejected(gateway, method, path, status, r
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("endpoint", list(ENDPOINTS), ids=lambda endpoint: endpoint.name)
-def test_every_endpoint_is_found_without_its_version(gateway, endpoint):
+def test_every_endpoint_is_served_without_its_version(gateway, endpoint):
     expected = {
         series("nexus_requests_started_total", endpoint=endpoint.name): 1.0,
         series("nexus_requests_total", model="demo_small", backend="demo", status="200"): 1.0,

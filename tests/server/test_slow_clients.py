@@ -141,7 +141,7 @@ def test_the_bytes_of_responses_in_progress_are_bounded(gateway, demo):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_far_over_the_limit_is_told_so(gateway, chunked):
+def test_a_body_far_over_the_limit_gets_its_refusal(gateway, chunked):
     """The client sends all of it before it reads, as most do: it must not lose the response."""
     body = b" " * (8 * 1024 * 1024)
     with (
@@ -157,7 +157,7 @@ def test_a_body_far_over_the_limit_is_told_so(gateway, chunked):
 
 
 @pytest.mark.e2e
-def test_expect_is_answered_before_the_body(gateway):
+def test_expect_gets_a_response_before_the_body(gateway):
     with (
         Counting(gateway, counted(200)),
         connect(gateway, head(len(BODY), "Expect: 100-continue")) as sock,

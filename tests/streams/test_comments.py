@@ -104,7 +104,7 @@ def test_a_backends_own_refusal_after_comments(gateway, replay, answer, message)
     assert flat(before, gateway.settled()) == {"requests_total{up,gone,404}": 1}
 
 
-def test_at_a_stop_a_slow_client_of_comments_is_told(tmp_path: Path):
+def test_at_a_stop_a_slow_client_of_comments_gets_an_error(tmp_path: Path):
     """It takes less than comes, so that the gateway is in the middle of sending to it when the
     grace is over."""
     with Demo(tmp_path, name="d", models=["m"], pace=0, length=400_000, fault="delay=0.5") as demo:

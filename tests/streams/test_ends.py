@@ -135,7 +135,7 @@ def test_the_silence_that_ends_a_stream_is_its_longest(gateway, replay):
     assert 0.35 < changes[f"{gap}_sum"] < took_s
 
 
-def test_a_client_that_closes_at_done_has_all_it_asked_for(gateway, replay):
+def test_a_client_that_closes_at_done_has_all_it_requested(gateway, replay):
     """Many clients close at `[DONE]`, before the body's last chunk: that is no disconnect."""
     asked_on = threading.Event()
 
@@ -264,7 +264,7 @@ def test_a_slow_client_slows_its_backend(gateway, replay):
     )
 
 
-def test_at_a_stop_streams_are_told(tmp_path: Path):
+def test_at_a_stop_streams_get_an_error_event(tmp_path: Path):
     """They get their grace; what goes on for longer ends with an error event, what has no answer
     yet with a 503."""
     with Demo(tmp_path, name="d", models=["m"], pace=20, length=100_000) as demo:
@@ -415,7 +415,7 @@ def test_a_stream_that_has_finished_is_not_broken(gateway, replay, end, flask):
 
 @FLASK
 @pytest.mark.parametrize("end", ["resets", "closes", "hangs"])
-def test_an_error_within_a_stream_is_told_once(gateway, replay, end, flask):
+def test_an_error_within_a_stream_is_reported_once(gateway, replay, end, flask):
     """What the connection does after it adds nothing."""
     error = b'data: {"error":{"message":"out of memory","code":500}}\n\n'
     replay.scripts["done"] = ending = Ending(end, SAID, error)

@@ -107,7 +107,7 @@ def test_pings_keep_the_limits_from_firing(gateway, replay, flask):
 
 
 @FLASK
-def test_silence_after_pings_is_told_in_the_stream(gateway, replay, flask):
+def test_silence_after_pings_is_reported_in_the_stream(gateway, replay, flask):
     """It is bounded by the limit for the first byte or by that for silences, whichever is
     longer."""
 
@@ -212,7 +212,9 @@ def test_a_failure_in_the_first_moments_is_another_backends_chance(gateway, repl
         (b"", "upstream_reset", 502),
     ],
 )
-def test_a_failure_after_pings_is_told_in_the_stream(gateway, replay, error, end, status, flask):
+def test_a_failure_after_pings_is_reported_in_the_stream(
+    gateway, replay, error, end, status, flask
+):
     """The client's own mistake speaks against no backend, though its answer has begun."""
     prefill = Prefill(b":\n\n", error)
     config = Config(circuit_breaker=CircuitBreaker(failures=1), routing=Routing(max_retries=3))

@@ -70,7 +70,7 @@ def test_recordings(gateway, replay, number, size):
     assert replay.asked[-1]["stream_options"] == {"include_usage": True}
 
 
-def test_whole_answers(gateway, replay):
+def test_whole_responses(gateway, replay):
     gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
     usage = {"prompt_tokens": 7, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 3}}
     replay.scripts["whole"] = whole(200, {"data": [], "usage": usage})
@@ -184,7 +184,7 @@ def test_a_stream_under_another_content_type(gateway, replay, kind, begin, flask
 @pytest.mark.parametrize(
     "content", [b'{"choices":[],"usage":{"prompt_tokens":1}}', b'{"choices":[{"score":NaN}]}']
 )
-def test_a_whole_answer_where_a_stream_was_asked_for(gateway, replay, content, kind, flask):
+def test_a_whole_response_where_a_stream_was_requested(gateway, replay, content, kind, flask):
     """Some backends do not stream; nothing of what was looked at is lost."""
 
     def send(_, sock: socket.socket) -> None:
@@ -203,7 +203,7 @@ def test_a_whole_answer_where_a_stream_was_asked_for(gateway, replay, content, k
         assert client.response.getheader("content-type").startswith(kind.decode())
 
 
-def test_whole_answers_that_are_not_strict_json(gateway, replay):
+def test_whole_responses_that_are_not_strict_json(gateway, replay):
     """They pass as they came, and their usage is counted."""
     gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
     content = (
@@ -226,7 +226,7 @@ def test_whole_answers_that_are_not_strict_json(gateway, replay):
     }
 
 
-def test_a_stream_without_any_event_is_no_answer(gateway, replay):
+def test_a_stream_without_any_event_is_no_response(gateway, replay):
     """So llama-cpp-python answers a prompt that is too long: the next backend is asked."""
     recording = recorded("llama-cpp-python-0.3.36-too-long")
     head = recording.head + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n0\r\n\r\n"

@@ -23,7 +23,7 @@ def test_a_client_that_asks_for_the_usage_sees_it(gateway, replay):
     assert flat(before, gateway.settled())["usage_total{reported}"] == 1
 
 
-def test_a_backend_that_refuses_to_be_asked(gateway, replay):
+def test_a_backend_that_refuses_the_usage_option(gateway, replay):
     """It is asked as the client asked, once more, and from then on at once; a bad request is
     still the client's."""
     gateway.publish(CONFIG, [backend("shy", replay.url, "refuses", "learn")])
@@ -50,7 +50,7 @@ def test_a_backend_that_refuses_to_be_asked(gateway, replay):
     )
 
 
-def test_a_backend_that_comes_to_refuse_to_be_asked(gateway, replay):
+def test_a_backend_that_comes_to_refuse_the_usage_option(gateway, replay):
     """Another server may stand at its address by now; a client's own mistake is still told at
     once."""
     gateway.publish(CONFIG, [backend("new", replay.url, "refuses", "learn")])
@@ -70,7 +70,7 @@ def test_a_backend_that_comes_to_refuse_to_be_asked(gateway, replay):
     assert ["stream_options" in body for body in replay.asked] == [True, True, True, False, False]
 
 
-def test_a_refusal_to_be_asked_is_no_time_of_the_gateways(gateway, replay):
+def test_a_refusal_of_the_usage_option_is_no_time_of_the_gateways(gateway, replay):
     gateway.publish(CONFIG, [backend("coy", replay.url, "refuses")])
     good = in_packets(RECORDINGS[1].data, 10_000)
     refusal = whole(400, {"error": {"message": "stream_options: extra fields not permitted"}})
