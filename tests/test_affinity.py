@@ -104,7 +104,7 @@ def chats(gateway, number, turns, **headers):
 
 
 def test_chats_find_their_prompts(demos, gateway, tmp_path):
-    """60 chats of 10 turns, known by how they begin; the same through `round_robin`."""
+    """60 chats of 10 turns, known by how they start; the same through `round_robin`."""
     before = gateway.settled()
     with_affinity = chats(gateway, 60, 10)
     after = gateway.settled()

@@ -278,7 +278,7 @@ def test_a_client_is_not_blamed_for_the_gateways_own_key(fleet, way, status):
 
 
 def test_empty_lines_without_an_end_are_bounded(fleet, way):
-    """Where a stream was asked for, they could still become one."""
+    """Where a stream was requested, they could still become one."""
     gateway, first, _ = fleet
     first.fault("status=200,body=blank")
     answered, _, content = ask(gateway, "only", way, stream=True)

@@ -264,7 +264,7 @@ def test_head_that_cannot_be_parsed_is_rejected(gateway):
 
 
 def test_body_cut_off(gateway):
-    """The client ends its side in the middle of the body, and still reads the answer."""
+    """The client ends its side in the middle of the body, and still reads the response."""
     before = gateway.settled()
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=5) as sock:
         sock.sendall(

@@ -1,4 +1,4 @@
-"""Mixed load while something happens to the processes every second: the figures hold all the time.
+"""Mixed load while something happens to the processes every second: the metrics hold all the time.
 
 `make chaos` runs it longer; NEXUS_CHAOS_SECONDS and NEXUS_CHAOS_SEED set how long, and what happens
 when.
@@ -194,7 +194,7 @@ def under_load(gateway: Gateway, chaos: Chaos) -> Counter[int]:
         loader.join(60)
         watcher.join(60)
     assert not loader.is_alive()
-    # Five a second, in turn, were asked for; how many there are depends on the machine.
+    # Five a second, in turn, were requested; how many there are depends on the machine.
     assert min(scraped[gateway.base], scraped[gateway.operations]) > 2, scraped
     return tally
 
@@ -228,7 +228,7 @@ def check_the_end(gateway: Gateway, chaos: Chaos, tally: Counter[int]) -> None:
         for (status,), count in quiet.series("nexus_requests_total", "status").items()
     }
     for status in {*by_status, *tally} - {0, 499}:
-        # An answer that was on its way when its worker was killed is counted on one side only.
+        # A response that was on its way when its worker was killed is counted on one side only.
         assert abs(by_status.get(status, 0) - tally[status]) <= chaos.kills, (
             status,
             by_status,

@@ -177,7 +177,7 @@ def test_stream_closes_a_half_open_circuit_with_its_first_content(tmp_path: Path
 
 
 def test_slow_half_open_probe_keeps_nobody_out(tmp_path: Path, configured):
-    """A whole answer that takes long has the backend for as long as a circuit stays open, then
+    """A whole response that takes long has the backend for as long as a circuit stays open, then
     another one may try."""
     with (
         Demo(tmp_path, name="sick", models=["shared"], pace=0) as sick,

@@ -53,7 +53,7 @@ def gone(gateway: Gateway) -> float:
     [
         (True, "", True),  # in the middle of a stream
         (True, "x-demo-fault: hang\r\n", False),  # before the first byte of a stream
-        (False, "x-demo-fault: delay=60\r\n", False),  # while it waits for a whole answer
+        (False, "x-demo-fault: delay=60\r\n", False),  # while it waits for a whole response
     ],
 )
 def test_client_goes_away(gateway, slow, stream, headers, read_first):
@@ -88,7 +88,7 @@ def test_bytes_sent_ahead_are_no_sign_of_leaving(gateway, slow):
     "headers", ["x-demo-fault: delay=60\r\n", "x-demo-fault: delay=60\r\nkeep-alive: 5\r\n"]
 )
 def test_client_that_leaves_after_bytes_sent_ahead(gateway, slow, headers):
-    """On the short way and on gunicorn's."""
+    """On the fast path and on gunicorn's."""
     before = gone(gateway)
     sock = send(gateway, stream=False, headers=headers)
     until(lambda: slow.tally()["open"] == 1)
@@ -106,7 +106,7 @@ CAPACITY = 60
 
 
 class Upstream:
-    """Notes when a backend's side of each connection is seen to end; the backend never answers
+    """Notes when a backend's side of each connection is seen to end; the backend never responds
     by itself."""
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """Every fault at a backend: what the client gets, what each backend sees, which series move.
 
-The table is walked for streams and whole answers, with one backend, with two, and with a fallback
+The table is walked for streams and whole responses, with one backend, with two, and with a fallback
 model.
 """
 
@@ -130,7 +130,7 @@ NO_CONNECTION = {
     ],
     "tls_failed": ["does it speak TLS there"],
 }
-"""What the log says of each, and no client is told."""
+"""What the log says of each, and no client learns."""
 ELSEWHERE = {
     "test_bad_input.py": {
         "invalid_json",
@@ -207,7 +207,7 @@ def fleet_of(first: str, second: str, **limits):
 
 @contextmanager
 def struck(fleet: tuple[Workers, Demo, Demo], case: Case) -> Iterator[None]:
-    """The first backend has the fault; the fleet is published anew, so that each case begins
+    """The first backend has the fault; the fleet is published anew, so that each case starts
     without a past."""
     workers, first, second = fleet
     first.fault(case.spec)
@@ -276,7 +276,7 @@ def flat(changes) -> dict[str, float]:
 
 
 def code_of(case: Case) -> str | int:
-    """The code of the error that the client gets: ours, or the backend's where its answer is
+    """The code of the error that the client gets: ours, or the backend's where its response is
     passed on."""
     if not case.status or "body=" in case.spec:
         return case.fault
@@ -366,7 +366,7 @@ def test_with_another_backend(fleet, case, stream):
 
 @EACH
 def test_with_a_fallback_model(fleet, case, stream):
-    """The same where only another model can stand in, and that is told."""
+    """The same where only another model can stand in, and that is reported."""
     workers, _, second = fleet
     row = FAULTS[case.fault]
     reached, before = asked(second), workers.settled()

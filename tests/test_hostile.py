@@ -140,7 +140,7 @@ class Hostile:
             time.sleep(seconds)
 
     def poison(self) -> None:
-        """A request that each backend answers 500."""
+        """A request that each backend responds to with 500."""
         body = json.dumps(
             {"model": "shared", "messages": [{"role": "user", "content": "poison"}]}
         ).encode()

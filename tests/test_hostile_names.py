@@ -27,7 +27,7 @@ TEXT = "".join(HOSTILE[:-1])
 
 
 class Backend(BaseHTTPRequestHandler):
-    """Lists what its path says, and answers every chat with one event."""
+    """Lists what its path says, and responds to every chat with one event."""
 
     def do_GET(self):
         self._answer(

@@ -1,4 +1,4 @@
-"""What an operator, or the kernel, does to the processes, and what that does to the figures."""
+"""What an operator, or the kernel, does to the processes, and what that does to the metrics."""
 
 import contextlib
 import http.client

@@ -382,7 +382,7 @@ def long_chat(characters: int) -> dict[str, Any]:
     [(100, "small"), (3_000, "small"), (6_000, "large"), (1_000_000, "large")],
 )
 def test_a_context_decides_between_known_lengths(post, characters, backend):
-    """The one that is too long for both goes to the larger, whose own answer comes back."""
+    """The one that is too long for both goes to the larger, whose own response comes back."""
     status, headers, _, moves = post(CHAT, long_chat(characters))
     assert (status, headers["x-nexus-backend"]) == (200, backend)
     assert moves == {requests_of("shared", backend): 1.0}

@@ -1,5 +1,5 @@
 """Backends by name: a name server that is silent or slow, and names that move; a real one
-answers on loopback."""
+responses on loopback."""
 
 import http.client
 import json

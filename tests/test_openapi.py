@@ -1,5 +1,5 @@
 """`/openapi.json` says what the running gateway does: every path, every status that is provoked,
-every key of every answer."""
+every key of every response."""
 
 import json
 import re
@@ -76,7 +76,7 @@ def test_every_fault_is_described():
 
 
 class Port:
-    """One of the gateway's ports, whose answers are held against its own document."""
+    """One of the gateway's ports, whose responses are held against its own document."""
 
     def __init__(self, base: str, token: str = "") -> None:
         self.base = base
@@ -99,7 +99,7 @@ class Port:
     def check(
         self, method: str, template: str, path: str = "", body: object = None
     ) -> tuple[int, bytes]:
-        """Ask, and hold status, content type and every key of the answer against what is
+        """Ask, and hold status, content type and every key of the response against what is
         described for `template`."""
         status, kind, content = self.ask(method, path or template, body)
         response = self.document["paths"][template][method.lower()]["responses"][str(status)]

@@ -1,5 +1,5 @@
 """Under our gunicorn worker, its stock gevent and gthread ones, and waitress: the same requests
-give the same figures."""
+give the same metrics."""
 
 import sys
 from collections import Counter

@@ -149,7 +149,7 @@ def ways(module_dir):
 
 
 def statuses(gateway: Gateway, data: bytes, *, pieces: int = 1) -> list[int]:
-    """The statuses of all answers to what is sent before we close our side."""
+    """The statuses of all responses to what is sent before we close our side."""
     received = b""
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as sock:
         size = max(1, -(-len(data) // pieces))

@@ -1,4 +1,4 @@
-"""What connections between gateways and backends may bring: loops, bytes that nobody asked for,
+"""What connections between gateways and backends may bring: loops, bytes that nobody requested,
 headers of one hop."""
 
 import http.client

@@ -1,4 +1,4 @@
-"""What `--json` prints, command by command: the gateway's own answers as `/openapi.json` has
+"""What `--json` prints, command by command: the gateway's own responses as `/openapi.json` has
 them, ours beside."""
 
 from typing import Any

@@ -155,7 +155,7 @@ def test_a_slow_body_does_not_reach_a_gateway(balancer: Balancer, gateways: list
 
 
 def served(balancer: Balancer) -> list[float]:
-    """How many requests each gateway has begun, as its port for operators shows."""
+    """How many requests each gateway has started, as its port for operators shows."""
     contents = [
         balancer.get("/metrics", port=port, source="127.0.0.1")[2] for port in balancer.operators
     ]

@@ -104,7 +104,7 @@ def test_outage(watched):
     assert refused.returncode == 2, refused.stderr
     fires(prometheus, everything | {"NexusReloadFailed"})
 
-    # What is told can be read, and every rule could be evaluated on these figures.
+    # What is reported can be read, and every rule could be evaluated on these metrics.
     for alert in (alert for alerts in prometheus.alerts().values() for alert in alerts):
         for text in alert["annotations"].values():
             assert "<" not in text, text
@@ -116,7 +116,7 @@ def test_outage(watched):
         (rule["name"], rule["health"], rule.get("lastError")) for rule in prometheus.rules()
     } == {(rule["name"], "ok", None) for rule in prometheus.rules()}
 
-    # The host goes: its other alerts end with its figures, but that of the windows, which have the
+    # The host goes: its other alerts end with its metrics, but that of the windows, which have the
     # outage in them.
     load.stop()
     gateway.stop()

@@ -65,7 +65,7 @@ def fed(test: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_alert_is_tested(name):
-    """It fires in one case, with its labels and texts; in another, which has figures that it
+    """It fires in one case, with its labels and texts; in another, which has metrics that it
     looks at, it does not."""
     cases = [
         (test, case)

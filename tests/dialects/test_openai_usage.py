@@ -1,4 +1,4 @@
-"""Asking for the usage of a stream, and reading it from whole answers."""
+"""Asking for the usage of a stream, and reading it from whole responses."""
 
 import json
 

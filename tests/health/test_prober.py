@@ -22,7 +22,7 @@ LIST = {"data": [{"id": "m"}]}
 
 
 class Server(ThreadingHTTPServer):
-    """Answers what `answers(method, path, body)` gives: a status with JSON, or with bytes as
+    """Responds with what `answers(method, path, body)` gives: a status with JSON, or with bytes as
     they are."""
 
     daemon_threads = True

@@ -81,7 +81,7 @@ def test_the_hour_forgets_what_the_day_keeps():
             {"client_disconnect": 3},
             1,
             None,
-        ),  # a stream began: people stop answers that they have seen enough of
+        ),  # a stream started: people stop responses that they have seen enough of
         ({"client_disconnect": 3, "ok": 1}, 0, None),
         ({"invalid_request": 5}, 0, "refuses_all"),
         ({"invalid_request": 4, "model_not_found": 1}, 0, "refuses_all"),

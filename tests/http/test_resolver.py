@@ -18,7 +18,7 @@ FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 80))]
 
 
 class Slow:
-    """A resolver that answers when it is told to."""
+    """A resolver that responds when it is told to."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[bytes, int]] = []

@@ -24,7 +24,7 @@ def slot_lease(tmp_path):
 
 def test_readings_that_overlap_share_the_next_one(slot_lease):
     """One is going on; whoever asks meanwhile waits for it, and all of them share one that
-    begins after they asked."""
+    starts after they asked."""
     store = Store(slot_lease)
     going, go_on = threading.Event(), threading.Event()
     readings = []

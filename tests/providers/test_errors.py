@@ -29,7 +29,7 @@ def detail(value) -> bytes:
 NGINX_503 = b"<html>\r\n<head><title>503 Service Temporarily Unavailable</title></head>\r\n</html>"
 OWN, CLIENTS = {}, {"own_key": False}
 CASES = [
-    # (status, body, what else is known, the row, the status that the client gets where the answer
+    # (status, body, what else is known, the row, the status that the client gets where the response
     # is passed on)
     (400, openai("too long", code="context_length_exceeded"), OWN, "context_exceeded", 400),
     (

@@ -100,7 +100,7 @@ def test_probe(gateway: Gateway, server: Server):
 
 
 def test_request(gateway: Gateway, server: Server):
-    """The model is asked for by another of its names, and with a key of the client's."""
+    """The model is requested by another of its names, and with a key of the client's."""
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
     headers = {"content-type": "application/json", "authorization": "Bearer client"}
     connection.request(

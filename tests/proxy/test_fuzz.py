@@ -166,7 +166,7 @@ HEADS = RequestHeadParser(LIMITS)
 
 
 def same_as_gunicorn(data: bytes) -> bool:
-    """What the short way takes gunicorn takes, with the same parts and the same bytes left,
+    """What the fast path takes gunicorn takes, with the same parts and the same bytes left,
     whichever head came before."""
     plain = parse_request_head(data, LIMITS)
     assert HEADS.parse(data) == plain
@@ -241,14 +241,14 @@ CandidateReport = tuple[Any, ...] | str
 
 
 def verdict(reader: ResponseParser, pieces: list[bytes]) -> CandidateReport:
-    """What the answer is to whoever reads it up to its end, the backend's close included."""
+    """What the response is to whoever reads it up to its end, the backend's close included."""
     body = b""
     try:
         for number, piece in enumerate(pieces):
             reader.feed(piece)
             body += reader.body()
             if reader.complete:
-                # Empty lines after an answer are nothing to the parser, where they come with it.
+                # Empty lines after a response are nothing to the parser, where they come with it.
                 left = b"".join(pieces[number + 1 :]).lstrip(b"\r\n")
                 return (reader.status, reader.headers, body, reader.reusable, left)
         reader.feed(b"")
@@ -279,7 +279,7 @@ def same_in_pieces(example: tuple[bytes, list[int]]) -> bool:
     for pieces in (cut(data, at), [data[n : n + 1] for n in range(len(data))]):
         found = verdict(ResponseParser(), pieces)
         if whole == "refused":
-            # What follows an answer is refused with it where it comes at once, and left unread
+            # What follows a response is refused with it where it comes at once, and left unread
             # where it comes after.
             assert found == "refused" or (found[-1] not in ("closed", b""))
         else:

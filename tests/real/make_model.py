@@ -1,7 +1,7 @@
 """Write a tiny llama model with random weights as a GGUF file: `make_model.py FILE`. Needs the
 package gguf.
 
-Its answers are noise, but the server that loads it is real: it tokenizes, counts, streams and
+Its responses are noise, but the server that loads it is real: it tokenizes, counts, streams and
 refuses.
 """
 

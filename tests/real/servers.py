@@ -109,7 +109,7 @@ litellm_settings: {num_retries: 0, telemetry: false}
 
 
 def litellm(directory: Path) -> Server:
-    """The LiteLLM proxy with models that it answers by itself."""
+    """The LiteLLM proxy with models that it serves by itself."""
     program = peer("litellm", *LITELLM)
     port, key = free_port(), f"sk-{secrets.token_hex(16)}"
     file = directory / "litellm.yaml"

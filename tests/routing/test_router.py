@@ -246,7 +246,7 @@ def sized(**lengths: int | None) -> RouteTable:
 @pytest.mark.parametrize(
     ("lengths", "context", "may"),
     [
-        ({"a": 1000}, 5000, "a"),  # the only one answers for itself
+        ({"a": 1000}, 5000, "a"),  # the only one gets its own response
         ({"a": 1000, "b": 1000}, 5000, "ab"),
         ({"a": 1000, "b": 4000}, 900, "ab"),
         ({"a": 1000, "b": 4000}, 1001, "b"),

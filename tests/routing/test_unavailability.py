@@ -55,7 +55,7 @@ BOTH = fleet(A, B)
             "no_healthy_backend",
             ["unknown", "model_not_found"],
         ),
-        # Capability is told before policy.
+        # Capability is reported before policy.
         (
             fleet(("a", (BLIND,), CLOUD), B_CLOUD),
             {},
@@ -132,7 +132,7 @@ BOTH = fleet(A, B)
             "at_capacity",
             ["at_capacity", "model_not_found"],
         ),
-        # Over a chain, the candidate that gets furthest decides what is told of a backend.
+        # Over a chain, the candidate that gets furthest decides what is reported of a backend.
         (
             fleet(("a", (BLIND, "f"), {})),
             FALLBACK,

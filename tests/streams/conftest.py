@@ -1,4 +1,4 @@
-"""A gateway in front of a backend that answers with what it is given."""
+"""A gateway in front of a backend that responds with what it is given."""
 
 from pathlib import Path
 

@@ -23,8 +23,8 @@ GRACE_S = 3
 
 
 def test_comments_while_it_waits(tmp_path: Path):
-    """Where they are on: the head is out with the first, and what fails later is told within the
-    stream."""
+    """Where they are on, the head is sent with the first one, and what fails later is reported
+    within the stream."""
     with (
         Demo(tmp_path, name="d", models=["m"], pace=0, fault="delay=0.7") as demo,
         Demo(tmp_path, name="e", models=["sick"], pace=0, fault="delay=0.5,status=500") as sick,
@@ -82,7 +82,7 @@ def test_comments_while_it_waits(tmp_path: Path):
     ],
 )
 def test_a_backends_own_refusal_after_comments(gateway, replay, answer, message):
-    """Whatever form it has, the client's library is told of an error."""
+    """Whatever form it has, the client's library gets an error."""
 
     def refuse(_, sock: socket.socket) -> None:
         time.sleep(0.4)

@@ -265,7 +265,7 @@ def test_a_slow_client_slows_its_backend(gateway, replay):
 
 
 def test_at_a_stop_streams_get_an_error_event(tmp_path: Path):
-    """They get their grace; what goes on for longer ends with an error event, what has no answer
+    """They get their grace; what goes on for longer ends with an error event, what has no response
     yet with a 503."""
     with Demo(tmp_path, name="d", models=["m"], pace=20, length=100_000) as demo:
         gateway = Gateway(

@@ -215,7 +215,7 @@ def test_a_failure_in_the_first_moments_is_another_backends_chance(gateway, repl
 def test_a_failure_after_pings_is_reported_in_the_stream(
     gateway, replay, error, end, status, flask
 ):
-    """The client's own mistake speaks against no backend, though its answer has begun."""
+    """The client's own mistake speaks against no backend, though its response has started."""
     prefill = Prefill(b":\n\n", error)
     config = Config(circuit_breaker=CircuitBreaker(failures=1), routing=Routing(max_retries=3))
     serve(gateway, replay, prefill, config)

@@ -129,7 +129,7 @@ def test_an_event_that_cannot_be_understood_breaks_nothing(gateway, replay):
 
 
 def test_an_encoded_stream_goes_on_whole(gateway, replay):
-    """Some backends compress whatever they are asked; the client is told, and can decode it."""
+    """Some backends compress whatever is requested; the client is told, and can decode it."""
     gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
     content = gzip.compress(RECORDINGS[1].data)
 
@@ -157,7 +157,7 @@ def test_an_encoded_stream_goes_on_whole(gateway, replay):
     "kind", [b"text/plain", b"application/json", b"application/octet-stream", b""]
 )
 def test_a_stream_under_another_content_type(gateway, replay, kind, begin, flask):
-    """If a stream was asked for, its first bytes tell it, and the client gets it under the
+    """If a stream was requested, its first bytes tell it, and the client gets it under the
     content type of streams."""
     body = begin + RECORDINGS[0].data
     head = b"HTTP/1.1 200 OK\r\n" + (b"content-type: %b\r\n" % kind if kind else b"")
@@ -227,7 +227,7 @@ def test_whole_responses_that_are_not_strict_json(gateway, replay):
 
 
 def test_a_stream_without_any_event_is_no_response(gateway, replay):
-    """So llama-cpp-python answers a prompt that is too long: the next backend is asked."""
+    """So llama-cpp-python responds to a prompt that is too long: the next backend is asked."""
     recording = recorded("llama-cpp-python-0.3.36-too-long")
     head = recording.head + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n0\r\n\r\n"
     replay.scripts["whole"] = lambda _, sock: sock.sendall(head)

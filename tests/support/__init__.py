@@ -1,2 +1,2 @@
-"""What the tests share: real processes on loopback, figures read from real scrapes, polling with
+"""What the tests share: real processes on loopback, metrics read from real scrapes, polling with
 deadlines."""

@@ -219,7 +219,7 @@ class Haproxy(Balancer):
         return [line for line in self.output().splitlines() if line.startswith("{")]
 
     def tell(self, command: str) -> str:
-        """Say something at the runtime socket, and give the answer."""
+        """Say something at the runtime socket, and give the response."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(self._socket))
             sock.sendall(f"{command}\n".encode())

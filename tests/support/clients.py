@@ -63,7 +63,7 @@ async def stream(
 
 
 async def answers(balancer: Balancer, source: str, ask: bytes, count: int) -> list[bytes]:
-    """The first line of each answer to so many requests at once, before any of them is read on."""
+    """The first line of each response to so many requests at once, before any is read on."""
     opened = [
         await asyncio.open_connection(
             "127.0.0.1", balancer.port, ssl=balancer.tls, local_addr=(source, 0)
@@ -138,7 +138,7 @@ class Load:
         client.close()
 
     def goes_on(self, requests: int = 50) -> None:
-        """Wait for so many more answers."""
+        """Wait for so many more responses."""
         served = self.statuses[200]
         until(lambda: self.statuses[200] > served + requests)
 

@@ -76,8 +76,8 @@ def run(
 
 
 class Load:
-    """About `rate` requests a second from many clients, until stopped; each with when it began, its
-    status and time.
+    """About `rate` requests a second from many clients, until stopped; each with when it started,
+    its status and time.
 
     `ask` makes the request number so and so of a client.
     """

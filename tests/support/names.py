@@ -10,7 +10,7 @@ from pathlib import Path
 class NameServer:
     """Answers A questions over UDP from `records`; a name that is not there does not exist.
 
-    `silent`: it answers nothing. `delay_s` passes before each answer, for all questions side by
+    `silent`: it never responds. `delay_s` passes before each response, for all questions side by
     side.
     """
 

@@ -193,7 +193,7 @@ class Measured(Process):
 
     def request_line(self, known: int) -> dict[str, Any]:
         """The line of the one request that came after the `known` ones; it is written after
-        figures and answer."""
+        metrics and answer."""
         [line] = until(lambda: self.lines("request")[known:])
         return line
 
@@ -371,7 +371,7 @@ class Gateway(Measured):
         self.file.write_text(self.settings + config)
 
     def start_again(self) -> None:
-        """The same command, after it has ended, with its log begun anew."""
+        """The same command, after it has ended, with its log started anew."""
         assert self.child.poll() is not None
         self.log.unlink()
         self.child = self._spawn()

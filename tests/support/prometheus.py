@@ -75,7 +75,7 @@ class Prometheus(Process):
         until(lambda: self._get("/-/ready"), within_s=30)
 
     def _get(self, path: str, **params: Any) -> bytes:
-        """An answer; an AssertionError has what Prometheus says is wrong."""
+        """A response; an AssertionError has what Prometheus says is wrong."""
         assert self.child.poll() is None, self.output()[-3000:]
         try:
             with urllib.request.urlopen(

@@ -12,7 +12,7 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
 
 
 class Replay:
-    """Answers each request by the script of its model, a GET with the list of these; `asked`
+    """Responds to each request by the script of its model, a GET with the list of these; `asked`
     keeps the bodies."""
 
     def __init__(self) -> None:
