@@ -1,6 +1,8 @@
 """Fixtures that all tests may use."""
 
+import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,10 @@ from hypothesis import settings
 from tests.support.processes import Demo, Gateway, backend_toml
 
 settings.register_profile("long", max_examples=5_000, deadline=None)
+
+# Otherwise each of the many processes here would compile the program again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 _MARKED = re.compile(r"^pytestmark = .*pytest\.mark\.(e2e|real|long)\b", re.MULTILINE)

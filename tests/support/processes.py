@@ -48,13 +48,11 @@ def free_port() -> int:
 
 
 def clean_environ(**more: str) -> dict[str, str]:
-    """This process's environment without what would steer a gateway, or have each of its processes
-    compile the program again."""
+    """This process's environment without what would steer a gateway."""
     kept = {
         k: v
         for k, v in os.environ.items()
-        if not k.startswith(("NEXUS_", "PROMETHEUS_"))
-        and k not in ("RUNTIME_DIRECTORY", "PYTHONDONTWRITEBYTECODE")
+        if not k.startswith(("NEXUS_", "PROMETHEUS_")) and k != "RUNTIME_DIRECTORY"
     }
     return {**kept, **more}
 
