@@ -77,6 +77,20 @@ def serving(gateway: Gateway) -> tuple[float, float]:
     return found.value("nexus_workers"), found.value("nexus_workers_draining")
 
 
+def until_serving(gateway: Gateway, workers: int, draining: int) -> None:
+    last: list[tuple[float, float]] = []
+
+    def as_expected() -> bool:
+        last[:] = [serving(gateway)]
+        return last == [(workers, draining)]
+
+    try:
+        until(as_expected)
+    except AssertionError as error:
+        state = f"{last}, not {(workers, draining)}; alive: {gateway.worker_pids()}"
+        raise AssertionError(f"{error}: {state}\n{gateway.output()[-4000:]}") from None
+
+
 def drains_beside(gateway: Gateway, workers: int) -> bool:
     """Whether so many serve, and at least one drains; which workers have the streams is the
     kernel's choice."""
@@ -93,7 +107,7 @@ def serve_for(gateway: Gateway, seconds: float) -> None:
 
 @pytest.mark.parametrize(("number", "left"), [(signal.SIGHUP, 2), (signal.SIGTTOU, 1)])
 def test_replaced_workers_let_streams_end(gateway, slow, number, left):
-    until(lambda: serving(gateway) == (2, 0), within_s=20)
+    until_serving(gateway, 2, 0)
     old = set(gateway.worker_pids())
     streams = Streams(gateway, slow, 12)
     os.kill(gateway.master_pid(), number)
@@ -103,7 +117,7 @@ def test_replaced_workers_let_streams_end(gateway, slow, number, left):
     assert slow.tally()["open"] == 12
     slow.hurry()
     assert_whole(streams, 12)
-    until(lambda: serving(gateway) == (left, 0), within_s=20)
+    until_serving(gateway, left, 0)
     alive = set(gateway.worker_pids())
     assert len(alive & old) == (0 if number == signal.SIGHUP else 1)
     if number == signal.SIGTTOU:
@@ -116,7 +130,7 @@ def test_replaced_workers_let_streams_end(gateway, slow, number, left):
 
 def test_a_reload_of_the_master_does_not_wait_for_draining_workers(gateway, slow):
     """Another signal is heard at once, while the workers of the first still drain."""
-    until(lambda: serving(gateway) == (2, 0), within_s=30)
+    until_serving(gateway, 2, 0)
     streams = Streams(gateway, slow, 6)
     os.kill(gateway.master_pid(), signal.SIGHUP)
     until(lambda: drains_beside(gateway, 2), within_s=30)
@@ -126,7 +140,7 @@ def test_a_reload_of_the_master_does_not_wait_for_draining_workers(gateway, slow
     os.kill(gateway.master_pid(), signal.SIGTTOU)
     slow.hurry()
     assert_whole(streams, 6)
-    until(lambda: serving(gateway) == (2, 0), within_s=20)
+    until_serving(gateway, 2, 0)
 
 
 def test_requests_are_served_while_workers_recycle(tmp_path, slow):
@@ -168,7 +182,7 @@ def test_draining_has_a_limit_and_a_stop_is_heard_by_workers_that_drain(tmp_path
         streams = Streams(gateway, slow, 2)
         os.kill(gateway.master_pid(), signal.SIGHUP)
         assert all(b"shutdown" in body for _, body in streams.join())
-        until(lambda: serving(gateway) == (2, 0), within_s=20)
+        until_serving(gateway, 2, 0)
 
         gateway.settings = gateway.settings.replace(
             "drain_timeout_seconds = 2", "drain_timeout_seconds = 600"
@@ -227,7 +241,7 @@ def state(pid: int) -> str:
 
 def test_signals_that_mean_nothing_here_harm_nobody(gateway):
     """Whoever sends them to every process of the gateway, as `pkill` does, loses nothing."""
-    until(lambda: serving(gateway) == (2, 0), within_s=30)
+    until_serving(gateway, 2, 0)
     master, health, workers = gateway.master_pid(), gateway.health_pid(), gateway.worker_pids()
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH):
         for pid in (gateway.pid, master, health, *workers):
@@ -242,11 +256,11 @@ def test_signals_that_mean_nothing_here_harm_nobody(gateway):
 
 
 def test_the_supervisor_passes_on_what_is_for_gunicorn(gateway):
-    until(lambda: serving(gateway) == (2, 0), within_s=30)
+    until_serving(gateway, 2, 0)
     gateway.send(signal.SIGTTIN)
-    until(lambda: serving(gateway) == (3, 0), within_s=30)
+    until_serving(gateway, 3, 0)
     gateway.send(signal.SIGTTOU)
-    until(lambda: serving(gateway) == (2, 0), within_s=30)
+    until_serving(gateway, 2, 0)
 
 
 def test_quit_ends_without_the_grace(tmp_path, slow):
