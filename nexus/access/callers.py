@@ -8,8 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from nexus.config.access_records import Auth, Key, Team
 from nexus.config.records import Config
@@ -69,7 +71,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     def may_use_endpoint(self, name: str) -> bool:
         return all(name in names for names in self.endpoints)
 
-    def state(self, now: float) -> str:
+    def state(self, now: float) -> Literal["active", "expired", "blocked"]:
         """`active`, `expired` or `blocked`, at a time in Unix seconds."""
         if self.blocked:
             return "blocked"
@@ -95,6 +97,11 @@ class Callers:
         self._by_digest = {
             bytes.fromhex(digest): callers[key.id] for key in keys for digest in key.sha256
         }
+        for key in keys:
+            if key.grace_until is not None:
+                caller, end = callers[key.id], key.grace_until.timestamp()
+                end = end if caller.expires is None else min(end, caller.expires)
+                self._by_digest[bytes.fromhex(key.sha256[0])] = replace(caller, expires=end)
 
     def identify(self, headers: Mapping[str, str]) -> Caller:
         """The caller whose key a request carries. `headers` are by name in lower case.
@@ -112,9 +119,11 @@ class Callers:
                     continue
             digest = hashlib.sha256(value.strip().encode("utf-8", "surrogateescape")).digest()
             caller = self._by_digest.get(digest)
-            if caller is None or caller is known:
+            if caller is None:
                 continue
             if known is not None:
+                if caller.key == known.key:
+                    continue
                 raise _refused(
                     "ambiguous_credentials",
                     f"The request carries two keys, {known.key} and {caller.key}; send one.",

@@ -19,9 +19,9 @@ MIN_LENGTH = 20
 """Shorter keys are not accepted from elsewhere: they can be guessed."""
 
 
-def new_key() -> tuple[str, str]:
-    """A new key: its id, and the key itself."""
-    id_ = "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
+def new_key(id_: str | None = None) -> tuple[str, str]:
+    """A new key: its id, unless that is given, and the key itself."""
+    id_ = id_ or "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
     secret = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode().rstrip("=")
     return id_, f"{PREFIX}{id_}-{secret}"
 

@@ -55,7 +55,7 @@ def backend_endpoints(admin: BackendAdmin) -> Blueprint:
 
     @blueprint.post("/backends")
     def add() -> Response:
-        data = _body()
+        data = json_body()
         save = _flag(data.pop("save", False))
         return json_response(admin.add_backend(data, save=save), 201)
 
@@ -96,7 +96,7 @@ def backend_endpoints(admin: BackendAdmin) -> Blueprint:
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
-def _body() -> dict[str, Any]:
+def json_body() -> dict[str, Any]:
     """The object in the body; an empty body is an empty object. Raises `ConfigError`."""
     content = request.get_data()
     try:
@@ -107,7 +107,7 @@ def _body() -> dict[str, Any]:
 
 def _save_flag() -> bool:
     """`save` from a body that takes nothing else. Raises `ConfigError`."""
-    data = _body()
+    data = json_body()
     _allow_only(data, "save")
     return _flag(data.get("save", False))
 

@@ -13,6 +13,15 @@ from flask import Blueprint, Response
 
 from nexus import __version__
 from nexus.admin.history import MAX_REQUESTS
+from nexus.admin.keys import (
+    ChangedKey,
+    KeyList,
+    KeyState,
+    MadeKey,
+    NewKey,
+    RemovedKey,
+    Rotation,
+)
 from nexus.admin.openapi_clients import SCHEMAS, client_paths
 from nexus.admin.openapi_schema import (
     FLAG,
@@ -46,7 +55,7 @@ _ERRORS = {
     401: "The operators' token is missing or wrong.",
     403: "A web page of another origin sent it.",
     404: "There is nothing of this name.",
-    409: "A backend has the name already.",
+    409: "The name is taken, or its owner is the configuration file.",
     415: "The body is not application/json.",
     429: "Asked for too often; try again in a second.",
 }
@@ -63,6 +72,7 @@ _STATUS_OR_ALL = parameter(
 )
 _VERBOSE = [parameter("verbose", TEXT, "List the checks.")]
 _NAME = parameter("name", TEXT, "Its name.", place="path")
+_ID = parameter("key_id", TEXT, "Its id.", place="path")
 _SAVE = parameter("save", {"enum": ["0", "1", "false", "true"]}, "`1`: keep it over a restart.")
 _SAVE_BODY = object_schema(save=FLAG) | {"required": []}
 
@@ -113,9 +123,9 @@ def _probe(summary: str, kind: type | str, *, unready: bool = False, **more: Any
     return {"get": operation}
 
 
-def _admin(summary: str, kind: type, *errors: int, **more: Any) -> Schema:
+def _admin(summary: str, kind: type, *errors: int, tag: str = "Backends", **more: Any) -> Schema:
     """An operation that always asks for the token."""
-    return _operation(summary, "Backends", kind, 401, *errors, security=[{"token": []}], **more)
+    return _operation(summary, tag, kind, 401, *errors, security=[{"token": []}], **more)
 
 
 def _change(summary: str, kind: type, *errors: int, **more: Any) -> Schema:
@@ -160,6 +170,7 @@ def _operations_paths() -> dict[str, Any]:
 
 def _admin_paths() -> dict[str, Any]:
     one, state = {"parameters": [_NAME]}, BackendState
+    key: dict[str, Any] = {"parameters": [_ID], "tag": "Keys"}
     return {
         "/admin/backends": {
             "get": _admin("Every backend and its state", BackendList),
@@ -174,10 +185,30 @@ def _admin_paths() -> dict[str, Any]:
         "/admin/backends/{name}/undrain": {
             "post": _change("Send it requests again", state, 404, body=_SAVE_BODY, **one)
         },
+        "/admin/keys": {
+            "get": _admin("Every key and its state", KeyList, tag="Keys"),
+            "post": _change(
+                "Make a key", MadeKey, 409, status=201, body=component("NewKey"), tag="Keys"
+            ),
+        },
+        "/admin/keys/{key_id}": {
+            "get": _admin("One key", KeyState, 404, **key),
+            "patch": _change(
+                "Change a key", KeyState, 404, 409, body=component("ChangedKey"), **key
+            ),
+            "delete": _change("Remove a key", RemovedKey, 404, 409, **key),
+        },
+        "/admin/keys/{key_id}/rotate": {
+            "post": _change(
+                "Replace its secret", MadeKey, 404, 409, body=component("Rotation"), **key
+            )
+        },
     }
 
 
-_STRUCTS = (Stats, ProblemList, Health, PastRequest, BackendList, RemovedBackend, NewBackend)
+_BACKENDS = (BackendList, RemovedBackend, NewBackend)
+_KEYS = (KeyList, MadeKey, NewKey, ChangedKey, Rotation, RemovedKey)
+_STRUCTS = (Stats, ProblemList, Health, PastRequest, *_BACKENDS, *_KEYS)
 
 
 def _schema_of(kind: type) -> Schema:

@@ -172,7 +172,7 @@ class Gateway:
             if self.relocate():
                 return self.admin(method, path, body)
             raise self._unauthorized(self.operations)
-        if answer.status == 404 and answer.error_code() != "unknown_backend":
+        if answer.status == 404 and answer.error_code() not in ("unknown_backend", "unknown_key"):
             raise Failure(
                 f"{self.operations} takes no changes ({answer.message()}); name the health "
                 "process's address with --url or $NEXUS_OPERATIONS_URL.",

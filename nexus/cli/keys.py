@@ -1,17 +1,20 @@
-"""`nexus keys`: makes keys for clients, and lists those that the configuration names."""
+"""`nexus keys`: the keys of clients, at the running gateway and for its configuration."""
 
 from __future__ import annotations
 
+import re
 import sys
-import time
 from datetime import date
 from typing import Any
 
 import click
 import msgspec
 
-from nexus.cli.gateway import config_option
+from nexus.cli.gateway import Command, Gateway, admin_options, find_admin, path_part
 from nexus.cli.output import Result, returns_result, table
+
+_DURATION = re.compile(r"(\d+)([smhd])")
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class NewKey(msgspec.Struct, frozen=True):
@@ -22,43 +25,70 @@ class NewKey(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class ListedKey(msgspec.Struct, frozen=True):
-    """One key in `nexus keys list --json`."""
-
-    id: str
-    name: str
-    team: str | None
-    state: str
-    expires: str | None
-    models: list[list[str]]
-    endpoints: list[list[str]]
-
-
-@click.group("keys", short_help="Make and list clients' keys.")
+@click.group("keys", short_help="The keys of clients: make, list, change.")
 def keys() -> None:
-    """Clients' keys: who may use the gateway when [auth] mode is "keys" or "optional"."""
+    """Clients' keys: who may use the gateway when [auth] mode is "keys" or "optional".
+
+    Changes are made at the running gateway and outlast its restart. They hold for every request
+    that arrives after the command has returned. Keys of the configuration are changed there.
+    """
+
+
+def _day(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
+    try:
+        return given and date.fromisoformat(given).isoformat()
+    except ValueError:
+        raise click.BadParameter(f"{given!r} is no day; write it like 2027-06-30.") from None
+
+
+def _seconds(_: click.Context, __: click.Parameter, given: str) -> int:
+    if (match := _DURATION.fullmatch(given)) is None:
+        raise click.BadParameter(f"{given!r} is no duration; write it like 30m, 12h, or 7d.")
+    return int(match[1]) * _UNITS_S[match[2]]
+
+
+_expires_option = click.option(
+    "--expires", metavar="DAY", callback=_day, help="The last day it is accepted, as 2027-06-30."
+)
+
+
+def _field_options(command: Command) -> Command:
+    for option in (
+        click.option(
+            "--endpoint", "endpoints", multiple=True, help="An endpoint it may use [all]."
+        ),
+        click.option("--model", "models", multiple=True, help="A glob of models it may use [all]."),
+        _expires_option,
+        click.option("--team", help="Its team in [[teams]]."),
+        click.option("--name", help="A name for people."),
+    ):
+        command = option(command)
+    return command
+
+
+def _fields(given: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, as the endpoints take them."""
+    return {
+        field: list(value) if isinstance(value, tuple) else value
+        for field, value in given.items()
+        if value is not None and value != ()
+    }
 
 
 @keys.command("new")
 @click.option("--name", default="", help="A name for people.")
 @click.option("--team", default="", help="Its team in [[teams]].")
-@click.option("--expires", metavar="DAY", help="The last day it is accepted, such as 2027-06-30.")
+@_expires_option
 @returns_result
 def new(name: str, team: str, expires: str | None) -> Result:
-    """Make a key, and print what belongs into the configuration.
+    """Make a key for the configuration, and print its entry.
 
     The key itself is shown this once. The configuration has its SHA-256 only, from which nobody
-    can find the key.
+    can find the key. `nexus keys add` makes one at the running gateway.
     """
     from nexus.access.keys import digest, new_key
     from nexus.config.template import toml
 
-    if expires is not None:
-        try:
-            expires = date.fromisoformat(expires).isoformat()
-        except ValueError:
-            message = f"{expires!r} is no day; write it like 2027-06-30."
-            raise click.BadParameter(message, param_hint="--expires") from None
     id_, key = new_key()
     entry: dict[str, Any] = {"id": id_, "sha256": [digest(key)]}
     entry |= {field: value for field, value in (("name", name), ("team", team)) if value}
@@ -82,59 +112,182 @@ def new(name: str, team: str, expires: str | None) -> Result:
 def digest_command() -> Result:
     """Print the SHA-256 of a key that is read from standard input.
 
-    Use it to go on with keys that another gateway has handed out.
+    Use it to name keys of another gateway in the configuration.
     """
+    found = _digest_of_input()
+    return Result({"sha256": found}, found)
+
+
+def _digest_of_input() -> str:
     from nexus.access.keys import MIN_LENGTH, digest
 
     key = sys.stdin.readline().strip()
     if len(key) < MIN_LENGTH:
         message = f"The key is shorter than {MIN_LENGTH} characters; it could be guessed."
         raise click.UsageError(message)
-    return Result({"sha256": digest(key)}, digest(key))
+    return digest(key)
+
+
+@keys.command("add")
+@_field_options
+@admin_options
+@returns_result
+def add(config: str | None, url: str | None, **fields: Any) -> Result:
+    """Make a key at the running gateway. The key itself is shown this once."""
+    gateway = find_admin(config, url)
+    made = gateway.admin("POST", "keys", _fields(fields))
+    return Result(made, _made(gateway, made, "shown this once"), notes=_notes(gateway))
+
+
+@keys.command("import")
+@click.option("--sha256", help="The key's SHA-256 in hexadecimal [read the key from stdin].")
+@_field_options
+@admin_options
+@returns_result
+def import_(sha256: str | None, config: str | None, url: str | None, **fields: Any) -> Result:
+    """Accept a key that another gateway has handed out.
+
+    The key is read from standard input, or its SHA-256 is given.
+    """
+    given = sha256.lower() if sha256 else _digest_of_input()
+    gateway = find_admin(config, url)
+    made = gateway.admin("POST", "keys", {**_fields(fields), "sha256": [given]})
+    return Result(made, f"The key is accepted as {made['id']}.", notes=_notes(gateway))
 
 
 @keys.command("list")
-@config_option
+@admin_options
 @returns_result
-def list_(config: str | None) -> Result:
-    """List the keys that the configuration names, with what each may use."""
-    from nexus.access.callers import callers_of
-    from nexus.config import load
+def list_(config: str | None, url: str | None) -> Result:
+    """List the keys of the running gateway, with what each may use."""
+    gateway = find_admin(config, url)
+    listed = gateway.admin("GET", "keys")
+    found = listed["keys"]
+    text = _table(found) if found else "No keys; `nexus keys add` makes one."
+    return Result(found, text, notes=_notes(gateway, listed["mode"]))
 
-    settings = load(config).config
-    callers = callers_of(settings, key_labels={}, team_labels={})
-    notes = []
-    if callers is None:
-        notes.append('[auth] mode is "off": nobody is asked for a key.')
-        auth = msgspec.structs.replace(settings.auth, mode="keys")
-        settings = msgspec.structs.replace(settings, auth=auth)
-        callers = callers_of(settings, key_labels={}, team_labels={})
-        assert callers is not None
-    expires = {key.id: key.expires for key in settings.keys}
-    listed = [
-        ListedKey(
-            id=caller.key,
-            name=caller.name,
-            team=None if caller.team == "none" else caller.team,
-            state=caller.state(time.time()),
-            expires=day.isoformat() if (day := expires[caller.key]) else None,
-            models=[list(globs) for globs in caller.models],
-            endpoints=[sorted(names) for names in caller.endpoints],
-        )
-        for caller in callers.by_key.values()
-    ]
+
+@keys.command("show")
+@click.argument("key", metavar="ID")
+@admin_options
+@returns_result
+def show(key: str, config: str | None, url: str | None) -> Result:
+    """Show one key."""
+    return _shown(find_admin(config, url).admin("GET", f"keys/{path_part(key)}"))
+
+
+@keys.command("edit")
+@click.argument("key", metavar="ID")
+@_field_options
+@click.option(
+    "--unset",
+    multiple=True,
+    type=click.Choice(["name", "team", "expires", "models", "endpoints"]),
+    help="Take a field back to its default.",
+)
+@admin_options
+@returns_result
+def edit(
+    key: str, unset: tuple[str, ...], config: str | None, url: str | None, **fields: Any
+) -> Result:
+    """Change the fields of a key; the others stay."""
+    changes = _fields(fields) | dict.fromkeys(unset)
+    if not changes:
+        raise click.UsageError("Name what changes, such as --team or --unset expires.")
+    return _change(key, changes, config, url)
+
+
+@keys.command("block")
+@click.argument("key", metavar="ID")
+@admin_options
+@returns_result
+def block(key: str, config: str | None, url: str | None) -> Result:
+    """Refuse a key's requests from now on. Those in progress go on to their end."""
+    return _change(key, {"blocked": True}, config, url)
+
+
+@keys.command("unblock")
+@click.argument("key", metavar="ID")
+@admin_options
+@returns_result
+def unblock(key: str, config: str | None, url: str | None) -> Result:
+    """Accept a blocked key again."""
+    return _change(key, {"blocked": False}, config, url)
+
+
+@keys.command("rotate")
+@click.argument("key", metavar="ID")
+@click.option(
+    "--grace",
+    default="7d",
+    callback=_seconds,
+    metavar="DURATION",
+    help="How long the old key is accepted beside the new one, such as 0s, 12h, or 7d [7d].",
+)
+@admin_options
+@returns_result
+def rotate(key: str, grace: int, config: str | None, url: str | None) -> Result:
+    """Replace a key by a new one with the same id. The new key is shown this once."""
+    gateway = find_admin(config, url)
+    made = gateway.admin("POST", f"keys/{path_part(key)}/rotate", {"grace_seconds": grace})
+    until = made["grace_until"]
+    old = f"the old one is accepted until {until}" if until else "the old one is refused now"
+    return Result(made, _made(gateway, made, f"shown this once; {old}"))
+
+
+@keys.command("remove")
+@click.argument("key", metavar="ID")
+@admin_options
+@returns_result
+def remove(key: str, config: str | None, url: str | None) -> Result:
+    """Remove a key; it is unknown from now on."""
+    removed = find_admin(config, url).admin("DELETE", f"keys/{path_part(key)}")
+    return Result(removed, f"Removed {removed['removed']}.")
+
+
+def _change(key: str, changes: dict[str, Any], config: str | None, url: str | None) -> Result:
+    return _shown(find_admin(config, url).admin("PATCH", f"keys/{path_part(key)}", changes))
+
+
+def _shown(key: dict[str, Any]) -> Result:
+    return Result(key, _table([key]))
+
+
+def _made(gateway: Gateway, made: dict[str, Any], remark: str) -> str:
+    """A new key with lines for the clients' environment."""
+    secret, base = made["key"], gateway.base or "http://GATEWAY"
+    return "\n".join(
+        [
+            f"The key {made['id']}, {remark}:\n\n    {secret}\n",
+            "Clients of OpenAI's API take it from the environment:\n",
+            f"    export OPENAI_BASE_URL={base}/v1",
+            f"    export OPENAI_API_KEY={secret}",
+        ]
+    )
+
+
+def _notes(gateway: Gateway, mode: str | None = None) -> list[str]:
+    mode = mode or gateway.admin("GET", "keys")["mode"]
+    return ['[auth] mode is "off": nobody is asked for a key.'] if mode == "off" else []
+
+
+def _all_of(lists: list[list[str]]) -> str:
+    return " and ".join(map(", ".join, lists)) or "all"
+
+
+def _table(found: list[dict[str, Any]]) -> str:
     rows = [
         (
-            key.id,
-            key.name,
-            key.team or "",
-            key.state,
-            key.expires or "",
-            " and ".join(map(", ".join, key.models)) or "all",
-            " and ".join(map(", ".join, key.endpoints)) or "all",
+            key["id"],
+            key["name"],
+            key["team"] or "",
+            key["state"],
+            key["expires"] or "",
+            _all_of(key["models"]),
+            _all_of(key["endpoints"]),
+            "" if key["origin"] == "file" else key["origin"],
         )
-        for key in listed
+        for key in found
     ]
-    head = ("ID", "NAME", "TEAM", "STATE", "EXPIRES", "MODELS", "ENDPOINTS")
-    text = table(head, rows) if rows else "No keys; `nexus keys new` makes one."
-    return Result(listed, text, notes=notes)
+    head = ("ID", "NAME", "TEAM", "STATE", "EXPIRES", "MODELS", "ENDPOINTS", "ORIGIN")
+    return table(head, rows)

@@ -97,7 +97,7 @@ def _who_may_use_it(config: Config) -> tuple[str, list[str]]:
     if not is_loopback(config.server.host):
         return f"(listens on {host}, without keys: whoever reaches it may use it)", []
     opening = [
-        "  It is for this machine alone. To let others use it, make a key (`nexus keys new`)",
+        "  It is for this machine alone. To let others use it, make a key (`nexus keys add`)",
         '  and set [auth] mode = "keys".',
         "",
     ]

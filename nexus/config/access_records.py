@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, datetime
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -48,7 +48,7 @@ class Team(Section, frozen=True):
 
 
 class Key(Section, frozen=True):
-    """A client's key, by its digest. `nexus keys new` makes one."""
+    """A client's key, by its digest. `nexus keys new` makes one for the configuration."""
 
     id: Annotated[
         str,
@@ -60,6 +60,13 @@ class Key(Section, frozen=True):
         Meta(min_length=1, max_length=2),
         doc("SHA-256 of the key in hexadecimal; two while a key is replaced by a new one."),
     ]
+    grace_until: Annotated[
+        Annotated[datetime, Meta(tz=True)] | None,
+        doc(
+            "When the first of two sha256 stops being accepted, such as 2027-06-30T12:00:00Z; "
+            "unset: never."
+        ),
+    ] = None
     name: Annotated[str, doc("A name for people.")] = ""
     team: Annotated[str, doc("Its team in [[teams]]; empty: none.")] = ""
     expires: Annotated[date | None, doc("The last day, in UTC, on which it is accepted.")] = None

@@ -1,7 +1,7 @@
 """What operators change at the running gateway: two layers over the configuration file.
 
-One layer is saved in a file of its own. Above it, one lasts as long as the gateway runs. The
-configuration file itself is never written.
+One layer is saved in a file of its own. Above it, one lasts as long as the gateway runs. Keys made
+at run time come on top. The configuration file itself is never written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from nexus.config.checking import ConfigError, check_table
 from nexus.config.consistency import find_conflicts
-from nexus.config.records import BackendConfig, Config
+from nexus.config.records import BackendConfig, Config, Key
 
 Origin = Literal["file", "saved", "added"]
 
@@ -60,15 +60,20 @@ class OverlayLayer(
 
 
 class Overlay(msgspec.Struct, frozen=True, kw_only=True):
-    """The configuration file with both layers over it."""
+    """The configuration file with both layers over it, and the keys made at run time."""
 
     file: Config
     saved: OverlayLayer = OverlayLayer()
     session: OverlayLayer = OverlayLayer()
+    keys: tuple[Key, ...] = ()
 
     def config(self) -> Config:
         """The resulting configuration. Raises `ConfigError` if the layers contradict the file."""
-        config = replace(self.file, backends=[backend for backend, _ in self._backends().values()])
+        config = replace(
+            self.file,
+            backends=[backend for backend, _ in self._backends().values()],
+            keys=[*self.file.keys, *self.keys],
+        )
         if problems := list(find_conflicts(config)):
             raise ConfigError(problems)
         return config
@@ -125,6 +130,17 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
             )
         return replace(self, session=self.session.draining(name, on=on))
 
+    def with_key(self, key: Key) -> Overlay:
+        """With this key made at run time, in the place of one with its id. Raises `ConfigError`."""
+        position = {one.id: n for n, one in enumerate(self.keys)}.get(key.id, len(self.keys))
+        keys = (*self.keys[:position], key, *self.keys[position + 1 :])
+        layered = replace(self, keys=keys)
+        layered.config()
+        return layered
+
+    def without_key(self, id_: str) -> Overlay:
+        return replace(self, keys=tuple(key for key in self.keys if key.id != id_))
+
     def _backends(self) -> dict[str, tuple[BackendConfig, Origin]]:
         found: dict[str, tuple[BackendConfig, Origin]] = {
             backend.name: (backend, "file") for backend in self.file.backends
@@ -140,6 +156,11 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
                 # If the operator has added the same name to the file since, the file wins.
                 found.setdefault(backend.name, (backend, origin))
         return found
+
+
+def parse_key(data: dict[str, Any]) -> Key:
+    """A key from a table such as `[[keys]]`. Raises `ConfigError` with every problem."""
+    return msgspec.convert(check_table(data, Key, source="the request", path=("keys",)), Key)
 
 
 def parse_backend(data: Any) -> BackendConfig:

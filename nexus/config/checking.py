@@ -163,6 +163,10 @@ def _describe(shape: Any) -> str:
             return noun + low + (f" to {shape.le}" if shape.le is not None else "")
         case shapes.LiteralType():
             return "one of " + ", ".join(f'"{value}"' for value in shape.values)
+        case shapes.DateType():
+            return "a day such as 2027-06-30"
+        case shapes.DateTimeType():
+            return "a time such as 2027-06-30T12:00:00Z"
         case shapes.StrType():
             return "a text" + (" that is not empty" if shape.min_length else "")
         case shapes.ListType():

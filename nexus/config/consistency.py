@@ -97,6 +97,8 @@ def _access_conflicts(config: Config) -> Iterator[str]:
         if key.team and key.team not in teams:
             hint = suggest(key.team, teams) or "name one of [[teams]], or remove it."
             yield f'[[keys]] "{key.id}" team = "{key.team}" does not exist; {hint}'
+        if key.grace_until is not None and len(key.sha256) < 2:
+            yield f'[[keys]] "{key.id}" grace_until has no effect without a second sha256.'
         for digest in key.sha256:
             if owners.setdefault(digest, key.id) != key.id:
                 yield (
@@ -160,8 +162,6 @@ def find_warnings(
             f'"{config.auth.mode}" asks nobody for a key: whoever reaches port '
             f'{config.server.port} uses the backends. Set mode to "keys", or listen on 127.0.0.1.'
         )
-    if config.auth.mode == "keys" and not config.keys:
-        yield '[auth] mode = "keys" and there is no key: every request is refused.'
     if config.server.max_buffered_bytes < config.server.max_answer_bytes:
         yield (
             "[server] max_buffered_bytes is below max_answer_bytes; "

@@ -97,6 +97,13 @@ class Server(Section, frozen=True):
             "one of the user, named by the port."
         ),
     ] = ""
+    state_dir: Annotated[
+        str,
+        doc(
+            "Directory of what outlives a restart, such as keys made by `nexus keys add`; empty: "
+            "$STATE_DIRECTORY, else nexus/<port> in $XDG_STATE_HOME or ~/.local/state."
+        ),
+    ] = ""
     request_timeout_seconds: Annotated[
         Seconds,
         doc(
@@ -389,6 +396,7 @@ RESTART_ONLY: tuple[str, ...] = (
     "server.port",
     "server.workers",
     "server.run_dir",
+    "server.state_dir",
     "server.graceful_timeout_seconds",
     "health_check.listen",
 )

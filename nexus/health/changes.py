@@ -10,11 +10,20 @@ import msgspec
 
 from nexus.config import Config, ConfigError
 from nexus.config.changes import Overlay, OverlayLayer
+from nexus.config.records import Key
+from nexus.fleet.state_directory import StateDirectory
 from nexus.runtime.files import write_atomically
 
 log = logging.getLogger("nexus.health")
 
 _SESSION = "changes.json"
+_KEYS = "keys.json"
+
+
+class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of `keys.json`: keys made at run time, by digest."""
+
+    keys: tuple[Key, ...] = ()
 
 
 class ChangeFiles:
@@ -25,16 +34,33 @@ class ChangeFiles:
     """
 
     def __init__(
-        self, config_file: Path | None, environ: Mapping[str, str], *, session_dir: Path
+        self,
+        config_file: Path | None,
+        environ: Mapping[str, str],
+        *,
+        session_dir: Path,
+        state_dir: StateDirectory,
     ) -> None:
         self._saved_file = config_file.with_suffix(".saved.json") if config_file else None
         if named := environ.get("NEXUS_SAVED"):
             self._saved_file = Path(named)
         self.session_dir = session_dir
+        self._state_dir = state_dir
 
     def overlay(self, config: Config) -> Overlay:
-        """The file with both layers. Raises `ConfigError` for unusable saved changes."""
-        return Overlay(file=config, saved=self._read_saved(), session=self._read_session())
+        """The file with both layers and the keys. Raises `ConfigError` for unusable changes."""
+        keys = self._read_keys()
+        own = {key.id for key in keys}
+        if twice := [key.id for key in config.keys if key.id in own]:
+            path = self._state_dir.path / _KEYS
+            problem = (
+                f'[[keys]] id = "{twice[0]}" is in the configuration file and in {path}; '
+                "remove one of them."
+            )
+            raise ConfigError([problem])
+        return Overlay(
+            file=config, saved=self._read_saved(), session=self._read_session(), keys=keys
+        )
 
     def write(self, before: Overlay, after: Overlay) -> None:
         """Keep what changed. Raises `ConfigError` if it cannot be kept; then nothing is."""
@@ -48,6 +74,31 @@ class ChangeFiles:
             _write(self._saved_file, after.saved)
         if after.session != before.session:
             _write(self.session_dir / _SESSION, after.session)
+        if after.keys != before.keys:
+            self._write_keys(after.keys)
+
+    def _read_keys(self) -> tuple[Key, ...]:
+        file = self._state_dir.path / _KEYS
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=_KeyFile).keys
+        except FileNotFoundError:
+            return ()
+        except (OSError, msgspec.DecodeError) as error:
+            problem = (
+                f"{file}: the keys cannot be read ({error}); correct the file, or move it away."
+            )
+            raise ConfigError([problem]) from error
+
+    def _write_keys(self, keys: tuple[Key, ...]) -> None:
+        content = msgspec.json.format(msgspec.json.encode(_KeyFile(keys)), indent=2) + b"\n"
+        try:
+            self._state_dir.write(_KEYS, content)
+        except OSError as error:
+            problem = (
+                f"{self._state_dir.path}: keys cannot be kept there ({error.strerror}); "
+                "name another directory in [server] state_dir."
+            )
+            raise ConfigError([problem]) from error
 
     def _read_saved(self) -> OverlayLayer:
         try:

@@ -17,6 +17,7 @@ from nexus.admin.backends import backend_endpoints
 from nexus.admin.context import AdminContext, GenerationContext
 from nexus.admin.dashboard import dashboard_endpoints
 from nexus.admin.error_handlers import register_error_handlers
+from nexus.admin.keys import key_endpoints
 from nexus.admin.live_updates import LiveUpdates
 from nexus.admin.openapi import openapi_endpoint
 from nexus.admin.operations import operations_endpoints
@@ -25,6 +26,7 @@ from nexus.fleet.problems import ProblemList
 from nexus.fleet.records import Snapshot
 from nexus.fleet.windows import RecentOutcomes
 from nexus.health.backend_admin import HealthBackendAdmin
+from nexus.health.key_admin import HealthKeyAdmin
 from nexus.health.publisher import Publisher
 from nexus.health.reporter import Reporter
 from nexus.health.server import OperationsServer
@@ -77,13 +79,14 @@ class HealthContext(AdminContext):
         return self._run_dir_token
 
 
-def operations_app(context: AdminContext, admin: HealthBackendAdmin) -> Flask:
+def operations_app(context: AdminContext, admin: HealthBackendAdmin, keys: HealthKeyAdmin) -> Flask:
     """Metrics, dashboard and changes as a WSGI application."""
     app = Flask("nexus.health", static_folder=None)
     app.before_request(require_own_host(admin.own_names))
     app.register_blueprint(dashboard_endpoints(context))
     app.register_blueprint(operations_endpoints(context))
     app.register_blueprint(backend_endpoints(admin))
+    app.register_blueprint(key_endpoints(keys, token=admin.admin_token))
     app.register_blueprint(openapi_endpoint(operations=True))
     register_error_handlers(app, rejected=lambda _: None)
     return app

@@ -15,8 +15,10 @@ from nexus.config import LoadedConfig
 from nexus.fleet.label_requests import LabelRequests
 from nexus.fleet.run_directory import RunDirectory
 from nexus.fleet.slot_lease import NoFreeSlotError
+from nexus.fleet.state_directory import StateDirectory
 from nexus.health.backend_admin import HealthBackendAdmin
 from nexus.health.changes import ChangeFiles
+from nexus.health.key_admin import HealthKeyAdmin
 from nexus.health.monitor import FleetMonitor
 from nexus.health.operations_port import HealthContext, operations_app, serve_operations
 from nexus.health.publisher import Publisher
@@ -58,7 +60,10 @@ class HealthProcess:
         self._label_requests = LabelRequests(run_dir.path)
         self._publisher = Publisher(run_dir, self._notifier)
         self._changes = ChangeFiles(
-            loaded.path, environ, session_dir=self._publisher.generation.path
+            loaded.path,
+            environ,
+            session_dir=self._publisher.generation.path,
+            state_dir=StateDirectory.of(loaded.config, environ),
         )
         self._monitor = FleetMonitor(self._publisher, environ)
         self._reporter = Reporter(run_dir.path, self._publisher)
@@ -79,6 +84,7 @@ class HealthProcess:
             changes=self._changes,
             environ=environ,
         )
+        self._keys = HealthKeyAdmin(self._monitor, self._changes)
         self._monitor.adopt(self._monitor.new_fleet(self._changes.overlay(loaded.config)))
 
     def run(self) -> int:
@@ -134,7 +140,7 @@ class HealthProcess:
             environ=self._environ,
             stopping=self._stopping.is_set,
         )
-        serve_operations(listen, operations_app(context, self._admin))
+        serve_operations(listen, operations_app(context, self._admin, self._keys))
 
     def _poll(self) -> None:
         """Show that the process lives, and do what others left in the run directory."""

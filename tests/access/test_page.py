@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.polling import until
 from tests.support.processes import ROOT, Demo, Gateway, backend_toml, clean_environ
 
 pytestmark = pytest.mark.e2e
@@ -31,22 +30,24 @@ def shell(command: str, gateway: Gateway, **environ: str) -> str:
 
 
 def test_the_page_works_as_written(module_dir: Path):
-    make, reload, try_it = blocks("sh")
+    reload, make, try_it = blocks("sh")
     [settings] = blocks("toml")
+    state = {"XDG_STATE_HOME": str(module_dir / "state")}
     with (
         Demo(module_dir, models=["demo-small", "qwen"], pace=0) as demo,
-        Gateway(module_dir, backend_toml(demo), workers=1) as gateway,
+        Gateway(module_dir, backend_toml(demo), workers=1, environ=state) as gateway,
     ):
+        with gateway.file.open("a") as file:
+            file.write(f"\n{settings}\n")
+        shell(reload, gateway)
         made = shell(make, gateway)
         key = re.search(r"sk-nx-\S+", made)[0]
-        entry = "\n".join(re.findall(r"^    (\[\[keys\]\]|\w+ = .*)$", made, re.MULTILINE))
-        with gateway.file.open("a") as file:
-            file.write(f"\n{settings}\n{entry}\n")
-        shell(reload, gateway)
-        assert '"finish_reason"' in until(lambda: shell(try_it, gateway, KEY=key))
+        assert f"export OPENAI_BASE_URL={gateway.base}/v1" in made
+        assert '"finish_reason"' in shell(try_it, gateway, KEY=key)
         assert '"invalid_api_key"' in shell(try_it, gateway, KEY="sk-of-nobody")
         denied = shell(try_it.replace("demo-small", "qwen"), gateway, KEY=key)
         assert '"model_not_allowed"' in denied
         listed = shell("nexus keys list", gateway)
-        assert re.search(r"ci +research +active +demo-\*, llama\* +all", listed)
+        assert re.search(r"ci +research +active +demo-\*, llama\* +all +added", listed)
+        assert (module_dir / "state" / "nexus" / str(gateway.port) / "keys.json").exists()
         assert key not in gateway.file.read_text() + gateway.output() + listed

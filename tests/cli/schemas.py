@@ -85,6 +85,18 @@ FAMILY = record(
 )
 SAMPLE = record(name=TEXT, labels={"type": "object", "additionalProperties": TEXT}, value=NUMBER)
 
+KEY: dict[str, Schema] = {
+    "id": TEXT,
+    "name": TEXT,
+    "team": maybe(TEXT),
+    "state": {"enum": ["active", "expired", "blocked"]},
+    "origin": {"enum": ["file", "added"]},
+    "expires": maybe(TEXT),
+    "grace_until": maybe(TEXT),
+    "models": {"type": "array", "items": TEXTS},
+    "endpoints": {"type": "array", "items": TEXTS},
+}
+
 SCHEMAS: dict[str, Schema] = {
     "status": record(
         healthy=FLAG,
@@ -140,18 +152,15 @@ SCHEMAS: dict[str, Schema] = {
     "metrics get": record(family=TEXT, type=TEXT, samples=every(SAMPLE)),
     "keys new": record(id=TEXT, key=TEXT, sha256=TEXT),
     "keys digest": record(sha256=TEXT),
-    "keys list": every(
-        record(
-            id=TEXT,
-            name=TEXT,
-            team=maybe(TEXT),
-            state={"enum": ["active", "expired", "blocked"]},
-            expires=maybe(TEXT),
-            models={"type": "array", "items": TEXTS},
-            endpoints={"type": "array", "items": TEXTS},
-        ),
-        least=0,
-    ),
+    "keys list": every(record(**KEY), least=0),
+    "keys show": record(**KEY),
+    "keys edit": record(**KEY),
+    "keys block": record(**KEY),
+    "keys unblock": record(**KEY),
+    "keys add": record(key=TEXT, **KEY),
+    "keys rotate": record(key=TEXT, **KEY),
+    "keys import": record(key={"type": "null"}, **KEY),
+    "keys remove": record(removed=TEXT),
     "config check": record(
         file=maybe(TEXT), usable=FLAG, problems=TEXTS, warnings=TEXTS, backends=maybe(COUNT)
     ),

@@ -53,25 +53,6 @@ def test_digest_of_a_key_from_elsewhere(given, status):
         assert shown["sha256"] == hashlib.sha256(given.encode()).hexdigest()
 
 
-def test_list(tmp_path):
-    digests = [hashlib.sha256(name.encode()).hexdigest() for name in ("a", "b")]
-    file = tmp_path / "nexus.toml"
-    file.write_text(
-        '[[teams]]\nname = "t"\nmodels = ["q*"]\n'
-        f'[[keys]]\nid = "a"\nsha256 = ["{digests[0]}"]\nteam = "t"\nmodels = ["q1"]\n'
-        f'[[keys]]\nid = "b"\nsha256 = ["{digests[1]}"]\nexpires = 2020-01-01\n'
-    )
-    done = nexus("keys", "list", "-c", str(file), "--json")
-    shown = json.loads(done.stdout)
-    jsonschema.validate(shown, SCHEMAS["keys list"])
-    assert [(key["id"], key["team"], key["state"], key["models"]) for key in shown] == [
-        ("a", "t", "active", [["q1"], ["q*"]]),
-        ("b", None, "expired", []),
-    ]
-    assert 'mode is "off"' in done.stderr
-    assert "q1 and q*" in nexus("keys", "list", "-c", str(file)).stdout
-
-
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -99,6 +80,14 @@ def test_list(tmp_path):
             '[[keys]]\nid = "a"\nsha256 = ["{0}"]\n[[keys]]\nid = "b"\nsha256 = ["{0}"]',
             '[[keys]] "a" and "b" have the same sha256',
         ),
+        (
+            '[[keys]]\nid = "a"\nsha256 = ["{0}"]\ngrace_until = 2027-06-30T12:00:00Z',
+            '[[keys]] "a" grace_until has no effect without a second sha256.',
+        ),
+        (
+            '[[keys]]\nid = "a"\nsha256 = ["{0}"]\ngrace_until = "soon"',
+            "grace_until = 'soon' is not allowed; it takes a time such as 2027-06-30T12:00:00Z.",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(tmp_path, text, problem):
@@ -115,7 +104,7 @@ def test_what_is_wrong_is_said(tmp_path, text, problem):
         ("", "127.0.0.1", False),
         ('[auth]\nmode = "optional"', "127.0.0.1", False),
         ('[auth]\nmode = "keys"\n[[keys]]\nid = "a"\nsha256 = ["{0}"]', "0.0.0.0", False),
-        ('[auth]\nmode = "keys"', "0.0.0.0", True),
+        ('[auth]\nmode = "keys"', "0.0.0.0", False),
         ('[server]\nhost = "0.0.0.0"', "0.0.0.0", True),
         ('[server]\nhost = "[::]"', "::", True),
         ('[server]\nhost = "::1"', "::1", False),
