@@ -184,9 +184,9 @@ def test_a_thousand_clients_leave_at_random(module_dir):
             for number in range(CLIENTS):
                 name = f"client-{number}"
                 sock = socket.create_connection(("127.0.0.1", workers.port), timeout=10)
-                begin = number % 3 == 0
-                body = json.dumps(chat("x", "m", stream=begin or number % 2 == 0).body).encode()
-                begins = f"x-begin: {'yes' if begin else 'no'}"
+                starts = number % 3 == 0
+                body = json.dumps(chat("x", "m", stream=starts or number % 2 == 0).body).encode()
+                begins = f"x-begin: {'yes' if starts else 'no'}"
                 sock.sendall(
                     b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
                     b"content-type: application/json\r\n"

@@ -107,12 +107,12 @@ class Hostile:
             if read:
                 sock.recv(65536)
 
-    def drip(self, begin: bytes) -> None:
+    def drip(self, start: bytes) -> None:
         """Twenty connections that send a byte each half second for as long as they may."""
         with contextlib.ExitStack() as opened:
             socks = [opened.enter_context(self.connect()) for _ in range(20)]
             for sock in socks:
-                sock.sendall(begin)
+                sock.sendall(start)
             for _ in range(30):
                 time.sleep(0.5)
                 for sock in socks:

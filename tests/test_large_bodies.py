@@ -86,10 +86,10 @@ def test_bodies_of_many_fields_are_refused(gateway, path, field):
     few, many = (
         b",".join(b'"%07d":0' % number for number in range(count)) for count in (900, 30_000)
     )
-    begin = SMALL[:-1] + b',"stream":true,'
+    head = SMALL[:-1] + b',"stream":true,'
     for fields, status in ((few, 200), (many, 200 if field else 400)):
         more = b'"%b":{%b}' % (field.encode(), fields) if field else fields
-        answered, content = ask(gateway, begin + more + b"}", path=f"{path}/chat/completions")
+        answered, content = ask(gateway, head + more + b"}", path=f"{path}/chat/completions")
         assert answered == status, content[:500]
         if status == 400:
             assert json.loads(content)["error"]["message"] == "The body has over 1000 fields."

@@ -287,7 +287,9 @@ def test_over_four_workers(tmp_path: Path, demo: Demo):
         def seen(_, status: int, __: bytes) -> None:
             statuses[status] += 1
 
+        started = time.monotonic()
         run(workers.port, [chat("x", "m", max_tokens=3)] * 600, concurrency=60, seen=seen)
+        took_s = time.monotonic() - started
         stop.set()
         watcher.join()
         demo.fault("delay=0.25")
@@ -295,10 +297,8 @@ def test_over_four_workers(tmp_path: Path, demo: Demo):
         assert most[0] <= CAPACITY + 3, "one for each other worker that looks in the same instant"
         scrape = workers.settled()
         assert scrape.value("nexus_queue_wait_seconds_count") > 100
-        # 60 clients at four places of some 25 ms: a turn takes about 0.4 s, and nobody waits many
-        # turns.
-        assert scrape.value("nexus_queue_wait_seconds_bucket", le="2.5") == scrape.value(
-            "nexus_queue_wait_seconds_count"
-        )
+        lines = until(lambda: found if len(found := workers.lines("request")) == 600 else None)
+        longest_s = max(line["duration_ms"] for line in lines) / 1000
+        assert longest_s < took_s / 2, "each client has ten turns, and waits for none as for five"
         assert scrape.value("nexus_queue_depth") == 0
         assert scrape.value("nexus_accounting_imbalance") == 0

@@ -138,7 +138,7 @@ def test_every_endpoint_is_there_for_clients(balancer: Balancer):
 def test_a_slow_body_does_not_reach_a_gateway(balancer: Balancer, gateways: list[Gateway]):
     """The balancer keeps it until it is there: so it holds nothing at the gateway."""
     before = served(balancer)
-    begin = (
+    head = (
         f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         f"content-length: 9999\r\n\r\n"
     )
@@ -146,7 +146,7 @@ def test_a_slow_body_does_not_reach_a_gateway(balancer: Balancer, gateways: list
         for _ in range(20):
             slow = stack.enter_context(contextlib.closing(balancer.connect()))
             slow.connect()
-            slow.sock.sendall(begin.encode() + b"x")
+            slow.sock.sendall(head.encode() + b"x")
         for _ in range(4):
             assert ask_once(balancer)[0] == 200
         for gateway in gateways:

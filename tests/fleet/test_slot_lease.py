@@ -19,11 +19,11 @@ import sys, time
 from pathlib import Path
 from nexus.fleet.run_directory import Generation
 from nexus.fleet.slot_lease import SlotLease
-seat = SlotLease.lease(Generation(Path(sys.argv[1])))
-seat.claim_row()
-for _ in range(3): seat.row.request_started(0)
-seat.row.attempt_started(5)
-print(seat.slot, flush=True)
+lease = SlotLease.lease(Generation(Path(sys.argv[1])))
+lease.claim_row()
+for _ in range(3): lease.row.request_started(0)
+lease.row.attempt_started(5)
+print(lease.slot, flush=True)
 time.sleep(60)
 """
 

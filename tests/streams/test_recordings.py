@@ -151,15 +151,15 @@ def test_an_encoded_stream_goes_on_whole(gateway, replay):
 
 @pytest.mark.parametrize("flask", [False, True], ids=["fast path", "flask"])
 @pytest.mark.parametrize(
-    "begin", [b"", b"\xef\xbb\xbf", b": hello\n\n", b"event: message\r\n", b"\n\n"]
+    "prefix", [b"", b"\xef\xbb\xbf", b": hello\n\n", b"event: message\r\n", b"\n\n"]
 )
 @pytest.mark.parametrize(
     "kind", [b"text/plain", b"application/json", b"application/octet-stream", b""]
 )
-def test_a_stream_under_another_content_type(gateway, replay, kind, begin, flask):
+def test_a_stream_under_another_content_type(gateway, replay, kind, prefix, flask):
     """If a stream was requested, its first bytes tell it, and the client gets it under the
     content type of streams."""
-    body = begin + RECORDINGS[0].data
+    body = prefix + RECORDINGS[0].data
     head = b"HTTP/1.1 200 OK\r\n" + (b"content-type: %b\r\n" % kind if kind else b"")
 
     def send(_, sock: socket.socket) -> None:
@@ -172,7 +172,7 @@ def test_a_stream_under_another_content_type(gateway, replay, kind, begin, flask
     gateway.publish(CONFIG, [backend("up", replay.url, "whole")])
     before = gateway.settled()
     with Client(gateway.port, "whole", flask=flask) as client:
-        assert client.read() == begin + RECORDINGS[0].shown
+        assert client.read() == prefix + RECORDINGS[0].shown
         assert client.response.getheader("content-type") == "text/event-stream; charset=utf-8"
     changes = flat(before, gateway.settled())
     assert changes["stream_ends_total{up,complete}"] == 1
