@@ -73,6 +73,7 @@ _ACCESS = _rows(
 _ROUTING = _rows(
     Fault(code="model_not_found", status=404, error_type="model_not_found", description="No backend has the model."),
     Fault(code="fallback_exhausted", status=404, error_type="fallback_exhausted", description="Neither the model nor any of its fallbacks can be served."),
+    Fault(code="dialect_not_spoken", status=404, error_type="model_not_found", description="No backend that has the model speaks the API that the request is written in."),
     Fault(code="capability_mismatch", status=400, error_type="capability_mismatch", description="No backend's model can do what the request asks."),
     Fault(code="no_backend", status=503, error_type="no_backend", blame=Blame.GATEWAY, description="The fleet is empty."),
     Fault(code="no_healthy_backend", status=503, error_type="no_healthy_backend", blame=Blame.GATEWAY, description="Every backend that has the model is down."),

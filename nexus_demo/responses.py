@@ -61,6 +61,8 @@ def tokens_of(prompt: Any) -> int:
 class Reply:
     """One answer to a chat or completion request, whole or as a stream's events."""
 
+    END = b"data: [DONE]\n\n"
+
     def __init__(
         self, request: dict[str, Any], *, chat: bool, rng: random.Random, length: int
     ) -> None:
@@ -112,6 +114,19 @@ class Reply:
         yield self._frame(kind, [{"index": 0, **last, "finish_reason": self.finish}])
         if usage and self.usage_asked:
             yield self._frame(kind, [], usage=True)
+
+    @staticmethod
+    def encode(event: dict[str, Any]) -> bytes:
+        return b"data: " + json.dumps(event).encode() + b"\n\n"
+
+    @staticmethod
+    def is_end(event: dict[str, Any]) -> bool:
+        """Whether the event comes after the last word."""
+        return not (event["choices"] and event["choices"][0]["finish_reason"] is None)
+
+    @classmethod
+    def error(cls, message: str, code: int) -> bytes:
+        return cls.encode(error(message, code=code or "demo_fault"))
 
     def _frame(
         self, kind: str, choices: list[dict[str, Any]], *, usage: bool = False

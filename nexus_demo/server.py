@@ -17,7 +17,7 @@ import gevent
 from gevent.server import StreamServer
 from httptools import HttpParserError, HttpRequestParser
 
-from nexus_demo import responses
+from nexus_demo import messages, responses
 from nexus_demo.faults import FaultSource, FaultSpec
 from nexus_demo.prefix_cache import PrefixCache
 
@@ -94,6 +94,7 @@ class DemoBackend:
         self.open = 0
         self._hurried = 0
         self.last: dict[str, Any] = {}
+        self._computed = responses.COMPUTED | messages.COMPUTED
         self._routes: dict[tuple[str, str], Callable[[_Request], Any]] = {
             ("GET", "/v1/models"): lambda _: responses.model_list(
                 list(manner.models), manner.name, context=manner.kind in ("any", "vllm")
@@ -177,7 +178,7 @@ class DemoBackend:
             except ValueError as error:
                 _respond(sock, 400, responses.error(str(error), code="invalid"))
             return True
-        if method != "POST" or path not in {*responses.GENERATED, *responses.COMPUTED}:
+        if method != "POST" or path not in {*responses.GENERATED, *self._computed, messages.PATH}:
             _respond(sock, 404, responses.error(f"nothing at {method} {path}", code="not_found"))
             return True
         return self._proxied(sock, request, path)
@@ -220,7 +221,7 @@ class DemoBackend:
         if fault.status or fault.hang or fault.close or fault.reset or fault.malformed:
             return self._strike(sock, fault, path, request.headers)
         usage = not fault.no_usage
-        if (compute := responses.COMPUTED.get(path)) is not None:
+        if (compute := self._computed.get(path)) is not None:
             return self._whole(sock, compute(body, usage=usage), fault)
         if self._cache is not None:
             with self._cache.slots:
@@ -241,6 +242,11 @@ class DemoBackend:
         cached_tokens: int | None = None,
     ) -> bool:
         usage, path = not fault.no_usage, request.path.partition("?")[0]
+        if path == messages.PATH:
+            message = messages.MessageReply(body, rng=self._rng, length=self.manner.length)
+            if body.get("stream") is True:
+                return self._stream(sock, message, fault, request.headers, usage=usage)
+            return self._whole(sock, message.whole(usage=usage), fault)
         reply = responses.Reply(
             body, chat=responses.GENERATED[path], rng=self._rng, length=self.manner.length
         )
@@ -250,9 +256,7 @@ class DemoBackend:
             reply.usage_asked = {"always": True, "never": False}.get(
                 self.manner.usage, reply.usage_asked
             )
-            return self._stream(
-                sock, reply, fault, usage=usage, authorization=request.headers.get("authorization")
-            )
+            return self._stream(sock, reply, fault, request.headers, usage=usage)
         return self._whole(sock, reply.whole(usage=usage), fault)
 
     def _strike(
@@ -333,11 +337,11 @@ class DemoBackend:
     def _stream(
         self,
         sock: socket.socket,
-        reply: responses.Reply,
+        reply: responses.Reply | messages.MessageReply,
         fault: FaultSpec,
+        headers: dict[str, str],
         *,
         usage: bool,
-        authorization: str | None,
     ) -> bool:
         sock.sendall(
             _head(
@@ -359,26 +363,23 @@ class DemoBackend:
                 return False
             if sent == fault.error_after:
                 message = (
-                    f"wrong key: {authorization}"
+                    f"wrong key: {headers.get('authorization')}"
                     if fault.body == "echo"
                     else "the stream fails as asked"
                 )
-                error = responses.error(message, code=fault.error_code or "demo_fault")
-                _chunk(sock, _event(error) + b"data: [DONE]\n\n")
+                _chunk(sock, reply.error(message, fault.error_code) + reply.END)
                 sock.sendall(b"0\r\n\r\n")
                 self.statuses["cut"] += 1
                 return True
             if pause and sent and self._hurried == hurried and not _wait(sock, pause):
                 self.statuses["gone"] += 1
                 return False
-            if fault.no_done and not (
-                event["choices"] and event["choices"][0]["finish_reason"] is None
-            ):
+            if fault.no_done and reply.is_end(event):
                 break
-            _chunk(sock, _event(event))
+            _chunk(sock, reply.encode(event))
             self.events["sent"] += 1
-        if not fault.no_done:
-            _chunk(sock, b"data: [DONE]\n\n")
+        if not fault.no_done and reply.END:
+            _chunk(sock, reply.END)
         sock.sendall(b"0\r\n\r\n")
         self.statuses["cut" if fault.no_done else "200"] += 1
         return True
@@ -421,10 +422,6 @@ def _respond(
     content = b"" if status == 204 else json.dumps(answer).encode()
     length = [] if status == 204 else [f"content-length: {len(content)}"]
     sock.sendall(_head(status, "application/json", *length, *(headers or ())) + content)
-
-
-def _event(event: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(event).encode() + b"\n\n"
 
 
 def _chunk(sock: socket.socket, data: bytes) -> None:

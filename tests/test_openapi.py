@@ -169,6 +169,10 @@ def test_responses_to_clients(gateway):
     assert port.check("POST", "/v1/completions", body={"model": "m", "prompt": "x"})[0] == 200
     assert port.check("POST", "/v1/embeddings", body={"model": "m", "input": "x"})[0] == 200
     assert port.check("POST", chats, body={"model": "nothing", **messages})[0] == 404
+    message = "/v1/messages"
+    assert port.check("POST", message, body={"model": "m", **messages})[0] == 200
+    assert port.check("POST", message, body={"model": "nothing", **messages})[0] == 404
+    assert port.check("POST", f"{message}/count_tokens", body={"model": "m", **messages})[0] == 200
     assert port.check("POST", chats, body={"model": "broken", **messages})[0] == 502
     assert port.check("POST", chats, body={"no": "model"})[0] == 400
 

@@ -62,7 +62,7 @@ def test_options_of_the_start_hold_for_every_process(module_dir, tmp_path):
             f'[server]\nport = {other}\nhost = "127.0.0.1"\n'
             f'[health_check]\nlisten = "127.0.0.1:{operations}"\n[logging]\nformat = "json"\n'
             f'{backend_toml(well)}\n[[backends]]\nname = "down"\nurl = "http://127.0.0.1:9"\n'
-            '[[backends]]\nname = "claude"\nurl = "http://127.0.0.1:9"\ntype = "anthropic"\n'
+            '[[backends]]\nname = "gemini"\nurl = "http://127.0.0.1:9"\ntype = "google"\n'
         )
         environ = clean_environ(XDG_RUNTIME_DIR=str(tmp_path), NEXUS_DISCOVERY="true")
         options = [
@@ -91,7 +91,7 @@ def test_options_of_the_start_hold_for_every_process(module_dir, tmp_path):
             until(lambda: "Ctrl-C stops it" in process.output(), within_s=20)
             screen = process.output()
             named = "in front of 2 backends"
-            assert f"{named} from {file}; claude (anthropic) left out, because" in screen
+            assert f"{named} from {file}; gemini (google) left out, because" in screen
             assert "discovery" not in screen
             until(lambda: '"event": "health process ready"' in process.output())
             assert '"event": "worker ready"' not in process.output(), "its level is warn"

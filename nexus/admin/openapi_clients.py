@@ -39,6 +39,14 @@ SCHEMAS: dict[str, Schema] = {
         "required": ["error"],
         "additionalProperties": False,
     },
+    "AnthropicError": object_schema(
+        type={"const": "error"},
+        error=object_schema(type=TEXT, message=TEXT, code=TEXT_OR_NULL, param=TEXT)
+        | {"required": ["type", "message"]},
+        request_id=TEXT_OR_NULL,
+        context={"type": "object", "description": "On a 503: what could serve, and when."},
+    )
+    | {"required": ["type", "error", "request_id"]},
     "Answer": {"type": "object", "description": "The backend's answer, as it came."},
     "Model": object_schema(
         id=TEXT,
@@ -55,14 +63,15 @@ SCHEMAS: dict[str, Schema] = {
 }
 
 
-def _faults() -> dict[str, Any]:
+def _faults(schema: str) -> dict[str, Any]:
     """The error responses of a proxied request: one for each status in the table of faults."""
     by_status: dict[str, list[str]] = {}
     for fault in FAULTS.values():
         if fault.status != _NEVER_SEEN:
             status = str(fault.status) if fault.status else "default"
             by_status.setdefault(status, []).append(f"`{fault.code}`: {fault.description}")
-    return {status: refused("\n\n".join(lines)) for status, lines in sorted(by_status.items())}
+    error = component(schema)
+    return {s: answer("\n\n".join(lines), error) for s, lines in sorted(by_status.items())}
 
 
 _NOT_NULL: Schema = {"type": ["string", "array", "object", "number", "boolean"]}
@@ -102,7 +111,7 @@ def _proxied(endpoint: Endpoint) -> dict[str, Any]:
         "requestBody": {"required": True, "content": body},
         "responses": {
             "200": {"description": "The backend's answer.", "content": media},
-            **_faults(),
+            **_faults(endpoint.dialect.ERROR_SCHEMA),
         },
     }
     return {method.lower(): operation for method in endpoint.methods}

@@ -68,11 +68,12 @@ def _start_demo_fleet(supervisor: Supervisor, run_dir: RunDirectory) -> None:
     supervisor.environ["NEXUS_CONFIG"] = str(file.absolute())
 
 
-def _model_to_try(run_dir: RunDirectory) -> str | None:
-    """The first published model that can chat, as far as is known; None if there is none yet."""
+def _model_to_try(run_dir: RunDirectory, dialect: str) -> str | None:
+    """The first published model that can chat, as far as is known, at a backend that speaks this
+    dialect; None if there is none yet."""
     snapshot = SnapshotReader(run_dir.path).read()
     for backend in snapshot.backends if snapshot else ():
-        for model in backend.models if backend.usable else ():
+        for model in backend.models if backend.usable and dialect in backend.config.spoken else ():
             if (not model.tasks or "chat" in model.tasks) and not is_pattern(model.name):
                 return model.name
     return None
@@ -109,7 +110,7 @@ def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, re
     server, listen = loaded.config.server, loaded.config.health_check.listen
     base = url_to(server.host, server.port)
     messages = [{"role": "user", "content": "Hello!"}]
-    body = {"model": _model_to_try(run_dir) or "YOUR-MODEL", "messages": messages}
+    body = {"model": _model_to_try(run_dir, "openai") or "YOUR-MODEL", "messages": messages}
     request = shlex.quote(json.dumps(body, ensure_ascii=False))
     backends = "two demo backends that make up text" if demo else _backends(loaded)
     verb, hint = "ready" if ready else "running", []
@@ -121,6 +122,10 @@ def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, re
     if listen != "off":
         url = url_to(*listen_address(listen))
         admin = f"operations {url}/metrics, also when every worker is busy"
+    claude = []
+    if (model := _model_to_try(run_dir, "anthropic")) is not None:
+        settings = f"ANTHROPIC_BASE_URL={base} ANTHROPIC_AUTH_TOKEN=unused"
+        claude = [f"    {settings} claude --model {shlex.quote(model)}", ""]
     listens, opening = _who_may_use_it(loaded.config)
     lines = [
         "",
@@ -137,6 +142,7 @@ def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, re
         "",
         f"    curl {base}/v1/chat/completions -H 'content-type: application/json' -d {request}",
         "",
+        *claude,
         *opening,
         "  Ctrl-C stops it.",
         "",

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from nexus.config.fields import BackendType, Count, Seconds, Section, Strategy, Task, Zone, doc
+from nexus.config.fields import (
+    BackendType,
+    Count,
+    Dialect,
+    Seconds,
+    Section,
+    Strategy,
+    Task,
+    Zone,
+    doc,
+)
 from nexus.providers import PROVIDERS, Provider
 
 
@@ -277,6 +288,10 @@ class BackendConfig(Section, frozen=True):
         Annotated[str, doc('Path of its OpenAI endpoints, instead of the one in url; "" for none.')]
         | None
     ) = None
+    dialects: Annotated[
+        list[Dialect],
+        doc("APIs of clients that it speaks itself. Empty: those of its type."),
+    ] = msgspec.field(default_factory=list)
     query: Annotated[dict[str, str], doc("Added to the query of every request to it.")] = (
         msgspec.field(default_factory=dict)
     )
@@ -313,6 +328,11 @@ class BackendConfig(Section, frozen=True):
     def provider(self) -> Provider:
         """What its kind is."""
         return PROVIDERS[self.type]
+
+    @property
+    def spoken(self) -> Collection[str]:
+        """Names of the dialects in which requests can be sent to it as they are."""
+        return self.dialects or self.provider.dialects
 
     @property
     def accepts_client_keys_by_default(self) -> bool:

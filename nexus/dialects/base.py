@@ -103,13 +103,15 @@ class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Usage(msgspec.Struct):
     """The tokens that a response took, as far as the backend reports them.
 
-    Cached tokens are part of the prompt's, reasoning tokens of the completion's.
+    Tokens read from a cache or written to it are part of the prompt's, reasoning tokens of the
+    completion's.
     """
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
+    cache_write_tokens: int | None = None
 
 
 class ReportedError(NamedTuple):
@@ -189,12 +191,23 @@ class Dialect(Protocol):
     Attributes:
         NAME: Its name in configuration and metrics.
         TITLE: Its name in documentation.
+        ERROR_SCHEMA: The name of its errors' form in OpenAPI.
+        PASSES_ERRORS: Every error response of a backend goes to the client as it came. Otherwise
+            the client gets an error of the gateway if the fault is not the client's.
+        REQUEST_ID_HEADER: The header of the gateway's errors that has the request's id, beside
+            `x-request-id`; None for none.
         KEEPALIVE: What a client that waits for its stream gets, so that no proxy closes the
             connection.
     """
 
     NAME: str
     TITLE: str
+    ERROR_SCHEMA: str
+    PASSES_ERRORS: bool
+
+    @property
+    def REQUEST_ID_HEADER(self) -> str | None: ...  # noqa: N802
+
     KEEPALIVE: bytes
 
     def parse_request(self, body: bytes, form: RequestForm, /) -> ParsedRequest:
@@ -242,6 +255,7 @@ class Dialect(Protocol):
         code: str | None,
         param: str | None = None,
         context: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
     ) -> bytes:
         """The body of an error response of the gateway."""
 

@@ -113,6 +113,16 @@ def with_field(body: bytes, name: str, value: bytes) -> bytes:
     return body.rstrip()[:-1] + b'%b"%b":%b}' % (b"," if fields else b"", name.encode(), value)
 
 
+def replace_model(body: bytes, model: str) -> bytes:
+    """The body with another `model`; all other bytes stay. Raises `InvalidBody`."""
+    try:
+        return with_field(body, "model", msgspec.json.encode(model))
+    except RecursionError as error:
+        raise InvalidBody("The body is nested too deeply.", json=False) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidBody("The body must be a JSON object.", json=False) from error
+
+
 def _strict(body: bytes) -> bytes:
     """Strict JSON of the same length, with values at the same offsets. What strict JSON lacks is
     another value."""

@@ -79,6 +79,7 @@ class Outcome(msgspec.Struct, kw_only=True, gc=False):
     completion_tokens: int | None = None
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
+    cache_write_tokens: int | None = None
     usage: str | None = None
     fallback_from: str | None = None
     stream: StreamOutcome | None = None

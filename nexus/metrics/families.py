@@ -32,7 +32,8 @@ PROBE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, *SECONDS)
 TOKENS = (10, 50, 100, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 128000)
 
 EXCLUSION_REASONS = (
-    "unknown", "unhealthy", "draining", "capability_mismatch", "privacy_restricted",
+    "unknown", "unhealthy", "draining", "dialect_not_spoken", "capability_mismatch",
+    "privacy_restricted",
     "tier_below_minimum", "circuit_open", "busy", "at_capacity",
 )  # fmt: skip
 """Why a backend that has the model of a request is not considered for it."""
@@ -100,11 +101,11 @@ TOKENS_USED = histogram(
 )
 TOKEN_DETAILS = counter(
     "nexus_token_details_total",
-    "Parts of the tokens that the backend reported: cached prompt tokens, reasoning completion "
-    "tokens.",
+    "Parts of the tokens that the backend reported: prompt tokens read from its cache (cached) or "
+    "written to it (cache_write), reasoning completion tokens.",
     model=MODEL,
     backend=BACKEND,
-    type=Label(("cached", "reasoning")),
+    type=Label(("cached", "reasoning", "cache_write")),
 )
 USAGE = counter(
     "nexus_usage_total",

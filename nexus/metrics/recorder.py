@@ -165,6 +165,7 @@ class Recorder:
                 stream is not None
                 or outcome.cached_tokens
                 or outcome.reasoning_tokens
+                or outcome.cache_write_tokens
                 or outcome.key_label is not None
             ):
                 rarer = self._rarer(outcome)
@@ -195,6 +196,7 @@ class Recorder:
         for kind, tokens in (
             ("cached", outcome.cached_tokens),
             ("reasoning", outcome.reasoning_tokens),
+            ("cache_write", outcome.cache_write_tokens),
         ):
             if tokens:
                 moves.append((child(families.TOKEN_DETAILS, *labels, kind).inc, tokens))

@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from nexus.providers.model_list import read_model_list
 from nexus.providers.probing import Fetch, ProbeResult
 
+OPENAI = frozenset({"openai"})
+DIALECTS = frozenset({"openai", "anthropic"})
+"""Every dialect that clients can speak."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Provider:
@@ -55,7 +59,7 @@ class Provider:
     accepts_client_keys: bool = False
     own_api: bool = False
     paths: Mapping[str, str] = field(default_factory=dict)
-    dialects: frozenset[str] = frozenset({"openai"})
+    dialects: frozenset[str] = OPENAI
     unsupported: str | None = None
 
     def base_path(self, path: str, root: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nexus.providers.base import Provider
+from nexus.providers.base import DIALECTS, Provider
 from nexus.providers.model_list import read_model_list
 from nexus.providers.probing import (
     BadProbeResponse,
@@ -46,4 +46,6 @@ def recognizes(result: ProbeResult) -> bool:
     return result.capacity is not None
 
 
-PROVIDER = Provider(name="llamacpp", probe=probe, recognizes=recognizes, own_api=True)
+PROVIDER = Provider(
+    name="llamacpp", probe=probe, recognizes=recognizes, own_api=True, dialects=DIALECTS
+)

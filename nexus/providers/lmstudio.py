@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nexus.providers.base import Provider
+from nexus.providers.base import DIALECTS, Provider
 from nexus.providers.model_list import read_model_list
 from nexus.providers.probing import (
     Fetch,
@@ -41,4 +41,4 @@ def _read(item: dict[str, Any], name: str) -> Model:
     )
 
 
-PROVIDER = Provider(name="lmstudio", probe=probe, own_api=True)
+PROVIDER = Provider(name="lmstudio", probe=probe, own_api=True, dialects=DIALECTS)

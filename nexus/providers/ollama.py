@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from nexus.providers.base import Provider
+from nexus.providers.base import DIALECTS, Provider
 from nexus.providers.probing import (
     BadProbeResponse,
     Fetch,
@@ -89,4 +89,5 @@ PROVIDER = Provider(
     recognizes=lambda _: True,  # No other server answers /api/tags in this form.
     canonical_name=canonical_name,
     own_api=True,
+    dialects=DIALECTS,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nexus.providers.base import Provider
+from nexus.providers.base import DIALECTS, Provider
 from nexus.providers.model_list import read_entry
 from nexus.providers.probing import Fetch, Model, ProbeResult, first_length, objects
 
@@ -23,4 +23,4 @@ def recognizes(result: ProbeResult) -> bool:
     return bool(result.models) and all(model.context_length for model in result.models)
 
 
-PROVIDER = Provider(name="vllm", probe=probe, recognizes=recognizes)
+PROVIDER = Provider(name="vllm", probe=probe, recognizes=recognizes, dialects=DIALECTS)

@@ -7,7 +7,7 @@ import json
 import msgspec
 
 from nexus.dialects.base import Dialect, ReportedError, Usage
-from nexus.errors import PassedOn, RequestFailed
+from nexus.errors import FAULTS, PassedOn, RequestFailed
 from nexus.http.headers import retry_after_s
 from nexus.http.response_parser import ResponseParser
 from nexus.providers.errors import classify, is_page, message_of, printable, status_for_client
@@ -58,10 +58,12 @@ class BackendFailures(msgspec.Struct, frozen=True):
         else:
             reported = message_of(readable)
             message += f": {reported}" if reported else "."
-        if fault.status is not None:
+        passes = self.dialect.PASSES_ERRORS and status >= 400 and whole and content
+        if fault.status is not None and not passes:
             return RequestFailed(fault, message, retry_after_s=retry_s)
         headers = [(name, self._masked(value)) for name, value in headers]
-        status = status_for_client(fault, status)
+        if not passes:
+            status = status_for_client(fault, status)
         if not whole or not content:
             content = self.dialect.error_body(message, status=status, code=fault.code)
             headers = [field for field in headers if not field[0].startswith("content-")]
@@ -74,9 +76,13 @@ class BackendFailures(msgspec.Struct, frozen=True):
         content = mask_key(error.body, self.key)
         message = f"Backend {self.backend}: {printable(self._masked(error.message))}"
         fault = classify(error.status, content, own_key=self.own_key)
+        passes = self.dialect.PASSES_ERRORS
         if fault.status is not None:
-            return RequestFailed("error_event", message)
-        passed_on = PassedOn(status_for_client(fault, error.status), list(_JSON_HEADERS), content)
+            fault = FAULTS["error_event"]
+            if not passes:
+                return RequestFailed(fault, message)
+        status = error.status if passes else status_for_client(fault, error.status)
+        passed_on = PassedOn(status, list(_JSON_HEADERS), content)
         return RequestFailed(fault, message, passed_on=passed_on)
 
     def usage_in(self, response: ResponseParser, content: bytes) -> Usage | None:

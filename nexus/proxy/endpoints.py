@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from nexus.dialects import openai
+from nexus.dialects import anthropic, openai
 from nexus.dialects.base import Dialect, PromptField, RequestForm
 
 
@@ -145,13 +145,14 @@ class EndpointTable:
         return Target(endpoint, query, deployment)
 
 
+_MESSAGES = RequestForm(prompts=(PromptField(name="messages", messages=True),), task="chat")
 ENDPOINTS = EndpointTable(
     (
         Endpoint(
             name="chat_completions",
             path="/v1/chat/completions",
             dialect=openai,
-            form=RequestForm(prompts=(PromptField(name="messages", messages=True),), task="chat"),
+            form=_MESSAGES,
             summary="Answer a conversation",
             streams=True,
         ),
@@ -205,6 +206,21 @@ ENDPOINTS = EndpointTable(
             dialect=openai,
             form=RequestForm(prompts=(PromptField(name="input"),), task="moderation"),
             summary="Judge whether texts are harmful",
+        ),
+        Endpoint(
+            name="messages",
+            path="/v1/messages",
+            dialect=anthropic,
+            form=_MESSAGES,
+            summary="Answer a conversation",
+            streams=True,
+        ),
+        Endpoint(
+            name="count_tokens",
+            path="/v1/messages/count_tokens",
+            dialect=anthropic,
+            form=_MESSAGES,
+            summary="Count the tokens of a conversation",
         ),
     )
 )

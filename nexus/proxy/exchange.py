@@ -174,6 +174,7 @@ class Exchange:
         outcome.completion_tokens = usage.completion_tokens
         outcome.cached_tokens = usage.cached_tokens
         outcome.reasoning_tokens = usage.reasoning_tokens
+        outcome.cache_write_tokens = usage.cache_write_tokens
         outcome.affinity = choice.affinity if choice else None
         outcome.before_s, outcome.after_s = self._before_s, self._after_s
         if (caller := self.caller) is not None:

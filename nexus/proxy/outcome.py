@@ -54,6 +54,7 @@ def log_outcome(outcome: Outcome) -> None:
             "completion_tokens": outcome.completion_tokens,
             "cached_tokens": outcome.cached_tokens,
             "reasoning_tokens": outcome.reasoning_tokens,
+            "cache_write_tokens": outcome.cache_write_tokens,
             "usage": outcome.usage,
             "attempts": outcome.attempts,
             "stream": stream is not None,

@@ -108,15 +108,16 @@ def error_response(exchange: Exchange, error: BaseException) -> ClientResponse:
             "request failed inside the gateway", exc_info=error, extra={"id": exchange.request_id}
         )
         error = RequestFailed("internal", "The gateway failed; see its log.")
-    return whole_response(exchange, *failure_content(error, exchange.endpoint.dialect), error.fault)
+    content = failure_content(error, exchange.endpoint.dialect, exchange.request_id)
+    return whole_response(exchange, *content, error.fault)
 
 
 def failure_content(
-    failure: RequestFailed, dialect: Dialect
+    failure: RequestFailed, dialect: Dialect, request_id: str
 ) -> tuple[int, list[tuple[str, str]], bytes]:
     """The status, the headers and the body that tell a client of a failure."""
     fault, passed = failure.fault, failure.passed_on
-    if passed is not None and fault.status is None:
+    if passed is not None:
         headers = list(passed.headers)
         if fault.blame is Blame.BUSY and failure.retry_after_s is None:
             headers.append(("retry-after", "1"))  # for so long the backend counts as busy here
@@ -128,8 +129,11 @@ def failure_content(
         code=fault.code,
         param=failure.param,
         context=failure.context,
+        request_id=request_id,
     )
     headers = [("content-type", "application/json"), *failure.headers.items()]
+    if dialect.REQUEST_ID_HEADER is not None:
+        headers.append((dialect.REQUEST_ID_HEADER, request_id))
     if status >= 500 and "retry-after" not in failure.headers:
         # OpenAI's clients would retry; Nexus has retried already.
         headers.append(("x-should-retry", "false"))

@@ -39,7 +39,9 @@ def check_caller(engine: Engine, request: Request) -> tuple[Caller | None, Clien
         for check in checks.CALLER:
             check(exchange)
     except RequestFailed as failure:
-        status, headers, content = failure_content(failure, exchange.endpoint.dialect)
+        status, headers, content = failure_content(
+            failure, exchange.endpoint.dialect, exchange.request_id
+        )
         headers = base_headers(exchange) + headers
         return exchange.caller, ClientResponse(status, headers, iter((content,)))
     finally:

@@ -38,6 +38,8 @@ class Candidate:
             return backend.status
         if backend.draining:
             return "draining"
+        if needs.dialect not in backend.config.spoken:
+            return "dialect_not_spoken"
         if self.lacks(needs):
             return "capability_mismatch"
         return constraints.rejects(backend)

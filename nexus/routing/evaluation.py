@@ -39,7 +39,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     @property
     def progress(self) -> int:
         """How far a usable backend's candidate gets: capability first, then policy."""
-        if self.reason == "capability_mismatch":
+        if self.reason in ("dialect_not_spoken", "capability_mismatch"):
             return 0
         return 1 if self.reason in POLICY_REASONS else _SUITABLE
 
@@ -52,7 +52,8 @@ def evaluate(
 ) -> Evaluation:
     """Find the first reason why a candidate for `model` cannot serve the request.
 
-    In this order: health, draining, capability, policy, circuit, a busy backend, its limit.
+    In this order: health, draining, dialect, capability, policy, circuit, a busy backend, its
+    limit.
     """
     reason = candidate.unsuitable(query.needs, accepted_constraints(table, query, model))
     if reason is None:

@@ -9,7 +9,10 @@ import msgspec
 
 class Needs(Protocol):
     """What the model must be able to do; `context` in estimated tokens, `task` as `Model.tasks`
-    names it."""
+    names it. `dialect`: the protocol that its backend must speak."""
+
+    @property
+    def dialect(self) -> str: ...
 
     @property
     def task(self) -> str: ...
@@ -26,6 +29,7 @@ class Needs(Protocol):
 class Requirements(msgspec.Struct, frozen=True, kw_only=True):
     """Needs that are known already."""
 
+    dialect: str = "openai"
     task: str = ""
     vision: bool = False
     tools: bool = False

@@ -44,6 +44,13 @@ def no_route(table: RouteTable, query: RouteQuery, now: RoutingContext) -> Reque
             "healthy."
         )
         return _unavailable(table, query, found, "routing_rejected", message, retry_after_s=5)
+    if all(one.reason == "dialect_not_spoken" for one in usable):
+        names = ", ".join(dict.fromkeys(one.backend.name for one in usable[:_LISTED]))
+        message = (
+            f"No backend that has {query.model!r} speaks the API of this request "
+            f"({query.needs.dialect}). It is at {names}."
+        )
+        return RequestFailed("dialect_not_spoken", message, param="model")
     lacking = ", ".join(
         dict.fromkeys(word for one in usable for word in one.candidate.lacks(query.needs))
     )

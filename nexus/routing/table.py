@@ -11,6 +11,7 @@ import msgspec
 from nexus.config.records import MAX_ALIAS_DEPTH, Routing
 from nexus.config.routing_records import Affinity
 from nexus.fleet.records import Backend, Snapshot
+from nexus.providers.base import DIALECTS
 from nexus.routing.affinity import Session, rendezvous_order
 from nexus.routing.candidate import CAPABILITIES, Candidate
 from nexus.routing.listing import Listing
@@ -240,7 +241,8 @@ def configured_models(routing: Routing) -> set[str]:
 
 
 def _decisive_fields(candidates: Sequence[Candidate]) -> tuple[str, ...]:
-    """The fields of `Needs` of which some of the offers are known to lack something."""
+    """The fields of `Needs` of which some of the offers are known to lack something. For most
+    fleets these are none."""
     fields = [
         field
         for field in CAPABILITIES
@@ -248,4 +250,6 @@ def _decisive_fields(candidates: Sequence[Candidate]) -> tuple[str, ...]:
     ]
     if any(candidate.model.tasks for candidate in candidates):
         fields.append("task")
+    if any(not DIALECTS.issubset(candidate.backend.config.spoken) for candidate in candidates):
+        fields.append("dialect")
     return tuple(fields)

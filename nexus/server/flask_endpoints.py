@@ -1,19 +1,20 @@
-"""The OpenAI endpoints."""
+"""The clients' endpoints: the proxied ones, and the models in the form of either API."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from flask import Blueprint, Response, after_this_request, jsonify, request
 
 from nexus.access.callers import Caller
-from nexus.dialects import openai
+from nexus.dialects import anthropic, openai
 from nexus.dialects.base import RequestForm
 from nexus.proxy.endpoints import ENDPOINTS, Endpoint
 from nexus.proxy.engine import ClientResponse, Engine
 from nexus.proxy.request import Request
 from nexus.proxy.serve import check_caller, serve
-from nexus.server.model_list import find_model, list_models
+from nexus.server.model_list import anthropic_list, find_model, in_anthropic_form, list_models
 from nexus.server.wsgi import release, request_from
 
 _ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -26,6 +27,18 @@ _MODELS = Endpoint(
     methods=("GET",),
     body="none",
 )
+
+
+_ANTHROPIC_MODELS = replace(_MODELS, dialect=anthropic)
+
+
+def _asks_in_anthropics_form() -> bool:
+    """Whether the client is one of Anthropic's: all of them send this header."""
+    return "anthropic-version" in request.headers
+
+
+def _models_endpoint() -> Endpoint:
+    return _ANTHROPIC_MODELS if _asks_in_anthropics_form() else _MODELS
 
 
 def openai_endpoints(engine: Engine) -> Blueprint:
@@ -43,7 +56,10 @@ def openai_endpoints(engine: Engine) -> Blueprint:
         if refusal is not None:
             return refusal
         view = engine.fleet.current()
-        return jsonify(object="list", data=list_models(view, caller) if view else [])
+        entries = list_models(view, caller) if view else []
+        if _asks_in_anthropics_form():
+            return jsonify(anthropic_list(entries))
+        return jsonify(object="list", data=entries)
 
     @blueprint.get("/v1/models/<path:name>")
     def model(name: str) -> Response:
@@ -53,10 +69,11 @@ def openai_endpoints(engine: Engine) -> Blueprint:
         view = engine.fleet.current()
         for given in (name, f"/{name}"):  # a slash at the front of a name is lost in the path
             if view is not None and (entry := find_model(view, given, caller)) is not None:
-                return jsonify(entry)
+                return jsonify(in_anthropic_form(entry) if _asks_in_anthropics_form() else entry)
         message = f"The model {name[:200]!r} does not exist here."
+        dialect = _models_endpoint().dialect
         return Response(
-            openai.error_body(message, status=404, code="model_not_found", param="model"),
+            dialect.error_body(message, status=404, code="model_not_found", param="model"),
             404,
             mimetype="application/json",
         )
@@ -70,7 +87,7 @@ def _proxied(engine: Engine, endpoint: Endpoint) -> Callable[[], Response]:
 
 def _check_caller(engine: Engine) -> tuple[Caller | None, Response | None]:
     """The caller of a request for the models list, and the refusal if it may not have it."""
-    caller, refusal = check_caller(engine, _given(engine, _MODELS))
+    caller, refusal = check_caller(engine, _given(engine, _models_endpoint()))
     if refusal is not None:
         return caller, _response(refusal)
     after_this_request(_released_when_written)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from nexus.access.callers import Caller
@@ -34,6 +35,28 @@ def find_model(view: View, name: str, caller: Caller | None = None) -> dict[str,
         candidate for candidate in view.table.candidates_for(model) if candidate.backend.usable
     ]
     return _entry(name, model, candidates) if candidates else None
+
+
+def in_anthropic_form(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry as Anthropic's clients read it; what the gateway adds is not in it."""
+    created = datetime.fromtimestamp(entry["created"], UTC)
+    return {
+        "type": "model",
+        "id": entry["id"],
+        "display_name": entry["id"],
+        "created_at": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def anthropic_list(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The whole list in Anthropic's form, as its only page."""
+    data = [in_anthropic_form(entry) for entry in entries]
+    return {
+        "data": data,
+        "has_more": False,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+    }
 
 
 def _entry(name: str, model: str, candidates: Sequence[Candidate]) -> dict[str, Any]:

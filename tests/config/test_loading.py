@@ -56,9 +56,9 @@ url = "https://api.openai.com"
 type = "openai"
 api_key_env = "OPENAI_API_KEY"
 [[backends]]
-name = "claude"
-url = "https://api.anthropic.com"
-type = "anthropic"
+name = "gemini"
+url = "https://generativelanguage.googleapis.com"
+type = "google"
 [quality]
 error_rate_threshold = 0.5
 ttft_penalty_threshold_ms = 3000
@@ -94,13 +94,13 @@ def problems(file: Path, text: str, **environ: str) -> list[str]:
 def test_an_unmodified_configuration_of_the_original(file):
     file.write_text(ORIGINAL)
     loaded = load(file, environ={"OPENAI_API_KEY": "sk-1"})
-    assert [backend.name for backend in loaded.config.backends] == ["local", "cloud", "claude"]
+    assert [backend.name for backend in loaded.config.backends] == ["local", "cloud", "gemini"]
     assert loaded.config.routing.aliases == {"gpt-4": "llama3:70b"}
     not_built, left_out, open_to_all = loaded.warnings
     assert "whoever reaches port 8000 uses the backends" in open_to_all
     for section in ("discovery", "lifecycle", "fleet", "routing.budget"):
         assert f"[{section}]" in not_built
-    assert "claude (anthropic)" in left_out
+    assert "gemini (google)" in left_out
 
 
 OPENAI = '[[backends]]\nname = "{0}"\nurl = "https://{0}.example/v1"\ntype = "openai"\n'

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.dialects.base import InvalidBody, ParsedRequest, PromptField, RequestForm
-from nexus.dialects.openai.request import parse_request, replace_model
+from nexus.dialects.json_body import replace_model
+from nexus.dialects.openai.request import parse_request
 
 
 def read(body: bytes, names: tuple[str, ...], *, task: str = "") -> ParsedRequest:

@@ -78,7 +78,7 @@ GENERIC_LIST = {
         {"id": "plain", "object": "model", "owned_by": "x", "created": 1786000000.5},
         {"id": "mock-gpt", "mode": "chat", "max_input_tokens": 16000, "max_output_tokens": 16384},
         {"id": "bge", "mode": "embedding", "max_input_tokens": None},
-        {"id": "odd-mode", "mode": "moderation"},
+        {"id": "odd-mode", "mode": "video"},
         {
             "id": "router/seeing",
             "context_length": 128000,

@@ -18,7 +18,7 @@ def test_what_tells_kinds_apart():
     def having(attribute):
         return {name for name in KINDS if getattr(PROVIDERS[name], attribute)}
 
-    assert having("unsupported") == {"anthropic", "google"}
+    assert having("unsupported") == {"google"}
     assert having("cloud") == {"openai", "anthropic", "google"}
     assert having("accepts_client_keys") == {"openai"}
     assert having("own_api") == {"ollama", "llamacpp", "lmstudio"}

@@ -292,6 +292,8 @@ def test_beyond_a_context_only_longer_ones_that_are_known():
 class Unread:
     """Needs of a body that is too costly to read."""
 
+    dialect = "openai"
+
     def __getattr__(self, name: str):
         raise AssertionError(f"{name} was read")
 
@@ -302,6 +304,21 @@ def test_needs_are_read_only_where_they_decide():
         pick(sized(a=1000, b=2000), "m", needs=Unread())
     with pytest.raises(AssertionError, match="tools was read"):
         pick(table(backend("a", Model(name="m", tools=False))), "m", needs=Unread())
+
+
+def test_a_request_goes_where_its_dialect_is_spoken():
+    routes = table(
+        backend("a", "m", type="openai"),
+        backend("b", "m", type="vllm"),
+        backend("c", "m", type="vllm", dialects=["openai"]),
+        backend("d", "m", "claude", type="anthropic"),
+    )
+    assert {pick(routes, "m").backend.name for _ in range(8)} <= {"a", "b", "c"}
+    needs = Requirements(dialect="anthropic")
+    assert {pick(routes, "m", needs=needs).backend.name for _ in range(8)} <= {"b", "d"}
+    with pytest.raises(RequestFailed, match=r"'claude' .*\(openai\).* at d") as caught:
+        pick(routes, "claude")
+    assert caught.value.fault.code == "dialect_not_spoken"
 
 
 OLLAMA = ("llama3.2:latest", "Qwen:7b", "hf.co/user/model:latest")

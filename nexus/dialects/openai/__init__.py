@@ -3,15 +3,19 @@ contract."""
 
 from __future__ import annotations
 
+from nexus.dialects.json_body import replace_model
 from nexus.dialects.openai.errors import error_body, error_in_response
 from nexus.dialects.openai.events import KEEPALIVE, error_event, response_events
-from nexus.dialects.openai.request import parse_request, replace_model
+from nexus.dialects.openai.request import parse_request
 from nexus.dialects.openai.stream import open_stream
 from nexus.dialects.openai.usage import ask_for_usage, asks_for_usage, usage_in_response
 
 __all__ = [
+    "ERROR_SCHEMA",
     "KEEPALIVE",
     "NAME",
+    "PASSES_ERRORS",
+    "REQUEST_ID_HEADER",
     "TITLE",
     "ask_for_usage",
     "asks_for_usage",
@@ -27,3 +31,6 @@ __all__ = [
 
 NAME = "openai"
 TITLE = "OpenAI"
+ERROR_SCHEMA = "Error"
+PASSES_ERRORS = False
+REQUEST_ID_HEADER = None

@@ -1,173 +1,26 @@
-"""What a request asks of a model, read from the few fields of its body that say so.
-
-Nothing is read before a decision depends on it, and nothing is parsed item by item: the work for a
-body is linear in its size, whatever it holds.
-"""
+"""What a request asks of a model, read from the few fields of its body that say so."""
 
 from __future__ import annotations
 
 import re
-from functools import cached_property
-from itertools import islice
+from typing import ClassVar
 
-import msgspec
+from nexus.dialects.base import ParsedRequest, RequestForm
+from nexus.dialects.body_needs import BodyNeeds, parse_body
 
-from nexus.dialects.base import (
-    InvalidBody,
-    ModelMissing,
-    ParsedRequest,
-    PromptField,
-    RequestForm,
-)
-from nexus.dialects.conversation import prompt_start, text_at
-from nexus.dialects.json_body import Raw, read_fields, with_field
-
-CHARACTERS_PER_TOKEN = 4
-"""The estimate of a prompt's length in tokens before it is sent."""
-IMAGE_TOKENS = 1000
 _FIELDS = frozenset(
     ("model", "stream", "stream_options", "messages", "prompt", "input", "tools", "response_format")
 )
 """Fields that the gateway reads in requests to any endpoint, beside the prompts of the endpoint."""
-_MOST_ITEMS = 2000
-"""Items of a list that are compared to find the longest one."""
 
 
-class _BodyNeeds(msgspec.Struct, dict=True):
-    """The needs of a body, each read when it is first asked for."""
-
-    fields: dict[str, Raw]
-    prompt: PromptField
-    task: str
-
-    @cached_property
-    def vision(self) -> bool:
-        return self.prompt.messages and _IMAGE.search(self._raw(self.prompt.name)) is not None
-
-    @cached_property
-    def tools(self) -> bool:
-        return self._raw("tools") not in _NOTHING
-
-    @cached_property
-    def json_mode(self) -> bool:
-        return _JSON_MODE.search(self._raw("response_format")) is not None
-
-    @cached_property
-    def context(self) -> int:
-        raw = self._raw(self.prompt.name)
-        tokens = _of_text(raw) if self.prompt.messages else _of_longest(raw)
-        for name in self.prompt.beside:
-            tokens += _of_text(self._raw(name))
-        return tokens + _of_text(self._raw("tools"))
-
-    def text_of(self, path: str) -> str | None:
-        name, *keys = path.split(".")
-        return text_at(self.fields.get(name), keys)
-
-    def start(self, most: int) -> tuple[bytes, int]:
-        names = ("tools", *self.prompt.beside, self.prompt.name)
-        return prompt_start([self.fields.get(name, b"") for name in names], most)
-
-    def _raw(self, name: str) -> bytes:
-        return bytes(self.fields.get(name, b""))
-
-
-# A quote within a JSON string is escaped, so these match names and values only, never a text that
-# speaks of them.
-_IMAGE = re.compile(rb'"type"\s*:\s*"(?:image_url|input_image)"')
-_JSON_MODE = re.compile(rb'"type"\s*:\s*"json_object"')
-_INLINE_DATA = re.compile(rb'"data:[^",]{0,200};base64,[^"]*+"')
-_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_LISTS = re.compile(rb"\[[^\[\]]*+\]")
-_NOTHING = (b"", b"null", b"[]", b"{}")
-_NO_MESSAGE = 20
-"""A list of messages with fewer bytes may be empty."""
-_decode_model = msgspec.json.Decoder(str | None).decode
-_STREAM = {b"true": True, b"false": False, b"null": False}
+class _OpenAINeeds(BodyNeeds):
+    dialect: ClassVar[str] = "openai"
+    IMAGE: ClassVar[re.Pattern[bytes]] = re.compile(rb'"type"\s*:\s*"(?:image_url|input_image)"')
+    BEFORE: ClassVar[tuple[str, ...]] = ("tools",)
 
 
 def parse_request(body: bytes, form: RequestForm) -> ParsedRequest:
     """Read the model, whether a stream is asked for, and the needs; everything else is left to the
-    backend.
-
-    Raises `InvalidBody`.
-    """
-    names = form.fields
-    fields = read_fields(body, _FIELDS if names <= _FIELDS else _FIELDS | names)
-    try:
-        name = _decode_model(fields.get("model", b"null"))
-    except msgspec.DecodeError as error:
-        raise InvalidBody("`model` must be a string.", param="model") from error
-    if not name:
-        problem = "You must name a model." if name is None else "`model` must not be empty."
-        raise ModelMissing(problem, param="model")
-    stream = False
-    if (raw := fields.get("stream")) is not None:
-        value = _STREAM.get(bytes(raw))
-        if value is None:
-            raise InvalidBody("`stream` must be true or false.", param="stream")
-        stream = value
-    prompt = _prompt_in(fields, form)
-    needs = _BodyNeeds(fields, prompt, form.task)
-    return ParsedRequest(
-        model=name, stream=stream, needs=needs, prompt=needs if form.task == "chat" else None
-    )
-
-
-def _prompt_in(fields: dict[str, Raw], form: RequestForm) -> PromptField:
-    """The first prompt that the body has. Raises `InvalidBody`."""
-    for prompt in form.prompts:
-        raw = fields.get(prompt.name)
-        if raw is not None and (len(raw) != len(b"null") or bytes(raw) != b"null"):
-            break
-    else:
-        missing = form.prompts[0].name
-        raise InvalidBody(f"`{missing}` is missing.", param=missing)
-    if prompt.messages:
-        if memoryview(raw)[0] != ord("["):
-            raise InvalidBody(f"`{prompt.name}` must be a list.", param=prompt.name)
-        if len(raw) < _NO_MESSAGE and not bytes(raw)[1:-1].strip():
-            raise InvalidBody(f"`{prompt.name}` must not be empty.", param=prompt.name)
-    for name in prompt.beside:
-        if bytes(fields.get(name, b"null")) == b"null":
-            raise InvalidBody(f"`{name}` is missing.", param=name)
-    return prompt
-
-
-def replace_model(body: bytes, model: str) -> bytes:
-    """The body with another `model`; all other bytes stay. Raises `InvalidBody`."""
-    try:
-        return with_field(body, "model", msgspec.json.encode(model))
-    except RecursionError as error:
-        raise InvalidBody("The body is nested too deeply.", json=False) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidBody("The body must be a JSON object.", json=False) from error
-
-
-def _of_text(raw: bytes) -> int:
-    """Tokens of all texts in a piece of JSON; escapes count as the characters that they stand
-    for."""
-    images = 0
-    if b";base64," in raw:
-        raw, images = _INLINE_DATA.subn(b"", raw)
-    characters = len(raw) if raw.isascii() else len(raw.decode(errors="replace"))
-    escapes = raw.count(b"\\") - raw.count(b"\\\\")
-    characters -= escapes + 4 * raw.count(b"\\u")
-    return characters // CHARACTERS_PER_TOKEN + images * IMAGE_TOKENS
-
-
-def _of_longest(raw: bytes) -> int:
-    """Tokens of a text, of a list of token ids, or of the longest of a list of either."""
-    if raw[:1] != b"[":
-        return _of_text(raw)
-    if b'"' in raw:
-        return max(_of_text(item[0]) for item in islice(_STRINGS.finditer(raw), _MOST_ITEMS))
-    if b"[" in raw[1:]:
-        return max(
-            (_ids(item[0]) for item in islice(_LISTS.finditer(raw, 1), _MOST_ITEMS)), default=0
-        )
-    return _ids(raw)
-
-
-def _ids(raw: bytes) -> int:
-    return raw.count(b",") + 1
+    backend. Raises `InvalidBody`."""
+    return parse_body(body, form, _FIELDS, _OpenAINeeds)

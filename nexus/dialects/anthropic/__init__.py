@@ -1,0 +1,36 @@
+"""Anthropic's protocol, as its own API and compatible servers speak it. `base.Dialect` is its
+contract."""
+
+from __future__ import annotations
+
+from nexus.dialects.anthropic.errors import error_body, error_in_response
+from nexus.dialects.anthropic.events import KEEPALIVE, error_event, response_events
+from nexus.dialects.anthropic.request import parse_request
+from nexus.dialects.anthropic.stream import open_stream
+from nexus.dialects.anthropic.usage import ask_for_usage, asks_for_usage, usage_in_response
+from nexus.dialects.json_body import replace_model
+
+__all__ = [
+    "ERROR_SCHEMA",
+    "KEEPALIVE",
+    "NAME",
+    "PASSES_ERRORS",
+    "REQUEST_ID_HEADER",
+    "TITLE",
+    "ask_for_usage",
+    "asks_for_usage",
+    "error_body",
+    "error_event",
+    "error_in_response",
+    "open_stream",
+    "parse_request",
+    "replace_model",
+    "response_events",
+    "usage_in_response",
+]
+
+NAME = "anthropic"
+TITLE = "Anthropic"
+ERROR_SCHEMA = "AnthropicError"
+PASSES_ERRORS = True
+REQUEST_ID_HEADER = "request-id"

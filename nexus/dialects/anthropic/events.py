@@ -1,0 +1,31 @@
+"""Events that the gateway itself writes into a client's stream."""
+
+from __future__ import annotations
+
+from nexus.dialects.anthropic.errors import error_body, error_in
+
+KEEPALIVE = b'event: ping\ndata: {"type": "ping"}\n\n'
+_LONGEST_MESSAGE = 1000
+"""Bytes of a failed response that become the message of an error."""
+
+
+def error_event(message: str, *, status: int, code: str | None) -> bytes:
+    """An error as the last event of a stream."""
+    return _event(error_body(message, status=status, code=code))
+
+
+def response_events(response: bytes, status: int) -> bytes:
+    """A failed response as the last event of a stream.
+
+    A whole message cannot be one: its client gets an error.
+    """
+    if status < 300:
+        return error_event("The backend answered without a stream.", status=502, code=None)
+    if error_in(response) is None:
+        message = response[:_LONGEST_MESSAGE].decode(errors="replace")
+        return error_event(message, status=status, code=None)
+    return _event(b" ".join(response.splitlines()))
+
+
+def _event(error: bytes) -> bytes:
+    return b"event: error\ndata: " + error + b"\n\n"

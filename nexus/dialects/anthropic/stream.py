@@ -1,0 +1,123 @@
+"""The reader of Anthropic's streams, whose events have names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from nexus.dialects.anthropic.errors import error_in
+from nexus.dialects.anthropic.usage import Counts, UsageFields
+from nexus.dialects.base import ReportedError, Usage
+from nexus.dialects.event_stream import EventStream
+from nexus.dialects.lenient_json import UNREADABLE, lenient
+from nexus.http.sse import Event
+
+_DELTA = b"event: content_block_delta\ndata: "
+_DELTA_DATA = len(_DELTA)
+
+
+class _Message(msgspec.Struct):
+    usage: UsageFields | None = None
+
+
+class _Data(msgspec.Struct):
+    type: Any = None
+    message: _Message | None = None
+    usage: UsageFields | None = None
+
+
+_decode = lenient(msgspec.json.Decoder(_Data).decode)
+
+
+class AnthropicStream(EventStream):
+    """Reads one stream; `StreamReader` documents the interface.
+
+    The first `content_block_delta` is its first content, `message_stop` its end. A delta is not
+    parsed: its name says what it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        hide_usage: bool = False,  # noqa: ARG002 - nothing is asked for in the client's name
+        own_key: str | None = None,
+    ) -> None:
+        super().__init__(clock=clock, own_key=own_key)
+        self._counts = Counts()
+        self._deltas = 0
+
+    def feed(self, piece: bytes) -> bytes:
+        now = self._clock()
+        if self.first_token_at:
+            if (gap_s := now - self.last_at) > self.longest_gap_s:
+                self.longest_gap_s = gap_s
+            self.last_at = now
+            # Nearly every packet is one whole event with output.
+            if (
+                self._between_events
+                and piece[:_DELTA_DATA] == _DELTA
+                and piece[-2:] == b"\n\n"
+                and piece.find(b"\n", _DELTA_DATA) == len(piece) - 2
+                and b"\r" not in piece
+            ):
+                self.events += 1
+                self._deltas += 1
+                return piece
+        self.last_at = now
+        return self._read_events(piece)
+
+    def _understand(self, event: Event, data: bytes) -> bytes:
+        kind = event.kind or _type_in(data)
+        if kind == b"ping":
+            self.alive_at = self.last_at
+            return event.raw
+        if kind == b"message_stop":
+            self.done = self.content = True
+            return event.raw
+        self.events += 1
+        if kind == b"content_block_delta":
+            self._deltas += 1
+            self._mark_output()
+        elif kind == b"error":
+            self.error = error_in(data) or ReportedError("no message", 500, data)
+            self.done = True  # nothing follows, and clients leave at once
+        elif kind in (b"message_start", b"message_delta"):
+            self._read_usage(data)
+            if kind == b"message_delta":
+                self.content = True  # a message without content ends, too
+        return event.raw
+
+    def _read_usage(self, data: bytes) -> None:
+        try:
+            found = _decode(data)
+        except UNREADABLE:
+            return
+        fields = found.message.usage if found.message is not None else found.usage
+        if fields is not None:
+            self._counts.update(fields)
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._counts.usage
+
+    @property
+    def finished(self) -> bool:
+        """Whether `message_stop` has come."""
+        return self.done and self.error is None
+
+    def counted_tokens(self) -> int:
+        return self._deltas
+
+
+def _type_in(data: bytes) -> bytes:
+    """What an event without a name says that it is."""
+    try:
+        return str(_decode(data).type or "").encode()
+    except UNREADABLE:
+        return b""
+
+
+open_stream = AnthropicStream

@@ -1,0 +1,91 @@
+"""Anthropic's token usage: every response and every stream reports it unasked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nexus.dialects.base import Usage
+from nexus.dialects.lenient_json import UNREADABLE, lenient
+
+_MOST = 10**8
+"""A larger number of tokens is ignored: one such response would spoil a sum for as long as the
+gateway runs."""
+
+
+class UsageFields(msgspec.Struct):
+    """The counts of a `usage` object. Tokens that were read from a cache, or written to it, are
+    not among `input_tokens`."""
+
+    input_tokens: Any = None
+    output_tokens: Any = None
+    cache_read_input_tokens: Any = None
+    cache_creation_input_tokens: Any = None
+
+
+class _Response(msgspec.Struct):
+    usage: UsageFields | None = None
+
+
+_decode = msgspec.json.Decoder(_Response).decode
+_decode_leniently = lenient(_decode)
+
+
+class Counts:
+    """The counts of one response. Of each, the last value over 0 holds: in a stream they are
+    cumulative."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def update(self, fields: UsageFields) -> None:
+        counts = self._counts
+        for name in UsageFields.__struct_fields__:
+            value = getattr(fields, name)
+            if type(value) is int and 0 <= value <= _MOST and (value or name not in counts):
+                counts[name] = value
+
+    @property
+    def usage(self) -> Usage | None:
+        """What was reported so far; None if that is neither input nor output."""
+        get = self._counts.get
+        completion, cached = get("output_tokens"), get("cache_read_input_tokens")
+        written = get("cache_creation_input_tokens")
+        prompt = get("input_tokens")
+        if prompt is not None:
+            prompt += (cached or 0) + (written or 0)
+        elif completion is None:
+            return None
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            cached_tokens=cached,
+            cache_write_tokens=written,
+        )
+
+
+def usage_in_response(response: bytes, *, lenient: bool = False) -> Usage | None:
+    """The usage that a whole response reports; None if it reports none in Anthropic's form."""
+    if b'"usage"' not in response:
+        return None
+    try:
+        fields = (_decode_leniently if lenient else _decode)(response).usage
+    except UNREADABLE:
+        return None
+    if fields is None:
+        return None
+    counts = Counts()
+    counts.update(fields)
+    return counts.usage
+
+
+def asks_for_usage(_body: bytes) -> bool:
+    """Every stream reports its usage."""
+    return True
+
+
+def ask_for_usage(body: bytes) -> bytes:
+    return body
