@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from nexus.fleet.load_table import LoadTable
 from tests.support.load import ParsedRequest, chat, run
 from tests.support.metrics import Scrape, scrape
 from tests.support.polling import until
@@ -39,7 +40,6 @@ class Chaos:
         self.gateway = gateway
         self.rng = rng
         self.kills = 0
-        self.most_alive = 0
         self.happened: Counter[str] = Counter()
         self._workers = 4
         self._spare = spare
@@ -58,24 +58,6 @@ class Chaos:
         action = self.rng.choice(actions)
         action()
         self.happened[action.__name__] += 1
-
-    def watch(self) -> None:
-        """Keep count of the most processes that were alive at once: the workers and the health
-        process."""
-        self.most_alive = max(self.most_alive, len(self.gateway.worker_pids()) + 1)
-
-    def watching(self, end: float) -> threading.Thread:
-        """Watch in a thread until `end`, often enough that no reload's two sets of workers pass
-        unseen."""
-
-        def watch() -> None:
-            while time.monotonic() < end:
-                self.watch()
-                time.sleep(0.02)
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        return thread
 
     def kill_worker(self) -> None:
         pids = self.gateway.worker_pids()
@@ -169,7 +151,6 @@ def under_load(gateway: Gateway, chaos: Chaos) -> Counter[int]:
 
     loader = threading.Thread(target=load)
     loader.start()
-    watcher = chaos.watching(end)
     previous: Scrape | None = None
     scraped, due = Counter(), time.monotonic() + 1
     try:
@@ -192,7 +173,6 @@ def under_load(gateway: Gateway, chaos: Chaos) -> Counter[int]:
             time.sleep(max(0.0, began + 0.2 - time.monotonic()))
     finally:
         loader.join(60)
-        watcher.join(60)
     assert not loader.is_alive()
     # Five a second, in turn, were requested; how many there are depends on the machine.
     assert min(scraped[gateway.base], scraped[gateway.operations]) > 2, scraped
@@ -240,9 +220,10 @@ def check_the_end(gateway: Gateway, chaos: Chaos, tally: Counter[int]) -> None:
     )
 
     files = list(gateway.run_dir.glob("generations/*/metrics/*.db"))
-    # Sampled, so that one process may have passed unseen; were they not used again, there would be
-    # two for each kill.
-    assert len(files) <= 2 * (chaos.most_alive + 1) + 1, sorted(path.name for path in files)
+    table = LoadTable(gateway.run_dir / "current" / "load")
+    # Without slots that are used again, each worker and each health process would have its own.
+    assert table.rows < table.worker_starts()
+    assert len(files) <= 2 * table.rows + 1, sorted(path.name for path in files)
     assert quiet.value("nexus_metrics_damaged_files_total") == 0
     assert "Traceback" not in gateway.output()
 

@@ -58,7 +58,9 @@ def test_same_metrics(server, tmp_path):
             Process(command, log=tmp_path / "server.log", environ=environ) as process,
         ):
             base = f"http://127.0.0.1:{port}"
-            until(lambda: scrape(base).value("nexus_backends_healthy") == 2, within_s=15)
+            # Each worker takes up the fleet at its next request, and serves others meanwhile with
+            # the one that it knew.
+            until(lambda: all(scrape(base).value("nexus_backends_healthy") == 2 for _ in range(16)))
             tally: Counter[tuple[str, int]] = Counter()
             asks = [
                 chat("chat", "demo-small"),
