@@ -308,7 +308,7 @@ def balancer(name: str) -> str:
         pattern, lambda match: f"({paths}{match[1] or ''})", (ROOT / name).read_text()
     )
     assert count, f"{name} has no list of endpoints"
-    others = [path for endpoint in ENDPOINTS for path in endpoint.other_paths]
+    others = ["/v1/key", *(path for endpoint in ENDPOINTS for path in endpoint.other_paths)]
     for pattern, list_of in (
         (r"(/v1/models/\.\+)(?:\|/[a-z0-9/]+)*", "|"),
         (r"(for_clients path)(?: /\S+)+", " "),

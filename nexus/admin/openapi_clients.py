@@ -48,6 +48,15 @@ SCHEMAS: dict[str, Schema] = {
     )
     | {"required": ["type", "error", "request_id"]},
     "Answer": {"type": "object", "description": "The backend's answer, as it came."},
+    "Key": object_schema(
+        object={"const": "key"},
+        id=TEXT_OR_NULL,
+        name=TEXT_OR_NULL,
+        team=TEXT_OR_NULL,
+        models=list_schema(list_schema(TEXT)),
+        endpoints=list_schema(list_schema(TEXT)),
+        expires=TEXT_OR_NULL,
+    ),
     "Model": object_schema(
         id=TEXT,
         object={"const": "model"},
@@ -138,5 +147,13 @@ def client_paths() -> dict[str, Any]:
                 "404": refused("There is no such model."),
             },
             parameters=[parameter("model", TEXT, "Its name; it may hold slashes.", place="path")],
+        ),
+        "/v1/key": _get(
+            "What the caller's key may use",
+            "OpenAI",
+            {
+                "200": answer("The key.", component("Key")),
+                "401": refused("There is no valid key."),
+            },
         ),
     }

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from flask import Blueprint, Response, after_this_request, jsonify, request
 
-from nexus.access.callers import Caller
+from nexus.access.callers import ANONYMOUS, Caller
 from nexus.dialects import anthropic, openai
 from nexus.dialects.base import RequestForm
 from nexus.proxy.endpoints import ENDPOINTS, Endpoint
@@ -15,6 +15,7 @@ from nexus.proxy.engine import ClientResponse, Engine
 from nexus.proxy.request import Request
 from nexus.proxy.serve import check_caller, serve
 from nexus.server.model_list import anthropic_list, find_model, in_anthropic_form, list_models
+from nexus.server.own_key import own_key
 from nexus.server.wsgi import release, request_from
 
 _ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -27,9 +28,8 @@ _MODELS = Endpoint(
     methods=("GET",),
     body="none",
 )
-
-
 _ANTHROPIC_MODELS = replace(_MODELS, dialect=anthropic)
+_KEY = replace(_MODELS, name="key", path="/v1/key", summary="Show the caller's key")
 
 
 def _asks_in_anthropics_form() -> bool:
@@ -78,6 +78,15 @@ def openai_endpoints(engine: Engine) -> Blueprint:
             mimetype="application/json",
         )
 
+    @blueprint.get("/v1/key")
+    def key() -> Response:
+        caller, refusal = _check_caller(engine, _KEY)
+        if refusal is not None:
+            return refusal
+        response = jsonify(own_key(caller or ANONYMOUS))
+        response.headers["cache-control"] = "no-store"
+        return response
+
     return blueprint
 
 
@@ -85,9 +94,14 @@ def _proxied(engine: Engine, endpoint: Endpoint) -> Callable[[], Response]:
     return lambda: _response(serve(engine, _given(engine, endpoint)))
 
 
-def _check_caller(engine: Engine) -> tuple[Caller | None, Response | None]:
-    """The caller of a request for the models list, and the refusal if it may not have it."""
-    caller, refusal = check_caller(engine, _given(engine, _models_endpoint()))
+def _check_caller(
+    engine: Engine, endpoint: Endpoint | None = None
+) -> tuple[Caller | None, Response | None]:
+    """The caller of a request that no backend serves, and the refusal if it may not have it.
+
+    Without `endpoint`, the request is for the models list.
+    """
+    caller, refusal = check_caller(engine, _given(engine, endpoint or _models_endpoint()))
     if refusal is not None:
         return caller, _response(refusal)
     after_this_request(_released_when_written)

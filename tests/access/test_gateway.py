@@ -216,6 +216,20 @@ def test_the_list_of_models_is_the_keys_own(gateway):
     }
 
 
+def test_a_caller_sees_what_its_key_may_use(gateway):
+    def shown(**given):
+        return ask(gateway, "/v1/key", method="GET", body=None, headers=given)
+
+    assert json.loads(shown(authorization=f"Bearer {KEYS['small']}").content) == {
+        "object": "key", "id": "small", "name": None, "team": "research", "expires": None,
+        "models": [["demo*", "fast"], ["demo*", "fast", "spare"]], "endpoints": [],
+    }  # fmt: skip
+    assert shown().code == "invalid_api_key"
+    assert shown(authorization=f"Bearer {KEYS['old']}").code == "key_expired"
+    vectors = json.loads(shown(**{"x-api-key": KEYS["vectors"]}).content)
+    assert vectors["endpoints"] == [["embeddings"]]
+
+
 def test_every_request_counts_at_one_key(gateway):
     now = gateway.settled()
     assert now.total("nexus_key_requests_total") == now.total("nexus_requests_total")

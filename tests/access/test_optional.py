@@ -37,6 +37,12 @@ def test_a_key_of_ours_is_held_to_what_it_may_use(gateway, demo):
     assert ask(gateway, authorization=f"Bearer {KEYS['shut']}").code == "key_blocked"
 
 
+def test_without_a_key_there_is_none_to_show(gateway):
+    reply = ask(gateway, "/v1/key", method="GET", body=None, headers={})
+    shown = json.loads(reply.content)
+    assert (reply.status, shown["id"], shown["models"]) == (200, None, [])
+
+
 def test_others_are_served_and_their_key_goes_on(gateway, demo):
     before = gateway.settled()
     assert ask(gateway, authorization="Bearer of-the-backend").status == 200

@@ -131,7 +131,7 @@ def test_every_endpoint_is_there_for_clients(balancer: Balancer):
                 client.request("POST", path, b"{}", JSON)
                 answer = client.getresponse()
                 assert (answer.status, len(answer.read()) > 0) == (400, True)
-    for path in ("/v1/models", "/models", f"/v1/models/{MODEL}"):
+    for path in ("/v1/key", "/v1/models", "/models", f"/v1/models/{MODEL}"):
         assert balancer.get(path)[0] == 200
 
 

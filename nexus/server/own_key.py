@@ -1,0 +1,22 @@
+"""What `/v1/key` tells a caller of its own key."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from nexus.access.callers import NONE, Caller
+
+
+def own_key(caller: Caller) -> dict[str, Any]:
+    """The caller's key, without anything secret; ids are null for callers without a key."""
+    expires = caller.expires
+    return {
+        "object": "key",
+        "id": None if caller.key == NONE else caller.key,
+        "name": caller.name or None,
+        "team": None if caller.team == NONE else caller.team,
+        "models": [list(globs) for globs in caller.models],
+        "endpoints": [sorted(names) for names in caller.endpoints],
+        "expires": None if expires is None else datetime.fromtimestamp(expires, UTC).isoformat(),
+    }
