@@ -118,8 +118,8 @@ class Affinity(Section, frozen=True):
     ] = 2
     kinds: Annotated[
         list[BackendType],
-        doc("Kinds of backend that cache prompts. SGLang has type vllm."),
-    ] = msgspec.field(default_factory=lambda: ["vllm", "llamacpp", "ollama", "lmstudio"])
+        doc("Kinds of backend that cache prompts."),
+    ] = msgspec.field(default_factory=lambda: ["vllm", "sglang", "llamacpp", "ollama", "lmstudio"])
 
 
 class Routing(Section, frozen=True):

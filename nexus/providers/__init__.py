@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from nexus.providers import (
     anthropic,
+    azure,
+    bedrock,
     exo,
     generic,
     google,
@@ -11,6 +13,7 @@ from nexus.providers import (
     lmstudio,
     ollama,
     openai,
+    sglang,
     vllm,
 )
 from nexus.providers.base import Provider
@@ -19,7 +22,20 @@ __all__ = ["PROVIDERS", "Provider"]
 
 PROVIDERS: dict[str, Provider] = {
     module.PROVIDER.name: module.PROVIDER
-    for module in (ollama, vllm, llamacpp, exo, openai, lmstudio, generic, anthropic, google)
+    for module in (
+        ollama,
+        vllm,
+        sglang,
+        llamacpp,
+        exo,
+        openai,
+        lmstudio,
+        generic,
+        anthropic,
+        azure,
+        bedrock,
+        google,
+    )
 }
 """Value of `type` → the kind. The configuration accepts these values.
 

@@ -1,4 +1,4 @@
-"""vLLM, and SGLang: OpenAI's list of models, with the context length as `max_model_len`."""
+"""vLLM: OpenAI's list of models, with the context length as `max_model_len`."""
 
 from __future__ import annotations
 

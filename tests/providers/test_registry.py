@@ -19,11 +19,16 @@ def test_what_tells_kinds_apart():
         return {name for name in KINDS if getattr(PROVIDERS[name], attribute)}
 
     assert having("unsupported") == {"google"}
-    assert having("cloud") == {"openai", "anthropic", "google"}
+    assert having("cloud") == {"openai", "anthropic", "azure", "bedrock", "google"}
     assert having("accepts_client_keys") == {"openai"}
     assert having("own_api") == {"ollama", "llamacpp", "lmstudio"}
     assert having("recognizes") == {"ollama", "llamacpp", "vllm"}
     assert having("canonical_name") == {"ollama"}
+    local = {"ollama", "vllm", "sglang", "llamacpp", "lmstudio"}
+    assert {name for name in KINDS if "anthropic" in PROVIDERS[name].dialects} == {
+        "anthropic",
+        *local,
+    }
 
 
 @pytest.mark.parametrize(

@@ -160,4 +160,4 @@ def test_where_it_does_not_matter_the_request_is_not_read(backends, routing):
 def test_defaults():
     affinity = Routing().affinity
     assert affinity.enabled
-    assert affinity.kinds == ["vllm", "llamacpp", "ollama", "lmstudio"]
+    assert affinity.kinds == ["vllm", "sglang", "llamacpp", "ollama", "lmstudio"]
