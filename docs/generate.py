@@ -22,9 +22,12 @@ from nexus.config.records import (
     RESTART_ONLY,
     BackendConfig,
     Config,
+    Key,
+    Limit,
     ModelConfig,
     Policy,
     Section,
+    Team,
 )
 from nexus.config.template import documentation, field_default, template, toml
 from nexus.errors import FAULTS
@@ -183,6 +186,10 @@ or a credential that systemd provides (`LoadCredential=`) in `$CREDENTIALS_DIREC
 """
 
 
+LISTS: dict[str, type[Section]] = {"teams": Team, "keys": Key, "limits": Limit}
+"""Lists of tables, by their key."""
+
+
 def configuration() -> str:
     """docs/configuration.md, from the records of the configuration."""
     lines = [CONFIGURATION]
@@ -192,6 +199,9 @@ def configuration() -> str:
             lines += _section("[[backends.models]]", ModelConfig, ("backends", "models"))
         elif isinstance(hint, type) and issubclass(hint, Section) and name not in NOT_SUPPORTED:
             lines += _section(f"[{name}]", hint, (name,))
+        if name == "auth":
+            for title, record in LISTS.items():
+                lines += _section(f"[[{title}]]", record, (title,))
         if name == "routing":
             lines += _section("[[routing.policies]]", Policy, (name, "policies"))
     unsupported = [_row(f"`{key}`", meaning) for key, meaning in NOT_SUPPORTED.items()]

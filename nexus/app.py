@@ -94,6 +94,7 @@ def create_app(
         row=slot_lease.row,
         circuits=slot_lease.circuits,
         ring=_ring(slot_lease),
+        limit_table=slot_lease.open_limit_table,
         environ=environ,
         name=_gateway_name(slot_lease),
     )

@@ -69,6 +69,8 @@ _ACCESS = _rows(
     Fault(code="ambiguous_credentials", status=401, error_type="unauthorized", description="The request carries two different API keys."),
     Fault(code="endpoint_not_allowed", status=403, error_type="forbidden", description="The API key may not use this endpoint."),
     Fault(code="model_not_allowed", status=403, error_type="forbidden", description="The API key may not use this model."),
+    Fault(code="rate_limit_exceeded", status=429, error_type="rate_limited", description="A limit of [[limits]] is used up; `retry-after` says when to come again."),
+    Fault(code="limits_unavailable", status=503, error_type="other", blame=Blame.GATEWAY, description="The levels of the limits could not be read in time, and a limit on requests in progress holds for the request."),
 )
 _ROUTING = _rows(
     Fault(code="model_not_found", status=404, error_type="model_not_found", description="No backend has the model."),
@@ -166,7 +168,8 @@ class RequestFailed(Exception):
     """A request, or one attempt at it, came to a fault of the table.
 
     `passed_on` is the backend's answer where the fault has no status of its own; `retry_after_s`
-    when it asked to come back.
+    when it asked to come back; `kind` the type of the error that the client gets, if it does not
+    follow from the status.
     """
 
     def __init__(
@@ -179,6 +182,7 @@ class RequestFailed(Exception):
         context: Mapping[str, Any] | None = None,
         passed_on: PassedOn | None = None,
         retry_after_s: float | None = None,
+        kind: str | None = None,
     ) -> None:
         self.fault = FAULTS[fault] if isinstance(fault, str) else fault
         self.message = message or self.fault.description
@@ -187,4 +191,5 @@ class RequestFailed(Exception):
         self.context = context
         self.passed_on = passed_on
         self.retry_after_s = retry_after_s
+        self.kind = kind
         super().__init__(self.message)

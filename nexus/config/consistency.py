@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from nexus.config.access_records import RESERVED_KEYS
 from nexus.config.addresses import backend_problems, is_loopback, listen_address
+from nexus.config.limit_records import limit_conflicts
 from nexus.config.records import (
     MAX_ALIAS_DEPTH,
     MAX_BACKENDS,
@@ -27,6 +28,7 @@ def find_conflicts(config: Config) -> Iterator[str]:
     yield from _backend_conflicts(config)
     yield from _client_conflicts(config)
     yield from _access_conflicts(config)
+    yield from limit_conflicts(config.limits)
     listen = config.health_check.listen
     if listen != "off":
         try:

@@ -26,6 +26,7 @@ from nexus.config.fields import (
     Zone,
     doc,
 )
+from nexus.config.limit_records import Limit
 from nexus.config.routing_records import (
     BackendConfig,
     Budget,
@@ -56,6 +57,7 @@ __all__ = [
     "Discovery",
     "HealthCheck",
     "Key",
+    "Limit",
     "Logging",
     "Metrics",
     "ModelConfig",
@@ -339,6 +341,7 @@ class Config(Section, frozen=True):
     auth: Auth = Auth()
     teams: list[Team] = msgspec.field(default_factory=list)
     keys: list[Key] = msgspec.field(default_factory=list)
+    limits: list[Limit] = msgspec.field(default_factory=list)
     cors: Cors = Cors()
     endpoints: Endpoints = Endpoints()
     discovery: Discovery = Discovery()

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import inspect as shapes
 
 from nexus.config.checking import describe
+from nexus.config.limit_records import Limit, Match
 from nexus.config.records import (
     ENVIRONMENT,
     NOT_SUPPORTED,
@@ -49,6 +50,10 @@ def template() -> str:
                 "# [[backends.models]]",
             ]
             lines += [*_keys(ModelConfig, ("backends", "models"), "# "), ""]
+        elif name == "limits":
+            lines += ["# Every key of a limit:", "# [[limits]]"]
+            lines += [*_keys(Limit, ("limits",), "# "), "# [limits.match]"]
+            lines += [*_keys(Match, ("limits", "match"), "# "), ""]
         elif isinstance(hint, type) and issubclass(hint, Section) and name not in NOT_SUPPORTED:
             lines += [*_table(hint, (name,)), ""]
     return "\n".join(lines).rstrip() + "\n"

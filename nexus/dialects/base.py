@@ -100,6 +100,18 @@ class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt: Prompt | None = None
 
 
+class TokenEstimate(NamedTuple):
+    """What a request takes, before its usage is known.
+
+    Attributes:
+        prompt: The tokens of its prompt.
+        output_limit: The most tokens that the response may have; None if the request states none.
+    """
+
+    prompt: int
+    output_limit: int | None
+
+
 class Usage(msgspec.Struct):
     """The tokens that a response took, as far as the backend reports them.
 
@@ -196,6 +208,7 @@ class Dialect(Protocol):
             the client gets an error of the gateway if the fault is not the client's.
         REQUEST_ID_HEADER: The header of the gateway's errors that has the request's id, beside
             `x-request-id`; None for none.
+        LIMIT_KINDS: What its headers tell of limits: a kind, and the dimensions that it stands for.
         KEEPALIVE: What a client that waits for its stream gets, so that no proxy closes the
             connection.
     """
@@ -210,11 +223,22 @@ class Dialect(Protocol):
 
     KEEPALIVE: bytes
 
+    @property
+    def LIMIT_KINDS(self) -> Mapping[str, tuple[str, ...]]: ...  # noqa: N802
+
     def parse_request(self, body: bytes, form: RequestForm, /) -> ParsedRequest:
         """Read what routing needs. Fields that it does not need may hold anything.
 
         Raises `InvalidBody`.
         """
+
+    def estimate_tokens(self, body: bytes, form: RequestForm, /) -> TokenEstimate:
+        """Estimate what a body that was parsed takes, for limits on tokens."""
+
+    def limit_headers(
+        self, kind: str, /, *, limit: int, remaining: int, reset_ns: int, now: float
+    ) -> list[tuple[str, str]]:
+        """The headers that tell of one of `LIMIT_KINDS`; `now` is in Unix seconds."""
 
     def replace_model(self, body: bytes, model: str, /) -> bytes:
         """The body with another model; all other bytes stay. Raises `InvalidBody`."""
@@ -256,8 +280,12 @@ class Dialect(Protocol):
         param: str | None = None,
         context: Mapping[str, Any] | None = None,
         request_id: str | None = None,
+        kind: str | None = None,
     ) -> bytes:
-        """The body of an error response of the gateway."""
+        """The body of an error response of the gateway.
+
+        `kind` is the type that it has in OpenAI's form, if that does not follow from the status.
+        """
 
     def error_event(self, message: str, /, *, status: int, code: str | None) -> bytes:
         """The event that reports an error of the gateway within a stream, which it ends."""

@@ -81,7 +81,7 @@ class BodyNeeds(msgspec.Struct, dict=True):
 # A quote within a JSON string is escaped, so these match names and values only, never a text that
 # speaks of them.
 _JSON_MODE = re.compile(rb'"type"\s*:\s*"json_object"')
-_INLINE_DATA = re.compile(rb'"data:[^",]{0,200};base64,[^"]*+"')
+INLINE_DATA = re.compile(rb'"data:[^",]{0,200};base64,[^"]*+"')
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _LISTS = re.compile(rb"\[[^\[\]]*+\]")
 _NOTHING = (b"", b"null", b"[]", b"{}")
@@ -146,11 +146,15 @@ def _of_text(raw: bytes) -> int:
     for."""
     images = 0
     if b";base64," in raw:
-        raw, images = _INLINE_DATA.subn(b"", raw)
+        raw, images = INLINE_DATA.subn(b"", raw)
+    return characters_in(raw) // CHARACTERS_PER_TOKEN + images * IMAGE_TOKENS
+
+
+def characters_in(raw: bytes) -> int:
+    """Characters of a piece of JSON; an escape counts as the character that it stands for."""
     characters = len(raw) if raw.isascii() else len(raw.decode(errors="replace"))
     escapes = raw.count(b"\\") - raw.count(b"\\\\")
-    characters -= escapes + 4 * raw.count(b"\\u")
-    return characters // CHARACTERS_PER_TOKEN + images * IMAGE_TOKENS
+    return characters - escapes - 4 * raw.count(b"\\u")
 
 
 def _of_longest(raw: bytes) -> int:

@@ -15,6 +15,7 @@
     slots              a locked byte for each process         (see seat.py)
     load               what each process has in hand          (see load.py)
     circuits           what is known of each backend          (see circuits.py)
+    limits.db          the levels of limits, if there are any (see limit_table.py)
     recent             the requests that ended last           (see recent.py)
     changes.json       what operators changed for this run    (see health/changes.py)
     metrics/           prometheus_client's files, by slot
@@ -75,6 +76,7 @@ class Generation:
         self.load = path / "load"
         self.circuits = path / "circuits"
         self.request_log = path / "recent"
+        self.limits = path / "limits.db"
         self.metrics = path / "metrics"
 
     def started(self) -> Started:

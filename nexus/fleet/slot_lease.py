@@ -10,6 +10,7 @@ from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
 from nexus.fleet.circuits import CircuitTable
+from nexus.fleet.limit_table import LimitTable
 from nexus.fleet.load_table import HEALTH, SILENT_NS, SLOTS, WORKER, LoadTable, Row
 from nexus.fleet.locks import LockFile
 from nexus.fleet.request_log import RequestLogTable
@@ -190,6 +191,17 @@ class SlotLease:
         """The rows of the worker processes that live."""
         rows = map(self.table.row, self.held_slots())
         return [row for row in rows if row.role == WORKER]
+
+    def open_limit_table(self) -> LimitTable:
+        """Open the levels of limits for this process."""
+        if self.generation is None or self._locks is None:
+            return LimitTable(None)
+        return LimitTable(
+            self.generation.limits,
+            slot=self.slot,
+            slots=lambda: self.table.rows,
+            lives=self._locks.held_elsewhere,
+        )
 
     def health_process_silent(self) -> bool:
         """Whether the event loop of the health process stands still; False where that is not

@@ -6,6 +6,7 @@ To add a family, add a row here and a call that records it. The names, labels an
 
 from __future__ import annotations
 
+from nexus.access.limits import DIMENSIONS
 from nexus.errors import ERROR_TYPES, STREAM_ENDS, status_labels
 from nexus.metrics.family import Family, Label, counter, gauge, histogram
 from nexus.metrics.labels import NONE, OTHER, RETIRED, UNKNOWN
@@ -55,6 +56,8 @@ FOLLOWS = Label(("",))
 
 KEY = Label((NONE, UNKNOWN, OTHER), names="keys")
 TEAM = Label((NONE, UNKNOWN, OTHER), names="teams")
+LIMIT = Label(names="limits")
+DIMENSION = Label(DIMENSIONS)
 TEAM_OF_KEY = Label(("",))
 """It follows from the key."""
 
@@ -433,7 +436,19 @@ KEY_REFUSALS = counter(
     "Requests that were refused because of who sent them, lists of models included.",
     key=KEY,
     team=TEAM_OF_KEY,
-    reason=Label(("invalid", "expired", "blocked", "ambiguous", "endpoint", "model")),
+    reason=Label(
+        (
+            "invalid",
+            "expired",
+            "blocked",
+            "ambiguous",
+            "endpoint",
+            "model",
+            "requests",
+            "tokens",
+            "parallel",
+        )
+    ),
 )
 KEY_INFO = gauge(
     "nexus_key_info",
@@ -445,6 +460,37 @@ KEY_INFO = gauge(
 )
 KEYS = gauge(
     "nexus_keys", "Keys by state.", "health", state=Label(("active", "expired", "blocked"))
+)
+LIMIT_REFUSALS = counter(
+    "nexus_limit_refusals_total",
+    "Requests that a limit refused, by the limit with the longest wait.",
+    limit=LIMIT,
+    dimension=DIMENSION,
+)
+LIMIT_SHADOW_REFUSALS = counter(
+    "nexus_limit_shadow_refusals_total",
+    "Requests that a limit with `shadow = true` would have refused.",
+    limit=LIMIT,
+    dimension=DIMENSION,
+)
+LIMIT_OVERRUN = counter(
+    "nexus_limit_overrun_tokens_total",
+    "Tokens that requests used beyond what was reserved for them, by limit.",
+    limit=LIMIT,
+)
+LIMIT_RETURNED = counter(
+    "nexus_limit_returned_tokens_total",
+    "Tokens that were reserved and not used, by limit.",
+    limit=LIMIT,
+)
+LIMIT_UNTRACKED = counter(
+    "nexus_limit_untracked_total",
+    "Levels that a request was admitted without, because their table is full.",
+)
+LIMIT_LOCK_MISSES = counter(
+    "nexus_limit_lock_misses_total",
+    "Requests that were admitted without their limits, or refused with 503, because another "
+    "process held the lock on the levels for too long.",
 )
 BUILD_INFO = gauge("nexus_build_info", "The version; always 1.", "scrape", version=FOLLOWS)
 

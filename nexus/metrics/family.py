@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
 Source = Literal["workers", "health", "scrape"]
-Names = Literal["models", "backends", "endpoints", "slots", "keys", "teams"]
+Names = Literal["models", "backends", "endpoints", "slots", "keys", "teams", "limits"]
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,8 @@ class Recorder:
         self._children: dict[tuple[str, ...], Any] = {}
         store.child(families.LOST)  # from the start, so that rates of these exist
         store.child(families.PREFLIGHTS)
+        store.child(families.LIMIT_UNTRACKED)
+        store.child(families.LIMIT_LOCK_MISSES)
         self._unknown_models = store.child(families.UNKNOWN_MODELS)
         self._decision = store.child(families.DECISION)
         self._queue_wait = store.child(families.QUEUE_WAIT)
@@ -221,6 +223,29 @@ class Recorder:
         """A request was refused because of who sent it; `key` and `team` are label values."""
         with self._lock:
             self.child(families.KEY_REFUSALS, key, team, reason).inc()
+
+    def limit_refused(self, limit: str, dimension: str, *, shadow: bool) -> None:
+        """A limit refused a request, or would have (`shadow`)."""
+        family = families.LIMIT_SHADOW_REFUSALS if shadow else families.LIMIT_REFUSALS
+        with self._lock:
+            self.child(family, limit, dimension).inc()
+
+    def limit_settled(self, limit: str, tokens: int) -> None:
+        """A request used so many tokens beyond (or, negative, below) its reserve."""
+        family = families.LIMIT_OVERRUN if tokens > 0 else families.LIMIT_RETURNED
+        with self._lock:
+            self.child(family, limit).inc(abs(tokens))
+
+    def limits_untracked(self, count: int) -> None:
+        """A request was admitted without so many of its levels: their table is full."""
+        if count:
+            with self._lock:
+                self.child(families.LIMIT_UNTRACKED).inc(count)
+
+    def limits_missed(self) -> None:
+        """The lock on the levels was not to be had for a request."""
+        with self._lock:
+            self.child(families.LIMIT_LOCK_MISSES).inc()
 
     def retried(self, backend: str, error_type: str) -> None:
         with self._lock:

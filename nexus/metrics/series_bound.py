@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nexus.config import Config
+from nexus.config.limit_records import MAX_LIMITS
 from nexus.fleet.load_table import SLOTS
 from nexus.metrics.families import FAMILIES
 
@@ -22,6 +23,7 @@ def series_bound(config: Config, *, endpoints: int) -> dict[str, int]:
                 "slots": SLOTS,
                 "keys": names.max_keys,
                 "teams": names.max_keys,
+                "limits": MAX_LIMITS,
             }
         )
         for family in FAMILIES

@@ -25,6 +25,7 @@ from nexus.http.headers import has_passed_before
 from nexus.metrics import labels
 from nexus.proxy.caller_checks import check_endpoint, check_model, identify
 from nexus.proxy.exchange import Exchange
+from nexus.proxy.limit_checks import reserve_limits
 from nexus.proxy.request import invalid_body
 
 Check = Callable[[Exchange], None]
@@ -64,7 +65,7 @@ def _check_browser(exchange: Exchange) -> None:
     given = request.headers.first
     if not cross_origin.admits(given, allowed):
         raise RequestFailed("origin_refused", cross_origin.REFUSAL)
-    exchange.cors = cross_origin.response_headers(given.get("origin"), allowed)
+    exchange.own_headers = cross_origin.response_headers(given.get("origin"), allowed)
     if "origin" in given and "content-type" not in given and request.method == "POST":
         raise RequestFailed(
             "unsupported_media_type",
@@ -167,6 +168,7 @@ BODY: tuple[Check, ...] = (
     parse,
     check_model,
     resolve_model,
+    reserve_limits,
 )
 """What may be used; from the body on; what depends on the model comes last."""
 CHECKS = (*HEAD, *CALLER, *BODY)

@@ -15,6 +15,7 @@ import msgspec
 from nexus.config.records import Cors, Server
 from nexus.errors import RequestFailed
 from nexus.fleet.circuits import CircuitTable
+from nexus.fleet.limit_table import LimitTable
 from nexus.fleet.load_table import WINDOW_S, LoadTable, Row
 from nexus.fleet.outcome import Outcome
 from nexus.fleet.request_log import RequestLog, Ring
@@ -24,6 +25,7 @@ from nexus.metrics.recorder import Recorder
 from nexus.proxy.admission import Admission
 from nexus.proxy.buffers import Buffers
 from nexus.proxy.fleet_view import NO_FLEET, FleetView, View
+from nexus.proxy.limits import Limiter
 from nexus.proxy.outcome import log_outcome
 from nexus.routing.retries import may_retry
 
@@ -51,6 +53,7 @@ class Engine:
         row: Row,
         circuits: CircuitTable,
         ring: Ring,
+        limit_table: Callable[[], LimitTable],
         environ: Mapping[str, str],
         name: str | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -70,6 +73,7 @@ class Engine:
             log_outcome,
         )
         """Each gets the outcome of every request, in this order."""
+        self.limiter = Limiter(limit_table, recorder)
         self._id_prefix, self._ids = _id_prefix(), itertools.count(1)
         self.connections = ConnectionPool(clock, on_unsolicited=self._unsolicited)
         self.buffers = Buffers(lambda: self.server().max_buffered_bytes)
@@ -107,6 +111,11 @@ class Engine:
     def server(self) -> Server:
         """What holds for all requests now, before any fleet is known too."""
         return (self.fleet.current() or NO_FLEET).snapshot.config.server
+
+    def tend(self) -> None:
+        """Do what an idle worker does, too: follow the fleet, and settle limits."""
+        self.fleet.current()
+        self.limiter.flush()
 
     def cors(self) -> Cors:
         """Which web pages may use the gateway now; none before a fleet is known."""

@@ -33,7 +33,8 @@ class Exchange:
     Attributes:
         view: The fleet that the request is served from; before the body is read, an empty one.
         caller: Who sends it; None if nobody is asked for a key.
-        cors: The headers of every response to this request that a browser asks for.
+        own_headers: The headers of every response to this request, whoever serves it.
+        limited: Whether limits hold for it, so that those of a backend are not shown.
         body: The decoded body, empty once a backend's response has started.
         model: The model that serves the request, or is to serve it.
         resolved_model: The model that the client's name stands for.
@@ -47,7 +48,8 @@ class Exchange:
     view: View = NO_FLEET
     parsed: ParsedRequest = _NOT_PARSED
     caller: Caller | None = None
-    cors: Headers = []
+    own_headers: Headers = []
+    limited = False
     body = b""
     model = ""
     resolved_model = ""
@@ -151,7 +153,7 @@ class Exchange:
         ended, received = self.engine.clock(), self.request.received
         choice, stream, started = self.choice, self.stream, self._attempt_started
         label = self.view.model_label
-        usage, source = self._known_usage()
+        usage, source = self.known_usage()
         # CPython builds a dict for a call with more than 15 keyword arguments, which takes eight
         # times as long; so the rest is assigned.
         outcome = Outcome(
@@ -188,7 +190,12 @@ class Exchange:
             outcome.stream = stream_outcome(stream, fault, usage, received=received)
         return outcome
 
-    def _known_usage(self) -> tuple[Usage, str | None]:
+    @property
+    def within_attempt(self) -> bool:
+        """Whether an attempt was started, and has not failed."""
+        return self._attempt_started is not None
+
+    def known_usage(self) -> tuple[Usage, str | None]:
         """The tokens of the response, and where they are known from."""
         stream, usage = self.stream, self.usage
         if stream is None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from nexus.access.callers import Callers, callers_of
+from nexus.access.limits import Limits
 from nexus.config import Config
 from nexus.fleet.records import Backend, Snapshot
 from nexus.fleet.snapshot import SnapshotReader
@@ -30,12 +31,14 @@ class View:
     Attributes:
         configured: The models that the configuration names.
         callers: The keys that clients may use; None if none is needed.
+        limits: How much may be used; None if there is no limit.
     """
 
     snapshot: Snapshot
     table: RouteTable
     configured: frozenset[str]
     callers: Callers | None
+    limits: Limits | None
     want_label: Callable[[str], None]
     _route_headers: dict[tuple[int, str, str | None], list[tuple[str, str]]] = field(
         default_factory=dict
@@ -68,6 +71,7 @@ class View:
                 key_labels=snapshot.labels.keys,
                 team_labels=snapshot.labels.teams,
             ),
+            limits=Limits.of(snapshot.config.limits),
         )
 
     def address(self, backend: Backend) -> Address:

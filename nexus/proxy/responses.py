@@ -18,6 +18,9 @@ from nexus.proxy.relay import Recording, StreamBody
 log = logging.getLogger("nexus.proxy")
 
 
+_LIMIT_HEADERS = ("x-ratelimit-", "anthropic-ratelimit-")
+
+
 class WholeBody(msgspec.Struct):
     """The bytes of a whole response.
 
@@ -51,7 +54,7 @@ class WholeBody(msgspec.Struct):
 
 def base_headers(exchange: Exchange) -> list[tuple[str, str]]:
     """The headers of every response to a request, those that name the backend included."""
-    headers = [("x-request-id", exchange.request_id), *exchange.cors]
+    headers = [("x-request-id", exchange.request_id), *exchange.own_headers]
     if (choice := exchange.choice) is not None:
         headers += exchange.view.route_headers(choice)
         if choice.model != exchange.resolved_model:
@@ -67,7 +70,7 @@ def whole_response(
     fault: Fault | None = None,
 ) -> ClientResponse:
     """A response that is all there; `headers` are those beside the base headers."""
-    headers = base_headers(exchange) + headers
+    headers = base_headers(exchange) + _without_limits(exchange, headers)
     headers.append(("content-length", str(len(content))))
     if exchange.request.method == "HEAD" or status == 204:
         # Servers never iterate an empty body, so record the request now.
@@ -84,8 +87,15 @@ def stream_response(exchange: Exchange, attempt: Attempt) -> ClientResponse:
     if exchange.request.held:
         exchange.engine.buffers.release(exchange.request)
     exchange.engine.recorder.stream_started()
-    headers = base_headers(exchange) + attempt.headers
+    headers = base_headers(exchange) + _without_limits(exchange, attempt.headers)
     return ClientResponse(attempt.status, headers, StreamBody(exchange, attempt))
+
+
+def _without_limits(exchange: Exchange, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The headers of a response without the backend's limits, where our own hold."""
+    if not exchange.limited:
+        return headers
+    return [header for header in headers if not header[0].lower().startswith(_LIMIT_HEADERS)]
 
 
 def error_response(exchange: Exchange, error: BaseException) -> ClientResponse:
@@ -130,6 +140,7 @@ def failure_content(
         param=failure.param,
         context=failure.context,
         request_id=request_id,
+        kind=failure.kind,
     )
     headers = [("content-type", "application/json"), *failure.headers.items()]
     if dialect.REQUEST_ID_HEADER is not None:

@@ -195,6 +195,24 @@ sha256 = ["{spender}"]
 id = "shut"
 sha256 = ["{shut}"]
 blocked = true
+[[limits]]
+name = "refuses"
+match = {{ endpoint = "embeddings" }}
+requests = "1/s"
+[[limits]]
+name = "shadow"
+match = {{ endpoint = "embeddings" }}
+requests = "1/d"
+shadow = true
+[[limits]]
+name = "returned"
+match = {{ model = "shared" }}
+tokens = "1M/s"
+[[limits]]
+name = "overrun"
+match = {{ model = "told" }}
+tokens = "1M/s"
+reserve_output = 1
 """
 KEYS = {"spender": "sk-of-a-test-that-spends", "shut": "sk-of-a-test-that-is-blocked"}
 TOLD = {

@@ -58,6 +58,44 @@ KEYS = Dashboard(
                 ],
             ),
             Panel(
+                title="Refusals by limit",
+                description="Requests that a limit refused, within the step.",
+                queries=[
+                    (
+                        f"sum by (limit, dimension) (increase(nexus_limit_refusals_total{{{HOST}}}[{EVERY}]))",
+                        "{{limit}} {{dimension}}",
+                    )
+                ],
+            ),
+            Panel(
+                title="Refusals of limits in shadow",
+                description="What limits with shadow = true would have refused, within the step.",
+                queries=[
+                    (
+                        f"sum by (limit, dimension) (increase(nexus_limit_shadow_refusals_total{{{HOST}}}[{EVERY}]))",
+                        "{{limit}} {{dimension}}",
+                    )
+                ],
+            ),
+            Panel(
+                title="Reserved tokens that were not used",
+                description="Tokens a second given back, by limit.",
+                queries=[(rate("nexus_limit_returned_tokens_total", HOST, "limit"), "{{limit}}")],
+            ),
+            Panel(
+                title="Tokens beyond the reserve",
+                description="Tokens a second charged beyond what was reserved, by limit.",
+                queries=[(rate("nexus_limit_overrun_tokens_total", HOST, "limit"), "{{limit}}")],
+            ),
+            Panel(
+                title="Limits that were not held",
+                description="Requests that found their levels locked, and levels without room, within the step.",
+                queries=[
+                    (f"sum (increase(nexus_limit_lock_misses_total{{{HOST}}}[{EVERY}]))", "locked"),
+                    (f"sum (increase(nexus_limit_untracked_total{{{HOST}}}[{EVERY}]))", "no room"),
+                ],
+            ),
+            Panel(
                 title="Refusals by key",
                 description="The ten keys with the most refusals, within the step.",
                 queries=[

@@ -50,10 +50,11 @@ def error_body(
     param: str | None = None,
     context: Mapping[str, Any] | None = None,
     request_id: str | None = None,
+    kind: str | None = None,  # noqa: ARG001 - it is a type of OpenAI's
 ) -> bytes:
     """An error in Anthropic's form. `code` and `param` stand beside its type and message."""
-    kind = _TYPES.get(status) or ("invalid_request_error" if status < 500 else "api_error")
-    error: dict[str, Any] = {"type": kind, "message": message, "code": code}
+    type_ = _TYPES.get(status) or ("invalid_request_error" if status < 500 else "api_error")
+    error: dict[str, Any] = {"type": type_, "message": message, "code": code}
     if param is not None:
         error["param"] = param
     body: dict[str, Any] = {"type": "error", "error": error, "request_id": request_id}

@@ -3,9 +3,11 @@ contract."""
 
 from __future__ import annotations
 
+from nexus.dialects.estimate import estimate_tokens
 from nexus.dialects.json_body import replace_model
 from nexus.dialects.openai.errors import error_body, error_in_response
 from nexus.dialects.openai.events import KEEPALIVE, error_event, response_events
+from nexus.dialects.openai.limits import LIMIT_KINDS, limit_headers
 from nexus.dialects.openai.request import parse_request
 from nexus.dialects.openai.stream import open_stream
 from nexus.dialects.openai.usage import ask_for_usage, asks_for_usage, usage_in_response
@@ -13,6 +15,7 @@ from nexus.dialects.openai.usage import ask_for_usage, asks_for_usage, usage_in_
 __all__ = [
     "ERROR_SCHEMA",
     "KEEPALIVE",
+    "LIMIT_KINDS",
     "NAME",
     "PASSES_ERRORS",
     "REQUEST_ID_HEADER",
@@ -22,6 +25,8 @@ __all__ = [
     "error_body",
     "error_event",
     "error_in_response",
+    "estimate_tokens",
+    "limit_headers",
     "open_stream",
     "parse_request",
     "replace_model",

@@ -51,14 +51,16 @@ def error_body(
     param: str | None = None,
     context: Mapping[str, Any] | None = None,
     request_id: str | None = None,  # noqa: ARG001 - other dialects have it
+    kind: str | None = None,
 ) -> bytes:
     """An error in OpenAI's form, which has no place for `request_id`.
 
     A 503 carries `context` beside it: what could serve, and when.
     """
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    if status == 429:
-        kind = "rate_limit_error"
+    if kind is None:
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        if status == 429:
+            kind = "rate_limit_error"
     body: dict[str, Any] = {
         "error": {"message": message, "type": kind, "param": param, "code": code}
     }

@@ -1,0 +1,129 @@
+"""The records of `[[limits]]`: how much may be used, and by whom."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from nexus.config.fields import Count, Section, doc
+
+MAX_LIMITS = 50
+"""One request may be held to all of them at once."""
+_PERIODS_S = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
+_RATE = re.compile(r"([0-9]{1,12})([kM]?)/(s|min|h|d)")
+_MOST_A_SECOND = 10_000_000
+_FACTORS = {"": 1, "k": 1000, "M": 1_000_000}
+RATES: tuple[Literal["requests", "tokens", "input_tokens", "output_tokens"], ...] = (
+    "requests",
+    "tokens",
+    "input_tokens",
+    "output_tokens",
+)
+"""The settings of a limit that are rates."""
+
+_Rate = Annotated[str | None, doc("Such as 60/min or 200k/min: per s, min, h or d; k and M.")]
+_Globs = Annotated[str, Meta(min_length=1)]
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """So many units in a period.
+
+    Attributes:
+        unit: `s`, `min`, `h` or `d`, as the configuration names the period.
+    """
+
+    amount: int
+    period_ns: int
+    unit: str
+
+
+def parse_rate(text: str) -> Rate | None:
+    """The rate that a text such as `200k/min` states; None if it states none."""
+    match = _RATE.fullmatch(text)
+    if match is None:
+        return None
+    return Rate(int(match[1]) * _FACTORS[match[2]], _PERIODS_S[match[3]] * 1_000_000_000, match[3])
+
+
+class Match(Section, frozen=True):
+    """Which requests a limit is for; what is not set matches all."""
+
+    key: Annotated[_Globs, doc("Glob on the id of the key.")] = "*"
+    team: Annotated[_Globs, doc("Glob on the name of the team.")] = "*"
+    model: Annotated[_Globs, doc("Glob on the model, with aliases resolved.")] = "*"
+    endpoint: Annotated[_Globs, doc('Glob on the endpoint, such as "chat_completions".')] = "*"
+
+
+class Limit(Section, frozen=True):
+    """How much matching requests may use. All limits that match a request must admit it."""
+
+    name: Annotated[
+        str,
+        Meta(min_length=1, max_length=100),
+        doc("Its name, which messages and metrics have."),
+    ]
+    match: Match = Match()
+    each: Annotated[
+        list[Literal["key", "team", "model", "endpoint"]],
+        doc("Count for each value of these on its own; empty: one count for all."),
+    ] = msgspec.field(default_factory=list)
+    requests: _Rate = None
+    tokens: _Rate = None
+    input_tokens: _Rate = None
+    output_tokens: _Rate = None
+    burst_requests: Annotated[
+        Count | None, doc("Requests that are admitted at once; unset: the number of `requests`.")
+    ] = None
+    parallel: Annotated[
+        Annotated[int, Meta(ge=0, le=1_000_000)] | None, doc("Requests in progress at once.")
+    ] = None
+    reserve_output: Annotated[
+        Count, doc("Tokens reserved at most for an answer until its usage is known.")
+    ] = 1024
+    cached_weight: Annotated[
+        Annotated[float, Meta(ge=0, le=1)], doc("What a cached prompt token counts.")
+    ] = 1.0
+    shadow: Annotated[bool, doc("Count what would be refused, and refuse nothing.")] = False
+    suspend: Annotated[bool, doc("Allows 0, which refuses every matching request.")] = False
+
+
+def limit_conflicts(limits: list[Limit]) -> Iterator[str]:
+    """What is wrong with limits whose values all have the right form."""
+    if len(limits) > MAX_LIMITS:
+        yield f"[[limits]] has {len(limits)} entries; at most {MAX_LIMITS} are allowed."
+    names = [limit.name for limit in limits]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f'[[limits]] name = "{name}" is used twice; each limit needs a name of its own.'
+    for limit in limits:
+        where = f'[[limits]] "{limit.name}"'
+        yield from (f"{where} {problem}" for problem in _problems(limit))
+
+
+def _problems(limit: Limit) -> Iterator[str]:
+    texts = [(name, getattr(limit, name)) for name in RATES]
+    given = [(name, str(text)) for name, text in texts if text is not None]
+    numbers: list[tuple[str, int]] = []
+    for name, text in given:
+        rate = parse_rate(text)
+        if rate is None:
+            yield (
+                f'{name} = "{text}" is not allowed; it takes a number, optionally k or M, and '
+                "/s, /min, /h or /d, such as 200k/min."
+            )
+            continue
+        numbers.append((name, rate.amount))
+        if rate.amount * 1_000_000_000 > _MOST_A_SECOND * rate.period_ns:
+            yield f'{name} = "{text}" is not allowed; at most {_MOST_A_SECOND // 10**6}M/s is.'
+    if limit.parallel is not None:
+        numbers.append(("parallel", limit.parallel))
+    if not given and limit.parallel is None:
+        yield "limits nothing; set requests, tokens, input_tokens, output_tokens or parallel."
+    if limit.burst_requests is not None and limit.requests is None:
+        yield "burst_requests has no effect without requests."
+    for setting, number in numbers:
+        if number == 0 and not limit.suspend:
+            yield f"{setting} = 0 refuses every request; set suspend = true if that is meant."

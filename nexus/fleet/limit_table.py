@@ -1,0 +1,224 @@
+"""The levels of all limits: one table in shared memory, changed by every worker under one lock.
+
+A record is a bucket (when it is full again), or a count of requests in progress of one slot. A
+record that is full, or counts nothing, says no more than a missing one, so it may be replaced.
+
+A change is written as an intent first: the cells and their new values. A process that gets the lock
+and finds an intent completes it. So a change is made whole or not at all, wherever its process is
+killed. The lock is tried for 20 ms: its holder may have been stopped.
+
+Times are nanoseconds on the host's monotonic clock.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nexus.fleet.locks import LockFile
+
+RECORDS = 16_384
+_HEAD = 2048
+_INTENT = 1  # how many pairs of (cell, value) follow it; 0 if no change is under way
+_RECORD = 8
+_KEY, _KEY_REST, _LEVEL, _UNIT, _FULL_SEEN = range(5)
+_MOST_PROBES = 32
+_SPINS, _TRIES, _PAUSE_S = 10, 20, 0.001
+
+Digest = tuple[int, int]
+
+
+class LimitTable:
+    """All records, for one process. Use it between `acquire` and `release`."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        slot: int = 0,
+        slots: Callable[[], int] = lambda: 1,
+        lives: Callable[[int], bool] = lambda _: True,
+        records: int = RECORDS,
+    ) -> None:
+        """Open or create the table at `path`; None makes one that no other process sees.
+
+        `slots` returns how many slots were ever used; `lives` whether a process holds a slot.
+        """
+        self._slot, self._slots, self._lives, self._records = slot, slots, lives, records
+        size = (_HEAD + records * _RECORD) * 8
+        self._locks: LockFile | None = None
+        if path is None:
+            self._map = mmap.mmap(-1, size)
+        else:
+            self._locks = LockFile(path)
+            fd = self._locks.fileno()
+            if os.fstat(fd).st_size < size:
+                os.posix_fallocate(fd, 0, size)
+            self._map = mmap.mmap(fd, size)
+        self._cells = memoryview(self._map).cast("q")
+        self._process_lock = threading.Lock()  # keeps the threads of this process apart
+        self._staged: list[tuple[int, int]] = []
+        self._claimed: list[int] = []
+
+    def acquire(self) -> bool:
+        """Lock the table, and complete the change of a process that was killed.
+
+        Returns False if another process holds it for too long.
+        """
+        for tried in range(_SPINS + _TRIES):
+            if self._acquire_now():
+                self._complete()
+                self._staged.clear()
+                self._claimed.clear()
+                return True
+            if tried < _SPINS:
+                os.sched_yield()
+            else:
+                time.sleep(_PAUSE_S)
+        return False
+
+    def _acquire_now(self) -> bool:
+        if not self._process_lock.acquire(blocking=False):
+            return False
+        if self._locks is None or self._locks.acquire(0):
+            return True
+        self._process_lock.release()
+        return False
+
+    def release(self) -> None:
+        """Unlock the table; what was staged and not committed is forgotten."""
+        if self._locks is not None:
+            self._locks.release(0)
+        self._process_lock.release()
+
+    # Changes
+
+    def commit(self) -> None:
+        """Make all staged changes, as one."""
+        cells, at = self._cells, _INTENT + 1
+        for cell, value in self._staged:
+            cells[at], cells[at + 1] = cell, value
+            at += 2
+        cells[_INTENT] = len(self._staged)
+        self._complete()
+        self._staged.clear()
+
+    def _complete(self) -> None:
+        cells = self._cells
+        if pairs := cells[_INTENT]:
+            for at in range(_INTENT + 1, _INTENT + 1 + 2 * pairs, 2):
+                cells[cells[at]] = cells[at + 1]
+            cells[_INTENT] = 0
+
+    # Buckets
+
+    def bucket(self, digest: Digest, now_ns: int) -> int | None:
+        """The record of a bucket, made if it is missing; None if the table has no room."""
+        record = self._find(digest)
+        return self._claim(digest, now_ns) if record is None else record
+
+    def level(self, record: int) -> tuple[int, int, int]:
+        """(when it is full again, how long a unit takes, when it was last seen to be full)."""
+        level, unit, seen = self._cells[record + _LEVEL : record + _FULL_SEEN + 1]
+        return level, unit, seen
+
+    def stage_level(self, record: int, full_at: int, unit: int, full_seen: int) -> None:
+        """Change a bucket at the next `commit`."""
+        self._staged += (
+            (record + _LEVEL, full_at),
+            (record + _UNIT, unit),
+            (record + _FULL_SEEN, full_seen),
+        )
+
+    # Requests in progress
+
+    def in_progress(self, digest: Digest) -> int:
+        """Requests in progress over all processes that live; the rest is cleared."""
+        total = 0
+        for slot in range(self._slots()):
+            record = self._find(_of_slot(digest, slot))
+            if record is None or not (count := self._cells[record + _LEVEL]):
+                continue
+            if slot == self._slot or self._lives(slot):
+                total += count
+            else:
+                self._cells[record + _LEVEL] = 0
+        return total
+
+    def stage_progress(self, digest: Digest, change: int, now_ns: int) -> bool:
+        """Count a request of this process in or out at the next `commit`; False without room."""
+        own = _of_slot(digest, self._slot)
+        record = self._find(own)
+        if record is None:
+            record = self._claim(own, now_ns, owner=self._slot + 1) if change > 0 else None
+        if record is None:
+            return False
+        self._staged.append((record + _LEVEL, max(0, self._cells[record + _LEVEL] + change)))
+        return True
+
+    def clear_slot(self) -> None:
+        """Forget the requests of the process that had this slot before."""
+        cells = self._cells
+        owners = cells[_HEAD + _UNIT :: _RECORD].tolist()
+        for number, unit in enumerate(owners):
+            if unit == -(self._slot + 1):
+                cells[_HEAD + number * _RECORD + _LEVEL] = 0
+
+    # Records
+
+    def _find(self, digest: Digest) -> int | None:
+        key, rest = digest
+        cells, number = self._cells, key % self._records
+        for _ in range(min(_MOST_PROBES, self._records)):
+            record = _HEAD + number * _RECORD
+            found = cells[record]
+            if found == key and cells[record + _KEY_REST] == rest:
+                return record
+            if not found:
+                return None
+            number = (number + 1) % self._records
+        return None
+
+    def _claim(self, digest: Digest, now_ns: int, *, owner: int = 0) -> int | None:
+        """Take a record that says nothing. It goes on saying nothing until the next `commit`."""
+        key, rest = digest
+        cells, number = self._cells, key % self._records
+        for _ in range(min(_MOST_PROBES, self._records)):
+            record = _HEAD + number * _RECORD
+            if self._is_free(record, now_ns):
+                self._claimed.append(record)
+                # The level first, the key last: killed in between, it is a free record that
+                # nobody finds.
+                cells[record + _LEVEL] = 0
+                cells[record + _UNIT] = -owner
+                cells[record + _FULL_SEEN] = 0
+                cells[record + _KEY_REST] = rest
+                cells[record] = key
+                return record
+            number = (number + 1) % self._records
+        return None
+
+    def _is_free(self, record: int, now_ns: int) -> bool:
+        if record in self._claimed:
+            return False
+        level, unit = self._cells[record + _LEVEL], self._cells[record + _UNIT]
+        if unit >= 0:
+            return level <= now_ns
+        slot = -unit - 1
+        return not level or not (slot == self._slot or self._lives(slot))
+
+    def close(self) -> None:
+        self._cells.release()
+        self._map.close()
+        if self._locks is not None:
+            self._locks.close()
+
+
+def _of_slot(digest: Digest, slot: int) -> Digest:
+    """The key of the record in which the process of a slot counts."""
+    key, rest = digest
+    return (key + (slot + 1) * 0x9E3779B9) & 0x7FFF_FFFF_FFFF_FFFF or 1, rest

@@ -1,0 +1,75 @@
+"""The check of what a request may use, and what it used in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nexus.access.limits import Amounts, Counter
+from nexus.errors import RequestFailed
+from nexus.proxy.exchange import Exchange
+from nexus.proxy.limits import Refused, Reserve, level_headers
+
+
+def reserve_limits(exchange: Exchange) -> None:
+    """Take what the request needs of every limit that holds for it; refuse it if one does not
+    admit it."""
+    limits = exchange.view.limits
+    if limits is None:
+        return
+    counters = limits.counters(exchange.caller, exchange.model, exchange.endpoint.name)
+    if not counters:
+        return
+    exchange.limited, dialect = True, exchange.endpoint.dialect
+    prompt, output_limit = 0, None
+    if any(counter.dimension.endswith("tokens") for counter in counters):
+        prompt, output_limit = dialect.estimate_tokens(exchange.body, exchange.endpoint.form)
+
+    def amount(counter: Counter) -> int:
+        output = counter.limit.reserve_output
+        if output_limit is not None:
+            output = min(output, output_limit)
+        return Amounts(1, prompt, output).of(counter.dimension)
+
+    limiter = exchange.engine.limiter
+    try:
+        reserves, levels = limiter.reserve(counters, amount)
+    except Refused as refusal:
+        exchange.own_headers = [*exchange.own_headers, *level_headers(dialect, refusal.levels)]
+        _count(exchange, refusal)
+        raise
+    exchange.own_headers = [*exchange.own_headers, *level_headers(dialect, levels)]
+    if reserves:
+        exchange.on_release(lambda: _settle(exchange, reserves, prompt))
+
+
+def _settle(exchange: Exchange, reserves: Sequence[Reserve], prompt: int) -> None:
+    """Charge what the request used: what the backend reports, else an estimate."""
+    weights = {reserve.counter.limit.cached_weight for reserve in reserves}
+    for weight in weights:
+        of_weight = [
+            reserve for reserve in reserves if reserve.counter.limit.cached_weight == weight
+        ]
+        exchange.engine.limiter.settle(of_weight, _used(exchange, prompt, weight))
+
+
+def _used(exchange: Exchange, prompt: int, cached_weight: float) -> Amounts | None:
+    """What the request used; None if nothing is known of a response that was served."""
+    if exchange.choice is None:
+        return Amounts()
+    usage, source = exchange.known_usage()
+    if source == "none":
+        return None
+    if source is None:
+        # No response went to the client. If it left during an attempt, the prompt was processed.
+        return Amounts(1, prompt if exchange.within_attempt else 0, 0)
+    input_tokens = prompt if usage.prompt_tokens is None else usage.prompt_tokens
+    if usage.cached_tokens and cached_weight < 1:
+        input_tokens -= round(usage.cached_tokens * (1 - cached_weight))
+    return Amounts(1, input_tokens, usage.completion_tokens or 0)
+
+
+def _count(exchange: Exchange, refusal: RequestFailed) -> None:
+    if (caller := exchange.caller) is not None:
+        exchange.engine.recorder.caller_refused(
+            caller.key_label, caller.team_label, refusal.kind or ""
+        )

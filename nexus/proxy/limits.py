@@ -1,0 +1,235 @@
+"""Limits of one request: reserved before a backend is chosen, settled when the request ends."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from nexus.access import buckets
+from nexus.access.limits import Amounts, Counter
+from nexus.dialects.base import Dialect
+from nexus.errors import RequestFailed
+from nexus.fleet.limit_table import LimitTable
+from nexus.metrics.recorder import Recorder
+
+log = logging.getLogger("nexus.proxy")
+
+_PARALLEL_WAIT_NS = 1_000_000_000
+_NEVER_NS = 3_600_000_000_000
+"""What a client is told to wait for a limit of 0."""
+
+
+class Level(msgspec.Struct, frozen=True):
+    """How a counter stood after a request: units that are left, and when it is full again."""
+
+    counter: Counter
+    left: int
+    full_in_ns: int = 0
+    wait_ns: int = 0
+
+
+class Reserve(msgspec.Struct, frozen=True):
+    """What a request took of one counter."""
+
+    counter: Counter
+    units: int
+    at_ns: int
+
+
+class Limiter:
+    """Takes and returns what limits count, for one process. Safe from any greenlet or thread."""
+
+    def __init__(self, open_table: Callable[[], LimitTable], recorder: Recorder) -> None:
+        """`open_table` is called when the first request comes that a limit holds for."""
+        self._open_table = open_table
+        self._recorder = recorder
+        self._opened: LimitTable | None = None
+        self._unsettled: deque[tuple[Sequence[Reserve], Amounts | None]] = deque()
+
+    def reserve(
+        self, counters: Sequence[Counter], amounts_for: Callable[[Counter], int]
+    ) -> tuple[list[Reserve], list[Level]]:
+        """Take what a request needs of all counters, or of none.
+
+        Returns what was taken, and how the counters stand. Raises `RequestFailed` with
+        `limits_unavailable`, and `Refused`.
+        """
+        table = self._table()
+        if not table.acquire():
+            self._recorder.limits_missed()
+            if any(c.dimension == "parallel" and not c.limit.shadow for c in counters):
+                raise RequestFailed("limits_unavailable", headers={"retry-after": "1"})
+            return [], []
+        try:
+            now_ns = time.monotonic_ns()
+            taken, levels, shadowed, untracked = [], [], [], 0
+            refusals = []
+            for counter in counters:
+                units = amounts_for(counter)
+                level = _stage(table, counter, units, now_ns)
+                if level is None:
+                    untracked += 1
+                    continue
+                if level.wait_ns <= 0:
+                    taken.append(Reserve(counter, units, now_ns))
+                elif counter.limit.shadow:
+                    shadowed.append(counter)
+                    continue
+                else:
+                    refusals.append((level, units))
+                levels.append(level)
+            if not refusals:
+                table.commit()
+        finally:
+            table.release()
+        self._recorder.limits_untracked(untracked)
+        for counter in shadowed:
+            self._recorder.limit_refused(counter.limit.name, counter.dimension, shadow=True)
+        if refusals:
+            longest, units = max(refusals, key=lambda refusal: refusal[0].wait_ns)
+            counter = longest.counter
+            self._recorder.limit_refused(counter.limit.name, counter.dimension, shadow=False)
+            raise Refused(longest, units, [level for level in levels if level.wait_ns <= 0])
+        return taken, levels
+
+    def settle(self, reserves: Sequence[Reserve], used: Amounts | None) -> None:
+        """Charge what a request used in the place of what it took; None leaves the rates as they
+        are."""
+        self._unsettled.append((reserves, used))
+        self.flush()
+
+    def flush(self) -> None:
+        """Settle what could not be settled earlier, since the table was locked."""
+        if not self._unsettled:
+            return
+        table = self._table()
+        if not table.acquire():
+            return
+        moved: list[tuple[str, int]] = []
+        try:
+            while self._unsettled:
+                reserves, used = self._unsettled.popleft()
+                now_ns = time.monotonic_ns()
+                for reserve in reserves:
+                    moved += _stage_settlement(table, reserve, used, now_ns)
+                table.commit()
+        finally:
+            table.release()
+        for limit, tokens in moved:
+            self._recorder.limit_settled(limit, tokens)
+
+    def _table(self) -> LimitTable:
+        table = self._opened
+        if table is None:
+            try:
+                table = self._open_table()
+            except OSError as error:
+                log.error("limits hold for each process on its own", extra={"why": error})
+                table = LimitTable(None)
+            if table.acquire():
+                table.clear_slot()
+                table.release()
+            self._opened = table
+        return table
+
+
+class Refused(RequestFailed):
+    """A limit does not admit the request."""
+
+    def __init__(self, level: Level, asked: int, others: list[Level]) -> None:
+        counter, wait_ns = level.counter, level.wait_ns
+        kind = "parallel" if counter.dimension == "parallel" else "tokens"
+        super().__init__(
+            "rate_limit_exceeded",
+            counter.describe(left=level.left, asked=asked, wait_s=wait_ns / 1e9),
+            headers={
+                "retry-after": str(-(-wait_ns // 1_000_000_000)),
+                "retry-after-ms": str(-(-wait_ns // 1_000_000)),
+            },
+            kind="requests" if counter.dimension == "requests" else kind,
+        )
+        self.levels = [level, *others]
+
+
+def _stage(table: LimitTable, counter: Counter, units: int, now_ns: int) -> Level | None:
+    """Stage what a request takes of one counter, if it is admitted; None without room for it."""
+    if counter.dimension == "parallel":
+        left = counter.burst - table.in_progress(counter.digest)
+        if left <= 0:
+            wait_ns = _PARALLEL_WAIT_NS if counter.amount else _NEVER_NS
+            return Level(counter, 0, 0, wait_ns)
+        staged = table.stage_progress(counter.digest, 1, now_ns)
+        return Level(counter, left - 1) if staged else None
+    if not counter.amount:
+        return Level(counter, 0, 0, _NEVER_NS)
+    record = table.bucket(counter.digest, now_ns)
+    if record is None:
+        return None
+    unit, burst = counter.unit_ns, counter.burst
+    full_at, before, full_seen = table.level(record)
+    if before and before != unit:
+        full_at = buckets.convert(full_at, now_ns, before=before, after=unit)
+    wait_ns = buckets.wait_ns(full_at, units, now_ns, unit=unit, burst=burst)
+    if wait_ns <= 0:
+        if full_at <= now_ns:
+            full_seen = now_ns
+        full_at = buckets.charge(full_at, units, now_ns, unit=unit)
+        table.stage_level(record, full_at, unit, full_seen)
+    left = max(0, burst - buckets.used(full_at, now_ns, unit=unit))
+    return Level(counter, left, max(0, full_at - now_ns), wait_ns)
+
+
+def _stage_settlement(
+    table: LimitTable, reserve: Reserve, amounts: Amounts | None, now_ns: int
+) -> list[tuple[str, int]]:
+    """Stage the difference between what was taken and what was used.
+
+    Returns the limit and the tokens above (or, negative, below) the reserve.
+    """
+    counter = reserve.counter
+    if counter.dimension == "parallel":
+        table.stage_progress(counter.digest, -1, now_ns)
+        return []
+    if amounts is None or (used := amounts.of(counter.dimension)) == reserve.units:
+        return []
+    moved = [] if counter.dimension == "requests" else [(counter.limit.name, used - reserve.units)]
+    record = table.bucket(counter.digest, now_ns)
+    if record is not None:
+        full_at, unit, full_seen = table.level(record)
+        unit = unit or counter.unit_ns
+        since = full_seen > reserve.at_ns or full_at <= now_ns
+        full_at = buckets.settle(
+            full_at,
+            now_ns,
+            unit=unit,
+            reserved=reserve.units,
+            used=used,
+            full_since_reserve=since,
+        )
+        table.stage_level(record, full_at, unit, full_seen)
+    return moved
+
+
+def level_headers(dialect: Dialect, levels: Sequence[Level]) -> list[tuple[str, str]]:
+    """The headers that tell a client of its tightest limits."""
+    headers: list[tuple[str, str]] = []
+    for kind, dimensions in dialect.LIMIT_KINDS.items():
+        of_kind = [
+            level
+            for level in levels
+            if level.counter.dimension in dimensions and not level.counter.limit.shadow
+        ]
+        if of_kind:
+            tightest = min(of_kind, key=lambda level: (level.left, -level.full_in_ns))
+            headers += dialect.limit_headers(
+                kind,
+                limit=tightest.counter.burst,
+                remaining=tightest.left,
+                reset_ns=tightest.full_in_ns,
+                now=time.time(),
+            )
+    return headers

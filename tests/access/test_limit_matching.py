@@ -1,0 +1,110 @@
+"""Which limits hold for a request."""
+
+import json
+
+import pytest
+
+from nexus.access.callers import Caller
+from nexus.access.limits import Amounts, Limits
+from nexus.config.limit_records import Limit, Match
+from nexus.dialects import openai
+from nexus.dialects.anthropic.limits import limit_headers
+from nexus.dialects.base import PromptField, RequestForm
+from nexus.dialects.openai.limits import duration
+
+CHAT = RequestForm(prompts=(PromptField(name="messages", messages=True),), task="chat")
+INPUT = RequestForm(prompts=(PromptField(name="input"),), task="embeddings")
+
+
+def subjects(limit, *requests):
+    limits = Limits([limit])
+    return [
+        [(counter.dimension, counter.subject) for counter in limits.counters(*request)]
+        for request in requests
+    ]
+
+
+def test_globs_of_a_limit_and_what_it_counts_apart():
+    limit = Limit(
+        name="a",
+        match=Match(team="res*", model="llama*"),
+        each=["key", "model"],
+        requests="1/s",
+        parallel=2,
+    )
+    of_team = Caller(key="k1", team="research")
+    assert subjects(
+        limit,
+        (of_team, "llama3", "chat_completions"),
+        (of_team, "qwen", "chat_completions"),
+        (Caller(key="k2", team="other"), "llama3", "chat_completions"),
+        (None, "llama3", "chat_completions"),
+    ) == [
+        [("requests", "key k1, model llama3"), ("parallel", "key k1, model llama3")],
+        [],
+        [],
+        [],
+    ]
+
+
+def test_counters_of_different_subjects_have_different_records():
+    limits = Limits([Limit(name="a", each=["key"], requests="1/s", tokens="1/s")])
+    found = {
+        counter.digest
+        for key in ("k1", "k2", "none")
+        for counter in limits.counters(Caller(key=key), "m", "e")
+    }
+    assert len(found) == 6
+    shared = Limits([Limit(name="a", requests="1/s")])
+    [one], [other] = (shared.counters(Caller(key=key), "m", "e") for key in ("k1", "k2"))
+    assert one.digest == other.digest
+
+
+def test_no_limits():
+    assert Limits.of([]) is None
+
+
+def test_amounts():
+    amounts = Amounts(1, 20, 300)
+    named = ("requests", "tokens", "input_tokens", "output_tokens", "parallel")
+    assert [amounts.of(name) for name in named] == [1, 320, 20, 300, 1]
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [
+        (0, "0ms"),
+        (1, "1ms"),
+        (20_000_000, "20ms"),
+        (1_000_000_000, "1s"),
+        (360_000_000_000, "6m0s"),
+        (3_723_000_000_001, "1h2m4s"),
+    ],
+)
+def test_durations_as_openai_writes_them(ns, text):
+    assert duration(ns) == text
+
+
+@pytest.mark.parametrize(
+    ("body", "form", "estimate"),
+    [
+        ({"messages": [{"content": "x" * 374}]}, CHAT, (97, None)),
+        ({"messages": [{"content": "hi"}], "max_tokens": 9}, CHAT, (4, 9)),
+        ({"messages": [{"content": "hi"}], "max_tokens": "many"}, CHAT, (4, None)),
+        ({"messages": [{"type": "image_url", "u": "data:image/png;base64,A"}]}, CHAT, (1606, None)),
+        ({"input": [[1, 2, 3], [4, 5]]}, INPUT, (5, 0)),
+        ({"input": "x" * 398}, INPUT, (100, 0)),
+    ],
+)  # fmt: skip
+def test_the_estimate_of_a_request(body, form, estimate):
+    text = json.dumps({"model": "m", **body}, separators=(",", ":"))
+    assert openai.estimate_tokens(text.encode(), form) == estimate
+
+
+def test_headers_in_anthropics_form():
+    at = limit_headers("input-tokens", limit=10, remaining=3, reset_ns=1_500_000_000, now=0.0)
+    assert at == [
+        ("anthropic-ratelimit-input-tokens-limit", "10"),
+        ("anthropic-ratelimit-input-tokens-remaining", "3"),
+        ("anthropic-ratelimit-input-tokens-reset", "1970-01-01T00:00:02Z"),
+    ]

@@ -1,0 +1,370 @@
+"""Limits in a running gateway: over the fast path and through Flask."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import openai
+import pytest
+
+from nexus.access.buckets import unit_ns
+from nexus.access.keys import digest
+from nexus.access.limits import Limits
+from nexus.config.limit_records import Limit
+from nexus.fleet.limit_table import LimitTable
+from tests.server.asking import GOOD, ask
+from tests.support.metrics import moved
+from tests.support.polling import until
+from tests.support.processes import Demo, Gateway, backend_toml
+
+pytestmark = pytest.mark.e2e
+
+WAYS = {"fast path": {}, "Flask": {"NEXUS_WITHOUT_SHORT_WAY": "1"}}
+IDS = (
+    "free",
+    "hundred",
+    "soon",
+    "tokens",
+    "few",
+    "shadow",
+    "closed",
+    "both",
+    "sdk",
+    "gone",
+    "reload",
+)
+DAY_NS = 86_400_000_000_000
+
+
+def key_of(id_: str) -> str:
+    return f"sk-nx-of-a-test-of-limits-{id_}"
+
+
+LIMITS = """
+[auth]
+mode = "keys"
+[[limits]]
+name = "hundred"
+match = { key = "hundred" }
+requests = "100/d"
+[[limits]]
+name = "soon"
+match = { key = "s[od]*" }
+each = ["key"]
+requests = "1/s"
+[[limits]]
+name = "tokens"
+match = { key = "tokens" }
+tokens = "100k/d"
+[[limits]]
+name = "few"
+match = { key = "few" }
+parallel = 3
+[[limits]]
+name = "gone"
+match = { key = "gone" }
+parallel = 2
+[[limits]]
+name = "shadow"
+match = { key = "shadow" }
+requests = "2/d"
+shadow = true
+[[limits]]
+name = "reload"
+match = { key = "reload" }
+requests = "8/d"
+[[limits]]
+name = "closed"
+match = { key = "closed" }
+requests = "0/d"
+suspend = true
+[[limits]]
+name = "both requests"
+match = { key = "both" }
+requests = "5/d"
+[[limits]]
+name = "both tokens"
+match = { key = "both", model = "demo-*" }
+tokens = "10/d"
+""" + "".join(f'[[keys]]\nid = "{id_}"\nsha256 = ["{digest(key_of(id_))}"]\n' for id_ in IDS)
+FAMILIES = (
+    "nexus_requests_total",
+    "nexus_errors_total",
+    "nexus_key_tokens_total",
+    "nexus_key_refusals_total",
+    "nexus_limit_refusals_total",
+    "nexus_limit_shadow_refusals_total",
+    "nexus_limit_overrun_tokens_total",
+    "nexus_limit_returned_tokens_total",
+    "nexus_limit_untracked_total",
+    "nexus_limit_lock_misses_total",
+)
+
+
+@pytest.fixture(scope="module")
+def demo(module_dir) -> Iterator[Demo]:
+    header = "header=x-ratelimit-remaining-tokens: 7"
+    options = {"models": ["demo-small"], "pace": 20, "fault": header}
+    with Demo(module_dir, name="demo", **options) as demo:
+        yield demo
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def gateway(request, tmp_path_factory, demo) -> Iterator[Gateway]:
+    directory = tmp_path_factory.mktemp("limits")
+    config = LIMITS + backend_toml(demo)
+    with Gateway(directory, config, workers=4, environ=WAYS[request.param]) as gateway:
+        yield gateway
+
+
+def send(gateway, id_, **more):
+    return ask(gateway, authorization=f"Bearer {key_of(id_)}", **more)
+
+
+def chat(**more) -> bytes:
+    return json.dumps({**GOOD, **more}).encode()
+
+
+def changes(before, after) -> dict[str, float]:
+    return {
+        f"{name} {' '.join(value for _, value in sorted(labels))}": change
+        for (name, labels), change in moved(before, after, FAMILIES).items()
+    }
+
+
+def record_of(gateway, limit: Limit) -> int:
+    """When the bucket of a limit is full again, in nanoseconds of the host's clock."""
+    [path] = Path(gateway.run_dir).rglob("limits.db")
+    table = LimitTable(path)
+    [counter] = Limits([limit]).counters(None, "demo-small", "chat_completions")
+    assert table.acquire()
+    record = table._find(counter.digest)
+    full_at = 0 if record is None else table.level(record)[0]
+    table.release()
+    table.close()
+    return full_at
+
+
+def test_a_gateway_counts_exactly_over_all_workers(gateway):
+    before, seen = gateway.settled(), Counter()
+
+    def several() -> None:
+        for _ in range(8):
+            seen[send(gateway, "hundred").status] += 1
+
+    threads = [threading.Thread(target=several) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = changes(before, gateway.settled())
+    missed = int(found.get("nexus_limit_lock_misses_total ", 0))  # on a host that is too busy
+    assert seen == {200: 100 + missed, 429: 60 - missed}
+    assert found["nexus_limit_refusals_total requests hundred"] == 60 - missed
+    assert found["nexus_key_refusals_total hundred requests none"] == 60 - missed
+    assert found["nexus_requests_total none demo_small 429"] == 60 - missed
+    assert found["nexus_errors_total rate_limited demo_small"] == 60 - missed
+
+
+def test_a_client_is_told_when_to_come_again(gateway):
+    assert send(gateway, "soon").status == 200
+    refused = send(gateway, "soon")
+    assert refused.status == 429
+    error = json.loads(refused.content)["error"]
+    assert (error["type"], error["param"], error["code"]) == (
+        "requests",
+        None,
+        "rate_limit_exceeded",
+    )
+    assert error["message"].startswith(
+        "Limit 'soon' of key soon on requests: 1 a second; 0 left, 1 asked. Try again in "
+    )
+    wait_ms = int(refused.headers["retry-after-ms"])
+    assert 0 < wait_ms <= 1000
+    assert refused.headers["retry-after"] == "1"
+    assert refused.headers["x-ratelimit-limit-requests"] == "1"
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    time.sleep(wait_ms / 1000)
+    assert send(gateway, "soon").status == 200
+
+
+def test_the_real_client_waits_as_told(gateway):
+    client = openai.OpenAI(base_url=f"{gateway.base}/v1", api_key=key_of("sdk"), max_retries=2)
+    for _ in range(2):
+        assert client.chat.completions.create(**GOOD).choices[0].message.content
+    with pytest.raises(openai.RateLimitError) as refused:
+        client.with_options(max_retries=0, api_key=key_of("closed")).chat.completions.create(**GOOD)
+    assert refused.value.type == "requests"
+    assert refused.value.code == "rate_limit_exceeded"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_are_charged_as_the_backend_reports_them(gateway, stream):
+    limit = Limit(name="tokens", tokens="100k/d")
+    unit = unit_ns(100_000, DAY_NS)
+    start = record_of(gateway, limit)
+    before, started = gateway.settled(), time.monotonic_ns()
+    reply = send(gateway, "tokens", body=chat(stream=stream, max_tokens=30))
+    found = changes(before, gateway.settled())
+    assert reply.status == 200, reply
+    used = sum(found[f"nexus_key_tokens_total tokens none {t}"] for t in ("prompt", "completion"))
+    full_at = until(lambda: record_of(gateway, limit))
+    base = full_at - int(used) * unit
+    assert started <= base <= time.monotonic_ns() if not start else base == start
+    reserved = 30 + max(1, len(json.dumps(GOOD["messages"])) // 4)
+    returned = found.get("nexus_limit_returned_tokens_total tokens", 0)
+    overrun = found.get("nexus_limit_overrun_tokens_total tokens", 0)
+    assert reserved - returned + overrun == used
+    assert reply.headers["x-ratelimit-limit-tokens"] == "100000"
+    if not start:
+        assert reply.headers["x-ratelimit-remaining-tokens"] == str(100_000 - reserved)
+
+
+def test_a_backends_own_limits_are_shown_only_without_ours(gateway):
+    assert send(gateway, "free").headers["x-ratelimit-remaining-tokens"] == "7"
+    assert "x-ratelimit-remaining-tokens" not in send(gateway, "hundred").headers
+
+
+def test_what_is_refused_before_dispatch_costs_nothing(gateway):
+    unknown = chat(model="no-such-model")
+    assert [send(gateway, "both", body=unknown).status for _ in range(8)] == [404] * 8
+    assert send(gateway, "both", body=b"{").status == 400
+    first = send(gateway, "both")
+    assert first.status == 200
+    assert first.headers["x-ratelimit-remaining-requests"] == "4"
+    second = send(gateway, "both")
+    assert second.status == 429
+    assert json.loads(second.content)["error"]["type"] == "tokens"
+    assert second.headers["x-ratelimit-remaining-requests"] == "3"
+    assert send(gateway, "both", body=unknown).headers["x-ratelimit-remaining-requests"] == "3"
+
+
+def test_shadow_counts_and_refuses_nothing(gateway):
+    before = gateway.settled()
+    replies = [send(gateway, "shadow") for _ in range(5)]
+    assert {reply.status for reply in replies} == {200}
+    found = changes(before, gateway.settled())
+    assert found["nexus_limit_shadow_refusals_total requests shadow"] == 3
+    assert "nexus_limit_refusals_total requests shadow" not in found
+    assert "nexus_key_refusals_total shadow requests none" not in found
+
+
+def test_a_suspended_key_gets_nothing(gateway):
+    refused = send(gateway, "closed")
+    assert refused.status == 429
+    assert refused.headers["retry-after"] == "3600"
+    assert json.loads(refused.content)["error"]["message"] == (
+        "Limit 'closed' on requests: nothing is admitted."
+    )
+
+
+def open_stream(gateway, id_) -> socket.socket:
+    body = chat(stream=True, max_tokens=500)
+    client = socket.create_connection(("127.0.0.1", gateway.port), timeout=20)
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"authorization: Bearer {key_of(id_)}\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    client.sendall(head.encode() + body)
+    return client
+
+
+def test_only_so_many_at_once_and_their_places_are_given_back(gateway):
+    clients = [open_stream(gateway, "few") for _ in range(3)]
+    assert [client.recv(12) for client in clients] == [b"HTTP/1.1 200"] * 3
+    refused = send(gateway, "few")
+    assert refused.status == 429
+    assert json.loads(refused.content)["error"]["type"] == "parallel"
+    with closing(open_stream(gateway, "few")) as another:
+        assert another.recv(12) == b"HTTP/1.1 429"
+    for client in clients:
+        client.close()
+    until(lambda: send(gateway, "few").status == 200)
+    for _ in range(10):
+        open_stream(gateway, "few").close()
+    gateway.settled()
+    clients = until(lambda: all_open(gateway, "few", 3))
+    for client in clients:
+        client.close()
+
+
+def all_open(gateway, id_, count) -> list[socket.socket] | None:
+    """As many streams at once, if all are admitted."""
+    clients = [open_stream(gateway, id_) for _ in range(count)]
+    if [client.recv(12) for client in clients] == [b"HTTP/1.1 200"] * count:
+        return clients
+    for client in clients:
+        client.close()
+    return None
+
+
+def test_a_killed_worker_gives_its_places_back(gateway):
+    clients = [open_stream(gateway, "gone") for _ in range(2)]
+    assert [client.recv(12) for client in clients] == [b"HTTP/1.1 200"] * 2
+    assert send(gateway, "gone").status == 429
+    for pid in gateway.worker_pids():
+        os.kill(pid, signal.SIGKILL)
+
+    def served() -> bool:
+        try:
+            return send(gateway, "gone").status == 200
+        except OSError:
+            return False
+
+    until(served)
+    for client in clients:
+        client.close()
+    for client in until(lambda: all_open(gateway, "gone", 2)):
+        client.close()
+
+
+def test_while_the_levels_are_locked_rates_are_not_held_and_the_rest_is_refused(gateway):
+    """The lock's holder was stopped, say. What could not be settled is settled after it."""
+    assert send(gateway, "few").status == 200
+    assert send(gateway, "tokens").status == 200
+    gateway.settled()
+    limit = Limit(name="tokens", tokens="100k/d")
+    level, before = record_of(gateway, limit), gateway.settled()
+    [path] = Path(gateway.run_dir).rglob("limits.db")
+    holder = LimitTable(path)
+    assert until(holder.acquire)
+    refused, admitted = send(gateway, "few"), send(gateway, "tokens")
+    found = changes(before, gateway.settled())
+    holder.release()
+    holder.close()
+    assert (refused.status, refused.code) == (503, "limits_unavailable")
+    assert refused.headers["retry-after"] == "1"
+    assert admitted.status == 200
+    assert "x-ratelimit-limit-tokens" not in admitted.headers
+    assert found["nexus_limit_lock_misses_total "] == 2
+    assert found["nexus_errors_total other demo_small"] == 1
+    assert record_of(gateway, limit) == level
+    assert until(lambda: send(gateway, "few").status == 200)
+
+
+def test_a_reload_keeps_what_was_used(gateway):
+    for _ in range(2):
+        assert send(gateway, "reload").status == 200
+    text = gateway.file.read_text()
+    gateway.file.write_text(text.replace('requests = "8/d"', 'requests = "4/d"'))
+    run = subprocess.run(
+        [sys.executable, "-m", "nexus", "reload", "-c", str(gateway.file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    reply = send(gateway, "reload")
+    assert reply.headers["x-ratelimit-limit-requests"] == "4"
+    assert reply.headers["x-ratelimit-remaining-requests"] == "1"
+    assert send(gateway, "reload").status == 200
+    assert send(gateway, "reload").status == 429

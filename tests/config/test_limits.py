@@ -1,0 +1,87 @@
+"""What `[[limits]]` takes, and what is said of the rest."""
+
+import pytest
+
+from nexus.config.checking import ConfigError
+from nexus.config.limit_records import parse_rate
+from nexus.config.loading import load
+
+
+def problems(tmp_path, text: str) -> list[str]:
+    file = tmp_path / "nexus.toml"
+    file.write_text(text)
+    try:
+        load(file, environ={})
+    except ConfigError as error:
+        return [problem.removeprefix(f"{file}: ") for problem in error.problems]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "seconds"),
+    [
+        ("60/min", 60, 60),
+        ("200k/min", 200_000, 60),
+        ("2M/h", 2_000_000, 3600),
+        ("5/s", 5, 1),
+        ("1/d", 1, 86_400),
+    ],
+)
+def test_rates(text, amount, seconds):
+    rate = parse_rate(text)
+    assert rate is not None
+    assert (rate.amount, rate.period_ns) == (amount, seconds * 10**9)
+
+
+def test_every_setting_is_taken(tmp_path):
+    assert not problems(
+        tmp_path,
+        '[[limits]]\nname = "a"\nmatch = { key = "k*", team = "t", model = "m", endpoint = "e" }\n'
+        'each = ["key", "team", "model", "endpoint"]\nrequests = "60/min"\nburst_requests = 10\n'
+        'tokens = "200k/min"\ninput_tokens = "1/s"\noutput_tokens = "1/s"\nparallel = 8\n'
+        "reserve_output = 100\ncached_weight = 0.1\nshadow = true\nsuspend = false\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            'requests = "60 a minute"',
+            'requests = "60 a minute" is not allowed; it takes a number, optionally k or M, and '
+            "/s, /min, /h or /d, such as 200k/min.",
+        ),
+        (
+            'tokens = "0/min"',
+            "tokens = 0 refuses every request; set suspend = true if that is meant.",
+        ),
+        (
+            "parallel = 0",
+            "parallel = 0 refuses every request; set suspend = true if that is meant.",
+        ),
+        ('tokens = "20M/s"', 'tokens = "20M/s" is not allowed; at most 10M/s is.'),
+        (
+            "shadow = true",
+            "limits nothing; set requests, tokens, input_tokens, output_tokens or parallel.",
+        ),
+        ("parallel = 1\nburst_requests = 2", "burst_requests has no effect without requests."),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(tmp_path, text, sentence):
+    assert problems(tmp_path, f'[[limits]]\nname = "a"\n{text}\n') == [f'[[limits]] "a" {sentence}']
+
+
+def test_zero_may_be_meant(tmp_path):
+    assert not problems(tmp_path, '[[limits]]\nname = "a"\nparallel = 0\nsuspend = true\n')
+
+
+def test_names_are_unique_and_settings_known(tmp_path):
+    one = '[[limits]]\nname = "a"\nparallel = 1\n'
+    assert problems(tmp_path, one * 2) == [
+        '[[limits]] name = "a" is used twice; each limit needs a name of its own.'
+    ]
+    [unknown] = problems(tmp_path, f"{one}paralel = 1\n")
+    assert "has no key paralel" in unknown
+    assert problems(tmp_path, "".join(one.replace('"a"', f'"{n}"') for n in range(51))) == [
+        "[[limits]] has 51 entries; at most 50 are allowed."
+    ]
