@@ -179,6 +179,7 @@ VARIABLES = """\
 | `NEXUS_CONFIG` | the file |
 """
 SECRETS = """\
+| `NEXUS_API_KEY` | a client's key for commands such as `nexus models`, if clients need one |
 | `NEXUS_SAVED` | file of saved backends; default: `nexus.saved.json` beside the configuration |
 
 The file never contains a backend's key or the operators' token. It names an environment variable,

@@ -100,9 +100,10 @@ class Gateway:
         bases = [base for base in (self.base, self.operations) if base]
         for base in bases:
             try:
-                answer = http_request(
-                    "GET", base + target, headers=self._credentials(base, self.secret())
-                )
+                headers = self._credentials(base, self.secret())
+                if base == self.base:
+                    headers |= self._client_key(base)
+                answer = http_request("GET", base + target, headers=headers)
             except NoResponse as why:
                 errors[base] = str(why)
                 if base == self.base and self.relocate():
@@ -114,6 +115,9 @@ class Gateway:
         if refused is None:
             raise self.unreachable(errors)
         base, answer = refused
+        if answer.status == 401 and answer.error_code() != "unauthorized":
+            message = f"{base}: {answer.message()} Commands take it from $NEXUS_API_KEY."
+            raise Failure(message, status=Exit.USAGE)
         if answer.status == 401:
             raise self._unauthorized(base)
         raise Failure(
@@ -193,6 +197,13 @@ class Gateway:
         if token is None or (self.local and not self._proves(base)):
             return {}
         return {"authorization": f"Bearer {token}"}
+
+    def _client_key(self, base: str) -> dict[str, str]:
+        """The header with `$NEXUS_API_KEY`; none for a local address without proof."""
+        key = os.environ.get("NEXUS_API_KEY")
+        if not key or (self.local and not self._proves(base)):
+            return {}
+        return {self.config.auth.header: key}
 
     def _proves(self, base: str) -> bool:
         """Whether the listener knows the run directory's token. The proof does not send it."""

@@ -261,7 +261,10 @@ def _made(gateway: Gateway, made: dict[str, Any], remark: str) -> str:
             f"The key {made['id']}, {remark}:\n\n    {secret}\n",
             "Clients of OpenAI's API take it from the environment:\n",
             f"    export OPENAI_BASE_URL={base}/v1",
-            f"    export OPENAI_API_KEY={secret}",
+            f"    export OPENAI_API_KEY={secret}\n",
+            "Claude Code and clients of Anthropic's API:\n",
+            f"    export ANTHROPIC_BASE_URL={base}",
+            f"    export ANTHROPIC_AUTH_TOKEN={secret}",
         ]
     )
 

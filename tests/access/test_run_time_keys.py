@@ -111,6 +111,23 @@ def test_a_key_of_another_gateway(gateway):
     assert "shorter than 20" in keys(gateway, "import", given="short\n", status=2)
 
 
+def test_commands_take_a_key_from_the_environment(gateway):
+    def models(**environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "nexus", "models", "-c", str(gateway.file)],
+            capture_output=True, text=True, timeout=30, env=clean_environ(**environ), check=False,
+        )  # fmt: skip
+
+    made = keys(gateway, "add", "--model", "other")
+    shown = models(NEXUS_API_KEY=made["key"]).stdout
+    assert "other" in shown
+    assert "demo-small" not in shown
+    refused = models()
+    assert refused.returncode == 2
+    assert "An API key is required" in refused.stderr
+    assert "$NEXUS_API_KEY" in refused.stderr
+
+
 def test_what_is_refused(gateway):
     assert "is in the configuration file" in keys(gateway, "block", "infile", status=1)
     assert "did you mean research?" in keys(gateway, "add", "--team", "reserch", status=2)
