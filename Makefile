@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SECONDS ?= 600
 SEED    ?= 1
 
-.PHONY: help run test test-unit test-deps check check-long check-real lint types pages lock screenshot clean bench bench-streams bench-metrics bench-dashboard bench-models soak chaos hostile fuzz
+.PHONY: help run test test-unit test-deps check check-long check-real lint types pages lock screenshot clean bench bench-streams bench-metrics bench-dashboard bench-models bench-affinity soak chaos hostile fuzz
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench-dashboard: $(VENV)/dev.stamp  ## what fifty open dashboards cost
 
 bench-models: $(VENV)/dev.stamp  ## what thousands of models cost a worker's loop and the health process
 	$(BIN)/python -m bench.models
+
+bench-affinity: $(VENV)/dev.stamp  ## what requests find in backends' caches, beside two routers, which are fetched; three minutes
+	$(BIN)/python -m bench.affinity
 
 chaos: $(VENV)/dev.stamp  ## ten minutes of load and kills: make chaos SECONDS=600 SEED=7
 	NEXUS_CHAOS_SECONDS=$(SECONDS) NEXUS_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/test_chaos.py

@@ -19,6 +19,7 @@ from nexus.admin.openapi import openapi_endpoint
 from nexus.admin.operations import operations_endpoints
 from nexus.config import Config, process_config
 from nexus.fleet.label_requests import LabelRequests
+from nexus.fleet.prefix_table import PrefixTable
 from nexus.fleet.records import Snapshot
 from nexus.fleet.request_log import RequestLogTable, Ring
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
@@ -95,6 +96,7 @@ def create_app(
         circuits=slot_lease.circuits,
         ring=_ring(slot_lease),
         limit_table=slot_lease.open_limit_table,
+        prefixes=_prefixes(slot_lease),
         environ=environ,
         name=_gateway_name(slot_lease),
     )
@@ -168,6 +170,14 @@ def _ring(slot_lease: SlotLease) -> Ring:
     except OSError as error:
         log.error("the history does not show requests of this process", extra={"why": error})
         return RequestLogTable(None).ring(0)
+
+
+def _prefixes(slot_lease: SlotLease) -> PrefixTable:
+    try:
+        return PrefixTable(slot_lease.generation.prefixes if slot_lease.generation else None)
+    except OSError as error:
+        log.error("this process finds prompts by itself", extra={"why": error})
+        return PrefixTable(None)
 
 
 def _snapshot_reader(path: Path) -> SnapshotReader | None:

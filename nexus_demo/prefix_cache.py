@@ -29,6 +29,11 @@ class PrefixCache:
         self.slots = BoundedSemaphore(slots)
         self.found = self.seen = 0
 
+    def clear(self) -> None:
+        """Forget all blocks, and what was counted."""
+        self._blocks.clear()
+        self.found = self.seen = 0
+
     def read(self, request: dict[str, Any]) -> tuple[int, float]:
         """Take a prompt up; gives how many of its tokens were cached, and how long the others
         take."""

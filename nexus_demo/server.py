@@ -109,6 +109,7 @@ class DemoBackend:
             ("GET", "/demo/last"): lambda _: self.last,
             ("POST", "/demo/fault"): self._set_fault,
             ("POST", "/demo/hurry"): self._hurry,
+            ("POST", "/demo/forget"): self._forget,
         }
         for path, said in manner.says.items():
             self._routes["GET", path] = partial(_said, said)
@@ -146,6 +147,12 @@ class DemoBackend:
     def _hurry(self, _: _Request) -> Any:
         """Streams that go on send what is left of them at once."""
         self._hurried += 1
+        return self.tally()
+
+    def _forget(self, _: _Request) -> Any:
+        """The simulated prefix cache is empty again."""
+        if self._cache is not None:
+            self._cache.clear()
         return self.tally()
 
     def _handle(self, sock: socket.socket, _address: object) -> None:

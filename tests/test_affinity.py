@@ -4,6 +4,8 @@ overload, failure and return of a backend move no more of them than needed."""
 import hashlib
 import http.client
 import json
+import subprocess
+import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +69,21 @@ def served(demos):
     return Counter(
         {name: one.tally()["requests"]["/v1/chat/completions"] for name, one in demos.items()}
     )
+
+
+def ask_explain(gateway, messages):
+    """The session of a prompt, as `nexus route explain` shows it."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "nexus", "route", "explain", "m"),
+            *("-c", str(gateway.file), "--json", "--body", "-"),
+        ],
+        input=json.dumps({"model": "m", "messages": messages}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)["affinity"]
 
 
 def say(text):
@@ -185,6 +202,33 @@ def test_one_session_at_100_at_once_is_spread(demos, gateway):
     assert max(loads.values()) <= max(1.25 * 100 / 3, min(loads.values()) + 2) + 3, loads
     results = Counter(headers["x-nexus-affinity"] for headers in found)
     assert results.keys() == {"hit", "spill"}
+
+
+def test_where_a_prompt_was_computed_is_known_to_all_workers(demos, gateway):
+    """While its home is busy, a new prompt goes elsewhere, and stays there."""
+    prompt = say("This is a long question that nobody has asked before. " * 60)
+    order = ask_explain(gateway, prompt)["order"]
+    pinned = next(name for n in range(99) if home(gateway, name := f"pin-{n}") == order[0])
+    demos[order[0]].fault("delay=1")
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            waiting = [
+                pool.submit(ask, gateway, say("Hi"), x_nexus_affinity=pinned) for _ in range(3)
+            ]
+            until(lambda: demos[order[0]].tally()["open"] == 3)
+            headers, _ = ask(gateway, prompt)
+            for one in waiting:
+                one.result()
+    finally:
+        demos[order[0]].fault("")
+    other = headers["x-nexus-backend"]
+    assert other != order[0]
+    assert ask_explain(gateway, prompt)["order"][0] == other
+    for _ in range(8):
+        headers, usage = ask(gateway, prompt)
+        assert headers["x-nexus-backend"] == other
+        assert headers["x-nexus-affinity"] == "hit"
+        assert usage["prompt_tokens_details"]["cached_tokens"] > 600
 
 
 def test_a_slow_backend_gets_fewer_requests(demos, gateway):

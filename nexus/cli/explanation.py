@@ -16,6 +16,7 @@ from nexus.dialects.base import InvalidBody, ParsedRequest
 from nexus.dialects.json_body import read_fields
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load_table import LoadTable
+from nexus.fleet.prefix_table import PrefixTable
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.fleet.status import status_of
 from nexus.http.headers import RequestHeaders
@@ -61,7 +62,7 @@ def route_explain(
         needs=parsed.needs,
         constraints=routes.constraints(model, resolved),
         flexible=flexible,
-        session=SessionReader(headers, parsed, routes.affinity, scope),
+        session=SessionReader(headers, parsed, routes.affinity, resolved, scope),
     )
     now_ns = time.monotonic_ns()
     found = explain(
@@ -69,6 +70,7 @@ def route_explain(
         asked,
         Conditions(
             load=load_table.pending,
+            holders=PrefixTable(generation.prefixes).holders,
             status=lambda column, model: status_of(
                 column, model, circuits, load_table, config=snapshot.config, now_ns=now_ns
             ),

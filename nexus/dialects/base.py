@@ -79,11 +79,11 @@ class Prompt(Protocol):
     def text_of(self, path: str, /) -> str | None:
         """The text in a field of the body; dots in `path` lead into objects."""
 
-    def start(self, most: int, /) -> tuple[bytes, int]:
-        """The first bytes of the prompt as its model reads them: tools, system text, messages.
+    def start(self, most: int, first: int, /) -> tuple[bytes, int]:
+        """The first `most` bytes of the prompt as its model reads it: tools, system text, messages.
 
-        Also gives how many of them come before the end of the conversation's first message: the
-        same number in each of its turns.
+        Also gives how many of them come before the end of the conversation's first message, which
+        is the same number in each of its turns. Of the messages, `first` bytes are looked at.
         """
 
 

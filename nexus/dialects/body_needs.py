@@ -70,9 +70,9 @@ class BodyNeeds(msgspec.Struct, dict=True):
         name, *keys = path.split(".")
         return text_at(self.fields.get(name), keys)
 
-    def start(self, most: int) -> tuple[bytes, int]:
+    def start(self, most: int, first: int) -> tuple[bytes, int]:
         names = (*self.BEFORE, *self.prompt.beside, self.prompt.name)
-        return prompt_start([self.fields.get(name, b"") for name in names], most)
+        return prompt_start([self.fields.get(name, b"") for name in names], most, first)
 
     def _raw(self, name: str) -> bytes:
         return bytes(self.fields.get(name, b""))

@@ -16,6 +16,7 @@
     load               what each process has in hand          (see load.py)
     circuits           what is known of each backend          (see circuits.py)
     limits.db          the levels of limits, if there are any (see limit_table.py)
+    prefixes           which backends served which prompts    (see prefix_table.py)
     recent             the requests that ended last           (see recent.py)
     changes.json       what operators changed for this run    (see health/changes.py)
     metrics/           prometheus_client's files, by slot
@@ -75,6 +76,7 @@ class Generation:
         self.slots = path / "slots"
         self.load = path / "load"
         self.circuits = path / "circuits"
+        self.prefixes = path / "prefixes"
         self.request_log = path / "recent"
         self.limits = path / "limits.db"
         self.metrics = path / "metrics"

@@ -14,6 +14,7 @@ from nexus.config import Config
 from nexus.errors import Blame, Fault, RequestFailed
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load_table import NORMAL_TICKET, LoadTable, Row
+from nexus.fleet.prefix_table import PrefixTable
 from nexus.fleet.status import CLEAR, EndpointStatus
 from nexus.metrics.recorder import Recorder
 from nexus.proxy.fleet_view import View
@@ -114,6 +115,10 @@ class _Now(msgspec.Struct):
         return self.admission.load.waits_before(column, self.waiter.ticket, since_ns=since_ns)
 
     @property
+    def holders(self) -> Callable[[int], tuple[int, ...]]:
+        return self.admission.prefixes.holders
+
+    @property
     def cursor(self) -> int:
         if self.config.routing.strategy != "round_robin":
             return 0
@@ -130,6 +135,7 @@ class Admission:
         row: Row,
         circuits: CircuitTable,
         recorder: Recorder,
+        prefixes: PrefixTable,
         view: Callable[[], View],
         chance: Callable[[], float],
         clock_ns: Callable[[], int] = time.monotonic_ns,
@@ -137,6 +143,7 @@ class Admission:
         """`view` gives the fleet as it is at each look; it may raise `RequestFailed`."""
         self.load = load
         self.circuits = circuits
+        self.prefixes = prefixes
         self.chance = chance
         self.clock_ns = clock_ns
         self.health = PassiveHealth(circuits, load, recorder, clock_ns=clock_ns, chance=chance)
@@ -195,6 +202,11 @@ class Admission:
             except BaseException:
                 self._recorder.routing_failed(time.perf_counter() - began)
                 raise
+            if choice.session is not None:
+                # Now, and not after a success: requests with the same prefix often come together.
+                now_s = self.clock_ns() // 1_000_000_000
+                for key in choice.session.prefixes:
+                    self.prefixes.add(key, choice.backend.column, now_s)
             self._recorder.attempt_started(choice.backend.column, time.perf_counter() - began)
             return Reservation(self, waiter, choice, view, probe_lease_ns)
 

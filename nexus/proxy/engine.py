@@ -18,6 +18,7 @@ from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.limit_table import LimitTable
 from nexus.fleet.load_table import WINDOW_S, LoadTable, Row
 from nexus.fleet.outcome import Outcome
+from nexus.fleet.prefix_table import PrefixTable
 from nexus.fleet.request_log import RequestLog, Ring
 from nexus.http.address import Address
 from nexus.http.connection_pool import ConnectionPool
@@ -54,6 +55,7 @@ class Engine:
         circuits: CircuitTable,
         ring: Ring,
         limit_table: Callable[[], LimitTable],
+        prefixes: PrefixTable | None = None,
         environ: Mapping[str, str],
         name: str | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -82,6 +84,7 @@ class Engine:
             row=row,
             circuits=circuits,
             recorder=recorder,
+            prefixes=prefixes or PrefixTable(None),
             view=self.view,
             chance=random.random,
         )

@@ -62,7 +62,9 @@ def _waiter(exchange: Exchange) -> Waiter:
 def _session_reader(exchange: Exchange) -> SessionReader:
     settings, caller = exchange.view.table.affinity, exchange.caller
     scope = caller.key if caller is not None and settings.scope == "key" else ""
-    return SessionReader(exchange.request.headers, exchange.parsed, settings, scope)
+    return SessionReader(
+        exchange.request.headers, exchange.parsed, settings, exchange.resolved_model, scope
+    )
 
 
 def _is_on(header: str | None) -> bool:

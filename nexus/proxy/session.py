@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from zlib import crc32
 
 import msgspec
 
 from nexus.config.routing_records import Affinity
 from nexus.dialects.base import ParsedRequest
 from nexus.http.headers import RequestHeaders
-from nexus.routing.affinity import Session
+from nexus.routing.affinity import LONGEST_PREFIX, Session, prefix_keys
 
 OVERRIDE = "x-nexus-affinity"
 """The request header that names the session, or is `off`."""
@@ -20,12 +21,14 @@ class SessionReader(msgspec.Struct):
     """Finds a request's session when it is first asked for.
 
     Attributes:
+        model: The model that the client's name stands for.
         scope: Sessions of different scopes never meet.
     """
 
     headers: RequestHeaders
     parsed: ParsedRequest
     settings: Affinity
+    model: str
     scope: str = ""
     _found: Session | None = None
     _read: bool = False
@@ -50,8 +53,14 @@ class SessionReader(msgspec.Struct):
             return Session.of("body", session_id.encode(errors="replace"), self.scope)
         if not settings.prefix_bytes:
             return None
-        start, end = prompt.start(settings.prefix_bytes)
-        return Session.of("prefix", start[:end], self.scope)
+        start, end = prompt.start(LONGEST_PREFIX, settings.prefix_bytes)
+        begin = start[: min(end, settings.prefix_bytes)]
+        return Session.of(
+            "prefix",
+            b"%d %d" % (crc32(begin), len(begin)),
+            self.scope,
+            prefixes=prefix_keys(start, end, f"{self.scope} {self.model}"),
+        )
 
 
 def _first_id(value_of: Callable[[str], str | None], names: list[str]) -> str | None:

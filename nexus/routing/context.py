@@ -53,6 +53,7 @@ class RoutingContext(Protocol):
         load: Requests in flight at a backend, over all workers.
         status: What requests know of a backend and a model.
         waited_for: Whether an earlier request waits for capacity at a backend.
+        holders: The backends that served a prefix, by its key.
         cursor: Counts choices over all workers, for `round_robin`.
         chance: A random number in [0, 1).
     """
@@ -63,6 +64,8 @@ class RoutingContext(Protocol):
     def status(self) -> Callable[[int, str], EndpointStatus]: ...
     @property
     def waited_for(self) -> Callable[[int], bool]: ...
+    @property
+    def holders(self) -> Callable[[int], tuple[int, ...]]: ...
     @property
     def cursor(self) -> int: ...
     @property
@@ -75,6 +78,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     load: Callable[[int], int]
     status: Callable[[int, str], EndpointStatus] = lambda *_: CLEAR
     waited_for: Callable[[int], bool] = lambda _: False
+    holders: Callable[[int], tuple[int, ...]] = lambda _: ()
     cursor: int = 0
     chance: float = 0.0
 
@@ -85,6 +89,7 @@ def with_load(now: RoutingContext, load: Callable[[int], int]) -> Conditions:
         load=load,
         status=now.status,
         waited_for=now.waited_for,
+        holders=now.holders,
         cursor=now.cursor,
         chance=now.chance,
     )
@@ -101,6 +106,7 @@ def ignoring_circuits(now: RoutingContext) -> Conditions:
         load=now.load,
         status=status,
         waited_for=now.waited_for,
+        holders=now.holders,
         cursor=now.cursor,
         chance=now.chance,
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from nexus.errors import RequestFailed
-from nexus.routing.affinity import Result, Source
+from nexus.routing.affinity import Result, Source, placement
 from nexus.routing.context import RouteQuery, RoutingContext
 from nexus.routing.evaluation import backend_reason, evaluate_chain
 from nexus.routing.router import choose
@@ -88,17 +88,19 @@ def explain(table: RouteTable, query: RouteQuery, now: RoutingContext, *, name: 
         restricted=query.constraints.restricted,
         min_tier=query.constraints.min_tier,
         strategy=table.routing.strategy,
-        affinity=_session(table, query, affinity and affinity[1]),
+        affinity=_session(table, query, now, affinity and affinity[1]),
         verdicts=tuple(_reports(table, query, now, order)),
         refusal=refusal,
     )
 
 
-def _session(table: RouteTable, query: RouteQuery, result: Result | None) -> SessionReport | None:
+def _session(
+    table: RouteTable, query: RouteQuery, now: RoutingContext, result: Result | None
+) -> SessionReport | None:
     suitable = table.suitable(query.model, query.needs, query.constraints)
     if not suitable.caching or query.session is None or (session := query.session()) is None:
         return None
-    order = suitable.order(session, query.model)
+    order = placement(suitable.order(session, query.model), session, now.holders).order
     return SessionReport(
         source=session.source, result=result, order=tuple(one.backend.name for one in order)
     )

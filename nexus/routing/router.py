@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
 from nexus.errors import RequestFailed
 from nexus.fleet.records import Backend
 from nexus.fleet.status import CLEAR, EndpointStatus
-from nexus.routing.affinity import Result, Session, Source, within_load
+from nexus.routing.affinity import Placement, Result, Session, Source, placement
 from nexus.routing.candidate import Candidate
 from nexus.routing.context import (
     RouteQuery,
@@ -42,6 +42,7 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
         context_length: The model's, if it is known.
         affinity: How the session is known, and whether this is its home; None if that did not
             matter.
+        session: The session, if it mattered.
     """
 
     backend: Backend
@@ -51,16 +52,7 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     has_exclusions: bool = False
     context_length: int | None = None
     affinity: tuple[Source, Result] | None = None
-
-
-class _Home(NamedTuple):
-    """A session, and the candidates in its order; its home is the first of them."""
-
-    session: Session
-    order: Sequence[Candidate]
-
-    def affinity(self, candidate: Candidate) -> tuple[Source, Result]:
-        return self.session.source, "hit" if candidate is self.order[0] else "spill"
+    session: Session | None = None
 
 
 class AtCapacity(RequestFailed):
@@ -128,7 +120,7 @@ def _choose(
                     has_exclusions = len(usable) < suitable.known or name != query.model
                     home = None
                     if suitable.caching and query.session and (session := query.session()):
-                        home = _Home(session, suitable.order(session, name))
+                        home = placement(suitable.order(session, name), session, now.holders)
                     if len(usable) > 1:
                         if suitable.lengths_differ:
                             usable = _fitting(usable, query.needs)
@@ -143,6 +135,7 @@ def _choose(
                         has_exclusions,
                         candidate.model.context_length,
                         home and home.affinity(candidate),
+                        home and home.session,
                     )
     return None
 
@@ -201,7 +194,7 @@ def _pick(
     suitable: CandidateSet,
     usable: list[tuple[Candidate, EndpointStatus]],
     now: RoutingContext,
-    home: _Home | None,
+    home: Placement | None,
     *,
     first: bool,
 ) -> tuple[Candidate, EndpointStatus]:
@@ -230,16 +223,12 @@ def _pick(
     priority = picked.backend.config.priority
     if home is not None and priority in suitable.caching:
         # The strategy has decided on a priority; affinity decides between those who have it.
-        order = home.order
-        if len(usable) < len(order) or not suitable.one_priority:
-            columns = {candidate.backend.column for candidate, _ in usable}
-            order = [
-                candidate
-                for candidate in order
-                if candidate.backend.column in columns
-                and candidate.backend.config.priority == priority
-            ]
-        picked = within_load(order, now.load, table.affinity)
+        columns = [
+            candidate.backend.column
+            for candidate, _ in usable
+            if candidate.backend.config.priority == priority
+        ]
+        picked = home.within_load(columns, now.load, table.affinity)
     return next(entry for entry in usable if entry[0] is picked)
 
 

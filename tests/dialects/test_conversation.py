@@ -19,27 +19,30 @@ def raw(messages) -> list[bytes]:
 
 @pytest.mark.parametrize("before", [[], [SYSTEM], [SYSTEM, SYSTEM]])
 def test_all_turns_start_alike(before):
-    first, end = prompt_start(raw([*before, FIRST]), 4096)
+    first, end = prompt_start(raw([*before, FIRST]), 65536, 4096)
     turns = [*before, FIRST, *LATER]
-    later, later_end = prompt_start(raw(turns), 4096)
+    later, later_end = prompt_start(raw(turns), 65536, 4096)
     assert first[:end] == later[:later_end]
     assert later[:later_end].endswith(json.dumps(FIRST).encode())
     assert len(later) > later_end
-    other, other_end = prompt_start(raw([*before, {"role": "user", "content": "Bye"}]), 4096)
+    other, other_end = prompt_start(raw([*before, {"role": "user", "content": "Bye"}]), 65536, 4096)
     assert other[:other_end] != first[:end]
 
 
 def test_a_long_start_is_cut():
     long = [{"role": "user", "content": "x" * 9000}]
-    start, end = prompt_start(raw(long), 4096)
-    assert len(start) == end == 4096
-    assert prompt_start(raw([*long, *LATER]), 4096) == (start, end)
+    start, end = prompt_start(raw(long), 65536, 4096)
+    assert end == 4096 + len(raw(long)[0])
+    assert len(start) > 9000
+    later, later_end = prompt_start(raw([*long, *LATER]), 65536, 4096)
+    assert later[:later_end] == start[:end]
+    assert len(prompt_start(raw(long), 1024, 4096)[0]) == 1024
 
 
 def test_a_counter_in_the_system_text_is_left_out():
     other = {**BILLING, "content": "x-anthropic-billing-header: cch=fff99; entrypoint=cli"}
-    start, end = prompt_start(raw([BILLING, SYSTEM, FIRST]), 4096)
-    assert prompt_start(raw([other, SYSTEM, FIRST]), 4096) == (start, end)
+    start, end = prompt_start(raw([BILLING, SYSTEM, FIRST]), 65536, 4096)
+    assert prompt_start(raw([other, SYSTEM, FIRST]), 65536, 4096) == (start, end)
     assert start[:end].endswith(json.dumps(FIRST).encode())
 
 

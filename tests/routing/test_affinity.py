@@ -8,7 +8,7 @@ from nexus.config.records import Routing
 from nexus.config.routing_records import Affinity
 from nexus.errors import RequestFailed
 from nexus.fleet.status import EndpointStatus
-from nexus.routing.affinity import Session
+from nexus.routing.affinity import Session, prefix_keys
 from nexus.routing.context import Conditions, RouteQuery
 from nexus.routing.router import choose
 from tests.routing.test_router import OPEN, backend, table
@@ -161,3 +161,65 @@ def test_defaults():
     affinity = Routing().affinity
     assert affinity.enabled
     assert affinity.kinds == ["vllm", "sglang", "llamacpp", "ollama", "lmstudio"]
+
+
+def prompt(text: str, first: int | None = None):
+    """A session without an id."""
+    prefixes = prefix_keys(text.encode(), len(text) if first is None else first, "")
+    found = Session.of("prefix", text.encode()[:first], "", prefixes=prefixes)
+    return lambda: found
+
+
+def test_prefix_keys_are_those_of_equal_starts():
+    system, other = "s" * 9000, "t" * 9000
+    one = prefix_keys(system.encode(), 200, "k")
+    longer = prefix_keys(f"{system}{other}".encode(), 200, "k")
+    ends = [key - 1 >> 32 for key in one], [key - 1 >> 32 for key in longer]
+    assert ends == ([8192, 4096, 200], [16384, 8192, 200])
+    assert one[0] == longer[1]
+    assert one[-1] == longer[-1]
+    assert not set(one) & set(prefix_keys(other.encode(), 200, "k"))
+    assert not set(one) & set(prefix_keys(system.encode(), 200, "other"))
+    assert prefix_keys(b"short", 5, "k") == prefix_keys(b"short", 5, "k")
+
+
+def test_the_backend_with_the_longest_known_start_is_home():
+    routes = table(*fleet("abcd"))
+    session = prompt("x" * 20_000, 300)
+    keys = session().prefixes
+    assert [key - 1 >> 32 for key in keys] == [16384, 8192, 300]
+
+    def choice(known: dict[int, tuple[int, ...]], loads=(0, 0, 0, 0)):
+        now = Conditions(load=loads.__getitem__, holders=lambda key: known.get(key, ()))
+        return choose(routes, RouteQuery("m", session=session), tried=frozenset(), now=now)
+
+    by_hash = choice({}).backend.column
+    others = [column for column in range(4) if column != by_hash]
+    short, long = others[0], others[1]
+    assert choice({keys[2]: (short,)}).backend.column == short
+    assert choice({keys[2]: (short,), keys[0]: (long,)}).backend.column == long
+    assert choice({keys[2]: (short,), keys[0]: (long,)}).affinity == ("prefix", "hit")
+    assert choice({keys[0]: (77,), keys[1]: (short,)}).backend.column == short, "77 is no candidate"
+    # Of several that have it, the least loaded one.
+    loads = [0, 0, 0, 0]
+    loads[short], loads[long] = 3, 1
+    assert choice({keys[0]: (short, long)}, tuple(loads)).backend.column == long
+    # To wait behind a few requests costs less than to compute 16 KiB again; 300 bytes do not.
+    loads = [2, 2, 2, 2]
+    loads[short] = 6
+    assert choice({keys[0]: (short,)}, tuple(loads)).affinity == ("prefix", "hit")
+    assert choice({keys[2]: (short,)}, tuple(loads)).affinity == ("prefix", "spill")
+
+
+def test_a_prompt_that_nobody_knows_goes_where_there_is_little_to_do():
+    routes = table(*fleet("ab"))
+    session = prompt("y" * 5000)
+    home = choose(
+        routes,
+        RouteQuery("m", session=session),
+        tried=frozenset(),
+        now=Conditions(load=lambda _: 5),
+    ).backend.column
+    now = Conditions(load=lambda column: 7 if column == home else 5)
+    choice = choose(routes, RouteQuery("m", session=session), tried=frozenset(), now=now)
+    assert choice.backend.column != home
