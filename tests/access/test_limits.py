@@ -368,3 +368,12 @@ def test_a_reload_keeps_what_was_used(gateway):
     assert reply.headers["x-ratelimit-remaining-requests"] == "1"
     assert send(gateway, "reload").status == 200
     assert send(gateway, "reload").status == 429
+
+
+def test_an_anthropic_client_is_told_in_its_own_form(gateway):
+    refused = send(gateway, "closed", target="/v1/messages")
+    told = json.loads(refused.content)
+    assert (refused.status, told["type"]) == (429, "error")
+    assert told["error"]["type"] == "rate_limit_error"
+    assert refused.headers["anthropic-ratelimit-requests-remaining"] == "0"
+    assert "x-ratelimit-remaining-requests" not in refused.headers

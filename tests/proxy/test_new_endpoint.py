@@ -156,8 +156,8 @@ def test_pages_and_balancers_name_it(environ):
     )
     for name, expected in {
         "docs/api.md": "`POST`, `PUT /v1/ranking`",
-        "deploy/nginx/server.conf": "moderations|ranking|models)",
-        "deploy/haproxy/nexus.cfg": "moderations|ranking)$",
+        "deploy/nginx/server.conf": "count_tokens|ranking|models)",
+        "deploy/haproxy/nexus.cfg": "count_tokens|ranking)$",
     }.items():
         assert expected in run(environ, "-c", pages.format(name)), name
 
