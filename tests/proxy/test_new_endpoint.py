@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from nexus.proxy.endpoints import ENDPOINTS
-from nexus_demo import responses
+from nexus_demo import messages, responses
 from tests.support.metrics import Scrape, moved
 from tests.support.processes import ROOT, Demo, Gateway, backend_toml, clean_environ, get_json
 
@@ -163,4 +163,5 @@ def test_pages_and_balancers_name_it(environ):
 
 
 def test_the_demo_backend_serves_every_endpoint():
-    assert {endpoint.path for endpoint in ENDPOINTS} == {*responses.GENERATED, *responses.COMPUTED}
+    served = {*responses.GENERATED, *responses.COMPUTED, messages.PATH, *messages.COMPUTED}
+    assert {endpoint.path for endpoint in ENDPOINTS} == served
