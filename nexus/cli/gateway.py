@@ -29,6 +29,8 @@ from nexus.config.secrets import SecretError, secret
 from nexus.fleet.identity_proof import CHALLENGE, PROOF, proof
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
 
+_OF_CLIENT_KEYS = ("invalid_api_key", "key_expired", "key_blocked", "ambiguous_credentials")
+"""Codes of a 401 for a client's key. Any other 401 asks for the operators' token."""
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 config_option = click.option(
@@ -115,7 +117,7 @@ class Gateway:
         if refused is None:
             raise self.unreachable(errors)
         base, answer = refused
-        if answer.status == 401 and answer.error_code() != "unauthorized":
+        if answer.status == 401 and answer.error_code() in _OF_CLIENT_KEYS:
             message = f"{base}: {answer.message()} Commands take it from $NEXUS_API_KEY."
             raise Failure(message, status=Exit.USAGE)
         if answer.status == 401:
