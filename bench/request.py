@@ -108,6 +108,7 @@ def fast_path() -> FastPath:
         load=slot_lease.table,
         row=slot_lease.row,
         circuits=slot_lease.circuits,
+        limit_table=slot_lease.open_limit_table,
         ring=slot_lease.request_log.ring(0),
         environ={},
     )
