@@ -110,15 +110,10 @@ class DirectoryReader:
         Series with a label value in `retired` are added up under the value `retired`. A damaged
         file is set aside. If the directory is gone, the files that were open are still read.
         """
-        self._follow_directory(retired)
-        self.in_flight = 0
+        copies = self._copy_all(retired)
         changed: dict[str, set[int]] = {kind: set() for kind in self._aggregations}
-        for slot, files in self._slots.items():
-            copies, in_flight = self._copy_slot(slot, files)
-            self.in_flight += in_flight
-            for file, blocks in zip(files, copies, strict=True):
-                changed[file.kind].update(file.update(blocks))
-            self._pause()
+        for file, blocks in copies:
+            changed[file.kind].update(file.update(blocks))
         for kind, aggregation in self._aggregations.items():
             aggregation.update(changed[kind])
         return [
@@ -126,6 +121,25 @@ class DirectoryReader:
             for aggregation in self._aggregations.values()
             for family in aggregation.snapshots()
         ]
+
+    def _copy_all(self, retired: Retired) -> list[tuple[FileReader, list[bytes]]]:
+        """Copy the values of all files.
+
+        A process adds the series of a request before it records the request. If a file has grown
+        meanwhile, the copy may hold a request without its new series, so it is made again.
+        """
+        for _ in range(_MAX_READS):
+            self._follow_directory(retired)
+            self.in_flight = 0
+            copies: list[tuple[FileReader, list[bytes]]] = []
+            for slot, files in self._slots.items():
+                blocks, in_flight = self._copy_slot(slot, files)
+                self.in_flight += in_flight
+                copies += zip(files, blocks, strict=True)
+                self._pause()
+            if not any(file.has_grown for file in self._files.values()):
+                break
+        return copies
 
     def _copy_slot(self, slot: str, files: list[FileReader]) -> tuple[list[list[bytes]], int]:
         """Copy a slot's files and its requests in flight, all of one moment if possible.

@@ -106,6 +106,11 @@ class FileReader:
         self._formats = [_format(offsets) for offsets in blocks]
         return True
 
+    @property
+    def has_grown(self) -> bool:
+        """Whether there is something that `refresh()` has not parsed."""
+        return self._map is not None and _INT.unpack_from(self._map)[0] != self._parsed
+
     def set_positions(self, positions: dict[int, int]) -> None:
         """Give `values` by these positions of the series' numbers from now on.
 

@@ -269,3 +269,41 @@ def test_slot_that_changes_during_a_read_is_read_again(tmp_path, monkeypatch, se
     assert (row.reads, reader.in_flight) == (reads, reads)
     writer.close()
     reader.close()
+
+
+class RowOfARequest:
+    """The row of a process that makes a series and records a request as it is first read."""
+
+    in_flight = 0
+
+    def __init__(self, record):
+        self._record = record
+
+    @property
+    def sequence(self):
+        record, self._record = self._record, None
+        if record is not None:
+            record()
+        return 2
+
+
+def test_a_request_is_read_with_the_series_that_it_needs(tmp_path, monkeypatch):
+    """The series is made after the reader has parsed the files, and before it copies the values."""
+    writer = Writer(tmp_path, "0")
+    requests = writer.make(monkeypatch, Counter, "requests", {})
+    requests.inc()
+    writer.make(monkeypatch, Histogram, "size", {}).observe(1)
+
+    def record():
+        writer.make(monkeypatch, Histogram, "tokens", {"type": "prompt"}).observe(12)
+        requests.inc()
+
+    row = RowOfARequest(None)
+    reader = DirectoryReader(tmp_path, row=lambda _slot: row)
+    reader.read()
+    row._record = record
+    text = ours(reader)
+    assert "requests_total 2.0" in text
+    assert 'tokens_sum{type="prompt"} 12.0' in text
+    writer.close()
+    reader.close()
