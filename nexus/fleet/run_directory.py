@@ -40,6 +40,7 @@ import msgspec
 from nexus.config import Config
 from nexus.fleet.load_table import HEALTH, SLOTS, LoadTable
 from nexus.fleet.locks import LockFile
+from nexus.runtime.files import who_else_writes
 
 log = logging.getLogger("nexus.fleet")
 
@@ -149,13 +150,14 @@ class RunDirectory:
                 f"The run directory {self.path} is a link or a file, not a directory; "
                 "name a directory in [server] run_dir or $NEXUS_RUN_DIR."
             )
-        if about.st_uid != os.geteuid():
+        writer = who_else_writes(about)
+        if writer == "owner":
             raise RunDirectoryError(
                 f"The run directory {self.path} belongs to another user (uid {about.st_uid}); "
                 "run this as that user, or name one of your own in [server] run_dir "
                 "or $NEXUS_RUN_DIR."
             )
-        if stat.S_IMODE(about.st_mode) & 0o022:
+        if writer == "others":
             raise RunDirectoryError(
                 f"Other users may write in the run directory {self.path}; "
                 "stop the gateway, delete the directory, and give the new one mode 0700."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 
 from nexus.config import Config
 from nexus.fleet.locks import LockFile
-from nexus.runtime.files import PRIVATE, write_atomically
+from nexus.runtime.files import PRIVATE, who_else_writes, write_atomically
 
 _LOCK_S = 1.0
 
@@ -36,12 +37,31 @@ class StateDirectory:
         base = environ.get("XDG_STATE_HOME") or f"{home}/.local/state"
         return cls(Path(base) / "nexus" / str(config.server.port))
 
+    def read(self, name: str) -> bytes | None:
+        """The content of one file; None if there is none. Raises OSError."""
+        try:
+            self._check()
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _check(self) -> None:
+        """Raise OSError if anybody else could have put files into the directory."""
+        about = self.path.stat()  # systemd makes it a link if the service has a dynamic user
+        match who_else_writes(about):
+            case "owner":
+                reason = f"the directory belongs to another user (uid {about.st_uid})"
+                raise OSError(errno.EPERM, reason)
+            case "others":
+                raise OSError(errno.EPERM, "other users may write in the directory")
+
     def write(self, name: str, content: bytes) -> None:
         """Replace one file. Raises OSError; `StateDirectoryHeld` if another gateway writes here.
 
         The lock is kept until this process ends.
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._check()
         lock = self._lock or LockFile(self.path / "lock")
         if self._lock is None and not lock.acquire_within(0, _LOCK_S):
             lock.close()

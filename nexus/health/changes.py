@@ -80,13 +80,11 @@ class ChangeFiles:
     def _read_keys(self) -> tuple[Key, ...]:
         file = self._state_dir.path / _KEYS
         try:
-            return msgspec.json.decode(file.read_bytes(), type=_KeyFile).keys
-        except FileNotFoundError:
-            return ()
+            content = self._state_dir.read(_KEYS)
+            return msgspec.json.decode(content, type=_KeyFile).keys if content is not None else ()
         except (OSError, msgspec.DecodeError) as error:
-            problem = (
-                f"{file}: the keys cannot be read ({error}); correct the file, or move it away."
-            )
+            why = error.strerror if isinstance(error, OSError) else error
+            problem = f"{file}: the keys cannot be read ({why}); correct that, or move it away."
             raise ConfigError([problem]) from error
 
     def _write_keys(self, keys: tuple[Key, ...]) -> None:

@@ -1,9 +1,11 @@
-"""Files that are replaced whole."""
+"""Files that are replaced whole, and directories that nobody else may put files into."""
 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
+from typing import Literal
 
 PRIVATE = 0o600
 
@@ -25,3 +27,11 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     except OSError:
         aside.unlink(missing_ok=True)
         raise
+
+
+def who_else_writes(about: os.stat_result) -> Literal["owner", "others"] | None:
+    """Who besides this user could put files into a directory: an owner that is not this user, or
+    others by its mode; None if nobody could."""
+    if about.st_uid != os.geteuid():
+        return "owner"
+    return "others" if stat.S_IMODE(about.st_mode) & 0o022 else None
