@@ -47,8 +47,8 @@ class MessageReply:
             yield {"type": "content_block_delta", "index": 0, "delta": delta}
         yield {"type": "content_block_stop", "index": 0}
         end = {"stop_reason": self._stop, "stop_sequence": None}
-        told = {"output_tokens": self.usage["output_tokens"]} if usage else {}
-        yield {"type": "message_delta", "delta": end, "usage": told}
+        usage_now = {"output_tokens": self.usage["output_tokens"]} if usage else {}
+        yield {"type": "message_delta", "delta": end, "usage": usage_now}
         yield {"type": "message_stop"}
 
     def _message(

@@ -197,7 +197,7 @@ def score(request: dict[str, Any], *, usage: bool) -> dict[str, Any]:
 
 
 def moderations(request: dict[str, Any], **_: bool) -> dict[str, Any]:
-    """Each text is judged harmful if it has the word "harm". No usage is told, as OpenAI does."""
+    """Each text is judged harmful if it has the word "harm". No usage is reported, as at OpenAI."""
     results = []
     for text in _listed(request.get("input")):
         harmful = "harm" in _text_of(text)

@@ -12,7 +12,7 @@ import pytest
 from nexus.config import Config
 from nexus.config.records import Policy, Queue, Routing
 from nexus.fleet.records import Model
-from nexus.metrics.families import EXCLUSION_REASONS
+from nexus.metrics.label_values import EXCLUSION_REASONS
 from tests.support.polling import until
 from tests.support.processes import Demo, Workers, backend
 

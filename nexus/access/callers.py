@@ -27,10 +27,8 @@ REASONS = {
     "key_expired": "expired",
     "key_blocked": "blocked",
     "ambiguous_credentials": "ambiguous",
-    "model_not_allowed": "model",
-    "endpoint_not_allowed": "endpoint",
 }
-"""Fault of a refusal → its label value in `nexus_key_refusals_total`."""
+"""Fault of a 401 → its label value in `nexus_key_refusals_total`."""
 
 
 @lru_cache(maxsize=1024)

@@ -54,7 +54,7 @@ class MadeKey(KeyState, frozen=True, kw_only=True):
     """A key that was just made.
 
     Attributes:
-        key: The key itself, which is told this once; null if only its digest is known.
+        key: The key itself, which is shown this once; null if only its digest is known.
     """
 
     key: str | None

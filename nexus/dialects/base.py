@@ -291,4 +291,4 @@ class Dialect(Protocol):
         """The event that reports an error of the gateway within a stream, which it ends."""
 
     def response_events(self, response: bytes, /, status: int) -> bytes:
-        """A whole response as the events of a stream that has begun with keep-alives."""
+        """A whole response as the events of a stream that started with keep-alives."""

@@ -63,7 +63,7 @@ def _end_of_first_message(messages: bytes) -> int:
 
     Strings are skipped by `find`, which is much faster than to look at each byte.
     """
-    depth = begun = at = 0
+    depth = start_at = at = 0
     while at < len(messages):
         quote = messages.find(b'"', at)
         if at < quote <= at + 2 and messages[at] in _BETWEEN and messages[quote - 1] in b":, ":
@@ -73,10 +73,10 @@ def _end_of_first_message(messages: bytes) -> int:
             mark = messages[n]
             if mark in _OPEN:
                 depth += 1
-                begun = n if depth == _WITHIN_MESSAGE else begun
+                start_at = n if depth == _WITHIN_MESSAGE else start_at
             elif mark in _CLOSE:
                 depth -= 1
-                if depth == _WITHIN_MESSAGE - 1 and not _is_system(messages, begun, n):
+                if depth == _WITHIN_MESSAGE - 1 and not _is_system(messages, start_at, n):
                     return n + 1
         at = _end_of_string(messages, quote) if quote >= 0 else len(messages)
     return len(messages)
@@ -94,9 +94,9 @@ def _end_of_string(text: bytes, quote: int) -> int:
     return len(text)
 
 
-def _is_system(messages: bytes, begun: int, end: int) -> bool:
+def _is_system(messages: bytes, start_at: int, end: int) -> bool:
     for role in _SYSTEM_ROLES:
-        at = messages.find(role, begun, end)
-        if at >= 0 and _ROLE.search(messages, max(begun, at - _ROLE_WITHIN), at) is not None:
+        at = messages.find(role, start_at, end)
+        if at >= 0 and _ROLE.search(messages, max(start_at, at - _ROLE_WITHIN), at) is not None:
             return True
     return False

@@ -6,60 +6,30 @@ To add a family, add a row here and a call that records it. The names, labels an
 
 from __future__ import annotations
 
-from nexus.access.limits import DIMENSIONS
-from nexus.errors import ERROR_TYPES, STREAM_ENDS, status_labels
+from nexus.errors import STREAM_ENDS
+from nexus.metrics import access_families
 from nexus.metrics.family import Family, Label, counter, gauge, histogram
-from nexus.metrics.labels import NONE, OTHER, RETIRED, UNKNOWN
-
-SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-TTFT_SECONDS = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5,
-    0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 120.0, 300.0,
-)  # fmt: skip
-"""OpenTelemetry's boundaries for `gen_ai.server.time_to_first_token`, and some above."""
-TPOT_SECONDS = (
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 10.0, 120.0, 300.0,
-)  # fmt: skip
-"""OpenTelemetry's boundaries for `gen_ai.server.time_per_output_token`, and some above."""
-OVERHEAD_SECONDS = (
-    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5,
-)  # fmt: skip
-LAG_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
-QUEUE_SECONDS = (0.005, 0.01, 0.025, 0.05, *SECONDS)
-DECISION_SECONDS = (
-    0.000005, 0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01,
-)  # fmt: skip
-PROBE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, *SECONDS)
-TOKENS = (10, 50, 100, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 128000)
-
-EXCLUSION_REASONS = (
-    "unknown", "unhealthy", "draining", "dialect_not_spoken", "capability_mismatch",
-    "privacy_restricted",
-    "tier_below_minimum", "circuit_open", "busy", "at_capacity",
-)  # fmt: skip
-"""Why a backend that has the model of a request is not considered for it."""
-REJECTION_REASONS = (
-    "not_found", "method_not_allowed", "bad_request", "origin_refused", "head_too_slow",
-    "head_too_large",
-)  # fmt: skip
-"""Why a request reached no endpoint."""
-
-MODEL = Label((UNKNOWN, OTHER, RETIRED), names="models")
-BACKEND = Label((NONE, OTHER, RETIRED), names="backends")
-BACKEND_NOW = Label((OTHER,), names="backends")
-"""Backends of the present fleet."""
-STATUS = Label(tuple(sorted(status_labels())))
-ERROR_TYPE = Label(tuple(sorted(ERROR_TYPES)))
-LABEL_KIND = Label(("model", "backend"))
-FOLLOWS = Label(("",))
-"""A label whose value follows from those before it."""
-
-KEY = Label((NONE, UNKNOWN, OTHER), names="keys")
-TEAM = Label((NONE, UNKNOWN, OTHER), names="teams")
-LIMIT = Label(names="limits")
-DIMENSION = Label(DIMENSIONS)
-TEAM_OF_KEY = Label(("",))
-"""It follows from the key."""
+from nexus.metrics.label_values import (
+    BACKEND,
+    BACKEND_NOW,
+    DECISION_SECONDS,
+    ERROR_TYPE,
+    EXCLUSION_REASONS,
+    FOLLOWS,
+    LABEL_KIND,
+    LAG_SECONDS,
+    MODEL,
+    OVERHEAD_SECONDS,
+    PROBE_SECONDS,
+    QUEUE_SECONDS,
+    REJECTION_REASONS,
+    SECONDS,
+    STATUS,
+    TOKENS,
+    TPOT_SECONDS,
+    TTFT_SECONDS,
+)
+from nexus.metrics.labels import OTHER
 
 REQUESTS = counter(
     "nexus_requests_total",
@@ -410,91 +380,10 @@ DAMAGED_FILES = counter(
 SCRAPE_DURATION = gauge(
     "nexus_scrape_duration_seconds", "How long it took to collect this scrape.", "scrape"
 )
-KEY_REQUESTS = counter(
-    "nexus_key_requests_total",
-    "Finished requests by the client's key; `unknown` if it is not known. Only with [auth].",
-    key=KEY,
-    team=TEAM_OF_KEY,
-    status=STATUS,
-)
-KEY_TOKENS = counter(
-    "nexus_key_tokens_total",
-    "Tokens of requests whose usage is known, by the client's key and by type.",
-    key=KEY,
-    team=TEAM_OF_KEY,
-    type=Label(("prompt", "completion")),
-)
-TEAM_REQUESTS = counter(
-    "nexus_team_requests_total",
-    "Finished requests by the team of the client's key.",
-    team=TEAM,
-    model=MODEL,
-    status=STATUS,
-)
-KEY_REFUSALS = counter(
-    "nexus_key_refusals_total",
-    "Requests that were refused because of who sent them, lists of models included.",
-    key=KEY,
-    team=TEAM_OF_KEY,
-    reason=Label(
-        (
-            "invalid",
-            "expired",
-            "blocked",
-            "ambiguous",
-            "endpoint",
-            "model",
-            "requests",
-            "tokens",
-            "parallel",
-        )
-    ),
-)
-KEY_INFO = gauge(
-    "nexus_key_info",
-    "The name and the team of each key; always 1.",
-    "health",
-    key=KEY,
-    name=FOLLOWS,
-    team=FOLLOWS,
-)
-KEYS = gauge(
-    "nexus_keys", "Keys by state.", "health", state=Label(("active", "expired", "blocked"))
-)
-LIMIT_REFUSALS = counter(
-    "nexus_limit_refusals_total",
-    "Requests that a limit refused, by the limit with the longest wait.",
-    limit=LIMIT,
-    dimension=DIMENSION,
-)
-LIMIT_SHADOW_REFUSALS = counter(
-    "nexus_limit_shadow_refusals_total",
-    "Requests that a limit with `shadow = true` would have refused.",
-    limit=LIMIT,
-    dimension=DIMENSION,
-)
-LIMIT_OVERRUN = counter(
-    "nexus_limit_overrun_tokens_total",
-    "Tokens that requests used beyond what was reserved for them, by limit.",
-    limit=LIMIT,
-)
-LIMIT_RETURNED = counter(
-    "nexus_limit_returned_tokens_total",
-    "Tokens that were reserved and not used, by limit.",
-    limit=LIMIT,
-)
-LIMIT_UNTRACKED = counter(
-    "nexus_limit_untracked_total",
-    "Levels that a request was admitted without, because their table is full.",
-)
-LIMIT_LOCK_MISSES = counter(
-    "nexus_limit_lock_misses_total",
-    "Requests that were admitted without their limits, or refused with 503, because another "
-    "process held the lock on the levels for too long.",
-)
 BUILD_INFO = gauge("nexus_build_info", "The version; always 1.", "scrape", version=FOLLOWS)
 
 FAMILIES: tuple[Family, ...] = tuple(
-    row for row in list(globals().values()) if isinstance(row, Family)
+    row for row in (*globals().values(), *vars(access_families).values()) if isinstance(row, Family)
 )
-"""Every row above, in this order; they are exposed and documented in it."""
+"""Every row above, then those of `access_families`; they are exposed and documented in this
+order."""

@@ -14,7 +14,7 @@ from prometheus_client.mmap_dict import mmap_key
 
 from nexus.access.callers import callers_of
 from nexus.fleet.records import Backend, Snapshot
-from nexus.metrics import families, labels
+from nexus.metrics import access_families, families, labels
 from nexus.metrics.family import Family
 from nexus.metrics.metrics_file import ReservedFile
 
@@ -116,9 +116,9 @@ def _key_samples(snapshot: Snapshot, *, now: float) -> list[tuple[Family, list[s
         states[caller.state(now)] += 1
         if caller.key_label != labels.OTHER:
             samples.append(
-                (families.KEY_INFO, [caller.key_label, caller.name, caller.team_label], 1)
+                (access_families.KEY_INFO, [caller.key_label, caller.name, caller.team_label], 1)
             )
-    return samples + [(families.KEYS, [state], count) for state, count in states.items()]
+    return samples + [(access_families.KEYS, [state], count) for state, count in states.items()]
 
 
 def _info(label: str, members: list[Backend]) -> list[str]:

@@ -17,7 +17,7 @@ from nexus.errors import status_label
 from nexus.fleet.load_table import Row
 from nexus.fleet.outcome import Outcome
 from nexus.fleet.slot_lease import SlotLease
-from nexus.metrics import families
+from nexus.metrics import access_families, families
 from nexus.metrics.family import Family
 from nexus.metrics.store import Store
 from nexus.runtime import stderr
@@ -41,16 +41,22 @@ class _Bundle:
             self.counters.append(child(families.AFFINITY, *outcome.affinity))
         if outcome.usage is not None:
             self.counters.append(child(families.USAGE, outcome.usage))
-        if (key := outcome.key_label) is not None and (team := outcome.team_label) is not None:
+        key, team = outcome.key_label, outcome.team_label
+        if key is not None and team is not None:
             status = status_label(outcome.status)
-            self.counters.append(child(families.KEY_REQUESTS, key, team, status))
-            self.counters.append(child(families.TEAM_REQUESTS, team, model, status))
+            self.counters.append(child(access_families.KEY_REQUESTS, key, team, status))
+            self.counters.append(child(access_families.TEAM_REQUESTS, team, model, status))
         self.duration = child(families.DURATION, model, backend)
-        self.prompt = self.completion = None
-        if outcome.prompt_tokens is not None:
-            self.prompt = child(families.TOKENS_USED, model, backend, "prompt")
-        if outcome.completion_tokens is not None:
-            self.completion = child(families.TOKENS_USED, model, backend, "completion")
+        self.prompt: list[Callable[[Any], None]] = []
+        self.completion: list[Callable[[Any], None]] = []
+        for moves, kind, tokens in (
+            (self.prompt, "prompt", outcome.prompt_tokens),
+            (self.completion, "completion", outcome.completion_tokens),
+        ):
+            if tokens is not None:
+                moves.append(child(families.TOKENS_USED, model, backend, kind).observe)
+                if key is not None and team is not None:
+                    moves.append(child(access_families.KEY_TOKENS, key, team, kind).inc)
 
 
 class Recorder:
@@ -63,8 +69,8 @@ class Recorder:
         self._children: dict[tuple[str, ...], Any] = {}
         store.child(families.LOST)  # from the start, so that rates of these exist
         store.child(families.PREFLIGHTS)
-        store.child(families.LIMIT_UNTRACKED)
-        store.child(families.LIMIT_LOCK_MISSES)
+        store.child(access_families.LIMIT_UNTRACKED)
+        store.child(access_families.LIMIT_LOCK_MISSES)
         self._unknown_models = store.child(families.UNKNOWN_MODELS)
         self._decision = store.child(families.DECISION)
         self._queue_wait = store.child(families.QUEUE_WAIT)
@@ -168,17 +174,16 @@ class Recorder:
                 or outcome.cached_tokens
                 or outcome.reasoning_tokens
                 or outcome.cache_write_tokens
-                or outcome.key_label is not None
             ):
                 rarer = self._rarer(outcome)
             row.write_begin()
             for counter in bundle.counters:
                 counter.inc()
             bundle.duration.observe(outcome.duration_s)
-            if bundle.prompt is not None:
-                bundle.prompt.observe(outcome.prompt_tokens)
-            if bundle.completion is not None:
-                bundle.completion.observe(outcome.completion_tokens)
+            for move in bundle.prompt:
+                move(outcome.prompt_tokens)
+            for move in bundle.completion:
+                move(outcome.completion_tokens)
             if outcome.before_s is not None:
                 self._before.observe(outcome.before_s)
             if outcome.after_s is not None:
@@ -202,13 +207,6 @@ class Recorder:
         ):
             if tokens:
                 moves.append((child(families.TOKEN_DETAILS, *labels, kind).inc, tokens))
-        if (key := outcome.key_label) is not None and (team := outcome.team_label) is not None:
-            for kind, tokens in (
-                ("prompt", outcome.prompt_tokens),
-                ("completion", outcome.completion_tokens),
-            ):
-                if tokens:
-                    moves.append((child(families.KEY_TOKENS, key, team, kind).inc, tokens))
         if (stream := outcome.stream) is not None:
             moves += [
                 (child(families.STREAM_ENDS_TOTAL, outcome.backend_label, stream.end).inc, 1),
@@ -222,17 +220,17 @@ class Recorder:
     def caller_refused(self, key: str, team: str, reason: str) -> None:
         """A request was refused because of who sent it; `key` and `team` are label values."""
         with self._lock:
-            self.child(families.KEY_REFUSALS, key, team, reason).inc()
+            self.child(access_families.KEY_REFUSALS, key, team, reason).inc()
 
     def limit_refused(self, limit: str, dimension: str, *, shadow: bool) -> None:
         """A limit refused a request, or would have (`shadow`)."""
-        family = families.LIMIT_SHADOW_REFUSALS if shadow else families.LIMIT_REFUSALS
+        family = access_families.LIMIT_SHADOW_REFUSALS if shadow else access_families.LIMIT_REFUSALS
         with self._lock:
             self.child(family, limit, dimension).inc()
 
     def limit_settled(self, limit: str, tokens: int) -> None:
         """A request used so many tokens beyond (or, negative, below) its reserve."""
-        family = families.LIMIT_OVERRUN if tokens > 0 else families.LIMIT_RETURNED
+        family = access_families.LIMIT_OVERRUN if tokens > 0 else access_families.LIMIT_RETURNED
         with self._lock:
             self.child(family, limit).inc(abs(tokens))
 
@@ -240,12 +238,12 @@ class Recorder:
         """A request was admitted without so many of its levels: their table is full."""
         if count:
             with self._lock:
-                self.child(families.LIMIT_UNTRACKED).inc(count)
+                self.child(access_families.LIMIT_UNTRACKED).inc(count)
 
     def limits_missed(self) -> None:
         """The lock on the levels was not to be had for a request."""
         with self._lock:
-            self.child(families.LIMIT_LOCK_MISSES).inc()
+            self.child(access_families.LIMIT_LOCK_MISSES).inc()
 
     def retried(self, backend: str, error_type: str) -> None:
         with self._lock:

@@ -25,7 +25,7 @@ def identify(exchange: Exchange) -> None:
             exchange.caller = caller
         callers.check(caller, headers, now=time.time())
     except RequestFailed as refusal:
-        _count(exchange, refusal)
+        count_refusal(exchange, REASONS[refusal.fault.code])
         raise
     exchange.caller = caller
     request.client_keys = caller is ANONYMOUS
@@ -36,8 +36,9 @@ def check_endpoint(exchange: Exchange) -> None:
     caller = exchange.caller
     if caller is None or caller.may_use_endpoint(exchange.endpoint.name):
         return
+    count_refusal(exchange, "endpoint")
     message = f"The key {caller.key} may not use {exchange.endpoint.path}."
-    raise _count(exchange, RequestFailed("endpoint_not_allowed", message))
+    raise RequestFailed("endpoint_not_allowed", message)
 
 
 def check_model(exchange: Exchange) -> None:
@@ -45,17 +46,15 @@ def check_model(exchange: Exchange) -> None:
     caller, model = exchange.caller, exchange.parsed.model
     if caller is None or caller.may_use_model(model):
         return
+    count_refusal(exchange, "model")
     message = (
         f"The key {caller.key} may not use the model {model[:200]!r}; "
         "GET /v1/models lists those that it may use."
     )
-    raise _count(exchange, RequestFailed("model_not_allowed", message, param="model"))
+    raise RequestFailed("model_not_allowed", message, param="model")
 
 
-def _count(exchange: Exchange, refusal: RequestFailed) -> RequestFailed:
-    caller = exchange.caller
-    assert caller is not None
-    exchange.engine.recorder.caller_refused(
-        caller.key_label, caller.team_label, REASONS[refusal.fault.code]
-    )
-    return refusal
+def count_refusal(exchange: Exchange, reason: str) -> None:
+    """Count that a request is refused because of who sent it; nothing without `[auth]`."""
+    if (caller := exchange.caller) is not None:
+        exchange.engine.recorder.caller_refused(caller.key_label, caller.team_label, reason)

@@ -82,7 +82,7 @@ class EndpointTable:
             self.add(row)
 
     def add(self, endpoint: Endpoint) -> None:
-        """Add a row; for a process that has not begun to serve."""
+        """Add a row; for a process that does not serve yet."""
         if endpoint.body != "json" or not endpoint.path.startswith(f"{_BASE}/"):
             raise ValueError(f"{endpoint.path}: no such endpoint can be served yet")
         self.by_path[endpoint.path] = endpoint

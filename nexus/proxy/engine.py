@@ -115,8 +115,8 @@ class Engine:
         """What holds for all requests now, before any fleet is known too."""
         return (self.fleet.current() or NO_FLEET).snapshot.config.server
 
-    def tend(self) -> None:
-        """Do what an idle worker does, too: follow the fleet, and settle limits."""
+    def on_heartbeat(self) -> None:
+        """What also happens while no request comes: follow the fleet, and settle limits."""
         self.fleet.current()
         self.limiter.flush()
 

@@ -93,7 +93,7 @@ class View:
         return template
 
     def route_headers(self, choice: Choice) -> list[tuple[str, str]]:
-        """What a client is told of where its request went. Do not change the list."""
+        """The headers that say where a request went. Do not change the list."""
         backend, reason, affinity = choice.backend, choice.reason, choice.affinity
         key = backend.column, reason, affinity and affinity[1]
         headers = self._route_headers.get(key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nexus.access.limits import Amounts, Counter
-from nexus.errors import RequestFailed
+from nexus.proxy.caller_checks import count_refusal
 from nexus.proxy.exchange import Exchange
 from nexus.proxy.limits import Refused, Reserve, level_headers
 
@@ -35,7 +35,7 @@ def reserve_limits(exchange: Exchange) -> None:
         reserves, levels = limiter.reserve(counters, amount)
     except Refused as refusal:
         exchange.own_headers = [*exchange.own_headers, *level_headers(dialect, refusal.levels)]
-        _count(exchange, refusal)
+        count_refusal(exchange, refusal.kind or "")
         raise
     exchange.own_headers = [*exchange.own_headers, *level_headers(dialect, levels)]
     if reserves:
@@ -44,12 +44,12 @@ def reserve_limits(exchange: Exchange) -> None:
 
 def _settle(exchange: Exchange, reserves: Sequence[Reserve], prompt: int) -> None:
     """Charge what the request used: what the backend reports, else an estimate."""
-    weights = {reserve.counter.limit.cached_weight for reserve in reserves}
-    for weight in weights:
-        of_weight = [
-            reserve for reserve in reserves if reserve.counter.limit.cached_weight == weight
+    exchange.engine.limiter.settle(
+        [
+            (reserve, _used(exchange, prompt, reserve.counter.limit.cached_weight))
+            for reserve in reserves
         ]
-        exchange.engine.limiter.settle(of_weight, _used(exchange, prompt, weight))
+    )
 
 
 def _used(exchange: Exchange, prompt: int, cached_weight: float) -> Amounts | None:
@@ -66,10 +66,3 @@ def _used(exchange: Exchange, prompt: int, cached_weight: float) -> Amounts | No
     if usage.cached_tokens and cached_weight < 1:
         input_tokens -= round(usage.cached_tokens * (1 - cached_weight))
     return Amounts(1, input_tokens, usage.completion_tokens or 0)
-
-
-def _count(exchange: Exchange, refusal: RequestFailed) -> None:
-    if (caller := exchange.caller) is not None:
-        exchange.engine.recorder.caller_refused(
-            caller.key_label, caller.team_label, refusal.kind or ""
-        )

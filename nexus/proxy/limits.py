@@ -20,7 +20,7 @@ log = logging.getLogger("nexus.proxy")
 
 _PARALLEL_WAIT_NS = 1_000_000_000
 _NEVER_NS = 3_600_000_000_000
-"""What a client is told to wait for a limit of 0."""
+"""The wait that a client is sent for a limit of 0."""
 
 
 class Level(msgspec.Struct, frozen=True):
@@ -40,6 +40,10 @@ class Reserve(msgspec.Struct, frozen=True):
     at_ns: int
 
 
+Settlement = tuple[Reserve, Amounts | None]
+"""What was taken, and what was used; None leaves the rate as it is."""
+
+
 class Limiter:
     """Takes and returns what limits count, for one process. Safe from any greenlet or thread."""
 
@@ -48,7 +52,7 @@ class Limiter:
         self._open_table = open_table
         self._recorder = recorder
         self._opened: LimitTable | None = None
-        self._unsettled: deque[tuple[Sequence[Reserve], Amounts | None]] = deque()
+        self._unsettled: deque[Sequence[Settlement]] = deque()
 
     def reserve(
         self, counters: Sequence[Counter], amounts_for: Callable[[Counter], int]
@@ -96,10 +100,9 @@ class Limiter:
             raise Refused(longest, units, [level for level in levels if level.wait_ns <= 0])
         return taken, levels
 
-    def settle(self, reserves: Sequence[Reserve], used: Amounts | None) -> None:
-        """Charge what a request used in the place of what it took; None leaves the rates as they
-        are."""
-        self._unsettled.append((reserves, used))
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Charge what a request used in the place of what it took, in one locked step."""
+        self._unsettled.append(settlements)
         self.flush()
 
     def flush(self) -> None:
@@ -112,9 +115,8 @@ class Limiter:
         moved: list[tuple[str, int]] = []
         try:
             while self._unsettled:
-                reserves, used = self._unsettled.popleft()
                 now_ns = time.monotonic_ns()
-                for reserve in reserves:
+                for reserve, used in self._unsettled.popleft():
                     moved += _stage_settlement(table, reserve, used, now_ns)
                 table.commit()
         finally:

@@ -1,4 +1,4 @@
-"""The session that a request belongs to: by a header, by its body, or by how its prompt begins."""
+"""The session of a request: named by a header or by its body, or the start of its prompt."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class SessionReader(msgspec.Struct):
         if not settings.prefix_bytes:
             return None
         start, end = prompt.start(LONGEST_PREFIX, settings.prefix_bytes)
-        begin = start[: min(end, settings.prefix_bytes)]
+        prefix = start[: min(end, settings.prefix_bytes)]
         return Session.of(
             "prefix",
-            b"%d %d" % (crc32(begin), len(begin)),
+            b"%d %d" % (crc32(prefix), len(prefix)),
             self.scope,
             prefixes=prefix_keys(start, end, f"{self.scope} {self.model}"),
         )

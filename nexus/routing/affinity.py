@@ -76,12 +76,12 @@ def prefix_keys(prompt: bytes, first: int, scope: str) -> tuple[int, ...]:
         if border * 4 >= len(prompt):
             ends.add(border)
         border *= 2
-    keys, begun, view = [], 0, memoryview(prompt)
+    keys, start, view = [], 0, memoryview(prompt)
     checksum = crc32(scope.encode(errors="replace"))
     for end in sorted(ends):
-        checksum = crc32(view[begun:end], checksum)
+        checksum = crc32(view[start:end], checksum)
         keys.append((end << 32 | checksum) + 1)
-        begun = end
+        start = end
     return tuple(reversed(keys))
 
 

@@ -75,10 +75,10 @@ class AtCapacity(RequestFailed):
 def choose(table: RouteTable, query: RouteQuery, *, tried: Tried, now: RoutingContext) -> Choice:
     """Pick the next backend.
 
-    Backends that were not tried come first, over the whole fallback chain; a backend that failed
-    with one model is only then query for another. Where the circuits of all that could serve are
-    open, though their probes are good, the best of them is tried all the same. Raises `AtCapacity`,
-    or `RequestFailed` with a fault of routing where waiting does not help.
+    Backends that were not tried come first, over the whole fallback chain. Only then does a backend
+    that failed with one model get the request for another. If the circuits of all that could serve
+    are open, although their probes are good, the best of them is tried all the same. Raises
+    `AtCapacity`, or `RequestFailed` with a fault of routing if waiting does not help.
     """
     blocked: list[tuple[Candidate, EndpointStatus]] = []
     choice = _choose(table, query, tried, now, blocked)

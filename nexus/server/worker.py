@@ -209,7 +209,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
                 self._clients.close_idle()  # connections in the backlog need their places
             stderr.flush_pending()
             recorder.count_dropped_log_lines()
-            self._engine.tend()
+            self._engine.on_heartbeat()
 
     def _close_idle_connections(self) -> None:
         self._stopping.wait()

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import jsonschema
@@ -174,5 +173,4 @@ def _added(gateway) -> bool:
     try:
         return bool(keys(gateway, "add"))
     except AssertionError:
-        time.sleep(0.1)
         return False

@@ -183,7 +183,8 @@ def test_older_spellings_are_accepted(file, older, section, key):
             "it must not contain a key; name the variable that holds the key in api_key_env.",
         ),
         (
-            "[[backends]]\nname = 'x'\nurl = 'http://h'\n[[backends]]\nname = 'x'\nurl = 'http://g'",
+            "[[backends]]\nname = 'x'\nurl = 'http://h'\n"
+            "[[backends]]\nname = 'x'\nurl = 'http://g'",
             '[backends[1]] name = "x" is used twice',
         ),
         (

@@ -152,7 +152,8 @@ def test_times():
             ]
         ],
         (
-            '{"choices":[{"delta":{"role":"assistant","content":"","reasoning_content":"","tool_calls":[]}}]}',
+            '{"choices":[{"delta":{"role":"assistant","content":"",'
+            '"reasoning_content":"","tool_calls":[]}}]}',
             False,
             False,
         ),
@@ -163,7 +164,8 @@ def test_times():
         ),
         ('{"choices":[{"message":{"role":"assistant","content":"x"}}]}', True, True),
         (
-            '{"choices":[{"delta":{"role":"assistant"}}],"prompt_progress":{"total":9,"processed":4}}',
+            '{"choices":[{"delta":{"role":"assistant"}}],"prompt_progress":{"total":9,'
+            '"processed":4}}',
             True,
             False,
         ),
@@ -193,7 +195,8 @@ def test_error_before_content(error):
         ('{"error":{"message":"no","code":400,"type":"BadRequestError"}}', Blame.CLIENT),
         ('{"object":"error","message":"no","code":422}', Blame.CLIENT),
         (
-            '{"error":{"message":"no","code":"context_length_exceeded","type":"invalid_request_error"}}',
+            '{"error":{"message":"no","code":"context_length_exceeded",'
+            '"type":"invalid_request_error"}}',
             Blame.CLIENT,
         ),
         ('{"error":{"message":"no","code":"400"}}', Blame.CLIENT),
@@ -287,23 +290,29 @@ def test_what_is_kept_of_long_events_is_short():
     ("usage_event", "shown"),
     [
         (
-            '{"object":"text_completion","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2},"citations":["a"]}',
-            '{"object":"text_completion","choices":[{"index":0,"text":"","logprobs":null,"finish_reason":null}],"citations":["a"]}',
+            '{"object":"text_completion","choices":[],"usage":{"prompt_tokens":1,'
+            '"completion_tokens":2},"citations":["a"]}',
+            '{"object":"text_completion","choices":[{"index":0,"text":"","logprobs":null,'
+            '"finish_reason":null}],"citations":["a"]}',
         ),
         (
-            '{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2},"system_fingerprint":"f","x":null,"y":[],"z":{}}',
+            '{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2},'
+            '"system_fingerprint":"f","x":null,"y":[],"z":{}}',
             None,
         ),
         (
-            '{"choices":[{"index":0,"delta":{},"finish_reason":null}],"usage":{"prompt_tokens":1,"completion_tokens":2}}',
+            '{"choices":[{"index":0,"delta":{},"finish_reason":null}],'
+            '"usage":{"prompt_tokens":1,"completion_tokens":2}}',
             None,
         ),
         (
-            '{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}',
+            '{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],'
+            '"usage":{"prompt_tokens":1,"completion_tokens":2}}',
             ...,
         ),
         (
-            '{"choices":[{"index":0,"delta":{"role":"assistant"}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}',
+            '{"choices":[{"index":0,"delta":{"role":"assistant"}}],'
+            '"usage":{"prompt_tokens":1,"completion_tokens":2}}',
             ...,
         ),
     ],

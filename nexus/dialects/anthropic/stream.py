@@ -49,25 +49,11 @@ class AnthropicStream(EventStream):
         self._counts = Counts()
         self._deltas = 0
 
-    def feed(self, piece: bytes) -> bytes:
-        now = self._clock()
-        if self.first_token_at:
-            if (gap_s := now - self.last_at) > self.longest_gap_s:
-                self.longest_gap_s = gap_s
-            self.last_at = now
-            # Nearly every packet is one whole event with output.
-            if (
-                self._between_events
-                and piece[:_DELTA_DATA] == _DELTA
-                and piece[-2:] == b"\n\n"
-                and piece.find(b"\n", _DELTA_DATA) == len(piece) - 2
-                and b"\r" not in piece
-            ):
-                self.events += 1
-                self._deltas += 1
-                return piece
-        self.last_at = now
-        return self._read_events(piece)
+    def _count_output(self, piece: bytes) -> bool:
+        if piece[:_DELTA_DATA] != _DELTA or piece.find(b"\n", _DELTA_DATA) != len(piece) - 2:
+            return False
+        self._deltas += 1
+        return True
 
     def _understand(self, event: Event, data: bytes) -> bytes:
         kind = event.kind or _type_in(data)

@@ -43,31 +43,19 @@ class OpenAIStream(EventStream):
         self._token_events = 0
         self._last: deque[bytes | list[Choice]] = deque(maxlen=_LAST)
 
-    def feed(self, piece: bytes) -> bytes:
-        now = self._clock()
-        if self.first_token_at:
-            if (gap_s := now - self.last_at) > self.longest_gap_s:
-                self.longest_gap_s = gap_s
-            self.last_at = now
-            # Nearly every packet is one whole event with output and nothing to report. Cutting it
-            # would cost more than all the rest.
-            if (
-                self._between_events
-                and piece[:6] == b"data: "
-                and piece[-2:] == b"\n\n"
-                and (end := len(piece) - 2) < _LONGEST_KEPT
-                and piece.find(b"\n") == end
-                and b"\r" not in piece
-                and b'"usage"' not in piece
-                and b'"error"' not in piece
-                and piece != b"data: [DONE]\n\n"
-            ):
-                self.events += 1
-                self._token_events += 1  # `counted_tokens` corrects it if it was only the end
-                self._last.append(piece)
-                return piece
-        self.last_at = now
-        return self._read_events(piece)
+    def _count_output(self, piece: bytes) -> bool:
+        if (
+            piece[:6] != b"data: "
+            or (end := len(piece) - 2) >= _LONGEST_KEPT
+            or piece.find(b"\n") != end
+            or b'"usage"' in piece
+            or b'"error"' in piece
+            or piece == b"data: [DONE]\n\n"
+        ):
+            return False
+        self._token_events += 1  # `counted_tokens` corrects it if it was only the end
+        self._last.append(piece)
+        return True
 
     def _understand(self, event: Event, data: bytes) -> bytes:
         if data == b"[DONE]":
