@@ -1,28 +1,28 @@
 #!/bin/sh
-# Installs Nexus from this checkout, or takes it away again. Run it again to upgrade: what has not changed stays as it is.
+# Installs Nexus from this checkout, or removes it. Run it again to upgrade; it writes only files that differ.
 set -eu
 
 usage() {
     cat <<'END'
 Usage: deploy/install.sh [options]
 
-  --dry-run       say what would be done, and do nothing
-  --uninstall     take away what was installed; the configuration and what operators saved stay
-  --purge         with --uninstall: take those away, too
-  --wheels DIR    take the packages from this directory instead of the network; `pip wheel -r requirements.txt . -w DIR`
-                  in the checkout fills it
-  --python PROG   make the virtual environment with this Python, 3.11 or newer [python3]
+  --dry-run       print what it would do, and do nothing
+  --uninstall     remove the installation, but keep the configuration and saved backends
+  --purge         with --uninstall: remove those, too
+  --wheels DIR    take the packages from this directory instead of the network; in the checkout,
+                  `pip wheel -r requirements.txt . -w DIR` fills it
+  --python PROG   create the virtual environment with this Python, 3.11 or newer [python3]
 
-  $DESTDIR        a directory to install into instead of /; no user is made and no service is told
+  $DESTDIR        a directory to install into instead of /; creates no user and reloads no service
 
-What lies where afterwards:
+Installed files:
 
-  /opt/nexus/releases/…       a virtual environment for each release; the last three are kept
-  /opt/nexus/current          the one that the next start takes
+  /opt/nexus/releases/…       a virtual environment for each of the last three releases
+  /opt/nexus/current          a link to the release that the next start uses
   /etc/systemd/system/        nexus.socket, nexus.service, nexus-health.service, nexus.target
   /etc/tmpfiles.d/nexus.conf  the run directory, /run/nexus
   /etc/sysusers.d/nexus.conf  the user
-  /etc/nexus/                 nexus.toml, nexus.env, credentials/: yours; nothing there is ever overwritten
+  /etc/nexus/                 nexus.toml, nexus.env, credentials/: yours; existing files are never overwritten
 END
 }
 
@@ -50,10 +50,10 @@ units="nexus.socket nexus.service nexus-health.service nexus.target"
 say() { printf '%s\n' "$*"; }
 fail() { printf '%s\n' "$*" >&2 && exit 1; }
 run() { if [ "$dry_run" ]; then say "would run: $*"; else "$@"; fi; }
-# Whether there is a running system whose services are to be told.
+# Whether this is a running system with systemd.
 live() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
 
-# A file as it is in the checkout, where it is not so already.
+# Installs a file if it differs from the installed one.
 put() { # mode, from, to
     if ! cmp -s "$2" "$3"; then
         say "$3"
@@ -61,7 +61,7 @@ put() { # mode, from, to
     fi
 }
 
-# A file that is the operator's once it is there.
+# Installs a file unless it exists: from then on it belongs to the operator.
 offer() { # mode, from, to
     if [ -e "$3" ]; then
         cmp -s "$2" "$3" || say "$3 stays as it is"
@@ -70,10 +70,10 @@ offer() { # mode, from, to
     fi
 }
 
-# What the release is made from tells its name: the same checkout gives the same release, and nothing is done.
+# The name contains a hash of the sources, so that installing the same checkout again does nothing.
 release_name() {
     version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$source/nexus/__init__.py")
-    digest=$(cd "$source" && find nexus pyproject.toml requirements.txt gunicorn.conf.py -type f ! -name '*.pyc' |
+    digest=$(cd "$source" && find nexus nexus_demo pyproject.toml requirements.txt gunicorn.conf.py -type f ! -name '*.pyc' |
         LC_ALL=C sort | while read -r file; do sha256sum "$file"; done | sha256sum | cut -c 1-8)
     say "$version-$digest"
 }
@@ -83,14 +83,14 @@ make_release() {
     run rm -rf "$release"
     run mkdir -p "$opt/releases"
     run "$python" -m venv "$release"
-    # Compiled now: the services may not write there.
+    # pip compiles the modules now, because the services may not write there.
     set -- "$release/bin/python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location
     if [ "$wheels" ]; then
         set -- "$@" --no-index --find-links "$wheels"
         run "$@" -r "$source/requirements.txt"
         run "$@" --no-deps nexus-gateway
     else
-        # By hash: nothing else that the network gives is unpacked or run.
+        # pip unpacks and runs only packages with these hashes.
         run "$@" --require-hashes -r "$source/deploy/requirements.lock"
         run "$@" --no-deps --no-build-isolation "$source"
     fi
@@ -99,7 +99,7 @@ make_release() {
     run touch "$release/complete"
 }
 
-# The programs name their Python by its whole path: the one that it will have.
+# The programs contain the absolute path of their Python: write the final one, without $DESTDIR.
 leave_destdir() {
     grep -rlIF "$root/opt" "$release/bin" "$release/pyvenv.cfg" | while read -r file; do
         sed -i "s|$root/opt|/opt|g" "$file"
@@ -111,7 +111,7 @@ switch_to_release() {
         say "$opt/current -> releases/$name"
         run ln -sfn "releases/$name" "$opt/current"
     fi
-    # Newest first; one of them may still run.
+    # Keep the three newest: processes of an older one may still run.
     [ ! -d "$opt/releases" ] || find "$opt/releases" -mindepth 1 -maxdepth 1 -printf '%T@ %p\n' | sort -rn |
         tail -n +4 | cut -d ' ' -f 2- | while read -r old; do run rm -rf "$old"; done
 }
@@ -122,7 +122,7 @@ install_all() {
         fail "$python is not Python 3.11 or newer; name one that is with --python."
     "$python" -c 'import ensurepip' 2>/dev/null || fail "$python has no ensurepip; on Debian, install python3-venv."
     case $("$python" -c 'import sys; print(sys.base_prefix)') in
-    /home/* | /root/*) say "Warning: this Python lies in a home directory, which the services cannot see." ;;
+    /home/* | /root/*) say "Warning: this Python is in a home directory, which the services cannot see." ;;
     esac
 
     name=$(release_name)
@@ -162,7 +162,7 @@ uninstall_all() {
         if live && getent passwd nexus >/dev/null; then run userdel nexus; fi
     fi
     if live; then run systemctl daemon-reload; fi
-    # A scratch directory is left as it was found.
+    # Remove directories that are empty now.
     [ -z "$root" ] || for directory in opt etc/systemd/system etc/tmpfiles.d etc/sysusers.d etc var/lib; do
         [ ! -d "$root/$directory" ] || (cd "$root" && run rmdir -p --ignore-fail-on-non-empty "$directory")
     done
