@@ -1,4 +1,4 @@
-"""Clients' keys: how much each uses, and what is refused."""
+"""Clients' keys: their usage and refusals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NAMED = "* on (key) group_left (name) max by (key, name) (nexus_key_info)"
 KEYS = Dashboard(
     uid="nexus-keys",
     title="Nexus / Keys",
-    description="Requests and tokens by client's key and by team, and what was refused. Empty without [auth].",
+    description="Requests, tokens, and refusals by key and by team, and limits. Empty without [auth] and [[limits]].",
     runbook="processes.md",
     variables=("instance",),
     rows={
@@ -18,14 +18,14 @@ KEYS = Dashboard(
             Panel(
                 title="Keys",
                 kind="stat",
-                description="Keys by state, on the host with the most.",
+                description="Keys by state; the highest count of any host.",
                 queries=[(f"max by (state) (nexus_keys{{{HOST}}})", "{{state}}")],
             ),
             Panel(
                 title="Requests by team",
                 unit="reqps",
                 stacked=True,
-                description="Finished requests; none is a key without a team.",
+                description="Finished requests; none: keys without a team.",
                 queries=[(rate("nexus_team_requests_total", HOST, "team"), "{{team}}")],
             ),
             Panel(
@@ -36,7 +36,7 @@ KEYS = Dashboard(
             ),
             Panel(
                 title="Tokens by key",
-                description="Tokens a second of the ten keys with the most, by id and name.",
+                description="Tokens per second of the ten keys with the most, by id and name.",
                 queries=[
                     (
                         f"topk(10, {rate('nexus_key_tokens_total', HOST, 'key')} {_NAMED})",
@@ -49,7 +49,7 @@ KEYS = Dashboard(
             Panel(
                 title="Refusals by reason",
                 stacked=True,
-                description="Requests refused because of who sent them, within the step.",
+                description="Requests refused because of their key, within the step.",
                 queries=[
                     (
                         f"sum by (reason) (increase(nexus_key_refusals_total{{{HOST}}}[{EVERY}]))",
@@ -68,7 +68,7 @@ KEYS = Dashboard(
                 ],
             ),
             Panel(
-                title="Refusals of limits in shadow",
+                title="Shadow refusals",
                 description="What limits with shadow = true would have refused, within the step.",
                 queries=[
                     (
@@ -78,18 +78,18 @@ KEYS = Dashboard(
                 ],
             ),
             Panel(
-                title="Reserved tokens that were not used",
-                description="Tokens a second given back, by limit.",
+                title="Unused reserved tokens",
+                description="Reserved tokens per second that requests did not use, by limit.",
                 queries=[(rate("nexus_limit_returned_tokens_total", HOST, "limit"), "{{limit}}")],
             ),
             Panel(
-                title="Tokens beyond the reserve",
-                description="Tokens a second charged beyond what was reserved, by limit.",
+                title="Tokens beyond the reservation",
+                description="Tokens per second charged beyond the reservation, by limit.",
                 queries=[(rate("nexus_limit_overrun_tokens_total", HOST, "limit"), "{{limit}}")],
             ),
             Panel(
-                title="Limits that were not held",
-                description="Requests that found their levels locked, and levels without room, within the step.",
+                title="Limits not enforced",
+                description="Requests for which the table of usage was locked or full, within the step.",
                 queries=[
                     (f"sum (increase(nexus_limit_lock_misses_total{{{HOST}}}[{EVERY}]))", "locked"),
                     (f"sum (increase(nexus_limit_untracked_total{{{HOST}}}[{EVERY}]))", "no room"),

@@ -18,35 +18,35 @@ from panels import (
 PROCESSES = Dashboard(
     uid="nexus-processes",
     title="Nexus / Processes",
-    description="Workers and the health process, what they cost, and whether the metrics are right.",
+    description="Workers and the health process, their resources, and whether the metrics are consistent.",
     runbook="processes.md",
     variables=("instance",),
     rows={
         "Now": [
             Panel(
                 title="Workers", kind="stat", runbook="processes.md#nexusnoworkers",
-                description="Worker processes that take connections, over all hosts.",
+                description="Workers that accept connections, all hosts.",
                 queries=[(f"sum(nexus_workers{{{HOST}}})", "")],
                 limits=((None, "red"), (1, "green")),
             ),
             Panel(
                 title="Health process", kind="stat", runbook="processes.md#nexushealthprocessdown",
-                description="Whether every host's runs.",
+                description="Whether the health process of every host runs.",
                 queries=[(f"min(nexus_health_process_up{{{HOST}}})", "")], names=YES_IS_GOOD,
             ),
             Panel(
-                title="Configuration good", kind="stat", runbook="processes.md#nexusreloadfailed",
-                description="Whether it was when each host last read it.",
+                title="Configuration valid", kind="stat", runbook="processes.md#nexusreloadfailed",
+                description="Whether every host's last reload succeeded.",
                 queries=[(f"min(nexus_config_last_reload_successful{{{HOST}}})", "")], names=YES_IS_GOOD,
             ),
             Panel(
                 title="Run directory usable", kind="stat", runbook="metrics.md#nexusrundirectoryunusable",
-                description="Whether new processes and series still find their place, on every host.",
+                description="Whether new processes and series have space, on every host.",
                 queries=[(f"min(nexus_run_directory_usable{{{HOST}}})", "")], names=YES_IS_GOOD,
             ),
             Panel(
-                title="Accounts out by", kind="stat", limits=ZERO_IS_GOOD, runbook="metrics.md#nexusaccountsoutofbalance",
-                description="Requests started, less those finished, in flight and lost; the host that is furthest out.",
+                title="Imbalance", kind="stat", limits=ZERO_IS_GOOD, runbook="metrics.md#nexusaccountsoutofbalance",
+                description="Requests started, minus those finished, in flight, and lost; the largest of any host.",
                 queries=[(f"max(abs(nexus_accounting_imbalance{{{HOST}}}))", "")],
             ),
             Panel(
@@ -63,17 +63,17 @@ PROCESSES = Dashboard(
             ),
             Panel(
                 title="Processor", stacked=True, runbook="processes.md#nexuseventlooplags",
-                description="Cores that each process takes.",
+                description="Cores that each process uses.",
                 queries=[(rate("nexus_process_cpu_seconds_total", HOST, "instance", "role", "slot"), "{{instance}} {{role}} {{slot}}")],
             ),
             Panel(
-                title="Event loop's lag", unit="s", runbook="processes.md#nexuseventlooplags",
-                description="How late workers wake what is due; every stream of theirs is as late.",
+                title="Event loop lag", unit="s", runbook="processes.md#nexuseventlooplags",
+                description="How late the workers' event loops run due timers. All their streams are as late.",
                 queries=percentiles("nexus_event_loop_lag_seconds", HOST),
             ),
             Panel(
                 title="Overhead, p95", unit="s",
-                description="Time in the gateway itself: before the backend was asked, and after its answer was there.",
+                description="Time in the gateway itself: before the request was sent to the backend, and after its response arrived.",
                 queries=[(quantile(0.95, "nexus_gateway_overhead_seconds", HOST, "phase"), "{{phase}}")],
             ),
             Panel(
@@ -83,17 +83,17 @@ PROCESSES = Dashboard(
             ),
             Panel(
                 title="Scrape", unit="s",
-                description="How long it took to read the metrics, and the whole scrape as Prometheus saw it.",
+                description="Time to read the metrics, and duration of the whole scrape as Prometheus measured it.",
                 queries=[
                     (f"nexus_scrape_duration_seconds{{{HOST}}}", "{{instance}} reading"),
                     ('scrape_duration_seconds{job="nexus", instance=~"$instance"}', "{{instance}} scrape"),
                 ],
             ),
         ],
-        "What happened to them": [
+        "Events": [
             Panel(
                 title="Workers by host", runbook="processes.md#nexusnoworkers",
-                description="Worker processes that take connections, that were replaced and end their requests, and that hang.",
+                description="Workers that accept connections, that drain, and that hang.",
                 queries=[
                     (f"nexus_workers{{{HOST}}}", "{{instance}}"),
                     (f"nexus_workers_draining{{{HOST}}}", "{{instance}} draining"),
@@ -102,12 +102,12 @@ PROCESSES = Dashboard(
             ),
             Panel(
                 title="Log lines dropped", runbook="processes.md#nexusloglinesdropped",
-                description="Lines that nobody read from standard error, within the step.",
+                description="Log lines that nothing read from standard error, within the step.",
                 queries=[(f"increase(nexus_log_lines_dropped_total{{{HOST}}}[{EVERY}])", "{{instance}}")],
             ),
             Panel(
-                title="Workers started anew", runbook="processes.md#nexusworkersrestart",
-                description="Beyond the number that the gateway was started with, within the step.",
+                title="Worker restarts", runbook="processes.md#nexusworkersrestart",
+                description="Workers started to replace others, within the step.",
                 queries=[
                     (f"increase(nexus_worker_restarts_total{{{HOST}}}[{EVERY}])", "started on {{instance}}"),
                     (f"increase(nexus_worker_deaths_total{{{HOST}}}[{EVERY}])", "died on {{instance}}"),
@@ -115,24 +115,24 @@ PROCESSES = Dashboard(
             ),
             Panel(
                 title="Requests lost", runbook="processes.md#nexusrequestslost",
-                description="Those that a killed process had in flight, within the step.",
+                description="Requests that a killed process had in flight, within the step.",
                 queries=[(f"increase(nexus_requests_lost_total{{{HOST}}}[{EVERY}])", "{{instance}}")],
             ),
             Panel(
                 title="Version", kind="table",
-                description="What runs where.",
+                description="Version of each process.",
                 queries=[(f"max by (instance, version) (nexus_build_info{{{HOST}}})", "")],
             ),
             Panel(
                 title="Age of the configuration", unit="s", runbook="processes.md#nexusreloadfailed",
-                description="How long ago the configuration was read that each host uses.",
+                description="Time since each host last read its configuration successfully.",
                 queries=[(f"time() - nexus_config_last_reload_success_timestamp_seconds{{{HOST}}}", "{{instance}}")],
             ),
         ],
         "Figures": [
             Panel(
                 title="Series", runbook="metrics.md#nexusseriesnearlimit",
-                description="Samples of a scrape; `nexus metrics bound` tells the most that there can be.",
+                description="Samples of a scrape. `nexus metrics bound` prints the maximum.",
                 queries=[('scrape_samples_scraped{job="nexus", instance=~"$instance"}', "{{instance}}")],
             ),
             Panel(
@@ -142,22 +142,22 @@ PROCESSES = Dashboard(
             ),
             Panel(
                 title="Names counted as other", runbook="metrics.md#nexusseriesnearlimit",
-                description="Those beyond the limit.",
+                description="Names beyond the limit.",
                 queries=[(f"max by (kind) (nexus_labels_overflowed{{{HOST}}})", "{{kind}}")],
             ),
             Panel(
                 title="Metrics files damaged", runbook="metrics.md#nexusmetricsfilesdamaged",
-                description="Files that were set aside since the gateway was started.",
+                description="Damaged files that were renamed since the gateway started.",
                 queries=[(f"nexus_metrics_damaged_files_total{{{HOST}}}", "{{instance}}")],
             ),
             Panel(
                 title="Series not shared", runbook="metrics.md#nexusmetricsnotshared",
-                description="Those that found no space, since the gateway was started.",
+                description="Series for which there was no space, since the gateway started.",
                 queries=[(f"nexus_metrics_write_errors_total{{{HOST}}}", "{{instance}}")],
             ),
             Panel(
-                title="Accounts out by, by host", signed=True, runbook="metrics.md#nexusaccountsoutofbalance",
-                description="In passing it may be off by what is recorded at that moment; it must come back to 0.",
+                title="Imbalance by host", signed=True, runbook="metrics.md#nexusaccountsoutofbalance",
+                description="It may briefly differ from 0 while requests are recorded, but must return to 0.",
                 queries=[(f"nexus_accounting_imbalance{{{HOST}}}", "{{instance}}")],
             ),
         ],
