@@ -250,7 +250,7 @@ def test_accounts_are_balanced(outcome):
 
 
 def test_promtool_accepts_it(outcome):
-    """It finds fault with nothing but the two names that dashboards of the original fix."""
+    """It finds fault with nothing but the two names that existing dashboards use."""
     checked = subprocess.run(
         ["promtool", "check", "metrics"], input=outcome.scrape.text, text=True, capture_output=True
     )

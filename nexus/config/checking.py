@@ -10,8 +10,6 @@ from msgspec import inspect as shapes
 
 from nexus.runtime.text import suggest
 
-_IGNORED = "The Rust gateway ignored this."
-
 
 class ConfigError(Exception):
     """The configuration cannot be used; `problems` has one sentence for each problem."""
@@ -113,7 +111,7 @@ class _TableChecker:
         )
 
     def _unknown(self, key: str, known: list[str], path: tuple[str, ...]) -> None:
-        hint = suggest(key, known) or f"known are {', '.join(sorted(known))}. {_IGNORED}"
+        hint = suggest(key, known) or f"known are {', '.join(sorted(known))}."
         self.problems.append(f"{self.source}: {_table(path)} has no key {key}; {hint}")
 
 

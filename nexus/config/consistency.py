@@ -49,10 +49,7 @@ def _backend_conflicts(config: Config) -> Iterator[str]:
     for number, backend in enumerate(config.backends):
         where, name = f"[backends[{number}]]", backend.name
         if name in seen:
-            yield (
-                f'{where} name = "{name}" is used twice; each backend needs a name of its own. '
-                "The Rust gateway accepted this and mixed up the two."
-            )
+            yield f'{where} name = "{name}" is used twice; each backend needs a name of its own.'
         seen.add(name)
         if not name.isprintable():
             yield f"{where} name = {name!r} is not allowed; it takes printable characters only."
@@ -118,15 +115,11 @@ def _routing_conflicts(config: Config) -> Iterator[str]:
         if depth > MAX_ALIAS_DEPTH:
             yield (
                 f'[routing.aliases] "{name}" does not end within {MAX_ALIAS_DEPTH} steps; '
-                f"point it at a model. The Rust gateway stopped after step {MAX_ALIAS_DEPTH} and "
-                "ignored the rest."
+                "point it at a model."
             )
     for name, chain in config.routing.fallbacks.items():
         if name in chain:
-            yield (
-                f'[routing.fallbacks] "{name}" falls back to itself; name other models. '
-                "The Rust gateway ignored this."
-            )
+            yield f'[routing.fallbacks] "{name}" falls back to itself; name other models.'
 
 
 def find_secret_problems(config: Config, environ: Mapping[str, str]) -> Iterator[str]:

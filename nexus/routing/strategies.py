@@ -26,7 +26,7 @@ def smart(candidates: Sequence[Candidate], weights: Weights, now: RoutingContext
 
 
 def score(candidate: Candidate, weights: Weights, now: RoutingContext) -> float:
-    """The original's score: each part from 0 to 100, times its weight."""
+    """The weighted sum of priority, load, and latency, each from 0 to 100; higher is better."""
     backend = candidate.backend
     priority = backend.config.priority
     if not 0 <= priority <= 100:
