@@ -1,7 +1,16 @@
 """The table of faults: the client's status, whether to retry, and whether the backend is blamed.
 
-Router, proxy, metrics, logs and documentation read the same rows. `error_type` is the label value
-of `nexus_errors_total`; the values of `ERROR_TYPES` are all that ever appear.
+Router, proxy, metrics, log, and documentation read the same rows. Code that detects a fault raises
+`RequestFailed` with its code:
+
+    Exception
+    ├── RequestFailed        ends an attempt or a request; the fault decides what follows
+    │   ├── AtCapacity       routing/router.py: wait in the queue
+    │   └── Refused          proxy/limits.py: 429 with the state of the limits
+    ├── ClientGone           http/client_watch.py: the client has disconnected
+    └── MalformedResponse    http/response_parser.py: becomes the fault `malformed_answer`
+    BaseException
+    └── Stopping             http/client_watch.py: the grace period of a stop has ended
 """
 
 from __future__ import annotations
@@ -13,7 +22,7 @@ from typing import Any
 
 
 class Blame(Enum):
-    """Whose fault it was, for the record that is kept of a backend."""
+    """Who is to blame, for the circuit breakers."""
 
     CLIENT = "client"
     BACKEND = "backend"
@@ -23,13 +32,15 @@ class Blame(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """One row. `status` is what the client gets and what is counted; None passes the backend's own
-    answer on.
+    """One row.
 
-    `retry`: whether another backend is tried; `retry_same`: whether the same one may be, after a
-    pause, where no other is left. `stream_end`: how a stream ended that came to this, in
-    `nexus_stream_ends_total`. `per_model`: of a busy backend, whether only the model that was asked
-    for is.
+    Attributes:
+        status: What the client gets and what is counted; None forwards the backend's response.
+        error_type: The label value in `nexus_errors_total`.
+        retry: Whether another backend is tried.
+        retry_same: Whether, after a pause, the same backend may be tried if no other can serve.
+        stream_end: The label value in `nexus_stream_ends_total`, for faults within a stream.
+        per_model: Whether only the requested model of a busy backend is busy.
     """
 
     code: str
@@ -84,7 +95,7 @@ _ROUTING = _rows(
     Fault(code="queue_timeout", status=503, error_type="queued", blame=Blame.GATEWAY, description="The request waited too long for capacity at a backend."),
     Fault(code="at_capacity", status=503, error_type="rate_limited", blame=Blame.GATEWAY, description="The gateway, or every backend that has the model, accepts no more requests for now."),
 )
-_BEFORE_THE_ANSWER = _rows(
+_BEFORE_THE_RESPONSE = _rows(
     Fault(code="connect_failed", status=502, error_type="backend_error", retry=True, retry_same=True, blame=Blame.BACKEND, description="The backend cannot be reached: the connection was refused, or there is no route."),
     Fault(code="dns_failed", status=502, error_type="backend_error", retry=True, blame=Blame.BACKEND, description="The backend's name cannot be resolved."),
     Fault(code="connect_timeout", status=504, error_type="timeout", retry=True, blame=Blame.BACKEND, description="The backend did not accept the connection in time."),
@@ -127,7 +138,7 @@ _OURS = _rows(
 # fmt: on
 
 FAULTS: dict[str, Fault] = (
-    _CLIENT | _ACCESS | _ROUTING | _BEFORE_THE_ANSWER | _WITHIN_A_STREAM | _OURS
+    _CLIENT | _ACCESS | _ROUTING | _BEFORE_THE_RESPONSE | _WITHIN_A_STREAM | _OURS
 )
 
 STREAM_ENDS: tuple[str, ...] = (
@@ -145,8 +156,7 @@ _STATUS_LABELS = {status: str(status) for status in _STATUSES if status is not N
 
 
 def status_label(status: int) -> str:
-    """A status as a label value: itself where the table knows it, else its class, so that series
-    stay bounded."""
+    """A status as a label value: a status of the table, else its class, which bounds the series."""
     return _STATUS_LABELS.get(status) or f"{status // 100}xx"
 
 
@@ -157,7 +167,7 @@ def status_labels() -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class PassedOn:
-    """A backend's own error answer, which the client gets as it was."""
+    """A backend's error response, which the client gets unchanged."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -165,11 +175,12 @@ class PassedOn:
 
 
 class RequestFailed(Exception):
-    """A request, or one attempt at it, came to a fault of the table.
+    """A request, or one attempt, failed with a fault of the table.
 
-    `passed_on` is the backend's answer where the fault has no status of its own; `retry_after_s`
-    when it asked to come back; `kind` the type of the error that the client gets, if it does not
-    follow from the status.
+    Attributes:
+        passed_on: The backend's response, for a fault without a status of its own.
+        retry_after_s: The backend's `Retry-After`.
+        kind: The type of the client's error, if it does not follow from the status.
     """
 
     def __init__(

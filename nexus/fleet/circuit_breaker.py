@@ -1,5 +1,4 @@
-"""The circuit breaker of a backend: one state machine over a record that all processes of the host
-share.
+"""The circuit breaker of a backend: a state machine over a record that all processes share.
 
                      too many failures                  its time is over, or health probes succeed
                                                         again closed ─────────────────────────▶ open
@@ -10,8 +9,8 @@ share.
                                                         pass untried ───────┘
 
 While a circuit is open, requests go to other backends. While it is half open, one request at a time
-holds a lease and is the half-open probe. `fleet/status.py` tells routing the state; after closing,
-traffic comes back by slow start.
+holds a lease and is the half-open probe. Routing gets the state from `fleet/status.py`. After
+the circuit has closed, traffic returns by slow start.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Event(Enum):
     """What may change the state of a circuit."""
 
     FAILURE = "a request failed that was not the half-open probe"
-    PROBE_CONFIRMED = "the half-open probe was answered"
+    PROBE_CONFIRMED = "the half-open probe succeeded"
     PROBE_FAILED = "the half-open probe failed"
     HEALTH_RECOVERED = "health probes succeed again"
     HEALTH_PASSED = "another health probe succeeded"

@@ -1,5 +1,4 @@
-"""What requests have shown about each backend: one record for each in shared memory, which any
-process may write.
+"""What requests showed about each backend: a record for each in shared memory, for all processes.
 
 Reading a clean record costs one memory read (`CircuitTable.dirty`). A circuit is opened under a
 lock on a byte of the same file, so each opening happens, and is counted, once. The right to be the
@@ -195,8 +194,7 @@ class CircuitTable:
         self._cells[column * _RECORD + _STREAM_USAGE] = 1 if supported else -1
 
     def reset(self, column: int, now_ns: int) -> None:
-        """Clear the record: the column goes to another backend, and nothing from before counts
-        for it."""
+        """Clear the record, because the column is assigned to another backend."""
         base = column * _RECORD
         self._cells[base : base + _RECORD] = memoryview(bytes(_RECORD * 8)).cast("q")
         self._cells[base + _RECOVERED] = now_ns
@@ -237,8 +235,8 @@ class CircuitTable:
     def next_cursor(self, key: int) -> int:
         """Advance the round-robin cursor of `key`, which all processes share, and return it.
 
-        Two callers may get the same number if a process is stopped while it counts: nobody waits
-        for it.
+        Two callers may get the same number if a process is stopped while it counts, because nobody
+        waits for it.
         """
         at = key % _CURSOR_CELLS
         with self._process_lock:

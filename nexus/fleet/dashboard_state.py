@@ -1,8 +1,8 @@
 """The dashboard's state, which the health process replaces every second in the run directory.
 
-The file has two lines of JSON: the current state (`Tick`), and what a page that was just opened
-needs besides (`Backlog`). Processes that serve pages pass the lines on as they are, so any number
-of viewers costs no further reading of metrics.
+The file has two lines of JSON: the current state (`Tick`), and the backlog for a page that was just
+opened (`Backlog`). Processes that serve pages forward the lines unchanged, so that viewers cause no
+further reads of the metrics.
 """
 
 from __future__ import annotations

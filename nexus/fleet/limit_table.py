@@ -1,11 +1,11 @@
-"""The levels of all limits: one table in shared memory, changed by every worker under one lock.
+"""The usage of all limits: a table in shared memory, which all workers change under one lock.
 
-A record is a bucket (when it is full again), or a count of requests in progress of one slot. A
-record that is full, or counts nothing, says no more than a missing one, so it may be replaced.
+A record is a bucket (when it is full again), or the number of requests in progress of one slot. A
+full bucket or a count of zero means the same as a missing record, so its record may be reused.
 
-A change is written as an intent first: the cells and their new values. A process that gets the lock
-and finds an intent completes it. So a change is made whole or not at all, wherever its process is
-killed. The lock is tried for 20 ms: its holder may have been stopped.
+A change is first written as an intent: the cells and their new values. If a process is killed in
+between, the next holder of the lock completes the intent. So a change is made as a whole or not at
+all. Attempts to lock end after 20 ms, because the holder may have been stopped.
 
 Times are nanoseconds on the host's monotonic clock.
 """
@@ -23,7 +23,7 @@ from nexus.fleet.locks import LockFile
 
 RECORDS = 16_384
 _HEAD = 2048
-_INTENT = 1  # how many pairs of (cell, value) follow it; 0 if no change is under way
+_INTENT = 1  # number of (cell, value) pairs that follow; 0 if no change is in progress
 _RECORD = 8
 _KEY, _KEY_REST, _LEVEL, _UNIT, _FULL_SEEN = range(5)
 _MOST_PROBES = 32
@@ -33,7 +33,7 @@ Digest = tuple[int, int]
 
 
 class LimitTable:
-    """All records, for one process. Use it between `acquire` and `release`."""
+    """The table, as one process uses it, between `acquire` and `release`."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class LimitTable:
                 os.posix_fallocate(fd, 0, size)
             self._map = mmap.mmap(fd, size)
         self._cells = memoryview(self._map).cast("q")
-        self._process_lock = threading.Lock()  # keeps the threads of this process apart
+        self._process_lock = threading.Lock()  # excludes other threads of this process
         self._staged: list[tuple[int, int]] = []
         self._claimed: list[int] = []
 
@@ -90,7 +90,7 @@ class LimitTable:
         return False
 
     def release(self) -> None:
-        """Unlock the table; what was staged and not committed is forgotten."""
+        """Unlock the table, and drop staged changes that were not committed."""
         if self._locks is not None:
             self._locks.release(0)
         self._process_lock.release()
@@ -98,7 +98,7 @@ class LimitTable:
     # Changes
 
     def commit(self) -> None:
-        """Make all staged changes, as one."""
+        """Apply all staged changes as one."""
         cells, at = self._cells, _INTENT + 1
         for cell, value in self._staged:
             cells[at], cells[at + 1] = cell, value
@@ -117,7 +117,7 @@ class LimitTable:
     # Buckets
 
     def bucket(self, digest: Digest, now_ns: int) -> int | None:
-        """The record of a bucket, made if it is missing; None if the table has no room."""
+        """The record of a bucket, made if it is missing; None if the table is full."""
         record = self._find(digest)
         return self._claim(digest, now_ns) if record is None else record
 
@@ -137,7 +137,7 @@ class LimitTable:
     # Requests in progress
 
     def in_progress(self, digest: Digest) -> int:
-        """Requests in progress over all processes that live; the rest is cleared."""
+        """Requests in progress over all live processes; clears the counts of others."""
         total = 0
         for slot in range(self._slots()):
             record = self._find(_of_slot(digest, slot))
@@ -150,7 +150,7 @@ class LimitTable:
         return total
 
     def stage_progress(self, digest: Digest, change: int, now_ns: int) -> bool:
-        """Count a request of this process in or out at the next `commit`; False without room."""
+        """Count a request in (1) or out (-1) at the next `commit`; False if the table is full."""
         own = _of_slot(digest, self._slot)
         record = self._find(own)
         if record is None:
@@ -161,7 +161,7 @@ class LimitTable:
         return True
 
     def clear_slot(self) -> None:
-        """Forget the requests of the process that had this slot before."""
+        """Zero the requests of the process that had this slot before."""
         cells = self._cells
         owners = cells[_HEAD + _UNIT :: _RECORD].tolist()
         for number, unit in enumerate(owners):
@@ -184,15 +184,15 @@ class LimitTable:
         return None
 
     def _claim(self, digest: Digest, now_ns: int, *, owner: int = 0) -> int | None:
-        """Take a record that says nothing. It goes on saying nothing until the next `commit`."""
+        """Reserve an unused record. It stays unused until the next `commit`."""
         key, rest = digest
         cells, number = self._cells, key % self._records
         for _ in range(min(_MOST_PROBES, self._records)):
             record = _HEAD + number * _RECORD
             if self._is_free(record, now_ns):
                 self._claimed.append(record)
-                # The level first, the key last: killed in between, it is a free record that
-                # nobody finds.
+                # The level first, the key last: if the process is killed in between, the record
+                # is still unused.
                 cells[record + _LEVEL] = 0
                 cells[record + _UNIT] = -owner
                 cells[record + _FULL_SEEN] = 0
@@ -219,6 +219,6 @@ class LimitTable:
 
 
 def _of_slot(digest: Digest, slot: int) -> Digest:
-    """The key of the record in which the process of a slot counts."""
+    """The key of the record of the process with this slot."""
     key, rest = digest
     return (key + (slot + 1) * 0x9E3779B9) & 0x7FFF_FFFF_FFFF_FFFF or 1, rest

@@ -1,9 +1,9 @@
-"""The table of what each process has in hand: one row for each process, one writer for each row.
+"""The load table: requests in flight and waiting, one row for each process, which alone writes it.
 
-Layout, in 64-bit integers: a head of `HEAD` cells (format, number of rows ever used), then for each
-slot a row: `HEAD` cells of its own (see `Row`), and for each of the `_PLANES` a block of `COLUMNS`
-cells, one for each backend. Aligned 8-byte stores are not torn on the machines we support, so
-readers take no lock; a row that is being written twice in a row is told by its sequence number.
+Layout, in 64-bit integers: a head of `HEAD` cells (format, number of rows ever used), then a row
+for each slot. A row has `HEAD` cells of its own (see `Row`), then `_PLANES` blocks of `COLUMNS`
+cells, one for each backend. The supported machines do not tear aligned 8-byte stores, so readers
+take no lock. A seqlock protects changes that consist of several stores.
 
 Times are nanoseconds on the host's monotonic clock, which all processes share.
 """
@@ -22,35 +22,31 @@ log = logging.getLogger("nexus.fleet")
 SLOTS = 256
 COLUMNS = 512
 HEAD = 16
-FORMAT = 2
+FORMAT = 3
 _SEQUENCE, _IN_FLIGHT, _PID, _ROLE, _STARTS, _STREAMS, _WAITING, _QUEUE_SEEN, _TRIES = range(9)
-_HEARTBEAT, _DRAINING, _DEPARTED, _DEATHS, _READING, _NAMESPACE = (
-    10,
-    11,
-    12,
-    13,
-    14,
-    15,
-)  # tries count in two cells
+_HEARTBEAT, _DRAINING, _DEPARTED, _DEATHS, _READING, _NAMESPACE = range(10, HEAD)
+# _TRIES and _OUTCOMES take two cells: the current half of the window, and the last one.
+_OF_PROCESS = (
+    _IN_FLIGHT, _PID, _ROLE, _STREAMS, _WAITING, _HEARTBEAT, _DRAINING, _DEPARTED, _READING,
+)  # fmt: skip
 _PENDING, _QUEUED, _TICKET, _OUTCOMES = range(4)
-_PLANES = 6  # a count within a window takes two cells: the current half of it and the last
+_PLANES = 5
 _STRIDE = HEAD + _PLANES * COLUMNS
 _CELLS = HEAD + SLOTS * _STRIDE
 WORKER, HEALTH = 1, 2
 """Roles of a process."""
 
 SILENT_NS = 10_000_000_000
-"""A process counts as silent when its event loop has shown no sign of life for so long."""
+"""A process counts as silent if its event loop has not run for so long."""
 
 HALF_WINDOW_NS = 5_000_000_000
 WINDOW_S = 2 * HALF_WINDOW_NS / 1e9
-"""Outcomes count for the last one to two halves of it."""
+"""Length of the window in which results count. It ends with the current, incomplete half."""
 _EPOCH_SHIFT, _SECOND_SHIFT, _COUNT = 40, 20, (1 << 20) - 1
-_EPOCHS = (1 << 22) - 1  # they go round after 240 days
+_EPOCHS = (1 << 22) - 1  # wraps after 240 days
 
 NORMAL_TICKET = 1 << 62
-"""Set in the ticket of a request of normal priority: those of high priority are lower, whenever
-they came."""
+"""Set in tickets of normal priority, so that all tickets of high priority are lower."""
 
 
 def _plane(plane: int, column: int) -> int:
@@ -63,7 +59,7 @@ _FIRST_OUTCOMES = _plane(_OUTCOMES, 0)
 
 @cache
 def _pid_namespace() -> int:
-    """Which process ids this process sees; 0 if the kernel does not say."""
+    """The pid namespace of this process; 0 if the kernel does not say."""
     try:
         return Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
@@ -71,11 +67,11 @@ def _pid_namespace() -> int:
 
 
 def _extend(fd: int) -> bool:
-    """Give the table's file its size if it is shorter; returns whether it was."""
+    """Give the table's file its size; returns whether it was too short."""
     if os.fstat(fd).st_size >= _CELLS * 8:
         return False
     os.posix_fallocate(fd, 0, HEAD * 8)
-    os.ftruncate(fd, _CELLS * 8)  # rows get their space when they are put into use
+    os.ftruncate(fd, _CELLS * 8)  # `use_row` reserves the space of a row
     return True
 
 
@@ -87,8 +83,7 @@ class LoadTable:
     """All rows, for reading; `row()` is for the process that writes it."""
 
     def __init__(self, path: Path | None) -> None:
-        """Open the table at `path`, restored if it was damaged; None gives one that no other
-        process sees."""
+        """Open the table at `path`; None makes one that no other process sees."""
         self.path = path
         if path is None:
             self._map = mmap.mmap(-1, _CELLS * 8)
@@ -114,16 +109,14 @@ class LoadTable:
 
     @property
     def rows(self) -> int:
-        """How many rows were ever used; they are the first ones, since the lowest free slot is
-        leased."""
+        """How many rows were ever used: the first ones, because the lowest free slot is leased."""
         return self._cells[1]
 
     def use_row(self, slot: int) -> None:
-        """Have readers look at the row of `slot` from now on. Two lessees must not call this at
-        once.
+        """Let readers read the row of `slot` from now on. Lessees must not call this at once.
 
-        Its space is reserved now: a full file system then fails here, and not as a SIGBUS at a
-        later store.
+        This reserves the row's space. On a full file system it raises OSError, instead of SIGBUS at
+        a later store.
         """
         if self.path is not None and slot >= self.rows:
             fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
@@ -136,21 +129,21 @@ class LoadTable:
         self._cells[1] = max(self._cells[1], slot + 1)
 
     def restore_size(self) -> None:
-        """Give the file its size back if somebody truncated it.
+        """Restore the size of a truncated file.
 
-        Whoever touches a page that is missing is killed (SIGBUS), so this must come before.
+        Call it before the table is used: the kernel kills a process that touches a missing page.
         """
         try:
             if self.path is None or self.path.stat().st_size >= _CELLS * 8:
                 return
             os.truncate(self.path, _CELLS * 8)
         except OSError:
-            return  # it is gone, and what is mapped stays
+            return  # the file is gone; the mapping stays valid
         self._cells[0] = FORMAT
         _log_restored(self.path)
 
     def row(self, slot: int) -> Row:
-        """The row of `slot`, to be written by its one lessee."""
+        """The row of `slot`, which only its lessee may write."""
         return Row(self._cells, HEAD + slot * _STRIDE)
 
     def _over_rows(self, cell: int) -> memoryview:
@@ -168,20 +161,20 @@ class LoadTable:
         return sum(cells[HEAD + _IN_FLIGHT : HEAD + _IN_FLIGHT + cells[1] * _STRIDE : _STRIDE])
 
     def reading_bodies(self) -> int:
-        """Those of `in_flight` whose body is still being read."""
+        """Requests of `in_flight` whose body is still being read."""
         return sum(self._over_rows(_READING))
 
     def waiting(self) -> int:
-        """Requests that wait for room at a backend, over all processes."""
+        """Requests that wait for capacity at a backend, over all processes."""
         return sum(self._over_rows(_WAITING))
 
     def pending_in(self, column: int, slots: Iterable[int]) -> int:
         """Requests queued for a backend or in flight to it, over these slots only."""
-        cells, places = self._cells, (_plane(_PENDING, column), _plane(_QUEUED, column))
-        return sum(cells[HEAD + slot * _STRIDE + place] for slot in slots for place in places)
+        cells, offsets = self._cells, (_plane(_PENDING, column), _plane(_QUEUED, column))
+        return sum(cells[HEAD + slot * _STRIDE + offset] for slot in slots for offset in offsets)
 
     def streams_in(self, slots: Iterable[int]) -> int:
-        """Streams whose content goes to a client now, over these slots."""
+        """Streams that send content to a client now, over these slots."""
         return sum(self._cells[HEAD + slot * _STRIDE + _STREAMS] for slot in slots)
 
     def waiting_in(self, slots: Iterable[int]) -> int:
@@ -189,27 +182,25 @@ class LoadTable:
         return sum(self._cells[HEAD + slot * _STRIDE + _WAITING] for slot in slots)
 
     def waits_before(self, column: int, ticket: int, *, since_ns: int) -> bool:
-        """Whether a request with an earlier ticket waits for the backend, in a process that looked
-        since then.
+        """Whether a request with an earlier ticket waits for the backend in a live process.
 
-        A process that has not looked for room lately stands still, or has ended without taking its
-        tickets back.
+        A process that has not polled for capacity since `since_ns` hangs, or was killed and its
+        tickets are stale.
         """
         tickets, seen = self._over_rows(_plane(_TICKET, column)), self._over_rows(_QUEUE_SEEN)
         return any(
-            0 < found < ticket and at >= since_ns for found, at in zip(tickets, seen, strict=True)
+            0 < other < ticket and at >= since_ns for other, at in zip(tickets, seen, strict=True)
         )
 
     def outcomes(self, column: int, now_ns: int, *, since_ns: int = 0) -> tuple[int, int]:
         """(successes, failures) of attempts at a backend in the last window, over all processes.
 
-        With `since_ns`, those of the half window that began before then are left out.
+        With `since_ns`, half windows that started before then do not count.
         """
         return self._window(_plane(_OUTCOMES, column), now_ns, since_ns, apart=COLUMNS)
 
     def requests_and_retries(self, now_ns: int) -> tuple[int, int]:
-        """(requests started, further attempts made for them) in the last window, over all
-        processes."""
+        """(requests started, retries) in the last window, over all processes."""
         return self._window(_TRIES, now_ns, 0, apart=1)
 
     def _window(self, cell: int, now_ns: int, since_ns: int, *, apart: int) -> tuple[int, int]:
@@ -228,12 +219,12 @@ class LoadTable:
         return max((self.row(slot).worker_starts for slot in range(self.rows)), default=0)
 
     def last_heartbeat(self, role: int) -> int | None:
-        """The latest heartbeat of a process of this role; None where none has a row."""
+        """The latest heartbeat of a process of this role; None if none has a row."""
         rows = map(self.row, range(self.rows))
         return max((row.heartbeat for row in rows if row.role == role), default=None)
 
     def idle_columns(self, columns: Sequence[int]) -> list[int]:
-        """Those of `columns` that no row counts anything in, and that may go to another backend."""
+        """Those of `columns` with nothing in flight, which may be assigned to another backend."""
         return [column for column in columns if self.pending(column) == 0]
 
     def close(self) -> None:
@@ -242,7 +233,7 @@ class LoadTable:
 
 
 class Row:
-    """The cells of one process. Its owner writes; under threads, under a lock of the process."""
+    """The cells of one process, which alone writes them; its threads need a lock."""
 
     __slots__ = ("_base", "_cells")
 
@@ -260,11 +251,11 @@ class Row:
         return self._cells[self._base + _SEQUENCE]
 
     def write_begin(self) -> None:
-        """Make the sequence number odd: readers that see it read again."""
+        """Make the sequence number odd: readers that see that read again."""
         self._cells[self._base + _SEQUENCE] += 1
 
     def write_end(self) -> None:
-        """Make the sequence number even again, and another than before."""
+        """Make the sequence number even again, and different from before."""
         self._cells[self._base + _SEQUENCE] += 1
 
     def request_started(self, now_ns: int) -> None:
@@ -298,30 +289,29 @@ class Row:
         ) + amount
 
     def add_streams(self, change: int) -> None:
-        """One stream more (1) or fewer (-1) is going on."""
+        """Count a stream that starts (1) or ends (-1)."""
         self._cells[self._base + _STREAMS] += change
 
     def add_bodies(self, change: int) -> None:
-        """One body more (1) or fewer (-1) is being read."""
+        """Count a body that starts (1) or ends (-1) being read."""
         self._cells[self._base + _READING] += change
 
     def add_queued(self, column: int, change: int) -> None:
-        """One request more (1) or fewer (-1) waits for room; it is shown at the backend in
-        `column`."""
+        """Count a request that starts (1) or stops (-1) waiting for the backend in `column`."""
         self._cells[self._base + _WAITING] += change
         self._cells[self._base + _plane(_QUEUED, column)] += change
 
     def record_queue_poll(self, now_ns: int) -> None:
-        """Say that this process looks for room for those that wait in it."""
+        """Record that this process has polled for capacity for its waiters."""
         self._cells[self._base + _QUEUE_SEEN] = now_ns
 
     def post_ticket(self, column: int, ticket: int) -> None:
-        """Show the earliest ticket that waits for the backend here; 0 where none does."""
+        """Publish the earliest ticket that waits for the backend in this process; 0 for none."""
         self._cells[self._base + _plane(_TICKET, column)] = ticket
 
     @property
     def heartbeat(self) -> int:
-        """When its event loop last moved; 0 for a process that does not tell."""
+        """When its event loop last ran; 0 for a process that does not report that."""
         return self._cells[self._base + _HEARTBEAT]
 
     def record_heartbeat(self, now_ns: int) -> None:
@@ -332,7 +322,7 @@ class Row:
 
     @property
     def draining(self) -> bool:
-        """Whether it has been replaced, and only ends what it serves."""
+        """Whether it has been replaced, and only finishes its requests."""
         return bool(self._cells[self._base + _DRAINING])
 
     def mark_draining(self) -> None:
@@ -340,13 +330,12 @@ class Row:
 
     @property
     def pid(self) -> int:
-        """Its process; 0 where none took it since it was cleared."""
+        """The id of its process; 0 if none has had it since it was cleared."""
         return self._cells[self._base + _PID]
 
     @property
     def in_our_namespace(self) -> bool:
-        """Whether its process id means the same process to us; in another container it would be
-        a stranger's."""
+        """Whether its process id is valid here; in another container it names another process."""
         return self._cells[self._base + _NAMESPACE] == _pid_namespace()
 
     @property
@@ -355,8 +344,7 @@ class Row:
 
     @property
     def worker_starts(self) -> int:
-        """How many workers the gateway had started when the last one of this row was, itself
-        included."""
+        """How many workers the gateway had started up to the last one of this row."""
         return self._cells[self._base + _STARTS]
 
     def set_worker_starts(self, count: int) -> None:
@@ -364,37 +352,27 @@ class Row:
 
     @property
     def worker_deaths(self) -> int:
-        """How many workers that had it were killed or crashed."""
+        """How many workers with this row were killed or crashed."""
         return self._cells[self._base + _DEATHS]
 
     def mark_departed(self) -> None:
-        """Say that the process ends as it was told to."""
+        """Record that the process ends on request."""
         self._cells[self._base + _DEPARTED] = 1
 
     def assign(self, pid: int, role: int) -> None:
-        """Say whose it is now."""
+        """Record which process has it."""
         self._cells[self._base + _NAMESPACE] = _pid_namespace()
         self._cells[self._base + _PID] = pid
         self._cells[self._base + _ROLE] = role
 
     def clear(self) -> None:
-        """Zero the counts of a process that is gone; readers that look meanwhile look again."""
+        """Zero the counts of a process that is gone. Readers that meet this read again."""
         cells, base = self._cells, self._base
         cells[base + _SEQUENCE] |= 1
         if self.pid and self.role == WORKER and not cells[base + _DEPARTED]:
             cells[base + _DEATHS] += 1
-        for cell in (
-            _IN_FLIGHT,
-            _PID,
-            _ROLE,
-            _STREAMS,
-            _WAITING,
-            _HEARTBEAT,
-            _DRAINING,
-            _DEPARTED,
-            _READING,
-        ):
+        for cell in _OF_PROCESS:
             cells[base + cell] = 0
-        blank = _OUTCOMES * COLUMNS  # outcomes hold for their window, whoever saw them
+        blank = _OUTCOMES * COLUMNS  # outcomes stay valid for their window
         cells[base + HEAD : base + HEAD + blank] = memoryview(bytes(blank * 8)).cast("q")
         cells[base + _SEQUENCE] += 1

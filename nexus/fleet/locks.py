@@ -1,8 +1,8 @@
-"""Locks on single bytes of a file, which the kernel gives back however their holder ends.
+"""Locks on single bytes of a file. The kernel releases them however their holder ends.
 
 Open-file-description locks (`fcntl(2)`, F_OFD_*) belong to the open file, not to the process: a
-fork shares them, and asking who holds one takes nothing, so that a reader never makes a process
-that boots at that moment miss its place.
+fork shares them. Querying a lock does not take it, so a reader never makes a starting process skip
+a free slot.
 """
 
 from __future__ import annotations
@@ -18,26 +18,24 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence,
 
 
 class LockFile:
-    """An open file whose bytes serve as locks; `close()` gives back all that were taken through
-    it."""
+    """An open file whose bytes serve as locks. `close()` releases all of them."""
 
     def __init__(self, path: Path, *, fd: int | None = None) -> None:
-        """Open the file, or adopt `fd`, opened on it earlier in this process and holding locks."""
+        """Open the file, or use `fd`, which this process opened before; it may hold locks."""
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if fd is None else fd
 
     def acquire(self, byte: int) -> bool:
-        """Lock one byte; False where another open file holds it."""
+        """Lock one byte; returns False if another open file holds it."""
         request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
         try:
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, request)
-        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as POSIX leaves it open
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: POSIX allows both
             return False
         return True
 
     def acquire_within(self, byte: int, seconds: float) -> bool:
-        """The same, but wait so long for it: a holder that was stopped must not stop whoever
-        waits."""
+        """As `acquire`, but wait up to `seconds`: the holder may have been stopped."""
         deadline = time.monotonic() + seconds
         while not (taken := self.acquire(byte)) and time.monotonic() < deadline:
             time.sleep(_RETRY_S)
@@ -51,15 +49,15 @@ class LockFile:
     def held_elsewhere(self, byte: int) -> bool:
         """Whether another open file holds the byte; takes no lock.
 
-        Each byte is asked for alone: of a range, the kernel tells one holder, and not the lowest.
+        A query is for one byte: for a range, the kernel reports one holder, and not the lowest.
         """
-        answer = fcntl.fcntl(
+        result = fcntl.fcntl(
             self._fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
         )
-        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+        return bool(_FLOCK.unpack(result)[0] != fcntl.F_UNLCK)
 
     def write_note(self, text: str) -> None:
-        """Leave a text in the file for whoever finds it locked."""
+        """Write a text into the file for others that find it locked."""
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, text.encode(), 0)
 

@@ -23,7 +23,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class StreamOutcome(msgspec.Struct, kw_only=True, gc=False):
-    """How a stream went that was relayed to the client.
+    """How a relayed stream went.
 
     Attributes:
         end: One of `STREAM_ENDS`.
@@ -41,26 +41,26 @@ class StreamOutcome(msgspec.Struct, kw_only=True, gc=False):
 
 
 class Outcome(msgspec.Struct, kw_only=True, gc=False):
-    """What a request came to. It is made once, when the request ends.
+    """The result of a request. It is made once, when the request ends.
 
     Attributes:
         requested_model: The model as the client named it.
-        model: The model that served the request, or was to serve it.
+        model: The model that served the request, or should have served it.
         model_label: The label value of `model`.
         status: What the client saw; 499, 502 and 504 also for streams that ended early.
         fault: None for a success.
         ended: On the monotonic clock.
-        usage: Where the tokens are known from; None if no backend served the request.
-        fallback_from: The label value of the model in whose place another one served.
+        usage: The source of the token counts; None if no backend served the request.
+        fallback_from: The label value of the model that a fallback replaced.
         failed_attempts: The attempts before the last, or all of them.
         last_attempt_s: How long the last attempt took; None if it is in `failed_attempts`.
-        affinity: How the session was known, and whether its home served; None without affinity.
-        key: The id of the caller's key; None if nobody is asked for a key, as for the next three.
+        affinity: The source of the session, and whether its home served; None without affinity.
+        key: The id of the caller's key; None without `[auth]`, as are the next three.
         team: The name of its team.
         key_label: The label value of the key.
         team_label: The label value of the team.
         before_s: Time in the gateway before the request was sent to the backend.
-        after_s: Time in the gateway after the response was there.
+        after_s: Time in the gateway after the response had arrived.
     """
 
     request_id: str = ""

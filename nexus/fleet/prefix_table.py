@@ -1,11 +1,11 @@
-"""Which backends have worked on which starts of prompts: one table for all workers of a gateway.
+"""Which backends served which prefixes of prompts: one table for all workers of a gateway.
 
-An entry is two 64-bit cells: the key of a prefix, and the last backends that served a prompt which
-begins with it. The table has a fixed size. A key lies in one bucket, where a new one replaces the
-one that was used least recently.
+An entry has two 64-bit cells: the key of a prefix, and the last backends that served a prompt with
+that prefix. The table has a fixed size. A key belongs to one bucket; a new key replaces the least
+recently used one there.
 
-Nobody takes a lock. If two workers write an entry at once, one of the writes may be lost, or a key
-may have another prefix's backends for a while. A wrong entry costs one miss in a backend's cache.
+There is no lock. If two workers write an entry at once, one write may be lost, or a key may get the
+backends of another prefix. A wrong entry costs one miss in a backend's cache.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 BUCKETS = 16384
 WAYS = 4
 HOLDERS = 4
-"""Backends that are kept for each prefix."""
+"""Backends that are recorded for each prefix."""
 _SIZE = BUCKETS * WAYS * 16
 _COLUMN_BITS, _COLUMN = 10, (1 << 10) - 1
 _STAMP_SHIFT = HOLDERS * _COLUMN_BITS
 _HOLDERS_MASK = (1 << _STAMP_SHIFT) - 1
-_STAMPS = (1 << 22) - 1  # seconds; they go round after 48 days
+_STAMPS = (1 << 22) - 1  # seconds; wraps after 48 days
 _FRESH_S = 8
-"""An entry that would stay the same is not written again within this time."""
+"""An unchanged entry is not written again within this time."""
 
 
 class PrefixTable:

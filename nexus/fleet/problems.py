@@ -1,4 +1,4 @@
-"""The list of what is wrong with the gateway, as the health process last wrote it."""
+"""The list of what is wrong with the gateway, which the health process writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nexus.runtime.files import write_atomically
 
 _FILE = "problems.json"
 _STALE_S = 15.0
-"""The health process writes the list every second; one that is older says that it cannot."""
+"""Age from which the list is stale: the health process writes it every second."""
 
 
 class Problem(Document, frozen=True):

@@ -17,10 +17,14 @@ Status = Literal["unknown", "healthy", "unhealthy"]
 
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """A backend and how it is. `since` in Unix seconds, `latency_ms` of its last good probe.
+    """A backend and its state.
 
-    `capacity`: how many requests it works on at once, where it tells that itself. `draining`: it
-    gets no new requests.
+    Attributes:
+        column: Its column in the shared tables.
+        since: When its status last changed, in Unix seconds.
+        latency_ms: Duration of its last successful probe.
+        capacity: How many requests it works on at once, if it reports that.
+        draining: It gets no new requests.
     """
 
     config: BackendConfig
@@ -37,7 +41,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def usable(self) -> bool:
-        """Whether it may be given requests, as far as probes and operators say."""
+        """Whether it may get requests, according to probes and operators."""
         return self.status == "healthy" and not self.draining
 
     @property
@@ -46,8 +50,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def limit(self) -> int | None:
-        """The most requests that it is given at once: as configured, else as it tells; None for
-        no limit."""
+        """The most requests in flight: as configured, else as it reports; None for no limit."""
         return (
             self.config.max_concurrent if self.config.max_concurrent is not None else self.capacity
         )
@@ -58,17 +61,18 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def restricted(self) -> bool:
-        """Whether what is sent there stays in-house: a restricted zone, or a local kind without
-        a zone."""
+        """Whether it is in a restricted zone; a local kind without a zone counts as restricted."""
         return not self.cloud if self.config.zone is None else self.config.zone != "open"
 
 
 class Labels(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Real name → label value (see `metrics/labels.py`).
 
-    `retired_*`: label values that their names gave back. `*_gone_since`: absent names that still
-    have a label, and since when they are gone, by the monotonic clock. `models_over`: models that
-    were asked for and got no label.
+    Attributes:
+        retired_models, retired_backends: Label values that are no longer in use.
+        models_gone_since, backends_gone_since: Absent names that still have a label, and since when
+            they are absent, on the monotonic clock.
+        models_over: Requested models that got no label.
     """
 
     models: dict[str, str] = {}
@@ -83,8 +87,7 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The fleet at one moment, with the configuration that holds for it. `published_at` in Unix
-    seconds."""
+    """The fleet at one moment, with its configuration. `published_at` is in Unix seconds."""
 
     revision: int
     published_at: float

@@ -1,10 +1,9 @@
-"""The requests that ended last, of every process: a ring of cells for each slot, one writer for
-each ring.
+"""The last finished requests of every process: a ring of cells for each slot, with one writer.
 
-Layout: `CELLS` cells of `CELL` bytes for each slot. A cell begins with two 64-bit integers: the
-number of what it holds, counted from 1 in each slot, and its length; then the encoded record. The
-number is 0 while a cell is written, and is read before and after: a reader takes no half of a
-record. A ring outlives its process; the slot's next lessee goes on in it.
+Layout: `CELLS` cells of `CELL` bytes for each slot. A cell starts with two 64-bit integers, the
+number of its record (from 1 in each slot) and the record's length; then the encoded record follows.
+The number is 0 during a write. Readers read it before and after the record, so that they never use
+half of one. A ring outlives its process; the slot's next lessee continues it.
 """
 
 from __future__ import annotations
@@ -32,13 +31,11 @@ _MOST_ATTEMPTS = 6
 LONGEST_NAME = 200
 """Characters of a model's name that are kept."""
 AT_ONCE = 16
-"""So many requests of a process are shown at once within the time that its server sets for the
-others."""
+"""Requests that a process writes at once in each interval of the server; the others wait."""
 LATER = 8
-"""About so many of the others are shown when that time is over, where they are more than a ring
-has room for."""
+"""About how many of the waiting ones are written at the end of an interval under load."""
 _MOST_WITH_ROOM = CELLS // 4
-"""So many in such a time, of which a second has four, are all shown: readers look once a second."""
+"""Up to so many in an interval, all are written: a second has four, and readers read once in it."""
 _QUIET_S = 1.0
 
 
@@ -47,8 +44,8 @@ class RequestRecord(msgspec.Struct, array_like=True, gc=False):
 
     Attributes:
         ended: In Unix seconds.
-        order: The end on the host's monotonic clock: no step of the wall clock changes what came
-            first.
+        order: The end on the host's monotonic clock, so that steps of the wall clock change no
+            order.
     """
 
     id: str
@@ -80,8 +77,7 @@ class RequestRecord(msgspec.Struct, array_like=True, gc=False):
             attempts += (AttemptRecord(outcome.backend, model, fault_name or "success", ms),)
         return cls(
             id=outcome.request_id,
-            ended=time.time()
-            - (time.monotonic() - outcome.ended),  # what `order` says, on the wall
+            ended=time.time() - (time.monotonic() - outcome.ended),  # `order` in Unix time
             endpoint=outcome.endpoint,
             requested_model=outcome.requested_model[:LONGEST_NAME],
             model=model,
@@ -110,19 +106,17 @@ class RequestLogTable:
     """All rings, for reading; `ring()` is for the process that writes one."""
 
     def __init__(self, path: Path | None) -> None:
-        """Open or create the table at `path`; None gives one of a single ring, which no other
-        process sees."""
+        """Open or create the table at `path`; None makes one private ring."""
         self._fd = -1
         self._own = mmap.mmap(-1, _RING) if path is None else None
         if path is not None:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def ring(self, slot: int) -> Ring:
-        """The ring of `slot`, to be written by its one lessee. Raises OSError where there is no
-        space for it.
+        """The ring of `slot`, which only its lessee may write. Raises OSError.
 
-        Its space is reserved now: a full file system then fails here, and not as a SIGBUS at a
-        later store.
+        This reserves the ring's space, so that a full file system causes OSError here instead of
+        SIGBUS at a later store.
         """
         mapped = self._own
         if mapped is None:
@@ -131,9 +125,8 @@ class RequestLogTable:
         return Ring(memoryview(mapped))
 
     def newer_than(self, seen: dict[int, int], slots: Iterable[int]) -> list[RequestRecord]:
-        """What these slots' rings hold that was not seen yet, in no particular order; `seen` is
-        brought up to date."""
-        found: list[RequestRecord] = []
+        """The records of these slots that are newer than `seen`, in no order; updates `seen`."""
+        records: list[RequestRecord] = []
         for slot in slots:
             last, content = seen.get(slot, 0), self._read(slot)
             fresh = [
@@ -144,21 +137,20 @@ class RequestLogTable:
             after = dict(_heads(self._read(slot)))
             for number, at, length in fresh:
                 if after[at][0] != number:
-                    continue  # it was written over meanwhile, and may be half of each
+                    continue  # it was overwritten meanwhile, and may be a mix of two
                 with contextlib.suppress(msgspec.DecodeError):
-                    found.append(_decode(content[at + _HEAD : at + _HEAD + length]))
+                    records.append(_decode(content[at + _HEAD : at + _HEAD + length]))
             seen[slot] = max(number for number, _, _ in fresh)
-        return found
+        return records
 
     def latest(self, slots: Iterable[int], *, limit: int) -> list[RequestRecord]:
-        """The requests that ended last, newest first."""
-        found = self.newer_than({}, slots)
-        found.sort(key=attrgetter("order"), reverse=True)
-        return found[:limit]
+        """The last finished requests, newest first."""
+        records = self.newer_than({}, slots)
+        records.sort(key=attrgetter("order"), reverse=True)
+        return records[:limit]
 
     def _read(self, slot: int) -> bytes:
-        # Read, not mapped: a look at a hole through a map would take up space, or fail where there
-        # is none.
+        # Read, not mapped: reading a hole through a map would allocate space, or fail without any.
         return (
             bytes(self._own) if self._own is not None else os.pread(self._fd, _RING, slot * _RING)
         )
@@ -178,7 +170,7 @@ class Ring:
         self._number = max(number for _, (number, _) in _heads(view))
 
     def write(self, record: RequestRecord) -> None:
-        """Put a record over the oldest; what is too long for a cell is cut."""
+        """Overwrite the oldest record; a record that is too long for a cell is shortened."""
         content = _encode(record)
         if len(content) > _ROOM:
             content = _encode(_shortened(record))
@@ -194,11 +186,10 @@ class Ring:
 
 
 class RequestLog:
-    """Writes the requests of one process that end. Safe from any greenlet or thread.
+    """Records the finished requests of one process. Safe from any greenlet or thread.
 
-    Each is written at once. With `batch_with`, those of a busy process wait for the end of a short
-    time, and are all that failed, as far as a ring has room for them, and some of the others: of
-    thousands in a second nobody could see each anyway.
+    Each request is written at once. With `batch_with`, those of a busy process wait for the end of
+    an interval. Then all failures that fit into the ring are written, and a sample of successes.
     """
 
     def __init__(self, ring: Ring) -> None:
@@ -211,11 +202,11 @@ class RequestLog:
         self._failed: deque[RequestRecord] = deque(maxlen=CELLS)
 
     def batch_with(self, later: Callable[[Callable[[], None]], object]) -> None:
-        """`later` calls what it is given when the time is over, once: a quarter of a second."""
+        """Batch under load. `later` calls its argument once, after a quarter of a second."""
         self._later = later
 
     def record(self, outcome: Outcome) -> None:
-        """Add a request that ends now; of a busy process's successes only some."""
+        """Record a request that ends now; a busy process records only a sample of its successes."""
         self._ended += 1
         if outcome.fault is not None or self._at_once > 0 or self._ended % self._each == 0:
             self.add(RequestRecord.of(outcome))
@@ -229,19 +220,19 @@ class RequestLog:
         if self._later is not None:
             if self._at_once == AT_ONCE:
                 if record.order - self._over_at > _QUIET_S:
-                    self._each = 1  # how busy it was says nothing any more
-                self._later(self._time_is_over)
+                    self._each = 1  # the last rate is outdated
+                self._later(self._end_interval)
             self._at_once -= 1
 
     def flush(self) -> None:
-        """Write what is held, those that failed last: what is written last stays longest."""
+        """Write the waiting records, failures last: the ring keeps the last ones longest."""
         with self._lock:
             for held in (self._held, self._failed):
                 while held:
                     self._ring.write(held.popleft())
 
-    def _time_is_over(self) -> None:
-        # As many as ended in this time are likely to end in the next.
+    def _end_interval(self) -> None:
+        # About as many requests will end in the next interval.
         self._each = 1 if self._ended <= _MOST_WITH_ROOM else self._ended // LATER
         self._ended, self._over_at = 0, time.monotonic()
         self._at_once = AT_ONCE
@@ -249,7 +240,7 @@ class RequestLog:
 
 
 def _heads(content: bytes | memoryview) -> Iterable[tuple[int, tuple[int, int]]]:
-    """Where each cell is, with the number and the length of what it holds."""
+    """For each cell its offset, and number and length of its record."""
     cells, step = memoryview(content).cast("q"), CELL >> 3
     return zip(
         range(0, len(content), CELL),
@@ -259,7 +250,7 @@ def _heads(content: bytes | memoryview) -> Iterable[tuple[int, tuple[int, int]]]
 
 
 def _shortened(record: RequestRecord) -> RequestRecord:
-    """With names cut and the first attempts only, so that it fits a cell whatever they were."""
+    """The record with short names and only the first attempts, so that it always fits a cell."""
     attempts = tuple(
         AttemptRecord(
             backend=one.backend[:24], model=one.model[:24], outcome=one.outcome, ms=one.ms

@@ -1,24 +1,27 @@
-"""The run directory: one per gateway, owned by it, the place through which all its processes speak.
+"""The run directory, through which the processes of one gateway communicate.
 
 <run_dir>/
   format               version of this layout
-  gateway.lock         held by the gateway's first process; says who that is
+  gateway.lock         held by the gateway's first process, which the file names
   health.lock          held by the health process
-  fleet.json           the fleet snapshot, replaced whole     (see snapshot.py)
-  fleet.revision         8 shared bytes that tell of a new one
-  reload.wanted        there while somebody waits for a reload
-  reload.json          how the last reload went              (see reloads.py)
-  admin.token          what operators' requests must carry where they have no token of their own
+  fleet.json           the fleet snapshot                     (snapshot.py)
+  fleet.revision       its revision number, 8 shared bytes
+  problems.json        what is wrong with the gateway         (problems.py)
+  windows.json         the last hour and day of each backend  (windows.py)
+  live.json            the dashboard's state                  (dashboard_state.py)
+  reload.wanted        exists while a reload is requested
+  reload.json          result of the last reload              (reload_report.py)
+  admin.token          token for operators who have set none
   current              → generations/<id>, moved atomically
   generations/<id>/    one start of the gateway
-    started.json       when that was
-    slots              a locked byte for each process         (see seat.py)
-    load               what each process has in hand          (see load.py)
-    circuits           what is known of each backend          (see circuits.py)
-    limits.db          the levels of limits, if there are any (see limit_table.py)
-    prefixes           which backends served which prompts    (see prefix_table.py)
-    recent             the requests that ended last           (see recent.py)
-    changes.json       what operators changed for this run    (see health/changes.py)
+    started.json       time of the start
+    slots              a locked byte for each process         (slot_lease.py)
+    load               requests in flight of each process     (load_table.py)
+    circuits           what requests showed of each backend   (circuits.py)
+    limits.db          usage of limits, if there are any      (limit_table.py)
+    prefixes           which backends served which prompts    (prefix_table.py)
+    recent             the last finished requests             (request_log.py)
+    changes.json       changes of operators for this run      (health/changes.py)
     metrics/           prometheus_client's files, by slot
 """
 
@@ -40,24 +43,27 @@ import msgspec
 from nexus.config import Config
 from nexus.fleet.load_table import HEALTH, SLOTS, LoadTable
 from nexus.fleet.locks import LockFile
-from nexus.runtime.files import who_else_writes
+from nexus.runtime.files import who_else_writes, write_atomically
 
 log = logging.getLogger("nexus.fleet")
 
-FORMAT = "4"
+FORMAT = "5"
 _NAMED_BY = "%Y%m%dT%H%M%S"
 _PROBE_BYTES = 4096
 _RELOAD_REQUEST = "reload.wanted"
 
 
 class RunDirectoryError(Exception):
-    """The run directory cannot be used; the message is one sentence that says why and what to
-    do."""
+    """The run directory cannot be used; the message says why, and what to do."""
 
 
 class Started(msgspec.Struct, frozen=True):
-    """When a generation began: `at` in Unix seconds, `monotonic` on the host's monotonic clock;
-    and with how many workers."""
+    """When a generation started, and with how many workers.
+
+    Attributes:
+        at: In Unix seconds.
+        monotonic: On the host's monotonic clock.
+    """
 
     at: float
     monotonic: float
@@ -83,19 +89,18 @@ class Generation:
         self.metrics = path / "metrics"
 
     def started(self) -> Started:
-        """When it began; a file that is damaged is written anew, from what the generation's name
-        and table say."""
+        """When it started. A damaged file is rewritten from the generation's name and table."""
         file = self.path / "started.json"
         try:
             return msgspec.json.decode(file.read_bytes(), type=Started)
         except (OSError, msgspec.MsgspecError) as error:
             started = self._started_by_name()
             log.error(
-                "the start of the gateway cannot be read, writing it anew",
+                "the time of the start cannot be read and is rewritten",
                 extra={"path": file, "why": error},
             )
         with contextlib.suppress(OSError):
-            _replace(file, msgspec.json.encode(started))
+            write_atomically(file, msgspec.json.encode(started))
         return started
 
     def _started_by_name(self) -> Started:
@@ -111,7 +116,7 @@ class Generation:
         return Started(at=at, monotonic=time.monotonic() - (time.time() - at), workers=workers)
 
     def held(self) -> bool:
-        """Whether any process still has a slot in it."""
+        """Whether any process still holds one of its slots."""
         locks = LockFile(self.slots)
         try:
             return any(map(locks.held_elsewhere, range(SLOTS)))
@@ -120,8 +125,7 @@ class Generation:
 
 
 class RunDirectory:
-    """Makes, claims and reads the directory; every method is safe from any process of the
-    gateway."""
+    """Makes, claims, and reads the directory. Safe from any process of the gateway."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -132,12 +136,10 @@ class RunDirectory:
         return cls(config.server.run_dir or default_run_dir(config.server.port))
 
     def check(self) -> bool:
-        """Whether the directory exists. Raises `RunDirectoryError` if anybody else could have put
-        files into it.
+        """Whether the directory exists. Raises `RunDirectoryError` if others can write to it.
 
-        Every process and command calls this before it opens, writes or believes anything in the
-        directory. What is below a directory that passes was made by this user, so links there need
-        no further check.
+        Every process and command calls this before it uses the directory. If the check passes, this
+        user made everything in it, so links in it need no further check.
         """
         try:
             about = self.path.lstat()
@@ -171,8 +173,7 @@ class RunDirectory:
         )
 
     def prepare(self) -> None:
-        """Make the directory if it is missing, and refuse one that is not ours to use, or that
-        is full."""
+        """Make the directory if it is missing. Raises `RunDirectoryError` if it cannot be used."""
         try:
             self._prepare()
         except OSError as error:
@@ -181,7 +182,7 @@ class RunDirectory:
     def _prepare(self) -> None:
         if not self.check():
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.check()  # somebody else may have been quicker
+            self.check()  # another user may have made it meanwhile
         (self.path / "generations").mkdir(mode=0o700, exist_ok=True)
         probe = self.path / f".probe-{os.getpid()}"
         probe.unlink(missing_ok=True)
@@ -194,20 +195,22 @@ class RunDirectory:
             os.close(fd)
             probe.unlink(missing_ok=True)
         version = self.path / "format"
-        found = version.read_text().strip() if version.exists() else ""
-        if found != FORMAT:
-            if found and any(generation.held() for generation in self.generations()):
+        existing = version.read_text().strip() if version.exists() else ""
+        if existing != FORMAT:
+            if existing and any(generation.held() for generation in self.generations()):
                 raise RunDirectoryError(
                     f"The run directory {self.path} is in use by another version of Nexus; "
                     "stop that first."
                 )
             for stale in (self.path / "fleet.json", self.path / "fleet.revision"):
                 stale.unlink(missing_ok=True)
-            _replace(version, FORMAT.encode())
+            write_atomically(version, FORMAT.encode())
 
     def claim(self, owner: str) -> LockFile:
-        """Own the directory until the returned lock is closed; `owner` is the note that a second
-        gateway is shown."""
+        """Own the directory until the returned lock is closed.
+
+        `owner` describes this process to a second gateway that tries the same.
+        """
         self.prepare()
         lock = LockFile(self.path / "gateway.lock")
         if not lock.acquire(0):
@@ -222,7 +225,7 @@ class RunDirectory:
         return lock
 
     def owner(self) -> str | None:
-        """Who holds the directory, as its note says; None where nobody does."""
+        """The description of the process that owns the directory; None if none does."""
         if not (self.path / "gateway.lock").exists():
             return None
         lock = LockFile(self.path / "gateway.lock")
@@ -241,8 +244,8 @@ class RunDirectory:
             lock.close()
 
     def request_reload(self) -> None:
-        """Have the health process read the configuration again, soon. Raises OSError."""
-        _replace(self.path / _RELOAD_REQUEST, b"")
+        """Let the health process read the configuration again. Raises OSError."""
+        write_atomically(self.path / _RELOAD_REQUEST, b"")
 
     def consume_reload_request(self) -> bool:
         """Whether a reload was requested since the last call. Raises OSError."""
@@ -253,14 +256,14 @@ class RunDirectory:
         return True
 
     def own_token(self) -> str | None:
-        """The token that only who may read the directory knows; None if there is none."""
+        """The token of the directory, which only its owner can read; None if there is none."""
         try:
             return (self.path / "admin.token").read_text(encoding="ascii").strip() or None
         except (OSError, UnicodeDecodeError):
             return None
 
     def health_process_pid(self) -> int | None:
-        """The health process; None where none runs."""
+        """The process id of the health process; None if none runs."""
         if not self.health_process_alive():
             return None
         lock = LockFile(self.path / "health.lock")
@@ -271,8 +274,7 @@ class RunDirectory:
             lock.close()
 
     def health_heartbeat_ns(self) -> int | None:
-        """When the health process's event loop last moved, on the monotonic clock; None where
-        that is not known."""
+        """The last heartbeat of the health process's event loop; None if unknown."""
         try:
             table = LoadTable(generation.load) if (generation := self.current()) else None
         except OSError:
@@ -285,18 +287,16 @@ class RunDirectory:
             table.close()
 
     def new_generation(self, *, workers: int = 0) -> Generation:
-        """Start a generation, make it the current one, and delete those that nobody holds any
-        more."""
+        """Make a generation, make it the current one, and delete those that no process holds."""
         started = time.strftime(_NAMED_BY, time.gmtime())
         name = f"{started}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
         generation = Generation(self.path / "generations" / name)
         generation.path.mkdir(mode=0o700)
         generation.metrics.mkdir(mode=0o700)
-        _replace(
-            generation.path / "started.json",
-            msgspec.json.encode(Started.now(workers)),
+        write_atomically(
+            generation.path / "started.json", msgspec.json.encode(Started.now(workers))
         )
-        LoadTable.create(generation.load)  # whoever finds a shorter one knows that it was truncated
+        LoadTable.create(generation.load)  # with its final size, so that a truncation shows
         link = self.path / f".current-{name}"
         link.symlink_to(Path("generations") / name)
         link.replace(self.path / "current")
@@ -320,8 +320,7 @@ class RunDirectory:
 
 
 def default_run_dir(port: int, environ: Mapping[str, str] | None = None) -> Path:
-    """`$RUNTIME_DIRECTORY` (systemd), else a directory of the user's in memory, named by the
-    port."""
+    """`$RUNTIME_DIRECTORY` (systemd), else the user's directory in memory for this port."""
     environ = os.environ if environ is None else environ
     if given := environ.get("RUNTIME_DIRECTORY"):
         return Path(given.split(":")[0])
@@ -330,22 +329,3 @@ def default_run_dir(port: int, environ: Mapping[str, str] | None = None) -> Path
     memory = Path("/dev/shm")
     base = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
     return base / f"nexus-{os.geteuid()}-{port}"
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Replace a file by one that its owner alone may read. Raises OSError."""
-    aside = path.with_name(f".{path.name}-{os.getpid()}")
-    aside.unlink(missing_ok=True)
-    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, content)
-    finally:
-        os.close(fd)
-    aside.replace(path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    aside = path.with_name(f".{path.name}-{os.getpid()}")
-    aside.write_bytes(content)
-    aside.replace(path)

@@ -1,5 +1,4 @@
-"""A process's seat in the gateway: its slot, and with it its row of the load table and its
-metrics files."""
+"""The lease of a slot, with which a process gets a row of the load table and metrics files."""
 
 from __future__ import annotations
 
@@ -18,23 +17,19 @@ from nexus.fleet.run_directory import Generation, Started
 
 log = logging.getLogger("nexus.fleet")
 
-_ROWS_LOCK = (
-    SLOTS  # a byte behind the slots' own, held for the moment in which a row is put into use
-)
-
+_ROWS_LOCK = SLOTS  # the byte after those of the slots; held while a row is put into use
 _ROWS_LOCK_TIMEOUT_S = 5.0
 _ENVIRON_KEY = "NEXUS_SLOT_LEASE"
 
 
 class NoFreeSlotError(Exception):
-    """Every slot of the generation is taken, or its directory cannot be used."""
+    """Every slot of the generation is in use, or its directory cannot be used."""
 
 
 class SlotLease:
-    """A slot leased from a generation until `release()` or until the process ends, however it ends.
+    """A leased slot, until `release()` or until the process ends, however it ends.
 
-    A generation of None is a seat of the process's own: it counts in memory, and no other process
-    sees it.
+    Without a generation the lease is private: the process counts in memory that no other one sees.
     """
 
     def __init__(
@@ -64,10 +59,10 @@ class SlotLease:
     def lease(
         cls, generation: Generation, *, role: int = WORKER, nth: int | None = None
     ) -> SlotLease:
-        """Take the lowest free slot. Raises `NoFreeSlotError`.
+        """Lease the lowest free slot. Raises `NoFreeSlotError`.
 
-        `nth`: how many workers the gateway has started with this one; by default, one more than its
-        rows tell.
+        `nth`: how many workers the gateway has started, this one included; by default, one more
+        than the rows show.
         """
         try:
             locks = LockFile(generation.slots)
@@ -88,9 +83,8 @@ class SlotLease:
                 except OSError as error:
                     locks.close()
                     raise NoFreeSlotError(f"{generation.path}: {error.strerror}") from error
-                if (
-                    role == WORKER
-                ):  # now: a worker that is killed while it boots is replaced as well
+                # At once, so that a worker that is killed while it starts counts, too.
+                if role == WORKER:
                     nth = table.worker_starts() + 1 if nth is None else nth
                     table.row(slot).set_worker_starts(nth)
                 locks.release(_ROWS_LOCK)
@@ -108,8 +102,7 @@ class SlotLease:
         raise NoFreeSlotError(f"{generation.path}: all {SLOTS} slots are taken")
 
     def export_to(self, environ: MutableMapping[str, str]) -> None:
-        """Leave a note in the environment by which the application, loaded later in this
-        process, finds its seat."""
+        """Put the lease into the environment, for the application that this process loads later."""
         if self.generation is not None and self._locks is not None:
             environ[_ENVIRON_KEY] = (
                 f"{self.slot}:{self._locks.fileno()}:{self._nth}:{self.generation.path}"
@@ -117,11 +110,11 @@ class SlotLease:
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> SlotLease | None:
-        """The seat that a server's hook took for this process; None where no hook did."""
-        note = environ.pop(_ENVIRON_KEY, None)
-        if note is None:
+        """The lease that a hook of the server acquired for this process; None without one."""
+        exported = environ.pop(_ENVIRON_KEY, None)
+        if exported is None:
             return None
-        slot, fd, nth, path = note.split(":", 3)
+        slot, fd, nth, path = exported.split(":", 3)
         generation = Generation(Path(path))
         locks = LockFile(generation.slots, fd=int(fd))
         return cls(
@@ -148,14 +141,12 @@ class SlotLease:
         )
 
     def claim_row(self) -> None:
-        """Zero what the slot's last holder left in its row; its lost requests must have been
-        booked before."""
+        """Zero the row of the slot's last holder, after its lost requests have been recorded."""
         self.row.clear()
         self.row.assign(os.getpid(), self._role)
 
     def restore_row(self) -> None:
-        """Restore what others see of this process, if the table was damaged. To be called a few
-        times a second."""
+        """Restore this process's row if the table was damaged. Call it a few times a second."""
         self.table.restore_size()
         if self.table.rows <= self.slot or self.row.pid != os.getpid():
             try:
@@ -166,34 +157,33 @@ class SlotLease:
                     extra={"slot": self.slot, "why": error},
                 )
                 return
-            if (
-                self._role == WORKER
-            ):  # first: whoever sees this worker must see how many have been started
+            # First the starts: a reader that sees this worker must see how many were started.
+            if self._role == WORKER:
                 self.row.set_worker_starts(self._nth)
             self.row.assign(os.getpid(), self._role)
 
     @property
     def metrics(self) -> Path | None:
-        """Directory of the counters' files; None where they are kept in memory."""
+        """Directory of the metrics files; None if the process counts in memory."""
         return self.generation.metrics if self.generation else None
 
     def started(self) -> Started | None:
         return self.generation.started() if self.generation else None
 
     def held_slots(self) -> list[int]:
-        """The slots that a living process holds, this one's included."""
+        """The slots that live processes hold, this one's included."""
         if self._locks is None:
             return [self.slot]
         slots = range(self.table.rows)
         return [slot for slot in slots if slot == self.slot or self._locks.held_elsewhere(slot)]
 
     def workers(self) -> list[Row]:
-        """The rows of the worker processes that live."""
+        """The rows of the live workers."""
         rows = map(self.table.row, self.held_slots())
         return [row for row in rows if row.role == WORKER]
 
     def open_limit_table(self) -> LimitTable:
-        """Open the levels of limits for this process."""
+        """Open the table of limits for this process."""
         if self.generation is None or self._locks is None:
             return LimitTable(None)
         return LimitTable(
@@ -204,34 +194,32 @@ class SlotLease:
         )
 
     def health_process_silent(self) -> bool:
-        """Whether the event loop of the health process stands still; False where that is not
-        known."""
+        """Whether the event loop of the health process hangs; False if unknown."""
         last = self.table.last_heartbeat(HEALTH)
         return last is not None and 0 < last < time.monotonic_ns() - SILENT_NS
 
-    def reclaim_abandoned(self, book: Callable[[int], object]) -> list[int]:
-        """Clear the rows of processes that are gone, and give their slots; `book` is told each
-        before that.
+    def reclaim_abandoned(self, record_lost: Callable[[int], object]) -> list[int]:
+        """Clear the rows of processes that are gone; returns their slots.
 
-        A slot is locked meanwhile, so that two sweepers or a new lessee never book the same
-        requests twice.
+        `record_lost` is called with each slot first. The slot is locked meanwhile, so that no other
+        process records the same requests.
         """
         if self._locks is None:
             return []
-        swept, held = [], set(self.held_slots())
+        reclaimed, held = [], set(self.held_slots())
         for slot in range(self.table.rows):
             if slot in held or not self.table.row(slot).pid or not self._locks.acquire(slot):
                 continue
             try:
-                book(slot)
+                record_lost(slot)
                 self.table.row(slot).clear()
-                swept.append(slot)
+                reclaimed.append(slot)
             finally:
                 self._locks.release(slot)
-        return swept
+        return reclaimed
 
     def attach(self, claim: LockFile) -> None:
-        """Hold another lock, that on the run directory, for as long as the seat."""
+        """Hold another lock, that on the run directory, until `release()`."""
         self._claim = claim
 
     def release(self) -> None:

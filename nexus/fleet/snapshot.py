@@ -1,10 +1,8 @@
-"""The fleet snapshot as a file that is replaced whole, and the shared number that tells of a new
-one.
+"""The fleet snapshot: a file that is replaced as a whole, and its revision number in shared memory.
 
-The file lies outside the generations: a restart of the gateway finds the fleet that was last seen.
-Its first line is the snapshot without models, each further line a page of one backend's models.
-Models are many and rarely change: the writer encodes, and a reader decodes, only the pages that are
-new.
+The file is outside of the generations, so that a restarted gateway has the last fleet. Its first
+line is the snapshot without models. Each further line is a page of one backend's models. There are
+many models, which rarely change: only new pages are encoded and decoded.
 """
 
 from __future__ import annotations
@@ -12,20 +10,21 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
 from nexus.fleet.records import Backend, Model, Snapshot
+from nexus.runtime.files import write_atomically
 
 _PAGE = 500
 """Models in one page, which is encoded or decoded in about half a millisecond."""
 
 
 class _Head(msgspec.Struct, frozen=True):
-    """The first line. `pages`: how many of the lines that follow belong to each backend, in
-    their order."""
+    """The first line. `pages` is the number of further lines for each backend, in their order."""
 
     snapshot: Snapshot
     pages: tuple[int, ...]
@@ -53,8 +52,7 @@ class _SharedRevision:
 
 
 class SnapshotReader:
-    """Reads the snapshot; asking for its `revision` costs no system call and may be done at every
-    request.
+    """Reads the snapshot. Reading `revision` costs no system call, so every request may do it.
 
     Attributes:
         decoded: How many pages of models were decoded so far.
@@ -69,15 +67,14 @@ class SnapshotReader:
 
     @property
     def revision(self) -> int:
-        """That of the newest snapshot; 0 before the first."""
+        """The revision of the newest snapshot; 0 before the first."""
         return self._number.value
 
     def read(self, pause: Callable[[], object] = lambda: None) -> Snapshot | None:
-        """The snapshot as it stands now; None before the first, or where the file cannot be
-        understood.
+        """The current snapshot; None before the first, or if the file cannot be decoded.
 
         Lists of models that did not change are the same objects as before. `pause` is called after
-        each page that was decoded, so that others can run.
+        each decoded page, so that other greenlets can run.
         """
         try:
             first, *lines = self._file.read_bytes().split(b"\n")
@@ -142,9 +139,7 @@ class SnapshotWriter:
             snapshot, backends=tuple(replace(backend, models=()) for backend in snapshot.backends)
         )
         head = msgspec.json.encode(_Head(without, tuple(map(len, pages))))
-        aside = self._file.with_name(f".fleet-{os.getpid()}")
-        aside.write_bytes(b"\n".join([head, *(line for lines in pages for line in lines)]))
-        aside.replace(self._file)
+        write_atomically(self._file, b"\n".join([head, *chain.from_iterable(pages)]))
         self._number.value = snapshot.revision
 
     def _pages_of(self, backend: Backend) -> list[bytes]:

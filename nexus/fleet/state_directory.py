@@ -1,4 +1,4 @@
-"""The directory of what must outlive a restart. One gateway at a time may write into it."""
+"""The directory of state that outlives a restart. One gateway at a time may write to it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LOCK_S = 1.0
 
 
 class StateDirectoryHeld(OSError):
-    """Another gateway writes into the directory."""
+    """Another gateway uses the directory."""
 
 
 class StateDirectory:
-    """Made at the first write, for its owner alone. Only the health process writes.
+    """The directory, created at the first write, for its owner only. The health process writes.
 
     Attributes:
         path: Where it is.
@@ -70,7 +70,7 @@ class StateDirectory:
         write_atomically(self.path / name, content, mode=PRIVATE)
 
     def close(self) -> None:
-        """Let another process write."""
+        """Release the lock, so that another process can write."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None

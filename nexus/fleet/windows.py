@@ -1,4 +1,4 @@
-"""The last hour and day of each backend, which the health process writes."""
+"""The last hour and day of each backend, as the health process writes them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Window(Document, frozen=True):
 
     Attributes:
         seconds: Length of the span.
-        attempts: Attempts that tell something about the backend. A client's own errors, clients
-            that left, a busy backend, and failures of the gateway itself are left out.
+        attempts: Attempts that show something about the backend. A client's own errors and
+            disconnects, a busy backend, and failures of the gateway itself do not count.
         error_rate: None without attempts, like the other rates.
     """
 
@@ -36,8 +36,8 @@ class RecentOutcomes(Document, frozen=True):
     """A backend's last hour and day.
 
     Attributes:
-        trouble: Why it served nothing in the last ten minutes although it was asked; None if it
-            served, or was hardly asked.
+        trouble: Why it served nothing in the last ten minutes although it got requests; None if it
+            served some, or got too few.
     """
 
     last_hour: Window
@@ -51,7 +51,7 @@ def write_windows(run_dir: Path, windows: dict[str, RecentOutcomes]) -> None:
 
 
 def read_windows(run_dir: Path) -> dict[str, RecentOutcomes]:
-    """The windows that were written last; empty if there is no file that can be read."""
+    """The windows that were written last; empty without a readable file."""
     try:
         return msgspec.json.decode((run_dir / _FILE).read_bytes(), type=dict[str, RecentOutcomes])
     except (OSError, msgspec.DecodeError):

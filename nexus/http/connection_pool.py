@@ -1,5 +1,4 @@
-"""Connections to backends: opened, kept for reuse while fresh, and closed at once when a request
-is given up."""
+"""The connection pool: opens connections to backends, and keeps idle ones for reuse."""
 
 from __future__ import annotations
 
@@ -11,14 +10,14 @@ import socket
 import ssl
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nexus.config import BackendConfig
 from nexus.errors import RequestFailed
 from nexus.http.address import Address
 from nexus.http.client_watch import ClientGone, DisconnectWatch, ReadinessNotifier
 from nexus.http.exhaustion import ExhaustionMonitor
-from nexus.http.resolver import Resolver
+from nexus.http.resolver import AddrInfo, Resolver
 from nexus.http.response_parser import MalformedResponse, ResponseParser
 from nexus.http.tls import TlsContexts
 
@@ -26,12 +25,11 @@ READ_SIZE = 64 * 1024
 _SWEEP_EVERY_S = 1.0
 _GLANCE = 16
 _IDLE_TOO_LONG = b"HTTP/1.1 408 "
-"""What some servers say before they close a connection that was idle."""
+"""The response that some servers send before they close an idle connection."""
 _DISTRUST_S = 300.0
-"""For how long no connections are kept to a backend that sent bytes to which no request was
-open."""
+"""For how long no connections are kept to a backend that sent bytes without a request."""
 _PREFERRED_S = 300.0
-"""For how long the address that answered when one before it did not is asked first."""
+"""For how long a working address is tried first after another one failed."""
 
 
 class Connection:
@@ -39,8 +37,8 @@ class Connection:
 
     Attributes:
         reused: It has carried a request before.
-        good_until: Until when it may be taken for another request; it was idle for too long then.
-        ends: From then on it is not kept: a new connection looks the backend's name up again.
+        good_until: When it will have been idle for too long to be reused.
+        ends: When it becomes too old to be kept. A new connection resolves the name again.
     """
 
     def __init__(self, sock: _socket.socket, *, reused: bool) -> None:
@@ -56,10 +54,10 @@ class Connection:
     def send(
         self, head: bytes, body: bytes, watch: DisconnectWatch, *, idle_s: float, deadline: float
     ) -> None:
-        """Send a request, whose answer is for a new `response` to read.
+        """Send a request. Its response is for a new `response` to read.
 
-        The backend may be slow to take it, for `idle_s` at a time and until `deadline` in all.
-        Raises `ClientGone`, `TimeoutError` or OSError.
+        The backend may read nothing for `idle_s`, and must have read all by `deadline`. Raises
+        `ClientGone`, `TimeoutError`, or OSError.
         """
         for data in (head + body,) if len(body) < READ_SIZE else (head, body):
             sent = self._send_some(data, watch, idle_s)
@@ -78,10 +76,9 @@ class Connection:
                 watch.wait(self.sock.fileno(), select.POLLIN, timeout_s)
 
     def receive(self, watch: DisconnectWatch, timeout_s: float) -> bytes:
-        """What the backend sent next; empty where it closed the connection. To be given to
-        `response`.
+        """The next bytes, to be fed to `response`; empty if the backend closed the connection.
 
-        Raises `ClientGone`, `TimeoutError` or OSError.
+        Raises `ClientGone`, `TimeoutError`, or OSError.
         """
         while True:
             if not (self.tls and self._pending()):
@@ -89,44 +86,43 @@ class Connection:
             try:
                 return self.sock.recv(READ_SIZE)
             except (BlockingIOError, ssl.SSLWantReadError):
-                continue  # a piece of a TLS record
+                continue  # only a part of a TLS record has arrived
 
     def is_quiet(self) -> bool:
-        """Whether the connection can carry another request: its last response has ended, and
-        nothing came after it.
+        """Whether the connection can carry another request.
 
-        A stream is over with `[DONE]`, so the end of its response may come only while the
-        connection is idle. All other bytes that come then are `unsolicited`: they would be taken
-        for the response to the next request.
+        Its last response must have ended, and nothing may have arrived after it. A stream is
+        over with `[DONE]`, so the end of its response may arrive while the connection is idle. Other
+        bytes are `unsolicited`: they would be read as the response to the next request.
         """
-        answer, notifier = self.response, self.notifier
-        # The event loop watches it. One more system call, for what came since its last turn, would
-        # cost 6 % of a request.
+        response, notifier = self.response, self.notifier
+        # The event loop watches the connection. A system call for bytes that arrived since its last
+        # iteration would cost 6 % of a request.
         if notifier is not None and not notifier.early and not (self.tls and self._pending()):
-            return answer.reusable
+            return response.reusable
         for _ in range(2):
-            size = _GLANCE if answer.complete else READ_SIZE
+            size = _GLANCE if response.complete else READ_SIZE
             try:
                 data = (
                     self.sock.recv(size) if self.tls else self.sock.recv(size, socket.MSG_DONTWAIT)
                 )
             except (BlockingIOError, ssl.SSLWantReadError):
-                return answer.reusable
+                return response.reusable
             except OSError:
                 return False
-            if not data or answer.complete:
+            if not data or response.complete:
                 self.unsolicited = bool(data) and not data.startswith(_IDLE_TOO_LONG)
                 return False
             try:
-                answer.feed(data)
+                response.feed(data)
             except MalformedResponse:
-                self.unsolicited = answer.overrun
+                self.unsolicited = response.overrun
                 return False
-            answer.body()
+            response.body()
         return False
 
     def _pending(self) -> int:
-        """Bytes that TLS has read already, which the socket does not show."""
+        """Decrypted bytes that TLS holds, for which the socket is not readable."""
         assert isinstance(self.sock, ssl.SSLSocket)
         return self.sock.pending()
 
@@ -141,8 +137,10 @@ class Connection:
 
 
 class ConnectionPool:
-    """Idle connections by address. Safe from any greenlet or thread: a deque's pop and append
-    are atomic."""
+    """Idle connections by address. Safe from any greenlet or thread.
+
+    It needs no lock, because `pop` and `append` of a deque are atomic.
+    """
 
     def __init__(
         self,
@@ -151,8 +149,7 @@ class ConnectionPool:
         *,
         on_unsolicited: Callable[[Address], None] = lambda _: None,
     ) -> None:
-        """`on_unsolicited` is told of each connection that was closed because of unsolicited
-        bytes."""
+        """`on_unsolicited` is called for each connection closed because of unsolicited bytes."""
         self._clock = clock
         self._on_unsolicited = on_unsolicited
         self._distrusted: dict[Address, float] = {}
@@ -171,10 +168,14 @@ class ConnectionPool:
         watch: DisconnectWatch,
         fresh: bool = False,
     ) -> Connection:
-        """A connection to the backend: the one used last, if it is still young, or a new one.
+        """A connection to the backend, for one request:
 
-        Raises `RequestFailed` where the backend cannot be reached, `ClientGone` where the client
-        leaves meanwhile. The cause of a `RequestFailed` is the error that `reason` puts in words.
+        1. The idle connection that was used last, if it can be reused.
+        2. If it cannot, it is closed, and the next one is tried.
+        3. Without one, or with `fresh`, a new connection.
+
+        Raises `RequestFailed` if the backend cannot be reached, with the error that `reason`
+        describes as its cause, and `ClientGone` if the client disconnects meanwhile.
         """
         idle = self._idle.get(address)
         while idle and not fresh:
@@ -189,14 +190,13 @@ class ConnectionPool:
         return self._connect(address, config, watch)
 
     def _discard(self, address: Address, connection: Connection) -> None:
-        """Close an idle connection that `is_quiet` has looked at."""
+        """Close an idle connection after `is_quiet`."""
         connection.close()
         if connection.unsolicited:
             self._distrust(address)
 
     def _distrust(self, address: Address) -> None:
-        """Keep no connections to a backend whose responses may be taken for those to other
-        requests."""
+        """Keep no connections to a backend that sends unsolicited bytes."""
         self._distrusted[address] = self._clock() + _DISTRUST_S
         self._close_idle(self._idle.pop(address, deque()))
         self._on_unsolicited(address)
@@ -205,38 +205,20 @@ class ConnectionPool:
         self, address: Address, config: BackendConfig, watch: DisconnectWatch
     ) -> Connection:
         deadline = self._clock() + config.connect_timeout_seconds
-        try:
-            found = self._resolver.resolve(
-                address.host, address.port, watch, deadline - self._clock()
-            )
-        except TimeoutError as error:
-            raise RequestFailed(
-                "connect_timeout", f"Backend {config.name}: its name was not found in time."
-            ) from error
-        except (OSError, UnicodeError) as error:
-            if self._exhaustion.detects(error):
-                raise self._exhaustion.failure() from error
-            raise RequestFailed(
-                "dns_failed", f"Backend {config.name}: its name is not known."
-            ) from error
+        resolved = self._resolve(address, config, watch, deadline)
         failure: Exception | None = None
-        # In the resolver's order, unless one has let us down; none may use up the time in which
-        # another could answer.
-        preferred, until = self._preferred.get(address, (None, 0.0))
-        places = (
-            sorted(found, key=lambda one: one[4] != preferred) if self._clock() < until else found
-        )
-        for left, (family, kind, protocol, _, place) in zip(
-            range(len(places), 0, -1), places, strict=True
+        for remaining, (family, kind, protocol, _, target) in zip(
+            range(len(resolved), 0, -1), resolved, strict=True
         ):
             sock = self._new_socket(address, family, kind, protocol)
             try:
-                _connect_watching(sock, place, watch, (deadline - self._clock()) / left)
+                # An address that does not respond must leave time for the others.
+                _connect_watching(sock, target, watch, (deadline - self._clock()) / remaining)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as error:
                 sock.close()
                 failure = error
-                if place == preferred:
+                if target == self._preferred.get(address, (None,))[0]:
                     self._preferred.pop(address, None)
             except BaseException:
                 sock.close()
@@ -251,21 +233,43 @@ class ConnectionPool:
                     raise
                 connection.ends = self._clock() + config.max_connection_age_seconds
                 if failure is not None:
-                    self._preferred[address] = place, self._clock() + _PREFERRED_S
+                    self._preferred[address] = target, self._clock() + _PREFERRED_S
                 return connection
         if isinstance(failure, TimeoutError):
             raise RequestFailed(
-                "connect_timeout", f"Backend {config.name} took no connection in time."
+                "connect_timeout", f"Backend {config.name} did not accept the connection in time."
             ) from failure
         raise RequestFailed(
             "connect_failed", f"Backend {config.name} cannot be reached."
         ) from failure
 
-    def _new_socket(self, address: Address, *kind: int) -> _socket.socket:
-        """A socket; but for TLS, which needs it, without what the standard library, or gevent, puts
-        around each call.
+    def _resolve(
+        self, address: Address, config: BackendConfig, watch: DisconnectWatch, deadline: float
+    ) -> Sequence[AddrInfo]:
+        """The addresses of the backend, in the resolver's order; a preferred one comes first."""
+        try:
+            resolved = self._resolver.resolve(
+                address.host, address.port, watch, deadline - self._clock()
+            )
+        except TimeoutError as error:
+            raise RequestFailed(
+                "connect_timeout", f"Backend {config.name}: its name was not resolved in time."
+            ) from error
+        except (OSError, UnicodeError) as error:
+            if self._exhaustion.detects(error):
+                raise self._exhaustion.failure() from error
+            raise RequestFailed(
+                "dns_failed", f"Backend {config.name}: its name cannot be resolved."
+            ) from error
+        preferred, until = self._preferred.get(address, (None, 0.0))
+        if self._clock() < until:
+            return sorted(resolved, key=lambda info: info[4] != preferred)
+        return resolved
 
-        Raises `RequestFailed` if none can be had, which says nothing about the backend.
+    def _new_socket(self, address: Address, *kind: int) -> _socket.socket:
+        """A socket of the C module, without the wrappers of the standard library and gevent.
+
+        TLS needs the standard library's. Raises `RequestFailed`, which does not blame the backend.
         """
         try:
             return (socket.socket if address.tls else _socket.socket)(*kind)
@@ -306,11 +310,12 @@ class ConnectionPool:
         except TimeoutError as error:
             sock.close()
             raise RequestFailed(
-                "connect_timeout", f"Backend {config.name} took no TLS connection in time."
+                "connect_timeout",
+                f"Backend {config.name} did not complete the TLS handshake in time.",
             ) from error
-        except OSError as error:  # ssl.SSLError is one
+        except OSError as error:  # ssl.SSLError included
             sock.close()
-            if self._exhaustion.detects(error):  # files of certificates are read here
+            if self._exhaustion.detects(error):  # it reads files of certificates
                 raise self._exhaustion.failure() from error
             raise RequestFailed("tls_failed", f"Backend {config.name}: TLS failed.") from error
 
@@ -319,15 +324,14 @@ class ConnectionPool:
     ) -> None:
         """Keep the connection for another request if its response allows that; else close it.
 
-        `ending`: of the response only its end may be missing, which is waited for while the
-        connection is idle.
+        With `ending`, the end of the response may still arrive while the connection is idle.
         """
-        answer = connection.response
+        response = connection.response
         now = self._clock()
-        keep = answer.reusable or (ending and not answer.complete)
+        keep = response.reusable or (ending and not response.complete)
         if not keep or (self._distrusted and now < self._distrusted.get(address, 0.0)):
             connection.close()
-            if answer.overrun:
+            if response.overrun:
                 self._distrust(address)
             return
         connection.good_until = min(now + keepalive_s, connection.ends)
@@ -337,7 +341,7 @@ class ConnectionPool:
             self._sweep(now)
 
     def _sweep(self, now: float) -> None:
-        """Close those that have been idle for too long, also to backends that are gone."""
+        """Close connections that were idle for too long, those to removed backends included."""
         for address, idle in list(self._idle.items()):
             while idle and idle[0].good_until <= now:
                 try:
@@ -358,12 +362,11 @@ class ConnectionPool:
 
 
 def _connect_watching(
-    sock: _socket.socket, place: object, watch: DisconnectWatch, timeout_s: float
+    sock: _socket.socket, target: object, watch: DisconnectWatch, timeout_s: float
 ) -> None:
-    """Connect, and give up at once when the client goes. Raises `ClientGone`, `TimeoutError` or
-    OSError."""
+    """Connect while watching the client. Raises `ClientGone`, `TimeoutError`, or OSError."""
     sock.setblocking(False)
-    failed = sock.connect_ex(place)  # type: ignore[arg-type]
+    failed = sock.connect_ex(target)  # type: ignore[arg-type]
     if failed in (errno.EINPROGRESS, errno.EWOULDBLOCK):
         watch.wait(sock.fileno(), select.POLLOUT, timeout_s)
         failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 from prometheus_client.mmap_dict import mmap_key
@@ -20,10 +21,9 @@ log = logging.getLogger("nexus.metrics")
 
 
 def record_lost(directory: Path, slot: int) -> int:
-    """Book the requests that the last holder of `slot` lost; returns how many.
+    """Record the requests that the last holder of `slot` lost; returns how many.
 
-    The caller holds the slot, and nobody has its files open for writing. Raises OSError where they
-    cannot be used.
+    The caller holds the slot, and no process has its files open for writing. Raises OSError.
     """
     path = directory / f"counter_{slot}.db"
     if not path.exists() or path.stat().st_size == 0:
@@ -49,27 +49,18 @@ def record_lost(directory: Path, slot: int) -> int:
 
 
 def recover_slot(slot_lease: SlotLease) -> None:
-    """Take a leased seat over from whoever held its slot before: book what that one lost, then
-    zero its row."""
-    if slot_lease.metrics is not None and (
-        lost := record_lost(slot_lease.metrics, slot_lease.slot)
-    ):
-        log.warning(
-            "requests lost with a process that was killed",
-            extra={"slot": slot_lease.slot, "requests": lost},
-        )
+    """Record what the last holder of a leased slot lost, then zero its row."""
+    _record_and_log(slot_lease.metrics, slot_lease.slot)
     slot_lease.claim_row()
 
 
 def recover_abandoned(slot_lease: SlotLease) -> None:
-    """The same for all slots whose holder is gone and that nobody has taken yet."""
+    """Do the same for all slots whose holder is gone and that have no new one."""
+    slot_lease.reclaim_abandoned(partial(_record_and_log, slot_lease.metrics))
 
-    def book(slot: int) -> None:
-        assert slot_lease.metrics is not None
-        if lost := record_lost(slot_lease.metrics, slot):
-            log.warning(
-                "requests lost with a process that was killed",
-                extra={"slot": slot, "requests": lost},
-            )
 
-    slot_lease.reclaim_abandoned(book)
+def _record_and_log(directory: Path | None, slot: int) -> None:
+    if directory is not None and (lost := record_lost(directory, slot)):
+        log.warning(
+            "requests lost with a process that was killed", extra={"slot": slot, "requests": lost}
+        )

@@ -1,5 +1,4 @@
-"""From a request to a place at a backend: choosing, waiting where there is no room, and taking
-the place."""
+"""Admission: reserves capacity at a backend for a request, which may wait in the queue for it."""
 
 from __future__ import annotations
 
@@ -24,17 +23,17 @@ from nexus.proxy.request import Request
 from nexus.routing.context import RouteQuery, Tried
 from nexus.routing.router import AtCapacity, Choice, choose, exclusions
 
-_STANDS_STILL_NS = 250_000_000
-"""Those that wait in a process which has not looked for so long keep nobody from the room there
-is."""
+_STALLED_NS = 250_000_000
+"""Waiters of a process that has not polled for so long are ignored."""
 
 
 class Reservation(msgspec.Struct):
-    """A request's place at a backend, counted from its admission until `release()`.
+    """A request's claim to capacity at a backend, until `release()`.
 
-    `view`: the fleet as it was when the choice was made. `lease_ns`: the backend's circuit is half
-    open, and this is the request that tries it, with a right that ends then; else 0. `waited_s` in
-    the queue for it.
+    Attributes:
+        view: The fleet for which the choice was made.
+        probe_lease_ns: If it is the half-open probe, when its lease ends; else 0.
+        waited_s: Time in the queue.
     """
 
     admission: Admission
@@ -51,24 +50,28 @@ class Reservation(msgspec.Struct):
         return self.view.snapshot.config
 
     def mark_served(self) -> None:
-        """A stream of the backend has come to its first content: no other place is needed.
+        """The first content of a stream has arrived, so no other backend is needed.
 
-        What was asked for refers to the whole body, which the stream must not keep in memory.
+        The query refers to the whole body, which the stream must not keep in memory.
         """
         self.is_served = True
         self.waiter.query = RouteQuery(self.waiter.query.model)
         self.admission.served(self)
 
     def release(self, fault: Fault | None, *, retry_after_s: float | None = None) -> None:
-        """Give the place back and tell how the attempt ended. Only the first call counts."""
+        """Release the capacity, and report the attempt's end. Only the first call counts."""
         if not self.released:
             self.released = True
             self.admission.on_released(self, fault, retry_after_s)
 
 
 class Waiter(msgspec.Struct):
-    """A request that wants a place; `deadline` is on the monotonic clock. `_cursor`: see `cursor`.
-    `evidence`: what it saw of backends that failed, if any did."""
+    """A request that needs capacity.
+
+    Attributes:
+        deadline: On the monotonic clock.
+        evidence: What the request saw of failed backends, if there were any.
+    """
 
     query: RouteQuery
     request: Request
@@ -78,20 +81,23 @@ class Waiter(msgspec.Struct):
 
     @property
     def ticket(self) -> int:
-        """Orders those that wait: by priority, then by the time of their heads."""
+        """Orders waiters by priority, then by the arrival of their headers."""
         high = (self.request.header("x-nexus-priority") or "").strip().lower() == "high"
         return int(self.request.received * 1e9) | (0 if high else NORMAL_TICKET)
 
     def cursor(self, circuits: CircuitTable) -> int:
-        """The request's number among those for its model, over all workers."""
+        """The round-robin cursor of the request's model, over all workers."""
         if not self._cursor:
             self._cursor = circuits.next_cursor(crc32(self.query.model.encode()))
         return self._cursor
 
 
 class _Now(msgspec.Struct):
-    """The conditions of one look for a place. `on_trial`: the backends that another request is
-    just trying."""
+    """The `RoutingContext` of one choice.
+
+    Attributes:
+        probed_by_others: Columns of backends that another request is probing (half open).
+    """
 
     admission: Admission
     waiter: Waiter
@@ -103,15 +109,13 @@ class _Now(msgspec.Struct):
     def status(self, column: int, model: str) -> EndpointStatus:
         if not self.admission.circuits.dirty[column]:
             return CLEAR
-        found = self.admission.health.status(column, model, self.config)
-        return (
-            msgspec.structs.replace(found, state="open")
-            if column in self.probed_by_others
-            else found
-        )
+        status = self.admission.health.status(column, model, self.config)
+        if column in self.probed_by_others:
+            return msgspec.structs.replace(status, state="open")
+        return status
 
     def waited_for(self, column: int) -> bool:
-        since_ns = self.admission.clock_ns() - _STANDS_STILL_NS
+        since_ns = self.admission.clock_ns() - _STALLED_NS
         return self.admission.load.waits_before(column, self.waiter.ticket, since_ns=since_ns)
 
     @property
@@ -126,7 +130,7 @@ class _Now(msgspec.Struct):
 
 
 class Admission:
-    """Gives places at backends to the requests of one process. Safe from any greenlet or thread."""
+    """Reserves capacity for the requests of one process. Safe from any greenlet or thread."""
 
     def __init__(
         self,
@@ -140,7 +144,7 @@ class Admission:
         chance: Callable[[], float],
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """`view` gives the fleet as it is at each look; it may raise `RequestFailed`."""
+        """`view` returns the current fleet; it may raise `RequestFailed`."""
         self.load = load
         self.circuits = circuits
         self.prefixes = prefixes
@@ -150,41 +154,40 @@ class Admission:
         self._recorder = recorder
         self._view = view
         self._queue = Queue(row, load, recorder, clock_ns=clock_ns)
-        # Choosing and taking are one step, so that a limit is exact within a process.
+        # Choosing and reserving are one step, so that limits are exact within a process.
         self._lock = RLock()
 
     def admit(self, waiter: Waiter, *, tried: Tried) -> Reservation:
-        """A place at the backend that is best now, waited for if need be.
+        """Reserve capacity at the best backend, after a wait in the queue if necessary.
 
-        Raises `RequestFailed` where none can be had, `ClientGone` where the client left while it
-        waited.
+        Raises `RequestFailed`, and `ClientGone` if the client disconnects during the wait.
         """
         try:
-            place = self._admit(waiter, tried)
+            reservation = self._admit(waiter, tried)
         except RequestFailed as failure:
             if not tried:
                 self._count_exclusions(waiter, None)
             if not isinstance(failure, AtCapacity):
                 raise
-            no_room = failure
+            at_capacity = failure
         else:
-            if place.choice.has_exclusions and not tried:
-                self._count_exclusions(waiter, place.choice)
-            return place
+            if reservation.choice.has_exclusions and not tried:
+                self._count_exclusions(waiter, reservation.choice)
+            return reservation
         settings = self._view().snapshot.config.queue
         if not settings.max_waiting:
-            raise no_room
-        began = time.monotonic()
-        place = self._queue.wait(
+            raise at_capacity
+        started = time.monotonic()
+        reservation = self._queue.wait(
             lambda: self._admit(waiter, tried),
-            no_room,
+            at_capacity,
             ticket=waiter.ticket,
             request=waiter.request,
             settings=settings,
             most_s=waiter.deadline - time.monotonic(),
         )
-        place.waited_s = time.monotonic() - began
-        return place
+        reservation.waited_s = time.monotonic() - started
+        return reservation
 
     def _count_exclusions(self, waiter: Waiter, chosen: Choice | None) -> None:
         """Count, once for each request, why backends that have the model were not considered."""
@@ -196,18 +199,18 @@ class Admission:
     def _admit(self, waiter: Waiter, tried: Tried) -> Reservation:
         view = self._view()
         with self._lock:
-            began = time.perf_counter()
+            started = time.perf_counter()
             try:
                 choice, probe_lease_ns = self._choose(view, waiter, tried)
             except BaseException:
-                self._recorder.routing_failed(time.perf_counter() - began)
+                self._recorder.routing_failed(time.perf_counter() - started)
                 raise
             if choice.session is not None:
-                # Now, and not after a success: requests with the same prefix often come together.
+                # Now, not after a success: requests with the same prefix often arrive together.
                 now_s = self.clock_ns() // 1_000_000_000
                 for key in choice.session.prefixes:
                     self.prefixes.add(key, choice.backend.column, now_s)
-            self._recorder.attempt_started(choice.backend.column, time.perf_counter() - began)
+            self._recorder.attempt_started(choice.backend.column, time.perf_counter() - started)
             return Reservation(self, waiter, choice, view, probe_lease_ns)
 
     def _choose(self, view: View, waiter: Waiter, tried: Tried) -> tuple[Choice, int]:
@@ -221,17 +224,17 @@ class Admission:
                 return choice, probe_lease_ns
             now.probed_by_others += (choice.backend.column,)
 
-    def served(self, place: Reservation) -> None:
-        """A place has served its request."""
-        if place.waiter.evidence is not None:
-            place.waiter.evidence.served()
-        self.health.served(place)
+    def served(self, reservation: Reservation) -> None:
+        """Report that the backend has served the request."""
+        if reservation.waiter.evidence is not None:
+            reservation.waiter.evidence.served()
+        self.health.served(reservation)
 
     def on_released(
-        self, place: Reservation, fault: Fault | None, retry_after_s: float | None
+        self, reservation: Reservation, fault: Fault | None, retry_after_s: float | None
     ) -> None:
-        """A place was given back."""
-        backend, waiter = place.choice.backend, place.waiter
+        """Report the end of an attempt."""
+        backend, waiter = reservation.choice.backend, reservation.waiter
         self._recorder.attempt_ended(
             backend.column,
             backend.label,
@@ -239,15 +242,15 @@ class Admission:
             success=fault is None,
         )
         if fault is None:
-            if not place.is_served:
-                self.served(place)
+            if not reservation.is_served:
+                self.served(reservation)
         elif fault.blame is Blame.BACKEND:
             if waiter.evidence is None:
                 waiter.evidence = Evidence(self.health)
-            waiter.evidence.failed(place, fault, served=place.is_served)
+            waiter.evidence.failed(reservation, fault, served=reservation.is_served)
         else:
             if waiter.evidence is not None and fault.code in REFUSED:
                 waiter.evidence.refused()
-            self.health.blameless(place, fault, retry_after_s)
+            self.health.blameless(reservation, fault, retry_after_s)
         if self._queue.groups:
             self._queue.freed(backend.column)

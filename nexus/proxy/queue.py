@@ -1,12 +1,14 @@
-"""Waiting for room at a backend.
+"""The queue of requests that wait for capacity at a backend.
 
 Within a worker, requests that wait for the same backends are served by priority, then in the order
-in which they came. Between workers that holds as far as the shared table allows: each worker shows
-the earliest ticket that waits for a backend, and neither a new request nor a later ticket takes
-room there before it, unless that worker stands still. So no request is overtaken by a later one of
-its priority that waits for the same backends, whichever worker has it, but by those that a worker
-admits within the ten milliseconds in which another has not looked yet. A limit is exact within a
-worker, and may be passed by one request for each other worker that looks in the same instant.
+of their arrival.
+
+Across workers, each worker publishes its earliest ticket for each backend. New requests and later
+tickets do not take capacity before it, in any worker. The order is approximate: another worker may
+admit a later request within one poll interval (10 ms), or if the first worker hangs.
+
+A limit is exact within a worker. It may be exceeded by one request for each other worker that
+admits in the same instant.
 """
 
 from __future__ import annotations
@@ -28,30 +30,31 @@ from nexus.proxy.request import Request
 from nexus.routing.router import AtCapacity
 
 T = TypeVar("T")
-_LOOK_EVERY_S = 0.01
-"""How often the first of a group looks for room that another worker has freed."""
+_POLL_INTERVAL_S = 0.01
+"""How often the first waiter of a group polls for capacity that another worker released."""
 _Columns = tuple[int, ...]
 
 
 class _Waiter:
-    """One request that waits, and the bell by which its greenlet is called."""
+    """A request that waits, and the eventfd that wakes its greenlet."""
 
     def __init__(self, ticket: int, columns: _Columns) -> None:
         self.ticket = ticket
         self.columns = columns
-        self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
-    def ring(self) -> None:
-        os.eventfd_write(self.bell, 1)
+    def notify(self) -> None:
+        os.eventfd_write(self.event, 1)
 
-    def answer(self) -> None:
-        os.eventfd_read(self.bell)
+    def clear(self) -> None:
+        os.eventfd_read(self.event)
 
 
 class Queue:
-    """The requests of one process that wait. Safe from any greenlet or thread.
+    """The waiting requests of one process. Safe from any greenlet or thread.
 
-    `groups` are those that wait, by the backends that they wait for.
+    Attributes:
+        groups: The waiters by the backends that they wait for, in the order of their tickets.
     """
 
     def __init__(
@@ -67,32 +70,27 @@ class Queue:
     def wait(
         self,
         admit: Callable[[], T],
-        no_room: AtCapacity,
+        at_capacity: AtCapacity,
         *,
         ticket: int,
         request: Request,
         settings: Settings,
         most_s: float,
     ) -> T:
-        """Wait until `admit` gives something, and give that; it is called in turn, and raises
-        `AtCapacity` while it cannot.
+        """Wait until `admit` returns, and return its result; it raises `AtCapacity` until then.
 
-        Waits at most `most_s`, and no longer than `settings` allow. Raises `RequestFailed`, or
+        The wait ends after `most_s`, or earlier if `settings` say so. Raises `RequestFailed` and
         `ClientGone`.
         """
-        if no_room.ready_in_s > settings.max_wait_s:
-            raise no_room
+        if at_capacity.ready_in_s > settings.max_wait_s:
+            raise at_capacity
         if self._load.waiting() >= settings.max_waiting:
             self._recorder.queue_rejected("full")
-            raise _refusal(
-                "queue_full",
-                no_room,
-                "As many requests wait for a backend as may; try again shortly.",
-            )
-        began_ns = self._clock_ns()
-        deadline_ns = began_ns + int(min(settings.max_wait_s, most_s) * 1e9)
-        shown_at = no_room.backends[0].column
-        waiter = _Waiter(ticket, _columns(no_room.backends))
+            raise _refusal("queue_full", at_capacity, "The queue is full; try again shortly.")
+        started_ns = self._clock_ns()
+        deadline_ns = started_ns + int(min(settings.max_wait_s, most_s) * 1e9)
+        shown_at = at_capacity.backends[0].column
+        waiter = _Waiter(ticket, _columns(at_capacity.backends))
         self._recorder.enqueued(shown_at)
         self._join(waiter)
         try:
@@ -104,32 +102,30 @@ class Queue:
                         return admit()
                     except AtCapacity as still:
                         self._regroup(waiter, _columns(still.backends))
-                        no_room = still
-                left_s = (deadline_ns - self._clock_ns()) / 1e9
-                if left_s <= 0:
+                        at_capacity = still
+                remaining_s = (deadline_ns - self._clock_ns()) / 1e9
+                if remaining_s <= 0:
                     self._recorder.queue_rejected("late")
-                    waited_s = (self._clock_ns() - began_ns) / 1e9
-                    raise _refusal(
-                        "queue_timeout", no_room, f"No backend had room within {waited_s:.1f} s."
-                    )
+                    waited_s = (self._clock_ns() - started_ns) / 1e9
+                    message = f"No backend had capacity within {waited_s:.1f} s."
+                    raise _refusal("queue_timeout", at_capacity, message)
+                timeout_s = min(remaining_s, _POLL_INTERVAL_S) if first else remaining_s
                 try:
-                    request.watch.wait(
-                        waiter.bell, select.POLLIN, min(left_s, _LOOK_EVERY_S) if first else left_s
-                    )
+                    request.watch.wait(waiter.event, select.POLLIN, timeout_s)
                 except TimeoutError:
                     continue
-                waiter.answer()
+                waiter.clear()
         finally:
             self._leave(waiter)
-            os.close(waiter.bell)
-            self._recorder.dequeued(shown_at, (self._clock_ns() - began_ns) / 1e9)
+            os.close(waiter.event)
+            self._recorder.dequeued(shown_at, (self._clock_ns() - started_ns) / 1e9)
 
     def freed(self, column: int) -> None:
-        """Room came up at a backend: those who wait for it first look at once."""
+        """Wake the first waiters for a backend that has capacity again."""
         with self._lock:
             for columns, group in self.groups.items():
                 if column in columns:
-                    group[0].ring()
+                    group[0].notify()
 
     def _join(self, waiter: _Waiter) -> None:
         with self._lock:
@@ -143,22 +139,22 @@ class Queue:
             group = self.groups[waiter.columns]
             group.remove(waiter)
             if group:
-                group[0].ring()
+                group[0].notify()
             else:
                 del self.groups[waiter.columns]
             self._post(waiter.columns)
 
     def _regroup(self, waiter: _Waiter, columns: _Columns) -> None:
-        """It waits for other backends now: the fleet, or what it has tried, changed."""
+        """Move a waiter to other backends, because the fleet has changed."""
         if columns != waiter.columns:
             self._leave(waiter)
             waiter.columns = columns
             self._join(waiter)
 
     def _post(self, columns: _Columns) -> None:
-        """Show other workers the earliest tickets."""
+        """Publish the earliest tickets for other workers."""
         for column in columns:
-            earliest = (group[0].ticket for found, group in self.groups.items() if column in found)
+            earliest = (group[0].ticket for key, group in self.groups.items() if column in key)
             self._row.post_ticket(column, min(earliest, default=0))
 
 
@@ -166,7 +162,7 @@ def _columns(backends: Sequence[Backend]) -> _Columns:
     return tuple(sorted({backend.column for backend in backends}))
 
 
-def _refusal(fault: str, no_room: AtCapacity, message: str) -> RequestFailed:
-    retry_after_s = max(1, math.ceil(no_room.ready_in_s))
-    headers = {**no_room.headers, "retry-after": str(retry_after_s)}
-    return RequestFailed(fault, message, headers=headers, context=no_room.context)
+def _refusal(fault: str, at_capacity: AtCapacity, message: str) -> RequestFailed:
+    retry_after_s = max(1, math.ceil(at_capacity.ready_in_s))
+    headers = {**at_capacity.headers, "retry-after": str(retry_after_s)}
+    return RequestFailed(fault, message, headers=headers, context=at_capacity.context)

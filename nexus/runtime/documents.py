@@ -1,4 +1,4 @@
-"""The base of every struct that leaves a process as JSON; OpenAPI's schemas are made from them."""
+"""The base of structs that are sent as JSON. OpenAPI's schemas are generated from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are replaced whole, and directories that nobody else may put files into."""
+"""Replaces files atomically, and says who else may write in a directory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ PRIVATE = 0o600
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
-    """Replace a file, so that a reader sees the old content or the new one, never a part.
+    """Replace a file, so that readers see the old content or the new one, never a part.
 
-    `mode` is that of the new file, less the umask; `PRIVATE` keeps others from reading it. Raises
-    OSError, after which the old file is still there.
+    `mode` is the mode of the new file, minus the umask; only the owner can read `PRIVATE` files.
+    Raises OSError; the old file is then unchanged.
     """
     aside = path.with_name(f".{path.name}-{os.getpid()}")
-    # A file that a killed process left aside may have another mode.
+    # A killed process may have left one with another mode.
     aside.unlink(missing_ok=True)
     try:
         fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

@@ -1,4 +1,4 @@
-"""What the host lets this process have: cores, descriptors, a place for small files."""
+"""Resources of the host: cores, descriptors, a directory for small files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pathlib import Path
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use, by its affinity and by the CPU quota of its control groups;
-    at least 1.
+    """Cores that this process may use, by its affinity and its CPU quota; at least 1.
 
-    `root` is where /proc and /sys are.
+    `root` contains /proc and /sys.
     """
     quota = cpu_quota(root)
     cores = len(os.sched_getaffinity(0))
@@ -22,13 +21,12 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """The least quota of the process's control group and those above it, in cores; None without
-    one.
+    """The lowest quota of the process's control group and its parents, in cores; None without one.
 
-    Both versions of control groups are read (`cgroups(7)`). In a container the group's path may be
-    that of the host, which does not exist there: then the top of the mount is the container's own.
+    It reads both versions of control groups (`cgroups(7)`). In a container the group's path may be
+    that of the host, which does not exist there: the top of the mount is then the container's.
     """
-    found: list[float] = []
+    quotas: list[float] = []
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
@@ -38,10 +36,10 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
         for directory in (group, *group.parents):
             quota = _quota_v1(directory) if controllers else _quota_v2(directory)
             if quota is not None:
-                found.append(quota)
+                quotas.append(quota)
             if directory == top:
                 break
-    return min(found, default=None)
+    return min(quotas, default=None)
 
 
 def _quota_v2(directory: Path) -> float | None:
@@ -64,7 +62,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def scratch_directory(*candidates: str) -> str | None:
-    """The first of these directories in which a file can be made; None for the system's default."""
+    """The first of these directories that is writable; None for the system's default."""
     for directory in filter(None, candidates):
         with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=directory):
             return directory
@@ -72,8 +70,7 @@ def scratch_directory(*candidates: str) -> str | None:
 
 
 def raise_descriptor_limit() -> None:
-    """Take all the descriptors that the hard limit allows; the soft one is low for the sake of
-    old programs."""
+    """Raise the soft limit of descriptors to the hard one; it is low only for old programs."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,8 +1,8 @@
 """Logs: short constant events with fields, one line each, to standard error.
 
-A field is whatever a call gives in `extra`. Where standard error is the journal
-(`$JOURNAL_STREAM`), every line starts with its priority, `<6>`, which the journal takes off; pretty
-lines then carry no time, since the journal has its own.
+The fields are the `extra` of a call. If standard error is the journal (`$JOURNAL_STREAM`), every
+line starts with its priority, such as `<6>`, which the journal removes. Pretty lines then have no
+time, because the journal has its own.
 """
 
 from __future__ import annotations
@@ -104,14 +104,13 @@ def _shown(value: Any) -> str:
 
 
 def _with_priority(text: str, level: int) -> str:
-    """For the journal each line is an entry of its own."""
+    """Put the priority in front of each line, because each is an entry of the journal."""
     start = f"<{_PRIORITIES.get(level, 6)}>"
     return "\n".join(start + line for line in text.split("\n"))
 
 
 def goes_to_journal() -> bool:
-    """Whether standard error is the stream that `$JOURNAL_STREAM` names, and not a file it was
-    led to since."""
+    """Whether standard error is still the stream that `$JOURNAL_STREAM` names."""
     try:
         status = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError, AttributeError):
@@ -124,13 +123,13 @@ def make_formatter(kind: str) -> logging.Formatter:
 
 
 def fatal(text: str) -> None:
-    """Say why the process cannot start, to whoever started it."""
+    """Report on standard error why the process cannot start."""
     text = redact(printable(text, keep="\n"))
     sys.stderr.write((_with_priority(text, logging.ERROR) if goes_to_journal() else text) + "\n")
 
 
 def _dropped_notice(handler: logging.Handler, lines: int) -> str:
-    """The line that tells how many lines were lost while nobody read standard error."""
+    """The line that reports how many lines were dropped while nobody read standard error."""
     record = logging.LogRecord(
         "nexus.log",
         logging.WARNING,
@@ -145,8 +144,7 @@ def _dropped_notice(handler: logging.Handler, lines: int) -> str:
 
 
 def configure(*, level: str, kind: str, component_levels: Mapping[str, str] | None = None) -> None:
-    """Send the logs of this process to standard error. May be called again when the settings
-    change."""
+    """Send the logs of this process to standard error. Call it again to change the settings."""
     root = logging.getLogger("nexus")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(make_formatter(kind))

@@ -1,4 +1,4 @@
-"""Ending with the process that supervises this one."""
+"""Ends this process when its supervisor dies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """Under `nexus serve`, have the kernel end this process when that one dies, however it does
-    (`prctl(2)`)."""
+    """Let the kernel end this process when `nexus serve`, its parent, dies (`prctl(2)`)."""
     if os.environ.get("NEXUS_SUPERVISED"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

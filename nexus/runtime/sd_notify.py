@@ -1,7 +1,6 @@
-"""Telling the service manager how this process is, as sd_notify(3) does: datagrams to
-`$NOTIFY_SOCKET`.
+"""Notifies the service manager by datagrams to `$NOTIFY_SOCKET`, as sd_notify(3) does.
 
-Without the variable nothing is sent; a manager that does not listen is no reason to fail.
+Without the variable nothing is sent. A manager that does not listen causes no error.
 """
 
 from __future__ import annotations
@@ -14,26 +13,27 @@ from collections.abc import Callable, Mapping, MutableMapping
 
 
 class Notifier:
-    """Where to send; made once, before processes are forked that must not find the variable."""
+    """Sends notifications. Made once, before other processes are forked."""
 
     def __init__(self, address: str | None, *, watchdog_s: float | None = None) -> None:
         self._address = address
         self._status = ""
         self.watchdog_s = watchdog_s if address else None
-        """The manager ends this process when it hears nothing for so long; None where it does
-        not watch."""
+        """The manager ends this process after so long without a heartbeat; None: never."""
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Notifier:
-        """The one that the environment names, and no longer names after this: whoever else looks
-        there, a library or a child, would speak for the service."""
+        """The notifier that the environment names.
+
+        The variables are removed, so that no library or child can notify in this process's name.
+        """
         watchdog_s = _watchdog_s(environ)
         environ.pop("WATCHDOG_USEC", None)
         environ.pop("WATCHDOG_PID", None)
         return cls(environ.pop("NOTIFY_SOCKET", None), watchdog_s=watchdog_s)
 
     def __bool__(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there is a service manager."""
         return self._address is not None
 
     def ready(self, status: str) -> None:
@@ -41,21 +41,20 @@ class Notifier:
         self._send("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Until the next `ready()`."""
+        """Report a reload, which lasts until the next `ready()`."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
         self._send("STOPPING=1")
 
     def status(self, status: str) -> None:
-        """One line for people; sent where it differs from the last one."""
+        """Send a line for people if it differs from the last one."""
         if status != self._status:
             self._status = status
             self._send(f"STATUS={status}")
 
     def feed_watchdog(self, sleep: Callable[[float], object]) -> None:
-        """Say that this process lives for as long as its event loop does: run it there, with the
-        loop's `sleep`."""
+        """Send heartbeats. Run it in the event loop, so that they stop if the loop does."""
         while self.watchdog_s is not None:
             self._send("WATCHDOG=1")
             sleep(self.watchdog_s / 3)

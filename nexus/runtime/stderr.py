@@ -1,11 +1,10 @@
-"""Standard error that never blocks: what its reader does not take is kept for a while, then
-dropped.
+"""Standard error that never blocks: it buffers lines for a slow reader, and then drops new ones.
 
-A pipe, a terminal or the journal whose reader stands still would block `write(2)`, and with it an
-event loop and every request in it. O_NONBLOCK on descriptor 2 is no way out: the flag belongs to
-the open file description, which the parent shell and all other processes share. So a pipe or a
-terminal is opened anew through /proc, a socket is sent to with MSG_DONTWAIT, and only what can be
-neither (an inode of another user, after `su`) is polled before each write.
+If the reader of a pipe, a terminal, or the journal hangs, `write(2)` would block, and with it the
+event loop and every request. O_NONBLOCK cannot be set on descriptor 2, because the flag belongs to
+the open file description, which other processes share. So a pipe or a terminal is opened again
+through /proc, and a socket is sent to with MSG_DONTWAIT. If neither is possible (another user's
+inode, after `su`), the descriptor is polled before each write.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ import socket
 import stat
 import sys
 import time
-from _thread import RLock  # greenlets need no lock here: nothing below switches them
+from _thread import RLock  # excludes threads; no code below switches greenlets
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from select import select
 
-_ROOM = 64 * 1024
-"""Bytes kept for a reader that is slow for a moment."""
-_AT_ONCE = 4096
-"""So many bytes a pipe takes whole, and without blocking where it is writable (PIPE_BUF)."""
-_GOODBYE_S = 0.5
+_BUFFER_BYTES = 64 * 1024
+"""Bytes that are buffered for a slow reader."""
+_PIPE_BUF = 4096
+"""A writable pipe accepts so many bytes as a whole, without blocking (PIPE_BUF)."""
+_EXIT_FLUSH_S = 0.5
 _RETRY_S = 0.02
 
 
 class NonBlockingText(io.TextIOBase):
     """A text stream over a descriptor, by default 2. Safe from any greenlet, thread or fork.
 
-    `dropped` counts the lines lost in this process. `notice` gives the line that says how many
-    were, written as soon as the reader is back.
+    `dropped` counts the lines dropped in this process. `notice` makes the line that reports their
+    number, which is written when the reader continues.
     """
 
     def __init__(self, fd: int = 2) -> None:
@@ -45,7 +44,7 @@ class NonBlockingText(io.TextIOBase):
         self._lock = RLock()
         self._waiting: deque[bytes] = deque()
         self._size = 0
-        self._untold = 0
+        self._unreported = 0
         self.dropped = 0
         self.notice: Callable[[int], str] = "{} lines of the log were dropped.".format
         self._own = -1
@@ -53,7 +52,7 @@ class NonBlockingText(io.TextIOBase):
         self._send: Callable[[bytes], int]
         self._open()
         os.register_at_fork(after_in_child=self._after_fork)
-        atexit.register(self._say_goodbye)
+        atexit.register(self._flush_at_exit)
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -69,79 +68,78 @@ class NonBlockingText(io.TextIOBase):
         return True
 
     def flush(self) -> None:
-        """Nothing to do: what could be written was written at once."""
+        """Do nothing: `write` writes at once what it can."""
 
     def write(self, text: str) -> int:
         data = text.encode("utf-8", "backslashreplace")
         with self._lock:
             if self._waiting:
                 self._drain()
-            sent = 0 if self._waiting else self._try(data)
+            sent = 0 if self._waiting else self._write(data)
             if sent == len(data):
                 pass
             elif sent > 0:
-                self._wait_first(data[sent:])  # a line that was begun is written whole
+                self._requeue(data[sent:])  # a partly written line is completed
             elif sent == 0:
-                self._keep(data)
+                self._buffer(data)
         return len(text)
 
     def flush_pending(self) -> None:
-        """Write what waits. To be called a few times a second, since nothing else may be
-        written."""
+        """Write buffered lines. Call it a few times a second: no further `write` may follow."""
         if self._identity != _identity(self._fd):
             self._open()  # gunicorn redirected the descriptor when it became a daemon
-        if self._waiting or self._untold:
+        if self._waiting or self._unreported:
             with self._lock:
                 self._drain()
 
     def _drain(self) -> None:
         while self._waiting:
             data = self._waiting.popleft()
-            while self._waiting and len(data) + len(self._waiting[0]) <= _AT_ONCE:
+            while self._waiting and len(data) + len(self._waiting[0]) <= _PIPE_BUF:
                 data += self._waiting.popleft()
             self._size -= len(data)
-            sent = self._try(data)
+            sent = self._write(data)
             if sent < 0:
                 return
             if sent < len(data):
-                self._wait_first(data[sent:])
+                self._requeue(data[sent:])
                 return
-        if self._untold:
-            data = f"{self.notice(self._untold)}\n".encode("utf-8", "backslashreplace")
-            with contextlib.suppress(OSError):  # tried again: it is no line that could be lost
+        if self._unreported:
+            data = f"{self.notice(self._unreported)}\n".encode("utf-8", "backslashreplace")
+            with contextlib.suppress(OSError):  # it is tried again, and no line is lost
                 sent = self._send(data)
-                self._untold = 0
+                self._unreported = 0
                 if sent < len(data):
-                    self._wait_first(data[sent:])
+                    self._requeue(data[sent:])
 
-    def _try(self, data: bytes) -> int:
-        """Bytes written, 0 where there is no room; -1 where they are lost, and counted as such."""
+    def _write(self, data: bytes) -> int:
+        """Bytes written; 0 if the reader is slow, -1 if the bytes are dropped and counted."""
         try:
             return self._send(data)
         except BlockingIOError:
             return 0
-        except OSError:  # the reader has gone, the disk is full: waiting would not help
+        except OSError:  # the reader is gone, or the disk is full: it does not help to wait
             for lost in (data, *self._waiting):
                 self._drop(lost)
             self._waiting.clear()
             self._size = 0
             return -1
 
-    def _keep(self, data: bytes) -> None:
-        if self._size + len(data) <= _ROOM:
+    def _buffer(self, data: bytes) -> None:
+        if self._size + len(data) <= _BUFFER_BYTES:
             self._waiting.append(data)
             self._size += len(data)
         else:
             self._drop(data)
 
-    def _wait_first(self, data: bytes) -> None:
+    def _requeue(self, data: bytes) -> None:
         self._waiting.appendleft(data)
         self._size += len(data)
 
     def _drop(self, data: bytes) -> None:
         lines = data.count(b"\n")
         self.dropped += lines
-        self._untold += lines
+        self._unreported += lines
 
     def _open(self) -> None:
         if self._own >= 0:
@@ -165,18 +163,18 @@ class NonBlockingText(io.TextIOBase):
     def _send_when_writable(self, data: bytes) -> int:
         if not select([], [self._fd], [], 0)[1]:
             raise BlockingIOError
-        return os.write(self._fd, data[:_AT_ONCE])
+        return os.write(self._fd, data[:_PIPE_BUF])
 
     def _after_fork(self) -> None:
-        """What waits is the parent's to write."""
+        """Drop the buffered lines, which the parent writes."""
         self._lock = RLock()
         self._waiting.clear()
         self._size = 0
-        self.dropped = self._untold = 0
+        self.dropped = self._unreported = 0
 
-    def _say_goodbye(self) -> None:
-        deadline = time.monotonic() + _GOODBYE_S
-        while (self._waiting or self._untold) and time.monotonic() < deadline:
+    def _flush_at_exit(self) -> None:
+        deadline = time.monotonic() + _EXIT_FLUSH_S
+        while (self._waiting or self._unreported) and time.monotonic() < deadline:
             self.flush_pending()
             if self._waiting:
                 time.sleep(_RETRY_S)
@@ -191,17 +189,17 @@ def _identity(fd: int) -> tuple[int, int] | None:
 
 
 def make_nonblocking() -> None:
-    """Have everything that this process writes to `sys.stderr` go this way, traces included."""
+    """Let `sys.stderr` of this process never block, tracebacks included."""
     if not isinstance(sys.stderr, NonBlockingText):
         sys.stderr = NonBlockingText()
 
 
 def flush_pending() -> None:
-    """Write what waits for the reader of standard error, where it is guarded."""
+    """Write buffered lines of standard error, after `make_nonblocking`."""
     if isinstance(sys.stderr, NonBlockingText):
         sys.stderr.flush_pending()
 
 
 def dropped_lines() -> int:
-    """Lines that this process could not write since it was started or forked."""
+    """Lines that this process has dropped since it was started or forked."""
     return sys.stderr.dropped if isinstance(sys.stderr, NonBlockingText) else 0

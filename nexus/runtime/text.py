@@ -1,4 +1,4 @@
-"""Text that others will read: what is not printable is escaped, and secrets are masked."""
+"""Makes text safe to show: escapes unprintable characters, and masks secrets."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _secrets: list[str] = []
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""`text` with everything that is not printable, and not in `keep`, written as `\uXXXX`.
+    r"""`text` with unprintable characters, except those in `keep`, escaped as `\uXXXX`.
 
-    This covers control characters (C0, DEL, C1), line separators and bidirectional overrides.
+    These include control characters (C0, DEL, C1), line separators, and bidirectional overrides.
     """
     if text.isprintable():
         return text
@@ -29,8 +29,7 @@ def _escaped(character: str) -> str:
 
 
 def remember_secret(value: str) -> None:
-    """Have `redact` mask this value, also where it is quoted, and the parts of one that is
-    split."""
+    """Let `redact` mask this value, also if it is quoted, or split at white space."""
     forms = {value, repr(value)[1:-1], json.dumps(value)[1:-1], *re.findall(r"[!-~]+", value)}
     new = {form for form in forms if len(form) >= _SHORTEST_SECRET}.difference(_secrets)
     if new:
@@ -46,7 +45,7 @@ def redact(text: str) -> str:
 
 
 def mask_key(content: bytes, key: str | None) -> bytes:
-    """`content` with this key masked, as it is or with `/` escaped as some JSON encoders do."""
+    """`content` with this key masked, even if a JSON encoder escaped its `/`."""
     if not key:
         return content
     for form in {key, key.replace("/", "\\/")}:
