@@ -176,7 +176,7 @@ def _prefixes(slot_lease: SlotLease) -> PrefixTable:
     try:
         return PrefixTable(slot_lease.generation.prefixes if slot_lease.generation else None)
     except OSError as error:
-        log.error("this process finds prompts by itself", extra={"why": error})
+        log.error("prefixes of prompts are not shared with other processes", extra={"why": error})
         return PrefixTable(None)
 
 

@@ -112,7 +112,7 @@ def flat(changes) -> dict[str, float]:
         ("status=200,body=cut", "what is not JSON"),
         ("status=200,body=large,size=1500000", "over 1000000 bytes"),
         ("status=500,message=CUDA out of memory", "CUDA out of memory"),
-        ("status=500,body=stalled", "answered 500"),
+        ("status=500,body=stalled", "responded 500"),
         ("status=307,location=https://elsewhere/v1", "points to https://elsewhere/v1"),
     ],
 )
@@ -177,7 +177,7 @@ def test_client_error_whose_body_does_not_come(fleet, status, shown, way):
     first.fault(f"status={status},body=stalled")
     got, _, content = ask(gateway, "shared", way)
     assert got == shown
-    assert json.loads(content)["error"]["message"].startswith(f"Backend first answered {status}")
+    assert json.loads(content)["error"]["message"].startswith(f"Backend first responded {status}")
 
 
 @pytest.mark.parametrize(

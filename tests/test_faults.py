@@ -123,10 +123,10 @@ CASES = [
 ]
 NO_CONNECTION = {
     "connect_failed": ["nothing listens there"],
-    "connect_timeout": ["does not answer; check that it is up"],
+    "connect_timeout": ["does not respond; check that it is up"],
     "dns_failed": [
         "the name nobody.invalid is not known",
-        "no name server answers for nobody.invalid",
+        "no name server responds for nobody.invalid",
     ],
     "tls_failed": ["does it speak TLS there"],
 }

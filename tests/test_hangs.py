@@ -35,7 +35,7 @@ def ready(base: str) -> tuple[int, list[str]]:
 
 
 def test_a_worker_that_hangs_is_seen(gateway):
-    until(lambda: "[+] workers: 2 of 2 answer" in ready(gateway.operations)[1])
+    until(lambda: "[+] workers: 2 of 2 respond" in ready(gateway.operations)[1])
     first, second = gateway.worker_pids()
     try:
         os.kill(first, signal.SIGSTOP)
@@ -43,12 +43,14 @@ def test_a_worker_that_hangs_is_seen(gateway):
         assert scrape(gateway.operations).value("nexus_workers") == 2
         status, lines = ready(gateway.operations)
         assert status == 200, "the other one serves"
-        assert f"[!] workers: 1 of 2 answer, silent: {first}" in lines
+        assert f"[!] workers: 1 of 2 respond, silent: {first}" in lines
         os.kill(second, signal.SIGSTOP)
         until(lambda: scrape(gateway.operations).value("nexus_workers_silent") == 2, within_s=30)
         until(lambda: ready(gateway.operations)[0] == 503)
         status, lines = ready(gateway.operations)
-        [line] = [line for line in lines if line.startswith("[-] workers: 0 of 2 answer, silent: ")]
+        [line] = [
+            line for line in lines if line.startswith("[-] workers: 0 of 2 respond, silent: ")
+        ]
         assert {int(pid) for pid in line.rpartition(": ")[2].split(", ")} == {first, second}
     finally:
         for pid in (first, second):

@@ -535,7 +535,7 @@ def test_models_of_servers_without_a_usable_list_are_served_without_health_check
             assert (
                 "models of a server without this list go into [[backends.models]]" in lost[0]["why"]
             )
-            until(lambda: "none has no models: /v1/models answered 404" in said(gateway, "status"))
+            until(lambda: "none has no models: /v1/models responded 404" in said(gateway, "status"))
             broken.fault("")
             for name in fleet:
                 body = json.dumps({"model": f"{name}-model", "messages": HELLO}).encode()

@@ -152,7 +152,7 @@ def test_a_response_that_nobody_requested_is_nobodys(pair):
         assert len(stray.connections) == 4, "none is kept"
         assert until(lambda: gateway.scrape().total(unsolicited)) == 1
         assert gateway.scrape().value(unsolicited, backend="stray") == 1
-        [line] = gateway.lines("backend sent bytes that no request asked for")
+        [line] = gateway.lines("backend sent bytes without a request")
         assert (line["level"], line["backend"]) == ("warn", "stray")
         for sock in stray.connections:
             sock.close()

@@ -98,13 +98,13 @@ class AdminContext(ABC):
 
     @abstractmethod
     def run_dir_token(self) -> str | None:
-        """The token that only those who may read the run directory know."""
+        """The token in the run directory, which only its owner can read."""
 
     def latest_requests(self, limit: int) -> list[RequestRecord]:
         return self.generation().latest_requests(limit)
 
     def token_for(self, what: Protected) -> str | None:
-        """The token that this asks for; None if it is open.
+        """The token that this requires; None if it is open.
 
         Until a snapshot has been read, the configuration is unknown and everything is protected.
         """

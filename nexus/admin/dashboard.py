@@ -103,7 +103,7 @@ def dashboard_endpoints(context: AdminContext) -> Blueprint:
 
     @blueprint.errorhandler(TooManyRenders)
     def too_many(_: TooManyRenders) -> Response:
-        message = "This page was asked for too often; try again in a second."
+        message = "This page was requested too often; try again in a second."
         response = error_response(429, "too_many_requests", message)
         response.headers["retry-after"] = "1"
         return response

@@ -26,7 +26,7 @@ class KeyExists(Exception):
 
 
 class KeyInFile(Exception):
-    """The key stands in the configuration file, which only its operator changes."""
+    """The key is in the configuration file, which only the operator changes."""
 
 
 class KeyState(Document, frozen=True, kw_only=True):
@@ -54,7 +54,7 @@ class MadeKey(KeyState, frozen=True, kw_only=True):
     """A key that was just made.
 
     Attributes:
-        key: The key itself, which is shown this once; null if only its digest is known.
+        key: The key itself, only in this response; null if only its digest is known.
     """
 
     key: str | None
@@ -81,7 +81,7 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A key with the fields of `[[keys]]`; each is optional.
 
     Attributes:
-        sha256: Digests of a key that exists already; without them a key is made.
+        sha256: Digests of an existing key; without them a new key is made.
     """
 
     id: str | None = None
@@ -95,7 +95,7 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ChangedKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The fields of a key that change; null takes one back to its default."""
+    """The fields of a key that change; null resets one to its default."""
 
     name: str | None = None
     team: str | None = None

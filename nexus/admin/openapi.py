@@ -28,12 +28,12 @@ from nexus.admin.openapi_schema import (
     REF,
     TEXT,
     Schema,
-    answer,
     component,
     content,
     object_schema,
     parameter,
     refused,
+    response,
 )
 from nexus.admin.responses import BackendList, BackendState, PastRequest, RemovedBackend
 from nexus.config import BackendConfig
@@ -60,7 +60,7 @@ _ERRORS = {
     429: "Asked for too often; try again in a second.",
 }
 _OPEN: list[Schema] = [{}, {"token": []}]
-"""The token is asked for if the configuration says so."""
+"""The token is required if the configuration says so."""
 _FILTERS = [
     parameter("model", TEXT, "For which model."),
     parameter("backend", TEXT, "By which backend."),
@@ -71,8 +71,8 @@ _STATUS_OR_ALL = parameter(
     "status", {"enum": ["", "success", "error"]}, "How they ended; empty for all."
 )
 _VERBOSE = [parameter("verbose", TEXT, "List the checks.")]
-_NAME = parameter("name", TEXT, "Its name.", place="path")
-_ID = parameter("key_id", TEXT, "Its id.", place="path")
+_NAME = parameter("name", TEXT, "Its name.", location="path")
+_ID = parameter("key_id", TEXT, "Its id.", location="path")
 _SAVE = parameter("save", {"enum": ["0", "1", "false", "true"]}, "`1`: keep it over a restart.")
 _SAVE_BODY = object_schema(save=FLAG) | {"required": []}
 
@@ -111,7 +111,7 @@ def _operation(
 
 
 def _read(summary: str, tag: str, kind: type | str, *errors: int, **more: Any) -> Schema:
-    """A GET that asks for the token if the configuration says so."""
+    """A GET that requires the token if the configuration says so."""
     return {"get": _operation(summary, tag, kind, 401, *errors, security=_OPEN, **more)}
 
 
@@ -119,12 +119,12 @@ def _probe(summary: str, kind: type | str, *, unready: bool = False, **more: Any
     """A GET that is always open."""
     operation = _operation(summary, "Probes", kind, **more)
     if unready:
-        operation["responses"]["503"] = answer("No.", TEXT, "text/plain")
+        operation["responses"]["503"] = response("No.", TEXT, "text/plain")
     return {"get": operation}
 
 
 def _admin(summary: str, kind: type, *errors: int, tag: str = "Backends", **more: Any) -> Schema:
-    """An operation that always asks for the token."""
+    """An operation that always requires the token."""
     return _operation(summary, tag, kind, 401, *errors, security=[{"token": []}], **more)
 
 
@@ -217,7 +217,7 @@ def _schema_of(kind: type) -> Schema:
 
 
 def _components(paths: dict[str, Any]) -> dict[str, Schema]:
-    """The schemas that the paths refer to, and those that these refer to in turn."""
+    """The schemas that the paths refer to, and those that these schemas refer to."""
     _, generated = msgspec.json.schema_components(_STRUCTS, ref_template=REF)
     for schema in generated.values():
         if "description" in schema:

@@ -14,19 +14,19 @@ from nexus.admin.openapi_schema import (
     TEXT,
     TEXT_OR_NULL,
     Schema,
-    answer,
     component,
     content,
     list_schema,
     object_schema,
     parameter,
     refused,
+    response,
 )
 from nexus.dialects.base import PromptField
 from nexus.errors import FAULTS
 from nexus.proxy.endpoints import ENDPOINTS, Endpoint
 
-_NEVER_SEEN = 499  # the status of a client that is gone
+_NEVER_SEEN = 499  # the client has disconnected
 
 
 SCHEMAS: dict[str, Schema] = {
@@ -47,7 +47,7 @@ SCHEMAS: dict[str, Schema] = {
         context={"type": "object", "description": "On a 503: what could serve, and when."},
     )
     | {"required": ["type", "error", "request_id"]},
-    "Answer": {"type": "object", "description": "The backend's answer, as it came."},
+    "Answer": {"type": "object", "description": "The backend's response, unchanged."},
     "Key": object_schema(
         object={"const": "key"},
         id=TEXT_OR_NULL,
@@ -80,7 +80,7 @@ def _faults(schema: str) -> dict[str, Any]:
             status = str(fault.status) if fault.status else "default"
             by_status.setdefault(status, []).append(f"`{fault.code}`: {fault.description}")
     error = component(schema)
-    return {s: answer("\n\n".join(lines), error) for s, lines in sorted(by_status.items())}
+    return {s: response("\n\n".join(lines), error) for s, lines in sorted(by_status.items())}
 
 
 _NOT_NULL: Schema = {"type": ["string", "array", "object", "number", "boolean"]}
@@ -88,7 +88,7 @@ _MESSAGES: Schema = {"type": "array", "minItems": 1}
 
 
 def _request(prompt: PromptField) -> Schema:
-    """A request with a model and this prompt; the gateway itself asks no more of it."""
+    """A request with a model and this prompt, which is all that the gateway requires."""
     keys = {prompt.name: _MESSAGES if prompt.messages else _NOT_NULL}
     keys |= dict.fromkeys(prompt.beside, _NOT_NULL)
     return {
@@ -111,15 +111,18 @@ def _proxied(endpoint: Endpoint) -> dict[str, Any]:
         "tags": [endpoint.dialect.TITLE],
         "parameters": [
             parameter(
-                "X-Nexus-Priority", {"enum": ["high", "normal"]}, "Who goes first.", place="header"
+                "X-Nexus-Priority",
+                {"enum": ["high", "normal"]},
+                "Priority in the queue.",
+                location="header",
             ),
-            parameter("X-Nexus-Flexible", TEXT, "`true`: a lower tier will do.", place="header"),
-            parameter("X-Nexus-Strict", TEXT, "`true`: it will not.", place="header"),
-            parameter("X-Request-Id", TEXT, "A name for the request.", place="header"),
+            parameter("X-Nexus-Flexible", TEXT, "`true`: accepts a lower tier.", location="header"),
+            parameter("X-Nexus-Strict", TEXT, "`true`: accepts no lower tier.", location="header"),
+            parameter("X-Request-Id", TEXT, "Identifies the request.", location="header"),
         ],
         "requestBody": {"required": True, "content": body},
         "responses": {
-            "200": {"description": "The backend's answer.", "content": media},
+            "200": {"description": "The backend's response.", "content": media},
             **_faults(endpoint.dialect.ERROR_SCHEMA),
         },
     }
@@ -137,22 +140,24 @@ def client_paths() -> dict[str, Any]:
         "/v1/models": _get(
             "Every model of the healthy backends, and every alias",
             "OpenAI",
-            {"200": answer("The models.", models)},
+            {"200": response("The models.", models)},
         ),
         "/v1/models/{model}": _get(
             "One model, an alias too",
             "OpenAI",
             {
-                "200": answer("The model.", component("Model")),
+                "200": response("The model.", component("Model")),
                 "404": refused("There is no such model."),
             },
-            parameters=[parameter("model", TEXT, "Its name; it may hold slashes.", place="path")],
+            parameters=[
+                parameter("model", TEXT, "Its name; it may hold slashes.", location="path")
+            ],
         ),
         "/v1/key": _get(
             "What the caller's key may use",
             "OpenAI",
             {
-                "200": answer("The key.", component("Key")),
+                "200": response("The key.", component("Key")),
                 "401": refused("There is no valid key."),
             },
         ),

@@ -34,16 +34,16 @@ def content(schema: Schema, kind: str = "application/json") -> dict[str, Any]:
     return {kind: {"schema": schema}}
 
 
-def answer(description: str, schema: Schema, kind: str = "application/json") -> dict[str, Any]:
+def response(description: str, schema: Schema, kind: str = "application/json") -> dict[str, Any]:
     return {"description": description, "content": content(schema, kind)}
 
 
 def refused(description: str) -> dict[str, Any]:
-    return answer(description, component("Error"))
+    return response(description, component("Error"))
 
 
 def parameter(
-    name: str, schema: Schema, description: str, *, place: str = "query"
+    name: str, schema: Schema, description: str, *, location: str = "query"
 ) -> dict[str, Any]:
-    found = {"name": name, "in": place, "schema": schema, "description": description}
-    return found | ({"required": True} if place == "path" else {})
+    definition = {"name": name, "in": location, "schema": schema, "description": description}
+    return definition | ({"required": True} if location == "path" else {})

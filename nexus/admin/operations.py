@@ -60,11 +60,11 @@ def operations_endpoints(context: AdminContext) -> Blueprint:
 
     @blueprint.get("/v1/problems")
     def problems() -> Response:
-        found = context.problems()
+        listed = context.problems()
         if not may_see_names():  # details name addresses, which `/metrics` hides too
-            hidden = [replace(problem, detail=None) for problem in found.problems]
-            found = replace(found, problems=hidden)
-        return json_response(found)
+            hidden = [replace(problem, detail=None) for problem in listed.problems]
+            listed = replace(listed, problems=hidden)
+        return json_response(listed)
 
     @blueprint.get("/health")
     def health() -> Response:
@@ -72,7 +72,7 @@ def operations_endpoints(context: AdminContext) -> Blueprint:
 
     @blueprint.get("/livez")
     def live() -> Response:
-        response = _probe_response({context.role: (True, "it answers")})
+        response = _probe_response({context.role: (True, "it responds")})
         if context.role == "health_process" and (snapshot := context.snapshot()):
             server = snapshot.config.server
             response.headers[GATEWAY_HEADER] = f"{server.port} {server.host}"
@@ -85,7 +85,7 @@ def operations_endpoints(context: AdminContext) -> Blueprint:
     def ready() -> Response:
         checks = _fleet_checks(context, show_names=may_see_names())
         checks["workers"], all_silent = _worker_check(context)
-        # A dead health process must not drain every host at once, nor must one silent worker.
+        # A dead health process must not take every host out at once, nor must one silent worker.
         advisory = {"health_process", "fleet_fresh"} | ({"workers"} if not all_silent else set())
         return _probe_response(checks, advisory=advisory)
 
@@ -121,7 +121,7 @@ def _worker_check(context: AdminContext) -> tuple[Check, bool]:
     """Whether the event loops of all workers move, and whether that of none does."""
     workers = context.generation().slot_lease.workers()
     silent = [row.pid for row in workers if row.is_silent(time.monotonic_ns())]
-    detail = f"{len(workers) - len(silent)} of {len(workers)} answer"
+    detail = f"{len(workers) - len(silent)} of {len(workers)} respond"
     if silent:
         detail += f", silent: {', '.join(map(str, silent))}"
     return (bool(workers) and not silent, detail), bool(silent) and len(silent) == len(workers)

@@ -32,9 +32,9 @@ _HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/:]+):\d+(/\S*)?$")
 def backends() -> None:
     """The running gateway's backends, and changes to them.
 
-    Changes take effect at the next request; requests in flight go on to their end. They last until
-    the gateway stops. With --save they are kept in a file of their own beside the configuration,
-    which is never written, and outlast a restart.
+    Changes take effect at the next request; requests in flight continue. They are lost when the
+    gateway stops. With --save they are also written to a file beside the configuration, which
+    itself is never changed.
     """
 
 
@@ -59,16 +59,16 @@ def list_(status: str | None, config: str | None, url: str | None) -> Result:
     It exits with 1 if there is none.
     """
     everything = find_admin(config, url).backends()
-    found = [backend for backend in everything if status in (None, backend["status"])]
-    if found:
-        return Result({"backends": found}, lambda: backend_table(found))
+    shown = [backend for backend in everything if status in (None, backend["status"])]
+    if shown:
+        return Result({"backends": shown}, lambda: backend_table(shown))
     message = "There is no backend; add one with `nexus backends add URL`."
     if everything:
         message = f"No backend is {status}; there are {len(everything)} of another status."
     return Result({"backends": []}, failure=Failure(message, status=Exit.NEGATIVE))
 
 
-def backend_table(found: list[dict[str, Any]]) -> str:
+def backend_table(shown: list[dict[str, Any]]) -> str:
     rows = [
         (
             backend["name"],
@@ -85,7 +85,7 @@ def backend_table(found: list[dict[str, Any]]) -> str:
             "" if backend["origin"] == "file" else backend["origin"],
             backend["error"] or "",
         )
-        for backend in found
+        for backend in shown
     ]
     head = "NAME TYPE URL STATUS FOR CIRCUIT IN_FLIGHT PROBE MODELS ORIGIN ERROR"
     columns = [name.replace("_", " ") for name in head.split()]
@@ -174,13 +174,12 @@ def add(
 @admin_options
 @returns_result
 def remove(name: str, save: bool, config: str | None, url: str | None) -> Result:
-    """Remove a backend from the running gateway. Its requests in flight go on to their end."""
+    """Remove a backend from the running gateway. Its requests in flight continue."""
     gateway = find_admin(config, url)
-    found = _named(gateway, name)
-    removed = gateway.admin(
-        "DELETE", f"backends/{path_part(found['name'])}{'?save=1' if save else ''}"
-    )
-    return Result(removed, f"Removed {found['name']}{_kept(save)}.")
+    real_name = _named(gateway, name)["name"]
+    path = f"backends/{path_part(real_name)}{'?save=1' if save else ''}"
+    removed = gateway.admin("DELETE", path)
+    return Result(removed, f"Removed {real_name}{_kept(save)}.")
 
 
 @backends.command("drain", short_help="Give a backend no new requests.")
@@ -200,22 +199,22 @@ def drain(
 ) -> Result:
     """Give a backend no new requests.
 
-    It is still probed, and its requests in flight go on to their end.
+    It is still probed, and its requests in flight continue.
 
     With --wait it exits with 1 if some are still in flight after that time.
     """
     gateway = find_admin(config, url)
-    found = _drained(gateway, name, on=True, save=save)
+    backend = _set_draining(gateway, name, on=True, save=save)
     deadline = time.monotonic() + (wait_s or 0)
-    while found["in_flight"] and time.monotonic() < deadline:
+    while backend["in_flight"] and time.monotonic() < deadline:
         time.sleep(_POLL_INTERVAL_S)
-        found = _named(gateway, found["name"])
-    who, count, failure = found["name"], found["in_flight"], None
+        backend = _named(gateway, backend["name"])
+    who, count, failure = backend["name"], backend["in_flight"], None
     if count and wait_s is not None:
         message = f"{who} still has {count} in flight after {wait_s:g} s."
         failure = Failure(message, status=Exit.NEGATIVE)
     text = f"{who} gets no new requests{_kept(save)}; {count} in flight."
-    return Result(found, text, failure=failure)
+    return Result(backend, text, failure=failure)
 
 
 @backends.command("undrain")
@@ -225,25 +224,25 @@ def drain(
 @returns_result
 def undrain(name: str, save: bool, config: str | None, url: str | None) -> Result:
     """Give a drained backend requests again."""
-    found = _drained(find_admin(config, url), name, on=False, save=save)
-    text = f"{found['name']} gets requests again{_kept(save)}; it is {found['status']}."
-    return Result(found, text)
+    backend = _set_draining(find_admin(config, url), name, on=False, save=save)
+    text = f"{backend['name']} gets requests again{_kept(save)}; it is {backend['status']}."
+    return Result(backend, text)
 
 
-def _drained(gateway: Gateway, name: str, *, on: bool, save: bool) -> dict[str, Any]:
+def _set_draining(gateway: Gateway, name: str, *, on: bool, save: bool) -> dict[str, Any]:
     path = f"backends/{path_part(_named(gateway, name)['name'])}/{'drain' if on else 'undrain'}"
-    found: dict[str, Any] = gateway.admin("POST", path, {"save": save})
-    return found
+    backend: dict[str, Any] = gateway.admin("POST", path, {"save": save})
+    return backend
 
 
 def _named(gateway: Gateway, name: str) -> dict[str, Any]:
     """The backend of this name, or of this id (its label in metrics)."""
-    found = gateway.backends()
+    listed = gateway.backends()
     for key in ("name", "id"):
-        for backend in found:
+        for backend in listed:
             if backend[key] == name:
                 return backend
-    names = [backend["name"] for backend in found]
+    names = [backend["name"] for backend in listed]
     hint = suggest(name, names) or f"there are {', '.join(names) or 'none'}."
     raise Failure(f"There is no backend {name}; {hint}", status=Exit.NEGATIVE)
 

@@ -50,6 +50,6 @@ def completions(shell: str) -> None:
 
     from nexus.cli.main import cli
 
-    found = get_completion_class(shell)
-    assert found is not None
-    click.echo(found(cli, {}, "nexus", "_NEXUS_COMPLETE").source())
+    shell_class = get_completion_class(shell)
+    assert shell_class is not None
+    click.echo(shell_class(cli, {}, "nexus", "_NEXUS_COMPLETE").source())

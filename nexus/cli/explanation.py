@@ -1,4 +1,4 @@
-"""What `nexus route explain` says of a gateway that runs, read from its run directory."""
+"""The result of `nexus route explain`, from the run directory of a running gateway."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 
 import click
-import msgspec
 
 from nexus.cli.gateway import run_directory
-from nexus.cli.output import Exit, Failure, print_text, state, table
+from nexus.cli.output import Exit, Failure, Result, state, table
 from nexus.config import ConfigError
 from nexus.dialects.base import InvalidBody, ParsedRequest
 from nexus.dialects.json_body import read_fields
@@ -35,29 +34,23 @@ def route_explain(
     session: str | None,
     key: str,
     flexible: bool,
-    as_json: bool,
-) -> int:
-    """Show what the router would do. Exit status 1 where nothing can serve."""
+) -> Result:
+    """What the router would do."""
     run_dir = run_directory(config)
-    snapshot, generation = (
-        SnapshotReader(run_dir.path).read() if run_dir.path.is_dir() else None,
-        run_dir.current(),
-    )
+    snapshot = SnapshotReader(run_dir.path).read() if run_dir.path.is_dir() else None
+    generation = run_dir.current()
     if snapshot is None or generation is None:
         raise Failure(
             f"No gateway has run in {run_dir.path}; name its configuration with -c.",
             status=Exit.UNREACHABLE,
         )
-    routes, load_table, circuits = (
-        RouteTable(snapshot),
-        LoadTable(generation.load),
-        CircuitTable(generation.circuits),
-    )
+    routes, load_table = RouteTable(snapshot), LoadTable(generation.load)
+    circuits = CircuitTable(generation.circuits)
     resolved = routes.resolve(model)
     parsed = _parsed(body) if body else ParsedRequest(model=model)
     scope = key if routes.affinity.scope == "key" else ""
     headers = RequestHeaders.of([(OVERRIDE, session)] if session else [])
-    asked = RouteQuery(
+    query = RouteQuery(
         model=resolved,
         needs=parsed.needs,
         constraints=routes.constraints(model, resolved),
@@ -65,9 +58,9 @@ def route_explain(
         session=SessionReader(headers, parsed, routes.affinity, resolved, scope),
     )
     now_ns = time.monotonic_ns()
-    found = explain(
+    explanation = explain(
         routes,
-        asked,
+        query,
         Conditions(
             load=load_table.pending,
             holders=PrefixTable(generation.prefixes).holders,
@@ -77,15 +70,12 @@ def route_explain(
         ),
         name=model,
     )
-    if as_json:
-        print_text(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
-    else:
-        print_text(_shown(found))
-    return 1 if found.refusal else 0
+    exit_status = Exit.NEGATIVE if explanation.refusal else Exit.OK
+    return Result(explanation, lambda: _text(explanation), exit=exit_status)
 
 
 def _parsed(file: str) -> ParsedRequest:
-    """A request body, as far as routing reads it."""
+    """The fields of a request body that routing needs."""
     try:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         fields = read_fields(content)
@@ -99,47 +89,39 @@ def _parsed(file: str) -> ParsedRequest:
         raise ConfigError([f"{file}: this is not a request ({error})."]) from error
 
 
-def _shown(found: Explanation) -> str:
-    lines = [
-        f"{found.asked}"
-        + (f" is an alias of {found.resolved}" if found.resolved != found.asked else "")
-    ]
-    if len(found.chain) > 1:
-        lines.append(f"fallbacks: {', '.join(found.chain[1:])}")
-    if found.restricted or found.min_tier:
-        zone = "restricted backends only" if found.restricted else "any zone"
-        lines.append(f"policies: {zone}, tier {found.min_tier or 1} or higher")
-    lines.append(f"strategy: {found.strategy}")
-    if found.affinity:
+def _text(shown: Explanation) -> str:
+    alias = f" is an alias of {shown.resolved}" if shown.resolved != shown.asked else ""
+    lines = [f"{shown.asked}{alias}"]
+    if len(shown.chain) > 1:
+        lines.append(f"fallbacks: {', '.join(shown.chain[1:])}")
+    if shown.restricted or shown.min_tier:
+        zone = "restricted backends only" if shown.restricted else "any zone"
+        lines.append(f"policies: {zone}, tier {shown.min_tier or 1} or higher")
+    lines.append(f"strategy: {shown.strategy}")
+    if shown.affinity:
         lines.append(
-            f"affinity: session by {found.affinity.source}, {found.affinity.result or 'not served'}"
-            f"; order: {', '.join(found.affinity.order)}"
+            f"affinity: session by {shown.affinity.source}, {shown.affinity.result or 'not served'}"
+            f"; order: {', '.join(shown.affinity.order)}"
         )
     lines.append("")
-    rows = []
-    ordered = sorted(found.verdicts, key=lambda v: (v.turn is None, v.turn or 0))
-    for v in ordered:
-        if v.out == "model_not_found":
-            continue
-        rows.append(
-            (
-                f"{v.turn}." if v.turn else "-",
-                v.backend,
-                v.model,
-                f"{v.score:g}" if v.score is not None else "-",
-                f"{v.pending}/{v.limit}" if v.limit else str(v.pending),
-                state(v.circuit.replace("_", " ")),
-                click.style(f"out: {v.out}", fg="yellow") if v.out else "",
-            )
+    having = [v for v in shown.verdicts if v.out != "model_not_found"]
+    rows = [
+        (
+            f"{v.turn}." if v.turn else "-",
+            v.backend,
+            v.model,
+            f"{v.score:g}" if v.score is not None else "-",
+            f"{v.pending}/{v.limit}" if v.limit else str(v.pending),
+            state(v.circuit.replace("_", " ")),
+            click.style(f"out: {v.out}", fg="yellow") if v.out else "",
         )
+        for v in sorted(having, key=lambda v: (v.turn is None, v.turn or 0))
+    ]
     if rows:
         lines.append(table(("", "BACKEND", "MODEL", "SCORE", "IN FLIGHT", "CIRCUIT", ""), rows))
-    without = sorted(
-        {v.backend for v in found.verdicts}
-        - {v.backend for v in found.verdicts if v.out != "model_not_found"}
-    )
+    without = sorted({v.backend for v in shown.verdicts} - {v.backend for v in having})
     if without:
         lines += ["", f"without the model: {', '.join(without)}"]
-    if found.refusal:
-        lines += ["", f"Nothing can serve it now ({found.refusal[0]}): {found.refusal[1]}"]
+    if shown.refusal:
+        lines += ["", f"Nothing can serve it now ({shown.refusal[0]}): {shown.refusal[1]}"]
     return "\n".join(lines)

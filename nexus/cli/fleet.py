@@ -53,12 +53,12 @@ def _table(models: list[dict[str, Any]]) -> str:
 @returns_result
 def health(config: str | None, url: str | None) -> Result:
     """Show the health of the fleet: healthy (exit status 0), degraded or unhealthy (1)."""
-    found = find_gateway(config, url).get("/health").json()
-    backends, models = found["backends"], counted(found["models"]["total"], "model")
+    shown = find_gateway(config, url).get("/health").json()
+    backends, models = shown["backends"], counted(shown["models"]["total"], "model")
     text = (
-        f"{state(found['status'])}: {backends['healthy']} of "
+        f"{state(shown['status'])}: {backends['healthy']} of "
         f"{counted(backends['total'], 'backend')} healthy, {models}, "
-        f"up {duration(found['uptime_seconds'])}, version {found['version']}"
+        f"up {duration(shown['uptime_seconds'])}, version {shown['version']}"
     )
-    healthy = found["status"] == "healthy"
-    return Result(found, text, exit=Exit.OK if healthy else Exit.NEGATIVE)
+    healthy = shown["status"] == "healthy"
+    return Result(shown, text, exit=Exit.OK if healthy else Exit.NEGATIVE)

@@ -105,26 +105,26 @@ class Gateway:
                 headers = self._credentials(base, self.secret())
                 if base == self.base:
                     headers |= self._client_key(base)
-                answer = http_request("GET", base + target, headers=headers)
+                response = http_request("GET", base + target, headers=headers)
             except NoResponse as why:
                 errors[base] = str(why)
                 if base == self.base and self.relocate():
                     bases.insert(1, self.base)
                 continue
-            if answer.status == 200:
-                return answer
-            refused = refused or (base, answer)
+            if response.status == 200:
+                return response
+            refused = refused or (base, response)
         if refused is None:
             raise self.unreachable(errors)
-        base, answer = refused
-        if answer.status == 401 and answer.error_code() in _OF_CLIENT_KEYS:
-            message = f"{base}: {answer.message()} Commands take it from $NEXUS_API_KEY."
+        base, response = refused
+        if response.status == 401 and response.error_code() in _OF_CLIENT_KEYS:
+            message = f"{base}: {response.message()} Commands take it from $NEXUS_API_KEY."
             raise Failure(message, status=Exit.USAGE)
-        if answer.status == 401:
+        if response.status == 401:
             raise self._unauthorized(base)
         raise Failure(
-            f"{base}{path}: {answer.message()}",
-            status=Exit.USAGE if answer.status == 400 else Exit.NEGATIVE,
+            f"{base}{path}: {response.message()}",
+            status=Exit.USAGE if response.status == 400 else Exit.NEGATIVE,
         )
 
     def relocate(self) -> bool:
@@ -165,7 +165,7 @@ class Gateway:
             **self._credentials(self.operations, self.token()),
         }
         try:
-            answer = http_request(
+            response = http_request(
                 method,
                 url,
                 body=None if body is None else json.dumps(body).encode(),
@@ -174,21 +174,24 @@ class Gateway:
             )
         except NoResponse as why:
             raise self.unreachable({self.operations: str(why)}) from why
-        if answer.status == 401:
+        if response.status == 401:
             if self.relocate():
                 return self.admin(method, path, body)
             raise self._unauthorized(self.operations)
-        if answer.status == 404 and answer.error_code() not in ("unknown_backend", "unknown_key"):
+        if response.status == 404 and response.error_code() not in (
+            "unknown_backend",
+            "unknown_key",
+        ):
             raise Failure(
-                f"{self.operations} takes no changes ({answer.message()}); name the health "
+                f"{self.operations} takes no changes ({response.message()}); name the health "
                 "process's address with --url or $NEXUS_OPERATIONS_URL.",
                 status=Exit.USAGE,
             )
-        if answer.status >= 300:
+        if response.status >= 300:
             raise Failure(
-                answer.message(), status=Exit.USAGE if answer.status == 400 else Exit.NEGATIVE
+                response.message(), status=Exit.USAGE if response.status == 400 else Exit.NEGATIVE
             )
-        return answer.json()
+        return response.json()
 
     def backends(self) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = self.admin("GET", "backends")["backends"]
@@ -262,7 +265,7 @@ class Gateway:
 
 
 def find_gateway(config: str | None, url: str | None) -> Gateway:
-    """The gateway that a command is about. Raises `ConfigError` if the file does not exist.
+    """The gateway for a command. Raises `ConfigError` if the file does not exist.
 
     A configuration that cannot be used still leads to the gateway that runs with an older one.
     """
@@ -295,14 +298,14 @@ def find_admin(config: str | None, url: str | None) -> Gateway:
 def run_directory(config: str | None, given: str | None = None) -> RunDirectory:
     """The run directory of a configuration, even of one that cannot be used."""
     try:
-        found = RunDirectory(given) if given else RunDirectory.of(load(config).config)
+        run_dir = RunDirectory(given) if given else RunDirectory.of(load(config).config)
     except ConfigError:
-        found = RunDirectory.of(partial_config(config, os.environ))
+        run_dir = RunDirectory.of(partial_config(config, os.environ))
     try:
-        found.check()
+        run_dir.check()
     except RunDirectoryError as error:
         raise Failure(str(error), status=Exit.USAGE) from error
-    return found
+    return run_dir
 
 
 def path_part(name: str) -> str:

@@ -62,39 +62,43 @@ def history(
     """
     gateway = find_gateway(config, url)
     filters = {"status": status, "model": model, "backend": backend}
-    found = _ended(gateway, limit, filters)
+    requests = _ended(gateway, limit, filters)
     if follow:
-        _follow(gateway, found, filters, as_json=as_json)
+        _follow(gateway, requests, filters, as_json=as_json)
     elif as_json:
-        print_json(found)
-    elif found:
+        print_json(requests)
+    elif requests:
         print_text(click.style(_line(_HEAD), bold=True))
-        for request in reversed(found):
+        for request in reversed(requests):
             print_text(_shown(request))
-    if not found:
+    if not requests:
         raise Failure("No such request has ended yet.", status=Exit.NEGATIVE)
 
 
 def _ended(gateway: Gateway, limit: int, filters: dict[str, str | None]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = gateway.get("/v1/history", limit=limit, **filters).json()
-    return found
+    requests: list[dict[str, Any]] = gateway.get("/v1/history", limit=limit, **filters).json()
+    return requests
 
 
 def _follow(
-    gateway: Gateway, found: list[dict[str, Any]], filters: dict[str, str | None], *, as_json: bool
+    gateway: Gateway,
+    requests: list[dict[str, Any]],
+    filters: dict[str, str | None],
+    *,
+    as_json: bool,
 ) -> None:
     """Print requests as they end, until the user stops it."""
     if not as_json:
         print_text(click.style(_line(_HEAD), bold=True))
     seen: set[tuple[Any, ...]] = set()
     while True:
-        for request in reversed(found):
+        for request in reversed(requests):
             if _key(request) not in seen:
                 print_text(json.dumps(request, ensure_ascii=False) if as_json else _shown(request))
         # A request that is no longer listed cannot be listed again.
-        seen = {_key(request) for request in found}
+        seen = {_key(request) for request in requests}
         time.sleep(_POLL_INTERVAL_S)
-        found = _ended(gateway, _MAX, filters)
+        requests = _ended(gateway, _MAX, filters)
 
 
 def _key(request: dict[str, Any]) -> tuple[Any, ...]:

@@ -47,7 +47,7 @@ def error_message(content: bytes, status: int) -> str:
         return str(json.loads(content)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         text = content[:200].decode(errors="replace").strip()
-        return f"It answered {status}" + (f": {text}" if text else ".")
+        return f"It responded {status}" + (f": {text}" if text else ".")
 
 
 def open_request(
@@ -99,7 +99,7 @@ def http_request(
 
 def _why(error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return "no response in time"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
-    return str(error) or "it answered what is not HTTP"
+    return str(error) or "the response is not HTTP"

@@ -83,8 +83,8 @@ def _fields(given: dict[str, Any]) -> dict[str, Any]:
 def new(name: str, team: str, expires: str | None) -> Result:
     """Make a key for the configuration, and print its entry.
 
-    The key itself is shown this once. The configuration has its SHA-256 only, from which nobody
-    can find the key. `nexus keys add` makes one at the running gateway.
+    The key is shown only once. The configuration contains its SHA-256, from which it cannot be
+    recovered. `nexus keys add` makes one at the running gateway.
     """
     from nexus.access.keys import digest, new_key
     from nexus.config.template import toml
@@ -114,8 +114,8 @@ def digest_command() -> Result:
 
     Use it to name keys of another gateway in the configuration.
     """
-    found = _digest_of_input()
-    return Result({"sha256": found}, found)
+    sha256 = _digest_of_input()
+    return Result({"sha256": sha256}, sha256)
 
 
 def _digest_of_input() -> str:
@@ -133,7 +133,7 @@ def _digest_of_input() -> str:
 @admin_options
 @returns_result
 def add(config: str | None, url: str | None, **fields: Any) -> Result:
-    """Make a key at the running gateway. The key itself is shown this once."""
+    """Make a key at the running gateway. The key is shown only once."""
     gateway = find_admin(config, url)
     made = gateway.admin("POST", "keys", _fields(fields))
     return Result(made, _made(gateway, made, "shown this once"), notes=_notes(gateway))
@@ -162,9 +162,9 @@ def list_(config: str | None, url: str | None) -> Result:
     """List the keys of the running gateway, with what each may use."""
     gateway = find_admin(config, url)
     listed = gateway.admin("GET", "keys")
-    found = listed["keys"]
-    text = _table(found) if found else "No keys; `nexus keys add` makes one."
-    return Result(found, text, notes=_notes(gateway, listed["mode"]))
+    entries = listed["keys"]
+    text = _table(entries) if entries else "No keys; `nexus keys add` makes one."
+    return Result(entries, text, notes=_notes(gateway, listed["mode"]))
 
 
 @keys.command("show")
@@ -202,7 +202,7 @@ def edit(
 @admin_options
 @returns_result
 def block(key: str, config: str | None, url: str | None) -> Result:
-    """Refuse a key's requests from now on. Those in progress go on to their end."""
+    """Refuse a key's requests from now on. Those in progress continue."""
     return _change(key, {"blocked": True}, config, url)
 
 
@@ -227,7 +227,7 @@ def unblock(key: str, config: str | None, url: str | None) -> Result:
 @admin_options
 @returns_result
 def rotate(key: str, grace: int, config: str | None, url: str | None) -> Result:
-    """Replace a key by a new one with the same id. The new key is shown this once."""
+    """Replace a key by a new one with the same id. The new key is shown only once."""
     gateway = find_admin(config, url)
     made = gateway.admin("POST", f"keys/{path_part(key)}/rotate", {"grace_seconds": grace})
     until = made["grace_until"]
@@ -240,7 +240,7 @@ def rotate(key: str, grace: int, config: str | None, url: str | None) -> Result:
 @admin_options
 @returns_result
 def remove(key: str, config: str | None, url: str | None) -> Result:
-    """Remove a key; it is unknown from now on."""
+    """Remove a key; the gateway no longer knows it."""
     removed = find_admin(config, url).admin("DELETE", f"keys/{path_part(key)}")
     return Result(removed, f"Removed {removed['removed']}.")
 

@@ -31,10 +31,10 @@ class Exit(IntEnum):
 
 
 EXIT_STATUSES: dict[int, str] = {
-    Exit.OK: "success, and the answer is good",
-    Exit.NEGATIVE: "success, but the answer is no: unhealthy, nothing found, refused, check failed",
+    Exit.OK: "success, and the result is good",
+    Exit.NEGATIVE: "success, but the result is bad: unhealthy, not found, refused, check failed",
     Exit.USAGE: "wrong usage, or an invalid configuration or token; nothing was changed",
-    Exit.UNREACHABLE: "no gateway answered; the message says which addresses were tried",
+    Exit.UNREACHABLE: "no gateway responded; the message says which addresses were tried",
 }
 
 

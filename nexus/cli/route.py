@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from nexus.cli.gateway import config_option
-from nexus.cli.output import json_option
+from nexus.cli.output import Result, returns_result
 
 
 @click.group("route")
@@ -21,7 +19,7 @@ def route() -> None:
 @click.option(
     "--body",
     metavar="FILE",
-    help="A request body, for what it asks of the model; - reads standard input.",
+    help="A request body that shows the needs of the request; - reads standard input.",
 )
 @click.option(
     "--session",
@@ -30,7 +28,7 @@ def route() -> None:
 )
 @click.option("--key", default="", metavar="ID", help="The caller's key: its sessions are its own.")
 @click.option("--flexible", is_flag=True, help="As with the header X-Nexus-Flexible.")
-@json_option
+@returns_result
 def explain(
     model: str,
     config: str | None,
@@ -38,15 +36,11 @@ def explain(
     session: str | None,
     key: str,
     flexible: bool,
-    as_json: bool,
-) -> None:
+) -> Result:
     """Show every backend with its score or why it is out, and in which order they would be tried.
 
-    It exits with 1 where nothing could serve.
+    It exits with 1 if nothing can serve.
     """
     from nexus.cli.explanation import route_explain
 
-    status = route_explain(
-        config, model, body=body, session=session, key=key, flexible=flexible, as_json=as_json
-    )
-    sys.exit(status)
+    return route_explain(config, model, body=body, session=session, key=key, flexible=flexible)

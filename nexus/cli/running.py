@@ -1,4 +1,4 @@
-"""`nexus serve` and `nexus demo-backend`: what runs until it is stopped."""
+"""`nexus serve` and `nexus demo-backend`: commands that run until they are stopped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nexus.config import ConfigError
     metavar="LEVEL",
     help="trace, debug, info, warn or error; also info,nexus::health=debug.",
 )
-@click.option("--no-discovery", is_flag=True, help="Do not look for backends on the network.")
+@click.option("--no-discovery", is_flag=True, help="Do not discover backends on the network.")
 @click.option(
     "--no-health-check",
     is_flag=True,
@@ -67,13 +67,13 @@ def serve(
 @click.option(
     "--pace", default=40.0, show_default=True, help="Events a second in streams; 0 for no pause."
 )
-@click.option("--length", default=40, show_default=True, help="Words of an answer.")
+@click.option("--length", default=40, show_default=True, help="Words of a response.")
 @click.option(
     "--usage",
     default="asked",
     show_default=True,
     type=click.Choice(["asked", "always", "never"]),
-    help="When streams tell how many tokens they had.",
+    help="When streams report token usage.",
 )
 @click.option(
     "--kind",
@@ -86,7 +86,7 @@ def serve(
     "--says",
     type=click.File(),
     metavar="FILE",
-    help="JSON: path → what it answers to a GET there, such as a list of models; null for 404.",
+    help="JSON: path → response to a GET there, such as a list of models; null for 404.",
 )
 @click.option(
     "--cache-blocks",
@@ -98,7 +98,7 @@ def serve(
     "--prefill-ms",
     default=1.0,
     show_default=True,
-    help="Delay of the answer for each block that is not cached.",
+    help="Delay of the response for each block that is not cached.",
 )
 @click.option(
     "--slots", default=8, show_default=True, help="Requests worked on at once, with a cache."
@@ -126,7 +126,7 @@ def demo_backend(
     seed: int,
     fault: str,
 ) -> None:
-    """Run a small OpenAI-compatible backend that makes up text, and misbehaves on request."""
+    """Run a small OpenAI-compatible backend that generates text, and misbehaves on request."""
     from nexus.cli.demo import run_demo
     from nexus_demo.faults import FaultSpec
     from nexus_demo.server import Behaviour

@@ -1,4 +1,4 @@
-"""What `nexus serve` does: start the supervisor, and show the first screen."""
+"""Implements `nexus serve`: starts the supervisor, and shows the first screen."""
 
 from __future__ import annotations
 
@@ -69,8 +69,7 @@ def _start_demo_fleet(supervisor: Supervisor, run_dir: RunDirectory) -> None:
 
 
 def _model_to_try(run_dir: RunDirectory, dialect: str) -> str | None:
-    """The first published model that can chat, as far as is known, at a backend that speaks this
-    dialect; None if there is none yet."""
+    """The first published model that may chat, at a backend with this dialect; None without one."""
     snapshot = SnapshotReader(run_dir.path).read()
     for backend in snapshot.backends if snapshot else ():
         for model in backend.models if backend.usable and dialect in backend.config.spoken else ():
@@ -91,7 +90,7 @@ def _backends(loaded: LoadedConfig) -> str:
 
 
 def _who_may_use_it(config: Config) -> tuple[str, list[str]]:
-    """Where it listens and who may use it, and how to open it if only this machine can."""
+    """Who may use the gateway, and how to open it if only this machine can."""
     host = bracketed(config.server.host)
     if config.auth.mode == "keys":
         return f"(listens on {host}; clients need a key)", []

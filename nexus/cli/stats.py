@@ -24,13 +24,13 @@ from nexus.cli.output import (
 @returns_result
 def stats(config: str | None, url: str | None) -> Result:
     """Show totals since the gateway was started: overall, by backend and by model."""
-    found = find_gateway(config, url).get("/v1/stats").json()
-    return Result(found, lambda: _text(found))
+    shown = find_gateway(config, url).get("/v1/stats").json()
+    return Result(shown, lambda: _text(shown))
 
 
-def _text(found: dict[str, Any]) -> str:
-    parts = [f"up {duration(found['uptime_seconds'])}\n{summary(found)}"]
-    if found["backends"]:
+def _text(shown: dict[str, Any]) -> str:
+    parts = [f"up {duration(shown['uptime_seconds'])}\n{summary(shown)}"]
+    if shown["backends"]:
         rows = [
             (
                 backend["name"],
@@ -40,11 +40,11 @@ def _text(found: dict[str, Any]) -> str:
                 str(backend["pending"]),
                 state(backend["circuit"].replace("_", " ")),
             )
-            for backend in found["backends"]
+            for backend in shown["backends"]
         ]
         head = ("BACKEND", "REQUESTS", "ON AVERAGE", "PROBE", "IN FLIGHT", "CIRCUIT")
         parts.append(table(head, rows, right=head[1:5]))
-    if found["models"]:
+    if shown["models"]:
         model_rows = [
             (
                 model["name"],
@@ -52,23 +52,23 @@ def _text(found: dict[str, Any]) -> str:
                 milliseconds(model["average_duration_ms"]),
                 milliseconds(model["average_ttft_ms"]),
             )
-            for model in found["models"]
+            for model in shown["models"]
         ]
         model_head = ("MODEL", "REQUESTS", "ON AVERAGE", "FIRST TOKEN")
         parts.append(table(model_head, model_rows, right=model_head[1:]))
     return "\n\n".join(parts)
 
 
-def summary(found: dict[str, Any]) -> str:
+def summary(shown: dict[str, Any]) -> str:
     """Requests, streams and queue of `/v1/stats` in two lines."""
-    requests, streams = found["requests"], found["streams"]
+    requests, streams = shown["requests"], shown["streams"]
     errors = f"{requests['errors']:,} failed ({share(requests['errors'], requests['total'])})"
     if requests["errors"]:
         errors = click.style(errors, fg="red")
-    in_flight = sum(backend["pending"] for backend in found["backends"])
+    in_flight = sum(backend["pending"] for backend in shown["backends"])
     lines = [
         f"{counted(requests['total'], 'request')}, {errors}, "
-        f"{in_flight} in flight, {found['queue']['depth']} queued"
+        f"{in_flight} in flight, {shown['queue']['depth']} queued"
     ]
     if streams["average_ttft_ms"] is not None or streams["active"]:
         rate = streams["average_tokens_per_second"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +13,11 @@ from nexus.cli.http_client import NoResponse, http_request
 from nexus.cli.output import (
     Exit,
     Failure,
+    Result,
     counted,
     duration,
-    json_option,
     milliseconds,
-    print_json,
-    print_text,
+    returns_result,
     safe,
     since,
     state,
@@ -35,22 +33,19 @@ if TYPE_CHECKING:
 
 @click.command("status", short_help="Show the gateway's state, and what is wrong.")
 @gateway_options
-@json_option
-def status(config: str | None, url: str | None, as_json: bool) -> None:
+@returns_result
+def status(config: str | None, url: str | None) -> Result:
     """Show on one screen the gateway's state: its metrics, its backends, and what is wrong.
 
     It exits with 0 if nothing is wrong, with 1 if something is.
     """
     shown = gateway_status(find_gateway(config, url))
-    if as_json:
-        print_json(shown)
-    else:
-        print_text(_screen(shown))
-    sys.exit(Exit.NEGATIVE if shown["problems"] else Exit.OK)
+    exit_status = Exit.NEGATIVE if shown["problems"] else Exit.OK
+    return Result(shown, lambda: _screen(shown), exit=exit_status)
 
 
 def gateway_status(gateway: Gateway) -> dict[str, Any]:
-    """Everything that the screen shows. Raises `Failure` if nothing answers."""
+    """The content of the screen. Raises `Failure` if no address responds."""
     health = gateway.get("/health").json()
     stats = gateway.get("/v1/stats").json()
     samples = parse(gateway.get("/metrics").content.decode())
@@ -84,13 +79,13 @@ def gateway_status(gateway: Gateway) -> dict[str, Any]:
 
 
 def _problems(gateway: Gateway) -> Iterator[Problem]:
-    """The gateway's own list, and what only a command can see."""
-    answered = msgspec.json.decode(gateway.get("/v1/problems").content, type=ProblemList).problems
+    """The gateway's own list, and problems that only a command can detect."""
+    listed = msgspec.json.decode(gateway.get("/v1/problems").content, type=ProblemList).problems
     for fault in gateway.problems:
-        hint = "correct the file; the gateway runs on with the settings that it has"
+        hint = "correct the file; the gateway continues with its present settings"
         message = "The configuration file cannot be used"
         yield problem("configuration", "configuration", message, hint, detail=fault)
-    known = {one.code for one in answered}
+    known = {one.code for one in listed}
     for base, code, process in (
         (gateway.base, "gateway_unreachable", "No worker"),
         (gateway.operations, "health_process_down", "No health process"),
@@ -99,9 +94,9 @@ def _problems(gateway: Gateway) -> Iterator[Problem]:
             if base and code not in known:
                 http_request("GET", f"{base}/livez")
         except NoResponse as why:
-            message = f"{process} answers at {base} ({why})"
+            message = f"{process} responds at {base} ({why})"
             yield problem(code, process.lower(), message, "see its log; `nexus serve` starts it")
-    yield from answered
+    yield from listed
 
 
 def _backends(
@@ -126,7 +121,7 @@ def _backends(
 
 
 def _from_metrics(stats: dict[str, Any], samples: list[Sample]) -> dict[str, Any]:
-    """A backend in the form of the operations port, as far as the metrics tell."""
+    """A backend in the form of the operations port, as far as the metrics show."""
     label = stats["id"]
     up = total(samples, "nexus_backend_up", backend=label)
     infos = (s.labels for s in samples if s.name == "nexus_backend_info")

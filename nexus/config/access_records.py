@@ -10,7 +10,7 @@ from msgspec import Meta
 from nexus.config.fields import Section, doc
 
 RESERVED_KEYS = frozenset({"none", "unknown", "other", "retired"})
-"""Values that metrics have in the place of a key's id."""
+"""Values that metrics have instead of a key's id."""
 _Name = Annotated[str, Meta(min_length=1, max_length=100)]
 _Models = Annotated[list[str] | None, doc("Globs on the model's name as requested; unset: all.")]
 _Endpoints = Annotated[
@@ -25,7 +25,7 @@ class Auth(Section, frozen=True):
     mode: Annotated[
         Literal["off", "optional", "keys"],
         doc(
-            "off: nobody is asked for a key. keys: a request needs a key of [[keys]]. optional: "
+            "off: clients need no key. keys: a request needs a key of [[keys]]. optional: "
             "a request without one is served, one with a key is held to what the key may use."
         ),
     ] = "off"

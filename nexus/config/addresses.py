@@ -26,7 +26,7 @@ def bracketed(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server that listens at `host` can be reached from this machine alone."""
+    """Whether only this machine can reach a server that listens at `host`."""
     if host == "localhost":
         return True
     try:

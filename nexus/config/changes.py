@@ -1,7 +1,7 @@
-"""What operators change at the running gateway: two layers over the configuration file.
+"""Changes of operators at the running gateway: two layers over the configuration file.
 
-One layer is saved in a file of its own. Above it, one lasts as long as the gateway runs. Keys made
-at run time come on top. The configuration file itself is never written.
+One layer is saved in a file of its own. The layer above it is lost when the gateway stops. Keys
+made at run time are a third layer. The configuration file itself is never written.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class OverlayLayer(
         return any(backend.name == name for backend in self.added)
 
     def forgetting(self, name: str) -> OverlayLayer:
-        """Without what it says of this backend, except its removal."""
+        """The layer without this backend, except for its removal."""
         return replace(
             self,
             added=tuple(backend for backend in self.added if backend.name != name),
@@ -88,12 +88,10 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
         return name in self._backends()
 
     def add(self, backend: BackendConfig, *, save: bool) -> Overlay:
-        """With this backend. Raises `ConfigError` if it contradicts the others."""
+        """Add a backend. Raises `ConfigError` if it contradicts the others."""
         session, saved, name = self.session.forgetting(backend.name), self.saved, backend.name
         if save:
-            if (
-                name in session.removed
-            ):  # it makes room for the new one, which is to stay; so its removal stays, too
+            if name in session.removed:  # saving the replacement must also save the removal
                 saved, session = saved.removing(name), session.restoring(name)
             saved = saved.adding(backend)
         else:
@@ -103,7 +101,7 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
         return layered
 
     def remove(self, name: str, *, save: bool) -> Overlay:
-        """Without this backend."""
+        """Remove a backend."""
         session, saved = self.session.forgetting(name), self.saved
         if save:
             saved = saved.forgetting(name)
@@ -118,7 +116,7 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
         return replace(self, saved=saved, session=session)
 
     def drain(self, name: str, *, on: bool, save: bool) -> Overlay:
-        """With this backend drained, or taking requests again."""
+        """Drain a backend, or let it get requests again."""
         if save:
             drained = {
                 other: value for other, value in self.session.drained.items() if other != name
@@ -131,7 +129,7 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
         return replace(self, session=self.session.draining(name, on=on))
 
     def with_key(self, key: Key) -> Overlay:
-        """With this key made at run time, in the place of one with its id. Raises `ConfigError`."""
+        """Add a key made at run time, or replace the one with its id. Raises `ConfigError`."""
         position = {one.id: n for n, one in enumerate(self.keys)}.get(key.id, len(self.keys))
         keys = (*self.keys[:position], key, *self.keys[position + 1 :])
         layered = replace(self, keys=keys)
@@ -142,7 +140,7 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
         return replace(self, keys=tuple(key for key in self.keys if key.id != id_))
 
     def _backends(self) -> dict[str, tuple[BackendConfig, Origin]]:
-        found: dict[str, tuple[BackendConfig, Origin]] = {
+        backends: dict[str, tuple[BackendConfig, Origin]] = {
             backend.name: (backend, "file") for backend in self.file.backends
         }
         layers: tuple[tuple[OverlayLayer, Origin], ...] = (
@@ -151,11 +149,11 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
         )
         for layer, origin in layers:
             for name in layer.removed:
-                found.pop(name, None)
+                backends.pop(name, None)
             for backend in layer.added:
-                # If the operator has added the same name to the file since, the file wins.
-                found.setdefault(backend.name, (backend, origin))
-        return found
+                # If the operator has since added the name to the file, the file takes precedence.
+                backends.setdefault(backend.name, (backend, origin))
+        return backends
 
 
 def parse_key(data: dict[str, Any]) -> Key:

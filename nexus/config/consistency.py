@@ -1,4 +1,4 @@
-"""Finds what is wrong or doubtful in a configuration whose values are all allowed."""
+"""Finds contradictions and doubtful settings in a configuration with valid values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~\[\]:-]+")
 
 
 def find_conflicts(config: Config) -> Iterator[str]:
-    """What no single key shows: repeated names, unusable addresses, aliases that do not end."""
+    """Problems that concern several keys: repeated names, unusable addresses, endless aliases."""
     yield from _backend_conflicts(config)
     yield from _client_conflicts(config)
     yield from _access_conflicts(config)
@@ -160,7 +160,7 @@ def find_warnings(
     if config.server.max_buffered_bytes < config.server.max_answer_bytes:
         yield (
             "[server] max_buffered_bytes is below max_answer_bytes; "
-            "a response between the two is always answered 503."
+            "a response of a size between them always becomes a 503."
         )
     token_env = config.admin.token_env
     if len(secret(token_env, environ) or "") in range(1, _SHORT_TOKEN):
@@ -170,7 +170,7 @@ def find_warnings(
         )
     if config.logging.enable_content_logging:
         yield (
-            "[logging] enable_content_logging has no effect: prompts and answers are never logged."
+            "[logging] enable_content_logging has no effect: no prompt and no response is logged."
         )
 
 

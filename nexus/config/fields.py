@@ -28,7 +28,7 @@ Strategy = Literal["smart", "round_robin", "priority_only", "random"]
 
 MAX_ALIAS_DEPTH = 3
 MAX_BACKENDS = 500
-"""The load table has columns for so many, and some left for those that were just removed."""
+"""The load table has columns for so many, and some more for backends that were just removed."""
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -82,7 +82,7 @@ class Limit(Section, frozen=True):
         Annotated[int, Meta(ge=0, le=1_000_000)] | None, doc("Requests in progress at once.")
     ] = None
     reserve_output: Annotated[
-        Count, doc("Tokens reserved at most for an answer until its usage is known.")
+        Count, doc("Tokens reserved at most for a response until its usage is known.")
     ] = 1024
     cached_weight: Annotated[
         Annotated[float, Meta(ge=0, le=1)], doc("What a cached prompt token counts.")

@@ -26,7 +26,7 @@ COMMAND_LINE = "the command line"
 
 
 class LoadedConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A checked configuration, where it came from, and what the operator should know about it."""
+    """A checked configuration, its source, and warnings for the operator."""
 
     config: Config
     path: Path | None
@@ -123,7 +123,7 @@ def process_config(environ: Mapping[str, str] | None = None) -> Config:
 
 
 def partial_config(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Config:
-    """What finds a running gateway in a file that cannot be used: its run directory and port."""
+    """The run directory and port of a file that cannot be used, to find the running gateway."""
     try:
         server = _read(Path(path or environ.get("NEXUS_CONFIG") or DEFAULT_FILE)).get("server")
     except ConfigError:

@@ -26,7 +26,7 @@ _LEFT_OUT = {*NOT_SUPPORTED, "backends.models"}
 
 
 def template() -> str:
-    """The text that `nexus config init` writes. As it stands, it loads to the defaults."""
+    """The text that `nexus config init` writes. Without edits it loads to the defaults."""
     lines = [
         "# The configuration of Nexus: every key with its default. Lines with # are optional.",
         "# Precedence: command line, environment, this file, defaults.",

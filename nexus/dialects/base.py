@@ -17,7 +17,7 @@ from nexus.routing.needs import ANYTHING, Needs
 
 
 class InvalidBody(Exception):
-    """The body is not a request that a backend could answer.
+    """The body is not a request that a backend could serve.
 
     Attributes:
         param: The field that is wrong, if it is one.

@@ -175,10 +175,10 @@ class LimitTable:
         cells, number = self._cells, key % self._records
         for _ in range(min(_MOST_PROBES, self._records)):
             record = _HEAD + number * _RECORD
-            found = cells[record]
-            if found == key and cells[record + _KEY_REST] == rest:
+            stored = cells[record]
+            if stored == key and cells[record + _KEY_REST] == rest:
                 return record
-            if not found:
+            if not stored:
                 return None
             number = (number + 1) % self._records
         return None

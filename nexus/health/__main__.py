@@ -54,7 +54,7 @@ def main() -> None:
         # There are no logs to reopen, and the default action would end the process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        # Ignored until it is handled: the note tells others where to send it.
+        # Ignored until it is handled: others find the pid in the lock file, and may send it.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         lock.write_note(f"pid {os.getpid()}")
     except (ConfigError, RunDirectoryError) as error:

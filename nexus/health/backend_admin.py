@@ -104,7 +104,7 @@ class HealthBackendAdmin:
         return next(backend for backend in self.backends() if backend.name == name)
 
     def _apply(self, overlay: Overlay, event: str, *, saved: bool) -> None:
-        """Keep this configuration and use it. Raises `ConfigError`; then nothing has changed."""
+        """Write and use this configuration. Raises `ConfigError`; then nothing has changed."""
         fleet = self._monitor.new_fleet(overlay)
         self._changes.write(self._monitor.fleet.overlay, overlay)
         if not self._monitor.adopt(fleet):
@@ -114,7 +114,7 @@ class HealthBackendAdmin:
 
 
 def _check_key_name(overlay: Overlay, name: str | None) -> None:
-    """Raise `ConfigError` for a secret that the file lets no backend have."""
+    """Raise `ConfigError` for a secret that the file does not allow to backends."""
     used = {backend.api_key_env for backend in overlay.file.backends}
     if name is not None and name not in used and name not in overlay.file.admin.api_key_envs:
         problem = (

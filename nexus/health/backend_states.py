@@ -1,4 +1,4 @@
-"""The state of the backends at one moment: what probes found, and what requests see."""
+"""The state of the backends at one moment, by probes and by requests."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Fleet:
     """
 
     def __init__(self, overlay: Overlay, *, now: float, before: Snapshot | None) -> None:
-        """Take over labels and findings from `before`, the last snapshot.
+        """Keep labels and states of `before`, the last snapshot.
 
         Raises `ConfigError` if the changes of operators contradict the file.
         """
@@ -121,7 +121,7 @@ class Fleet:
         return old, backend.probe_state.status
 
     def apply_models(self, name: str, result: ProbeOutcome) -> bool:
-        """Apply what a probe told of models and capacity; returns whether anything changed.
+        """Apply the models and the capacity of a probe; returns whether anything changed.
 
         Equal models stay the same object, so that their pages are not encoded again.
         """

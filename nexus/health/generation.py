@@ -1,4 +1,4 @@
-"""The health process's place in the gateway's generations."""
+"""Follows the gateway's generations in the health process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GenerationFollower:
         self._join(run_dir.current() or run_dir.new_generation())
 
     def follow(self) -> bool:
-        """Join the current generation if it is another one; all of its counters begin at zero.
+        """Join the current generation if it is a new one, in which all counters start at zero.
 
         Returns whether it is another one. Raises OSError and `NoFreeSlotError`.
         """

@@ -123,7 +123,7 @@ class HealthKeyAdmin:
 
 
 def _callers(config: Config) -> dict[str, Caller]:
-    """The callers by id, also if nobody is asked for a key."""
+    """The callers by id, even if `[auth]` is off."""
     auth = replace(config.auth, mode="keys")
     callers = callers_of(replace(config, auth=auth), key_labels={}, team_labels={})
     assert callers is not None

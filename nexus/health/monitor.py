@@ -59,7 +59,7 @@ class FleetMonitor:
         return self._publisher.publish(self.fleet)
 
     def enter_generation(self) -> None:
-        """Drop what belonged to the gateway's last run: unsaved changes, labels of absent names."""
+        """Drop what belongs to the gateway's last run: unsaved changes, labels of absent names."""
         if self.fleet.overlay.session != OverlayLayer():
             self.adopt(self.new_fleet(replace(self.fleet.overlay, session=OverlayLayer())))
         self.fleet.forget_absent_labels()
@@ -71,7 +71,7 @@ class FleetMonitor:
             self.publish()
 
     def probe_requested(self) -> None:
-        """Probe the backends of which requests saw something else than their last probe."""
+        """Probe backends whose responses contradict their last probe."""
         now = time.monotonic()
         for name, backend in self.fleet.backends.items():
             due = now - self._last_requested.get(name, -_PROBE_REQUESTS_EVERY_S)

@@ -1,6 +1,6 @@
 """The health process's own port: the same metrics as from any worker, and changes to the fleet.
 
-It answers also if every worker is busy or dead.
+It responds even if every worker is busy or dead.
 """
 
 from __future__ import annotations

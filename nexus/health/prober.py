@@ -118,7 +118,7 @@ class Prober:
         try:
             models, capacity, missing = self._read(send)
         except TimeoutError:
-            error = f"no answer within {timeout_s:g} s"
+            error = f"no response within {timeout_s:g} s"
         except (BadProbeResponse, OSError, RequestFailed) as failure:
             error = self._describe(failure, timeout_s)
         except Exception as failure:
@@ -199,23 +199,27 @@ class Prober:
         if 300 <= status < 400:
             location = ascii(response.header("location") or "nowhere")
             raise BadProbeResponse(
-                f"{path} answered {status}, a redirect to {location}; put the new address into url"
+                f"{path} responded {status}, a redirect to {location}; put the new address into url"
             )
         if status == 404 and path.startswith("/v1/"):
             target = self._address.target(path)
             raise BadProbeResponse(
-                f"{target} answered 404; a path in url is used as written (base_path replaces "
+                f"{target} responded 404; a path in url is used as written (base_path replaces "
                 "it), and models of a server without this list go into [[backends.models]]",
                 alive=True,
             )
         if status != 200:
-            raise BadProbeResponse(f"{path} answered {status}", alive=status not in _NOT_READY)
+            raise BadProbeResponse(f"{path} responded {status}", alive=status not in _NOT_READY)
         try:
             return json.loads(content)
         except ValueError as error:
-            raise BadProbeResponse(f"{path} answered what is not JSON", alive=True) from error
+            raise BadProbeResponse(
+                f"{path} responded with something that is not JSON", alive=True
+            ) from error
         except RecursionError as error:
-            raise BadProbeResponse(f"{path} answered JSON that is nested too deeply") from error
+            raise BadProbeResponse(
+                f"{path} responded with JSON that is nested too deeply"
+            ) from error
 
     def _send(self, query: _Query, deadline: float) -> tuple[ResponseParser, bytes, float]:
         """Send one query; returns the response, its body, and its duration in seconds.
@@ -284,29 +288,29 @@ class Prober:
             response.feed(data)
             if not data and not response.complete:
                 raise ConnectionResetError(
-                    "it closed the connection before its answer was complete"
+                    "it closed the connection before its response was complete"
                 )
             pieces.append(response.body())
             size += len(pieces[-1])
             if size > _MAX_BYTES:
-                raise BadProbeResponse(f"the answer is over {_MAX_BYTES} bytes")
+                raise BadProbeResponse(f"the response is over {_MAX_BYTES} bytes")
         return b"".join(pieces)
 
     def _describe(self, failure: Exception, timeout_s: float) -> str:
-        """A failure in plain words, without nested exceptions of libraries."""
+        """Describes a failure, without nested exceptions of libraries."""
         if isinstance(failure, BadProbeResponse):
             return str(failure)
         cause = failure.__cause__ if isinstance(failure, RequestFailed) else failure
         if isinstance(cause, TimeoutError):
-            return f"{reason(cause, self._address)} (no answer within {timeout_s:g} s)"
+            return f"{reason(cause, self._address)} (no response within {timeout_s:g} s)"
         return reason(cause, self._address)
 
     def _describe_broken(self, path: str, error: Exception) -> str:
         if isinstance(error, MalformedResponse):
-            return f"{path} answered what is not HTTP that can be trusted: {error}"
+            return f"{path} responded with invalid HTTP: {error}"
         hint = (
             "; does it ask for a client certificate (client_cert_file)?"
             if self._address.tls
             else ""
         )
-        return f"{path}: it closed the connection before its answer was complete{hint}"
+        return f"{path}: it closed the connection before its response was complete{hint}"

@@ -25,17 +25,17 @@ class Facts:
     """What the health process knows of the gateway at one moment.
 
     Attributes:
-        troubles: Label value of a backend → why it served nothing lately.
+        troubles: Label value of a backend → why it has served nothing lately.
         uptime_s: Seconds since the gateway started.
-        workers: Workers that take requests.
+        workers: Workers that accept requests.
         workers_configured: Workers at the gateway's start; 0 if it has not started yet.
-        workers_silent: Workers whose event loop does not move.
+        workers_silent: Workers whose event loop hangs.
         fleet_age_s: Seconds since the last round of probes ended; None before the first.
         fleet_age_limit_s: Age from which the fleet is stale; None if nothing is probed.
         reload_problems: Why the last reload was refused; empty if it was not.
         imbalance: Value of `nexus_accounting_imbalance`.
         write_errors: Series that found no space in the run directory.
-        damaged_files: Metrics files that were set aside.
+        damaged_files: Damaged metrics files that were renamed.
         labels_over: Names that have no label value of their own.
     """
 
@@ -114,7 +114,7 @@ def _backend_problems(facts: Facts) -> Iterator[Problem]:
         yield problem(
             "name_server_down",
             "name server",
-            f"No name server answers for {len(unresolved)} of {len(backends)} backends",
+            f"No name server responds for {len(unresolved)} of {len(backends)} backends",
             "check the DNS of this host (`/etc/resolv.conf`)",
         )
     for backend in backends:

@@ -1,4 +1,4 @@
-"""The health process's life: it starts the parts, runs them, and ends if one of them fails."""
+"""The health process: starts its parts, runs them, and ends if one of them fails."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from nexus.runtime.sd_notify import Notifier
 log = logging.getLogger("nexus.health")
 
 _POLL_INTERVAL_S = 0.25
-"""A killed worker's requests leave the gauges within a second."""
+"""Short enough that a killed worker's requests leave the gauges within a second."""
 _RETRY_S = 5.0
 _FIRST_ROUND_S = 10.0
 """Limit for the first round before READY=1: a backend that hangs must not hold up the start."""
@@ -118,7 +118,7 @@ class HealthProcess:
         self._stopping.set()
 
     def _fail(self, greenlet: gevent.Greenlet[[], object]) -> None:
-        """End the process: its supervisor starts a new one, which is better than half of one."""
+        """End the process, so that its supervisor starts a new one."""
         log.error("the health process failed and ends", extra={"why": repr(greenlet.exception)})
         self._exit_status = 1
         self.stop()
@@ -143,7 +143,7 @@ class HealthProcess:
         serve_operations(listen, operations_app(context, self._admin, self._keys))
 
     def _poll(self) -> None:
-        """Show that the process lives, and do what others left in the run directory."""
+        """Send a heartbeat, and handle requests of other processes in the run directory."""
         while True:
             gevent.sleep(_POLL_INTERVAL_S)
             generation = self._publisher.generation

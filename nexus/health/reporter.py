@@ -30,7 +30,7 @@ _INTERVAL_S = 1.0
 _WINDOWS_INTERVAL_S = 5.0
 _RETRY_S = 5.0
 _WORKERS_REPLACED_S = 5
-"""A worker that ends is missed if it has not been replaced within this time."""
+"""A worker counts as missing if it has not been replaced within this time."""
 
 
 class Reporter:
@@ -73,7 +73,7 @@ class Reporter:
             log.error("the list of problems cannot be written", extra={"why": error})
 
     def _follow(self, generation: GenerationContext) -> None:
-        """Forget what belongs to another generation."""
+        """Drop the state of another generation."""
         self._generation = generation
         self._windows = Windows(started=generation.started.monotonic)
         self._windows_due = 0.0

@@ -1,4 +1,4 @@
-"""Where requests to a backend go."""
+"""The address of a backend: where requests to it are sent."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ import time
 from typing import Any, Protocol
 
 POLL_INTERVAL_S = 0.05
-"""How often a client that has sent bytes ahead is checked. Its socket stays readable, so an event
-does not tell whether it has closed."""
+"""How often a client that has sent bytes ahead is checked: its socket stays readable, so events do
+not show whether it has closed."""
 _CLOSED_STATES = (7, 8)
 """TCP_CLOSE and TCP_CLOSE_WAIT of Linux, `include/net/tcp_states.h`."""
 
@@ -21,15 +21,16 @@ class ClientGone(Exception):
 
 
 class Stopping(BaseException):
-    """Raised in a greenlet that still serves a request when the grace of a stop is over."""
+    """Raised in a greenlet that still serves a request when the grace period has ended."""
 
 
 class ReadinessNotifier(Protocol):
     """Notifies a waiter that a connection is readable; belongs to the connection.
 
     Attributes:
-        early: It became readable while nobody waited: it was closed, or sent bytes unasked.
-        waiter: Who waits.
+        early: The connection became readable while nothing waited: it closed, or got unsolicited
+            bytes.
+        waiter: What waits for it.
     """
 
     early: bool
@@ -41,8 +42,7 @@ class ReadinessNotifier(Protocol):
 
 
 class Pollable(Protocol):
-    """Something that is waited for repeatedly, such as a connection. Its owner closes
-    `notifier`."""
+    """Something to wait for repeatedly, such as a connection. Its owner closes `notifier`."""
 
     notifier: ReadinessNotifier | None
 
@@ -50,8 +50,7 @@ class Pollable(Protocol):
 
 
 class DisconnectWatch:
-    """Waits for descriptors and watches a client meanwhile. This one uses `poll`: any server
-    works."""
+    """Waits for descriptors and watches a client meanwhile, by `poll`, under any server."""
 
     def __init__(self, client: socket.socket | None) -> None:
         self._client = client
@@ -107,7 +106,7 @@ def is_at_eof(client: _socket.socket) -> bool:
 
 
 def has_closed(client: _socket.socket) -> bool:
-    """Whether a client has closed although bytes of it are unread; False if TCP cannot tell."""
+    """Whether a client has closed while bytes of it are unread; False if TCP does not show it."""
     try:
         state: int = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
     except OSError:

@@ -1,5 +1,4 @@
-"""Why a backend cannot be reached, in plain words: what happened, where, and what to do about
-it."""
+"""Describes why a backend cannot be reached: what happened, where, and what to do."""
 
 from __future__ import annotations
 
@@ -10,8 +9,8 @@ import ssl
 from nexus.http.address import Address
 from nexus.http.resolver import ResolverTimeout
 
-NO_NAME_SERVER = "no name server answers for"
-"""Begins the reason if the DNS is down; an unknown name has another one."""
+NO_NAME_SERVER = "no name server responds for"
+"""Start of the reason if no name server responds; an unknown name has another reason."""
 _REFUSED = {
     errno.ECONNREFUSED: "nothing listens there; start the server, or correct the url",
     errno.EHOSTUNREACH: "there is no route to it; check the network and the firewall",
@@ -64,7 +63,7 @@ def reason(error: BaseException | None, address: Address) -> str:
         case socket.gaierror() | UnicodeError():
             return f"the name {address.host} is not known; correct the url, or the DNS"
         case TimeoutError():
-            return f"{place} does not answer; check that it is up and that no firewall blocks it"
+            return f"{place} does not respond; check that it is up and that no firewall blocks it"
         case OSError():
             meaning = _REFUSED.get(error.errno or 0) or (error.strerror or str(error)).lower()
             return f"{place} cannot be reached: {meaning}"

@@ -91,9 +91,9 @@ class Connection:
     def is_quiet(self) -> bool:
         """Whether the connection can carry another request.
 
-        Its last response must have ended, and nothing may have arrived after it. A stream is
-        over with `[DONE]`, so the end of its response may arrive while the connection is idle. Other
-        bytes are `unsolicited`: they would be read as the response to the next request.
+        Its last response must have ended, and nothing may have arrived after it. A stream is over
+        with `[DONE]`, so its response may end while the connection is idle. Other bytes are
+        `unsolicited`: they would be read as the next response.
         """
         response, notifier = self.response, self.notifier
         # The event loop watches the connection. A system call for bytes that arrived since its last

@@ -1,4 +1,4 @@
-"""Content codings of request bodies, which are decoded here: a backend gets the decoded body."""
+"""Decodes the content codings of request bodies: a backend gets the decoded body."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nexus.errors import RequestFailed
 
 _PIECE = 1024 * 1024
 _ZSTD_WINDOW_LOG = 23
-"""The largest window that a decoder must take, as a power of two: 8 MiB (RFC 9659)."""
+"""The largest window that a decoder must support, as a power of two: 8 MiB (RFC 9659)."""
 _BROKEN = (zlib.error, gzip.BadGzipFile, ZstdError, EOFError)
 
 

@@ -1,7 +1,7 @@
-"""Keys: which headers carry a client's, and which of the two, the client's or ours, a backend gets.
+"""Which headers carry a client's key, and whether a backend gets that key or the gateway's.
 
-A client's credentials are one thing, whatever header or query parameter carries them. They reach a
-backend only if it may have them, and never beside our own key.
+All headers and query parameters with a client's credentials are treated alike. They reach a backend
+only if it may have them, and never beside the gateway's key.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _SAFE_IN_QUERIES = "!$&'()*+,-./:;=?@_~%[]"
 
 
 def own_key(config: BackendConfig, environ: Mapping[str, str]) -> str | None:
-    """The key that we send to this backend. Raises `SecretError` if no header can carry it."""
+    """The gateway's key for this backend. Raises `SecretError` if no header can carry it."""
     return secret(config.api_key_env, environ)
 
 
 def own_key_lines(config: BackendConfig, key: str | None) -> str:
-    """The header line that carries our key; empty without a key."""
+    """The header line with the gateway's key; empty without a key."""
     provider = config.provider
     return "" if key is None else f"{provider.key_header}: {provider.key_prefix}{key}\r\n"
 
 
 def accepts_client_keys(config: BackendConfig, key: str | None) -> bool:
-    """Whether a client's own credentials are sent to a backend; `key` is ours for it."""
+    """Whether a client's own credentials are sent to a backend; `key` is the gateway's for it."""
     return key is None and (
         bool(config.forward_authorization) or config.accepts_client_keys_by_default
     )

@@ -1,8 +1,7 @@
-"""Which web pages may use the gateway: requests that browsers send for pages of other origins are
-refused.
+"""Which web pages may use the gateway: it refuses requests for pages of other origins.
 
-Browsers say so themselves, by `Origin` and `Sec-Fetch-Site` (the Fetch standard); pages cannot
-forge either. Clients that are no browsers send neither.
+Browsers send the page's origin in `Origin` and `Sec-Fetch-Site` (the Fetch standard), which pages
+cannot forge. Other clients send neither.
 """
 
 from __future__ import annotations
@@ -25,11 +24,10 @@ Headers = list[tuple[str, str]]
 
 
 def admits(headers: Mapping[str, str], origins: Sequence[str]) -> bool:
-    """Whether a request may be served, by its headers: it comes from no page, from our own, or from
-    one that is named.
+    """Whether a request may be served: for no page, for our own, or for a configured origin.
 
-    A page is our own if its origin names the host that the request names, or if the browser says
-    so: behind a proxy that changes Host, only the browser can tell.
+    A page is our own if its origin and the request name the same host, or if the browser says so.
+    Behind a proxy that changes Host, only the browser knows.
     """
     if _EVERY in origins:
         return True
@@ -44,7 +42,7 @@ def admits(headers: Mapping[str, str], origins: Sequence[str]) -> bool:
 
 
 def response_headers(origin: str | None, origins: Sequence[str]) -> Headers:
-    """What an answer tells the browser, so that a page of a named origin may read it."""
+    """The headers that let a page of a configured origin read the response."""
     if origin is None or not origins:
         return []
     if _EVERY in origins:
@@ -59,7 +57,7 @@ def response_headers(origin: str | None, origins: Sequence[str]) -> Headers:
 
 
 def preflight(headers: Mapping[str, str], cors: Cors) -> Headers | None:
-    """The headers that answer a preflight; None if its origin may not use the gateway."""
+    """The headers of the response to a preflight; None if its origin may not use the gateway."""
     allowed = response_headers(headers.get("origin"), cors.origins)
     if not admits(headers, cors.origins):
         return None

@@ -33,7 +33,7 @@ _NOT_FOR_BACKENDS = (
     }
 )  # fmt: skip
 _NOT_FOR_BACKENDS_PREFIXES = ("x-nexus-", "x-forwarded-", "sec-", "access-control-")
-"""Our own headers, and those that say who asks and from where."""
+"""Our own headers, and those that identify the client and its address."""
 _NOT_FOR_CLIENTS = HOP_BY_HOP | {
     "content-length", "server", "date", "set-cookie", "alt-svc", "strict-transport-security",
     "x-request-id",
@@ -68,7 +68,7 @@ class RequestHeaders(msgspec.Struct):
         pairs: Names, in lower case, and values, in their order.
         first: The first value of each name.
         credentials: Whether one of them is a key of the client's.
-        unusual: Whether one needs a check that most requests do not: an origin, or a coding.
+        unusual: Whether one needs an extra check: an origin, or a coding.
     """
 
     pairs: list[Field]
@@ -143,7 +143,7 @@ def _is_for_client(entry: Field) -> bool:
 
 
 def _is_safe(value: str) -> bool:
-    """Whether a value can stand in a head. The first test is cheaper and nearly always true."""
+    """Whether a header can have this value. The first test is cheap and nearly always true."""
     return (value.isascii() and value.isprintable()) or _VALUE.fullmatch(value) is not None
 
 

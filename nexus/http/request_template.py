@@ -13,13 +13,13 @@ from nexus.http.headers import RequestHeaders
 
 
 class RequestTemplate(msgspec.Struct, frozen=True, kw_only=True):
-    """Renders the request heads for one backend. Made once for each backend of a snapshot.
+    """Renders the request headers for one backend. Made once for each backend of a snapshot.
 
     Attributes:
         address: Where the requests go.
-        key: Our key for the backend.
+        key: The gateway's key for the backend.
         client_keys: Whether a client's own credentials are sent.
-        key_lines: Header lines that carry our key.
+        key_lines: Header lines with that key.
         default_lines: Header name → line that is sent unless the client sends that header.
         paths: `Provider.paths`.
         via: The name of this gateway in Via headers (RFC 9110, section 7.6.3).

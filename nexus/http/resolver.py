@@ -1,8 +1,7 @@
 """Resolves the host names of backends, within a time limit and while watching the client.
 
-The system's resolver can neither be interrupted nor be given a time limit. So each lookup runs in a
-thread of its own, which all who wait for that name share: a silent name server delays its own names
-only.
+The system's resolver has no time limit and cannot be interrupted. So each lookup runs in its own
+thread, which all waiters for that name share. A silent name server delays only its own names.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Server-sent events, cut out of a stream in whatever pieces it comes, with their bytes kept.
+"""Splits a stream, in pieces of any size, into server-sent events, and keeps their bytes.
 
-Format: the HTML standard, section 9.2 (lines end with LF, CR or CRLF; an empty line ends an event;
-lines that begin with a colon are comments).
+Format: the HTML standard, section 9.2 (lines end with LF, CR, or CRLF; an empty line ends an event;
+lines that start with a colon are comments).
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ from typing import NamedTuple
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LONGEST_END = 4
 _LONGEST_EVENT = 16 * 1024 * 1024
-"""Bytes of an event that are kept to understand it; what is longer goes on in pieces that are
-not."""
+"""Longer events are forwarded in pieces that are not parsed."""
 _FIRST_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _LF, _CR = b"\n\r"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def starts_events(data: bytes) -> bool | None:
-    """Whether a body that begins so is a stream of events, whatever its content type; None if
-    that is not clear yet."""
+    """Whether a body with this start is a stream of events; None if it is not clear yet."""
     if len(data) < len(_BYTE_ORDER_MARK) and _BYTE_ORDER_MARK.startswith(data):
         return None
     text = data.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n")
@@ -31,10 +29,12 @@ def starts_events(data: bytes) -> bool | None:
 
 
 class Event(NamedTuple):
-    """`raw`: its bytes, the empty line that ends it included. `data` is None where it carries none
-    (a comment, say).
+    """An event.
 
-    `tail`: this is only the line feed of a CRLF whose CR has ended the event before.
+    Attributes:
+        raw: Its bytes, with the empty line at its end.
+        data: None if it has none, such as a comment.
+        tail: It is only the line feed of a CRLF whose CR has ended the last event.
     """
 
     raw: bytes
@@ -47,17 +47,17 @@ _TAIL = Event(b"\n", None, tail=True)
 
 
 class EventReader:
-    """Cuts a stream into its events; what is not complete yet is in `pending`."""
+    """Splits a stream into its events. `pending` holds the start of an incomplete one."""
 
     def __init__(self) -> None:
         self.pending = bytearray()
         self._searched = 0
-        self._begun = False
+        self._started = False
         self._after_cr = False
 
     @property
     def between_events(self) -> bool:
-        """Whether what comes next begins an event."""
+        """Whether the next bytes start an event."""
         return not self.pending and not self._after_cr
 
     def feed(self, piece: bytes) -> list[Event]:
@@ -68,14 +68,14 @@ class EventReader:
             and piece[:6] == b"data: "
             and piece[-2:] == b"\n\n"
         ):
-            # What nearly every packet of a stream is: one whole event in one line.
+            # Nearly every packet of a stream is one whole event in one line.
             data = piece[6:-2]
             if b"\n" not in data and b"\r" not in data:
-                self._begun = True
+                self._started = True
                 return [Event(piece, data)]
-        return self._cut(piece)
+        return self._split(piece)
 
-    def _cut(self, piece: bytes) -> list[Event]:
+    def _split(self, piece: bytes) -> list[Event]:
         pending = self.pending
         events: list[Event] = []
         if self._after_cr and piece:
@@ -85,8 +85,8 @@ class EventReader:
                 piece = piece[1:]
         pending += piece
         start, searched = 0, self._searched
-        while found := _END.search(pending, searched):
-            end = searched = found.end()
+        while match := _END.search(pending, searched):
+            end = searched = match.end()
             events.append(self._event(bytes(pending[start:end])))
             start = end
         if start:
@@ -95,12 +95,12 @@ class EventReader:
         if len(pending) > _LONGEST_EVENT:
             events.append(Event(bytes(pending), None))
             pending.clear()
-        # The next search begins where an end could still begin that is not complete yet.
+        # The next search starts where an incomplete end could start.
         self._searched = max(0, len(pending) - _LONGEST_END)
         return events
 
     def rest(self) -> Event | None:
-        """What a stream that ended without a last empty line still held."""
+        """The last event of a stream that ended without an empty line; None without one."""
         if not self.pending:
             return None
         raw = bytes(self.pending)
@@ -109,8 +109,8 @@ class EventReader:
         return self._event(raw)
 
     def _event(self, raw: bytes) -> Event:
-        text = raw if self._begun else raw.removeprefix(_BYTE_ORDER_MARK)
-        self._begun = True
+        text = raw if self._started else raw.removeprefix(_BYTE_ORDER_MARK)
+        self._started = True
         data: list[bytes] = []
         kind = b""
         for line in text.splitlines():

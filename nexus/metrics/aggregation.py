@@ -29,7 +29,7 @@ There are several for retired labels, or if a bound is written in two ways (`1`,
 
 
 class RetiredLabels:
-    """Label values that their names gave back; their series are shown under `retired`."""
+    """Retired label values, whose series are shown under `retired`."""
 
     def __init__(self, models: Iterable[str] = (), backends: Iterable[str] = ()) -> None:
         self._models = frozenset(models)

@@ -27,10 +27,10 @@ from nexus.metrics.metrics_file import DamagedFile, bytes_in_use, entries
 log = logging.getLogger("nexus.metrics")
 
 DAMAGED = ".damaged"
-"""Suffix of a file that was set aside; the time at which that was comes after it."""
+"""Suffix of a damaged file that was renamed; the time follows it."""
 
 Retired = tuple[tuple[str, ...], tuple[str, ...]]
-"""Label values of models and of backends that were given back."""
+"""Retired label values of models and of backends."""
 
 _TICK_NS = 50_000_000
 _MAX_READS = 5
@@ -146,8 +146,8 @@ class DirectoryReader:
 
         The row's sequence number is a seqlock: its process makes it odd before it records a request
         and even after. If it was odd, or another after the copy than before, the copy may hold half
-        of a request, so it is made again. A process that was killed while it recorded leaves the
-        number odd, so the last of a few copies is used as it is.
+        of a request, so it is made again. If a process is killed while it records, the
+        number stays odd, so the last of a few copies is used as it is.
         """
         row = self._row(slot)
         if row is None:
@@ -180,7 +180,7 @@ class DirectoryReader:
         return self._gauges[1]
 
     def damaged(self) -> int:
-        """How many files have been set aside, by whichever process."""
+        """How many damaged files have been renamed, by any process."""
         return self._listing.damaged
 
     def _follow_directory(self, retired: Retired) -> None:

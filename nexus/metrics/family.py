@@ -37,7 +37,7 @@ class Family:
     Attributes:
         label_values: Its labels, each with the values that it can have.
         source: Who moves it: `workers` (each process counts, readers add up), `health` (the health
-            process alone), or `scrape` (rendered by whoever answers the scrape).
+            process alone), or `scrape` (rendered by the process that serves the scrape).
     """
 
     name: str

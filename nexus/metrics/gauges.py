@@ -1,8 +1,7 @@
-"""The fleet's gauges as one prometheus_client file, written aside and renamed over the old one
-whole.
+"""The fleet's gauges in a prometheus_client file, which is replaced as a whole.
 
-The library cannot take a series out of a file in multiprocess mode; replaced whole, the file never
-holds a backend that is gone, and stock readers understand it too.
+In multiprocess mode the library cannot remove a series from a file. A new file never has the series
+of a removed backend, and stock readers can read it, too.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ def write_fleet_gauges(
     loaded_at: float,
     last_reload_good: bool,
 ) -> None:
-    """Replace the gauge file in `directory`. Raises OSError where the directory is gone or full.
+    """Replace the gauge file in `directory`. Raises OSError if the directory is gone or full.
 
-    `updated_at` and `loaded_at`, in Unix seconds: when the last round of probes ended, and when the
-    configuration that holds was read.
+    `updated_at` and `loaded_at` are in Unix seconds: when the last round of probes ended, and when
+    the configuration in use was read.
     """
-    aside = directory / f"{FILE}.new"  # not *.db, so no reader takes it up
+    aside = directory / f"{FILE}.new"  # not *.db, so that no reader reads it
     aside.unlink(missing_ok=True)
     gauges = ReservedFile(str(aside))
     try:
@@ -67,10 +66,8 @@ def _samples(snapshot: Snapshot, updated_at: float) -> list[tuple[Family, list[s
     by_label: dict[str, list[Backend]] = {}
     for backend in backends:
         by_label.setdefault(backend.label, []).append(backend)
-    for (
-        label,
-        members,
-    ) in by_label.items():  # several share `other`: of a gauge the worst, of their facts none
+    # Several backends may share `other`: it has the worst of their gauges, and no facts.
+    for label, members in by_label.items():
         samples.append(
             (families.BACKEND_UP, [label], all(backend.status == "healthy" for backend in members))
         )
@@ -78,8 +75,7 @@ def _samples(snapshot: Snapshot, updated_at: float) -> list[tuple[Family, list[s
             (families.BACKEND_DRAINING, [label], all(backend.draining for backend in members))
         )
         samples.append((families.BACKEND_INFO, _info(label, members), 1))
-    # A model keeps its series while a backend has it, also one that is down: 0 is what an alert
-    # waits for.
+    # A model keeps its series while a backend has it, even one that is down: alerts wait for a 0.
     offered = Counter({model.name: 0 for backend in backends for model in backend.models})
     for backend in backends:
         if backend.usable:
@@ -104,7 +100,7 @@ def _samples(snapshot: Snapshot, updated_at: float) -> list[tuple[Family, list[s
 
 
 def _key_samples(snapshot: Snapshot, *, now: float) -> list[tuple[Family, list[str], float]]:
-    """The gauges of keys at a time in Unix seconds; none without `[auth]`."""
+    """The gauges of keys, at `now` in Unix seconds; none without `[auth]`."""
     callers = callers_of(
         snapshot.config, key_labels=snapshot.labels.keys, team_labels=snapshot.labels.teams
     )

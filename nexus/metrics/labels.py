@@ -1,8 +1,8 @@
 """Label values: sanitized names that never collide.
 
-The health process alone assigns them; they travel in the fleet snapshot. A label holds as long as
-its name is there. A name that has been gone for long gives its label back: readers then add its
-series up under `retired`, and no name ever gets that label again.
+Only the health process assigns them; they are part of the fleet snapshot. A name keeps its label
+while it exists. If a name has been absent for long, its label is retired: readers add its series up
+under `retired`, and no name gets that label again.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _FORBIDDEN = re.compile(r"[^A-Za-z0-9_]")
 
 
 def sanitize(name: str) -> str:
-    """A name as a label value: what is outside `[A-Za-z0-9_]` becomes `_`, and a leading digit
-    gets one before it."""
+    """A name as a label value: `_` replaces characters outside of `[A-Za-z0-9_]`, and precedes a
+    leading digit."""
     value = _FORBIDDEN.sub("_", name)
     return f"_{value}" if value[:1].isdigit() else value
 
@@ -31,31 +31,31 @@ def sanitize(name: str) -> str:
 def assign(
     known: Mapping[str, str], names: Iterable[str], *, limit: int, retired: Iterable[str] = ()
 ) -> dict[str, str]:
-    """`known` with a label for each of `names` added, in their order.
+    """`known`, with labels for those of `names` that have none.
 
-    The first name gets the plain label; one that would collide, read like a reserved value, or be a
-    retired label gets `_` and six hex digits of its SHA-256. Beyond `limit` labels a name gets
-    none, and counts as `other`. What is in `known` never changes.
+    The first name gets the plain label. If that is in use, reserved, or retired, the name gets `_`
+    and six hex digits of its SHA-256. Beyond `limit` labels a name gets none and counts as `other`.
+    Labels in `known` never change.
     """
     labels = dict(known)
-    taken: set[str] | None = None
+    used: set[str] | None = None
     for name in names:
         if name in labels or len(labels) >= limit:
             continue
-        if taken is None:
-            taken = {*labels.values(), *retired, *RESERVED}
-        labels[name] = next(label for label in _candidates(name) if label not in taken)
-        taken.add(labels[name])
+        if used is None:
+            used = {*labels.values(), *retired, *RESERVED}
+        labels[name] = next(label for label in _candidates(name) if label not in used)
+        used.add(labels[name])
     return labels
 
 
 def _candidates(name: str) -> Iterator[str]:
-    """The labels that a name can have, in the order of preference; without an end."""
+    """An endless series of labels for a name, in the order of preference."""
     plain = sanitize(name)
     yield plain
-    for turn in count():
-        digest = hashlib.sha256(f"{name}{turn or ''}".encode()).hexdigest()
-        for digits in range(6, 65):  # six nearly always do
+    for attempt in count():
+        digest = hashlib.sha256(f"{name}{attempt or ''}".encode()).hexdigest()
+        for digits in range(6, 65):  # six are nearly always enough
             yield f"{plain}_{digest[:digits]}"
 
 
@@ -67,10 +67,10 @@ def retire(
     now: float,
     after_s: float,
 ) -> tuple[dict[str, str], list[str], dict[str, float]]:
-    """Take the labels of names that have been gone for `after_s` out of `known`.
+    """Remove the labels of names that have been absent for `after_s` from `known`.
 
-    Returns the labels that stay, those that retire, and since when each absent name that keeps its
-    label is gone. `now` and `gone_since` are of one clock; a moment in its future counts as now.
+    Returns the remaining labels, the retired ones, and since when each absent name with a label is
+    absent. `now` and `gone_since` are of the same clock; a time in its future counts as now.
     """
     absent = {name: min(gone_since.get(name, now), now) for name in known if name not in present}
     gone = {name for name, since in absent.items() if now - since >= after_s}

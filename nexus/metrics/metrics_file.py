@@ -1,9 +1,8 @@
-"""prometheus_client's metrics files: opened so that a full file system is an error and no crash,
-and read as they are.
+"""prometheus_client's metrics files, for which a full file system is an error and not a crash.
 
-Format (`prometheus_client.mmap_dict`): an int32 of the bytes in use and four of padding; then for
-each value an int32 of its key's length, the key padded to 8 bytes, and two doubles, value and
-timestamp. Files only ever grow, and what is in them stays where it is.
+Format (`prometheus_client.mmap_dict`): an int32 with the bytes in use, and four bytes of padding.
+Then for each value an int32 with the length of its key, the key padded to 8 bytes, and two doubles,
+value and timestamp. Files only grow, and entries never move.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ class DamagedFile(Exception):
 class ReservedFile(MmapedDict):
     """A metrics file whose space on the file system is reserved before it is mapped.
 
-    The library makes sparse files: where no space is left, the first store into one ends the
-    process with SIGBUS. Reserved, it is an OSError at the moment in which the file is made or must
-    grow. Not safe for threads.
+    The library makes sparse files: without free space, the first store into one ends the process
+    with SIGBUS. With a reservation, creating or growing the file raises OSError instead. Not safe
+    for threads.
     """
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
@@ -50,10 +49,9 @@ class ReservedFile(MmapedDict):
         super()._init_value(key)  # type: ignore[no-untyped-call]
 
     def cell(self, key: str) -> tuple[memoryview[float], int]:
-        """The value of `key` as a place in shared memory, made where it is missing. Raises OSError
-        where it cannot be.
+        """The cell of a key's value in shared memory, created if it is missing. Raises OSError.
 
-        A place stays good when the file grows: its old mapping shows the same pages.
+        A cell stays valid when the file grows, because its old mapping shows the same pages.
         """
         self.read_value(key)  # type: ignore[no-untyped-call]
         if self._mapped is not self._m:
@@ -92,12 +90,12 @@ def entries(data: bytes, start: int, used: int) -> Iterator[tuple[bytes, int]]:
 
 
 def bytes_in_use(data: bytes | mmap.mmap, size: int) -> int:
-    """How much of a file of `size` bytes is in use, as its head says. Raises `DamagedFile`."""
+    """The bytes in use of a file of `size` bytes, from its head. Raises `DamagedFile`."""
     if size < _HEAD:
         raise DamagedFile("it is empty" if size == 0 else "it has no head")
     used: int = _INT.unpack_from(data, 0)[0]
     if used == 0:
-        return _HEAD  # made, and nothing written yet
+        return _HEAD  # created, but still empty
     if used < _HEAD or used > size or used % 8:
-        raise DamagedFile("its head makes no sense")
+        raise DamagedFile("its head is invalid")
     return used

@@ -1,4 +1,4 @@
-"""What the kernel says of a process."""
+"""Resources of a process, from the kernel."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def memory_and_cpu(pid: int) -> tuple[int, float] | None:
-    """Resident memory in bytes and processor time in seconds; None where the process is gone
-    (`proc(5)`)."""
+    """Resident memory in bytes and processor time in seconds (`proc(5)`); None if it is gone."""
     try:
         memory = int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
-        # The name, in brackets, may hold anything; what follows it does not.
+        # The name, in brackets, may contain anything; the fields after it do not.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (OSError, IndexError):
         return None

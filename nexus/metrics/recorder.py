@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from _thread import (
-    RLock,  # keeps threads apart, and costs greenlets nothing: nothing below switches them
+    RLock,  # excludes threads; no code below switches greenlets
 )
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -101,7 +101,7 @@ class Recorder:
             row.write_end()
 
     def attempt_started(self, column: int, decision_s: float) -> None:
-        """A backend was chosen, in so many seconds."""
+        """Record how long it took to choose a backend."""
         with self._lock:
             self._decision.observe(decision_s)
             self._row.attempt_started(column)
@@ -126,7 +126,7 @@ class Recorder:
             self._row.count_outcome(column, time.monotonic_ns(), success=False)
 
     def attempt_repeated(self, backend: str, error_type: str) -> None:
-        """An attempt was made once more at the same place, in another form."""
+        """Count an attempt that was repeated at the same backend in another form."""
         with self._lock:
             self.child(families.ATTEMPTS, backend, error_type).inc()
             self.child(families.RETRIES, backend, error_type).inc()
@@ -218,7 +218,7 @@ class Recorder:
         return moves
 
     def caller_refused(self, key: str, team: str, reason: str) -> None:
-        """A request was refused because of who sent it; `key` and `team` are label values."""
+        """Count a request that was refused for its key; `key` and `team` are label values."""
         with self._lock:
             self.child(access_families.KEY_REFUSALS, key, team, reason).inc()
 
@@ -229,19 +229,19 @@ class Recorder:
             self.child(family, limit, dimension).inc()
 
     def limit_settled(self, limit: str, tokens: int) -> None:
-        """A request used so many tokens beyond (or, negative, below) its reserve."""
+        """Count the tokens that a request used beyond (or, negative, below) its reservation."""
         family = access_families.LIMIT_OVERRUN if tokens > 0 else access_families.LIMIT_RETURNED
         with self._lock:
             self.child(family, limit).inc(abs(tokens))
 
     def limits_untracked(self, count: int) -> None:
-        """A request was admitted without so many of its levels: their table is full."""
+        """Count limits of an admitted request that are not tracked, because their table is full."""
         if count:
             with self._lock:
                 self.child(access_families.LIMIT_UNTRACKED).inc(count)
 
     def limits_missed(self) -> None:
-        """The lock on the levels was not to be had for a request."""
+        """Count a request for which the table of limits was locked."""
         with self._lock:
             self.child(access_families.LIMIT_LOCK_MISSES).inc()
 
@@ -260,7 +260,7 @@ class Recorder:
             self.child(families.RETRIES_DENIED, backend).inc()
 
     def routing_failed(self, decision_s: float) -> None:
-        """No backend was found, in so many seconds."""
+        """Record how long it took to find that no backend can serve."""
         with self._lock:
             self._decision.observe(decision_s)
 
@@ -278,7 +278,7 @@ class Recorder:
             self._row.add_bodies(change)
 
     def enqueued(self, column: int) -> None:
-        """A request began to wait; it is shown at the backend in `column` until `dequeued`."""
+        """Count a waiting request, at the backend in `column`, until `dequeued`."""
         with self._lock:
             self._row.add_queued(column, 1)
 
@@ -300,7 +300,7 @@ class Recorder:
             self.child(families.REJECTED, reason).inc()
 
     def preflight(self) -> None:
-        """A browser asked whether it may send a request."""
+        """Count a preflight of a browser."""
         with self._lock:
             self.child(families.PREFLIGHTS).inc()
 

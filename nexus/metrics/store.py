@@ -1,10 +1,9 @@
-"""The counters and histograms of one seat, in prometheus_client's own files.
+"""The counters and histograms of one slot, in prometheus_client's own files.
 
-The library names its files by pid and keeps those of dead processes for ever; here a file is named
-by slot, and a new lessee continues the counters that it finds. So there are as many files as
-processes were alive at once, and no counter ever goes down. The format is the library's, and its
-own collector reads the files too; but a value is counted up where it lies in shared memory, which
-costs a tenth of the library's own call.
+The library names its files by pid and keeps those of dead processes for ever. Here a file is named
+by slot, and a new lessee continues its counters. So there are never more files than processes that
+ran at once, and no counter decreases. The format is the library's, and its own collector can read
+the files, too. A value increases in shared memory, which costs a tenth of the library's own call.
 """
 
 from __future__ import annotations
@@ -27,24 +26,23 @@ from nexus.metrics.metrics_file import ReservedFile
 
 log = logging.getLogger("nexus.metrics")
 
-_Place = tuple["memoryview[float]", int]
+_Cell = tuple["memoryview[float]", int]
 
 
 class SharedCounter:
-    """A counter in shared memory. One process writes it, under a lock where that has threads."""
+    """A counter in shared memory, which one process writes; its threads need a lock."""
 
     __slots__ = ("_at", "_cells")
 
-    def __init__(self, place: _Place) -> None:
-        self._cells, self._at = place
+    def __init__(self, cell: _Cell) -> None:
+        self._cells, self._at = cell
 
     def inc(self, amount: float = 1.0) -> None:
         self._cells[self._at] += amount
 
 
 class SharedHistogram:
-    """A histogram in shared memory: its sum, and a count for each bucket alone, as the library
-    stores it."""
+    """A histogram in shared memory: its sum and a count for each bucket, not cumulative."""
 
     __slots__ = ("_bounds", "_buckets", "_cells", "_sum")
 
@@ -63,12 +61,11 @@ class SharedHistogram:
 
 
 class Store:
-    """Makes the counters and histograms of the table in the files of a seat; in memory where it
-    has none."""
+    """Makes counters and histograms in the files of a slot; in memory if it has none."""
 
     def __init__(self, slot_lease: SlotLease) -> None:
         self.registry = CollectorRegistry()
-        self._alone: dict[str, MetricWrapperBase] = {}
+        self._private: dict[str, MetricWrapperBase] = {}
         self._files: dict[str, ReservedFile] = {}
         if slot_lease.metrics is not None:
             self._files = {
@@ -78,11 +75,9 @@ class Store:
         self._write_errors = self.child(families.WRITE_ERRORS)
 
     def child(self, family: Family, labels: Iterable[str] = ()) -> Any:
-        """The counter or histogram of `family` with these label values. It is slow: keep what it
-        returns.
+        """The counter or histogram of `family` with these label values. Slow: keep the result.
 
-        Where the file cannot grow, the child counts in this process alone, and that is logged and
-        counted.
+        If the file cannot grow, the result counts in this process only. That is logged and counted.
         """
         labels = tuple(labels)
         if not self._files:
@@ -98,15 +93,11 @@ class Store:
             return self._in_memory(family, labels)
 
     def _shared(self, family: Family, labels: tuple[str, ...]) -> SharedCounter | SharedHistogram:
-        file, names, metric = (
-            self._files[family.kind],
-            list(family.labels),
-            family.name.removesuffix("_total"),
-        )
+        file, names = self._files[family.kind], list(family.labels)
         if family.kind == "counter":
-            return SharedCounter(
-                file.cell(mmap_key(metric, family.name, names, list(labels), family.help))
-            )
+            metric = family.name.removesuffix("_total")
+            key = mmap_key(metric, family.name, names, list(labels), family.help)
+            return SharedCounter(file.cell(key))
         # A histogram keeps its whole name; the library strips a suffix from counters only.
         bounds = tuple(map(float, family.buckets))
         keys = [mmap_key(family.name, f"{family.name}_sum", names, list(labels), family.help)]
@@ -122,14 +113,13 @@ class Store:
         ]
         for key in keys:
             file.cell(key)
-        places = [
-            file.cell(key) for key in keys
-        ]  # once more: now that all are made, they lie in one mapping
-        sum_, *buckets = (at for _, at in places)
-        return SharedHistogram(bounds, places[0][0], sum_, buckets)
+        # Now that all exist, a second call returns cells of the same mapping.
+        cells = [file.cell(key) for key in keys]
+        sum_, *buckets = (at for _, at in cells)
+        return SharedHistogram(bounds, cells[0][0], sum_, buckets)
 
     def _in_memory(self, family: Family, labels: tuple[str, ...]) -> Any:
-        metric = self._alone.get(family.name)
+        metric = self._private.get(family.name)
         if metric is None:
             if family.kind == "counter":
                 metric = Counter(family.name, family.help, family.labels, registry=self.registry)
@@ -141,7 +131,7 @@ class Store:
                     registry=self.registry,
                     buckets=family.buckets,
                 )
-            self._alone[family.name] = metric
+            self._private[family.name] = metric
         return metric.labels(*labels) if family.labels else metric
 
     def close(self) -> None:
@@ -150,6 +140,5 @@ class Store:
 
 
 def _open(directory: Path, kind: str, slot: int) -> ReservedFile:
-    # The slot stands where the library writes a pid; it must hold no `_`, since the collector
-    # splits names there.
+    # The slot takes the place of the library's pid. It has no `_`, at which the collector splits.
     return ReservedFile(str(directory / f"{kind}_{slot}.db"))

@@ -30,7 +30,7 @@ class Provider:
             given. It raises `BadProbeResponse` for a response that a server of this kind would not
             give.
         recognizes: Whether a successful probe shows that the server is of this kind. Used to find
-            out the type of a backend that is added without one. None if it cannot be told.
+            out the type of a backend that is added without one. None if a probe cannot show it.
         canonical_name: Maps a model's name to one form that is the same for all names that the
             server takes for that model. None if it takes only the names that it lists.
         cloud: Whether it runs at a vendor. A local kind counts as restricted if it has no zone.

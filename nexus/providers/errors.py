@@ -1,5 +1,4 @@
-"""Whose fault a backend's error is: one table over status, headers and words together. Pure
-functions.
+"""Classifies a backend's error by one table over its status, headers, and words. Pure functions.
 
 Servers report a client's mistake as 500 or 501, their own overload as 500 or 503, and a context
 that is too long under five statuses. The first rule of `RULES` that matches an error decides which
@@ -19,7 +18,7 @@ from nexus.errors import FAULTS, Blame, Fault
 
 _LONGEST_MESSAGE = 300
 _LOOKED_AT = 4096
-"""Bytes of an error's text in which words are searched."""
+"""Bytes of an error's text that are searched for words."""
 _TITLE = re.compile(rb"<title>\s*([^<]{1,200}?)\s*</title>", re.IGNORECASE)
 _CLIENT_ERRORS, _SERVER_ERRORS = range(400, 500), range(500, 600)
 
@@ -97,11 +96,12 @@ _CLIENTS_MISTAKE = _any_of(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """Matches an error for which everything that is set here holds.
+    """Matches an error if all fields that are set match.
 
-    `words` are searched in the error's message, type and code, in lower case. `page`: it is an HTML
-    page, so that something before the backend answered. `clients_key`: it answers a request with
-    the client's own Authorization.
+    Attributes:
+        words: Searched in the error's message, type, and code, in lower case.
+        page: It is an HTML page, so it comes from a server in front of the backend.
+        clients_key: The request had the client's own key.
     """
 
     fault: str
@@ -139,10 +139,9 @@ RULES: tuple[Rule, ...] = (
 def rule_for(
     status: int, content: bytes = b"", *, retry_after: bool = False, own_key: bool = True
 ) -> Rule | None:
-    """The first rule that matches; None for a status that is no error's.
+    """The first rule that matches; None if the status is no error.
 
-    `retry_after`: whether the backend said when to come back; `own_key`: whether the request
-    carried no key of the client's.
+    `retry_after`: the backend said when to retry. `own_key`: the request had no key of the client.
     """
     page, searched = is_page(content), None
     for rule in RULES:
@@ -152,7 +151,7 @@ def rule_for(
             continue
         if rule.words is not None:
             if searched is None:
-                searched = " ".join(_told(content)).lower()
+                searched = " ".join(_parts(content)).lower()
             if not rule.words.search(searched):
                 continue
         return rule
@@ -168,8 +167,7 @@ def classify(
 
 
 def status_for_client(fault: Fault, status: int) -> int:
-    """The status of an error that is passed on: the backend's, where that says what the error
-    is."""
+    """The client's status for a backend's error: the backend's own if that describes the error."""
     if fault.blame is Blame.CLIENT and status >= 500:
         return 400
     return 503 if fault.blame is Blame.BUSY and status == 500 else status
@@ -178,12 +176,10 @@ def status_for_client(fault: Fault, status: int) -> int:
 def fault_within_stream(
     status: int, error: bytes = b"", *, own_key: bool = True, content: bool = True
 ) -> Fault:
-    """The fault of an error that a stream reports after it has reached the client, and that stands
-    for this status.
+    """The fault of an error with this status within a stream that has reached the client.
 
-    After the first content the request was good, whatever the error says: vLLM, for one, gives
-    every failure of its own there as a 400. A client may have seen only pings, though: then the
-    error is what it says.
+    After the first content the request cannot be wrong: vLLM, for example, reports all of its own
+    failures there as 400. If the client has seen only pings, the error means what it says.
     """
     likened = classify(status, error, own_key=own_key)
     if likened.blame is Blame.BUSY:
@@ -201,14 +197,13 @@ def is_page(content: bytes) -> bool:
 
 
 def message_of(content: bytes) -> str:
-    """What an error's body says to people: one printable line of at most 300 characters; empty
-    if it says nothing."""
+    """The message in an error's body, as one printable line of at most 300 characters, or empty."""
     if is_page(content):
         title = _TITLE.search(content[:_LOOKED_AT])
         return printable(
             f"an HTML page, {title[1].decode(errors='replace')!r}" if title else "an HTML page"
         )
-    return printable(_told(content)[0])
+    return printable(_parts(content)[0])
 
 
 def printable(text: str, *, longest: int = _LONGEST_MESSAGE) -> str:
@@ -217,9 +212,9 @@ def printable(text: str, *, longest: int = _LONGEST_MESSAGE) -> str:
     return line if len(line) <= longest else line[:longest] + "…"
 
 
-def _told(content: bytes) -> tuple[str, str, str]:
+def _parts(content: bytes) -> tuple[str, str, str]:
     """An error's (message, type, code), from `{"error": {…}}`, `{"error": "…"}`, `{"message":
-    …}`, `{"detail": …}`; of anything else its text."""
+    …}`, `{"detail": …}`; of anything else, its text."""
     try:
         body = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -239,9 +234,9 @@ def _text(value: Any) -> str:
     """A message; of FastAPI's list of what is wrong with a body the messages, without the input
     that they repeat."""
     if isinstance(value, list):
-        found = [
+        messages = [
             str(entry.get("msg") or "") if isinstance(entry, dict) else str(entry)
             for entry in value[:5]
         ]
-        return "; ".join(found)[:_LOOKED_AT]
+        return "; ".join(messages)[:_LOOKED_AT]
     return "" if value is None else str(value)[:_LOOKED_AT]

@@ -30,12 +30,12 @@ class Attempt(BackendCall):
 
     Attributes:
         usage_asked: whether the request was changed to ask for the usage of its stream.
-        answered_at: when the whole response, or the first content of a stream, had come.
+        responded_at: when the whole response, or the first content of a stream, had come.
         refused_s: how long the backend took before that to refuse to report usage.
     """
 
     usage_asked = False
-    answered_at = refused_s = 0.0
+    responded_at = refused_s = 0.0
     _content: bytes | None = None
     _buffered = 0
     _whole = True
@@ -144,14 +144,14 @@ class Attempt(BackendCall):
                     pieces.append(data)
                 content = b"".join(pieces)
             self._content = content
-            self.answered_at = self._engine.clock()
+            self.responded_at = self._engine.clock()
         return self._content
 
     def _check_size(self, size: int, limit: int) -> None:
         if size > limit:
             raise RequestFailed(
                 "answer_too_large",
-                f"The answer of backend {self._backend.name} is over {limit} bytes.",
+                f"The response of backend {self._backend.name} is over {limit} bytes.",
             )
 
     def failure(self) -> RequestFailed:
@@ -176,7 +176,7 @@ class Attempt(BackendCall):
                 except RequestFailed:
                     pass  # its head says enough
             self._content, self._whole = b"".join(pieces), whole
-            self.answered_at = self._engine.clock()
+            self.responded_at = self._engine.clock()
         return self._content, self._whole
 
     def await_content(self, *, show_life: bool) -> StreamReader:
@@ -207,7 +207,7 @@ class Attempt(BackendCall):
                 self._limit_only_silences()
                 if show_life:
                     break
-        self.answered_at = self._engine.clock()
+        self.responded_at = self._engine.clock()
         self._limit_only_silences()
         return stream
 

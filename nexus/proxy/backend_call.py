@@ -98,7 +98,7 @@ class BackendCall:
         try:
             self._send_over(connection, head, body)
         except ConnectionError as error:
-            raise self._lost("before it answered") from error
+            raise self._lost("before it responded") from error
 
     def _request_template(self) -> RequestTemplate:
         try:
@@ -152,12 +152,12 @@ class BackendCall:
         except TimeoutError as error:
             fault = fault if wait_s == limit_s else self._deadline_fault()
             raise RequestFailed(
-                fault, f"Backend {self._backend.name} did not answer in time."
+                fault, f"Backend {self._backend.name} did not respond in time."
             ) from error
         except MalformedResponse as error:
             raise RequestFailed(
                 "malformed_answer",
-                f"Backend {self._backend.name} gave an answer that cannot be trusted: {error}.",
+                f"Backend {self._backend.name} sent a response that cannot be trusted: {error}.",
             ) from error
         except ConnectionError:
             raise
@@ -182,9 +182,9 @@ class BackendCall:
             try:
                 received = self._receive(connection, limit_s, fault)
             except ConnectionError as error:
-                raise self._lost("within its answer") from error
+                raise self._lost("within its response") from error
             if not received and not connection.response.complete:
-                raise self._lost("within its answer")
+                raise self._lost("within its response")
 
     def _read_before_content(self) -> bytes:
         """As `_read`, before any content: each sign of life starts the limit anew."""
@@ -203,7 +203,7 @@ class BackendCall:
             remaining_s = self._deadline - self._engine.clock()
             if remaining_s < limit_s:
                 limit_s, fault = remaining_s, "stream_deadline"
-        message = f"Backend {self._backend.name} did not answer in time."
+        message = f"Backend {self._backend.name} did not respond in time."
         return limit_s, RequestFailed(fault, message)
 
     def receive(self) -> bytes:

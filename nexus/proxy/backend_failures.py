@@ -1,4 +1,4 @@
-"""What a backend's failed response, or an error that it reports otherwise, means for a request."""
+"""What a backend's failed response, or an error in another one, means for a request."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class BackendFailures(msgspec.Struct, frozen=True):
         readable = content if is_plain(response) else b""
         retry_s = retry_after_s(response.headers)
         fault = classify(status, readable, retry_after=retry_s is not None, own_key=self.own_key)
-        message = f"Backend {self.backend} answered {status}"
+        message = f"Backend {self.backend} responded {status}"
         if fault.code == "backend_redirects":
             location = self._masked(response.header("location") or "")
             message += (
@@ -98,7 +98,7 @@ class BackendFailures(msgspec.Struct, frozen=True):
         if flaw := _flaw(content, plain=is_plain(response)):
             raise RequestFailed(
                 "malformed_answer",
-                f"Backend {self.backend} answered {response.status} with {flaw}, not an answer.",
+                f"Backend {self.backend} responded {response.status} with {flaw}.",
             )
         return self.dialect.usage_in_response(content, lenient=True)
 

@@ -1,4 +1,4 @@
-"""The checks of who sends a request, and of what they may use."""
+"""Checks of the caller: who sends a request, and what it may use."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from nexus.proxy.exchange import Exchange
 
 
 def identify(exchange: Exchange) -> None:
-    """Find out who sends the request, and refuse who may not use the gateway.
+    """Identify the caller, or refuse the request.
 
-    Without `[auth]`, and before a fleet is known, nobody is asked for a key.
+    Without `[auth]`, and before a fleet is known, no key is required.
     """
     view, request = exchange.engine.fleet.current(), exchange.request
     if view is None or (callers := view.callers) is None:

@@ -1,7 +1,7 @@
-"""The proxied endpoints, one row each, and the several ways in which clients write their paths.
+"""The proxied endpoints, one row each, and the ways in which clients write their paths.
 
-Routes, the fast path, checks, counting, OpenAPI, commands and the demo backend follow from the
-rows. A test holds the balancers' files and the documentation to them.
+Routes, the fast path, checks, metrics, OpenAPI, commands, and the demo backend follow from the
+rows. A test compares the balancers' files and the documentation with them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Endpoint:
         name: Its label value in metrics, and its name in logs.
         path: The canonical path, which begins with `/v1`.
         dialect: The protocol that its clients speak.
-        form: What its requests hold, and what they need a model to do.
+        form: The form of its requests, and the task that their model must have.
         summary: What it does, for OpenAPI.
         other_paths: Further paths for the same, beside those that `EndpointTable.canonical` knows.
         streams: Its response may be a stream.
-        methods: All other methods are answered with 405.
-        content_types: Bodies of other media types are answered with 415.
+        methods: Other methods get 405.
+        content_types: Other media types get 415.
         body: How a body is read. Only JSON is built.
     """
 
@@ -82,7 +82,7 @@ class EndpointTable:
             self.add(row)
 
     def add(self, endpoint: Endpoint) -> None:
-        """Add a row; for a process that does not serve yet."""
+        """Add a row, before the process serves."""
         if endpoint.body != "json" or not endpoint.path.startswith(f"{_BASE}/"):
             raise ValueError(f"{endpoint.path}: no such endpoint can be served yet")
         self.by_path[endpoint.path] = endpoint
@@ -98,15 +98,15 @@ class EndpointTable:
         return len(self.by_path)
 
     def for_fields(self, fields: Iterable[str]) -> Endpoint:
-        """The first endpoint whose prompt these fields of a body hold; else the first of all."""
+        """The first endpoint whose prompt is in these fields of a body; else the first of all."""
         names = frozenset(fields)
         return next((row for row in self if row.form.fits(names)), next(iter(self)))
 
     def canonical(self, path: str) -> tuple[str, str | None]:
-        """The path as our routes have it, and the deployment that it names.
+        """The canonical path, and the deployment that the path names.
 
-        Doubled and trailing slashes do not count, `/v1` may be missing, and Azure's paths are
-        understood.
+        Doubled and trailing slashes are ignored, `/v1` may be missing, and Azure's paths are
+        accepted.
         """
         path = re.sub("//+", "/", path)
         path = path.rstrip("/") or "/"
@@ -127,8 +127,7 @@ class EndpointTable:
         return path, None
 
     def target_of(self, line: str) -> Target | None:
-        """What the first line of a request names; None unless it is a plain POST to an endpoint
-        that takes it."""
+        """The target of a request's first line; None unless it is a plain POST to an endpoint."""
         return self._targets.get(line) or self._parse(line)
 
     def _parse_line(self, line: str) -> Target | None:
@@ -224,4 +223,4 @@ ENDPOINTS = EndpointTable(
         ),
     )
 )
-"""Every endpoint. A row that is added before the application is made is served like the others."""
+"""Every endpoint. Rows that are added before the application is made are served, too."""

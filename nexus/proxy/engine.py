@@ -1,5 +1,4 @@
-"""What all requests of a process share, and the shape of what they get; one request's life is an
-`Exchange`."""
+"""What all requests of a process share, and the form of responses. An `Exchange` is one request."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ log = logging.getLogger("nexus.proxy")
 
 
 class ClientResponse(msgspec.Struct):
-    """What the client gets. `body` must be iterated or closed; the request is recorded when it
-    ends."""
+    """What the client gets. `body` must be iterated or closed; the request is recorded then."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -60,7 +58,7 @@ class Engine:
         name: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`name` tells this gateway from all others in Via headers; all its processes share it."""
+        """`name` identifies this gateway in Via headers; all its processes share it."""
         self.name = name or f"nexus-{uuid.uuid4().hex[:16]}"
         self.fleet = fleet
         self.recorder = recorder
@@ -100,32 +98,30 @@ class Engine:
         return view
 
     def _unsolicited(self, address: Address) -> None:
-        """The backends at this address sent bytes to which no request was open."""
+        """Record that the backends at this address sent bytes without a request."""
         view = self.fleet.current()
         if view is None:
             return
         for backend in view.snapshot.backends:
             if view.address(backend) == address:
                 self.recorder.unsolicited_response(backend.label)
-                log.warning(
-                    "backend sent bytes that no request asked for", extra={"backend": backend.name}
-                )
+                log.warning("backend sent bytes without a request", extra={"backend": backend.name})
 
     def server(self) -> Server:
-        """What holds for all requests now, before any fleet is known too."""
+        """The `[server]` settings; the defaults before a fleet is known."""
         return (self.fleet.current() or NO_FLEET).snapshot.config.server
 
     def on_heartbeat(self) -> None:
-        """What also happens while no request comes: follow the fleet, and settle limits."""
+        """Follow the fleet and settle limits. An idle worker calls it, too."""
         self.fleet.current()
         self.limiter.flush()
 
     def cors(self) -> Cors:
-        """Which web pages may use the gateway now; none before a fleet is known."""
+        """Which web pages may use the gateway; none before a fleet is known."""
         return (self.fleet.current() or NO_FLEET).snapshot.config.cors
 
     def may_retry(self) -> bool:
-        """Whether the host's budget for retries allows one more."""
+        """Whether the host's retry budget allows one more."""
         return may_retry(*self.load.requests_and_retries(time.monotonic_ns()), window_s=WINDOW_S)
 
     @staticmethod
@@ -133,11 +129,10 @@ class Engine:
         return random.random()
 
     def new_request_id(self) -> str:
-        """A UUID that no other process gives: its first part is random, its last part counts."""
+        """A UUID that is unique: its first part is random per process, its last part counts."""
         return f"{self._id_prefix}{next(self._ids):012x}"
 
 
 def _id_prefix() -> str:
-    """The first four groups of a UUID of version 4 (RFC 9562); some servers refuse request ids
-    of another form."""
+    """The first four groups of a version 4 UUID (RFC 9562), which some servers require."""
     return str(uuid.uuid4())[:24]

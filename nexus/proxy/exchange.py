@@ -126,7 +126,7 @@ class Exchange:
         self._before_s = max(
             0.0, attempt.sent_at - self.request.received - self.waited_s - attempt.refused_s
         )
-        self._after_s = self.engine.clock() - attempt.answered_at
+        self._after_s = self.engine.clock() - attempt.responded_at
 
     def report_first_token(self, at: float) -> None:
         """The first content of the stream came, on the engine's clock."""

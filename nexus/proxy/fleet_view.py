@@ -1,5 +1,4 @@
-"""The fleet as this process last saw it, ready for requests; a new snapshot is taken up at the
-next request."""
+"""The fleet as this process last read it. The next request uses a new snapshot."""
 
 from __future__ import annotations
 
@@ -26,12 +25,12 @@ log = logging.getLogger("nexus.proxy")
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One snapshot with what follows from it.
+    """A snapshot, and what is derived from it.
 
     Attributes:
         configured: The models that the configuration names.
-        callers: The keys that clients may use; None if none is needed.
-        limits: How much may be used; None if there is no limit.
+        callers: The keys that clients may use; None if they need none.
+        limits: The limits of `[[limits]]`; None without any.
     """
 
     snapshot: Snapshot
@@ -56,10 +55,10 @@ class View:
         before: View | None = None,
         pause: Callable[[], object] = lambda: None,
     ) -> View:
-        """`want_label` is called once for each model that is used and has no label value.
+        """Make the view of a snapshot.
 
-        `before` is the view of an earlier snapshot; `pause` is called now and then, so that others
-        can run.
+        `want_label` is called once for each requested model without a label value. `before` is the
+        view of an earlier snapshot. `pause` is called repeatedly, so that other greenlets can run.
         """
         return cls(
             snapshot=snapshot,
@@ -93,7 +92,7 @@ class View:
         return template
 
     def route_headers(self, choice: Choice) -> list[tuple[str, str]]:
-        """The headers that say where a request went. Do not change the list."""
+        """The headers that describe the route to the client. Do not change the list."""
         backend, reason, affinity = choice.backend, choice.reason, choice.affinity
         key = backend.column, reason, affinity and affinity[1]
         headers = self._route_headers.get(key)
@@ -109,8 +108,7 @@ class View:
         return headers
 
     def model_label(self, name: str) -> str:
-        """The label value of a model: assigned, `other` beyond the cap, `unknown` for what a
-        client made up."""
+        """The label value of a model; `other` beyond the limit, `unknown` if no backend has it."""
         label = self.snapshot.labels.models.get(name)
         if label is None and (entry := self.table.entry(name)) != name:
             name, label = entry, self.snapshot.labels.models.get(entry)
@@ -123,10 +121,6 @@ class View:
             if name not in self.snapshot.labels.models_over:
                 self.want_label(name)
         return labels.OTHER
-
-
-def _let_others_run() -> None:
-    time.sleep(0)
 
 
 NO_FLEET = View.of(Snapshot(revision=0, published_at=0, config=Config()))
@@ -142,45 +136,43 @@ class FleetView:
         *,
         on_change: Callable[[Snapshot], None],
         want_label: Callable[[str], None] = lambda _: None,
-        pause: Callable[[], object] = _let_others_run,
+        pause: Callable[[], object] = lambda: time.sleep(0),
     ) -> None:
-        """`on_change` is told of every new snapshot; before the first one there is no view.
+        """`on_change` gets every new snapshot; before the first one there is no view.
 
-        `pause` is called now and then while a snapshot is taken up.
+        `pause` is called repeatedly while a snapshot is read.
         """
         self._reader = reader
         self._on_change = on_change
         self._want_label = want_label
         self._pause = pause
         self._view: View | None = None
-        self._renewing = threading.Lock()
+        self._updating = threading.Lock()
         self._seen = 0
 
     def current(self) -> View | None:
-        """The view to use now; None while no fleet has been seen. Costs no system call when
-        nothing is new."""
-        # The number is taken before the file is read: where that turns out newer, the next call
-        # reads once more. It is kept after the view: another thread never takes the number as seen
-        # while the view is still the old one.
-        if self._reader is not None and (number := self._reader.revision) != self._seen:
-            self._renew(self._reader, number)
+        """The current view; None before the first fleet. Makes no system call without a change."""
+        # The revision is read before the file: if the file is newer, the next call reads it again.
+        # It is stored after the view, so that no thread uses the old view with the new revision.
+        if self._reader is not None and (revision := self._reader.revision) != self._seen:
+            self._update(self._reader, revision)
         return self._view
 
-    def _renew(self, reader: SnapshotReader, number: int) -> None:
-        """Take up a new snapshot. Others run meanwhile, and go on with the view that there is."""
+    def _update(self, reader: SnapshotReader, revision: int) -> None:
+        """Read the new snapshot. Other greenlets use the old view meanwhile."""
         before = self._view
-        if before is None:  # nobody has anything to go on with
-            self._take(reader.read(), number, before, pause=lambda: None)
-        elif self._renewing.acquire(blocking=False):
+        if before is None:  # no request can be served without it
+            self._set(reader.read(), revision, before, pause=lambda: None)
+        elif self._updating.acquire(blocking=False):
             try:
-                self._take(reader.read(self._pause), number, before, pause=self._pause)
+                self._set(reader.read(self._pause), revision, before, pause=self._pause)
             finally:
-                self._renewing.release()
+                self._updating.release()
 
-    def _take(
+    def _set(
         self,
         snapshot: Snapshot | None,
-        number: int,
+        revision: int,
         before: View | None,
         *,
         pause: Callable[[], object],
@@ -188,7 +180,7 @@ class FleetView:
         if snapshot is not None:
             self._view = View.of(snapshot, self._want_label, before=before, pause=pause)
             self._on_change(snapshot)
-            self._seen = number
+            self._seen = revision
 
     def snapshot(self) -> Snapshot | None:
         view = self.current()

@@ -1,8 +1,7 @@
-"""Comments for a client that waits for its stream to begin, so that nothing between it and us
-thinks it is dead.
+"""Keep-alive comments for a client that waits for its stream to start.
 
-With the first comment the head is out: whatever comes of the request is then told within the
-stream.
+The first comment sends the response headers with status 200, so that a later failure is reported
+inside the stream.
 """
 
 from __future__ import annotations
@@ -24,79 +23,82 @@ def respond_with_comments(
     headers: list[tuple[str, str]],
     stopped: Callable[[], bytes],
 ) -> ClientResponse:
-    """What `serve` gives, if it is there within `every_s`; else a stream of comments that goes over
-    into it.
+    """The response of `serve`, if it returns within `every_s`; else comments, then the response.
 
     `serve` runs in a thread (under gevent, a greenlet), and never raises. `headers` are those of
-    every answer. `stopped` records the request as one that the gateway ended, and gives the event
-    that says so.
+    every response. `stopped` records that the gateway ended the request, and returns the event that
+    reports it.
     """
-    waited = _Waited(serve)
+    pending = _PendingResponse(serve)
     try:
-        if waited.ready(every_s):
-            return waited.answer
+        if pending.ready(every_s):
+            return pending.response
     except BaseException:
-        waited.abandon()
+        pending.abandon()
         raise
     headers = [
         *headers,
         ("content-type", "text/event-stream; charset=utf-8"),
         ("cache-control", "no-cache"),
     ]
-    return ClientResponse(200, headers, CommentedBody(waited, every_s, dialect, stopped))
+    return ClientResponse(200, headers, CommentedBody(pending, every_s, dialect, stopped))
 
 
-class _Waited:
-    """An answer that is being made elsewhere."""
+class _PendingResponse:
+    """A response that another thread makes."""
 
     def __init__(self, serve: Callable[[], ClientResponse]) -> None:
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._abandoned = False
-        self.answer: ClientResponse
+        self.response: ClientResponse
         threading.Thread(target=self._work, args=(serve,), daemon=True).start()
 
     def _work(self, serve: Callable[[], ClientResponse]) -> None:
-        answer = serve()
+        response = serve()
         with self._lock:
-            self.answer = answer
+            self.response = response
             abandoned = self._abandoned
             self._done.set()
         if abandoned:
-            _close(answer)
+            _close(response)
 
     def ready(self, within_s: float) -> bool:
         return self._done.wait(within_s)
 
     def abandon(self) -> None:
-        """Nobody wants it any more: it is closed, now or when it is there."""
+        """Close the response, now or when it is ready."""
         with self._lock:
             self._abandoned = True
-            there = self._done.is_set()
-        if there:
-            _close(self.answer)
+            done = self._done.is_set()
+        if done:
+            _close(self.response)
 
 
 class CommentedBody:
-    """Comments, then the answer's own bytes as events."""
+    """Comments, then the response as events."""
 
     def __init__(
-        self, waited: _Waited, every_s: float, dialect: Dialect, stopped: Callable[[], bytes]
+        self,
+        pending: _PendingResponse,
+        every_s: float,
+        dialect: Dialect,
+        stopped: Callable[[], bytes],
     ) -> None:
-        self._waited = waited
+        self._pending = pending
         self._dialect = dialect
         self._stopped = stopped
         self._chunks = self._run(every_s)
 
     def _run(self, every_s: float) -> Iterator[bytes]:
         yield self._dialect.KEEPALIVE
-        while not self._waited.ready(every_s):
+        while not self._pending.ready(every_s):
             yield self._dialect.KEEPALIVE
-        answer = self._waited.answer
-        if isinstance(answer.body, StreamBody):
-            yield from answer.body
+        response = self._pending.response
+        if isinstance(response.body, StreamBody):
+            yield from response.body
             return
-        events = self._dialect.response_events(b"".join(answer.body), answer.status)
+        events = self._dialect.response_events(b"".join(response.body), response.status)
         if events:
             yield events
 
@@ -110,16 +112,16 @@ class CommentedBody:
             return self.stop()
 
     def stop(self) -> bytes:
-        """The gateway ends it; gives the event that tells the client."""
+        """End the stream because the gateway stops; returns the event for the client."""
         event = self._stopped()
-        self._waited.abandon()
+        self._pending.abandon()
         return event
 
     def close(self) -> None:
-        self._waited.abandon()
+        self._pending.abandon()
 
 
-def _close(answer: ClientResponse) -> None:
-    close = getattr(answer.body, "close", None)
+def _close(response: ClientResponse) -> None:
+    close = getattr(response.body, "close", None)
     if close is not None:
         close()

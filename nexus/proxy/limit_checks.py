@@ -1,4 +1,4 @@
-"""The check of what a request may use, and what it used in the end."""
+"""The check of limits, and their settlement at the end of a request."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from nexus.proxy.limits import Refused, Reserve, level_headers
 
 
 def reserve_limits(exchange: Exchange) -> None:
-    """Take what the request needs of every limit that holds for it; refuse it if one does not
-    admit it."""
+    """Reserve what the request needs of each of its limits. Refuse it if one does not admit it."""
     limits = exchange.view.limits
     if limits is None:
         return
@@ -43,7 +42,7 @@ def reserve_limits(exchange: Exchange) -> None:
 
 
 def _settle(exchange: Exchange, reserves: Sequence[Reserve], prompt: int) -> None:
-    """Charge what the request used: what the backend reports, else an estimate."""
+    """Charge the usage that the backend reports, else an estimate."""
     exchange.engine.limiter.settle(
         [
             (reserve, _used(exchange, prompt, reserve.counter.limit.cached_weight))
@@ -53,7 +52,7 @@ def _settle(exchange: Exchange, reserves: Sequence[Reserve], prompt: int) -> Non
 
 
 def _used(exchange: Exchange, prompt: int, cached_weight: float) -> Amounts | None:
-    """What the request used; None if nothing is known of a response that was served."""
+    """What the request used; None if the usage of a served response is unknown."""
     if exchange.choice is None:
         return Amounts()
     usage, source = exchange.known_usage()

@@ -1,4 +1,4 @@
-"""Limits of one request: reserved before a backend is chosen, settled when the request ends."""
+"""Limits: reserved before a backend is chosen, settled when the request ends."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ log = logging.getLogger("nexus.proxy")
 
 _PARALLEL_WAIT_NS = 1_000_000_000
 _NEVER_NS = 3_600_000_000_000
-"""The wait that a client is sent for a limit of 0."""
+"""`Retry-After` for a limit of 0."""
 
 
 class Level(msgspec.Struct, frozen=True):
-    """How a counter stood after a request: units that are left, and when it is full again."""
+    """The state of a counter after a request: the remaining units, and when it is full again."""
 
     counter: Counter
     left: int
@@ -33,7 +33,7 @@ class Level(msgspec.Struct, frozen=True):
 
 
 class Reserve(msgspec.Struct, frozen=True):
-    """What a request took of one counter."""
+    """The units that a request has reserved of one counter."""
 
     counter: Counter
     units: int
@@ -41,14 +41,14 @@ class Reserve(msgspec.Struct, frozen=True):
 
 
 Settlement = tuple[Reserve, Amounts | None]
-"""What was taken, and what was used; None leaves the rate as it is."""
+"""A reservation and what was used; None keeps the reservation."""
 
 
 class Limiter:
-    """Takes and returns what limits count, for one process. Safe from any greenlet or thread."""
+    """Reserves and settles the units of limits. Safe from any greenlet or thread."""
 
     def __init__(self, open_table: Callable[[], LimitTable], recorder: Recorder) -> None:
-        """`open_table` is called when the first request comes that a limit holds for."""
+        """`open_table` is called at the first request with a limit."""
         self._open_table = open_table
         self._recorder = recorder
         self._opened: LimitTable | None = None
@@ -57,9 +57,9 @@ class Limiter:
     def reserve(
         self, counters: Sequence[Counter], amounts_for: Callable[[Counter], int]
     ) -> tuple[list[Reserve], list[Level]]:
-        """Take what a request needs of all counters, or of none.
+        """Reserve what a request needs of all counters, or of none.
 
-        Returns what was taken, and how the counters stand. Raises `RequestFailed` with
+        Returns the reservations and the state of the counters. Raises `RequestFailed` with
         `limits_unavailable`, and `Refused`.
         """
         table = self._table()
@@ -70,7 +70,7 @@ class Limiter:
             return [], []
         try:
             now_ns = time.monotonic_ns()
-            taken, levels, shadowed, untracked = [], [], [], 0
+            reserved, levels, shadowed, untracked = [], [], [], 0
             refusals = []
             for counter in counters:
                 units = amounts_for(counter)
@@ -79,7 +79,7 @@ class Limiter:
                     untracked += 1
                     continue
                 if level.wait_ns <= 0:
-                    taken.append(Reserve(counter, units, now_ns))
+                    reserved.append(Reserve(counter, units, now_ns))
                 elif counter.limit.shadow:
                     shadowed.append(counter)
                     continue
@@ -98,15 +98,15 @@ class Limiter:
             counter = longest.counter
             self._recorder.limit_refused(counter.limit.name, counter.dimension, shadow=False)
             raise Refused(longest, units, [level for level in levels if level.wait_ns <= 0])
-        return taken, levels
+        return reserved, levels
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
-        """Charge what a request used in the place of what it took, in one locked step."""
+        """Replace what a request reserved by what it used, in one locked step."""
         self._unsettled.append(settlements)
         self.flush()
 
     def flush(self) -> None:
-        """Settle what could not be settled earlier, since the table was locked."""
+        """Settle requests for which the table was locked earlier."""
         if not self._unsettled:
             return
         table = self._table()
@@ -158,7 +158,7 @@ class Refused(RequestFailed):
 
 
 def _stage(table: LimitTable, counter: Counter, units: int, now_ns: int) -> Level | None:
-    """Stage what a request takes of one counter, if it is admitted; None without room for it."""
+    """Stage a request's reservation of one counter; None if the table is full."""
     if counter.dimension == "parallel":
         left = counter.burst - table.in_progress(counter.digest)
         if left <= 0:
@@ -188,9 +188,9 @@ def _stage(table: LimitTable, counter: Counter, units: int, now_ns: int) -> Leve
 def _stage_settlement(
     table: LimitTable, reserve: Reserve, amounts: Amounts | None, now_ns: int
 ) -> list[tuple[str, int]]:
-    """Stage the difference between what was taken and what was used.
+    """Stage the difference between reserved and used units.
 
-    Returns the limit and the tokens above (or, negative, below) the reserve.
+    Returns the limit and the tokens above (or, negative, below) the reservation.
     """
     counter = reserve.counter
     if counter.dimension == "parallel":
@@ -217,7 +217,7 @@ def _stage_settlement(
 
 
 def level_headers(dialect: Dialect, levels: Sequence[Level]) -> list[tuple[str, str]]:
-    """The headers that tell a client of its tightest limits."""
+    """The headers that show a client its tightest limits."""
     headers: list[tuple[str, str]] = []
     for kind, dimensions in dialect.LIMIT_KINDS.items():
         of_kind = [

@@ -1,4 +1,4 @@
-"""The outcome of a request: what it was, from the facts of its end, and its line in the log."""
+"""Makes the outcome of a request when it ends, and writes its line in the log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("nexus.proxy")
 def stream_outcome(
     stream: StreamReader, fault: Fault | None, usage: Usage, *, received: float
 ) -> StreamOutcome:
-    """How a stream went that has ended."""
+    """The outcome of a stream that has ended."""
     tokens, by = usage.completion_tokens, "tokens"
     if not stream.usage:
         tokens, by = stream.counted_tokens(), "events"

@@ -1,8 +1,7 @@
 """The body of a streamed response: relays the backend's pieces until either side ends it.
 
-A server iterates over it, and each step waits for the backend. A server that waits by itself, as
-ours does, calls `feed` with what came and reports how the stream ended. Either way the request is
-recorded once.
+A server may iterate over it; each step then waits for the backend. Nexus's server waits by itself:
+it calls `feed` with the bytes, and reports how the stream ended. Both ways record the request once.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from nexus.providers.errors import fault_within_stream
 from nexus.proxy.attempt import Attempt
 
 _CONNECTION_ENDS = frozenset({"stream_reset", "stream_idle", "stream_deadline"})
-"""What may happen to a backend's connection after the end of its stream, without harm."""
+"""Errors of a backend's connection that are harmless after the end of its stream."""
 
 
 class Recording(Protocol):
-    """Records the request whose stream is relayed."""
+    """Records the request of a relayed stream."""
 
     def report_first_token(self, at: float) -> None:
-        """The first content came, on the engine's clock."""
+        """Record when the first content arrived, on the engine's clock."""
 
     def finish(self, fault: Fault | None, status: int | None = None) -> None:
-        """The request ended. Only the first call counts."""
+        """Record the end of the request. Only the first call counts."""
 
 
 class StreamError(RequestFailed):
-    """The backend reported the error within its stream: the client has seen it already."""
+    """The backend reported the error within its stream, where the client has seen it."""
 
 
 class StreamBody:
@@ -55,15 +54,13 @@ class StreamBody:
 
     @property
     def backend(self) -> Connection | None:
-        """The backend's connection, to be waited for; None for TLS, which may hold bytes that the
-        socket does not show."""
+        """The connection to wait for; None under TLS, where decrypted bytes may be buffered."""
         connection = self._attempt.connection
         return None if connection.tls else connection
 
     @property
     def _complete(self) -> bool:
-        """Whether the whole stream is there. `[DONE]` is its end, whatever the connection does
-        then."""
+        """Whether the stream is complete: after `[DONE]`, whatever the connection does."""
         return self._response.complete or self._stream.done
 
     def start(self) -> bytes:
@@ -74,7 +71,7 @@ class StreamBody:
         return shown + self._conclude() if self._complete else shown
 
     def feed(self, data: bytes) -> bytes:
-        """What the client gets of bytes from the backend; empty bytes mean that it closed."""
+        """Feed bytes from the backend (empty: it closed); returns the bytes for the client."""
         response = self._response
         try:
             response.feed(data)
@@ -88,8 +85,7 @@ class StreamBody:
         return shown + self._conclude() if self._complete else shown
 
     def feed_chunk(self, data: bytes) -> bytes:
-        """As `feed`, for a client that gets chunks. A whole chunk without changes goes on as it
-        came."""
+        """As `feed`, but returns chunks. A whole chunk without changes is forwarded as it is."""
         if self._first_token_reported and (piece := self._response.whole_chunk(data)) is not None:
             stream = self._stream
             shown = stream.feed(piece)
@@ -99,30 +95,29 @@ class StreamBody:
         return chunk(self.feed(data))
 
     def idle_s(self) -> float:
-        """For how long the backend has sent nothing."""
+        """How long the backend has been silent."""
         return self._stream.quiet_s()
 
     def silence_limit(self, quiet_s: float) -> tuple[float, RequestFailed]:
-        """For how much longer the backend may be silent, in seconds, and the failure to give to
-        `fail` when that is over."""
+        """How much longer the backend may be silent, in seconds, and the failure after that."""
         return self._attempt.silence_limit(quiet_s)
 
     @property
     def check_every_s(self) -> float:
-        """How often to check `silence_limit` at least: the first token makes it shorter."""
+        """The longest interval between checks of `silence_limit`; the first token shortens it."""
         return self._attempt.idle_s
 
     def reset(self) -> RequestFailed:
-        """The failure to give to `fail` if the backend's connection breaks."""
+        """The failure for `fail` if the backend's connection breaks."""
         return RequestFailed(
             "stream_reset", f"The stream from backend {self._attempt.backend_name} broke off."
         )
 
     def fail(self, failure: RequestFailed) -> bytes:
-        """End the stream here; returns the event that tells the client."""
+        """End the stream; returns the event that reports the failure to the client."""
         stream = self._stream
         if failure.fault.code in _CONNECTION_ENDS and (stream.error is not None or stream.finished):
-            return self._conclude()  # the client has everything
+            return self._conclude()  # the client has the whole stream
         stream.interrupt()
         self._end(failure.fault)
         if isinstance(failure, StreamError):
@@ -133,7 +128,7 @@ class StreamBody:
         )
 
     def stop(self) -> bytes:
-        """End the stream because the gateway stops; returns the event that tells the client."""
+        """End the stream because the gateway stops; returns the event for the client."""
         event = b""
         if not self.ended:
             event = self.fail(RequestFailed("shutdown", "The gateway is being stopped."))
@@ -141,7 +136,7 @@ class StreamBody:
         return event
 
     def _conclude(self) -> bytes:
-        """The last bytes for the client of a stream that is complete."""
+        """The last bytes for the client when the stream has ended."""
         stream, attempt = self._stream, self._attempt
         rest = stream.end()
         if stream.error is not None:
@@ -162,7 +157,7 @@ class StreamBody:
     def _end(self, fault: Fault | None) -> None:
         self.ended = True
         self._fault = fault
-        self._attempt.end(fault)  # before the client takes its time over the last bytes
+        self._attempt.end(fault)  # a slow client must not delay this
 
     def _report_first_token(self) -> None:
         if not self._first_token_reported and self._stream.first_token_at:
@@ -170,13 +165,12 @@ class StreamBody:
             self._recording.report_first_token(self._stream.first_token_at)
 
     def written(self) -> None:
-        """Everything returned so far is written."""
+        """Report that all returned bytes have been written."""
         if self.ended:
             self._recording.finish(self._fault, None if self._fault else self._status)
 
     def client_left(self) -> None:
-        """The client left, and everything returned was written. A client that has seen `[DONE]`
-        has all it asked for."""
+        """Report that the client disconnected. After `[DONE]` it had the whole stream."""
         if self._stream.done and self._stream.error is None and not self.ended:
             self._end(None)
             self.written()
@@ -184,7 +178,7 @@ class StreamBody:
             self.close()
 
     def close(self) -> None:
-        """The server is done. Before the end this means that the client is gone."""
+        """Report that the server is done. Before the end, this means that the client is gone."""
         self._attempt.end(FAULTS["client_gone"])
         self._recording.finish(FAULTS["client_gone"])
 
@@ -192,7 +186,7 @@ class StreamBody:
         return self
 
     def __next__(self) -> bytes:
-        # A server that asks for more has written what it got before.
+        # The server iterates again only when it has written the last bytes.
         if not self._started:
             return self.start()
         if self.ended:

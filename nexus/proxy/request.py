@@ -14,13 +14,16 @@ from nexus.proxy.endpoints import Target
 
 
 class Request(msgspec.Struct):
-    """A request whose head was read.
+    """A request whose headers have arrived.
 
-    `body` is the whole body if it came with the head; else it reads the body, up to a limit in
-    bytes, tells its second argument the number of bytes of each piece, and raises `RequestFailed`.
-    `watch` waits for what is needed to serve it. `received` is on the monotonic clock. `held`:
-    bytes counted for it in the process's `Buffers`. `client_keys`: whether its credentials may be
-    for a backend; those that are for the gateway never reach one.
+    Attributes:
+        body: The whole body if it arrived with the headers. Else a function that reads it, up to a
+            limit in bytes, and calls its second argument with the size of each piece. It raises
+            `RequestFailed`.
+        received: On the monotonic clock.
+        watch: Waits for backends while it watches the client.
+        held: Bytes counted for it in the process's `Buffers`.
+        client_keys: Whether its credentials may be for a backend, and not for the gateway.
     """
 
     method: str

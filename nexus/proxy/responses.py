@@ -24,7 +24,7 @@ _LIMIT_HEADERS = ("x-ratelimit-", "anthropic-ratelimit-")
 class WholeBody(msgspec.Struct):
     """The bytes of a whole response.
 
-    The request ends when they are written, or when the client leaves.
+    The request ends when they are written, or when the client disconnects.
     """
 
     recording: Recording
@@ -37,7 +37,7 @@ class WholeBody(msgspec.Struct):
         return self
 
     def __next__(self) -> bytes:
-        # A server that asks for more has written what it got before, which was everything.
+        # The server iterates again only when it has written the content.
         if self.given:
             self.written()
             raise StopIteration
@@ -48,7 +48,7 @@ class WholeBody(msgspec.Struct):
         self.recording.finish(self.fault, self.status)
 
     def close(self) -> None:
-        """The server is done. Before `written` this means that the client is gone."""
+        """Report that the server is done. Before `written`, this means that the client is gone."""
         self.recording.finish(FAULTS["client_gone"])
 
 
@@ -69,7 +69,7 @@ def whole_response(
     content: bytes,
     fault: Fault | None = None,
 ) -> ClientResponse:
-    """A response that is all there; `headers` are those beside the base headers."""
+    """A complete response; `headers` are those beside the base headers."""
     headers = base_headers(exchange) + _without_limits(exchange, headers)
     headers.append(("content-length", str(len(content))))
     if exchange.request.method == "HEAD" or status == 204:
@@ -80,7 +80,7 @@ def whole_response(
 
 
 def stream_response(exchange: Exchange, attempt: Attempt) -> ClientResponse:
-    """Relay a stream. The status is sent with its first bytes, so later errors go in band."""
+    """Relay a stream. Its first bytes send the status, so later errors are events."""
     exchange.response_started(attempt)
     # The needs refer to the whole body, whose memory is released here.
     exchange.parsed = ParsedRequest(model=exchange.parsed.model, stream=True)
@@ -125,12 +125,12 @@ def error_response(exchange: Exchange, error: BaseException) -> ClientResponse:
 def failure_content(
     failure: RequestFailed, dialect: Dialect, request_id: str
 ) -> tuple[int, list[tuple[str, str]], bytes]:
-    """The status, the headers and the body that tell a client of a failure."""
+    """Status, headers, and body of an error response."""
     fault, passed = failure.fault, failure.passed_on
     if passed is not None:
         headers = list(passed.headers)
         if fault.blame is Blame.BUSY and failure.retry_after_s is None:
-            headers.append(("retry-after", "1"))  # for so long the backend counts as busy here
+            headers.append(("retry-after", "1"))  # how long the backend counts as busy
         return passed.status, headers, passed.body
     status = fault.status or 502
     content = dialect.error_body(

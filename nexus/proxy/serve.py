@@ -1,4 +1,4 @@
-"""The life of a request: checked, attempted at backends, answered, and recorded once."""
+"""The life of a request: checks, attempts at backends, response, and one record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The session of a request: named by a header or by its body, or the start of its prompt."""
+"""The session of a request: by a header, by its body, or by the start of its prompt."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _LONGEST_ID = 255
 
 
 class SessionReader(msgspec.Struct):
-    """Finds a request's session when it is first asked for.
+    """Determines a request's session when routing first needs it.
 
     Attributes:
-        model: The model that the client's name stands for.
+        model: The model to which the client's name resolves.
         scope: Sessions of different scopes never meet.
     """
 

@@ -1,10 +1,11 @@
 """gunicorn's master, which replaces workers without cutting off requests and without a gap.
 
 gunicorn gives a replaced worker `graceful_timeout` to end its requests and waits for it. A worker
-that recycles itself stops accepting connections long before another one starts. Here a worker that
-is to be replaced leaves gunicorn's table at once, so that its replacement starts. It serves until
-that one does. Then it drains for `[server] drain_timeout_seconds`: it accepts nothing more and ends
-after its last request. TERM gives every worker, draining ones included, `graceful_timeout`.
+that recycles itself stops accepting connections long before another one starts. This master removes
+a worker that is to be replaced from gunicorn's table at once, so that its replacement starts. The
+old worker serves until the new one does. Then it drains for `[server] drain_timeout_seconds`: it
+accepts no connections and ends after its last request. TERM gives every worker, draining ones
+included, `graceful_timeout`.
 
 Private parts of gunicorn used here, which `tests/test_private_parts.py` names: `WORKERS`, and the
 methods of its arbiter that are overridden or called.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 _FIRST_BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 15.0
 _STABLE_S = 30.0
-"""The backoff starts anew after a child has run for so long."""
+"""After a child has run for so long, the backoff starts from the beginning."""
 
 
 class Child:
@@ -46,7 +46,7 @@ class Child:
         return time.monotonic() - self._started_at
 
     def pin(self, host: str, port: int) -> None:
-        """Have later starts use the address that the first one was given."""
+        """Use the address of the first start for later ones."""
         self._command += ["--host", host, "--port", str(port)]
 
     def keep_running(self) -> int | None:

@@ -1,7 +1,7 @@
 """The fast path: eligible requests go from the client's socket to the engine without Flask.
 
-A request is eligible if its head leaves no question open. All others go to gunicorn's parser and
-Flask, with the bytes that were read.
+A request is eligible if its head is unambiguous and needs nothing special. All others go to
+gunicorn's parser and Flask, with the bytes that were read.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ _STATUS_LINES = {
 }
 log = logging.getLogger("nexus.proxy")
 
-_TO_SAY_GOODBYE_S = 0.5
+_LAST_SEND_S = 0.5
 HEAD_S = 30.0
 """How long a request's head may take from its first byte to its last."""
-_MOST_HEAD = 64 * 1024
+_MAX_HEAD = 64 * 1024
 LINGER_S = 30.0
-"""How long the rest of a refused body is read and dropped: if the connection were closed at
-once, the client could lose the response (RFC 9112, section 9.6)."""
+"""How long the rest of a refused body is read and dropped. If the connection were closed at once,
+the client could lose the response (RFC 9112, section 9.6)."""
 _LINGER_SILENCE_S = 2.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _HEADS_REFUSED = {
-    "head_too_large": f"The head of a request may have {_MOST_HEAD} bytes.",
+    "head_too_large": f"The head of a request may have {_MAX_HEAD} bytes.",
     "head_too_slow": "The head of the request did not arrive in time.",
 }
 _LAST_CHUNK = b"0\r\n\r\n"
 
 
 class _Clock:
-    """The lines that all answers of a second have, `Date` among them."""
+    """The header lines that all responses of a second share, such as `Date`."""
 
     def __init__(self) -> None:
         self._second = 0
@@ -72,7 +72,7 @@ class _Clock:
 
 
 class FastPath:
-    """Serves one connection for as long as its requests are plain."""
+    """Serves one connection while its requests are eligible."""
 
     _clock = _Clock()
 
@@ -85,8 +85,7 @@ class FastPath:
         scheduler: WaitScheduler,
         keep_alive: Callable[[], bool],
     ) -> None:
-        """`keep_alive` says, when an answer begins, whether the connection may carry another
-        request."""
+        """`keep_alive` returns whether the connection may carry another request."""
         client.setblocking(False)
         self._engine = engine
         self._client = client
@@ -97,27 +96,23 @@ class FastPath:
         self._writer = BufferedWriter(self._watch.sock)
 
     def receive(self, timeout_s: float) -> bytes:
-        """What the client sends next; empty where it closes, or sends nothing for so long."""
+        """The client's next bytes; empty if it closes, or sends nothing within the timeout."""
         return self._watch.receive(timeout_s)
 
     def complete_head(self, data: bytes, timeout_s: float) -> bytes:
-        """`data` and what the client sends next, up to a whole head; empty if the connection is to
-        be closed.
+        """`data` and further bytes, up to a whole head; empty if the connection is to be closed.
 
-        A head that breaks HTTP's form is given as far as it came: gunicorn's parser says what is
-        wrong with it.
+        A head with bare line feeds is returned incomplete: gunicorn's parser refuses it.
         """
         deadline = time.monotonic() + min(timeout_s, HEAD_S)
         while b"\r\n\r\n" not in data and data.count(b"\n") == data.count(b"\r\n"):
-            if len(data) > _MOST_HEAD:
+            if len(data) > _MAX_HEAD:
                 return self._refuse_head("431 Request Header Fields Too Large", "head_too_large")
             piece = self._watch.receive(max(0.0, deadline - time.monotonic()))
             if not piece:
-                return (
-                    b""
-                    if self._watch.closed()
-                    else self._refuse_head("408 Request Timeout", "head_too_slow")
-                )
+                if self._watch.closed():
+                    return b""
+                return self._refuse_head("408 Request Timeout", "head_too_slow")
             data += piece
         return data
 
@@ -129,16 +124,12 @@ class FastPath:
             f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         )
         with contextlib.suppress(OSError):
-            self._writer.send(
-                head.encode() + content,
-                _TO_SAY_GOODBYE_S,
-            )
+            self._writer.send(head.encode() + content, _LAST_SEND_S)
         self.linger()
         return b""
 
     def linger(self) -> None:
-        """End our side, and drop what the client still sends until it ends its side, within
-        bounds."""
+        """Close for writing, and drop what the client still sends, within limits."""
         deadline = time.monotonic() + LINGER_S
         with contextlib.suppress(OSError):
             self._watch.sock.shutdown(socket.SHUT_WR)
@@ -150,10 +141,10 @@ class FastPath:
                 pass
 
     def serve(self, data: bytes) -> bytes | None:
-        """Serve the request that `data` begins with.
+        """Serve the request that `data` starts with.
 
-        Gives what the client sent after it, None where the connection is to be closed. Raises
-        `NotEligible` where the request is not plain, before anything was done, and `ClientGone`.
+        Returns the bytes after it; None if the connection is to be closed. Raises `NotEligible`,
+        before it has done anything, and `ClientGone`.
         """
         head = self._heads.parse(data)
         engine = self._engine
@@ -167,27 +158,25 @@ class FastPath:
             request = Request(
                 "POST", head.target, head.headers, data[head.end : end], received, self._watch
             )
-            answer = serve(engine, request)
-            return (
-                data[end:]
-                if self._write(answer, keep_alive=head.keep_alive and self._keep_alive())
-                else None
-            )
+            response = serve(engine, request)
+            kept = self._write(response, keep_alive=head.keep_alive and self._keep_alive())
+            return data[end:] if kept else None
         body = _Body(self._watch, self._writer, server, data[head.end :], head.length, head.expects)
         request = Request("POST", head.target, head.headers, body.read, received, self._watch)
-        answer = serve(engine, request)
-        if self._write(answer, keep_alive=head.keep_alive and self._keep_alive() and body.complete):
-            return body.ahead
-        if not body.complete and isinstance(answer.body, WholeBody):
+        response = serve(engine, request)
+        keep_alive = head.keep_alive and self._keep_alive() and body.complete
+        if self._write(response, keep_alive=keep_alive):
+            return body.pipelined
+        if not body.complete and isinstance(response.body, WholeBody):
             self.linger()
         return None
 
-    def _write(self, answer: ClientResponse, *, keep_alive: bool) -> bool:
-        """Write the answer; gives whether the connection can carry another request."""
-        body = answer.body
+    def _write(self, response: ClientResponse, *, keep_alive: bool) -> bool:
+        """Write the response; returns whether the connection can carry another request."""
+        body = response.body
         if isinstance(body, WholeBody):
             try:
-                head = self._head(answer, keep_alive=keep_alive)
+                head = self._head(response, keep_alive=keep_alive)
                 self._writer.send(head + body.content, self._timeout_s)
             except OSError:
                 body.close()
@@ -197,14 +186,14 @@ class FastPath:
                 raise
             body.written()
             return keep_alive
-        if answer.status == 499:
+        if response.status == 499:
             return False
-        return self._write_stream(answer, keep_alive=keep_alive)
+        return self._write_stream(response, keep_alive=keep_alive)
 
-    def _write_stream(self, answer: ClientResponse, *, keep_alive: bool) -> bool:
-        body, send = answer.body, self._send
-        chunked = not any(name == "content-length" for name, _ in answer.headers)
-        head = self._head(answer, keep_alive=keep_alive, chunked=chunked)
+    def _write_stream(self, response: ClientResponse, *, keep_alive: bool) -> bool:
+        body, send = response.body, self._send
+        chunked = not any(name == "content-length" for name, _ in response.headers)
+        head = self._head(response, keep_alive=keep_alive, chunked=chunked)
         try:
             if isinstance(body, StreamBody) and (backend := body.backend) is not None:
                 send(head + chunk(body.start()))
@@ -212,8 +201,8 @@ class FastPath:
                 send(_LAST_CHUNK)
                 body.written()
             else:
-                for shown in body:
-                    data, head = head + (chunk(shown) if chunked else shown), b""
+                for piece in body:
+                    data, head = head + (chunk(piece) if chunked else piece), b""
                     send(data)
                 send(head + (_LAST_CHUNK if chunked else b""))
         except (OSError, ClientGone):
@@ -222,7 +211,7 @@ class FastPath:
             if isinstance(body, StreamBody | CommentedBody):
                 ending = chunk(body.stop()) + _LAST_CHUNK
                 with contextlib.suppress(OSError):
-                    self._writer.finish(ending, _TO_SAY_GOODBYE_S)
+                    self._writer.finish(ending, _LAST_SEND_S)
             raise
         finally:
             close = getattr(body, "close", None)
@@ -234,7 +223,7 @@ class FastPath:
         self._writer.send(data, self._timeout_s)
 
     def _relay(self, body: StreamBody, backend: Connection) -> bool:
-        """Relay a stream to its end; gives False where that is not its own."""
+        """Relay a stream; returns False if it did not end by itself."""
         relay = StreamRelay(body, backend, self._writer, timeout_s=self._timeout_s)
         try:
             relay.run()
@@ -252,39 +241,42 @@ class FastPath:
             ending = b"" if body.ended else chunk(body.fail(failure))
         else:
             return True
-        self._writer.finish(ending, _TO_SAY_GOODBYE_S)
+        self._writer.finish(ending, _LAST_SEND_S)
         return False
 
-    def _head(self, answer: ClientResponse, *, keep_alive: bool, chunked: bool = False) -> bytes:
-        status = _STATUS_LINES.get(answer.status) or f"HTTP/1.1 {answer.status} Status\r\n"
-        lines = "\r\n".join(map(": ".join, answer.headers))
+    def _head(self, response: ClientResponse, *, keep_alive: bool, chunked: bool = False) -> bytes:
+        status = _STATUS_LINES.get(response.status) or f"HTTP/1.1 {response.status} Status\r\n"
+        lines = "\r\n".join(map(": ".join, response.headers))
         coding = "Transfer-Encoding: chunked\r\n" if chunked else ""
-        return f"{status}{self._clock.lines(keep_alive=keep_alive)}{coding}{lines}\r\n\r\n".encode(
-            "latin-1"
-        )
+        head = f"{status}{self._clock.lines(keep_alive=keep_alive)}{coding}{lines}\r\n\r\n"
+        return head.encode("latin-1")
 
     def close(self) -> None:
         self._watch.close()
 
 
 class NotEligible(Exception):
-    """The request is gunicorn's to read."""
+    """The request is for gunicorn's parser."""
 
 
 class _Body(msgspec.Struct):
-    """The body of a request, of `length` bytes, of which only the beginning came with the head.
+    """The body of a request, of which only a part arrived with the head.
 
-    `expects`: the client waits for 100 before it sends the body; `ahead`: what came after the body.
+    Attributes:
+        first: The part that arrived with the head.
+        length: Bytes of the whole body.
+        expects: The client waits for `100 Continue` before it sends the body.
+        pipelined: Bytes after the body.
     """
 
     watch: HubDisconnectWatch
     writer: BufferedWriter
     server: Server
-    started: bytes
+    first: bytes
     length: int
     expects: bool
     complete: bool = False
-    ahead: bytes = b""
+    pipelined: bytes = b""
 
     def read(self, limit: int, hold: Callable[[int], None]) -> bytes:
         """The whole body. Raises `RequestFailed` for one too large, too slow or cut short."""
@@ -292,11 +284,11 @@ class _Body(msgspec.Struct):
             raise RequestFailed(
                 "body_too_large", f"The body is {self.length} bytes; at most {limit} are taken."
             )
-        pieces, received = [self.started], len(self.started)
+        pieces, received = [self.first], len(self.first)
         hold(received)
         pace = BodyPace(time.monotonic(), self.server)
         try:
-            if self.expects and not self.started:
+            if self.expects and not self.first:
                 self.writer.send(_CONTINUE, self.server.client_timeout_seconds)
             while received < self.length:
                 piece = self.watch.receive(max(0.0, pace.remaining_s(time.monotonic(), received)))
@@ -308,13 +300,13 @@ class _Body(msgspec.Struct):
         except OSError as error:
             raise ClientGone from error
         body = b"".join(pieces)
-        self.ahead = body[self.length :]
+        self.pipelined = body[self.length :]
         self.complete = True
-        return body[: self.length] if self.ahead else body
+        return body[: self.length] if self.pipelined else body
 
-    def _short(self, got: int) -> RequestFailed:
+    def _short(self, received: int) -> RequestFailed:
         if self.watch.closed():
             return RequestFailed(
-                "body_cut_short", f"The body ended after {got} of {self.length} bytes."
+                "body_cut_short", f"The body ended after {received} of {self.length} bytes."
             )
         return RequestFailed("body_too_slow", "The body did not arrive in time.")

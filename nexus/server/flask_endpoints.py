@@ -1,4 +1,4 @@
-"""The clients' endpoints: the proxied ones, and the models in the form of either API."""
+"""The clients' endpoints: the proxied ones, and the list of models in the form of both APIs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _KEY = replace(_MODELS, name="key", path="/v1/key", summary="Show the caller's k
 
 
 def _asks_in_anthropics_form() -> bool:
-    """Whether the client is one of Anthropic's: all of them send this header."""
+    """Whether it is a client of Anthropic's API, which sends this header."""
     return "anthropic-version" in request.headers
 
 
@@ -42,7 +42,7 @@ def _models_endpoint() -> Endpoint:
 
 
 def openai_endpoints(engine: Engine) -> Blueprint:
-    """The proxied endpoints, which take every method to count a wrong one, and the models list."""
+    """The proxied endpoints, which accept every method to count wrong ones, and the models list."""
     blueprint = Blueprint("openai", __name__)
     for endpoint in ENDPOINTS:
         view = _proxied(engine, endpoint)
@@ -97,7 +97,7 @@ def _proxied(engine: Engine, endpoint: Endpoint) -> Callable[[], Response]:
 def _check_caller(
     engine: Engine, endpoint: Endpoint | None = None
 ) -> tuple[Caller | None, Response | None]:
-    """The caller of a request that no backend serves, and the refusal if it may not have it.
+    """The caller of a request that no backend serves, and the refusal if it is not allowed.
 
     Without `endpoint`, the request is for the models list.
     """
@@ -109,7 +109,7 @@ def _check_caller(
 
 
 def _given(engine: Engine, endpoint: Endpoint) -> Request:
-    """Flask's request, as the engine takes it."""
+    """Flask's request in the engine's form."""
     timeout_s = engine.server().client_timeout_seconds
     return request_from(
         request.environ, endpoint, received=engine.clock(), client_timeout_s=timeout_s

@@ -1,5 +1,4 @@
-"""What holds for every request before its route is looked for: its Host, its path, and the page
-it comes from."""
+"""Checks every request before routing: its Host, its path, and the page that sends it."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from nexus.http import cross_origin
 from nexus.proxy.endpoints import ENDPOINTS
 
 DEPLOYMENT = "nexus.deployment"
-"""The key of the WSGI environment under which the model is that the path names."""
+"""The key of the WSGI environment for the model that an Azure path names."""
 
 _Start = Callable[..., Any]
 _App = Callable[[dict[str, Any], _Start], Iterable[bytes]]
@@ -60,13 +59,11 @@ class Ingress:
             self._preflight()
             allowed = cross_origin.preflight(headers, cors)
             if allowed is None:
-                return _answer(start, "403 Forbidden", "origin_refused", cross_origin.REFUSAL)
+                return _respond(start, "403 Forbidden", "origin_refused", cross_origin.REFUSAL)
             start("204 No Content", allowed)
             return []
         if environ["PATH_INFO"] in ENDPOINTS.by_path:
-            return self._app(
-                environ, start
-            )  # it is counted as a request there, whatever comes of it
+            return self._app(environ, start)  # the endpoint counts it as a request
         if not cross_origin.admits(headers, cors.origins) and not _navigates(environ):
             return self._refuse(start, "403 Forbidden", "origin_refused", cross_origin.REFUSAL)
         given = cross_origin.response_headers(headers.get("origin"), cors.origins)
@@ -74,7 +71,7 @@ class Ingress:
 
     def _refuse(self, start: _Start, status: str, reason: str, message: str) -> list[bytes]:
         self._rejected(reason)
-        return _answer(start, status, reason, message)
+        return _respond(start, status, reason, message)
 
 
 def _browser_headers(environ: dict[str, Any]) -> dict[str, str]:
@@ -90,7 +87,7 @@ def _browser_headers(environ: dict[str, Any]) -> dict[str, str]:
 
 
 def _navigates(environ: dict[str, Any]) -> bool:
-    """Whether the user follows a link to a page of ours: the page with the link cannot read it."""
+    """Whether the user follows a link to our page, which the page with the link cannot read."""
     return (
         environ["REQUEST_METHOD"] in ("GET", "HEAD")
         and "HTTP_ORIGIN" not in environ
@@ -99,7 +96,7 @@ def _navigates(environ: dict[str, Any]) -> bool:
     )
 
 
-def _answer(start: _Start, status: str, code: str, message: str) -> list[bytes]:
+def _respond(start: _Start, status: str, code: str, message: str) -> list[bytes]:
     content = error_body(message, status=int(status[:3]), code=code)
     start(status, [("content-type", "application/json"), ("content-length", str(len(content)))])
     return [content]

@@ -35,8 +35,8 @@ class DrainingListener(StreamServer):
         """Accept the connections in the backlog, then stop listening.
 
         If the last process that listens closes with connections in its backlog, the kernel resets
-        them. A balancer that has sent a request on one by then cannot tell whether it was served,
-        so it cannot send it again.
+        them. A balancer that has sent a request on one does not know whether it was served, so
+        it must not send it again.
         """
         if not self.closed:
             self.stop_accepting()

@@ -1,4 +1,4 @@
-"""The models that clients can ask for, as `/v1/models` lists them."""
+"""The models that clients can request, as `/v1/models` lists them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find_model(view: View, name: str, caller: Caller | None = None) -> dict[str,
 
 
 def in_anthropic_form(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry as Anthropic's clients read it; what the gateway adds is not in it."""
+    """An entry in Anthropic's form, without the gateway's own fields."""
     created = datetime.fromtimestamp(entry["created"], UTC)
     return {
         "type": "model",

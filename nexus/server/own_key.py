@@ -1,4 +1,4 @@
-"""What `/v1/key` tells a caller of its own key."""
+"""The response of `/v1/key`, which describes the caller's own key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nexus.access.callers import NONE, Caller
 
 
 def own_key(caller: Caller) -> dict[str, Any]:
-    """The caller's key, without anything secret; ids are null for callers without a key."""
+    """The caller's key without its secret; ids are null for callers without a key."""
     expires = caller.expires
     return {
         "object": "key",

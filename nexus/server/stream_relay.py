@@ -17,11 +17,11 @@ from nexus.proxy.relay import StreamBody, chunk
 from nexus.server.event_loop import READ
 
 _PIECE = 16 * 1024
-"""Bytes of a stream that are read at once; a larger buffer costs more than it saves."""
+"""Bytes of a stream that one read takes; a larger buffer costs more than it saves."""
 
 
 class BufferedWriter:
-    """Sends to a client, and keeps what its socket does not take at once.
+    """Sends to a client, and buffers what its socket does not accept.
 
     Attributes:
         client: The client's socket, without gevent's wrapper.
@@ -59,7 +59,7 @@ class StreamRelay:
     until the end.
 
     A greenlet switch for each event would cost more than the event. If the client reads more slowly
-    than the backend sends, `run` sends what is left and does not read the backend meanwhile
+    than the backend sends, `run` sends the remainder and does not read the backend meanwhile
     (backpressure).
     """
 

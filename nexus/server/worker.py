@@ -362,7 +362,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             return None
         except OSError:
             raise
-        except Exception as error:  # noqa: BLE001 - gunicorn answers what its parser refuses
+        except Exception as error:  # noqa: BLE001 - gunicorn responds to what its parser refuses
             self.handle_error(req, client, addr, error)
             return None
         client.setblocking(False)

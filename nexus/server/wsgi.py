@@ -19,8 +19,7 @@ _PIECE = 64 * 1024
 def request_from(
     environ: dict[str, Any], endpoint: Endpoint, *, received: float, client_timeout_s: float
 ) -> Request:
-    """The request of a WSGI call. A client's socket that the server shows us gets a time limit
-    and is watched."""
+    """The request of a WSGI call. A client's socket that the server shows is watched."""
     sock = environ.get("gunicorn.socket")
     if isinstance(sock, socket.socket):
         sock.settimeout(client_timeout_s)
@@ -35,8 +34,7 @@ def request_from(
 
 
 def release(environ: dict[str, Any]) -> None:
-    """Give the client's socket back to the server as it was: idle connections follow the
-    server's own limits."""
+    """Restore the server's own timeout of the client's socket, for an idle connection."""
     sock = environ.get("gunicorn.socket")
     if isinstance(sock, socket.socket) and sock.fileno() >= 0:
         sock.settimeout(None)
@@ -63,7 +61,7 @@ def read_body(environ: dict[str, Any], limit: int, hold: Callable[[int], None]) 
             "body_too_large", f"The body is {expected} bytes; at most {limit} are taken."
         )
     if expected is None and not environ.get("wsgi.input_terminated"):
-        return b""  # no length, and no server that marks the end: no body (PEP 3333)
+        return b""  # without a length or an end that the server marks there is no body (PEP 3333)
     try:
         body = _read(stream, limit, expected, hold)
     except TimeoutError as error:
@@ -74,7 +72,7 @@ def read_body(environ: dict[str, Any], limit: int, hold: Callable[[int], None]) 
         raise RequestFailed("body_cut_short", f"The body cannot be read: {error}.") from error
     except RequestFailed:
         raise
-    except Exception as error:  # each server has errors of its own for it
+    except Exception as error:  # each server has its own errors
         raise RequestFailed("body_malformed", f"The body cannot be read: {error}.") from error
     if expected is not None and len(body) < expected:
         raise RequestFailed(
@@ -84,7 +82,7 @@ def read_body(environ: dict[str, Any], limit: int, hold: Callable[[int], None]) 
 
 
 def _read(stream: Any, limit: int, expected: int | None, hold: Callable[[int], None]) -> bytes:
-    """All of the stream, or so many bytes of it as are expected."""
+    """The expected bytes of the stream, or all of it."""
     pieces, size = [], 0
     while size != expected:
         piece = stream.read(_PIECE if expected is None else min(_PIECE, expected - size))

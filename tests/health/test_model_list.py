@@ -15,7 +15,7 @@ LIST = {"/v1/models": {"data": [{"id": "plain"}, {"id": "other", "context_length
 def models_of(answers: dict[str, Any], **config: Any) -> list[Model]:
     def fetch(path, body=None, *, version=None):
         if path not in answers:
-            raise BadProbeResponse(f"{path} answered 404", alive=True)
+            raise BadProbeResponse(f"{path} responded 404", alive=True)
         return answers[path]
 
     return probe(BackendConfig(name="b", url="http://b", **config), fetch).models

@@ -115,24 +115,24 @@ def prober_of(server: Server, **settings: Any) -> Prober:
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        (always(500, {}), "/v1/models answered 500"),
-        (always(401, {}), "/v1/models answered 401"),
+        (always(500, {}), "/v1/models responded 500"),
+        (always(401, {}), "/v1/models responded 401"),
         (
             always(404, {}),
-            "/v1/models answered 404; a path in url is used as written (base_path replaces it), "
+            "/v1/models responded 404; a path in url is used as written (base_path replaces it), "
             "and "
             "models of a "
             "server without this list go into [[backends.models]]",
         ),
         (
             always(307, {}),
-            "/v1/models answered 307, a redirect to 'https://elsewhere.test/v1/models'; put the "
+            "/v1/models responded 307, a redirect to 'https://elsewhere.test/v1/models'; put the "
             "new "
             "address into url",
         ),
-        (always(200, b"<html>"), "/v1/models answered what is not JSON"),
-        (always(200, b"[" * 100_000), "/v1/models answered JSON that is nested too deeply"),
-        (always(200, b" " * (17 << 20)), "the answer is over 16777216 bytes"),
+        (always(200, b"<html>"), "/v1/models responded with something that is not JSON"),
+        (always(200, b"[" * 100_000), "/v1/models responded with JSON that is nested too deeply"),
+        (always(200, b" " * (17 << 20)), "the response is over 16777216 bytes"),
         (always(200, {}), "the response has no list `data`"),
     ],
 )
@@ -167,8 +167,8 @@ def says(sent: bytes) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("sent", "said"),
     [
-        (b"", "/v1/models: it closed the connection before its answer was complete"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "/v1/models answered what is not HTTP that can be trusted: "),
+        (b"", "/v1/models: it closed the connection before its response was complete"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "/v1/models responded with invalid HTTP: "),
         (
             b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{",
             "/v1/models: it closed the connection before",
@@ -197,8 +197,9 @@ def test_a_name_that_does_not_exist():
     result = made(BackendConfig(name="b", url="http://nobody.invalid")).probe(10)
     assert result.error in {  # as there is a name server here, or none
         "the name nobody.invalid is not known; correct the url, or the DNS",
-        "no name server answers for nobody.invalid; check the DNS",
-        "no name server answers for nobody.invalid in time; check the DNS (no answer within 10 s)",
+        "no name server responds for nobody.invalid; check the DNS",
+        "no name server responds for nobody.invalid in time; check the DNS "
+        "(no response within 10 s)",
     }
 
 
@@ -206,7 +207,7 @@ def test_a_silent_backend():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         result = made(BackendConfig(name="b", url=url)).probe(0.3)
-    assert (result.models, result.error) == (None, "no answer within 0.3 s")
+    assert (result.models, result.error) == (None, "no response within 0.3 s")
 
 
 def test_a_key_that_no_header_may_have(caplog):

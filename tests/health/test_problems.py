@@ -54,7 +54,7 @@ def facts(**changed) -> Facts:
     return Facts(**(usual | changed))
 
 
-UNRESOLVED = "no name server answers for a.example; check the DNS"
+UNRESOLVED = "no name server responds for a.example; check the DNS"
 UNHEALTHY = backend(status="unhealthy", error="nothing listens there; start the server")
 TABLE = [
     ({"run_directory_usable": False}, "run_directory_unusable", "gone or full"),

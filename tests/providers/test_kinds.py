@@ -108,7 +108,7 @@ def fetch(answers: dict[Any, Any]):
     def get(path, body=None, *, version=None):
         found = answers.get(path if body is None else (path, body["model"]))
         if found is None:
-            raise BadProbeResponse(f"{path} answered 404", alive=True)
+            raise BadProbeResponse(f"{path} responded 404", alive=True)
         asked.append(path)
         return found
 

@@ -1,1 +1,1 @@
-"""`nexus doctor`, by what it looks at."""
+"""`nexus doctor`: one module for each subject."""

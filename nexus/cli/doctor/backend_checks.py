@@ -37,7 +37,7 @@ def _backend(backend: BackendConfig, environ: Mapping[str, str]) -> Finding:
         key = (
             f"${backend.api_key_env}" if backend.api_key_env else "its key (it has no api_key_env)"
         )
-        if any(f"answered {status}" in what for status in (401, 403)):
+        if any(f"responded {status}" in what for status in (401, 403)):
             fix = f"it refuses our key: check {key}"
         return fail(
             area,
@@ -47,4 +47,4 @@ def _backend(backend: BackendConfig, environ: Mapping[str, str]) -> Finding:
     if not result.models:
         return warn(area, "It responds, but has no model.", "load a model there")
     took = milliseconds((result.latency_s or 0) * 1000)
-    return ok(area, f"{counted(len(result.models), 'model')}, answered in {took}")
+    return ok(area, f"{counted(len(result.models), 'model')}, responded in {took}")

@@ -1,4 +1,4 @@
-"""What the doctor finds: one line for each check."""
+"""The result of each check, as one line."""
 
 from __future__ import annotations
 

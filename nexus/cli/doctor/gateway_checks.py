@@ -29,7 +29,7 @@ def configuration(given: str | None) -> tuple[LoadedConfig | None, list[Finding]
     except ConfigError as error:
         fix = "correct it; `nexus config check` checks it again"
         return None, [fail("configuration", problem, fix) for problem in error.problems]
-    found = [
+    warnings = [
         warn("configuration", warning, "change the configuration, or leave it: the gateway starts")
         for warning in loaded.warnings
     ]
@@ -37,7 +37,7 @@ def configuration(given: str | None) -> tuple[LoadedConfig | None, list[Finding]
         str(loaded.path) if loaded.path else "no file; the demo fleet is what `nexus serve` starts"
     )
     return loaded, [
-        *found,
+        *warnings,
         ok("configuration", f"{name}, {counted(len(loaded.config.backends), 'backend')}"),
     ]
 
@@ -64,12 +64,12 @@ def run_directory(run_dir: RunDirectory) -> Iterator[Finding]:
     path = run_dir.path
     elsewhere = "name another in [server] run_dir or $NEXUS_RUN_DIR"
     try:
-        found = run_dir.check()
+        exists = run_dir.check()
     except RunDirectoryError as error:
         what, _, fix = str(error).partition("; ")
         yield fail("run directory", f"{what}.", fix.rstrip("."))
         return
-    if not found:
+    if not exists:
         parent = next(one for one in path.parents if one.exists())
         if os.access(parent, os.W_OK):
             yield ok("run directory", f"{path} will be made at the start")
@@ -98,9 +98,9 @@ def _file_system(path: Path) -> str:
     """The type of the file system of a path, from `/proc/mounts`."""
     best, kind = -1, "unknown"
     for line in Path("/proc/mounts").read_text().splitlines():
-        where, found = line.split()[1:3]
-        if path.resolve().is_relative_to(where) and len(where) >= best:
-            best, kind = len(where), found
+        mount, its_kind = line.split()[1:3]
+        if path.resolve().is_relative_to(mount) and len(mount) >= best:
+            best, kind = len(mount), its_kind
     return kind
 
 
@@ -114,11 +114,11 @@ def addresses(gateway: Gateway) -> Iterator[Finding]:
         if base is None:
             continue
         try:
-            answer = http_request("GET", f"{base}/livez", timeout_s=2)
+            response = http_request("GET", f"{base}/livez", timeout_s=2)
         except NoResponse as why:
             if running:
                 fix = "see its log, `journalctl -u nexus` under systemd"
-                yield fail(area, f"{running} runs, and does not answer at {base} ({why}).", fix)
+                yield fail(area, f"{running} runs, and does not respond at {base} ({why}).", fix)
             elif _accepts_connections(base):
                 yield fail(
                     area,
@@ -128,7 +128,7 @@ def addresses(gateway: Gateway) -> Iterator[Finding]:
             else:
                 yield ok(area, f"{base} is free; no gateway runs")
             continue
-        if answer.status != 200 or b"ok" not in answer.content:
+        if response.status != 200 or b"ok" not in response.content:
             yield fail(
                 area,
                 f"Something that is not Nexus has {base}.",
@@ -137,7 +137,7 @@ def addresses(gateway: Gateway) -> Iterator[Finding]:
         elif not running:
             yield fail(area, f"Another gateway has {base}.", f"stop it, or name another in {key}")
         else:
-            yield ok(area, f"{base} answers")
+            yield ok(area, f"{base} responds")
 
 
 def _accepts_connections(base: str) -> bool:
@@ -148,7 +148,7 @@ def _accepts_connections(base: str) -> bool:
 
 
 def problems(run_dir: RunDirectory) -> Iterator[Finding]:
-    """The list of problems of a gateway that runs, as it shows it itself."""
+    """The problems that a running gateway reports."""
     if not run_dir.path.is_dir() or not run_dir.owner():
         return
     alive = run_dir.health_process_alive()

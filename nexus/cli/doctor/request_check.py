@@ -89,17 +89,17 @@ def _send_request(base: str, process: subprocess.Popen[bytes]) -> Finding:
 
     _wait_until(ready, "it was not ready in time")
     before = _series(base)
-    answer = http_request(
+    response = http_request(
         "POST",
         f"{base}/v1/chat/completions",
         body=json.dumps(_REQUEST).encode(),
         headers={"content-type": "application/json"},
         timeout_s=_TIMEOUT_S,
     )
-    if answer.status != 200:
+    if response.status != 200:
         return fail(
             "request",
-            f"A request through a demo backend failed: {answer.message()}",
+            f"A request through a demo backend failed: {response.message()}",
             "see the error",
         )
     _wait_until(
@@ -130,11 +130,11 @@ def _send_request(base: str, process: subprocess.Popen[bytes]) -> Finding:
 
 def _series(base: str) -> dict[str, float]:
     """Every sample of a scrape, with its labels sorted by name."""
-    found = {}
+    series = {}
     for sample in parse(http_request("GET", f"{base}/metrics").content.decode()):
         labels = ",".join(f'{key}="{value}"' for key, value in sorted(sample.labels.items()))
-        found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
-    return found
+        series[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return series
 
 
 def _total(series: dict[str, float], family: str) -> float:

@@ -20,7 +20,7 @@ def response_events(response: bytes, status: int) -> bytes:
     A whole message cannot be one: its client gets an error.
     """
     if status < 300:
-        return error_event("The backend answered without a stream.", status=502, code=None)
+        return error_event("The backend responded without a stream.", status=502, code=None)
     if error_in(response) is None:
         message = response[:_LONGEST_MESSAGE].decode(errors="replace")
         return error_event(message, status=status, code=None)
