@@ -11,13 +11,13 @@ SEED    ?= 1
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends where there is none
+run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends without one
 	@exec $(BIN)/nexus serve
 
-test: $(VENV)/dev.stamp  ## run all tests, end-to-end ones included; their programs come with test-deps
+test: $(VENV)/dev.stamp  ## run all tests, end-to-end ones included; test-deps installs their programs
 	$(BIN)/python -m pytest --durations=10 -m "not long and not real"
 
-test-unit: $(VENV)/unit.stamp  ## the tests that start nothing; they need requirements-unit.txt alone
+test-unit: $(VENV)/unit.stamp  ## tests that start no process; they need only requirements-unit.txt
 	$(BIN)/python -m pytest --durations=10 -m "not e2e and not long and not real"
 
 test-deps:  ## install the programs that the tests start (Debian packages; needs root)
@@ -31,28 +31,28 @@ check-long: $(VENV)/dev.stamp test-deps  ## chaos, hostile, soak and fuzz runs, 
 	$(BIN)/python -m pytest tests/test_schemathesis.py
 	$(BIN)/python -m pytest --hypothesis-profile=long tests/proxy tests/metrics tests/routing
 
-check-real: $(VENV)/dev.stamp  ## real model servers and client libraries, fetched into bench/.peers; takes a compiler, node and a JDK
+check-real: $(VENV)/dev.stamp  ## real model servers and client libraries, fetched into bench/.peers; needs a compiler, node and a JDK
 	$(BIN)/python -m pytest -s -m real tests/real
 
 bench: $(VENV)/dev.stamp  ## requests a second beside the peers, which are fetched into bench/.peers; needs wrk, nginx, haproxy
 	$(BIN)/python -m bench.throughput
 
-bench-streams: $(VENV)/dev.stamp  ## what an event of a stream costs, beside nginx and a Rust router; needs nginx
+bench-streams: $(VENV)/dev.stamp  ## the cost of an event of a stream, beside nginx and a Rust router; needs nginx
 	$(BIN)/python -m bench.streams
 
-soak: $(VENV)/dev.stamp  ## four workers at 80 % of what they can do: make soak SECONDS=600; needs wrk, nginx
+soak: $(VENV)/dev.stamp  ## four workers at 80 % of their capacity: make soak SECONDS=600; needs wrk, nginx
 	$(BIN)/python -m bench.soak $(SECONDS)
 
-bench-metrics: $(VENV)/dev.stamp  ## what reading and recording figures costs, beside prometheus_client's own collector
+bench-metrics: $(VENV)/dev.stamp  ## the cost of reading and recording metrics, beside prometheus_client's own collector
 	$(BIN)/python -m bench.metrics
 
-bench-dashboard: $(VENV)/dev.stamp  ## what fifty open dashboards cost
+bench-dashboard: $(VENV)/dev.stamp  ## the cost of fifty open dashboards
 	$(BIN)/python -m bench.dashboard
 
-bench-models: $(VENV)/dev.stamp  ## what thousands of models cost a worker's loop and the health process
+bench-models: $(VENV)/dev.stamp  ## the cost of thousands of models for a worker's loop and the health process
 	$(BIN)/python -m bench.models
 
-bench-affinity: $(VENV)/dev.stamp  ## what requests find in backends' caches, beside two routers, which are fetched; three minutes
+bench-affinity: $(VENV)/dev.stamp  ## hits in backends' caches, beside two routers, which are fetched; three minutes
 	$(BIN)/python -m bench.affinity
 
 chaos: $(VENV)/dev.stamp  ## ten minutes of load and kills: make chaos SECONDS=600 SEED=7
@@ -61,7 +61,7 @@ chaos: $(VENV)/dev.stamp  ## ten minutes of load and kills: make chaos SECONDS=6
 hostile: $(VENV)/dev.stamp  ## a good client beside hostile ones: make hostile SECONDS=600 SEED=7
 	NEXUS_HOSTILE_SECONDS=$(SECONDS) NEXUS_HOSTILE_SEED=$(SEED) $(BIN)/python -m pytest -s tests/test_hostile.py
 
-fuzz: $(VENV)/dev.stamp  ## the parsers under damaged bytes, each of the four for so long: make fuzz SECONDS=600 SEED=7
+fuzz: $(VENV)/dev.stamp  ## the four parsers under damaged bytes, each for SECONDS: make fuzz SECONDS=600 SEED=7
 	NEXUS_FUZZ_SECONDS=$(SECONDS) NEXUS_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -s tests/proxy/test_fuzz.py
 
 lint: $(VENV)/dev.stamp  ## ruff: style and format
@@ -71,10 +71,10 @@ lint: $(VENV)/dev.stamp  ## ruff: style and format
 types: $(VENV)/dev.stamp  ## mypy, strict
 	$(BIN)/mypy
 
-pages: $(VENV)/run.stamp  ## write the pages anew that come from tables of the program
+pages: $(VENV)/run.stamp  ## rewrite the generated pages
 	$(BIN)/python docs/generate.py
 
-lock:  ## write deploy/requirements.lock anew, after a change of requirements.txt
+lock:  ## rewrite deploy/requirements.lock after a change of requirements.txt
 	@$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install --quiet --disable-pip-version-check pip-tools
 	@head -1 deploy/requirements.lock >$(VENV)/lock/head && echo hatchling >$(VENV)/lock/build.in
 	@$(VENV)/lock/bin/pip-compile --quiet --generate-hashes --no-header --no-annotate --no-emit-index-url \

@@ -17,7 +17,7 @@ ORIGINAL = {
 }
 
 
-def test_values_of_the_original_are_there():
+def test_values_of_an_earlier_gateway_are_there():
     assert ORIGINAL <= ERROR_TYPES
 
 

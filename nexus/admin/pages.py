@@ -99,13 +99,13 @@ def render_rows(requests: Sequence[PastRequest]) -> str:
 
 def _limited(problems: Sequence[Problem]) -> Iterator[tuple[Problem, int]]:
     """The first problems of each kind; the last one shown carries the number of those left out."""
-    left = Counter(problem.code for problem in problems)
+    remaining = Counter(problem.code for problem in problems)
     shown: Counter[str] = Counter()
     for problem in problems:
         shown[problem.code] += 1
-        left[problem.code] -= 1
+        remaining[problem.code] -= 1
         if shown[problem.code] <= _MAX_OF_A_CODE:
-            yield problem, left[problem.code] if shown[problem.code] == _MAX_OF_A_CODE else 0
+            yield problem, remaining[problem.code] if shown[problem.code] == _MAX_OF_A_CODE else 0
 
 
 def _ms(value: float | None) -> str:

@@ -28,7 +28,7 @@ set edit:completion:arg-completer[nexus] = {|@words|
 }
 """
 _SCRIPTS = {"elvish": _ELVISH, "powershell": _POWERSHELL}
-"""For shells that click has no script for: these ask as click's script for bash does."""
+"""Scripts for shells that click does not support, in the form of its script for bash."""
 
 
 @click.command("completions")

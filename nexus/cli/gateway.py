@@ -30,7 +30,7 @@ from nexus.fleet.identity_proof import CHALLENGE, PROOF, proof
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
 
 _OF_CLIENT_KEYS = ("invalid_api_key", "key_expired", "key_blocked", "ambiguous_credentials")
-"""Codes of a 401 for a client's key. Any other 401 asks for the operators' token."""
+"""Codes of a 401 for a client's key. Any other 401 requires the operators' token."""
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 config_option = click.option(

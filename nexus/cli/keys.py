@@ -271,7 +271,7 @@ def _made(gateway: Gateway, made: dict[str, Any], remark: str) -> str:
 
 def _notes(gateway: Gateway, mode: str | None = None) -> list[str]:
     mode = mode or gateway.admin("GET", "keys")["mode"]
-    return ['[auth] mode is "off": nobody is asked for a key.'] if mode == "off" else []
+    return ['[auth] mode is "off": clients need no key.'] if mode == "off" else []
 
 
 def _all_of(lists: list[list[str]]) -> str:

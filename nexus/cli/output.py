@@ -59,7 +59,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="For machines
 
 @dataclass
 class Result:
-    """What a command found.
+    """The result of a command.
 
     Attributes:
         data: What `--json` prints; msgspec structs and dataclasses are fine.
@@ -162,11 +162,11 @@ def milliseconds(value: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """A length of time in its two largest units."""
-    left, parts = int(seconds), []
+    remaining, parts = int(seconds), []
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if left >= size:
-            parts.append(f"{left // size} {unit}")
-            left %= size
+        if remaining >= size:
+            parts.append(f"{remaining // size} {unit}")
+            remaining %= size
     return " ".join(parts[:2]) or "0 s"
 
 

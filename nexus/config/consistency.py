@@ -154,7 +154,7 @@ def find_warnings(
     if config.auth.mode != "keys" and not is_loopback(config.server.host):
         yield (
             f"[server] host = {config.server.host!r} is open to others, and [auth] mode = "
-            f'"{config.auth.mode}" asks nobody for a key: whoever reaches port '
+            f'"{config.auth.mode}" requires no key: whoever reaches port '
             f'{config.server.port} uses the backends. Set mode to "keys", or listen on 127.0.0.1.'
         )
     if config.server.max_buffered_bytes < config.server.max_answer_bytes:

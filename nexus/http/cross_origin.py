@@ -61,8 +61,8 @@ def preflight(headers: Mapping[str, str], cors: Cors) -> Headers | None:
     allowed = response_headers(headers.get("origin"), cors.origins)
     if not admits(headers, cors.origins):
         return None
-    asked = headers.get("access-control-request-headers", "")
-    names = asked if _NAMES.fullmatch(asked) else _USUAL_HEADERS
+    requested = headers.get("access-control-request-headers", "")
+    names = requested if _NAMES.fullmatch(requested) else _USUAL_HEADERS
     return [
         *(allowed or [("access-control-allow-origin", headers.get("origin", ""))]),
         ("access-control-allow-methods", _METHODS),

@@ -210,7 +210,7 @@ class Collector:
             yield of_family(family, [((), value)])
 
     def _of_processes(self, held: list[int]) -> list[FamilySnapshot]:
-        """Memory and CPU time of each process, asked of the kernel once a second at most."""
+        """Memory and CPU time of each process, read from the kernel at most once a second."""
         now = time.monotonic()
         if now - self._processes[0] >= _PROCESSES_MAX_AGE_S:
             memory, cpu = [], []

@@ -82,9 +82,9 @@ TOKEN_DETAILS = counter(
 )
 USAGE = counter(
     "nexus_usage_total",
-    "Served requests by the source of their token usage: reported (the backend sent it unasked, or "
-    "as the client asked), requested (the gateway asked for it), counted (from a stream's events), "
-    "none.",
+    "Served requests by the source of their token usage: reported (by the backend by itself, or "
+    "because the client requested it), requested (by the gateway), counted (from a stream's "
+    "events), none.",
     source=Label(("reported", "requested", "counted", "none")),
 )
 TTFT = histogram(
@@ -119,7 +119,7 @@ STREAM_EVENTS = counter(
 )
 STREAM_ENDS_TOTAL = counter(
     "nexus_stream_ends_total",
-    "Streams whose content had begun to reach the client, by how they ended: "
+    "Streams whose content had started to reach the client, by how they ended: "
     f"{', '.join(STREAM_ENDS)}. upstream_truncated: neither [DONE] nor a finish reason.",
     backend=BACKEND,
     reason=Label(STREAM_ENDS),
@@ -132,8 +132,8 @@ STREAMS_ACTIVE = gauge(
 OVERHEAD = histogram(
     "nexus_gateway_overhead_seconds",
     "Time that served requests spent in the gateway itself, without waiting for a client, a "
-    "backend or the queue. before: until the backend was asked. after: once its response, or a "
-    "stream's first content, was there.",
+    "backend or the queue. before: until the request was sent to the backend. after: from its "
+    "response, or a stream's first content, on.",
     OVERHEAD_SECONDS,
     phase=Label(("before", "after")),
 )

@@ -7,9 +7,7 @@ does.
 from __future__ import annotations
 
 import time
-from _thread import (
-    RLock,  # excludes threads; no code below switches greenlets
-)
+from _thread import RLock  # excludes threads; no code below switches greenlets
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -45,7 +45,7 @@ class BackendStats(Document, frozen=True):
     Attributes:
         id: Label value of the backend in `/metrics`.
         pending: Requests that are queued for it or in flight to it.
-        trouble: Why it served nothing in the last ten minutes although it was asked.
+        trouble: Why it served nothing in the last ten minutes although it got requests.
     """
 
     id: str

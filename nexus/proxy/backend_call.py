@@ -106,7 +106,7 @@ class BackendCall:
                 self._backend, self._engine.environ, self._engine.name
             )
         except SecretError as error:
-            message = f"Backend {self._backend.name} cannot be asked: no header can carry its key."
+            message = f"Backend {self._backend.name} cannot be used: no header can carry its key."
             raise RequestFailed("backend_key_unusable", message) from error
 
     def _send_over(self, connection: Connection, head: bytes, body: bytes) -> None:

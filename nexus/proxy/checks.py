@@ -1,13 +1,13 @@
-"""What is checked of a request before a backend is chosen: one ordered list, for every server.
+"""The checks of a request before a backend is chosen: one ordered list, for every server.
 
 A check is a function of the `Exchange`. It finds there the engine, the request, the endpoint, and
 what the checks before it have set: `view` and `body` after `read_body`, `parsed` after `parse`,
 `model` and `resolved_model` after `resolve_model`.
 
 - To refuse, it raises `RequestFailed`: the fault decides the status, the metrics and the log.
-- Whatever it takes, it hands back by `exchange.on_release(give_back)`, called right after taking.
-  If a later check refuses, or the request ends in any way, `give_back` is called once.
-- To wait, it uses `exchange.request.watch`, which notices that the client is gone. It adds the
+- If it takes something, it calls `exchange.on_release(release)` right after that. If a later check
+  refuses, or the request ends in any way, `release` is called once.
+- To wait, it uses `exchange.request.watch`, which notices a disconnect of the client. It adds the
   time to `exchange.waited_s`, which does not count as the gateway's own.
 
 A new check is one function and its place in one of the three lists.

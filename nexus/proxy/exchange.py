@@ -1,4 +1,4 @@
-"""One request from its arrival to its recorded end: what is known of it, and what it holds."""
+"""One request from its arrival to its recorded end: its state, and what it holds."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Exchange:
 
     Attributes:
         view: The fleet that the request is served from; before the body is read, an empty one.
-        caller: Who sends it; None if nobody is asked for a key.
+        caller: Who sends it; None without `[auth]`.
         own_headers: The headers of every response to this request, whoever serves it.
         limited: Whether limits hold for it, so that those of a backend are not shown.
         body: The decoded body, empty once a backend's response has started.
-        model: The model that serves the request, or is to serve it.
-        resolved_model: The model that the client's name stands for.
+        model: The model that serves the request, or shall serve it.
+        resolved_model: The model to which the client's name resolves.
         choice: The backend of the last attempt, and why it was chosen.
         failed: The attempts that failed.
-        usage: The tokens of a whole response; None where it reports none.
+        usage: The tokens of a whole response; None if it reports none.
         served: Whether a backend's response goes to the client.
         waited_s: How long the gateway waited: for the body, in the queue, at failed attempts.
     """
@@ -84,7 +84,7 @@ class Exchange:
         self._releases.append(release)
 
     def release(self) -> None:
-        """Give back all that the request holds, what was taken last first. May be called again."""
+        """Release all that the request holds, in reverse order. May be called again."""
         if self.request.held:
             self.engine.buffers.release(self.request)
         while self._releases:
@@ -129,7 +129,7 @@ class Exchange:
         self._after_s = self.engine.clock() - attempt.responded_at
 
     def report_first_token(self, at: float) -> None:
-        """The first content of the stream came, on the engine's clock."""
+        """Record when the first content of the stream arrived, on the engine's clock."""
         backend = self.choice.backend.label if self.choice else labels.NONE
         self.engine.recorder.first_token(
             self.view.model_label(self.model), backend, at - self.request.received
@@ -196,7 +196,7 @@ class Exchange:
         return self._attempt_started is not None
 
     def known_usage(self) -> tuple[Usage, str | None]:
-        """The tokens of the response, and where they are known from."""
+        """The tokens of the response, and the source of their counts."""
         stream, usage = self.stream, self.usage
         if stream is None:
             if not self.served:

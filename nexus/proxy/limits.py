@@ -27,7 +27,7 @@ class Level(msgspec.Struct, frozen=True):
     """The state of a counter after a request: the remaining units, and when it is full again."""
 
     counter: Counter
-    left: int
+    remaining: int
     full_in_ns: int = 0
     wait_ns: int = 0
 
@@ -147,7 +147,7 @@ class Refused(RequestFailed):
         kind = "parallel" if counter.dimension == "parallel" else "tokens"
         super().__init__(
             "rate_limit_exceeded",
-            counter.describe(left=level.left, asked=asked, wait_s=wait_ns / 1e9),
+            counter.describe(left=level.remaining, asked=asked, wait_s=wait_ns / 1e9),
             headers={
                 "retry-after": str(-(-wait_ns // 1_000_000_000)),
                 "retry-after-ms": str(-(-wait_ns // 1_000_000)),
@@ -226,11 +226,11 @@ def level_headers(dialect: Dialect, levels: Sequence[Level]) -> list[tuple[str, 
             if level.counter.dimension in dimensions and not level.counter.limit.shadow
         ]
         if of_kind:
-            tightest = min(of_kind, key=lambda level: (level.left, -level.full_in_ns))
+            tightest = min(of_kind, key=lambda level: (level.remaining, -level.full_in_ns))
             headers += dialect.limit_headers(
                 kind,
                 limit=tightest.counter.burst,
-                remaining=tightest.left,
+                remaining=tightest.remaining,
                 reset_ns=tightest.full_in_ns,
                 now=time.time(),
             )

@@ -94,7 +94,7 @@ class Evidence:
         self._undecided.clear()
 
     def close(self) -> None:
-        """The request has ended: decide about the failures that are left."""
+        """The request has ended: decide about the remaining failures."""
         if len({attempt.choice.backend.column for attempt in self._undecided}) == 1:
             self.served()
         self.refused()

@@ -91,7 +91,7 @@ def problems(file: Path, text: str, **environ: str) -> list[str]:
     return [problem.removeprefix(f"{file}: ") for problem in refused.value.problems]
 
 
-def test_an_unmodified_configuration_of_the_original(file):
+def test_an_unmodified_configuration_of_an_earlier_gateway(file):
     file.write_text(ORIGINAL)
     loaded = load(file, environ={"OPENAI_API_KEY": "sk-1"})
     assert [backend.name for backend in loaded.config.backends] == ["local", "cloud", "gemini"]
