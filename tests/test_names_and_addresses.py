@@ -126,7 +126,7 @@ def test_a_silent_name_server_takes_out_its_own_names_only(tmp_path: Path, names
         def all_are_known_to_be_lost() -> bool:
             found = errors(gateway)
             return len(found) == 12 and all(
-                "no name server answers" in error for error in found.values()
+                "no name server responds" in error for error in found.values()
             )
 
         until(all_are_known_to_be_lost, within_s=40)
