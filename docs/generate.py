@@ -26,8 +26,10 @@ from nexus.config.records import (
     Limit,
     ModelConfig,
     Policy,
+    Price,
     Section,
     Team,
+    Tier,
 )
 from nexus.config.template import documentation, field_default, template, toml
 from nexus.errors import FAULTS
@@ -205,6 +207,9 @@ def configuration() -> str:
                 lines += _section(f"[[{title}]]", record, (title,))
         if name == "routing":
             lines += _section("[[routing.policies]]", Policy, (name, "policies"))
+        if name == "costs":
+            lines += _section("[[costs.price]]", Price, (name, "price"))
+            lines += _section("[costs.price.above]", Tier, (name, "price", "above"))
     unsupported = [_row(f"`{key}`", meaning) for key, meaning in NOT_SUPPORTED.items()]
     variables = [
         _row(f"`{variable}`", f"`[{section}] {key}`")

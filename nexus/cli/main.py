@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "route": "route:route",
     "chat": "chat:chat",
     "keys": "keys:keys",
+    "prices": "prices:prices",
     "config": "configuration:config",
     "doctor": "doctor.command:doctor",
     "completions": "completions:completions",

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from nexus.config.access_records import RESERVED_KEYS
 from nexus.config.addresses import backend_problems, is_loopback, listen_address
+from nexus.config.cost_records import price_conflicts
 from nexus.config.limit_records import limit_conflicts
 from nexus.config.records import (
     MAX_ALIAS_DEPTH,
@@ -29,6 +30,7 @@ def find_conflicts(config: Config) -> Iterator[str]:
     yield from _client_conflicts(config)
     yield from _access_conflicts(config)
     yield from limit_conflicts(config.limits)
+    yield from (f"[costs] {problem}" for problem in price_conflicts(config.costs.price))
     listen = config.health_check.listen
     if listen != "off":
         try:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from nexus.config.addresses import proxies_ignored
 from nexus.config.checking import ConfigError, check_table
 from nexus.config.consistency import find_conflicts, find_secret_problems, find_warnings
+from nexus.config.cost_records import Costs, PriceFile, price_conflicts
 from nexus.config.records import ENVIRONMENT, NOT_SUPPORTED, RESTART_ONLY, Config
 
 DEFAULT_FILE = "nexus.toml"
@@ -102,6 +103,8 @@ def load(
     problems = [*find_conflicts(config), *find_secret_problems(config, environ)]
     if problems:
         raise ConfigError([f"{source}: {problem}" for problem in problems])
+    if config.costs.prices:
+        config = replace(config, costs=_with_price_file(config.costs, beside=file))
     warnings = [f"{source}: {warning}" for warning in find_warnings(config, given, environ)]
     if config.backends and (warning := proxies_ignored(environ)):
         warnings.append(warning)
@@ -111,6 +114,18 @@ def load(
             f"{source}: [logging] level has no effect for {names}; only parts of nexus have levels."
         )
     return LoadedConfig(config=config, path=used, origins=layers.origins, warnings=warnings)
+
+
+def _with_price_file(costs: Costs, *, beside: Path) -> Costs:
+    """The settings with the prices of the file that they name. Raises `ConfigError`."""
+    path = beside.parent / costs.prices
+    table = _read(path, if_missing="[costs] prices names it")
+    checked = check_table(table, PriceFile, source=str(path), path=())
+    read = msgspec.convert(checked, PriceFile)
+    if problems := [f"{path}: {problem}" for problem in price_conflicts(read.price)]:
+        raise ConfigError(problems)
+    version = read.version or costs.version
+    return replace(costs, version=version, price=[*costs.price, *read.price])
 
 
 def process_config(environ: Mapping[str, str] | None = None) -> Config:
@@ -147,13 +162,13 @@ def restart_needed(old: Config, new: Config) -> list[str]:
     return [key for key in RESTART_ONLY if value(old, key) != value(new, key)]
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(
+    file: Path, *, if_missing: str = "`nexus config init` writes one to start from"
+) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(
-            [f"{file}: there is no such file; `nexus config init` writes one to start from."]
-        ) from None
+        raise ConfigError([f"{file}: there is no such file; {if_missing}."]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{file}: it cannot be read ({error})."]) from error
     except tomllib.TOMLDecodeError as error:

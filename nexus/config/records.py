@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from nexus.config.access_records import Auth, Key, Team
+from nexus.config.cost_records import Costs, Price, Tier
 from nexus.config.fields import (
     MAX_ALIAS_DEPTH,
     MAX_BACKENDS,
@@ -53,6 +54,7 @@ __all__ = [
     "CircuitBreaker",
     "Config",
     "Cors",
+    "Costs",
     "Dashboard",
     "Discovery",
     "HealthCheck",
@@ -62,6 +64,7 @@ __all__ = [
     "Metrics",
     "ModelConfig",
     "Policy",
+    "Price",
     "Quality",
     "Queue",
     "Routing",
@@ -70,6 +73,7 @@ __all__ = [
     "Strategy",
     "Task",
     "Team",
+    "Tier",
     "Weights",
     "Zone",
 ]
@@ -342,6 +346,7 @@ class Config(Section, frozen=True):
     teams: list[Team] = msgspec.field(default_factory=list)
     keys: list[Key] = msgspec.field(default_factory=list)
     limits: list[Limit] = msgspec.field(default_factory=list)
+    costs: Costs = Costs()
     cors: Cors = Cors()
     endpoints: Endpoints = Endpoints()
     discovery: Discovery = Discovery()

@@ -40,6 +40,25 @@ class StreamOutcome(msgspec.Struct, kw_only=True, gc=False):
     tpot_by: str = "tokens"
 
 
+class Charge(msgspec.Struct, frozen=True, gc=False):
+    """What a request cost, in nano-dollars.
+
+    Attributes:
+        parts: The cost of the response by its type, such as `input`; parts of 0 are left out.
+        unpriced: The cost is unknown, because the backend that served has no price.
+        retried: The costs of failed attempts: label values of backend and model, and the amount.
+    """
+
+    parts: tuple[tuple[str, int], ...] = ()
+    unpriced: bool = False
+    retried: tuple[tuple[str, str, int], ...] = ()
+
+    @property
+    def total(self) -> int:
+        """The cost of the response, which its client is charged."""
+        return sum([nano for _, nano in self.parts])
+
+
 class Outcome(msgspec.Struct, kw_only=True, gc=False):
     """The result of a request. It is made once, when the request ends.
 
@@ -59,6 +78,7 @@ class Outcome(msgspec.Struct, kw_only=True, gc=False):
         team: The name of its team.
         key_label: The label value of the key.
         team_label: The label value of the team.
+        charge: What the request cost; None without prices.
         before_s: Time in the gateway before the request was sent to the backend.
         after_s: Time in the gateway after the response had arrived.
     """
@@ -90,6 +110,7 @@ class Outcome(msgspec.Struct, kw_only=True, gc=False):
     team: str | None = None
     key_label: str | None = None
     team_label: str | None = None
+    charge: Charge | None = None
     before_s: float | None = None
     after_s: float | None = None
 

@@ -12,6 +12,7 @@ from itertools import accumulate, chain
 from prometheus_client.utils import floatToGoString
 
 from nexus.metrics.exposition import FamilySnapshot, Layout, format_numbers
+from nexus.metrics.family import shown_name
 from nexus.metrics.file_reader import FileReader, Key, SeriesIndex
 from nexus.metrics.labels import RETIRED
 
@@ -53,18 +54,26 @@ class _Group:
     A histogram's buckets are exposed as running sums, and the last one also as the count.
     """
 
-    __slots__ = ("_at", "_buckets", "_family", "_singles")
+    __slots__ = ("_at", "_buckets", "_divisor", "_family", "_singles")
 
     def __init__(
-        self, family: FamilySnapshot, singles: list[_Positions], buckets: list[_Positions]
+        self,
+        family: FamilySnapshot,
+        singles: list[_Positions],
+        buckets: list[_Positions],
+        *,
+        divisor: int,
     ) -> None:
         self._family = family
+        self._divisor = divisor
         self._at = len(family.values)
         self._singles = singles
         self._buckets = buckets
 
     def write(self, totals: Sequence[float]) -> None:
         values = [_sum(totals, positions) for positions in self._singles]
+        if self._divisor != 1:
+            values = [value / self._divisor for value in values]
         if self._buckets:
             values += accumulate([_sum(totals, positions) for positions in self._buckets])
             values.append(values[-1])
@@ -108,13 +117,19 @@ class Aggregation:
             key = index.keys[number]
             by_metric.setdefault(key.metric, []).append((position, key))
         for metric, members in by_metric.items():
-            name = f"{metric}_total" if kind == "counter" else metric
+            name, divisor = shown_name(f"{metric}_total") if kind == "counter" else (metric, 1)
             family = FamilySnapshot(Layout.of(name, members[0][1].documentation, kind))
             self._families.append(family)
-            self._add_groups(metric, members, family, cumulate=kind == "histogram")
+            self._add_groups(metric, members, family, cumulate=kind == "histogram", divisor=divisor)
 
     def _add_groups(
-        self, metric: str, members: _Members, family: FamilySnapshot, *, cumulate: bool
+        self,
+        metric: str,
+        members: _Members,
+        family: FamilySnapshot,
+        *,
+        cumulate: bool,
+        divisor: int,
     ) -> None:
         """Put samples with the same labels side by side, in the library's order."""
         singles: dict[_Labels, dict[str, _Positions]] = {}
@@ -134,11 +149,11 @@ class Aggregation:
                 self._pause()
             by_name = singles.get(labels, {})
             by_bound = dict(sorted(buckets.get(labels, {}).items()))
-            group = _Group(family, [*by_name.values()], [*by_bound.values()])
+            group = _Group(family, [*by_name.values()], [*by_bound.values()], divisor=divisor)
             for position in chain(*by_name.values(), *by_bound.values()):
                 self._groups[position] = group
             for name in by_name:
-                _add_sample(family, name, labels)
+                _add_sample(family, shown_name(name)[0], labels)
             for bound in by_bound:
                 _add_sample(family, f"{metric}_bucket", (*labels, ("le", floatToGoString(bound))))
             if by_bound:

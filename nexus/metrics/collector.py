@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from itertools import chain
 
 from prometheus_client import CollectorRegistry
@@ -21,7 +22,7 @@ from nexus.fleet.load_table import HEALTH, SLOTS, WORKER, Row
 from nexus.fleet.records import Snapshot
 from nexus.fleet.run_directory import Started
 from nexus.fleet.slot_lease import SlotLease
-from nexus.metrics import families
+from nexus.metrics import cost_families, families
 from nexus.metrics.directory_reader import DirectoryReader, Retired
 from nexus.metrics.exposition import FamilySnapshot, Labels, of_family, of_metric
 from nexus.metrics.family import Family
@@ -206,6 +207,10 @@ class Collector:
             families.WORKER_DEATHS: sum(row.worker_deaths for row in rows),
             families.RUN_DIRECTORY: self._run_directory_usable(),
         }
+        snapshot = self._snapshot()
+        if snapshot is not None and (version := snapshot.config.costs.version) is not None:
+            since = datetime(version.year, version.month, version.day, tzinfo=UTC)
+            single[cost_families.PRICES_AGE] = max(0.0, time.time() - since.timestamp())
         for family, value in single.items():
             yield of_family(family, [((), value)])
 

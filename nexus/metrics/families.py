@@ -7,7 +7,7 @@ To add a family, add a row here and a call that records it. The names, labels an
 from __future__ import annotations
 
 from nexus.errors import STREAM_ENDS
-from nexus.metrics import access_families
+from nexus.metrics import access_families, cost_families
 from nexus.metrics.family import Family, Label, counter, gauge, histogram
 from nexus.metrics.label_values import (
     BACKEND,
@@ -383,7 +383,10 @@ SCRAPE_DURATION = gauge(
 BUILD_INFO = gauge("nexus_build_info", "The version; always 1.", "scrape", version=FOLLOWS)
 
 FAMILIES: tuple[Family, ...] = tuple(
-    row for row in (*globals().values(), *vars(access_families).values()) if isinstance(row, Family)
+    row
+    for rows in (globals(), vars(access_families), vars(cost_families))
+    for row in list(rows.values())
+    if isinstance(row, Family)
 )
-"""Every row above, then those of `access_families`; they are exposed and documented in this
-order."""
+"""Every row above, then those of `access_families` and `cost_families`, in the order in which they
+are exposed and documented."""

@@ -13,6 +13,10 @@ Source = Literal["workers", "health", "scrape"]
 Names = Literal["models", "backends", "endpoints", "slots", "keys", "teams", "limits"]
 
 
+NANO = 1_000_000_000
+_DOLLARS, _STORED = "_usd_total", "_nanousd_total"
+
+
 @dataclass(frozen=True)
 class Label:
     """The values that a label can have.
@@ -48,6 +52,15 @@ class Family:
     source: Source = "workers"
 
     @cached_property
+    def stored_name(self) -> str:
+        """Its name in the files of the slots.
+
+        Money is stored in whole nano-dollars, because only integers add up exactly. A reader that
+        does not know that must not take them for dollars.
+        """
+        return self.name.replace(_DOLLARS, _STORED) if self.kind == "counter" else self.name
+
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         return tuple(self.label_values)
 
@@ -60,6 +73,13 @@ class Family:
         """The family as `nexus metrics list --json` shows it."""
         shown = ("name", "kind", "help", "labels", "buckets", "source")
         return {name: getattr(self, name) for name in shown}
+
+
+def shown_name(stored: str) -> tuple[str, int]:
+    """The name under which a stored counter is shown, and what its value is divided by."""
+    if stored.endswith(_STORED):
+        return stored.replace(_STORED, _DOLLARS), NANO
+    return stored, 1
 
 
 def counter(name: str, text: str, source: Source = "workers", /, **labels: Label) -> Family:

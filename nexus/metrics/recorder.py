@@ -13,9 +13,9 @@ from typing import Any
 
 from nexus.errors import status_label
 from nexus.fleet.load_table import Row
-from nexus.fleet.outcome import Outcome
+from nexus.fleet.outcome import Charge, Outcome
 from nexus.fleet.slot_lease import SlotLease
-from nexus.metrics import access_families, families
+from nexus.metrics import access_families, cost_families, families
 from nexus.metrics.family import Family
 from nexus.metrics.store import Store
 from nexus.runtime import stderr
@@ -172,6 +172,7 @@ class Recorder:
                 or outcome.cached_tokens
                 or outcome.reasoning_tokens
                 or outcome.cache_write_tokens
+                or outcome.charge is not None
             ):
                 rarer = self._rarer(outcome)
             row.write_begin()
@@ -205,6 +206,8 @@ class Recorder:
         ):
             if tokens:
                 moves.append((child(families.TOKEN_DETAILS, *labels, kind).inc, tokens))
+        if (charge := outcome.charge) is not None:
+            moves += self._costs(outcome, charge)
         if (stream := outcome.stream) is not None:
             moves += [
                 (child(families.STREAM_ENDS_TOTAL, outcome.backend_label, stream.end).inc, 1),
@@ -213,6 +216,24 @@ class Recorder:
             ]
             if stream.tpot_s is not None:
                 moves.append((child(families.TPOT, *labels, stream.tpot_by).observe, stream.tpot_s))
+        return moves
+
+    def _costs(self, outcome: Outcome, charge: Charge) -> list[_Move]:
+        """The series of money, in nano-dollars."""
+        child, labels = self.child, (outcome.backend_label, outcome.model_label)
+        moves: list[_Move] = [
+            (child(cost_families.COST, *labels, kind, "delivered").inc, nano)
+            for kind, nano in charge.parts
+        ]
+        moves += [
+            (child(cost_families.COST, backend, model, "time", "retried").inc, nano)
+            for backend, model, nano in charge.retried
+        ]
+        if charge.unpriced:
+            moves.append((child(cost_families.UNPRICED, *labels).inc, 1))
+        if outcome.key_label is not None and outcome.team_label is not None and charge.parts:
+            key_cost = child(cost_families.KEY_COST, outcome.key_label, outcome.team_label)
+            moves.append((key_cost.inc, charge.total))
         return moves
 
     def caller_refused(self, key: str, team: str, reason: str) -> None:

@@ -21,7 +21,7 @@ from prometheus_client.utils import floatToGoString
 
 from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics import families
-from nexus.metrics.family import Family
+from nexus.metrics.family import NANO, Family
 from nexus.metrics.metrics_file import ReservedFile
 
 log = logging.getLogger("nexus.metrics")
@@ -39,6 +39,18 @@ class SharedCounter:
 
     def inc(self, amount: float = 1.0) -> None:
         self._cells[self._at] += amount
+
+
+class _MoneyInMemory:
+    """A counter of dollars that is told nano-dollars, as those in shared memory are."""
+
+    __slots__ = ("_counter",)
+
+    def __init__(self, counter: Any) -> None:
+        self._counter = counter
+
+    def inc(self, nano: float) -> None:
+        self._counter.inc(nano / NANO)
 
 
 class SharedHistogram:
@@ -95,8 +107,9 @@ class Store:
     def _shared(self, family: Family, labels: tuple[str, ...]) -> SharedCounter | SharedHistogram:
         file, names = self._files[family.kind], list(family.labels)
         if family.kind == "counter":
-            metric = family.name.removesuffix("_total")
-            key = mmap_key(metric, family.name, names, list(labels), family.help)
+            name = family.stored_name
+            metric = name.removesuffix("_total")
+            key = mmap_key(metric, name, names, list(labels), family.help)
             return SharedCounter(file.cell(key))
         # A histogram keeps its whole name; the library strips a suffix from counters only.
         bounds = tuple(map(float, family.buckets))
@@ -132,7 +145,8 @@ class Store:
                     buckets=family.buckets,
                 )
             self._private[family.name] = metric
-        return metric.labels(*labels) if family.labels else metric
+        child = metric.labels(*labels) if family.labels else metric
+        return child if family.stored_name == family.name else _MoneyInMemory(child)
 
     def close(self) -> None:
         for file in self._files.values():

@@ -34,6 +34,7 @@ class Provider:
         canonical_name: Maps a model's name to one form that is the same for all names that the
             server takes for that model. None if it takes only the names that it lists.
         cloud: Whether it runs at a vendor. A local kind counts as restricted if it has no zone.
+        self_hosted: Whether requests cost nothing unless the operator states a price.
         key_header: Header that carries the key of the backend, in lower case.
         key_prefix: What stands before the key in that header.
         headers: Names (in lower case) and values that every request carries. A client's header of
@@ -53,6 +54,7 @@ class Provider:
     recognizes: Callable[[ProbeResult], bool] | None = None
     canonical_name: Callable[[str], str] | None = None
     cloud: bool = False
+    self_hosted: bool = False
     key_header: str = "authorization"
     key_prefix: str = "Bearer "
     headers: tuple[tuple[str, str], ...] = ()

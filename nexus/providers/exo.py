@@ -2,4 +2,4 @@
 
 from nexus.providers.base import Provider
 
-PROVIDER = Provider(name="exo")
+PROVIDER = Provider(name="exo", self_hosted=True)

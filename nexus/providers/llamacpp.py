@@ -47,5 +47,10 @@ def recognizes(result: ProbeResult) -> bool:
 
 
 PROVIDER = Provider(
-    name="llamacpp", probe=probe, recognizes=recognizes, own_api=True, dialects=DIALECTS
+    name="llamacpp",
+    self_hosted=True,
+    probe=probe,
+    recognizes=recognizes,
+    own_api=True,
+    dialects=DIALECTS,
 )

@@ -41,4 +41,4 @@ def _read(item: dict[str, Any], name: str) -> Model:
     )
 
 
-PROVIDER = Provider(name="lmstudio", probe=probe, own_api=True, dialects=DIALECTS)
+PROVIDER = Provider(name="lmstudio", probe=probe, own_api=True, dialects=DIALECTS, self_hosted=True)

@@ -85,6 +85,7 @@ def canonical_name(name: str) -> str:
 
 PROVIDER = Provider(
     name="ollama",
+    self_hosted=True,
     probe=probe,
     recognizes=lambda _: True,  # No other server answers /api/tags in this form.
     canonical_name=canonical_name,

@@ -3,4 +3,4 @@
 from nexus.providers.base import DIALECTS, Provider
 from nexus.providers.vllm import probe
 
-PROVIDER = Provider(name="sglang", probe=probe, dialects=DIALECTS)
+PROVIDER = Provider(name="sglang", probe=probe, dialects=DIALECTS, self_hosted=True)

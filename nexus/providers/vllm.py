@@ -23,4 +23,6 @@ def recognizes(result: ProbeResult) -> bool:
     return bool(result.models) and all(model.context_length for model in result.models)
 
 
-PROVIDER = Provider(name="vllm", probe=probe, recognizes=recognizes, dialects=DIALECTS)
+PROVIDER = Provider(
+    name="vllm", probe=probe, recognizes=recognizes, dialects=DIALECTS, self_hosted=True
+)

@@ -6,13 +6,16 @@ import logging
 import re
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from nexus.access.callers import Caller
-from nexus.dialects.base import ParsedRequest, StreamReader, Usage
+from nexus.dialects.base import ParsedRequest, StreamReader, TokenEstimate, Usage
 from nexus.errors import Fault, RequestFailed
-from nexus.fleet.outcome import AttemptRecord, Outcome, milliseconds
+from nexus.fleet.outcome import AttemptRecord, Charge, Outcome, milliseconds
 from nexus.fleet.request_log import LONGEST_NAME
 from nexus.http.cross_origin import Headers
 from nexus.metrics import labels
+from nexus.proxy import costs
 from nexus.proxy.admission import Reservation
 from nexus.proxy.attempt import Attempt
 from nexus.proxy.engine import Engine
@@ -58,6 +61,8 @@ class Exchange:
     stream: StreamReader | None = None
     served = False
     waited_s = 0.0
+    _estimate: TokenEstimate | None = None
+    _charge: Charge | None = None
     _usage_requested = False
     _attempt_started: float | None = None
     _before_s: float | None = None
@@ -122,6 +127,10 @@ class Exchange:
         """
         self.served, self.stream = True, attempt.stream
         self._usage_requested = attempt.usage_asked
+        if self.view.prices is not None and (
+            self.usage is None or self.usage.prompt_tokens is None
+        ):
+            self.token_estimate()
         self.body = b""
         self._before_s = max(
             0.0, attempt.sent_at - self.request.received - self.waited_s - attempt.refused_s
@@ -182,6 +191,8 @@ class Exchange:
         if (caller := self.caller) is not None:
             outcome.key, outcome.team = caller.key, caller.team
             outcome.key_label, outcome.team_label = caller.key_label, caller.team_label
+        if self.view.prices is not None:
+            outcome.charge = self.charge()
         if started is not None:
             outcome.last_attempt_s = ended - started
         if self.served and self.model != self.resolved_model:
@@ -194,6 +205,34 @@ class Exchange:
     def within_attempt(self) -> bool:
         """Whether an attempt was started, and has not failed."""
         return self._attempt_started is not None
+
+    def token_estimate(self) -> TokenEstimate:
+        """The estimate of what the request takes. It needs the body once."""
+        if self._estimate is None:
+            self._estimate = self.endpoint.dialect.estimate_tokens(self.body, self.endpoint.form)
+        return self._estimate
+
+    def charge(self) -> Charge | None:
+        """What the request costs; None without prices. To be asked when that is known."""
+        prices, choice = self.view.prices, self.choice
+        if prices is None or self._charge is not None:
+            return self._charge
+        charge = Charge()
+        if choice is not None and (self.served or self.within_attempt):
+            charge = costs.charge(
+                prices,
+                choice.backend,
+                self.model,
+                usage=self.known_usage()[0],
+                stream=self.stream,
+                served=self.served,
+                estimated_prompt=lambda: self.token_estimate().prompt,
+                seconds=self.engine.clock() - (self._attempt_started or 0.0),
+            )
+        if self.failed:
+            charge = replace(charge, retried=costs.retried(self.view, prices, self.failed))
+        self._charge = charge
+        return charge
 
     def known_usage(self) -> tuple[Usage, str | None]:
         """The tokens of the response, and the source of their counts."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from nexus.access.callers import Callers, callers_of
 from nexus.access.limits import Limits
+from nexus.access.prices import Prices
 from nexus.config import Config
 from nexus.fleet.records import Backend, Snapshot
 from nexus.fleet.snapshot import SnapshotReader
@@ -31,6 +32,7 @@ class View:
         configured: The models that the configuration names.
         callers: The keys that clients may use; None if they need none.
         limits: The limits of `[[limits]]`; None without any.
+        prices: What requests cost; None without prices.
     """
 
     snapshot: Snapshot
@@ -38,6 +40,7 @@ class View:
     configured: frozenset[str]
     callers: Callers | None
     limits: Limits | None
+    prices: Prices | None
     want_label: Callable[[str], None]
     _route_headers: dict[tuple[int, str, str | None], list[tuple[str, str]]] = field(
         default_factory=dict
@@ -71,6 +74,7 @@ class View:
                 team_labels=snapshot.labels.teams,
             ),
             limits=Limits.of(snapshot.config.limits),
+            prices=Prices.of(snapshot.config.costs),
         )
 
     def address(self, backend: Backend) -> Address:

@@ -21,7 +21,7 @@ def reserve_limits(exchange: Exchange) -> None:
     exchange.limited, dialect = True, exchange.endpoint.dialect
     prompt, output_limit = 0, None
     if any(counter.dimension.endswith("tokens") for counter in counters):
-        prompt, output_limit = dialect.estimate_tokens(exchange.body, exchange.endpoint.form)
+        prompt, output_limit = exchange.token_estimate()
 
     def amount(counter: Counter) -> int:
         output = counter.limit.reserve_output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from nexus.access.prices import usd
 from nexus.dialects.base import StreamReader, Usage
 from nexus.errors import Fault
 from nexus.fleet.outcome import Outcome, StreamOutcome
@@ -40,6 +41,8 @@ def log_outcome(outcome: Outcome) -> None:
         return
     stream = outcome.stream
     caller = {} if outcome.key is None else {"key": outcome.key, "team": outcome.team}
+    charge = outcome.charge
+    cost = {} if charge is None or charge.unpriced else {"cost_usd": usd(charge.total)}
     log.info(
         "request",
         extra={
@@ -56,6 +59,7 @@ def log_outcome(outcome: Outcome) -> None:
             "reasoning_tokens": outcome.reasoning_tokens,
             "cache_write_tokens": outcome.cache_write_tokens,
             "usage": outcome.usage,
+            **cost,
             "attempts": outcome.attempts,
             "stream": stream is not None,
             "ttft_ms": round(stream.ttft_s * 1000, 1) if stream and stream.ttft_s else None,

@@ -13,6 +13,7 @@ from nexus.http.address import Address
 from nexus.http.connect_errors import reason
 from nexus.proxy.admission import Reservation, Waiter
 from nexus.proxy.attempt import Attempt, fault_of
+from nexus.proxy.costs import cost_header
 from nexus.proxy.engine import ClientResponse
 from nexus.proxy.exchange import Exchange
 from nexus.proxy.passive_health import BUSY_S
@@ -191,4 +192,7 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
         raise
     attempt.end(None)
     exchange.response_started(attempt)
-    return whole_response(exchange, status, attempt.headers, content)
+    headers = attempt.headers
+    if exchange.view.prices is not None:
+        headers = headers + cost_header(exchange.charge())
+    return whole_response(exchange, status, headers, content)

@@ -150,6 +150,12 @@ SCHEMAS: dict[str, Schema] = {
         total=COUNT, families={"type": "object", "additionalProperties": COUNT}
     ),
     "metrics get": record(family=TEXT, type=TEXT, samples=every(SAMPLE)),
+    "prices check": record(
+        version=maybe(TEXT),
+        prices=COUNT,
+        models=COUNT,
+        unpriced=every(record(backend=TEXT, model=TEXT), least=0),
+    ),
     "keys new": record(id=TEXT, key=TEXT, sha256=TEXT),
     "keys digest": record(sha256=TEXT),
     "keys list": every(record(**KEY), least=0),

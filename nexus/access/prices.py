@@ -1,0 +1,180 @@
+"""What a request costs, in whole nano-dollars (10^-9 USD). No I/O, no clock.
+
+Prices are integers of 10^-12 USD. A request's cost is rounded once, half up, and its parts add up
+to it exactly.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+
+import msgspec
+
+from nexus.config import BackendConfig
+from nexus.config.cost_records import PER_TOKEN, Costs, pico_usd, pico_usd_per_token
+from nexus.config.cost_records import Price as PriceRecord
+
+TYPES = ("input", "cached", "cache_write", "output", "request", "time")
+"""What a cost consists of, as metrics name it."""
+NANO = 1_000_000_000
+_MOST_CACHED = 4096
+_MICROSECONDS = 1_000_000
+
+Parts = tuple[tuple[str, int], ...]
+"""A cost in nano-dollars by type; parts of 0 are left out."""
+
+
+class Rates(msgspec.Struct, frozen=True):
+    """Prices of tokens, in 10^-12 USD for each."""
+
+    input: int = 0
+    cached_input: int = 0
+    cache_write: int = 0
+    output: int = 0
+
+
+class Price(msgspec.Struct, frozen=True):
+    """What requests to one backend and model cost, in 10^-12 USD.
+
+    Attributes:
+        long_rates: Those of prompts with more than `long_above` tokens.
+    """
+
+    rates: Rates = Rates()
+    long_above: int = 0
+    long_rates: Rates | None = None
+    per_request: int = 0
+    per_second: int = 0
+
+    def rates_for(self, prompt_tokens: int) -> Rates:
+        if self.long_rates is not None and prompt_tokens > self.long_above:
+            return self.long_rates
+        return self.rates
+
+
+FREE = Price()
+
+
+def cost(
+    price: Price,
+    *,
+    prompt: int,
+    completion: int,
+    cached: int = 0,
+    cache_write: int = 0,
+    microseconds: int = 0,
+) -> Parts:
+    """What one response costs. `cached` and `cache_write` are among the prompt's tokens."""
+    if price is FREE:
+        return ()
+    rates = price.rates_for(prompt)
+    cached = min(cached, prompt)
+    cache_write = min(cache_write, prompt - cached)
+    amounts = (
+        (prompt - cached - cache_write) * rates.input,
+        cached * rates.cached_input,
+        cache_write * rates.cache_write,
+        completion * rates.output,
+        price.per_request,
+        price.per_second * microseconds // _MICROSECONDS,
+    )
+    return _rounded(amounts)
+
+
+def time_cost(price: Price, microseconds: int) -> int:
+    """What a backend's time costs if nothing else of an attempt does, in nano-dollars."""
+    return (price.per_second * microseconds // _MICROSECONDS + 500) // 1000
+
+
+def most(price: Price, *, prompt: int, output: int) -> int:
+    """The most that a response of so many tokens costs at any split of its prompt, without time."""
+    rates = price.rates_for(prompt)
+    input_ = max(rates.input, rates.cached_input, rates.cache_write)
+    return -(-(prompt * input_ + output * rates.output + price.per_request) // 1000)
+
+
+def total(parts: Parts) -> int:
+    return sum([nano for _, nano in parts])
+
+
+def usd(nano: int) -> str:
+    """An amount in US dollars, exact, without trailing zeros: `0.00125`."""
+    whole, rest = divmod(abs(nano), NANO)
+    decimals = f"{rest:09d}".rstrip("0")
+    return f"{'-' if nano < 0 else ''}{whole}{'.' if decimals else ''}{decimals}"
+
+
+def _rounded(amounts: tuple[int, ...]) -> Parts:
+    """Amounts of 10^-12 USD in nano-dollars. Each part is rounded so that the sums so far are."""
+    parts, so_far, rounded = [], 0, 0
+    for type_, amount in zip(TYPES, amounts, strict=True):
+        if amount:
+            so_far += amount
+            nano = (so_far + 500) // 1000 - rounded
+            rounded += nano
+            if nano:
+                parts.append((type_, nano))
+    return tuple(parts)
+
+
+class Prices:
+    """All prices of one configuration."""
+
+    def __init__(self, records: list[PriceRecord]) -> None:
+        self._rows = [
+            (_pattern(record.backend), _pattern(record.model), _price(record)) for record in records
+        ]
+        self._known: dict[tuple[str, str], Price | None] = {}
+
+    @classmethod
+    def of(cls, costs: Costs) -> Prices | None:
+        """None without prices."""
+        return cls(costs.price) if costs.price else None
+
+    def find(self, backend: BackendConfig, model: str) -> Price | None:
+        """The price of a model at a backend; None if it is not known."""
+        key = backend.name, model
+        if key not in self._known:
+            if len(self._known) >= _MOST_CACHED:
+                self._known.clear()
+            default = FREE if backend.provider.self_hosted else None
+            self._known[key] = next(
+                (
+                    price
+                    for of_backend, of_model, price in self._rows
+                    if of_backend.match(backend.name) and of_model.match(model)
+                ),
+                default,
+            )
+        return self._known[key]
+
+
+def _pattern(glob: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(glob))
+
+
+def _price(record: PriceRecord) -> Price:
+    rates = _rates(record.input, record.cached_input, record.cache_write, record.output)
+    tier, long_rates = record.above, None
+    if tier is not None:
+        long_rates = _rates(
+            tier.input or record.input,
+            tier.cached_input or (None if tier.input else record.cached_input),
+            tier.cache_write or (None if tier.input else record.cache_write),
+            tier.output or record.output,
+        )
+    return Price(
+        rates=rates,
+        long_above=tier.input_tokens if tier is not None else 0,
+        long_rates=long_rates,
+        per_request=pico_usd(record.per_request) or 0,
+        per_second=pico_usd(record.per_second) or 0,
+    )
+
+
+def _rates(input_: str, cached: str | None, written: str | None, output: str) -> Rates:
+    texts = (input_, cached or input_, written or input_, output)
+    return Rates(
+        **{name: pico_usd_per_token(text) or 0 for name, text in zip(PER_TOKEN, texts, strict=True)}
+    )

@@ -1,0 +1,69 @@
+"""What one request costs, from what is known of its response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from nexus.access.prices import Prices, cost, time_cost, usd
+from nexus.dialects.base import StreamReader, Usage
+from nexus.fleet.outcome import AttemptRecord, Charge
+from nexus.fleet.records import Backend
+from nexus.proxy.fleet_view import View
+
+HEADER = "x-nexus-cost-usd"
+
+
+def charge(
+    prices: Prices,
+    backend: Backend,
+    model: str,
+    *,
+    usage: Usage,
+    stream: StreamReader | None,
+    served: bool,
+    estimated_prompt: Callable[[], int],
+    seconds: float,
+) -> Charge:
+    """What the last attempt of a request costs: the response, or the prompt if the client left.
+
+    Tokens that the backend does not report are estimated: a quarter of the prompt's characters,
+    and the events of a stream. A stream that broke off costs what came.
+    """
+    price = prices.find(backend.config, model)
+    if price is None:
+        return Charge(unpriced=served)
+    completion = usage.completion_tokens or 0
+    if stream is not None and not stream.finished:
+        completion = max(completion, stream.counted_tokens())
+    prompt = usage.prompt_tokens
+    return Charge(
+        cost(
+            price,
+            prompt=estimated_prompt() if prompt is None else prompt,
+            completion=completion,
+            cached=usage.cached_tokens or 0,
+            cache_write=usage.cache_write_tokens or 0,
+            microseconds=round(seconds * 1e6),
+        )
+    )
+
+
+def retried(
+    view: View, prices: Prices, failed: Sequence[AttemptRecord]
+) -> tuple[tuple[str, str, int], ...]:
+    """What failed attempts cost: the backend's time, since a failed response reports no tokens."""
+    costs = []
+    for record in failed:
+        backend = next((one for one in view.snapshot.backends if one.name == record.backend), None)
+        price = prices.find(backend.config, record.model) if backend is not None else None
+        if backend is not None and price is not None and price.per_second:
+            nano = time_cost(price, round(record.ms * 1000))
+            costs.append((backend.label, view.model_label(record.model), nano))
+    return tuple(costs)
+
+
+def cost_header(charge: Charge | None) -> list[tuple[str, str]]:
+    """The header that says what a whole response costs, if that is known."""
+    if charge is None or charge.unpriced:
+        return []
+    return [(HEADER, usd(charge.total))]
