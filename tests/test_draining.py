@@ -1,6 +1,7 @@
 """Workers that are replaced let their streams end, and meanwhile others serve."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -118,8 +119,8 @@ def test_replaced_workers_let_streams_end(gateway, slow, number, left):
     slow.hurry()
     assert_whole(streams, 12)
     until_serving(gateway, left, 0)
-    alive = set(gateway.worker_pids())
-    assert len(alive & old) == (0 if number == signal.SIGHUP else 1)
+    stay = 0 if number == signal.SIGHUP else 1
+    until(lambda: len(old & set(gateway.worker_pids())) == stay)
     if number == signal.SIGTTOU:
         os.kill(gateway.master_pid(), signal.SIGTTIN)
     after = gateway.settled()
@@ -239,6 +240,12 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def ignored(pid: int) -> set[int]:
+    """The signals that a process ignores without running a handler."""
+    [line] = re.findall(r"^SigIgn:\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return {number for number in range(1, 65) if int(line, 16) >> (number - 1) & 1}
+
+
 def test_signals_that_mean_nothing_here_harm_nobody(gateway):
     """Whoever sends them to every process of the gateway, as `pkill` does, loses nothing."""
     until_serving(gateway, 2, 0)
@@ -248,6 +255,7 @@ def test_signals_that_mean_nothing_here_harm_nobody(gateway):
             os.kill(pid, number)
     for pid in workers:
         os.kill(pid, signal.SIGHUP)
+        assert {signal.SIGHUP, signal.SIGUSR2, signal.SIGWINCH} <= ignored(pid)
     until(lambda: any("USR2 is not supported" in line["event"] for line in gateway.lines()))
     serve_for(gateway, 1.5)
     assert gateway.worker_pids() == workers

@@ -232,8 +232,10 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
 
     def init_signals(self) -> None:
         super().init_signals()
-        for number in (signal.SIGHUP, signal.SIGUSR2):
-            # They are meant for the master. The default action would end the worker.
+        # HUP and USR2 are meant for the master: the default action would end the worker. gunicorn
+        # logs WINCH. No handler here may log: it runs between any two instructions, and would wait
+        # for ever for a lock that the interrupted greenlet is just acquiring.
+        for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGWINCH):
             signal.signal(number, signal.SIG_IGN)
 
     def handle_exit(self, *_: Any) -> None:
@@ -243,7 +245,9 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
     def handle_abort(self, *_: Any) -> None:
         """ABRT: the master got no heartbeat for `timeout`. This runs, so the loop moves, or KILL
         follows in a second."""
-        self.log.warning("Worker was silent for longer than the timeout (pid:%s)", self.pid)
+        gevent.spawn(
+            self.log.warning, "Worker was silent for longer than the timeout (pid:%s)", self.pid
+        )
         self.cfg.worker_abort(self)
 
     def _drain(self) -> None:
