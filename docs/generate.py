@@ -16,6 +16,7 @@ import msgspec
 from nexus.cli.main import COMMANDS, cli
 from nexus.cli.output import EXIT_STATUSES
 from nexus.config.checking import describe
+from nexus.config.limit_records import OwnLimits
 from nexus.config.records import (
     ENVIRONMENT,
     NOT_SUPPORTED,
@@ -205,6 +206,10 @@ def configuration() -> str:
         if name == "auth":
             for title, record in LISTS.items():
                 lines += _section(f"[[{title}]]", record, (title,))
+                if title == "keys":
+                    lines += _section(
+                        "[keys.limits], [teams.limits]", OwnLimits, ("keys", "limits")
+                    )
         if name == "routing":
             lines += _section("[[routing.policies]]", Policy, (name, "policies"))
         if name == "costs":

@@ -5,13 +5,22 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import msgspec
 
 from nexus.access import buckets
 from nexus.access.callers import NONE, Caller
-from nexus.config.limit_records import RATES, Limit, parse_rate
+from nexus.config.limit_records import (
+    LIMITS_OF_KEYS,
+    LIMITS_OF_TEAMS,
+    RATES,
+    Limit,
+    OwnLimits,
+    parse_rate,
+)
+from nexus.config.records import Config
 
 Dimension = Literal["requests", "tokens", "input_tokens", "output_tokens", "parallel"]
 DIMENSIONS: tuple[Dimension, ...] = (
@@ -75,7 +84,14 @@ class Counter(msgspec.Struct, frozen=True, kw_only=True):
 class Limits:
     """All limits of one configuration."""
 
-    def __init__(self, limits: list[Limit]) -> None:
+    def __init__(
+        self,
+        limits: list[Limit],
+        *,
+        of_keys: Mapping[str, OwnLimits] | None = None,
+        of_teams: Mapping[str, OwnLimits] | None = None,
+    ) -> None:
+        """`of_keys` and `of_teams` are the limits of keys and teams themselves, by id and name."""
         self._limits = [
             (
                 limit,
@@ -87,12 +103,17 @@ class Limits:
             )
             for limit in limits
         ]
+        self._of_keys, self._of_teams = of_keys or {}, of_teams or {}
         self._known: dict[tuple[str, ...], tuple[Counter, ...]] = {}
 
     @classmethod
-    def of(cls, limits: list[Limit]) -> Limits | None:
-        """None without limits."""
-        return cls(limits) if limits else None
+    def of(cls, config: Config) -> Limits | None:
+        """The limits of a configuration; None without any."""
+        of_keys = {key.id: key.limits for key in config.keys if key.limits is not None}
+        of_teams = {team.name: team.limits for team in config.teams if team.limits is not None}
+        if not (config.limits or of_keys or of_teams):
+            return None
+        return cls(config.limits, of_keys=of_keys, of_teams=of_teams)
 
     def counters(self, caller: Caller | None, model: str, endpoint: str) -> tuple[Counter, ...]:
         """What a request is counted in, over all limits that match it."""
@@ -108,8 +129,21 @@ class Limits:
                 for limit, patterns in self._limits
                 if all(pattern.match(values[name]) for name, pattern in patterns)
                 for counter in _counters(limit, values)
+            ) + tuple(
+                counter for own in self._own_limits(key, team) for counter in _counters(own, values)
             )
         return counters
+
+    def _own_limits(self, key: str, team: str) -> Iterator[Limit]:
+        """The limits of the key and of the team themselves."""
+        if (own := self._of_keys.get(key)) is not None:
+            yield _own_limit(LIMITS_OF_KEYS, "key", own)
+        if (own := self._of_teams.get(team)) is not None:
+            yield _own_limit(LIMITS_OF_TEAMS, "team", own)
+
+
+def _own_limit(name: str, each: Literal["key", "team"], own: OwnLimits) -> Limit:
+    return Limit(name=name, each=[each], **msgspec.structs.asdict(own))
 
 
 def _counters(limit: Limit, values: dict[str, str]) -> list[Counter]:

@@ -13,6 +13,7 @@ from nexus.admin.access import error_response, require_same_site, require_token
 from nexus.admin.backends import json_body
 from nexus.admin.responses import json_response
 from nexus.config import ConfigError
+from nexus.config.limit_records import OwnLimits
 from nexus.runtime.documents import Document
 from nexus.runtime.text import redact
 
@@ -37,6 +38,7 @@ class KeyState(Document, frozen=True, kw_only=True):
         grace_until: When the old one of two secrets stops being accepted.
         models: Lists of globs; a model must match one glob of each.
         endpoints: Lists of endpoint names; an endpoint must be in each.
+        limits: The limits of the key itself, beside those of its team and of `[[limits]]`.
     """
 
     id: str
@@ -48,6 +50,7 @@ class KeyState(Document, frozen=True, kw_only=True):
     grace_until: datetime | None
     models: list[list[str]]
     endpoints: list[list[str]]
+    limits: OwnLimits | None
 
 
 class MadeKey(KeyState, frozen=True, kw_only=True):
@@ -92,10 +95,15 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     blocked: bool = False
     models: list[str] | None = None
     endpoints: list[str] | None = None
+    limits: OwnLimits | None = None
 
 
 class ChangedKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The fields of a key that change; null resets one to its default."""
+    """The fields of a key that change; null resets one to its default.
+
+    Attributes:
+        limits: The limits that change; null ends one.
+    """
 
     name: str | None = None
     team: str | None = None
@@ -103,6 +111,7 @@ class ChangedKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     blocked: bool | None = None
     models: list[str] | None = None
     endpoints: list[str] | None = None
+    limits: OwnLimits | None = None
 
 
 class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ from nexus.cli.gateway import Command, Gateway, admin_options, find_admin, path_
 from nexus.cli.output import Result, returns_result, table
 
 _DURATION = re.compile(r"(\d+)([smhd])")
+_LIMITS = ("requests", "tokens", "input_tokens", "output_tokens", "parallel")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -52,8 +53,33 @@ _expires_option = click.option(
 )
 
 
+def _limits(
+    _context: click.Context, _option: click.Parameter, given: tuple[str, ...]
+) -> dict[str, Any]:
+    limits: dict[str, Any] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if name not in _LIMITS or not value:
+            known = ", ".join(_LIMITS)
+            raise click.BadParameter(
+                f"{text!r} is no limit; write it like requests=60/min. Known are {known}."
+            )
+        number = int(value) if name == "parallel" and value.isdecimal() else value
+        limits[name] = None if value == "off" else number
+    return limits
+
+
 def _field_options(command: Command) -> Command:
     for option in (
+        click.option(
+            "--limit",
+            "limits",
+            multiple=True,
+            metavar="NAME=AMOUNT",
+            callback=_limits,
+            help="What it may use: requests=60/min, tokens=200k/min, or parallel=8; "
+            "NAME=off ends one [no limits].",
+        ),
         click.option(
             "--endpoint", "endpoints", multiple=True, help="An endpoint it may use [all]."
         ),
@@ -71,7 +97,7 @@ def _fields(given: dict[str, Any]) -> dict[str, Any]:
     return {
         field: list(value) if isinstance(value, tuple) else value
         for field, value in given.items()
-        if value is not None and value != ()
+        if value not in (None, (), {})
     }
 
 
@@ -182,7 +208,7 @@ def show(key: str, config: str | None, url: str | None) -> Result:
 @click.option(
     "--unset",
     multiple=True,
-    type=click.Choice(["name", "team", "expires", "models", "endpoints"]),
+    type=click.Choice(["name", "team", "expires", "models", "endpoints", "limits"]),
     help="Take a field back to its default.",
 )
 @admin_options
@@ -278,6 +304,10 @@ def _all_of(lists: list[list[str]]) -> str:
     return " and ".join(map(", ".join, lists)) or "all"
 
 
+def _shown_limits(limits: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {amount}" for name, amount in limits.items() if amount is not None)
+
+
 def _table(found: list[dict[str, Any]]) -> str:
     rows = [
         (
@@ -288,9 +318,10 @@ def _table(found: list[dict[str, Any]]) -> str:
             key["expires"] or "",
             _all_of(key["models"]),
             _all_of(key["endpoints"]),
+            _shown_limits(key["limits"] or {}),
             "" if key["origin"] == "file" else key["origin"],
         )
         for key in found
     ]
-    head = ("ID", "NAME", "TEAM", "STATE", "EXPIRES", "MODELS", "ENDPOINTS", "ORIGIN")
+    head = ("ID", "NAME", "TEAM", "STATE", "EXPIRES", "MODELS", "ENDPOINTS", "LIMITS", "ORIGIN")
     return table(head, rows)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from nexus.config.fields import Section, doc
+from nexus.config.limit_records import OwnLimits
 
 RESERVED_KEYS = frozenset({"none", "unknown", "other", "retired"})
 """Values that metrics have instead of a key's id."""
@@ -45,6 +46,10 @@ class Team(Section, frozen=True):
     name: Annotated[_Name, doc("Its name, which keys refer to.")]
     models: _Models = None
     endpoints: _Endpoints = None
+    limits: Annotated[
+        OwnLimits | None,
+        doc('What its keys may use together, such as { requests = "600/min", parallel = 20 }.'),
+    ] = None
 
 
 class Key(Section, frozen=True):
@@ -73,3 +78,7 @@ class Key(Section, frozen=True):
     blocked: Annotated[bool, doc("Refuse its requests.")] = False
     models: _Models = None
     endpoints: _Endpoints = None
+    limits: Annotated[
+        OwnLimits | None,
+        doc('What it may use, such as { requests = "60/min", tokens = "200k/min" }.'),
+    ] = None

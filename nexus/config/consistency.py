@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from nexus.config.access_records import RESERVED_KEYS
 from nexus.config.addresses import backend_problems, is_loopback, listen_address
 from nexus.config.cost_records import price_conflicts
-from nexus.config.limit_records import limit_conflicts
+from nexus.config.limit_records import limit_conflicts, own_limit_problems
 from nexus.config.records import (
     MAX_ALIAS_DEPTH,
     MAX_BACKENDS,
@@ -88,11 +88,18 @@ def _access_conflicts(config: Config) -> Iterator[str]:
     teams = [team.name for team in config.teams]
     for name in sorted({name for name in teams if teams.count(name) > 1}):
         yield f'[[teams]] name = "{name}" is used twice; each team needs a name of its own.'
+    for team in config.teams:
+        if team.limits is not None:
+            where = f'[[teams]] "{team.name}" limits'
+            yield from (f"{where}: {problem}" for problem in own_limit_problems(team.limits))
     ids = [key.id for key in config.keys]
     for id_ in sorted({id_ for id_ in ids if ids.count(id_) > 1}):
         yield f'[[keys]] id = "{id_}" is used twice; each key needs an id of its own.'
     owners: dict[str, str] = {}
     for key in config.keys:
+        if key.limits is not None:
+            where = f'[[keys]] "{key.id}" limits'
+            yield from (f"{where}: {problem}" for problem in own_limit_problems(key.limits))
         if key.id in RESERVED_KEYS:
             yield f'[[keys]] id = "{key.id}" is not allowed; metrics use that word for no key.'
         if key.team and key.team not in teams:

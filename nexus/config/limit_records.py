@@ -27,6 +27,12 @@ RATES: tuple[Literal["requests", "tokens", "input_tokens", "output_tokens"], ...
 
 _Rate = Annotated[str | None, doc("Such as 60/min or 200k/min: per s, min, h or d; k and M.")]
 _Globs = Annotated[str, Meta(min_length=1)]
+_Parallel = Annotated[
+    Annotated[int, Meta(ge=0, le=1_000_000)] | None, doc("Requests in progress at once.")
+]
+
+LIMITS_OF_KEYS, LIMITS_OF_TEAMS = "[[keys]]", "[[teams]]"
+"""The names under which the limits of keys and teams themselves are counted."""
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -78,9 +84,7 @@ class Limit(Section, frozen=True):
     burst_requests: Annotated[
         Count | None, doc("Requests that are admitted at once; unset: the number of `requests`.")
     ] = None
-    parallel: Annotated[
-        Annotated[int, Meta(ge=0, le=1_000_000)] | None, doc("Requests in progress at once.")
-    ] = None
+    parallel: _Parallel = None
     reserve_output: Annotated[
         Count, doc("Tokens reserved at most for a response until its usage is known.")
     ] = 1024
@@ -89,6 +93,21 @@ class Limit(Section, frozen=True):
     ] = 1.0
     shadow: Annotated[bool, doc("Count what would be refused, and refuse nothing.")] = False
     suspend: Annotated[bool, doc("Allows 0, which refuses every matching request.")] = False
+
+
+class OwnLimits(Section, frozen=True):
+    """How much one key may use, or all keys of one team together."""
+
+    requests: _Rate = None
+    tokens: _Rate = None
+    input_tokens: _Rate = None
+    output_tokens: _Rate = None
+    parallel: _Parallel = None
+
+
+def own_limit_problems(own: OwnLimits) -> Iterator[str]:
+    """What is wrong with the limits of a key or a team."""
+    yield from _rate_problems(own, zero="block the keys if that is meant")
 
 
 def limit_conflicts(limits: list[Limit]) -> Iterator[str]:
@@ -100,10 +119,20 @@ def limit_conflicts(limits: list[Limit]) -> Iterator[str]:
         yield f'[[limits]] name = "{name}" is used twice; each limit needs a name of its own.'
     for limit in limits:
         where = f'[[limits]] "{limit.name}"'
+        if limit.name in (LIMITS_OF_KEYS, LIMITS_OF_TEAMS):
+            yield f"{where} is not allowed; it names the limits of keys or teams themselves."
         yield from (f"{where} {problem}" for problem in _problems(limit))
 
 
 def _problems(limit: Limit) -> Iterator[str]:
+    zero = None if limit.suspend else "set suspend = true if that is meant"
+    yield from _rate_problems(limit, zero=zero)
+    if limit.burst_requests is not None and limit.requests is None:
+        yield "burst_requests has no effect without requests."
+
+
+def _rate_problems(limit: Limit | OwnLimits, *, zero: str | None) -> Iterator[str]:
+    """What is wrong with the numbers of a limit. `zero` says what to do about a 0, if anything."""
     texts = [(name, getattr(limit, name)) for name in RATES]
     given = [(name, str(text)) for name, text in texts if text is not None]
     numbers: list[tuple[str, int]] = []
@@ -122,8 +151,6 @@ def _problems(limit: Limit) -> Iterator[str]:
         numbers.append(("parallel", limit.parallel))
     if not given and limit.parallel is None:
         yield "limits nothing; set requests, tokens, input_tokens, output_tokens or parallel."
-    if limit.burst_requests is not None and limit.requests is None:
-        yield "burst_requests has no effect without requests."
     for setting, number in numbers:
-        if number == 0 and not limit.suspend:
-            yield f"{setting} = 0 refuses every request; set suspend = true if that is meant."
+        if number == 0 and zero is not None:
+            yield f"{setting} = 0 refuses every request; {zero}."

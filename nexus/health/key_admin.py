@@ -63,8 +63,7 @@ class HealthKeyAdmin:
     def change_key(self, id_: str, data: dict[str, Any]) -> KeyState:
         if fixed := [field for field in data if field in _NEVER_CHANGED]:
             raise ConfigError([f"{fixed[0]} of a key cannot be changed; rotate it, or make one."])
-        fields: dict[str, Any] = msgspec.to_builtins(self._own(id_)) | data
-        key = parse_key({field: value for field, value in fields.items() if value is not None})
+        key = parse_key(_merged(msgspec.to_builtins(self._own(id_)), data))
         self._apply(self._monitor.fleet.overlay.with_key(key), f"key {id_} changed")
         return self.key(id_)
 
@@ -111,6 +110,7 @@ class HealthKeyAdmin:
             grace_until=key.grace_until,
             models=[list(globs) for globs in caller.models],
             endpoints=[sorted(names) for names in caller.endpoints],
+            limits=key.limits,
         )
 
     def _apply(self, overlay: Overlay, event: str) -> None:
@@ -120,6 +120,18 @@ class HealthKeyAdmin:
         if not self._monitor.adopt(fleet):
             raise ConfigError(["The keys are kept, but not published yet; the log says why."])
         log.info(event)
+
+
+def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The fields with their changes, as RFC 7396 merges them: null removes one."""
+    merged = dict(fields)
+    for field, value in changes.items():
+        if isinstance(value, dict):
+            before = merged.get(field)
+            merged[field] = _merged(before if isinstance(before, dict) else {}, value) or None
+        else:
+            merged[field] = value
+    return {field: value for field, value in merged.items() if value is not None}
 
 
 def _callers(config: Config) -> dict[str, Caller]:

@@ -23,7 +23,7 @@ def series_bound(config: Config, *, endpoints: int) -> dict[str, int]:
                 "slots": SLOTS,
                 "keys": names.max_keys,
                 "teams": names.max_keys,
-                "limits": MAX_LIMITS,
+                "limits": MAX_LIMITS + 2,  # and those of keys and of teams themselves
             }
         )
         for family in FAMILIES

@@ -31,7 +31,7 @@ class View:
     Attributes:
         configured: The models that the configuration names.
         callers: The keys that clients may use; None if they need none.
-        limits: The limits of `[[limits]]`; None without any.
+        limits: The limits on what clients use; None without any.
         prices: What requests cost; None without prices.
     """
 
@@ -73,7 +73,7 @@ class View:
                 key_labels=snapshot.labels.keys,
                 team_labels=snapshot.labels.teams,
             ),
-            limits=Limits.of(snapshot.config.limits),
+            limits=Limits.of(snapshot.config),
             prices=Prices.of(snapshot.config.costs),
         )
 

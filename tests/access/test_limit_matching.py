@@ -6,7 +6,9 @@ import pytest
 
 from nexus.access.callers import Caller
 from nexus.access.limits import Amounts, Limits
-from nexus.config.limit_records import Limit, Match
+from nexus.config.access_records import Key, Team
+from nexus.config.limit_records import Limit, Match, OwnLimits
+from nexus.config.records import Config
 from nexus.dialects import openai
 from nexus.dialects.anthropic.limits import limit_headers
 from nexus.dialects.base import PromptField, RequestForm
@@ -61,7 +63,38 @@ def test_counters_of_different_subjects_have_different_records():
 
 
 def test_no_limits():
-    assert Limits.of([]) is None
+    assert Limits.of(Config(keys=[Key(id="k1", sha256=["0" * 64])])) is None
+
+
+def test_keys_and_teams_have_limits_of_their_own():
+    limits = Limits.of(
+        Config(
+            keys=[
+                Key(id="k1", sha256=["0" * 64], limits=OwnLimits(requests="2/s", parallel=3)),
+                Key(id="k2", sha256=["1" * 64]),
+            ],
+            teams=[Team(name="research", limits=OwnLimits(tokens="5k/min"))],
+            limits=[Limit(name="all", requests="9/s")],
+        )
+    )
+    assert limits is not None
+
+    def counted(caller):
+        return [
+            (counter.limit.name, counter.dimension, counter.subject, counter.burst)
+            for counter in limits.counters(caller, "m", "e")
+        ]
+
+    everyone = ("all", "requests", "", 9)
+    of_team = ("[[teams]]", "tokens", "team research", 5000)
+    assert counted(Caller(key="k1", team="research")) == [
+        everyone,
+        ("[[keys]]", "requests", "key k1", 2),
+        ("[[keys]]", "parallel", "key k1", 3),
+        of_team,
+    ]
+    assert counted(Caller(key="k2", team="research")) == [everyone, of_team]
+    assert counted(None) == [everyone]
 
 
 def test_amounts():

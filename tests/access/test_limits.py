@@ -41,7 +41,22 @@ IDS = (
     "sdk",
     "gone",
     "reload",
+    "calm",
 )
+OWN = """
+[[teams]]
+name = "pair"
+limits = { requests = "5/d" }
+[[keys]]
+id = "one"
+team = "pair"
+sha256 = ["%s"]
+limits = { requests = "3/d", parallel = 9 }
+[[keys]]
+id = "two"
+team = "pair"
+sha256 = ["%s"]
+"""
 DAY_NS = 86_400_000_000_000
 
 
@@ -83,6 +98,10 @@ name = "reload"
 match = { key = "reload" }
 requests = "8/d"
 [[limits]]
+name = "calm"
+match = { key = "calm" }
+requests = "100/d"
+[[limits]]
 name = "closed"
 match = { key = "closed" }
 requests = "0/d"
@@ -96,6 +115,7 @@ name = "both tokens"
 match = { key = "both", model = "demo-*" }
 tokens = "10/d"
 """ + "".join(f'[[keys]]\nid = "{id_}"\nsha256 = ["{digest(key_of(id_))}"]\n' for id_ in IDS)
+LIMITS += OWN % (digest(key_of("one")), digest(key_of("two")))
 FAMILIES = (
     "nexus_requests_total",
     "nexus_errors_total",
@@ -143,8 +163,10 @@ def changes(before, after) -> dict[str, float]:
 
 def record_of(gateway, limit: Limit) -> int:
     """When the bucket of a limit is full again, in nanoseconds of the host's clock."""
-    [path] = Path(gateway.run_dir).rglob("limits.db")
-    table = LimitTable(path)
+    paths = list(Path(gateway.run_dir).rglob("limits.db"))
+    if not paths:  # no request has had a limit yet
+        return 0
+    table = LimitTable(paths[0])
     [counter] = Limits([limit]).counters(None, "demo-small", "chat_completions")
     assert table.acquire()
     record = table._find(counter.digest)
@@ -231,7 +253,7 @@ def test_tokens_are_charged_as_the_backend_reports_them(gateway, stream):
 
 def test_a_backends_own_limits_are_shown_only_without_ours(gateway):
     assert send(gateway, "free").headers["x-ratelimit-remaining-tokens"] == "7"
-    assert "x-ratelimit-remaining-tokens" not in send(gateway, "hundred").headers
+    assert "x-ratelimit-remaining-tokens" not in send(gateway, "calm").headers
 
 
 def test_what_is_refused_before_dispatch_costs_nothing(gateway):
@@ -246,6 +268,20 @@ def test_what_is_refused_before_dispatch_costs_nothing(gateway):
     assert json.loads(second.content)["error"]["type"] == "tokens"
     assert second.headers["x-ratelimit-remaining-requests"] == "3"
     assert send(gateway, "both", body=unknown).headers["x-ratelimit-remaining-requests"] == "3"
+
+
+def test_keys_and_teams_have_limits_of_their_own(gateway):
+    before = gateway.settled()
+    assert [send(gateway, "one").status for _ in range(4)] == [200] * 3 + [429]
+    replies = [send(gateway, "two") for _ in range(3)]
+    assert [reply.status for reply in replies] == [200, 200, 429]
+    message = json.loads(replies[2].content)["error"]["message"]
+    assert message.startswith("Limit '[[teams]]' of team pair on requests: 5 a day; 0 left")
+    found = changes(before, gateway.settled())
+    assert found["nexus_limit_refusals_total requests [[keys]]"] == 1
+    assert found["nexus_limit_refusals_total requests [[teams]]"] == 1
+    assert found["nexus_key_refusals_total one requests pair"] == 1
+    assert found["nexus_key_refusals_total two requests pair"] == 1
 
 
 def test_shadow_counts_and_refuses_nothing(gateway):

@@ -77,6 +77,16 @@ def test_a_key_from_its_making_to_its_end(gateway):
     assert keys(gateway, "unblock", made["id"])["state"] == "active"
     assert codes(gateway, made["key"]) == {200}
 
+    limited = keys(gateway, "edit", made["id"], "--limit", "requests=4/d", "--limit", "parallel=9")
+    assert (limited["limits"]["requests"], limited["limits"]["parallel"]) == ("4/d", 9)
+    assert codes(gateway, made["key"]) == {200, "rate_limit_exceeded"}
+    limited = keys(gateway, "edit", made["id"], "--limit", "requests=off")
+    assert (limited["limits"]["requests"], limited["limits"]["parallel"]) == (None, 9)
+    assert codes(gateway, made["key"]) == {200}
+    wrong = keys(gateway, "edit", made["id"], "--limit", "requests=4 a day", status=2)
+    assert 'requests = "4 a day" is not allowed' in wrong
+    assert keys(gateway, "edit", made["id"], "--unset", "limits")["limits"] is None
+
     edited = keys(gateway, "edit", made["id"], "--unset", "team", "--model", "other")
     assert (edited["team"], edited["models"], edited["name"]) == (None, [["other"]], "ci")
     assert codes(gateway, made["key"], model="other") == {200}

@@ -95,6 +95,7 @@ KEY: dict[str, Schema] = {
     "grace_until": maybe(TEXT),
     "models": {"type": "array", "items": TEXTS},
     "endpoints": {"type": "array", "items": TEXTS},
+    "limits": maybe(component("OwnLimits")),
 }
 
 SCHEMAS: dict[str, Schema] = {

@@ -75,6 +75,27 @@ def test_zero_may_be_meant(tmp_path):
     assert not problems(tmp_path, '[[limits]]\nname = "a"\nparallel = 0\nsuspend = true\n')
 
 
+@pytest.mark.parametrize("table", ["teams", "keys"])
+@pytest.mark.parametrize(
+    ("limits", "problem"),
+    [
+        ('requests = "60/min", tokens = "200k/min", parallel = 8', None),
+        ("", "limits nothing; set requests, tokens, input_tokens, output_tokens or parallel."),
+        ("parallel = 0", "parallel = 0 refuses every request; block the keys if that is meant."),
+    ],
+)
+def test_limits_of_keys_and_teams(tmp_path, table, limits, problem):
+    field = {"teams": 'name = "a"', "keys": f'id = "a"\nsha256 = ["{"0" * 64}"]'}[table]
+    found = problems(tmp_path, f"[[{table}]]\n{field}\nlimits = {{ {limits} }}\n")
+    assert found == ([] if problem is None else [f'[[{table}]] "a" limits: {problem}'])
+
+
+def test_their_names_are_not_for_other_limits(tmp_path):
+    assert problems(tmp_path, '[[limits]]\nname = "[[keys]]"\nparallel = 1\n') == [
+        '[[limits]] "[[keys]]" is not allowed; it names the limits of keys or teams themselves.'
+    ]
+
+
 def test_names_are_unique_and_settings_known(tmp_path):
     one = '[[limits]]\nname = "a"\nparallel = 1\n'
     assert problems(tmp_path, one * 2) == [
