@@ -16,14 +16,16 @@ import mmap
 import os
 import threading
 import time
+from array import array
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 from nexus.fleet.locks import LockFile
 
 RECORDS = 16_384
 _HEAD = 2048
-_INTENT = 1  # number of (cell, value) pairs that follow; 0 if no change is in progress
+_INTENT = 1  # how many numbers follow: cell, value, …; 0 if no change is in progress
 _RECORD = 8
 _KEY, _KEY_REST, _LEVEL, _UNIT, _FULL_SEEN = range(5)
 _MOST_PROBES = 32
@@ -63,6 +65,7 @@ class LimitTable:
         self._process_lock = threading.Lock()  # excludes other threads of this process
         self._staged: list[tuple[int, int]] = []
         self._claimed: list[int] = []
+        self._records_found: dict[Digest, int] = {}
 
     def acquire(self) -> bool:
         """Lock the table, and complete the change of a process that was killed.
@@ -71,7 +74,8 @@ class LimitTable:
         """
         for tried in range(_SPINS + _TRIES):
             if self._acquire_now():
-                self._complete()
+                if self._cells[_INTENT]:
+                    self._complete()
                 self._staged.clear()
                 self._claimed.clear()
                 return True
@@ -99,20 +103,23 @@ class LimitTable:
 
     def commit(self) -> None:
         """Apply all staged changes as one."""
-        cells, at = self._cells, _INTENT + 1
-        for cell, value in self._staged:
-            cells[at], cells[at + 1] = cell, value
-            at += 2
-        cells[_INTENT] = len(self._staged)
-        self._complete()
-        self._staged.clear()
+        staged = self._staged
+        if not staged:
+            return
+        cells, pairs = self._cells, array("q", chain.from_iterable(staged))
+        cells[_INTENT + 1 : _INTENT + 1 + len(pairs)] = pairs
+        cells[_INTENT] = len(pairs)
+        for cell, value in staged:
+            cells[cell] = value
+        cells[_INTENT] = 0
+        staged.clear()
 
     def _complete(self) -> None:
+        """Apply the changes of an intent that another process has left."""
         cells = self._cells
-        if pairs := cells[_INTENT]:
-            for at in range(_INTENT + 1, _INTENT + 1 + 2 * pairs, 2):
-                cells[cells[at]] = cells[at + 1]
-            cells[_INTENT] = 0
+        for at in range(_INTENT + 1, _INTENT + 1 + cells[_INTENT], 2):
+            cells[cells[at]] = cells[at + 1]
+        cells[_INTENT] = 0
 
     # Buckets
 
@@ -123,16 +130,17 @@ class LimitTable:
 
     def level(self, record: int) -> tuple[int, int, int]:
         """(when it is full again, how long a unit takes, when it was last seen to be full)."""
-        level, unit, seen = self._cells[record + _LEVEL : record + _FULL_SEEN + 1]
-        return level, unit, seen
+        cells = self._cells
+        return cells[record + _LEVEL], cells[record + _UNIT], cells[record + _FULL_SEEN]
 
     def stage_level(self, record: int, full_at: int, unit: int, full_seen: int) -> None:
         """Change a bucket at the next `commit`."""
-        self._staged += (
-            (record + _LEVEL, full_at),
-            (record + _UNIT, unit),
-            (record + _FULL_SEEN, full_seen),
-        )
+        cells, staged = self._cells, self._staged
+        staged.append((record + _LEVEL, full_at))
+        if cells[record + _UNIT] != unit:
+            staged.append((record + _UNIT, unit))
+        if cells[record + _FULL_SEEN] != full_seen:
+            staged.append((record + _FULL_SEEN, full_seen))
 
     # Requests in progress
 
@@ -173,10 +181,16 @@ class LimitTable:
     def _find(self, digest: Digest) -> int | None:
         key, rest = digest
         cells, number = self._cells, key % self._records
+        known = self._records_found.get(digest)
+        if known is not None and cells[known] == key and cells[known + _KEY_REST] == rest:
+            return known
         for _ in range(min(_MOST_PROBES, self._records)):
             record = _HEAD + number * _RECORD
             stored = cells[record]
             if stored == key and cells[record + _KEY_REST] == rest:
+                if len(self._records_found) >= self._records:
+                    self._records_found.clear()
+                self._records_found[digest] = record
                 return record
             if not stored:
                 return None

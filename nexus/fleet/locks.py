@@ -11,10 +11,17 @@ import fcntl
 import os
 import struct
 import time
+from functools import lru_cache
 from pathlib import Path
 
 _RETRY_S = 0.005
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, len, pid
+
+
+@lru_cache(maxsize=1024)
+def _request(kind: int, byte: int) -> bytes:
+    """The `struct flock` for one byte."""
+    return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
 
 
 class LockFile:
@@ -27,9 +34,8 @@ class LockFile:
 
     def acquire(self, byte: int) -> bool:
         """Lock one byte; returns False if another open file holds it."""
-        request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
         try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, request)
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _request(fcntl.F_WRLCK, byte))
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: POSIX allows both
             return False
         return True
@@ -42,18 +48,14 @@ class LockFile:
         return taken
 
     def release(self, byte: int) -> None:
-        fcntl.fcntl(
-            self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0)
-        )
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _request(fcntl.F_UNLCK, byte))
 
     def held_elsewhere(self, byte: int) -> bool:
         """Whether another open file holds the byte; takes no lock.
 
         A query is for one byte: for a range, the kernel reports one holder, and not the lowest.
         """
-        result = fcntl.fcntl(
-            self._fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
-        )
+        result = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _request(fcntl.F_WRLCK, byte))
         return bool(_FLOCK.unpack(result)[0] != fcntl.F_UNLCK)
 
     def write_note(self, text: str) -> None:
