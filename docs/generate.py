@@ -314,7 +314,7 @@ def api() -> str:
                 f"`{'`, `'.join(endpoint.methods)} {endpoint.path}`"
                 + "".join(f", `{path}`" for path in endpoint.other_paths),
                 endpoint.summary,
-                " or ".join(prompts),
+                " or ".join(prompts) or "none",
                 "yes" if endpoint.streams else "no",
             )
         )
@@ -323,8 +323,10 @@ def api() -> str:
 
 def balancer(name: str) -> str:
     """A balancer's file, with the paths of the proxied endpoints in its patterns."""
-    paths = "|".join(endpoint.path.removeprefix("/v1/") for endpoint in ENDPOINTS)
-    pattern = r"\(chat/completions(?:\|[a-z_/]+)*?(\|models)?\)"
+    paths = "|".join(
+        endpoint.path.removeprefix("/v1/").replace("{id}", "[^/]+") for endpoint in ENDPOINTS
+    )
+    pattern = r"\(chat/completions(?:\|[a-z_/\[\]^+]+)*?(\|models)?\)"
     file, count = re.subn(
         pattern, lambda match: f"({paths}{match[1] or ''})", (ROOT / name).read_text()
     )

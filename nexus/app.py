@@ -25,6 +25,7 @@ from nexus.fleet.request_log import RequestLogTable, Ring
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
 from nexus.fleet.slot_lease import NoFreeSlotError, SlotLease
 from nexus.fleet.snapshot import SnapshotReader
+from nexus.fleet.sticky_table import StickyTable
 from nexus.metrics.recorder import Recorder
 from nexus.proxy.engine import Engine
 from nexus.proxy.fleet_view import FleetView
@@ -97,6 +98,7 @@ def create_app(
         ring=_ring(slot_lease),
         limit_table=slot_lease.open_limit_table,
         prefixes=_prefixes(slot_lease),
+        sticky=_sticky(slot_lease),
         environ=environ,
         name=_gateway_name(slot_lease),
     )
@@ -178,6 +180,14 @@ def _prefixes(slot_lease: SlotLease) -> PrefixTable:
     except OSError as error:
         log.error("prefixes of prompts are not shared with other processes", extra={"why": error})
         return PrefixTable(None)
+
+
+def _sticky(slot_lease: SlotLease) -> StickyTable:
+    try:
+        return StickyTable(slot_lease.generation.sticky if slot_lease.generation else None)
+    except OSError as error:
+        log.error("ids of responses are not shared with other processes", extra={"why": error})
+        return StickyTable(None)
 
 
 def _snapshot_reader(path: Path) -> SnapshotReader | None:

@@ -17,7 +17,7 @@ import gevent
 from gevent.server import StreamServer
 from httptools import HttpParserError, HttpRequestParser
 
-from nexus_demo import messages, responses
+from nexus_demo import messages, responses, stored_responses
 from nexus_demo.faults import FaultSource, FaultSpec
 from nexus_demo.prefix_cache import PrefixCache
 
@@ -94,6 +94,8 @@ class DemoBackend:
         self.open = 0
         self._hurried = 0
         self.last: dict[str, Any] = {}
+        self._stored = stored_responses.StoredResponses()
+        self._generated = {*responses.GENERATED, messages.PATH, stored_responses.PATH}
         self._computed = responses.COMPUTED | messages.COMPUTED
         self._routes: dict[tuple[str, str], Callable[[_Request], Any]] = {
             ("GET", "/v1/models"): lambda _: responses.model_list(
@@ -185,17 +187,35 @@ class DemoBackend:
             except ValueError as error:
                 _respond(sock, 400, responses.error(str(error), code="invalid"))
             return True
-        if method != "POST" or path not in {*responses.GENERATED, *self._computed, messages.PATH}:
+        if path.startswith(f"{stored_responses.PATH}/"):
+            return self._below_responses(sock, request, method, path)
+        if method != "POST" or path not in self._generated | self._computed.keys():
             _respond(sock, 404, responses.error(f"nothing at {method} {path}", code="not_found"))
             return True
         return self._proxied(sock, request, path)
 
-    def _proxied(self, sock: socket.socket, request: _Request, path: str) -> bool:
+    def _below_responses(
+        self, sock: socket.socket, request: _Request, method: str, path: str
+    ) -> bool:
+        self._note(request)
+        self.requests[f"{method} {path}"] += 1
+        fault = self._faults.next()
+        if fault.status or fault.hang or fault.close or fault.reset or fault.malformed:
+            return self._strike(sock, fault, path, request.headers)
+        status, said = self._stored.answer(method, path)
+        self.statuses[str(status)] += 1
+        _respond(sock, status, said)
+        return True
+
+    def _note(self, request: _Request) -> None:
         self.last = {
             "target": request.path,
             "headers": request.headers,
             "body": request.body.decode("latin-1"),
         }
+
+    def _proxied(self, sock: socket.socket, request: _Request, path: str) -> bool:
+        self._note(request)
         given = request.headers.get("x-demo-fault")
         try:
             fault = FaultSpec.parse(given) if given is not None else self._faults.next()
@@ -254,6 +274,19 @@ class DemoBackend:
             if body.get("stream") is True:
                 return self._stream(sock, message, fault, request.headers, usage=usage)
             return self._whole(sock, message.whole(usage=usage), fault)
+        if path == stored_responses.PATH:
+            named = body.get("previous_response_id")
+            if named is not None and named not in self._stored:
+                self.statuses["404"] += 1
+                _respond(sock, 404, stored_responses.missing(named))
+                return True
+            response = stored_responses.ResponseReply(
+                body, rng=self._rng, length=self.manner.length
+            )
+            self._stored.add(response, body)
+            if body.get("stream") is True:
+                return self._stream(sock, response, fault, request.headers, usage=usage)
+            return self._whole(sock, response.whole(usage=usage), fault)
         reply = responses.Reply(
             body, chat=responses.GENERATED[path], rng=self._rng, length=self.manner.length
         )
@@ -344,7 +377,7 @@ class DemoBackend:
     def _stream(
         self,
         sock: socket.socket,
-        reply: responses.Reply | messages.MessageReply,
+        reply: responses.Reply | messages.MessageReply | stored_responses.ResponseReply,
         fault: FaultSpec,
         headers: dict[str, str],
         *,

@@ -18,6 +18,7 @@ from nexus.app import create_app
 from nexus.config import Config
 from nexus.config.records import Server
 from nexus.errors import FAULTS
+from nexus.proxy.endpoints import ENDPOINTS
 from tests.support.load import chat, run
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
@@ -29,18 +30,14 @@ def test_document_is_openapi(operations):
 
 
 def routes(app: Flask) -> set[tuple[str, str]]:
-    """(path, method) of every rule; a proxied path takes every method to refuse all but POST
-    itself."""
+    """(path, method) of every rule; a proxied path takes every method to refuse those that its
+    endpoint does not have."""
     found = set()
     for rule in app.url_map.iter_rules():
-        methods = (
-            {"POST"}
-            if rule.endpoint.startswith("openai.") and "PUT" in rule.methods
-            else rule.methods
-        )
-        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule).replace(
-            "/models/{name}", "/models/{model}"
-        )
+        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+        path = path.replace("/models/{name}", "/models/{model}").replace("{stored_id}", "{id}")
+        endpoint = ENDPOINTS.by_path.get(path)
+        methods = rule.methods if endpoint is None else set(endpoint.methods)
         found |= {(path, method.lower()) for method in methods - {"HEAD", "OPTIONS"}}
     return found
 

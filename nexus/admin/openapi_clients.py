@@ -87,9 +87,15 @@ _NOT_NULL: Schema = {"type": ["string", "array", "object", "number", "boolean"]}
 _MESSAGES: Schema = {"type": "array", "minItems": 1}
 
 
+def _form(prompt: PromptField) -> Schema:
+    if not prompt.messages:
+        return _NOT_NULL
+    return {"anyOf": [_MESSAGES, {"type": "string", "minLength": 1}]} if prompt.text else _MESSAGES
+
+
 def _request(prompt: PromptField) -> Schema:
     """A request with a model and this prompt, which is all that the gateway requires."""
-    keys = {prompt.name: _MESSAGES if prompt.messages else _NOT_NULL}
+    keys = {prompt.name: _form(prompt)}
     keys |= dict.fromkeys(prompt.beside, _NOT_NULL)
     return {
         "type": "object",
@@ -103,10 +109,7 @@ def _proxied(endpoint: Endpoint) -> dict[str, Any]:
     media = content(component("Answer"))
     if endpoint.streams:
         media |= content(TEXT, "text/event-stream")
-    forms = [_request(prompt) for prompt in endpoint.form.prompts]
-    schema = forms[0] if len(forms) == 1 else {"anyOf": forms}
-    body = {kind: {"schema": schema} for kind in endpoint.content_types}
-    operation = {
+    operation: dict[str, Any] = {
         "summary": endpoint.summary,
         "tags": [endpoint.dialect.TITLE],
         "parameters": [
@@ -120,12 +123,20 @@ def _proxied(endpoint: Endpoint) -> dict[str, Any]:
             parameter("X-Nexus-Strict", TEXT, "`true`: accepts no lower tier.", location="header"),
             parameter("X-Request-Id", TEXT, "Identifies the request.", location="header"),
         ],
-        "requestBody": {"required": True, "content": body},
         "responses": {
             "200": {"description": "The backend's response.", "content": media},
             **_faults(endpoint.dialect.ERROR_SCHEMA),
         },
     }
+    if endpoint.body == "none":
+        operation["parameters"].append(
+            parameter("id", TEXT, "The id that the response has.", location="path")
+        )
+    else:
+        forms = [_request(prompt) for prompt in endpoint.form.prompts]
+        schema = forms[0] if len(forms) == 1 else {"anyOf": forms}
+        body = {kind: {"schema": schema} for kind in endpoint.content_types}
+        operation["requestBody"] = {"required": True, "content": body}
     return {method.lower(): operation for method in endpoint.methods}
 
 

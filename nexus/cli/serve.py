@@ -104,6 +104,22 @@ def _who_may_use_it(config: Config) -> tuple[str, list[str]]:
     return f"(listens on {host})", opening
 
 
+def _agents(run_dir: RunDirectory, base: str) -> list[str]:
+    """How to start the agents whose APIs a backend speaks."""
+    lines = []
+    if (model := _model_to_try(run_dir, "anthropic")) is not None:
+        settings = f"ANTHROPIC_BASE_URL={base} ANTHROPIC_AUTH_TOKEN=unused"
+        lines += [f"    {settings} claude --model {shlex.quote(model)}", ""]
+    if (model := _model_to_try(run_dir, "responses")) is not None:
+        provider = (
+            f'{{name="Nexus", base_url="{base}/v1", wire_api="responses", '
+            "supports_websockets=false}"
+        )
+        options = f"-c model_provider=nexus -c 'model_providers.nexus={provider}'"
+        lines += [f"    codex --model {shlex.quote(model)} {options}", ""]
+    return lines
+
+
 def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, ready: bool) -> None:
     """Print what runs, where it listens, how to try it, and where its metrics are."""
     server, listen = loaded.config.server, loaded.config.health_check.listen
@@ -121,10 +137,6 @@ def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, re
     if listen != "off":
         url = url_to(*listen_address(listen))
         admin = f"operations {url}/metrics, also when every worker is busy"
-    claude = []
-    if (model := _model_to_try(run_dir, "anthropic")) is not None:
-        settings = f"ANTHROPIC_BASE_URL={base} ANTHROPIC_AUTH_TOKEN=unused"
-        claude = [f"    {settings} claude --model {shlex.quote(model)}", ""]
     listens, opening = _who_may_use_it(loaded.config)
     lines = [
         "",
@@ -141,7 +153,7 @@ def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, re
         "",
         f"    curl {base}/v1/chat/completions -H 'content-type: application/json' -d {request}",
         "",
-        *claude,
+        *_agents(run_dir, base),
         *opening,
         "  Ctrl-C stops it.",
         "",

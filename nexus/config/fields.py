@@ -23,7 +23,7 @@ LogFormat = Literal["pretty", "json"]
 Task = Literal[
     "chat", "embeddings", "rerank", "moderation", "classify", "images", "transcription", "speech"
 ]
-Dialect = Literal["openai", "anthropic"]
+Dialect = Literal["openai", "anthropic", "responses"]
 Strategy = Literal["smart", "round_robin", "priority_only", "random"]
 
 MAX_ALIAS_DEPTH = 3

@@ -42,11 +42,13 @@ class PromptField:
         name: Its key at the top level of the body.
         messages: It is a list of messages, not empty, which together are one prompt.
             Otherwise each item of a list is a prompt of its own.
+        text: A text may stand for the list of messages.
         beside: Fields that the body must have, too. Their texts belong to every prompt.
     """
 
     name: str
     messages: bool = False
+    text: bool = False
     beside: tuple[str, ...] = ()
 
 
@@ -85,6 +87,18 @@ class Prompt(Protocol):
         Also gives how many of them come before the end of the conversation's first message, which
         is the same number in each of its turns. Of the messages, `first` bytes are looked at.
         """
+
+
+class IdReader(NamedTuple):
+    """Reads the ids under which a backend stores responses.
+
+    Attributes:
+        in_request: Ids of what the backend of a request must have stored.
+        in_response: Ids under which the backend stores a whole response.
+    """
+
+    in_request: Callable[[Prompt], list[str]]
+    in_response: Callable[[bytes], tuple[str, ...]]
 
 
 class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +172,7 @@ class StreamReader(Protocol):
         alive_at: When the last sign of life came that is no output, such as a comment or a ping.
         last_at: When the last bytes came.
         longest_gap_s: The longest silence after the first token.
+        stored_ids: The ids under which the backend stores the response, as far as it has said.
     """
 
     content: bool
@@ -168,6 +183,7 @@ class StreamReader(Protocol):
     alive_at: float
     last_at: float
     longest_gap_s: float
+    stored_ids: tuple[str, ...]
 
     def feed(self, piece: bytes) -> bytes:
         """Read the next bytes; returns what is to be forwarded now."""
@@ -183,6 +199,10 @@ class StreamReader(Protocol):
 
     def counted_tokens(self) -> int:
         """How many events carried output: about the number of tokens where none is reported."""
+
+    @property
+    def next_number(self) -> int:
+        """The number of an event that would come next, in a dialect that numbers its events."""
 
     @property
     def within_event(self) -> bool:
@@ -287,8 +307,13 @@ class Dialect(Protocol):
         `kind` is the type that it has in OpenAI's form, if that does not follow from the status.
         """
 
-    def error_event(self, message: str, /, *, status: int, code: str | None) -> bytes:
-        """The event that reports an error of the gateway within a stream, which it ends."""
+    def error_event(
+        self, message: str, /, *, status: int, code: str | None, number: int = 0
+    ) -> bytes:
+        """The event that reports an error of the gateway within a stream, which it ends.
+
+        `number` is the event's, in a dialect that numbers its events.
+        """
 
     def response_events(self, response: bytes, /, status: int) -> bytes:
         """A whole response as the events of a stream that started with keep-alives."""

@@ -37,11 +37,13 @@ class BodyNeeds(msgspec.Struct, dict=True):
         dialect: The name of the dialect that it is written in.
         IMAGE: Matches a message that a model without vision cannot take.
         BEFORE: Fields that a model reads before the prompt, in their order.
+        FORMAT: The field that says which form the response has.
     """
 
     dialect: ClassVar[str]
     IMAGE: ClassVar[re.Pattern[bytes]]
     BEFORE: ClassVar[tuple[str, ...]]
+    FORMAT: ClassVar[str] = "response_format"
     fields: dict[str, Raw]
     prompt: PromptField
     task: str
@@ -56,7 +58,7 @@ class BodyNeeds(msgspec.Struct, dict=True):
 
     @cached_property
     def json_mode(self) -> bool:
-        return _JSON_MODE.search(self._raw("response_format")) is not None
+        return _JSON_MODE.search(self._raw(self.FORMAT)) is not None
 
     @cached_property
     def context(self) -> int:
@@ -131,7 +133,7 @@ def _prompt_in(fields: dict[str, Raw], form: RequestForm) -> PromptField:
         missing = form.prompts[0].name
         raise InvalidBody(f"`{missing}` is missing.", param=missing)
     if prompt.messages:
-        if memoryview(raw)[0] != ord("["):
+        if memoryview(raw)[0] != ord("[") and not (prompt.text and memoryview(raw)[0] == ord('"')):
             raise InvalidBody(f"`{prompt.name}` must be a list.", param=prompt.name)
         if len(raw) < _NO_MESSAGE and not bytes(raw)[1:-1].strip():
             raise InvalidBody(f"`{prompt.name}` must not be empty.", param=prompt.name)

@@ -22,6 +22,8 @@ usage."""
 class EventStream(ABC):
     """A `StreamReader` but for what the events mean."""
 
+    stored_ids: tuple[str, ...] = ()
+
     def __init__(self, *, clock: Callable[[], float], own_key: str | None = None) -> None:
         """`own_key` is the gateway's key at the backend, which is masked if an error repeats it."""
         self._clock = clock
@@ -43,6 +45,10 @@ class EventStream(ABC):
     def _understand(self, event: Event, data: bytes) -> bytes:
         """Update the state from an event with data; returns what the client gets, `event.raw`
         itself if unmodified."""
+
+    @property
+    def next_number(self) -> int:
+        return self.events
 
     @abstractmethod
     def counted_tokens(self) -> int: ...

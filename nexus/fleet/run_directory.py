@@ -20,6 +20,7 @@
     circuits           what requests showed of each backend   (circuits.py)
     limits.db          usage of limits, if there are any      (limit_table.py)
     prefixes           which backends served which prompts    (prefix_table.py)
+    sticky             which backends store which responses   (sticky_table.py)
     recent             the last finished requests             (request_log.py)
     changes.json       changes of operators for this run      (health/changes.py)
     metrics/           prometheus_client's files, by slot
@@ -84,6 +85,7 @@ class Generation:
         self.load = path / "load"
         self.circuits = path / "circuits"
         self.prefixes = path / "prefixes"
+        self.sticky = path / "sticky"
         self.request_log = path / "recent"
         self.limits = path / "limits.db"
         self.metrics = path / "metrics"

@@ -59,15 +59,19 @@ class RequestTemplate(msgspec.Struct, frozen=True, kw_only=True):
         length: int,
         query: str = "",
         client_keys: bool = True,
+        method: str | None = None,
     ) -> bytes:
-        """The head of a POST request: the client's end-to-end headers, our key, no compression.
+        """The head of a request: the client's end-to-end headers, our key, no compression.
 
         `path` is an endpoint's path as clients know it. `client_keys` says whether the client's
-        credentials may be for a backend.
+        credentials may be for a backend. `method` is that of a request whose path is its own; all
+        others are POST.
         """
         client_keys = client_keys and self.client_keys
-        if query and (query := backend_query(query, client_keys=client_keys)):
-            start = self._start(path, query)  # Clients' queries are unbounded: not cached.
+        if query:
+            query = backend_query(query, client_keys=client_keys)
+        if query or method is not None:  # Clients' queries and ids are unbounded: not cached.
+            start = self._start(path, query, method or "POST")
         elif (start := self._starts.get(path, "")) == "":
             start = self._starts[path] = self._start(path)
         lines = headers.for_backend(client_keys=client_keys)
@@ -80,10 +84,10 @@ class RequestTemplate(msgspec.Struct, frozen=True, kw_only=True):
             f"{start}content-length: {length}\r\nx-request-id: {request_id}\r\n{lines}\r\n"
         ).encode("latin-1")
 
-    def _start(self, path: str, query: str = "") -> str:
+    def _start(self, path: str, query: str = "", method: str = "POST") -> str:
         path = self.paths.get(path, path)
         target = self.address.target(f"{path}?{query}" if query else path)
         return (
-            f"POST {target} HTTP/1.1\r\nhost: {self.address.host_header}\r\n"
+            f"{method} {target} HTTP/1.1\r\nhost: {self.address.host_header}\r\n"
             f"accept-encoding: identity\r\nvia: 1.1 {self.via}\r\n{self.key_lines}"
         )

@@ -22,6 +22,7 @@ from nexus.fleet.load_table import HEALTH, SLOTS, WORKER, Row
 from nexus.fleet.records import Snapshot
 from nexus.fleet.run_directory import Started
 from nexus.fleet.slot_lease import SlotLease
+from nexus.fleet.sticky_table import ENTRIES, StickyTable
 from nexus.metrics import cost_families, families
 from nexus.metrics.directory_reader import DirectoryReader, Retired
 from nexus.metrics.exposition import FamilySnapshot, Labels, of_family, of_metric
@@ -109,6 +110,7 @@ class Collector:
             if slot_lease.metrics
             else None
         )
+        self._sticky = _sticky_table(slot_lease)
         self._lock = threading.Lock()
         self._collections = 0
         self.waiting = 0
@@ -185,7 +187,9 @@ class Collector:
         rows = [table.row(slot) for slot in range(table.rows)]
         workers = [rows[slot] for slot in held if rows[slot].role == WORKER]
         draining = sum(row.draining for row in workers)
+        used = self._sticky.used(now_ns // 1_000_000_000)
         by_label: dict[Family, dict[str, int]] = {
+            families.STICKY_IDS: {"used": used, "free": ENTRIES - used},
             families.PENDING: pending,
             families.CIRCUIT_STATE: self._circuit_states(now_ns),
             families.BUILD_INFO: {__version__: 1},
@@ -246,6 +250,14 @@ class Collector:
             if why is not None:
                 log.error("the run directory cannot be used", extra={"path": path, "why": why})
         return why is None
+
+
+def _sticky_table(slot_lease: SlotLease) -> StickyTable:
+    """The table of stored responses; an empty one if it cannot be opened, as workers do."""
+    try:
+        return StickyTable(slot_lease.generation.sticky if slot_lease.generation else None)
+    except OSError:
+        return StickyTable(None)
 
 
 def _imbalance(snapshots: dict[str, FamilySnapshot], in_flight: int) -> float:

@@ -206,6 +206,19 @@ AFFINITY = counter(
     source=Label(("header", "body", "prefix")),
     result=Label(("hit", "spill")),
 )
+STICKY = counter(
+    "nexus_sticky_total",
+    "Requests that name a response or a conversation that a backend stores, by result: hit (its "
+    "backend is known), unknown (no backend is known), gone (its backend is not in the fleet any "
+    "more).",
+    result=Label(("hit", "unknown", "gone")),
+)
+STICKY_IDS = gauge(
+    "nexus_sticky_ids",
+    "Ids of responses and conversations in the table of their backends, by state: used, free.",
+    "scrape",
+    state=Label(("used", "free")),
+)
 DECISION = histogram(
     "nexus_routing_decision_seconds",
     "Time to choose a backend, or to find that there is none. Waiting in the queue is excluded.",

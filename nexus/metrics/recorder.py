@@ -274,6 +274,11 @@ class Recorder:
         with self._lock:
             self.child(families.EXCLUSIONS, reason).inc()
 
+    def sticky(self, result: str) -> None:
+        """A request named what a backend stores."""
+        with self._lock:
+            self.child(families.STICKY, result).inc()
+
     def retry_denied(self, backend: str) -> None:
         with self._lock:
             self.child(families.RETRIES_DENIED, backend).inc()

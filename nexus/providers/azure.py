@@ -1,5 +1,7 @@
 """Azure's OpenAI service, whose url ends with `/openai/v1`."""
 
-from nexus.providers.base import Provider
+from nexus.providers.base import OPENAI_CLOUD, Provider
 
-PROVIDER = Provider(name="azure", cloud=True, key_header="api-key", key_prefix="")
+PROVIDER = Provider(
+    name="azure", cloud=True, key_header="api-key", key_prefix="", dialects=OPENAI_CLOUD
+)

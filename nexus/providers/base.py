@@ -13,7 +13,8 @@ from nexus.providers.model_list import read_model_list
 from nexus.providers.probing import Fetch, ProbeResult
 
 OPENAI = frozenset({"openai"})
-DIALECTS = frozenset({"openai", "anthropic"})
+OPENAI_CLOUD = OPENAI | {"responses"}
+DIALECTS = frozenset({"openai", "anthropic", "responses"})
 """Every dialect that clients can speak."""
 
 

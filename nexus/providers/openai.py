@@ -1,5 +1,5 @@
 """OpenAI, and cloud services with OpenAI's API."""
 
-from nexus.providers.base import Provider
+from nexus.providers.base import OPENAI_CLOUD, Provider
 
-PROVIDER = Provider(name="openai", cloud=True, accepts_client_keys=True)
+PROVIDER = Provider(name="openai", cloud=True, accepts_client_keys=True, dialects=OPENAI_CLOUD)

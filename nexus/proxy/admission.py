@@ -14,6 +14,7 @@ from nexus.errors import Blame, Fault, RequestFailed
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load_table import NORMAL_TICKET, LoadTable, Row
 from nexus.fleet.prefix_table import PrefixTable
+from nexus.fleet.records import Backend
 from nexus.fleet.status import CLEAR, EndpointStatus
 from nexus.metrics.recorder import Recorder
 from nexus.proxy.fleet_view import View
@@ -188,6 +189,14 @@ class Admission:
         )
         reservation.waited_s = time.monotonic() - started
         return reservation
+
+    def admit_at(self, backend: Backend, waiter: Waiter) -> Reservation:
+        """Reserve at the backend that stores what the request names, whatever its load."""
+        view = self._view()
+        with self._lock:
+            self._recorder.attempt_started(backend.column, 0.0)
+            choice = Choice(backend, waiter.query.model, "capability-match")
+            return Reservation(self, waiter, choice, view, 0)
 
     def _count_exclusions(self, waiter: Waiter, chosen: Choice | None) -> None:
         """Count, once for each request, why backends that have the model were not considered."""

@@ -26,12 +26,14 @@ class BackendCall:
         dialect: the protocol that the client speaks.
         stream: the reader of a streamed response; None for a whole one.
         sent_at: when the request began to be sent, on the engine's clock.
+        method: The method of a request to a path of its own; None for POST to an endpoint.
         idle_s: for how long the backend may be silent within its response.
     """
 
     response: ResponseParser
     stream: StreamReader | None = None
     sent_at = 0.0
+    method: str | None = None
     _address: Address
     _template: RequestTemplate
     _connection: Connection | None = None
@@ -81,6 +83,7 @@ class BackendCall:
             length=len(body),
             query=self._request.target.query,
             client_keys=self._request.client_keys,
+            method=self.method,
         )
         self.sent_at = self._engine.clock()
         connections, watch = self._engine.connections, self._request.watch

@@ -41,6 +41,8 @@ def check_head(exchange: Exchange) -> None:
     if request.headers.unusual:
         _check_browser(exchange)
     if request.method not in endpoint.methods:
+        if first.get("upgrade", "").lower() == "websocket":
+            raise RequestFailed("websocket_unsupported")
         allowed = ", ".join(endpoint.methods)
         raise RequestFailed(
             "method_not_allowed",
@@ -171,5 +173,7 @@ BODY: tuple[Check, ...] = (
     reserve_limits,
 )
 """What may be used; from the body on; what depends on the model comes last."""
+STORED: tuple[Check, ...] = (*HEAD, *CALLER, check_endpoint, read_body, check_capacity)
+"""All checks of a request for what a backend stores, except for the limits: it names no model."""
 CHECKS = (*HEAD, *CALLER, *BODY)
 """All checks of a request to a proxied endpoint, in their order."""

@@ -14,8 +14,8 @@ from typing import Literal
 
 import msgspec
 
-from nexus.dialects import anthropic, openai
-from nexus.dialects.base import Dialect, PromptField, RequestForm
+from nexus.dialects import anthropic, openai, responses
+from nexus.dialects.base import Dialect, IdReader, PromptField, RequestForm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,8 @@ class Endpoint:
 
     Attributes:
         name: Its label value in metrics, and its name in logs.
-        path: The canonical path, which begins with `/v1`.
+        path: The canonical path, which begins with `/v1`. `{id}` stands for the id of a stored
+            response, which decides the backend.
         dialect: The protocol that its clients speak.
         form: The form of its requests, and the task that their model must have.
         summary: What it does, for OpenAPI.
@@ -32,7 +33,8 @@ class Endpoint:
         streams: Its response may be a stream.
         methods: Other methods get 405.
         content_types: Other media types get 415.
-        body: How a body is read. Only JSON is built.
+        body: How a body is read. Without one, no model is named.
+        ids: Reads the ids under which backends store its responses; None if they store none.
     """
 
     name: str
@@ -44,7 +46,8 @@ class Endpoint:
     streams: bool = False
     methods: tuple[str, ...] = ("POST",)
     content_types: tuple[str, ...] = ("application/json",)
-    body: Literal["json", "multipart", "none"] = "json"
+    body: Literal["json", "none"] = "json"
+    ids: IdReader | None = None
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
@@ -53,13 +56,23 @@ class Target(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         query: The query without its `?`.
         deployment: The model that an Azure path names. It replaces that of the body.
+        stored_id: The id that stands in the path.
     """
 
     endpoint: Endpoint
     query: str = ""
     deployment: str | None = None
+    stored_id: str = ""
+
+    @property
+    def path(self) -> str:
+        """The canonical path, with the id in it."""
+        return self.endpoint.path.replace(_ID, self.stored_id)
 
 
+_ID = "{id}"
+STORED_ID = re.compile(r"[\w-][\w.-]*", re.ASCII)
+"""The ids in paths: no backend reads them as anything but one segment."""
 _BASE = "/v1"
 _OTHER_BASES = ("/openai/v1", "/openai", "")
 _DEPLOYMENTS = "/openai/deployments/"
@@ -77,17 +90,21 @@ class EndpointTable:
         self.by_path: dict[str, Endpoint] = {}
         self._other_paths: dict[str, str] = {}
         self._targets: dict[str, Target] = {}
+        self._patterns: list[tuple[re.Pattern[str], Endpoint]] = []
         self._parse = lru_cache(maxsize=256)(self._parse_line)
         for row in rows:
             self.add(row)
 
     def add(self, endpoint: Endpoint) -> None:
         """Add a row, before the process serves."""
-        if endpoint.body != "json" or not endpoint.path.startswith(f"{_BASE}/"):
-            raise ValueError(f"{endpoint.path}: no such endpoint can be served yet")
+        if not endpoint.path.startswith(f"{_BASE}/"):
+            raise ValueError(f"{endpoint.path} does not begin with {_BASE}/")
         self.by_path[endpoint.path] = endpoint
         self._other_paths |= dict.fromkeys(endpoint.other_paths, endpoint.path)
-        if "POST" in endpoint.methods:
+        if _ID in endpoint.path:
+            pattern = re.escape(endpoint.path).replace(re.escape(_ID), STORED_ID.pattern)
+            self._patterns.append((re.compile(pattern), endpoint))
+        elif "POST" in endpoint.methods:
             self._targets[f"POST {endpoint.path} HTTP/1.1"] = Target(endpoint)
         self._parse.cache_clear()
 
@@ -96,6 +113,18 @@ class EndpointTable:
 
     def __len__(self) -> int:
         return len(self.by_path)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The label values of all endpoints. Several may share one."""
+        return frozenset(row.name for row in self)
+
+    def at(self, path: str) -> Endpoint | None:
+        """The endpoint at a canonical path."""
+        for pattern, endpoint in self._patterns:
+            if pattern.fullmatch(path):
+                return endpoint
+        return self.by_path.get(path)
 
     def for_fields(self, fields: Iterable[str]) -> Endpoint:
         """The first endpoint whose prompt is in these fields of a body; else the first of all."""
@@ -121,7 +150,7 @@ class EndpointTable:
         for base in _OTHER_BASES:
             known = _BASE + path[len(base) :]
             if path.startswith(f"{base}/") and (
-                known in self.by_path or f"{known}/".startswith("/v1/models/")
+                self.at(known) is not None or f"{known}/".startswith("/v1/models/")
             ):
                 return known, None
         return path, None
@@ -139,12 +168,14 @@ class EndpointTable:
             return None
         path, deployment = self.canonical(path)
         endpoint = self.by_path.get(path)
-        if endpoint is None or "POST" not in endpoint.methods:
+        if endpoint is None or endpoint.body != "json" or "POST" not in endpoint.methods:
             return None
         return Target(endpoint, query, deployment)
 
 
 _MESSAGES = RequestForm(prompts=(PromptField(name="messages", messages=True),), task="chat")
+_NOTHING = RequestForm(prompts=(), task="")
+_STORED = IdReader(responses.named_ids, responses.stored_ids)
 ENDPOINTS = EndpointTable(
     (
         Endpoint(
@@ -220,6 +251,53 @@ ENDPOINTS = EndpointTable(
             dialect=anthropic,
             form=_MESSAGES,
             summary="Count the tokens of a conversation",
+        ),
+        Endpoint(
+            name="responses",
+            path="/v1/responses",
+            dialect=responses,
+            form=RequestForm(
+                prompts=(
+                    PromptField(name="input", messages=True, text=True),
+                    PromptField(name="previous_response_id"),
+                    PromptField(name="conversation"),
+                    PromptField(name="prompt"),
+                ),
+                task="chat",
+            ),
+            summary="Answer a conversation, which the backend may store",
+            streams=True,
+            ids=_STORED,
+        ),
+        Endpoint(
+            name="responses",
+            path="/v1/responses/{id}",
+            dialect=responses,
+            form=_NOTHING,
+            summary="Get or delete a stored response",
+            streams=True,
+            methods=("GET", "DELETE"),
+            body="none",
+            ids=_STORED,
+        ),
+        Endpoint(
+            name="responses",
+            path="/v1/responses/{id}/cancel",
+            dialect=responses,
+            form=_NOTHING,
+            summary="Stop a response that is made in the background",
+            body="none",
+            ids=_STORED,
+        ),
+        Endpoint(
+            name="responses",
+            path="/v1/responses/{id}/input_items",
+            dialect=responses,
+            form=_NOTHING,
+            summary="List the input of a stored response",
+            methods=("GET",),
+            body="none",
+            ids=_STORED,
         ),
     )
 )

@@ -19,6 +19,7 @@ from nexus.fleet.load_table import WINDOW_S, LoadTable, Row
 from nexus.fleet.outcome import Outcome
 from nexus.fleet.prefix_table import PrefixTable
 from nexus.fleet.request_log import RequestLog, Ring
+from nexus.fleet.sticky_table import StickyTable
 from nexus.http.address import Address
 from nexus.http.connection_pool import ConnectionPool
 from nexus.metrics.recorder import Recorder
@@ -54,6 +55,7 @@ class Engine:
         ring: Ring,
         limit_table: Callable[[], LimitTable],
         prefixes: PrefixTable | None = None,
+        sticky: StickyTable | None = None,
         environ: Mapping[str, str],
         name: str | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -73,6 +75,7 @@ class Engine:
             log_outcome,
         )
         """Each gets the outcome of every request, in this order."""
+        self.sticky = sticky or StickyTable(None)
         self.limiter = Limiter(limit_table, recorder)
         self._id_prefix, self._ids = _id_prefix(), itertools.count(1)
         self.connections = ConnectionPool(clock, on_unsolicited=self._unsolicited)

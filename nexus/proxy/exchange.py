@@ -208,6 +208,8 @@ class Exchange:
 
     def token_estimate(self) -> TokenEstimate:
         """The estimate of what the request takes. It needs the body once."""
+        if self.endpoint.body == "none":
+            return _NO_TOKENS
         if self._estimate is None:
             self._estimate = self.endpoint.dialect.estimate_tokens(self.body, self.endpoint.form)
         return self._estimate
@@ -218,7 +220,11 @@ class Exchange:
         if prices is None or self._charge is not None:
             return self._charge
         charge = Charge()
-        if choice is not None and (self.served or self.within_attempt):
+        if (
+            choice is not None
+            and self.endpoint.body != "none"
+            and (self.served or self.within_attempt)
+        ):
             charge = costs.charge(
                 prices,
                 choice.backend,
@@ -237,6 +243,8 @@ class Exchange:
     def known_usage(self) -> tuple[Usage, str | None]:
         """The tokens of the response, and the source of their counts."""
         stream, usage = self.stream, self.usage
+        if self.endpoint.body == "none":
+            return _NO_USAGE, None  # its tokens were counted when the response was made
         if stream is None:
             if not self.served:
                 return _NO_USAGE, None
@@ -248,3 +256,4 @@ class Exchange:
 
 
 _NO_USAGE = Usage()
+_NO_TOKENS = TokenEstimate(0, 0)

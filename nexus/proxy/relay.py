@@ -124,7 +124,10 @@ class StreamBody:
             return b""
         ended = b"\n\n" if stream.within_event else b""
         return ended + self._attempt.dialect.error_event(
-            failure.message, status=failure.fault.status or 502, code=failure.fault.code
+            failure.message,
+            status=failure.fault.status or 502,
+            code=failure.fault.code,
+            number=stream.next_number,
         )
 
     def stop(self) -> bytes:

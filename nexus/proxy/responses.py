@@ -14,6 +14,7 @@ from nexus.proxy.attempt import Attempt
 from nexus.proxy.engine import ClientResponse
 from nexus.proxy.exchange import Exchange
 from nexus.proxy.relay import Recording, StreamBody
+from nexus.proxy.sticky import remember
 
 log = logging.getLogger("nexus.proxy")
 
@@ -86,6 +87,11 @@ def stream_response(exchange: Exchange, attempt: Attempt) -> ClientResponse:
     exchange.parsed = ParsedRequest(model=exchange.parsed.model, stream=True)
     if exchange.request.held:
         exchange.engine.buffers.release(exchange.request)
+    if exchange.endpoint.ids is not None and (stream := attempt.stream) is not None:
+        if stream.stored_ids:  # before the client can name them
+            remember(exchange, stream.stored_ids)
+        else:
+            exchange.on_release(lambda: remember(exchange, stream.stored_ids))
     exchange.engine.recorder.stream_started()
     headers = base_headers(exchange) + _without_limits(exchange, attempt.headers)
     return ClientResponse(attempt.status, headers, StreamBody(exchange, attempt))

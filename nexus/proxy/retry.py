@@ -20,12 +20,15 @@ from nexus.proxy.passive_health import BUSY_S
 from nexus.proxy.request import invalid_body
 from nexus.proxy.responses import stream_response, whole_response
 from nexus.proxy.session import SessionReader
+from nexus.proxy.sticky import home_of, remember
 from nexus.routing.context import RouteQuery
+from nexus.routing.refusal import unavailable
 from nexus.routing.retries import LONGEST_PAUSE_S, backoff_s
 
 log = logging.getLogger("nexus.proxy")
 
-_CONNECTING = frozenset({"connect_failed", "connect_timeout", "dns_failed", "tls_failed"})
+CONNECTING = frozenset({"connect_failed", "connect_timeout", "dns_failed", "tls_failed"})
+"""Faults of a backend that cannot be reached."""
 
 
 def serve_by_backends(exchange: Exchange) -> ClientResponse:
@@ -33,6 +36,10 @@ def serve_by_backends(exchange: Exchange) -> ClientResponse:
     waiter = _waiter(exchange)
     try:
         return _try_until_served(exchange, waiter)
+    except RequestFailed as failure:
+        if waiter.query.only is not None and failure.fault.code in CONNECTING:
+            raise unavailable(waiter.query.only) from failure
+        raise
     finally:
         if waiter.evidence is not None:
             waiter.evidence.close()
@@ -54,6 +61,7 @@ def _waiter(exchange: Exchange) -> Waiter:
         constraints,
         flexible,
         allows=allows,
+        only=home_of(exchange) if exchange.endpoint.ids is not None else None,
         session=_session_reader(exchange) if view.table.uses_affinity else None,
     )
     timeout_s = view.snapshot.config.server.request_timeout_seconds
@@ -149,7 +157,7 @@ def _check_retry(
 def _why(failure: RequestFailed, address: Address) -> str:
     """The reason of a failure for the log, with the cause of a failed connection."""
     cause = failure.__cause__
-    if cause is None or failure.fault.code not in _CONNECTING:
+    if cause is None or failure.fault.code not in CONNECTING:
         return failure.message
     return f"{failure.message} ({reason(cause, address)})"
 
@@ -186,6 +194,8 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
             return stream_response(exchange, attempt)
         content = attempt.read_all()
         exchange.usage = attempt.failures.usage_in(attempt.response, content)
+        if (ids := exchange.endpoint.ids) is not None:
+            remember(exchange, ids.in_response(content))
     except BaseException as error:
         retry_after_s = error.retry_after_s if isinstance(error, RequestFailed) else None
         attempt.end(fault_of(error), retry_after_s=retry_after_s)

@@ -11,6 +11,7 @@ from nexus.proxy.keepalive_comments import respond_with_comments
 from nexus.proxy.request import Request
 from nexus.proxy.responses import base_headers, error_response, failure_content
 from nexus.proxy.retry import serve_by_backends
+from nexus.proxy.stored import serve_stored
 
 
 def serve(engine: Engine, request: Request) -> ClientResponse:
@@ -18,6 +19,8 @@ def serve(engine: Engine, request: Request) -> ClientResponse:
     exchange = Exchange(engine, request)
     engine.recorder.request_started(exchange.endpoint.name)
     try:
+        if exchange.endpoint.body == "none":
+            return serve_stored(exchange)
         for check in checks.CHECKS:
             check(exchange)
         if exchange.parsed.stream and exchange.endpoint.streams:

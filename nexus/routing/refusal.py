@@ -28,6 +28,8 @@ def no_route(table: RouteTable, query: RouteQuery, now: RoutingContext) -> Reque
         return _unavailable(
             table, query, [], "no_backend", "No backend is registered with this gateway."
         )
+    if query.only is not None:
+        return unavailable(query.only)
     chain = allowed_chain(table, query)
     found = evaluate_chain(table, query, now, chain)
     usable = [one for one in found if one.backend.usable]
@@ -59,6 +61,15 @@ def no_route(table: RouteTable, query: RouteQuery, now: RoutingContext) -> Reque
         f"No backend that has {query.model!r} can do what the request asks for: {lacking}.",
         param="model",
     )
+
+
+def unavailable(backend: str) -> RequestFailed:
+    """The failure if a backend cannot be reached that alone has what the request names."""
+    message = (
+        f"Backend {backend} stores what the request names, and cannot serve it now. "
+        "No other backend has it."
+    )
+    return RequestFailed("response_unavailable", message, headers={"retry-after": "5"})
 
 
 def _allowed(table: RouteTable, query: RouteQuery, one: Evaluation) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from flask import Blueprint, Response, after_this_request, jsonify, request
+from flask import Blueprint, Response, abort, after_this_request, jsonify, request
 
 from nexus.access.callers import ANONYMOUS, Caller
 from nexus.dialects import anthropic, openai
 from nexus.dialects.base import RequestForm
-from nexus.proxy.endpoints import ENDPOINTS, Endpoint
+from nexus.proxy.endpoints import ENDPOINTS, STORED_ID, Endpoint
 from nexus.proxy.engine import ClientResponse, Engine
 from nexus.proxy.request import Request
 from nexus.proxy.serve import check_caller, serve
@@ -47,7 +47,11 @@ def openai_endpoints(engine: Engine) -> Blueprint:
     for endpoint in ENDPOINTS:
         view = _proxied(engine, endpoint)
         blueprint.add_url_rule(
-            endpoint.path, endpoint.name, view, methods=_ANY_METHOD, provide_automatic_options=False
+            endpoint.path.replace("{id}", "<stored_id>"),
+            endpoint.path,
+            view,
+            methods=_ANY_METHOD,
+            provide_automatic_options=False,
         )
 
     @blueprint.get("/v1/models")
@@ -90,8 +94,13 @@ def openai_endpoints(engine: Engine) -> Blueprint:
     return blueprint
 
 
-def _proxied(engine: Engine, endpoint: Endpoint) -> Callable[[], Response]:
-    return lambda: _response(serve(engine, _given(engine, endpoint)))
+def _proxied(engine: Engine, endpoint: Endpoint) -> Callable[..., Response]:
+    def view(stored_id: str = "") -> Response:
+        if stored_id and not STORED_ID.fullmatch(stored_id):
+            abort(404)
+        return _response(serve(engine, _given(engine, endpoint, stored_id)))
+
+    return view
 
 
 def _check_caller(
@@ -108,11 +117,15 @@ def _check_caller(
     return caller, None
 
 
-def _given(engine: Engine, endpoint: Endpoint) -> Request:
+def _given(engine: Engine, endpoint: Endpoint, stored_id: str = "") -> Request:
     """Flask's request in the engine's form."""
     timeout_s = engine.server().client_timeout_seconds
     return request_from(
-        request.environ, endpoint, received=engine.clock(), client_timeout_s=timeout_s
+        request.environ,
+        endpoint,
+        stored_id=stored_id,
+        received=engine.clock(),
+        client_timeout_s=timeout_s,
     )
 
 

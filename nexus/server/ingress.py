@@ -62,7 +62,7 @@ class Ingress:
                 return _respond(start, "403 Forbidden", "origin_refused", cross_origin.REFUSAL)
             start("204 No Content", allowed)
             return []
-        if environ["PATH_INFO"] in ENDPOINTS.by_path:
+        if ENDPOINTS.at(environ["PATH_INFO"]) is not None:
             return self._app(environ, start)  # the endpoint counts it as a request
         if not cross_origin.admits(headers, cors.origins) and not _navigates(environ):
             return self._refuse(start, "403 Forbidden", "origin_refused", cross_origin.REFUSAL)

@@ -376,7 +376,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         held = self._clients[sock]
         if held.closing:
             raise StopIteration  # it came after the shutdown, which the client sees
-        held.request_started(proxied=ENDPOINTS.canonical(req.path)[0] in ENDPOINTS.by_path)
+        held.request_started(proxied=ENDPOINTS.at(ENDPOINTS.canonical(req.path)[0]) is not None)
         server = self._engine.server()
         sock.settimeout(server.client_timeout_seconds)
         length = dict(req.headers).get("CONTENT-LENGTH", "")

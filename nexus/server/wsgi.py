@@ -17,7 +17,12 @@ _PIECE = 64 * 1024
 
 
 def request_from(
-    environ: dict[str, Any], endpoint: Endpoint, *, received: float, client_timeout_s: float
+    environ: dict[str, Any],
+    endpoint: Endpoint,
+    *,
+    received: float,
+    client_timeout_s: float,
+    stored_id: str = "",
 ) -> Request:
     """The request of a WSGI call. A client's socket that the server shows is watched."""
     sock = environ.get("gunicorn.socket")
@@ -25,7 +30,9 @@ def request_from(
         sock.settimeout(client_timeout_s)
     return Request(
         method=environ["REQUEST_METHOD"],
-        target=Target(endpoint, environ.get("QUERY_STRING", ""), environ.get(DEPLOYMENT)),
+        target=Target(
+            endpoint, environ.get("QUERY_STRING", ""), environ.get(DEPLOYMENT), stored_id
+        ),
         headers=RequestHeaders.of(list(_headers(environ))),
         body=lambda limit, hold: read_body(environ, limit, hold),
         received=received,

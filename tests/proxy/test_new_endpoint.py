@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from nexus.proxy.endpoints import ENDPOINTS
-from nexus_demo import messages, responses
+from nexus_demo import messages, responses, stored_responses
 from tests.support.metrics import Scrape, moved
 from tests.support.processes import ROOT, Demo, Gateway, backend_toml, clean_environ, get_json
 
@@ -147,7 +147,7 @@ def test_the_bound_on_series_counts_it(environ):
     command = "-m", "nexus", "metrics", "bound", "--json"
     name = "nexus_requests_started_total"
     known, more = (json.loads(run(given, *command))["families"][name] for given in ({}, environ))
-    assert (known, more) == (len(ENDPOINTS), len(ENDPOINTS) + 1)
+    assert (known, more) == (len(ENDPOINTS.names), len(ENDPOINTS.names) + 1)
 
 
 def test_pages_and_balancers_name_it(environ):
@@ -156,12 +156,13 @@ def test_pages_and_balancers_name_it(environ):
     )
     for name, expected in {
         "docs/api.md": "`POST`, `PUT /v1/ranking`",
-        "deploy/nginx/server.conf": "count_tokens|ranking|models)",
-        "deploy/haproxy/nexus.cfg": "count_tokens|ranking)$",
+        "deploy/nginx/server.conf": "input_items|ranking|models)",
+        "deploy/haproxy/nexus.cfg": "input_items|ranking)$",
     }.items():
         assert expected in run(environ, "-c", pages.format(name)), name
 
 
 def test_the_demo_backend_serves_every_endpoint():
     served = {*responses.GENERATED, *responses.COMPUTED, messages.PATH, *messages.COMPUTED}
+    served |= {*stored_responses.PATHS}
     assert {endpoint.path for endpoint in ENDPOINTS} == served

@@ -9,7 +9,13 @@ _LONGEST_MESSAGE = 1000
 """Bytes of a failed response that become the message of an error."""
 
 
-def error_event(message: str, *, status: int, code: str | None) -> bytes:
+def error_event(
+    message: str,
+    *,
+    status: int,
+    code: str | None,
+    number: int = 0,  # noqa: ARG001 - other dialects number their events
+) -> bytes:
     """An error as the last event of a stream."""
     return _event(error_body(message, status=status, code=code))
 

@@ -60,7 +60,7 @@ class AnthropicStream(EventStream):
         if kind == b"ping":
             self.alive_at = self.last_at
             return event.raw
-        if kind == b"message_stop":
+        if kind == b"message_stop" and _type_in(data) == kind:  # else it is cut within
             self.done = self.content = True
             return event.raw
         self.events += 1

@@ -1,0 +1,133 @@
+"""The reader of the Responses API's streams, whose events have names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from nexus.dialects.base import Usage
+from nexus.dialects.event_stream import EventStream
+from nexus.dialects.lenient_json import UNREADABLE, lenient
+from nexus.dialects.responses.errors import ErrorFields, reported_error
+from nexus.dialects.responses.usage import StoredFields, UsageFields, usage_of
+from nexus.http.sse import Event
+
+_EVENT = b"event: response."
+_DELTA = b".delta\ndata: "
+_BEFORE, _AFTER = 6, len(_DELTA) - 6
+_STARTS = frozenset({b"response.created", b"response.queued", b"response.in_progress"})
+_ENDS = frozenset({b"response.completed", b"response.incomplete"})
+_FAILURES = frozenset({b"response.failed", b"error"})
+_PINGS = frozenset({b"ping", b"keepalive"})
+
+
+class _Response(StoredFields):
+    usage: UsageFields | None = None
+    error: ErrorFields | None = None
+
+
+class _Data(ErrorFields):
+    response: _Response | None = None
+    error: ErrorFields | None = None
+    sequence_number: Any = None
+
+
+_decode = lenient(msgspec.json.Decoder(_Data).decode)
+
+
+class ResponsesStream(EventStream):
+    """Reads one stream; `StreamReader` documents the interface.
+
+    The first delta of any kind is its first content. A delta is not parsed: its name says what it
+    is.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        hide_usage: bool = False,  # noqa: ARG002 - nothing is asked for in the client's name
+        own_key: str | None = None,
+    ) -> None:
+        super().__init__(clock=clock, own_key=own_key)
+        self._usage: Usage | None = None
+        self._deltas = 0
+        self._first_number = 0
+
+    def _count_output(self, piece: bytes) -> bool:
+        end = piece.find(b"\n")
+        if (
+            piece[:16] != _EVENT
+            or piece[end - _BEFORE : end + _AFTER] != _DELTA
+            or piece.find(b"\n", end + 1) != len(piece) - 2
+        ):
+            return False
+        self._deltas += 1
+        return True
+
+    def _understand(self, event: Event, data: bytes) -> bytes:
+        kind = event.kind or _type_in(data)
+        if kind in _PINGS or data == b"[DONE]":
+            self.alive_at = self.last_at
+            return event.raw
+        self.events += 1
+        if kind.endswith(b".delta"):
+            self._deltas += 1
+            self._mark_output()
+        elif kind in _STARTS:
+            if not self.stored_ids:
+                self._read(data)
+        elif kind in _ENDS:
+            if self._read(data):  # else it is cut within
+                self.done = self.content = True
+        elif kind in _FAILURES:
+            self._read(data, failed=True)
+            self.done = True  # nothing follows, and clients leave at once
+        else:
+            self.alive_at = self.last_at  # the backend works: it searches, it runs a tool
+        return event.raw
+
+    def _read(self, data: bytes, *, failed: bool = False) -> bool:
+        """Read what an event says; False if it is not readable."""
+        try:
+            fields = _decode(data)
+        except UNREADABLE:
+            fields = _Data()
+        response = fields.response
+        if response is not None:
+            self.stored_ids = response.ids() or self.stored_ids
+            self._usage = usage_of(response.usage) or self._usage
+        if self.events == 1 and type(fields.sequence_number) is int:
+            self._first_number = fields.sequence_number
+        if failed:
+            self.error = reported_error((response and response.error) or fields.error or fields)
+        return response is not None
+
+    @property
+    def next_number(self) -> int:
+        return self._first_number + self.events
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._usage
+
+    @property
+    def finished(self) -> bool:
+        """Whether the event that ends a response has come."""
+        return self.done and self.error is None
+
+    def counted_tokens(self) -> int:
+        return self._deltas
+
+
+def _type_in(data: bytes) -> bytes:
+    """What an event without a name says that it is."""
+    try:
+        return str(_decode(data).type or "").encode()
+    except UNREADABLE:
+        return b""
+
+
+open_stream = ResponsesStream

@@ -1,0 +1,109 @@
+"""What a whole response reports: its tokens, and the ids under which the backend stores it.
+
+Every response and every stream reports its usage unasked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nexus.dialects.base import Usage
+from nexus.dialects.lenient_json import UNREADABLE, lenient
+
+_MOST = 10**8
+"""A larger number of tokens is ignored: one such response would spoil a sum for as long as the
+gateway runs."""
+_LONGEST_ID = 256
+
+
+class _InputDetails(msgspec.Struct):
+    cached_tokens: Any = None
+    cache_write_tokens: Any = None
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: Any = None
+
+
+class UsageFields(msgspec.Struct):
+    """The counts of a `usage` object."""
+
+    input_tokens: Any = None
+    output_tokens: Any = None
+    input_tokens_details: _InputDetails | None = None
+    output_tokens_details: _OutputDetails | None = None
+
+
+class _Conversation(msgspec.Struct):
+    id: Any = None
+
+
+class StoredFields(msgspec.Struct):
+    """The fields of a response that name it and its conversation."""
+
+    id: Any = None
+    conversation: _Conversation | None = None
+
+    def ids(self) -> tuple[str, ...]:
+        given = (self.id, self.conversation and self.conversation.id)
+        return tuple(one for one in given if isinstance(one, str) and 0 < len(one) <= _LONGEST_ID)
+
+
+class _Response(msgspec.Struct):
+    usage: UsageFields | None = None
+
+
+_decode = msgspec.json.Decoder(_Response).decode
+_decode_leniently = lenient(_decode)
+_decode_stored = lenient(msgspec.json.Decoder(StoredFields).decode)
+
+
+def usage_in_response(response: bytes, *, lenient: bool = False) -> Usage | None:
+    """The usage that a whole response reports; None if it reports none in this form."""
+    if b'"usage"' not in response:
+        return None
+    try:
+        fields = (_decode_leniently if lenient else _decode)(response).usage
+    except UNREADABLE:
+        return None
+    return usage_of(fields)
+
+
+def usage_of(fields: UsageFields | None) -> Usage | None:
+    """The usage that these fields report; None if it is neither input nor output."""
+    if fields is None:
+        return None
+    prompt, completion = _count(fields.input_tokens), _count(fields.output_tokens)
+    if prompt is None and completion is None:
+        return None
+    read, written = fields.input_tokens_details, fields.output_tokens_details
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_tokens=_count(read.cached_tokens) if read else None,
+        reasoning_tokens=_count(written.reasoning_tokens) if written else None,
+        cache_write_tokens=_count(read.cache_write_tokens) if read else None,
+    )
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value <= _MOST else None
+
+
+def stored_ids(response: bytes) -> tuple[str, ...]:
+    """The ids under which a whole response and its conversation can be named later."""
+    try:
+        return _decode_stored(response).ids()
+    except UNREADABLE:
+        return ()
+
+
+def asks_for_usage(_body: bytes) -> bool:
+    """Every stream reports its usage."""
+    return True
+
+
+def ask_for_usage(body: bytes) -> bytes:
+    return body
