@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import get_type_hints
 
 import click
 import msgspec
@@ -16,6 +15,7 @@ import msgspec
 from nexus.cli.main import COMMANDS, cli
 from nexus.cli.output import EXIT_STATUSES
 from nexus.config.checking import describe
+from nexus.config.fields import hints_of
 from nexus.config.limit_records import OwnLimits
 from nexus.config.records import (
     ENVIRONMENT,
@@ -197,7 +197,7 @@ LISTS: dict[str, type[Section]] = {"teams": Team, "keys": Key, "limits": Limit}
 def configuration() -> str:
     """docs/configuration.md, from the records of the configuration."""
     lines = [CONFIGURATION]
-    for name, hint in get_type_hints(Config, include_extras=True).items():
+    for name, hint in hints_of(Config).items():
         if name == "backends":
             lines += _section("[[backends]]", BackendConfig, ("backends",))
             lines += _section("[[backends.models]]", ModelConfig, ("backends", "models"))
@@ -234,9 +234,9 @@ def _section(title: str, record: type[Section], path: tuple[str, ...]) -> list[s
         "| key | default | takes | |",
         "|---|---|---|---|",
     ]
-    defaults = {field.name: field for field in msgspec.structs.fields(record)}
+    defaults = {field.encode_name: field for field in msgspec.structs.fields(record)}
     within: list[str] = []
-    for name, hint in get_type_hints(record, include_extras=True).items():
+    for name, hint in hints_of(record).items():
         dotted = ".".join((*path, name))
         if dotted in (*NOT_SUPPORTED, "routing.policies", "backends.models"):
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -13,15 +14,20 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from nexus.config.access_records import Auth, Key, Team
+from nexus.config.access_records import KEY_HEADERS, Auth, Identity, Key, Team
 from nexus.config.records import Config
 from nexus.errors import RequestFailed
+from nexus.http.headers import is_for_backends
 
 NONE = "none"
 UNKNOWN = "unknown"
 OTHER = "other"
-HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
-"""Headers that clients carry a key in, in the order in which they are read."""
+USER = "user"
+"""The key's label value of all users whom a proxy has signed in."""
+_SEPARATORS = re.compile(r"[,|]")
+"""Between groups: most proxies write commas, authentik writes bars."""
+_LONGEST_USER = 256
+_MOST_USERS = 4096
 REASONS = {
     "invalid_api_key": "invalid",
     "key_expired": "expired",
@@ -41,8 +47,10 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who sends a request, and what they may use.
 
     Attributes:
-        key: The id of the key; `none` without one, `unknown` for one that is not known.
+        key: The id of the key; `none` without one, `unknown` for one that is not known, and
+            `user:NAME` for a user whom a proxy has signed in.
         name: The key's name, for people.
+        user: The name of such a user; empty for others.
         team: The name of the team; `none` without one.
         key_label: The label value of the key in metrics.
         team_label: The label value of the team.
@@ -54,6 +62,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     key: str = NONE
     name: str = ""
+    user: str = ""
     team: str = NONE
     key_label: str = NONE
     team_label: str = NONE
@@ -61,6 +70,10 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: tuple[frozenset[str], ...] = ()
     expires: float | None = None
     blocked: bool = False
+
+    def __str__(self) -> str:
+        """The caller as messages name it."""
+        return f"user {self.user}" if self.user else f"key {self.key}"
 
     def may_use_model(self, model: str) -> bool:
         """Whether the model may be used, by the name that the client or the configuration gives."""
@@ -86,12 +99,20 @@ class Callers:
     Attributes:
         required: Whether a request without a valid key is refused.
         by_key: Every caller by the id of its key.
+        identities: The users whom a proxy signs in; None if no proxy is believed.
     """
 
-    def __init__(self, auth: Auth, callers: Mapping[str, Caller], keys: Sequence[Key]) -> None:
+    def __init__(
+        self,
+        auth: Auth,
+        callers: Mapping[str, Caller],
+        keys: Sequence[Key],
+        identities: Identities | None = None,
+    ) -> None:
+        self.identities = identities
         self.required = auth.mode == "keys"
         self.by_key = callers
-        self._headers = (auth.header.lower(), *HEADERS)
+        self._headers = (auth.header.lower(), *KEY_HEADERS)
         self._by_digest = {
             bytes.fromhex(digest): callers[key.id] for key in keys for digest in key.sha256
         }
@@ -141,9 +162,61 @@ class Callers:
             raise _refused("invalid_api_key", message)
         match caller.state(now):
             case "blocked":
-                raise _refused("key_blocked", f"The key {caller.key} is blocked.")
+                raise _refused("key_blocked", f"The {caller} is blocked.")
             case "expired":
-                raise _refused("key_expired", f"The key {caller.key} has expired.")
+                raise _refused("key_expired", f"The {caller} has expired.")
+
+
+class Identities:
+    """The users whom a proxy in front signs in, by its headers.
+
+    Attributes:
+        hidden: Names of the headers that must be kept from backends, as others are forwarded.
+    """
+
+    def __init__(self, identity: Identity, teams: Mapping[str, Caller]) -> None:
+        """`teams` are callers without a user, by the name of their team; `none` is one of them."""
+        self._user, self._groups = identity.user.lower(), identity.teams.lower()
+        self.hidden = frozenset(filter(is_for_backends, (self._user, self._groups)))
+        self._networks = [ipaddress.ip_network(peer) for peer in identity.peers]
+        self._teams = teams
+        self._known: dict[tuple[str, str], Caller] = {}
+        self.believes = lru_cache(maxsize=256)(self._believes)
+
+    def _believes(self, peer: str) -> bool:
+        """Whether the headers are believed from this IP address."""
+        try:
+            address = ipaddress.ip_address(peer)
+        except ValueError:
+            return False
+        address = getattr(address, "ipv4_mapped", None) or address
+        return any(address in network for network in self._networks)
+
+    def identify(self, fields: Sequence[tuple[str, str]]) -> Caller | None:
+        """The user whom these headers name; None if they name nobody.
+
+        A header that is repeated counts as one with all values, as every server may join them.
+        """
+        user, groups = (
+            ",".join(value for name, value in fields if name == wanted).strip()
+            for wanted in (self._user, self._groups)
+        )
+        caller = self._known.get((user, groups))
+        if caller is None and 0 < len(user) <= _LONGEST_USER:
+            if len(self._known) >= _MOST_USERS:
+                self._known.clear()
+            caller = self._known[user, groups] = self._caller(_text(user), _text(groups))
+        return caller
+
+    def _caller(self, user: str, groups: str) -> Caller:
+        named = (name.strip() for name in _SEPARATORS.split(groups))
+        team = next((self._teams[name] for name in named if name in self._teams), None)
+        return replace(team or self._teams[NONE], key=f"user:{user}", name=user, user=user)
+
+
+def _text(header: str) -> str:
+    """A header's value, whose bytes are UTF-8 if they are not ASCII."""
+    return header.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def _refused(fault: str, message: str) -> RequestFailed:
@@ -178,7 +251,24 @@ def callers_of(
             expires=None if key.expires is None else _end_of(key.expires),
             blocked=key.blocked,
         )
-    return Callers(config.auth, callers, config.keys)
+    identities = None
+    if config.auth.identity.peers:
+        identities = Identities(config.auth.identity, _users(config.teams, team_labels))
+    return Callers(config.auth, callers, config.keys, identities)
+
+
+def _users(teams: Sequence[Team], team_labels: Mapping[str, str]) -> dict[str, Caller]:
+    """What the users of each team may use, by its name; `none` is for users without a team."""
+    return {
+        team.name: Caller(
+            key_label=USER,
+            team=team.name,
+            team_label=team_labels.get(team.name, OTHER),
+            models=_lists(team.models),
+            endpoints=tuple(map(frozenset, _lists(team.endpoints))),
+        )
+        for team in teams
+    } | {NONE: Caller(key_label=USER)}
 
 
 def _team_label(team: Team | None, key_label: str, team_labels: Mapping[str, str]) -> str:

@@ -117,13 +117,17 @@ class Limits:
 
     def counters(self, caller: Caller | None, model: str, endpoint: str) -> tuple[Counter, ...]:
         """What a request is counted in, over all limits that match it."""
-        key, team = (NONE, NONE) if caller is None else (caller.key, caller.team)
+        key, user, team = NONE, NONE, NONE
+        if caller is not None:
+            key, user, team = caller.key, caller.user or NONE, caller.team
         of = key, team, model, endpoint
         counters = self._known.get(of)
         if counters is None:
             if len(self._known) >= _MOST_CACHED:
                 self._known.clear()
-            values = {"key": key, "team": team, "model": model, "endpoint": endpoint}
+            values = {
+                "key": key, "user": user, "team": team, "model": model, "endpoint": endpoint,
+            }  # fmt: skip
             counters = self._known[of] = tuple(
                 counter
                 for limit, patterns in self._limits

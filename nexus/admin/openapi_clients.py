@@ -51,6 +51,7 @@ SCHEMAS: dict[str, Schema] = {
     "Key": object_schema(
         object={"const": "key"},
         id=TEXT_OR_NULL,
+        user=TEXT_OR_NULL,
         name=TEXT_OR_NULL,
         team=TEXT_OR_NULL,
         models=list_schema(list_schema(TEXT)),

@@ -5,19 +5,42 @@ from __future__ import annotations
 from datetime import date, datetime
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from nexus.config.fields import Section, doc
 from nexus.config.limit_records import OwnLimits
 
-RESERVED_KEYS = frozenset({"none", "unknown", "other", "retired"})
+RESERVED_KEYS = frozenset({"none", "unknown", "other", "retired", "user"})
 """Values that metrics have instead of a key's id."""
+KEY_HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
+"""Headers that clients carry a key in, in the order in which they are read."""
 _Name = Annotated[str, Meta(min_length=1, max_length=100)]
 _Models = Annotated[list[str] | None, doc("Globs on the model's name as requested; unset: all.")]
 _Endpoints = Annotated[
     list[str] | None,
     doc('Names of endpoints, such as "chat_completions"; unset: all.'),
 ]
+
+
+_HeaderName = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9-]*$", max_length=100)]
+
+
+class Identity(Section, frozen=True, rename={"peers": "from"}):
+    """Users whom a proxy in front of the gateway has signed in. Off unless `from` is set."""
+
+    peers: Annotated[
+        list[str],
+        doc(
+            "Addresses of the proxies whose headers are believed, such as 127.0.0.1/32. The "
+            "headers are ignored if anybody else sends them, and never reach a backend."
+        ),
+    ] = msgspec.field(default_factory=list)
+    user: Annotated[_HeaderName, doc("Header with the user's name.")] = "X-Forwarded-User"
+    teams: Annotated[
+        _HeaderName,
+        doc("Header with the user's groups; the first that names one of [[teams]] counts."),
+    ] = "X-Forwarded-Groups"
 
 
 class Auth(Section, frozen=True):
@@ -38,6 +61,7 @@ class Auth(Section, frozen=True):
             "x-goog-api-key. Its name begins with X-Nexus-, so that it never reaches a backend."
         ),
     ] = "X-Nexus-Key"
+    identity: Identity = Identity()
 
 
 class Team(Section, frozen=True):

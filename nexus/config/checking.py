@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any
 
 import msgspec
 from msgspec import inspect as shapes
 
+from nexus.config.fields import hints_of
 from nexus.runtime.text import suggest
 
 
@@ -52,7 +53,7 @@ class _TableChecker:
         if not isinstance(data, dict):
             self._wrong(path, data, "a table")
             return {}
-        hints = get_type_hints(record, include_extras=True)
+        hints = hints_of(record)
         result = {}
         for key, value in data.items():
             if key in hints:
@@ -60,9 +61,10 @@ class _TableChecker:
             else:
                 self._unknown(key, list(hints), path)
         for field in msgspec.structs.fields(record):
-            if field.required and field.name not in data:
+            if field.required and field.encode_name not in data:
+                name = field.encode_name
                 self.problems.append(
-                    f"{self.source}: {_table(path)} lacks {field.name}, which has no default."
+                    f"{self.source}: {_table(path)} lacks {name}, which has no default."
                 )
         return result
 

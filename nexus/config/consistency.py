@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_network
 from urllib.parse import urlsplit
 
-from nexus.config.access_records import RESERVED_KEYS
+from nexus.config.access_records import KEY_HEADERS, RESERVED_KEYS, Auth
 from nexus.config.addresses import backend_problems, is_loopback, listen_address
 from nexus.config.cost_records import price_conflicts
 from nexus.config.limit_records import limit_conflicts, own_limit_problems
@@ -84,7 +85,23 @@ def _client_conflicts(config: Config) -> Iterator[str]:
             )
 
 
+def _identity_conflicts(auth: Auth) -> Iterator[str]:
+    """What is wrong with `[auth.identity]`."""
+    for peer in auth.identity.peers:
+        try:
+            ip_network(peer)
+        except ValueError as error:
+            yield (
+                f'[auth.identity] from = "{peer}" is not allowed; it takes an IP address or a '
+                f"network, such as 10.0.0.0/8 ({error})."
+            )
+    for setting, header in (("user", auth.identity.user), ("teams", auth.identity.teams)):
+        if header.lower() in (auth.header.lower(), *KEY_HEADERS):
+            yield f'[auth.identity] {setting} = "{header}" is not allowed; it carries keys.'
+
+
 def _access_conflicts(config: Config) -> Iterator[str]:
+    yield from _identity_conflicts(config.auth)
     teams = [team.name for team in config.teams]
     for name in sorted({name for name in teams if teams.count(name) > 1}):
         yield f'[[teams]] name = "{name}" is used twice; each team needs a name of its own.'
@@ -166,6 +183,8 @@ def find_warnings(
             f'"{config.auth.mode}" requires no key: whoever reaches port '
             f'{config.server.port} uses the backends. Set mode to "keys", or listen on 127.0.0.1.'
         )
+    if config.auth.mode == "off" and config.auth.identity.peers:
+        yield '[auth.identity] has no effect with [auth] mode = "off"; set it to "keys".'
     if config.server.max_buffered_bytes < config.server.max_answer_bytes:
         yield (
             "[server] max_buffered_bytes is below max_answer_bytes; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -33,6 +33,12 @@ MAX_BACKENDS = 500
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the configuration file; the keys keep their names from the file."""
+
+
+def hints_of(record: type[msgspec.Struct]) -> dict[str, Any]:
+    """The type of each setting of a record, by its name in the file."""
+    hints = get_type_hints(record, include_extras=True)
+    return {field.encode_name: hints[field.name] for field in msgspec.structs.fields(record)}
 
 
 def doc(text: str) -> Meta:

@@ -58,7 +58,10 @@ def parse_rate(text: str) -> Rate | None:
 class Match(Section, frozen=True):
     """Which requests a limit is for; what is not set matches all."""
 
-    key: Annotated[_Globs, doc("Glob on the id of the key.")] = "*"
+    key: Annotated[_Globs, doc("Glob on the id of the key; `user:NAME` for a user.")] = "*"
+    user: Annotated[
+        _Globs, doc("Glob on the user's name of [auth.identity]; `none` for others.")
+    ] = "*"
     team: Annotated[_Globs, doc("Glob on the name of the team.")] = "*"
     model: Annotated[_Globs, doc("Glob on the model, with aliases resolved.")] = "*"
     endpoint: Annotated[_Globs, doc('Glob on the endpoint, such as "chat_completions".')] = "*"
@@ -74,7 +77,7 @@ class Limit(Section, frozen=True):
     ]
     match: Match = Match()
     each: Annotated[
-        list[Literal["key", "team", "model", "endpoint"]],
+        list[Literal["key", "user", "team", "model", "endpoint"]],
         doc("Count for each value of these on its own; empty: one count for all."),
     ] = msgspec.field(default_factory=list)
     requests: _Rate = None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator
-from typing import Any, get_type_hints
+from typing import Any
 
 import msgspec
 from msgspec import inspect as shapes
 
 from nexus.config.checking import describe
+from nexus.config.fields import hints_of
 from nexus.config.limit_records import Limit, Match
 from nexus.config.records import (
     ENVIRONMENT,
@@ -37,7 +38,7 @@ def template() -> str:
         '# type = "ollama"',
         "",
     ]
-    for name, hint in get_type_hints(Config, include_extras=True).items():
+    for name, hint in hints_of(Config).items():
         if name == "backends":
             lines += [
                 "# Every key of a backend:",
@@ -63,7 +64,7 @@ def _table(record: type[Section], path: tuple[str, ...]) -> Iterator[str]:
     yield f"# {(record.__doc__ or '').strip()}"
     yield f"[{'.'.join(path)}]"
     yield from _keys(record, path, "")
-    for name, hint in get_type_hints(record, include_extras=True).items():
+    for name, hint in hints_of(record).items():
         if (
             isinstance(hint, type)
             and issubclass(hint, Section)
@@ -74,8 +75,8 @@ def _table(record: type[Section], path: tuple[str, ...]) -> Iterator[str]:
 
 
 def _keys(record: type[Section], path: tuple[str, ...], mark: str) -> Iterator[str]:
-    defaults = {field.name: field for field in msgspec.structs.fields(record)}
-    for name, hint in get_type_hints(record, include_extras=True).items():
+    defaults = {field.encode_name: field for field in msgspec.structs.fields(record)}
+    for name, hint in hints_of(record).items():
         if (isinstance(hint, type) and issubclass(hint, Section)) or ".".join(
             (*path, name)
         ) in _LEFT_OUT:

@@ -52,8 +52,20 @@ class Pollable(Protocol):
 class DisconnectWatch:
     """Waits for descriptors and watches a client meanwhile, by `poll`, under any server."""
 
-    def __init__(self, client: socket.socket | None) -> None:
+    def __init__(
+        self, client: socket.socket | None, *, connection: socket.socket | None = None
+    ) -> None:
+        """`connection` is the client's socket if it cannot be watched."""
         self._client = client
+        self._connection = client or connection
+
+    def peer(self) -> str:
+        """The IP address from which the client is connected; empty if that is not known."""
+        try:
+            address = self._connection.getpeername() if self._connection is not None else ""
+        except OSError:
+            return ""
+        return str(address[0]) if isinstance(address, tuple) else ""
 
     def wait(self, fd: int | None, event: int, timeout_s: float) -> None:
         """Block until `event` (`select.POLLIN` or `POLLOUT`) holds for `fd`; without `fd`, sleep.

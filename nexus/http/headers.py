@@ -82,12 +82,24 @@ class RequestHeaders(msgspec.Struct):
         first = dict(reversed(pairs))
         return cls(pairs, first, not CREDENTIALS.isdisjoint(first), not _UNUSUAL.isdisjoint(first))
 
+    def hiding(self, names: frozenset[str]) -> RequestHeaders:
+        """The same headers, of which backends do not get those of these names."""
+        if names.isdisjoint(self.first):
+            return self
+        pairs = [field for field in self.pairs if field[0] not in names]
+        return RequestHeaders(pairs, self.first, self.credentials, self.unusual)
+
     def for_backend(self, *, client_keys: bool) -> str:
         """The header lines that are sent to a backend, with the client's keys or without."""
         lines = self._for_backend.get(client_keys)
         if lines is None:
             lines = self._for_backend[client_keys] = _lines_for_backend(self.pairs, client_keys)
         return lines
+
+
+def is_for_backends(name: str) -> bool:
+    """Whether backends get a client's header of this name, given in lower case."""
+    return name not in _NOT_FOR_BACKENDS and not name.startswith(_NOT_FOR_BACKENDS_PREFIXES)
 
 
 def _lines_for_backend(headers: Sequence[Field], client_keys: bool) -> str:
@@ -106,12 +118,7 @@ def _lines_for_backend(headers: Sequence[Field], client_keys: bool) -> str:
 def _line_for_backend(entry: Field) -> str:
     """A client's header as a line; empty if it is not for backends. Credentials never are here."""
     name, value = entry
-    forwarded = (
-        name not in _NOT_FOR_BACKENDS
-        and not name.startswith(_NOT_FOR_BACKENDS_PREFIXES)
-        and _NAME.fullmatch(name) is not None
-        and _is_safe(value)
-    )
+    forwarded = is_for_backends(name) and _NAME.fullmatch(name) is not None and _is_safe(value)
     return f"{name}: {value}\r\n" if forwarded else ""
 
 

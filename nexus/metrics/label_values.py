@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nexus.access.callers import USER
 from nexus.access.limits import DIMENSIONS
 from nexus.errors import ERROR_TYPES, status_labels
 from nexus.metrics.family import Label
@@ -50,7 +51,7 @@ LABEL_KIND = Label(("model", "backend"))
 FOLLOWS = Label(("",))
 """A label whose value follows from those before it."""
 
-KEY = Label((NONE, UNKNOWN, OTHER), names="keys")
+KEY = Label((NONE, UNKNOWN, OTHER, USER), names="keys")
 TEAM = Label((NONE, UNKNOWN, OTHER), names="teams")
 LIMIT = Label(names="limits")
 DIMENSION = Label(DIMENSIONS)

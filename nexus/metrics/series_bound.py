@@ -14,6 +14,7 @@ def series_bound(config: Config, *, endpoints: int) -> dict[str, int]:
     Backends and models may be added at run time, up to `[metrics] max_backends` and `max_models`.
     """
     names = config.metrics
+    users = names.max_keys + 1  # the key `user` with each team, without one, and with `other`
     return {
         family.name: family.series_bound(
             {
@@ -21,7 +22,7 @@ def series_bound(config: Config, *, endpoints: int) -> dict[str, int]:
                 "backends": names.max_backends,
                 "endpoints": endpoints,
                 "slots": SLOTS,
-                "keys": names.max_keys,
+                "keys": names.max_keys + (users if config.auth.identity.peers else 0),
                 "teams": names.max_keys,
                 "limits": MAX_LIMITS + 2,  # and those of keys and of teams themselves
             }

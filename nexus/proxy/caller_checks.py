@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
-from nexus.access.callers import ANONYMOUS, REASONS, UNIDENTIFIED
+from nexus.access.callers import ANONYMOUS, REASONS, UNIDENTIFIED, Caller, Identities
 from nexus.errors import RequestFailed
 from nexus.proxy.exchange import Exchange
+from nexus.proxy.request import Request
 
 
 def identify(exchange: Exchange) -> None:
@@ -21,6 +22,8 @@ def identify(exchange: Exchange) -> None:
     exchange.caller, request.client_keys = UNIDENTIFIED, False
     try:
         caller = callers.identify(headers)
+        if (identities := callers.identities) is not None:
+            caller = _signed_in(request, identities, caller)
         if caller is not ANONYMOUS:
             exchange.caller = caller
         callers.check(caller, headers, now=time.time())
@@ -31,13 +34,22 @@ def identify(exchange: Exchange) -> None:
     request.client_keys = caller is ANONYMOUS
 
 
+def _signed_in(request: Request, identities: Identities, caller: Caller) -> Caller:
+    """The user whom a proxy in front has signed in, unless the request carries a key."""
+    fields = request.headers.pairs
+    request.headers = request.headers.hiding(identities.hidden)
+    if caller is not ANONYMOUS or not identities.believes(request.watch.peer()):
+        return caller
+    return identities.identify(fields) or caller
+
+
 def check_endpoint(exchange: Exchange) -> None:
     """Refuse an endpoint that the caller may not use."""
     caller = exchange.caller
     if caller is None or caller.may_use_endpoint(exchange.endpoint.name):
         return
     count_refusal(exchange, "endpoint")
-    message = f"The key {caller.key} may not use {exchange.endpoint.path}."
+    message = f"The {caller} may not use {exchange.endpoint.path}."
     raise RequestFailed("endpoint_not_allowed", message)
 
 
@@ -48,7 +60,7 @@ def check_model(exchange: Exchange) -> None:
         return
     count_refusal(exchange, "model")
     message = (
-        f"The key {caller.key} may not use the model {model[:200]!r}; "
+        f"The {caller} may not use the model {model[:200]!r}; "
         "GET /v1/models lists those that it may use."
     )
     raise RequestFailed("model_not_allowed", message, param="model")

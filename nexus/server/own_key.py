@@ -13,7 +13,8 @@ def own_key(caller: Caller) -> dict[str, Any]:
     expires = caller.expires
     return {
         "object": "key",
-        "id": None if caller.key == NONE else caller.key,
+        "id": None if caller.key == NONE or caller.user else caller.key,
+        "user": caller.user or None,
         "name": caller.name or None,
         "team": None if caller.team == NONE else caller.team,
         "models": [list(globs) for globs in caller.models],

@@ -25,8 +25,9 @@ def request_from(
     stored_id: str = "",
 ) -> Request:
     """The request of a WSGI call. A client's socket that the server shows is watched."""
-    sock = environ.get("gunicorn.socket")
-    if isinstance(sock, socket.socket):
+    given = environ.get("gunicorn.socket")
+    sock = given if isinstance(given, socket.socket) else None
+    if sock is not None:
         sock.settimeout(client_timeout_s)
     return Request(
         method=environ["REQUEST_METHOD"],
@@ -36,7 +37,7 @@ def request_from(
         headers=RequestHeaders.of(list(_headers(environ))),
         body=lambda limit, hold: read_body(environ, limit, hold),
         received=received,
-        watch=DisconnectWatch(watchable(sock)),
+        watch=DisconnectWatch(watchable(sock), connection=sock),
     )
 
 

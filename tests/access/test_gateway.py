@@ -221,8 +221,9 @@ def test_a_caller_sees_what_its_key_may_use(gateway):
         return ask(gateway, "/v1/key", method="GET", body=None, headers=given)
 
     assert json.loads(shown(authorization=f"Bearer {KEYS['small']}").content) == {
-        "object": "key", "id": "small", "name": None, "team": "research", "expires": None,
+        "object": "key", "id": "small", "user": None, "name": None, "team": "research",
         "models": [["demo*", "fast"], ["demo*", "fast", "spare"]], "endpoints": [],
+        "expires": None,
     }  # fmt: skip
     assert shown().code == "invalid_api_key"
     assert shown(authorization=f"Bearer {KEYS['old']}").code == "key_expired"

@@ -45,15 +45,19 @@ def ask(
     method: str = "POST",
     body: bytes | None = BODY,
     headers: dict[str, str] | None = None,
+    source: str | None = None,
     **more: str,
 ) -> Reply:
     """Send a request; `more` are further headers, with `_` for `-`. Its host is that of the
-    gateway if none is given."""
+    gateway if none is given. `source` is the address from which the client connects."""
     given = {
         **(JSON if headers is None else headers),
         **{name.replace("_", "-"): value for name, value in more.items()},
     }
-    with closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)) as connection:
+    connecting = http.client.HTTPConnection(
+        "127.0.0.1", gateway.port, timeout=20, source_address=(source, 0) if source else None
+    )
+    with closing(connecting) as connection:
         connection.putrequest(method, target, skip_host="host" in given, skip_accept_encoding=True)
         for name, value in given.items():
             connection.putheader(name, value)
