@@ -22,6 +22,7 @@ from nexus.config.records import (
     NOT_SUPPORTED,
     RESTART_ONLY,
     BackendConfig,
+    Budget,
     Config,
     Key,
     Limit,
@@ -190,7 +191,7 @@ or a credential that systemd provides (`LoadCredential=`) in `$CREDENTIALS_DIREC
 """
 
 
-LISTS: dict[str, type[Section]] = {"teams": Team, "keys": Key, "limits": Limit}
+LISTS: dict[str, type[Section]] = {"teams": Team, "keys": Key, "limits": Limit, "budgets": Budget}
 """Lists of tables, by their key."""
 
 

@@ -12,6 +12,7 @@ from flask import Flask
 from openapi_spec_validator import validate
 
 from nexus.admin.backends import backend_endpoints
+from nexus.admin.budgets import budget_endpoints
 from nexus.admin.keys import key_endpoints
 from nexus.admin.openapi import document
 from nexus.app import create_app
@@ -59,6 +60,7 @@ def test_every_route_is_described(tmp_path):
     admin = Flask("admin", static_folder=None)
     admin.register_blueprint(backend_endpoints(None))
     admin.register_blueprint(key_endpoints(None, token=str))
+    admin.register_blueprint(budget_endpoints(None, token=str))
     assert {one for one in described(operations=True) if one[0].startswith("/admin")} == routes(
         admin
     )

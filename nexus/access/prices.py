@@ -11,8 +11,8 @@ import re
 
 import msgspec
 
-from nexus.config import BackendConfig
-from nexus.config.cost_records import PER_TOKEN, Costs, pico_usd, pico_usd_per_token
+from nexus.config import BackendConfig, Config
+from nexus.config.cost_records import PER_TOKEN, pico_usd, pico_usd_per_token
 from nexus.config.cost_records import Price as PriceRecord
 
 TYPES = ("input", "cached", "cache_write", "output", "request", "time")
@@ -88,10 +88,12 @@ def time_cost(price: Price, microseconds: int) -> int:
 
 
 def most(price: Price, *, prompt: int, output: int) -> int:
-    """The most that a response of so many tokens costs at any split of its prompt, without time."""
-    rates = price.rates_for(prompt)
-    input_ = max(rates.input, rates.cached_input, rates.cache_write)
-    return -(-(prompt * input_ + output * rates.output + price.per_request) // 1000)
+    """The most that a response of up to so many tokens costs, in nano-dollars, without time."""
+    amounts = []
+    for rates in {price.rates, price.rates_for(prompt)}:
+        input_ = max(rates.input, rates.cached_input, rates.cache_write)
+        amounts.append(prompt * input_ + output * rates.output + price.per_request)
+    return -(-max(amounts) // 1000)
 
 
 def total(parts: Parts) -> int:
@@ -128,9 +130,9 @@ class Prices:
         self._known: dict[tuple[str, str], Price | None] = {}
 
     @classmethod
-    def of(cls, costs: Costs) -> Prices | None:
-        """None without prices."""
-        return cls(costs.price) if costs.price else None
+    def of(cls, config: Config) -> Prices | None:
+        """None without prices and budgets."""
+        return cls(config.costs.price) if config.costs.price or config.budgets else None
 
     def find(self, backend: BackendConfig, model: str) -> Price | None:
         """The price of a model at a backend; None if it is not known."""

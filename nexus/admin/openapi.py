@@ -12,6 +12,7 @@ import msgspec
 from flask import Blueprint, Response
 
 from nexus import __version__
+from nexus.admin.budgets import BudgetList
 from nexus.admin.history import MAX_REQUESTS
 from nexus.admin.keys import (
     ChangedKey,
@@ -198,6 +199,7 @@ def _admin_paths() -> dict[str, Any]:
             ),
             "delete": _change("Remove a key", RemovedKey, 404, 409, **key),
         },
+        "/admin/budgets": {"get": _admin("How the budgets stand", BudgetList, tag="Budgets")},
         "/admin/keys/{key_id}/rotate": {
             "post": _change(
                 "Replace its secret", MadeKey, 404, 409, body=component("Rotation"), **key
@@ -208,7 +210,7 @@ def _admin_paths() -> dict[str, Any]:
 
 _BACKENDS = (BackendList, RemovedBackend, NewBackend)
 _KEYS = (KeyList, MadeKey, NewKey, ChangedKey, Rotation, RemovedKey)
-_STRUCTS = (Stats, ProblemList, Health, PastRequest, *_BACKENDS, *_KEYS)
+_STRUCTS = (Stats, ProblemList, Health, PastRequest, BudgetList, *_BACKENDS, *_KEYS)
 
 
 def _schema_of(kind: type) -> Schema:

@@ -56,6 +56,7 @@ SCHEMAS: dict[str, Schema] = {
         team=TEXT_OR_NULL,
         models=list_schema(list_schema(TEXT)),
         endpoints=list_schema(list_schema(TEXT)),
+        budgets=list_schema(component("BudgetSummary")),
         expires=TEXT_OR_NULL,
     ),
     "Model": object_schema(

@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "chat": "chat:chat",
     "keys": "keys:keys",
     "prices": "prices:prices",
+    "budgets": "budgets:budgets",
     "config": "configuration:config",
     "doctor": "doctor.command:doctor",
     "completions": "completions:completions",

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from nexus.config.access_records import KEY_HEADERS, RESERVED_KEYS, Auth
 from nexus.config.addresses import backend_problems, is_loopback, listen_address
+from nexus.config.budget_records import budget_conflicts
 from nexus.config.cost_records import price_conflicts
 from nexus.config.limit_records import limit_conflicts, own_limit_problems
 from nexus.config.records import (
@@ -31,6 +32,7 @@ def find_conflicts(config: Config) -> Iterator[str]:
     yield from _client_conflicts(config)
     yield from _access_conflicts(config)
     yield from limit_conflicts(config.limits)
+    yield from budget_conflicts(config.budgets)
     yield from (f"[costs] {problem}" for problem in price_conflicts(config.costs.price))
     listen = config.health_check.listen
     if listen != "off":

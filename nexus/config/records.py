@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from nexus.config.access_records import Auth, Key, Team
+from nexus.config.budget_records import Budget
 from nexus.config.cost_records import Costs, Price, Tier
 from nexus.config.fields import (
     MAX_ALIAS_DEPTH,
@@ -30,8 +31,8 @@ from nexus.config.fields import (
 from nexus.config.limit_records import Limit
 from nexus.config.routing_records import (
     BackendConfig,
-    Budget,
     CircuitBreaker,
+    CloudBudget,
     ModelConfig,
     Policy,
     Quality,
@@ -52,6 +53,7 @@ __all__ = [
     "BackendType",
     "Budget",
     "CircuitBreaker",
+    "CloudBudget",
     "Config",
     "Cors",
     "Costs",
@@ -346,6 +348,7 @@ class Config(Section, frozen=True):
     teams: list[Team] = msgspec.field(default_factory=list)
     keys: list[Key] = msgspec.field(default_factory=list)
     limits: list[Limit] = msgspec.field(default_factory=list)
+    budgets: list[Budget] = msgspec.field(default_factory=list)
     costs: Costs = Costs()
     cors: Cors = Cors()
     endpoints: Endpoints = Endpoints()

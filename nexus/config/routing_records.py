@@ -60,7 +60,7 @@ class Policy(Section, frozen=True):
     ) = None
 
 
-class Budget(Section, frozen=True):
+class CloudBudget(Section, frozen=True):
     """Spending limit for cloud backends."""
 
     monthly_limit_usd: (
@@ -142,7 +142,7 @@ class Routing(Section, frozen=True):
         dict[str, list[str]], doc("Models tried in order if a model has no usable backend.")
     ] = msgspec.field(default_factory=dict)
     policies: list[Policy] | dict[str, Policy] = msgspec.field(default_factory=list)
-    budget: Budget = Budget()
+    budget: CloudBudget = CloudBudget()
 
 
 class ModelConfig(Section, frozen=True):

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect as shapes
 
+from nexus.config.budget_records import Budget
 from nexus.config.checking import describe
 from nexus.config.fields import hints_of
 from nexus.config.limit_records import Limit, Match
@@ -55,6 +56,10 @@ def template() -> str:
             lines += ["# Every key of a limit:", "# [[limits]]"]
             lines += [*_keys(Limit, ("limits",), "# "), "# [limits.match]"]
             lines += [*_keys(Match, ("limits", "match"), "# "), ""]
+        elif name == "budgets":
+            lines += ["# Every key of a budget:", "# [[budgets]]"]
+            lines += [*_keys(Budget, ("budgets",), "# "), "# [budgets.match]"]
+            lines += [*_keys(Match, ("budgets", "match"), "# "), ""]
         elif isinstance(hint, type) and issubclass(hint, Section) and name not in NOT_SUPPORTED:
             lines += [*_table(hint, (name,)), ""]
     return "\n".join(lines).rstrip() + "\n"

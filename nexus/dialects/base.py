@@ -119,11 +119,21 @@ class TokenEstimate(NamedTuple):
 
     Attributes:
         prompt: The tokens of its prompt.
-        output_limit: The most tokens that the response may have; None if the request states none.
+        output_limit: The most tokens that a response may have; None if the request states none.
+        choices: How many responses it asks for.
+        size: Bytes of the body without images, from which its tokens can be bounded.
+        beside: The most tokens that images, tools, and the form of messages add.
     """
 
     prompt: int
     output_limit: int | None
+    choices: int = 1
+    size: int = 0
+    beside: int = 0
+
+    def bound(self, *, strict: bool) -> int:
+        """At least as many tokens as the prompt: one for two bytes; for each byte if `strict`."""
+        return self.beside + (self.size if strict else -(-self.size // 2))
 
 
 class Usage(msgspec.Struct):

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
+from nexus.fleet.accounts import CELLS, Accounts
 from nexus.fleet.locks import LockFile
 
 RECORDS = 16_384
@@ -35,7 +36,11 @@ Digest = tuple[int, int]
 
 
 class LimitTable:
-    """The table, as one process uses it, between `acquire` and `release`."""
+    """The table, as one process uses it, between `acquire` and `release`.
+
+    Attributes:
+        accounts: The accounts of budgets.
+    """
 
     def __init__(
         self,
@@ -51,7 +56,8 @@ class LimitTable:
         `slots` returns how many slots were ever used; `lives` whether a process holds a slot.
         """
         self._slot, self._slots, self._lives, self._records = slot, slots, lives, records
-        size = (_HEAD + records * _RECORD) * 8
+        end = _HEAD + records * _RECORD
+        size = (end + CELLS) * 8
         self._locks: LockFile | None = None
         if path is None:
             self._map = mmap.mmap(-1, size)
@@ -66,6 +72,7 @@ class LimitTable:
         self._staged: list[tuple[int, int]] = []
         self._claimed: list[int] = []
         self._records_found: dict[Digest, int] = {}
+        self.accounts = Accounts(self._cells, first=end, slot=slot, staged=self._staged)
 
     def acquire(self) -> bool:
         """Lock the table, and complete the change of a process that was killed.
@@ -169,9 +176,11 @@ class LimitTable:
         return True
 
     def clear_slot(self) -> None:
-        """Zero the requests of the process that had this slot before."""
+        """Clear the requests of the process that had this slot before; its holds become spent."""
+        self.accounts.spend_holds_of(lambda slot: slot == self._slot, self.commit)
         cells = self._cells
-        owners = cells[_HEAD + _UNIT :: _RECORD].tolist()
+        end = _HEAD + self._records * _RECORD
+        owners = cells[_HEAD + _UNIT : end : _RECORD].tolist()
         for number, unit in enumerate(owners):
             if unit == -(self._slot + 1):
                 cells[_HEAD + number * _RECORD + _LEVEL] = 0
@@ -224,6 +233,12 @@ class LimitTable:
             return level <= now_ns
         slot = -unit - 1
         return not level or not (slot == self._slot or self._lives(slot))
+
+    def spend_holds_of_dead(self) -> None:
+        """Count what killed processes held as spent."""
+        self.accounts.spend_holds_of(
+            lambda slot: slot != self._slot and not self._lives(slot), self.commit
+        )
 
     def close(self) -> None:
         self._cells.release()

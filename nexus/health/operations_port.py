@@ -14,6 +14,7 @@ from flask import Flask
 
 from nexus.admin.access import require_own_host
 from nexus.admin.backends import backend_endpoints
+from nexus.admin.budgets import budget_endpoints
 from nexus.admin.context import AdminContext, GenerationContext
 from nexus.admin.dashboard import dashboard_endpoints
 from nexus.admin.error_handlers import register_error_handlers
@@ -87,6 +88,7 @@ def operations_app(context: AdminContext, admin: HealthBackendAdmin, keys: Healt
     app.register_blueprint(operations_endpoints(context))
     app.register_blueprint(backend_endpoints(admin))
     app.register_blueprint(key_endpoints(keys, token=admin.admin_token))
+    app.register_blueprint(budget_endpoints(context, token=admin.admin_token))
     app.register_blueprint(openapi_endpoint(operations=True))
     register_error_handlers(app, rejected=lambda _: None)
     return app

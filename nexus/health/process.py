@@ -16,6 +16,7 @@ from nexus.fleet.label_requests import LabelRequests
 from nexus.fleet.run_directory import RunDirectory
 from nexus.fleet.slot_lease import NoFreeSlotError
 from nexus.fleet.state_directory import StateDirectory
+from nexus.health.accounts import AccountKeeper
 from nexus.health.backend_admin import HealthBackendAdmin
 from nexus.health.changes import ChangeFiles
 from nexus.health.key_admin import HealthKeyAdmin
@@ -95,6 +96,7 @@ class HealthProcess:
         parts: tuple[Callable[[], object], ...] = (
             self._monitor.rounds.run,
             self._reporter.run,
+            AccountKeeper(self._publisher).run,
             self._poll,
             self._serve,
             self._notify_when_ready,

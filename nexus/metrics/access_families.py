@@ -51,6 +51,7 @@ KEY_REFUSALS = counter(
             "requests",
             "tokens",
             "parallel",
+            "budget",
         )
     ),
 )

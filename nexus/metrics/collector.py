@@ -17,7 +17,9 @@ from itertools import chain
 from prometheus_client import CollectorRegistry
 
 from nexus import __version__
+from nexus.access.budgets import MAX_SUBJECTS, Budgets, BudgetState
 from nexus.fleet.circuits import STATES
+from nexus.fleet.limit_table import LimitTable
 from nexus.fleet.load_table import HEALTH, SLOTS, WORKER, Row
 from nexus.fleet.records import Snapshot
 from nexus.fleet.run_directory import Started
@@ -26,7 +28,7 @@ from nexus.fleet.sticky_table import ENTRIES, StickyTable
 from nexus.metrics import cost_families, families
 from nexus.metrics.directory_reader import DirectoryReader, Retired
 from nexus.metrics.exposition import FamilySnapshot, Labels, of_family, of_metric
-from nexus.metrics.family import Family
+from nexus.metrics.family import NANO, Family
 from nexus.metrics.processes import memory_and_cpu
 
 log = logging.getLogger("nexus.metrics")
@@ -117,6 +119,7 @@ class Collector:
         self._latest: MetricsSnapshot | None = None
         self._processes: tuple[float, list[FamilySnapshot]] = (-_PROCESSES_MAX_AGE_S, [])
         self._was_usable = True
+        self._limit_table: LimitTable | None = None
 
     def collect(self) -> MetricsSnapshot:
         """The metrics as they are at some moment after the call."""
@@ -215,8 +218,39 @@ class Collector:
         if snapshot is not None and (version := snapshot.config.costs.version) is not None:
             since = datetime(version.year, version.month, version.day, tzinfo=UTC)
             single[cost_families.PRICES_AGE] = max(0.0, time.time() - since.timestamp())
+        yield from self._budgets()
         for family, value in single.items():
             yield of_family(family, [((), value)])
+
+    def budget_states(self) -> list[BudgetState]:
+        """How the budgets stand; those with the largest spent share first."""
+        snapshot = self._snapshot()
+        if snapshot is None or not snapshot.config.budgets:
+            return []
+        try:
+            table = self._limit_table = self._limit_table or self._lease.open_limit_table()
+        except OSError as error:
+            log.error("the accounts of budgets cannot be read", extra={"why": error})
+            return []
+        states = Budgets(snapshot.config.budgets).states(table.accounts.entries(), time.time())
+        return sorted(states, key=lambda state: -state.spent / (state.account.limit or 1))
+
+    def _budgets(self) -> Iterator[FamilySnapshot]:
+        states = self.budget_states()[:MAX_SUBJECTS]
+        if not states:
+            return
+        values: dict[Family, list[float | None]] = {
+            cost_families.BUDGET_LIMIT: [state.account.limit / NANO for state in states],
+            cost_families.BUDGET_SPENT: [state.spent / NANO for state in states],
+            cost_families.BUDGET_HELD: [state.held / NANO for state in states],
+            cost_families.BUDGET_RESETS: [
+                state.account.end if state.account.resets else None for state in states
+            ],
+        }
+        names = [(state.account.budget.name, state.account.subject) for state in states]
+        for family, numbers in values.items():
+            samples = zip(names, numbers, strict=True)
+            yield of_family(family, [(key, one) for key, one in samples if one is not None])
 
     def _of_processes(self, held: list[int]) -> list[FamilySnapshot]:
         """Memory and CPU time of each process, read from the kernel at most once a second."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from nexus.access.prices import TYPES
 from nexus.metrics.family import Label, counter, gauge
-from nexus.metrics.label_values import BACKEND, KEY, MODEL, TEAM_OF_KEY
+from nexus.metrics.label_values import BACKEND, BUDGET, KEY, MODEL, SUBJECT, TEAM_OF_KEY
 
 COST = counter(
     "nexus_cost_usd_total",
@@ -29,6 +29,47 @@ UNPRICED = counter(
     "Requests whose cost is not known, because no price matches the backend and the model.",
     backend=BACKEND,
     model=MODEL,
+)
+BUDGET_LIMIT = gauge(
+    "nexus_budget_limit_usd",
+    "What a budget allows in its present window, in US dollars. At most 200 subjects of all "
+    "budgets are shown, those with the largest spent share first.",
+    "scrape",
+    budget=BUDGET,
+    subject=SUBJECT,
+)
+BUDGET_SPENT = gauge(
+    "nexus_budget_spent_usd",
+    "What was spent in the present window, in US dollars.",
+    "scrape",
+    budget=BUDGET,
+    subject=SUBJECT,
+)
+BUDGET_HELD = gauge(
+    "nexus_budget_held_usd",
+    "What is held for requests in progress, in US dollars.",
+    "scrape",
+    budget=BUDGET,
+    subject=SUBJECT,
+)
+BUDGET_RESETS = gauge(
+    "nexus_budget_resets_timestamp_seconds",
+    "Unix time at which the present window ends; absent for a budget without windows.",
+    "scrape",
+    budget=BUDGET,
+    subject=SUBJECT,
+)
+BUDGET_REFUSALS = counter(
+    "nexus_budget_refusals_total",
+    "Requests that a budget refused: it is spent, the rest is held for requests in progress, or "
+    "the model has no price.",
+    budget=BUDGET,
+    reason=Label(("spent", "in_flight", "unpriced")),
+)
+BUDGET_OVERRUN = counter(
+    "nexus_budget_overrun_usd_total",
+    "What requests cost beyond what a hard budget held for them, in US dollars.",
+    budget=BUDGET,
 )
 PRICES_AGE = gauge(
     "nexus_prices_age_seconds",

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
 Source = Literal["workers", "health", "scrape"]
-Names = Literal["models", "backends", "endpoints", "slots", "keys", "teams", "limits"]
+Names = Literal[
+    "models", "backends", "endpoints", "slots", "keys", "teams", "limits", "budgets", "subjects"
+]
 
 
 NANO = 1_000_000_000

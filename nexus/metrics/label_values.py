@@ -54,6 +54,8 @@ FOLLOWS = Label(("",))
 KEY = Label((NONE, UNKNOWN, OTHER, USER), names="keys")
 TEAM = Label((NONE, UNKNOWN, OTHER), names="teams")
 LIMIT = Label(names="limits")
+BUDGET = Label(names="budgets")
+SUBJECT = Label(("",), names="subjects")
 DIMENSION = Label(DIMENSIONS)
 TEAM_OF_KEY = Label(("",))
 """It follows from the key."""

@@ -253,6 +253,16 @@ class Recorder:
         with self._lock:
             self.child(family, limit).inc(abs(tokens))
 
+    def budget_refused(self, budget: str, reason: str) -> None:
+        """A budget refused a request."""
+        with self._lock:
+            self.child(cost_families.BUDGET_REFUSALS, budget, reason).inc()
+
+    def budget_overrun(self, budget: str, nano: int) -> None:
+        """A request cost so many nano-dollars more than a budget held for it."""
+        with self._lock:
+            self.child(cost_families.BUDGET_OVERRUN, budget).inc(nano)
+
     def limits_untracked(self, count: int) -> None:
         """Count limits of an admitted request that are not tracked, because their table is full."""
         if count:

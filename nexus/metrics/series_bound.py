@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from nexus.access.budgets import MAX_SUBJECTS
 from nexus.config import Config
+from nexus.config.budget_records import MAX_BUDGETS
 from nexus.config.limit_records import MAX_LIMITS
 from nexus.fleet.load_table import SLOTS
 from nexus.metrics.families import FAMILIES
@@ -25,6 +27,8 @@ def series_bound(config: Config, *, endpoints: int) -> dict[str, int]:
                 "keys": names.max_keys + (users if config.auth.identity.peers else 0),
                 "teams": names.max_keys,
                 "limits": MAX_LIMITS + 2,  # and those of keys and of teams themselves
+                "budgets": MAX_BUDGETS,
+                "subjects": MAX_SUBJECTS,
             }
         )
         for family in FAMILIES

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
+from nexus.access.budgets import BudgetSummary
+from nexus.access.callers import Caller
 from nexus.config.records import Cors, Server
 from nexus.errors import RequestFailed
 from nexus.fleet.circuits import CircuitTable
@@ -116,12 +118,22 @@ class Engine:
 
     def on_heartbeat(self) -> None:
         """Follow the fleet and settle limits. An idle worker calls it, too."""
-        self.fleet.current()
+        view = self.fleet.current()
+        if view is not None and view.budgets is not None:
+            self.limiter.open()
         self.limiter.flush()
 
     def cors(self) -> Cors:
         """Which web pages may use the gateway; none before a fleet is known."""
         return (self.fleet.current() or NO_FLEET).snapshot.config.cors
+
+    def budgets_of(self, caller: Caller) -> list[BudgetSummary]:
+        """How the budgets stand that hold for a caller."""
+        view = self.fleet.current()
+        if view is None or (budgets := view.budgets) is None:
+            return []
+        states = budgets.states(self.limiter.accounts(), time.time())
+        return [state.summary for state in budgets.of_caller(states, caller)]
 
     def may_retry(self) -> bool:
         """Whether the host's retry budget allows one more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -30,6 +31,16 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _NOT_PARSED = ParsedRequest(model="")
 
 
+class HeldBudgets(Protocol):
+    """The budgets that hold for a request."""
+
+    def allows(self, model: str) -> bool:
+        """Whether they have room for a fallback, as far as that is known."""
+
+    def hold_for(self, model: str) -> bool:
+        """Hold what a fallback can cost; returns False if they refuse it."""
+
+
 class Exchange:
     """The state of one request. The checks fill it first, then the attempts.
 
@@ -38,6 +49,7 @@ class Exchange:
         caller: Who sends it; None without `[auth]`.
         own_headers: The headers of every response to this request, whoever serves it.
         limited: Whether limits hold for it, so that those of a backend are not shown.
+        budgets: The budgets that hold for it; None without any.
         body: The decoded body, empty once a backend's response has started.
         model: The model that serves the request, or shall serve it.
         resolved_model: The model to which the client's name resolves.
@@ -53,6 +65,7 @@ class Exchange:
     caller: Caller | None = None
     own_headers: Headers = []
     limited = False
+    budgets: HeldBudgets | None = None
     body = b""
     model = ""
     resolved_model = ""

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from nexus.access.budgets import Budgets
 from nexus.access.callers import Callers, callers_of
 from nexus.access.limits import Limits
-from nexus.access.prices import Prices
+from nexus.access.prices import Price, Prices
 from nexus.config import Config
 from nexus.fleet.records import Backend, Snapshot
 from nexus.fleet.snapshot import SnapshotReader
@@ -32,7 +33,8 @@ class View:
         configured: The models that the configuration names.
         callers: The keys that clients may use; None if they need none.
         limits: The limits on what clients use; None without any.
-        prices: What requests cost; None without prices.
+        budgets: The budgets of `[[budgets]]`; None without any.
+        prices: What requests cost; None without prices and budgets.
     """
 
     snapshot: Snapshot
@@ -40,11 +42,13 @@ class View:
     configured: frozenset[str]
     callers: Callers | None
     limits: Limits | None
+    budgets: Budgets | None
     prices: Prices | None
     want_label: Callable[[str], None]
     _route_headers: dict[tuple[int, str, str | None], list[tuple[str, str]]] = field(
         default_factory=dict
     )
+    _prices_of: dict[str, tuple[Price | None, ...]] = field(default_factory=dict)
     _wanted: set[str] = field(default_factory=set)
     _addresses: dict[int, Address] = field(default_factory=dict)
     _templates: dict[int, RequestTemplate] = field(default_factory=dict)
@@ -74,8 +78,22 @@ class View:
                 team_labels=snapshot.labels.teams,
             ),
             limits=Limits.of(snapshot.config),
-            prices=Prices.of(snapshot.config.costs),
+            budgets=Budgets.of(snapshot.config.budgets),
+            prices=Prices.of(snapshot.config),
         )
+
+    def prices_of(self, model: str) -> tuple[Price | None, ...]:
+        """The different prices of a model over all backends that have it; None: an unknown one."""
+        prices = self._prices_of.get(model)
+        if prices is None:
+            assert self.prices is not None
+            prices = self._prices_of[model] = tuple(
+                {
+                    self.prices.find(candidate.backend.config, model)
+                    for candidate in self.table.candidates_for(model)
+                }
+            )
+        return prices
 
     def address(self, backend: Backend) -> Address:
         """Where requests to the backend go."""

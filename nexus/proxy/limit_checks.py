@@ -1,27 +1,45 @@
-"""The check of limits, and their settlement at the end of a request."""
+"""The check of limits and budgets, and their settlement at the end of a request."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from nexus.access.limits import Amounts, Counter
+from nexus.proxy.budget_checks import RequestBudgets, budgets_of
+from nexus.proxy.budgets import BudgetRefused
 from nexus.proxy.caller_checks import count_refusal
 from nexus.proxy.exchange import Exchange
 from nexus.proxy.limits import Refused, Reserve, level_headers
 
 
 def reserve_limits(exchange: Exchange) -> None:
-    """Reserve what the request needs of each of its limits. Refuse it if one does not admit it."""
-    limits = exchange.view.limits
-    if limits is None:
+    """Reserve what the request needs of its limits and budgets. Refuse it if one does not admit
+    it."""
+    view = exchange.view
+    if view.limits is None and view.budgets is None:
         return
-    counters = limits.counters(exchange.caller, exchange.model, exchange.endpoint.name)
-    if not counters:
-        return
-    exchange.limited, dialect = True, exchange.endpoint.dialect
+    counters: tuple[Counter, ...] = ()
+    if view.limits is not None:
+        counters = view.limits.counters(exchange.caller, exchange.model, exchange.endpoint.name)
+    try:
+        budgets = exchange.budgets = budgets_of(exchange)
+        if not counters and budgets is None:
+            return
+        _reserve(exchange, counters, budgets)
+    except BudgetRefused as refusal:
+        exchange.engine.recorder.budget_refused(refusal.budget, refusal.reason)
+        count_refusal(exchange, "budget")
+        raise
+
+
+def _reserve(
+    exchange: Exchange, counters: Sequence[Counter], budgets: RequestBudgets | None
+) -> None:
+    """Reserve, in one locked step. Raises `RequestFailed`."""
+    dialect = exchange.endpoint.dialect
     prompt, output_limit = 0, None
     if any(counter.dimension.endswith("tokens") for counter in counters):
-        prompt, output_limit = exchange.token_estimate()
+        prompt, output_limit, *_ = exchange.token_estimate()
 
     def amount(counter: Counter) -> int:
         output = counter.limit.reserve_output
@@ -29,25 +47,32 @@ def reserve_limits(exchange: Exchange) -> None:
             output = min(output, output_limit)
         return Amounts(1, prompt, output).of(counter.dimension)
 
-    limiter = exchange.engine.limiter
+    holds = budgets.holds if budgets is not None else ()
+    exchange.limited = bool(counters)
     try:
-        reserves, levels = limiter.reserve(counters, amount)
+        reserves, levels = exchange.engine.limiter.reserve(counters, amount, holds)
     except Refused as refusal:
         exchange.own_headers = [*exchange.own_headers, *level_headers(dialect, refusal.levels)]
         count_refusal(exchange, refusal.kind or "")
         raise
     exchange.own_headers = [*exchange.own_headers, *level_headers(dialect, levels)]
-    if reserves:
-        exchange.on_release(lambda: _settle(exchange, reserves, prompt))
+    if reserves or budgets is not None:
+        exchange.on_release(lambda: _settle(exchange, reserves, prompt, budgets))
 
 
-def _settle(exchange: Exchange, reserves: Sequence[Reserve], prompt: int) -> None:
+def _settle(
+    exchange: Exchange,
+    reserves: Sequence[Reserve],
+    prompt: int,
+    budgets: RequestBudgets | None,
+) -> None:
     """Charge the usage that the backend reports, else an estimate."""
     exchange.engine.limiter.settle(
         [
             (reserve, _used(exchange, prompt, reserve.counter.limit.cached_weight))
             for reserve in reserves
-        ]
+        ],
+        budgets.settle() if budgets is not None else (),
     )
 
 

@@ -1,4 +1,4 @@
-"""Limits: reserved before a backend is chosen, settled when the request ends."""
+"""Limits and budgets: reserved before a backend is chosen, settled when the request ends."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from nexus.access import buckets
 from nexus.access.limits import Amounts, Counter
 from nexus.dialects.base import Dialect
 from nexus.errors import RequestFailed
+from nexus.fleet.accounts import StoredAccount
 from nexus.fleet.limit_table import LimitTable
 from nexus.metrics.recorder import Recorder
+from nexus.proxy.budgets import Hold, has_room, stage_costs, stage_holds
 
 log = logging.getLogger("nexus.proxy")
 
@@ -45,27 +47,35 @@ Settlement = tuple[Reserve, Amounts | None]
 
 
 class Limiter:
-    """Reserves and settles the units of limits. Safe from any greenlet or thread."""
+    """Reserves and settles the units of limits and the money of budgets.
+
+    Safe from any greenlet or thread.
+    """
 
     def __init__(self, open_table: Callable[[], LimitTable], recorder: Recorder) -> None:
         """`open_table` is called at the first request with a limit."""
         self._open_table = open_table
         self._recorder = recorder
         self._opened: LimitTable | None = None
-        self._unsettled: deque[Sequence[Settlement]] = deque()
+        self._unsettled: deque[tuple[Sequence[Settlement], Sequence[tuple[Hold, int]]]] = deque()
 
     def reserve(
-        self, counters: Sequence[Counter], amounts_for: Callable[[Counter], int]
+        self,
+        counters: Sequence[Counter],
+        amounts_for: Callable[[Counter], int],
+        holds: Sequence[Hold] = (),
     ) -> tuple[list[Reserve], list[Level]]:
-        """Reserve what a request needs of all counters, or of none.
+        """Reserve what a request needs of all counters and budgets, or of none.
 
         Returns the reservations and the state of the counters. Raises `RequestFailed` with
-        `limits_unavailable`, and `Refused`.
+        `limits_unavailable`, `Refused`, and `BudgetRefused`.
         """
         table = self._table()
         if not table.acquire():
             self._recorder.limits_missed()
-            if any(c.dimension == "parallel" and not c.limit.shadow for c in counters):
+            if any(c.dimension == "parallel" and not c.limit.shadow for c in counters) or any(
+                hold.account.budget.mode == "hard" for hold in holds
+            ):
                 raise RequestFailed("limits_unavailable", headers={"retry-after": "1"})
             return [], []
         try:
@@ -87,6 +97,7 @@ class Limiter:
                     refusals.append((level, units))
                 levels.append(level)
             if not refusals:
+                stage_holds(table, holds, before=(), now=time.time())
                 table.commit()
         finally:
             table.release()
@@ -100,9 +111,27 @@ class Limiter:
             raise Refused(longest, units, [level for level in levels if level.wait_ns <= 0])
         return reserved, levels
 
-    def settle(self, settlements: Sequence[Settlement]) -> None:
-        """Replace what a request reserved by what it used, in one locked step."""
-        self._unsettled.append(settlements)
+    def has_room(self, holds: Sequence[Hold], before: Sequence[Hold]) -> bool:
+        """Whether more could be held than before, as it looks without the lock."""
+        return has_room(self._table(), holds, before)
+
+    def raise_holds(self, holds: Sequence[Hold], before: Sequence[Hold]) -> None:
+        """Hold more than before. Raises `RequestFailed`, and `BudgetRefused`."""
+        table = self._table()
+        if not table.acquire():
+            self._recorder.limits_missed()
+            raise RequestFailed("limits_unavailable", headers={"retry-after": "1"})
+        try:
+            stage_holds(table, holds, before=before, now=time.time())
+            table.commit()
+        finally:
+            table.release()
+
+    def settle(
+        self, settlements: Sequence[Settlement], costs: Sequence[tuple[Hold, int]] = ()
+    ) -> None:
+        """Replace what a request reserved by what it used and cost, in one locked step."""
+        self._unsettled.append((settlements, costs))
         self.flush()
 
     def flush(self) -> None:
@@ -113,16 +142,29 @@ class Limiter:
         if not table.acquire():
             return
         moved: list[tuple[str, int]] = []
+        overruns: list[tuple[str, int]] = []
         try:
             while self._unsettled:
                 now_ns = time.monotonic_ns()
-                for reserve, used in self._unsettled.popleft():
+                settlements, costs = self._unsettled.popleft()
+                for reserve, used in settlements:
                     moved += _stage_settlement(table, reserve, used, now_ns)
+                overruns += stage_costs(table, costs, time.time())
                 table.commit()
         finally:
             table.release()
         for limit, tokens in moved:
             self._recorder.limit_settled(limit, tokens)
+        for budget, nano in overruns:
+            self._recorder.budget_overrun(budget, nano)
+
+    def open(self) -> None:
+        """Open the table. What the process that had this slot before held becomes spent."""
+        self._table()
+
+    def accounts(self) -> list[StoredAccount]:
+        """The accounts of all budgets, as they look without the lock."""
+        return self._table().accounts.entries()
 
     def _table(self) -> LimitTable:
         table = self._opened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 
 import msgspec
 
@@ -15,7 +16,7 @@ from nexus.proxy.admission import Reservation, Waiter
 from nexus.proxy.attempt import Attempt, fault_of
 from nexus.proxy.costs import cost_header
 from nexus.proxy.engine import ClientResponse
-from nexus.proxy.exchange import Exchange
+from nexus.proxy.exchange import Exchange, HeldBudgets
 from nexus.proxy.passive_health import BUSY_S
 from nexus.proxy.request import invalid_body
 from nexus.proxy.responses import stream_response, whole_response
@@ -54,7 +55,9 @@ def _waiter(exchange: Exchange) -> Waiter:
     )
     constraints = view.table.constraints(parsed.model, exchange.resolved_model)
     caller = exchange.caller
-    allows = caller.may_use_model if caller is not None else None
+    allows: Callable[[str], bool] | None = caller.may_use_model if caller is not None else None
+    if (budgets := exchange.budgets) is not None:
+        allows = _allowed_by(allows, budgets)
     query = RouteQuery(
         exchange.resolved_model,
         parsed.needs,
@@ -66,6 +69,15 @@ def _waiter(exchange: Exchange) -> Waiter:
     )
     timeout_s = view.snapshot.config.server.request_timeout_seconds
     return Waiter(query, request, request.received + timeout_s)
+
+
+def _allowed_by(
+    allows: Callable[[str], bool] | None, budgets: HeldBudgets
+) -> Callable[[str], bool]:
+    """Whether a fallback is allowed, and its cost too."""
+    if allows is None:
+        return budgets.allows
+    return lambda model: allows(model) and budgets.allows(model)
 
 
 def _session_reader(exchange: Exchange) -> SessionReader:
@@ -100,6 +112,14 @@ def _try_until_served(exchange: Exchange, waiter: Waiter) -> ClientResponse:
             ):
                 raise failure from none_left
             tried.clear()
+            continue
+        if (
+            (budgets := exchange.budgets) is not None
+            and reservation.choice.model != exchange.resolved_model
+            and not budgets.hold_for(reservation.choice.model)
+        ):
+            # Another request has taken the money since it was looked at.
+            reservation.release(FAULTS["insufficient_quota"])
             continue
         if failure is not None and exchange.choice is not None:
             engine.recorder.retried(exchange.choice.backend.label, failure.fault.error_type)

@@ -87,7 +87,8 @@ def openai_endpoints(engine: Engine) -> Blueprint:
         caller, refusal = _check_caller(engine, _KEY)
         if refusal is not None:
             return refusal
-        response = jsonify(own_key(caller or ANONYMOUS))
+        caller = caller or ANONYMOUS
+        response = jsonify(own_key(caller, engine.budgets_of(caller)))
         response.headers["cache-control"] = "no-store"
         return response
 

@@ -131,7 +131,25 @@ def test_durations_as_openai_writes_them(ns, text):
 )  # fmt: skip
 def test_the_estimate_of_a_request(body, form, estimate):
     text = json.dumps({"model": "m", **body}, separators=(",", ":"))
-    assert openai.estimate_tokens(text.encode(), form) == estimate
+    assert openai.estimate_tokens(text.encode(), form)[:2] == estimate
+
+
+def test_the_bound_of_a_request():
+    """One token for each byte of the whole body but inline data; more beside it."""
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 5000}}
+    body = {
+        "messages": [{"role": "system", "content": "é" * 9}, {"role": "user", "content": [image]}],
+        "tools": [{"type": "function"}],
+        "max_tokens": 7,
+        "n": 3,
+    }
+    text = json.dumps(body, ensure_ascii=False).encode()
+    found = openai.estimate_tokens(text, CHAT)
+    assert (found.output_limit, found.choices) == (7, 3)
+    assert found.beside == 2 * 16 + 1600 + 512
+    assert 0 <= len(text) - 5000 - found.size < 100
+    assert found.bound(strict=True) == found.size + found.beside
+    assert found.bound(strict=False) == -(-found.size // 2) + found.beside
 
 
 def test_headers_in_anthropics_form():

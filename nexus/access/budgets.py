@@ -1,0 +1,215 @@
+"""Which budgets hold for a request, and for which window. No I/O, no clock."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, tzinfo
+from typing import Literal
+
+import msgspec
+
+from nexus.access.callers import NONE, Caller
+from nexus.access.prices import usd
+from nexus.access.windows import FOREVER, window
+from nexus.config.budget_records import Budget, Period, zone
+from nexus.config.cost_records import pico_usd
+from nexus.runtime.documents import Document
+
+MAX_SUBJECTS = 200
+"""So many accounts are shown in metrics."""
+_MOST_CACHED = 4096
+_LONGEST_VALUE = 64
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """One window of a budget for one subject.
+
+    Attributes:
+        subject: The values that are counted on their own, such as `key k7f3q2m9x4ta`.
+        digest: Under which its state is stored.
+        start: When the window started, in Unix seconds.
+        end: When it ends.
+        limit: What may be spent, in nano-dollars.
+    """
+
+    budget: Budget
+    subject: str
+    digest: tuple[int, int]
+    start: int
+    end: int
+    limit: int
+
+    @property
+    def resets(self) -> str | None:
+        """The end of the window as RFC 3339 writes it; None without an end."""
+        if self.end >= FOREVER:
+            return None
+        return datetime.fromtimestamp(self.end, UTC).isoformat().replace("+00:00", "Z")
+
+    def describe(self, *, spent: int, held: int, asked: int) -> str:
+        """Why the budget refuses a request."""
+        who = f" of {self.subject}" if self.subject else ""
+        period = "" if self.budget.per == "total" else f" a {self.budget.per}"
+        until = f" It resets at {self.resets}." if self.resets else ""
+        return (
+            f"Budget '{self.budget.name}'{who}: {usd(self.limit)} USD{period}; {usd(spent)} spent, "
+            f"{usd(held)} held for requests in progress, {usd(asked)} asked.{until}"
+        )
+
+
+class BudgetSummary(Document, frozen=True, kw_only=True):
+    """How a budget stands for one subject. Amounts are US dollars, exact.
+
+    Attributes:
+        subject: What it is counted for on its own, such as `key k7f3q2m9x4ta`; empty for all.
+        held_usd: Held for requests in progress.
+        left_usd: What further requests may cost.
+        resets: When the window ends; null without an end.
+    """
+
+    budget: str
+    subject: str
+    mode: Literal["hard", "soft", "watch"]
+    per: Period
+    limit_usd: str
+    spent_usd: str
+    held_usd: str
+    left_usd: str
+    resets: str | None
+
+
+class BudgetState(msgspec.Struct, frozen=True):
+    """How an account stands; amounts in nano-dollars."""
+
+    account: Account
+    spent: int = 0
+    held: int = 0
+
+    @property
+    def summary(self) -> BudgetSummary:
+        budget, limit = self.account.budget, self.account.limit
+        return BudgetSummary(
+            budget=budget.name,
+            subject=self.account.subject,
+            mode=budget.mode,
+            per=budget.per,
+            limit_usd=usd(limit),
+            spent_usd=usd(self.spent),
+            held_usd=usd(self.held),
+            left_usd=usd(max(0, limit - self.spent - self.held)),
+            resets=self.account.resets,
+        )
+
+
+class _Rule(msgspec.Struct, frozen=True):
+    budget: Budget
+    patterns: dict[str, re.Pattern[str]]
+    zone: tzinfo
+    limit: int
+
+    def account(self, apart: list[tuple[str, str]], now: float) -> Account:
+        subject = ", ".join(f"{name} {value[:_LONGEST_VALUE]}" for name, value in apart)
+        start, end = window(self.budget.per, self.zone, now)
+        return Account(
+            budget=self.budget,
+            subject=subject,
+            digest=digest(self.budget.name, subject, start),
+            start=start,
+            end=end,
+            limit=self.limit,
+        )
+
+
+class Budgets:
+    """All budgets of one configuration."""
+
+    def __init__(self, budgets: Iterable[Budget]) -> None:
+        self._rules = [
+            _Rule(
+                budget,
+                {
+                    name: re.compile(fnmatch.translate(glob))
+                    for name, glob in msgspec.structs.asdict(budget.match).items()
+                    if glob != "*"
+                },
+                zone(budget.timezone) or UTC,
+                (pico_usd(budget.usd) or 0) // 1000,
+            )
+            for budget in budgets
+        ]
+        self._known: dict[tuple[str, ...], tuple[int, tuple[Account, ...]]] = {}
+
+    @classmethod
+    def of(cls, budgets: list[Budget]) -> Budgets | None:
+        """None without budgets."""
+        return cls(budgets) if budgets else None
+
+    def accounts(
+        self, caller: Caller | None, model: str, endpoint: str, now: float
+    ) -> tuple[Account, ...]:
+        """The accounts of a request at a time in Unix seconds, over all budgets that match it."""
+        key, user, team = NONE, NONE, NONE
+        if caller is not None:
+            key, user, team = caller.key, caller.user or NONE, caller.team
+        of = key, team, model, endpoint
+        until, accounts = self._known.get(of, (0, ()))
+        if now >= until:
+            if len(self._known) >= _MOST_CACHED:
+                self._known.clear()
+            values = {
+                "key": key, "user": user, "team": team, "model": model, "endpoint": endpoint,
+            }  # fmt: skip
+            accounts = tuple(
+                rule.account([(name, values[name]) for name in rule.budget.each], now)
+                for rule in self._rules
+                if all(pattern.match(values[name]) for name, pattern in rule.patterns.items())
+            )
+            until = min([account.end for account in accounts], default=FOREVER)
+            self._known[of] = until, accounts
+        return accounts
+
+    def states(
+        self, stored: Iterable[tuple[str, str, int, int, int]], now: float
+    ) -> Iterator[BudgetState]:
+        """How every account of the present windows stands.
+
+        `stored` are budget, subject, start of the window, amount spent, and amount held, of every
+        stored account. A budget without `each` is there before its first request, too.
+        """
+        found = {(name, subject, start): amounts for name, subject, start, *amounts in stored}
+        for rule in self._rules:
+            without = rule.account([], now)
+            subjects = {subject for name, subject, _ in found if name == rule.budget.name}
+            if not rule.budget.each:
+                subjects = {""}
+            for subject in sorted(subjects):
+                amounts = found.get((rule.budget.name, subject, without.start))
+                if amounts is None and subject:
+                    continue  # of an earlier window
+                account = msgspec.structs.replace(without, subject=subject)
+                yield BudgetState(account, *(amounts or (0, 0)))
+
+    def of_caller(self, states: Iterable[BudgetState], caller: Caller) -> Iterator[BudgetState]:
+        """Those that hold for a caller's requests, whatever the model and the endpoint."""
+        values = {"key": caller.key, "user": caller.user or NONE, "team": caller.team}
+        rules = {rule.budget.name: rule.patterns for rule in self._rules}
+        for state in states:
+            patterns = rules[state.account.budget.name]
+            subject = dict(part.split(" ", 1) for part in state.account.subject.split(", ") if part)
+            if all(
+                (name not in patterns or patterns[name].match(value))
+                and subject.get(name, value) == value
+                for name, value in values.items()
+            ):
+                yield state
+
+
+def digest(budget: str, subject: str, start: int) -> tuple[int, int]:
+    """Two numbers of 63 bits, the first not 0, that stand for a window of a budget."""
+    text = msgspec.json.encode([budget, subject, start])
+    hashed = hashlib.blake2b(text, digest_size=16).digest()
+    low, high = int.from_bytes(hashed[:8]), int.from_bytes(hashed[8:])
+    return (low >> 1) or 1, high >> 1

@@ -1,0 +1,184 @@
+"""The accounts of budgets: a part of the limits' table, changed under the same lock and intent.
+
+An account has what was spent in one window, and what is held for requests in progress. What each
+process holds is stored once more by slot: if the process is killed, its holds become spent.
+
+Amounts are nano-dollars, times Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+ACCOUNTS = 4096
+_TEXT_CELLS = 56
+_ACCOUNT = 8 + _TEXT_CELLS
+_KEY, _KEY_REST, _SPENT, _HELD, _START, _END, _LENGTH = range(7)
+_TEXT = 8
+_LONGEST_TEXT = _TEXT_CELLS * 8
+_HOLDS = 16_384
+_HOLD = 2
+_OWNER, _AMOUNT = range(2)
+_SLOTS = 1024
+CELLS = ACCOUNTS * _ACCOUNT + _HOLDS * _HOLD
+_MOST_PROBES = 64
+
+
+class StoredAccount(NamedTuple):
+    """An account as it is stored."""
+
+    budget: str
+    subject: str
+    start: int
+    spent: int
+    held: int
+
+
+class Accounts:
+    """The accounts, as one process uses them, while it holds the lock of the table."""
+
+    def __init__(
+        self,
+        cells: memoryview[int],
+        *,
+        first: int,
+        slot: int,
+        staged: list[tuple[int, int]],
+    ) -> None:
+        """`first` is the number of their first cell; `staged` are changes for the next commit."""
+        self._cells, self._staged, self._slot = cells, staged, slot
+        self._first, self._holds = first, first + ACCOUNTS * _ACCOUNT
+
+    def find(self, digest: tuple[int, int]) -> int | None:
+        """The record of an account; None if there is none."""
+        key, rest = digest
+        cells, number = self._cells, key % ACCOUNTS
+        for _ in range(_MOST_PROBES):
+            record = self._first + number * _ACCOUNT
+            found = cells[record]
+            if found == key and cells[record + _KEY_REST] == rest:
+                return record
+            if not found:
+                return None
+            number = (number + 1) % ACCOUNTS
+        return None
+
+    def claim(
+        self,
+        digest: tuple[int, int],
+        budget: str,
+        subject: str,
+        *,
+        start: int,
+        end: int,
+        now: float,
+    ) -> int | None:
+        """A new record for an account; None without room."""
+        key, rest = digest
+        cells, number = self._cells, key % ACCOUNTS
+        for _ in range(_MOST_PROBES):
+            record = self._first + number * _ACCOUNT
+            if not cells[record] or (cells[record + _END] <= now and not cells[record + _HELD]):
+                text = f"{budget}\0{subject}".encode(errors="replace")[:_LONGEST_TEXT]
+                padded = text + bytes(-len(text) % 8)
+                # The key last: killed in between, it is a record that nobody finds.
+                cells[record + _SPENT] = 0
+                cells[record + _START], cells[record + _END] = start, end
+                cells[record + _LENGTH] = len(text)
+                for at in range(0, len(padded), 8):
+                    cells[record + _TEXT + at // 8] = int.from_bytes(
+                        padded[at : at + 8], "little", signed=True
+                    )
+                cells[record + _KEY_REST] = rest
+                cells[record] = key
+                return record
+            number = (number + 1) % ACCOUNTS
+        return None
+
+    def amounts(self, record: int) -> tuple[int, int]:
+        """(spent, held) of an account. Without the lock, they may be of different moments."""
+        return self._cells[record + _SPENT], self._cells[record + _HELD]
+
+    def stage_hold(self, record: int, amount: int) -> bool:
+        """Hold an amount for a request of this process; returns False without room."""
+        if not amount:
+            return True
+        own = self._hold_of(record, self._slot)
+        if own is None:
+            return False
+        cells = self._cells
+        self._staged += (
+            (record + _HELD, cells[record + _HELD] + amount),
+            (own + _OWNER, self._owner(record, self._slot)),
+            (own + _AMOUNT, self._amount(own, record) + amount),
+        )
+        return True
+
+    def stage_spent(self, record: int, *, held: int, cost: int) -> None:
+        """Replace what was held for a request of this process by what it cost."""
+        cells = self._cells
+        self._staged.append((record + _SPENT, cells[record + _SPENT] + cost))
+        own = self._hold_of(record, self._slot) if held else None
+        if own is not None:
+            self._staged += (
+                (record + _HELD, max(0, cells[record + _HELD] - held)),
+                (own + _AMOUNT, max(0, self._amount(own, record) - held)),
+            )
+
+    def spend_holds_of(self, dead: Callable[[int], bool], commit: Callable[[], None]) -> None:
+        """Count what processes held that were killed as spent. `dead` is asked for each slot."""
+        cells = self._cells
+        amounts = cells[self._holds + _AMOUNT : self._holds + _HOLDS * _HOLD : _HOLD].tolist()
+        for number in [number for number, amount in enumerate(amounts) if amount]:
+            own = self._holds + number * _HOLD
+            account, slot = divmod(cells[own + _OWNER] - 1, _SLOTS)
+            if not dead(slot):
+                continue
+            record, amount = self._first + account * _ACCOUNT, cells[own + _AMOUNT]
+            self._staged += (
+                (record + _SPENT, cells[record + _SPENT] + amount),
+                (record + _HELD, max(0, cells[record + _HELD] - amount)),
+                (own + _AMOUNT, 0),
+            )
+            commit()
+
+    def entries(self) -> list[StoredAccount]:
+        """All accounts. It may be called without the lock."""
+        cells, found = self._cells, []
+        keys = cells[self._first : self._holds : _ACCOUNT].tolist()
+        for number in [number for number, key in enumerate(keys) if key]:
+            record = self._first + number * _ACCOUNT
+            length = cells[record + _LENGTH]
+            text = cells[record + _TEXT : record + _ACCOUNT].tobytes()[:length]
+            budget, _, subject = text.decode(errors="replace").partition("\0")
+            spent, held = self.amounts(record)
+            found.append(StoredAccount(budget, subject, cells[record + _START], spent, held))
+        return found
+
+    def _is_staged(self, cell: int) -> bool:
+        return any(cell == staged for staged, _ in self._staged)
+
+    def _owner(self, record: int, slot: int) -> int:
+        return (record - self._first) // _ACCOUNT * _SLOTS + slot + 1
+
+    def _amount(self, own: int, record: int) -> int:
+        """What is held in a record of holds, which may be a free one of another account."""
+        if self._cells[own + _OWNER] != self._owner(record, self._slot):
+            return 0
+        return self._cells[own + _AMOUNT]
+
+    def _hold_of(self, record: int, slot: int) -> int | None:
+        """The record of what a slot holds of an account, or a free one; None without room."""
+        owner = self._owner(record, slot)
+        cells, number, free = self._cells, owner * 0x9E3779B1 % _HOLDS, None
+        for _ in range(_MOST_PROBES):
+            own = self._holds + number * _HOLD
+            if cells[own + _OWNER] == owner:
+                return own
+            if free is None and not cells[own + _AMOUNT] and not self._is_staged(own + _AMOUNT):
+                free = own
+            if not cells[own + _OWNER]:
+                break
+            number = (number + 1) % _HOLDS
+        return free

@@ -1,0 +1,118 @@
+"""What a request may cost, which its budgets hold until it has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from nexus.access.budgets import Account
+from nexus.access.prices import FREE, Price, most
+from nexus.errors import RequestFailed
+from nexus.proxy.budgets import Hold, unpriced
+from nexus.proxy.exchange import Exchange
+
+
+class RequestBudgets:
+    """The budgets of one request: what they hold for it, and for which models that is enough.
+
+    Attributes:
+        accounts: The accounts of the windows in which the request was admitted.
+        holds: What is held, one for each account.
+    """
+
+    def __init__(self, exchange: Exchange, accounts: Sequence[Account]) -> None:
+        self.accounts = accounts
+        self._exchange = exchange
+        self.holds: Sequence[Hold] = self._holds(exchange.model)
+        self._enough: dict[str, Sequence[Hold] | None] = {exchange.model: self.holds}
+
+    def allows(self, model: str) -> bool:
+        """Whether the budgets have room for a fallback, as far as that shows without the lock."""
+        holds = self._for_fallback(model)
+        return holds is not None and self._exchange.engine.limiter.has_room(holds, self.holds)
+
+    def hold_for(self, model: str) -> bool:
+        """Hold what a model can cost, if that is more; returns False if a budget refuses it."""
+        holds = self._for_fallback(model)
+        if holds is None:
+            return False
+        if any(new.nano > old.nano for new, old in zip(holds, self.holds, strict=True)):
+            try:
+                self._exchange.engine.limiter.raise_holds(holds, self.holds)
+            except RequestFailed:
+                self._enough[model] = None
+                return False
+            self.holds = holds
+        return True
+
+    def settle(self) -> list[tuple[Hold, int]]:
+        """What the request has cost each account."""
+        exchange = self._exchange
+        charge = exchange.charge()
+        cost = 0 if charge is None else charge.total
+        if exchange.known_usage()[1] == "none":
+            return [(hold, max(hold.nano, cost)) for hold in self.holds]
+        return [(hold, cost) for hold in self.holds]
+
+    def _for_fallback(self, model: str) -> Sequence[Hold] | None:
+        """At least what is held, and what a model needs; None if it is refused."""
+        if model not in self._enough:
+            try:
+                needed = self._holds(model)
+            except RequestFailed:
+                self._enough[model] = None
+            else:
+                self._enough[model] = [
+                    new if new.nano > old.nano else old
+                    for new, old in zip(needed, self.holds, strict=True)
+                ]
+        return self._enough[model]
+
+    def _holds(self, model: str) -> list[Hold]:
+        """What a response of a model can cost at its dearest backend. Raises `RequestFailed`."""
+        prices = self._exchange.view.prices_of(model)
+        priced = [price for price in prices if price is not None]
+        if len(priced) < len(prices):
+            for account in self.accounts:
+                if account.budget.unpriced == "refuse" and account.budget.mode != "watch":
+                    raise unpriced(account.budget, model)
+        return [self._hold(account, model, priced) for account in self.accounts]
+
+    def _hold(self, account: Account, model: str, prices: Sequence[Price]) -> Hold:
+        budget = account.budget
+        if budget.mode != "hard" or all(price is FREE for price in prices):
+            return Hold(account)
+        estimate = self._exchange.token_estimate()
+        limit, reserve = estimate.output_limit, budget.reserve_output
+        if reserve != "full":
+            limit = reserve if limit is None else min(limit, reserve)
+        elif limit is None:
+            limit = self._context_length(model)
+        if limit is None:
+            raise RequestFailed(
+                "max_tokens_required",
+                f"Budget '{budget.name}' holds what a request can cost; state max_tokens.",
+                param="max_tokens",
+            )
+        prompt = estimate.bound(strict=budget.strict)
+        output = limit * estimate.choices
+        return Hold(account, max(most(price, prompt=prompt, output=output) for price in prices))
+
+    def _context_length(self, model: str) -> int | None:
+        lengths = [
+            candidate.model.context_length
+            for candidate in self._exchange.view.table.candidates_for(model)
+        ]
+        known = [length for length in lengths if length is not None]
+        return max(known) if known and len(known) == len(lengths) else None
+
+
+def budgets_of(exchange: Exchange) -> RequestBudgets | None:
+    """The budgets that a request is held to; None if there are none. Raises `RequestFailed`."""
+    budgets = exchange.view.budgets
+    if budgets is None:
+        return None
+    accounts = budgets.accounts(
+        exchange.caller, exchange.model, exchange.endpoint.name, time.time()
+    )
+    return RequestBudgets(exchange, accounts) if accounts else None

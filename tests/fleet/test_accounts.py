@@ -1,0 +1,123 @@
+"""The accounts of budgets in the limits' table."""
+
+import pytest
+
+from nexus.access.budgets import digest
+from nexus.fleet import accounts as accounts_module
+from nexus.fleet.limit_table import LimitTable
+
+END = 2_000
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """The tables of two processes; the second lives while `alive` has its slot."""
+    alive = {0, 1}
+    made = [
+        LimitTable(tmp_path / "limits.db", slot=slot, slots=lambda: 2, lives=alive.__contains__)
+        for slot in (0, 1)
+    ]
+    yield *made, alive
+    for table in made:
+        table.close()
+
+
+def claim(table: LimitTable, name: str, *, start: int = 1_000, now: float = 1_500) -> int:
+    record = table.accounts.claim(
+        digest(name, "", start), name, "key a", start=start, end=start + 1_000, now=now
+    )
+    assert record is not None
+    return record
+
+
+def hold(table: LimitTable, record: int, amount: int) -> None:
+    assert table.acquire()
+    assert table.accounts.stage_hold(record, amount)
+    table.commit()
+    table.release()
+
+
+def spend(table: LimitTable, record: int, *, held: int, cost: int) -> None:
+    assert table.acquire()
+    table.accounts.stage_spent(record, held=held, cost=cost)
+    table.commit()
+    table.release()
+
+
+def test_what_is_held_becomes_spent(tables):
+    one, other, _ = tables
+    record = claim(one, "b")
+    hold(one, record, 70)
+    hold(other, record, 30)
+    assert other.accounts.amounts(record) == (0, 100)
+    spend(one, record, held=70, cost=50)
+    assert other.accounts.amounts(record) == (50, 30)
+    spend(other, record, held=30, cost=45)
+    assert one.accounts.entries() == [("b", "key a", 1_000, 95, 0)]
+
+
+def test_what_a_killed_process_held_is_spent_once(tables):
+    one, other, alive = tables
+    records = [claim(one, name) for name in "bcd"]
+    for record in records:
+        hold(one, record, 5)
+        hold(other, record, 7)
+    alive.remove(1)
+    for _ in range(2):
+        assert one.acquire()
+        one.spend_holds_of_dead()
+        one.release()
+    assert [one.accounts.amounts(record) for record in records] == [(7, 5)] * 3
+    # The next process with that slot finds nothing more.
+    assert other.acquire()
+    other.clear_slot()
+    other.release()
+    assert one.accounts.amounts(records[0]) == (7, 5)
+
+
+def test_the_next_process_of_a_slot_spends_what_the_last_one_held(tables):
+    one, _, _ = tables
+    record = claim(one, "b")
+    hold(one, record, 5)
+    assert one.acquire()
+    one.clear_slot()
+    one.release()
+    assert one.accounts.amounts(record) == (5, 0)
+
+
+def test_one_change_holds_of_several_accounts(tables):
+    one, _, _ = tables
+    records = [claim(one, name) for name in "bcdefgh"]
+    assert one.acquire()
+    for amount, record in enumerate(records, 1):
+        assert one.accounts.stage_hold(record, amount)
+    one.commit()
+    one.release()
+    assert [one.accounts.amounts(record)[1] for record in records] == [1, 2, 3, 4, 5, 6, 7]
+    for amount, record in enumerate(records, 1):
+        spend(one, record, held=amount, cost=0)
+    assert [one.accounts.amounts(record) for record in records] == [(0, 0)] * 7
+
+
+def test_a_change_that_was_not_committed_is_forgotten(tables):
+    one, other, _ = tables
+    record = claim(one, "b")
+    assert one.acquire()
+    one.accounts.stage_hold(record, 5)
+    one.release()
+    hold(other, record, 1)
+    hold(one, record, 2)
+    assert one.accounts.amounts(record) == (0, 3)
+
+
+def test_the_accounts_of_past_windows_make_room(tables, monkeypatch):
+    one, _, _ = tables
+    monkeypatch.setattr(accounts_module, "ACCOUNTS", 4)
+    held = claim(one, "held")
+    hold(one, held, 1)
+    records = {claim(one, name) for name in "abc"}
+    full = one.accounts.claim(digest("x", "", 0), "x", "", start=0, end=9, now=1_999)
+    assert full is None
+    again = {claim(one, name, start=2_000, now=2_000) for name in "def"}
+    assert again == records  # that of a request in progress stays
+    assert one.accounts.amounts(held) == (0, 1)
