@@ -195,13 +195,16 @@ class Budgets:
     def of_caller(self, states: Iterable[BudgetState], caller: Caller) -> Iterator[BudgetState]:
         """Those that hold for a caller's requests, whatever the model and the endpoint."""
         values = {"key": caller.key, "user": caller.user or NONE, "team": caller.team}
-        rules = {rule.budget.name: rule.patterns for rule in self._rules}
+        rules = {rule.budget.name: rule for rule in self._rules}
         for state in states:
-            patterns = rules[state.account.budget.name]
-            subject = dict(part.split(" ", 1) for part in state.account.subject.split(", ") if part)
+            rule = rules[state.account.budget.name]
+            subject = f", {state.account.subject}, "
             if all(
-                (name not in patterns or patterns[name].match(value))
-                and subject.get(name, value) == value
+                (name not in rule.patterns or rule.patterns[name].match(value))
+                and (
+                    name not in rule.budget.each
+                    or f", {name} {value[:_LONGEST_VALUE]}, " in subject
+                )
                 for name, value in values.items()
             ):
                 yield state
