@@ -211,6 +211,26 @@ def moderations(request: dict[str, Any], **_: bool) -> dict[str, Any]:
     return {"id": "modr-demo", "model": request.get("model"), "results": results}
 
 
+def images(request: dict[str, Any], *, usage: bool) -> dict[str, Any]:
+    """As many images as are wanted, all the same: one dark pixel."""
+    count = request.get("n") or 1
+    answer: dict[str, Any] = {"created": 1700000000, "data": [{"b64_json": PIXEL}] * int(count)}
+    return answer | (media_usage(request.get("prompt"), 10 * int(count)) if usage else {})
+
+
+def media_usage(prompt: Any, output: int) -> dict[str, Any]:
+    """Usage as OpenAI's endpoints for media report it."""
+    tokens = tokens_of(prompt)
+    counts = {"input_tokens": tokens, "output_tokens": output, "total_tokens": tokens + output}
+    return {"usage": counts}
+
+
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJg"
+    "gg=="
+)
+
+
 def _listed(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [given]
 
@@ -237,6 +257,7 @@ COMPUTED: dict[str, Callable[..., dict[str, Any]]] = {
     "/v1/rerank": rerank,
     "/v1/score": score,
     "/v1/moderations": moderations,
+    "/v1/images/generations": images,
 }
 """The other endpoints, each with a function of the request's body and `usage`."""
 

@@ -17,7 +17,7 @@ import gevent
 from gevent.server import StreamServer
 from httptools import HttpParserError, HttpRequestParser
 
-from nexus_demo import messages, responses, stored_responses
+from nexus_demo import media, messages, responses, stored_responses
 from nexus_demo.faults import FaultSource, FaultSpec
 from nexus_demo.prefix_cache import PrefixCache
 
@@ -95,7 +95,9 @@ class DemoBackend:
         self._hurried = 0
         self.last: dict[str, Any] = {}
         self._stored = stored_responses.StoredResponses()
-        self._generated = {*responses.GENERATED, messages.PATH, stored_responses.PATH}
+        self._generated = {
+            *responses.GENERATED, media.SPEECH, messages.PATH, stored_responses.PATH,
+        }  # fmt: skip
         self._computed = responses.COMPUTED | messages.COMPUTED
         self._routes: dict[tuple[str, str], Callable[[_Request], Any]] = {
             ("GET", "/v1/models"): lambda _: responses.model_list(
@@ -248,6 +250,12 @@ class DemoBackend:
         if fault.status or fault.hang or fault.close or fault.reset or fault.malformed:
             return self._strike(sock, fault, path, request.headers)
         usage = not fault.no_usage
+        if path in (media.SPEECH, media.IMAGES):
+            if body.get("stream") is True or body.get("stream_format") == "sse":
+                reply = media.MediaReply(body, path)
+                return self._stream(sock, reply, fault, request.headers, usage=usage)
+            if path == media.SPEECH:
+                return self._audio(sock, body, fault)
         if (compute := self._computed.get(path)) is not None:
             return self._whole(sock, compute(body, usage=usage), fault)
         if self._cache is not None:
@@ -298,6 +306,22 @@ class DemoBackend:
             )
             return self._stream(sock, reply, fault, request.headers, usage=usage)
         return self._whole(sock, reply.whole(usage=usage), fault)
+
+    def _audio(self, sock: socket.socket, body: dict[str, Any], fault: FaultSpec) -> bool:
+        sock.sendall(_head(200, "audio/mpeg", "transfer-encoding: chunked"))
+        for sent, piece in enumerate(media.speech(body)):
+            if sent in (fault.break_after, fault.stall_after):
+                self.statuses["cut"] += 1
+                if sent == fault.stall_after:
+                    _wait(sock, 3600)
+                return False
+            if self.manner.pace and sent and not _wait(sock, 1 / self.manner.pace):
+                self.statuses["gone"] += 1
+                return False
+            _chunk(sock, piece)
+        sock.sendall(b"0\r\n\r\n")
+        self.statuses["200"] += 1
+        return True
 
     def _strike(
         self, sock: socket.socket, fault: FaultSpec, path: str, headers: dict[str, str]
@@ -377,7 +401,10 @@ class DemoBackend:
     def _stream(
         self,
         sock: socket.socket,
-        reply: responses.Reply | messages.MessageReply | stored_responses.ResponseReply,
+        reply: responses.Reply
+        | media.MediaReply
+        | messages.MessageReply
+        | stored_responses.ResponseReply,
         fault: FaultSpec,
         headers: dict[str, str],
         *,

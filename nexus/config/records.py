@@ -324,6 +324,14 @@ class Cors(Section, frozen=True):
 class DefaultModels(Section, frozen=True):
     """The models of requests that name none, as clients may omit it."""
 
+    images: (
+        Annotated[
+            str,
+            Meta(min_length=1, max_length=256),
+            doc("Model of /v1/images/generations; unset: a request without a model gets 400."),
+        ]
+        | None
+    ) = None
     moderations: (
         Annotated[
             str,

@@ -101,6 +101,20 @@ class IdReader(NamedTuple):
     in_response: Callable[[bytes], tuple[str, ...]]
 
 
+class UnitReader(NamedTuple):
+    """Counts what an endpoint serves beside tokens, or in their place.
+
+    Attributes:
+        name: What is counted: `images`, `seconds`, `characters`.
+        in_request: The units in a request body that was parsed.
+        in_response: The units in a whole response.
+    """
+
+    name: str
+    in_request: Callable[[bytes], float] | None = None
+    in_response: Callable[[bytes], float] | None = None
+
+
 class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request as far as routing reads it.
 
@@ -183,6 +197,8 @@ class StreamReader(Protocol):
         last_at: When the last bytes came.
         longest_gap_s: The longest silence after the first token.
         stored_ids: The ids under which the backend stores the response, as far as it has said.
+        binary: It has no events, so that none can report an error.
+        units: The images or seconds that came, in a dialect that counts them.
     """
 
     content: bool
@@ -194,6 +210,8 @@ class StreamReader(Protocol):
     last_at: float
     longest_gap_s: float
     stored_ids: tuple[str, ...]
+    binary: bool
+    units: float
 
     def feed(self, piece: bytes) -> bytes:
         """Read the next bytes; returns what is to be forwarded now."""

@@ -22,7 +22,9 @@ usage."""
 class EventStream(ABC):
     """A `StreamReader` but for what the events mean."""
 
+    binary = False
     stored_ids: tuple[str, ...] = ()
+    units = 0.0
 
     def __init__(self, *, clock: Callable[[], float], own_key: str | None = None) -> None:
         """`own_key` is the gateway's key at the backend, which is masked if an error repeats it."""

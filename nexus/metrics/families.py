@@ -80,6 +80,13 @@ TOKEN_DETAILS = counter(
     backend=BACKEND,
     type=Label(("cached", "reasoning", "cache_write")),
 )
+UNITS = counter(
+    "nexus_units_total",
+    "What endpoints served beside tokens, by unit: images, seconds (of audio, as the backend "
+    "reports them), characters (of texts that were spoken).",
+    endpoint=Label(names="endpoints"),
+    unit=Label(("images", "seconds", "characters")),
+)
 USAGE = counter(
     "nexus_usage_total",
     "Served requests by the source of their token usage: reported (by the backend by itself, or "

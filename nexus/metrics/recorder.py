@@ -173,6 +173,7 @@ class Recorder:
                 or outcome.reasoning_tokens
                 or outcome.cache_write_tokens
                 or outcome.charge is not None
+                or outcome.units is not None
             ):
                 rarer = self._rarer(outcome)
             row.write_begin()
@@ -206,6 +207,9 @@ class Recorder:
         ):
             if tokens:
                 moves.append((child(families.TOKEN_DETAILS, *labels, kind).inc, tokens))
+        if outcome.units is not None and outcome.units[1]:
+            unit, amount = outcome.units
+            moves.append((child(families.UNITS, outcome.endpoint, unit).inc, amount))
         if (charge := outcome.charge) is not None:
             moves += self._costs(outcome, charge)
         if (stream := outcome.stream) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nexus.dialects.base import StreamReader
+from nexus.dialects.binary_stream import BinaryStream
 from nexus.errors import FAULTS, Fault, RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.sse import starts_events
@@ -83,6 +84,11 @@ class Attempt(BackendCall):
             return True
         self._mislabelled = requested and self._starts_events()
         return self._mislabelled
+
+    def is_binary(self) -> bool:
+        """Whether the response is no JSON, for an endpoint that may have such responses."""
+        content_type = self.response.header("content-type") or ""
+        return not content_type.lower().startswith("application/json")
 
     def _starts_events(self) -> bool:
         start = b""
@@ -179,17 +185,21 @@ class Attempt(BackendCall):
             self.responded_at = self._engine.clock()
         return self._content, self._whole
 
-    def await_content(self, *, show_life: bool) -> StreamReader:
+    def await_content(self, *, show_life: bool, binary: bool = False) -> StreamReader:
         """Read a stream up to its first content: until then another backend can still be tried.
 
         With `show_life` a sign of life ends the wait, too, after the first moments: the client is
         to see it.
         """
-        stream = self.stream = self.dialect.open_stream(
-            clock=self._engine.clock,
-            hide_usage=self.usage_asked,
-            own_key=self._template.key,
-        )
+        clock = self._engine.clock
+        stream: StreamReader
+        if binary:
+            stream = BinaryStream(clock=clock)
+        else:
+            stream = self.dialect.open_stream(
+                clock=clock, hide_usage=self.usage_asked, own_key=self._template.key
+            )
+        self.stream = stream
         self._withheld = withheld = []
         size = 0
         while not stream.content and size < _MAX_WITHHELD:

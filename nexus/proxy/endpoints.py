@@ -14,8 +14,8 @@ from typing import Literal
 
 import msgspec
 
-from nexus.dialects import anthropic, openai, responses
-from nexus.dialects.base import Dialect, IdReader, PromptField, RequestForm
+from nexus.dialects import anthropic, media, openai, responses
+from nexus.dialects.base import Dialect, IdReader, PromptField, RequestForm, UnitReader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +34,8 @@ class Endpoint:
         methods: Other methods get 405.
         content_types: Other media types get 415.
         body: How a body is read. Without one, no model is named.
+        binary: Its response may be of any media type. Then it passes piece by piece.
+        units: Counts what it serves beside tokens; None for nothing.
         ids: Reads the ids under which backends store its responses; None if they store none.
     """
 
@@ -47,6 +49,8 @@ class Endpoint:
     methods: tuple[str, ...] = ("POST",)
     content_types: tuple[str, ...] = ("application/json",)
     body: Literal["json", "none"] = "json"
+    binary: bool = False
+    units: UnitReader | None = None
     ids: IdReader | None = None
 
 
@@ -236,6 +240,25 @@ ENDPOINTS = EndpointTable(
             dialect=openai,
             form=RequestForm(prompts=(PromptField(name="input"),), task="moderation"),
             summary="Judge whether texts are harmful",
+        ),
+        Endpoint(
+            name="images",
+            path="/v1/images/generations",
+            dialect=media,
+            form=RequestForm(prompts=(PromptField(name="prompt"),), task="images"),
+            summary="Make images from a text",
+            streams=True,
+            units=UnitReader("images", in_response=media.images),
+        ),
+        Endpoint(
+            name="speech",
+            path="/v1/audio/speech",
+            dialect=media,
+            form=RequestForm(prompts=(PromptField(name="input"),), task="speech"),
+            summary="Speak a text",
+            streams=True,
+            binary=True,
+            units=UnitReader("characters", in_request=media.characters),
         ),
         Endpoint(
             name="messages",

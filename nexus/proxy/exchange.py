@@ -56,6 +56,7 @@ class Exchange:
         choice: The backend of the last attempt, and why it was chosen.
         failed: The attempts that failed.
         usage: The tokens of a whole response; None if it reports none.
+        units: The units of a whole response, or of the request, if its endpoint counts them.
         served: Whether a backend's response goes to the client.
         waited_s: How long the gateway waited: for the body, in the queue, at failed attempts.
     """
@@ -71,6 +72,7 @@ class Exchange:
     resolved_model = ""
     choice: Choice | None = None
     usage: Usage | None = None
+    units = 0.0
     stream: StreamReader | None = None
     served = False
     waited_s = 0.0
@@ -206,6 +208,8 @@ class Exchange:
             outcome.key_label, outcome.team_label = caller.key_label, caller.team_label
         if self.view.prices is not None:
             outcome.charge = self.charge()
+        if (units := self.endpoint.units) is not None:
+            outcome.units = units.name, self.units or (stream.units if stream else 0.0)
         if started is not None:
             outcome.last_attempt_s = ended - started
         if self.served and self.model != self.resolved_model:

@@ -6,6 +6,7 @@ it calls `feed` with the bytes, and reports how the stream ended. Both ways reco
 
 from __future__ import annotations
 
+import errno
 from typing import Protocol
 
 from nexus.errors import FAULTS, Fault, RequestFailed
@@ -37,6 +38,7 @@ class StreamBody:
     """Relays one stream whose content has started, or that has shown a sign of life.
 
     Attributes:
+        cut: the client's connection must be closed without the end of the response.
         ended: whether the bytes returned last are the stream's end.
     """
 
@@ -50,7 +52,7 @@ class StreamBody:
         self._status = attempt.status
         self._started = False
         self._first_token_reported = False
-        self.ended = False
+        self.ended = self.cut = False
 
     @property
     def backend(self) -> Connection | None:
@@ -116,11 +118,14 @@ class StreamBody:
     def fail(self, failure: RequestFailed) -> bytes:
         """End the stream; returns the event that reports the failure to the client."""
         stream = self._stream
-        if failure.fault.code in _CONNECTION_ENDS and (stream.error is not None or stream.finished):
+        whole = (stream.error is not None or stream.finished) and not stream.binary
+        if whole and failure.fault.code in _CONNECTION_ENDS:
             return self._conclude()  # the client has the whole stream
         stream.interrupt()
         self._end(failure.fault)
-        if isinstance(failure, StreamError):
+        if stream.binary:
+            self.cut = True
+        if stream.binary or isinstance(failure, StreamError):
             return b""
         ended = b"\n\n" if stream.within_event else b""
         return ended + self._attempt.dialect.error_event(
@@ -214,6 +219,8 @@ class StreamBody:
         if shown or not self.ended:
             return shown
         self.written()
+        if self.cut:  # the server then closes the connection
+            raise ConnectionResetError(errno.ECONNRESET, "the response of the backend broke off")
         raise StopIteration
 
 

@@ -208,12 +208,18 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
         status = attempt.status
         if not 200 <= status < 300:
             raise attempt.failure()
-        if attempt.is_stream(requested=streams):
-            attempt.await_content(show_life=not server.stream_keepalive_seconds)
+        if (units := exchange.endpoint.units) is not None and units.in_request is not None:
+            exchange.units = units.in_request(exchange.body)
+        stream = attempt.is_stream(requested=streams)
+        if stream or (exchange.endpoint.binary and attempt.is_binary()):
+            show_life = not server.stream_keepalive_seconds
+            attempt.await_content(show_life=show_life, binary=not stream)
             reservation.mark_served()
             return stream_response(exchange, attempt)
         content = attempt.read_all()
         exchange.usage = attempt.failures.usage_in(attempt.response, content)
+        if units is not None and units.in_response is not None:
+            exchange.units = units.in_response(content)
         if (ids := exchange.endpoint.ids) is not None:
             remember(exchange, ids.in_response(content))
     except BaseException as error:

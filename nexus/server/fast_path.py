@@ -197,8 +197,8 @@ class FastPath:
         try:
             if isinstance(body, StreamBody) and (backend := body.backend) is not None:
                 send(head + chunk(body.start()))
-                keep_alive = self._relay(body, backend) and keep_alive
-                send(_LAST_CHUNK)
+                keep_alive = self._relay(body, backend) and keep_alive and not body.cut
+                send(b"" if body.cut else _LAST_CHUNK)
                 body.written()
             else:
                 for piece in body:
@@ -209,7 +209,8 @@ class FastPath:
             return False
         except Stopping:
             if isinstance(body, StreamBody | CommentedBody):
-                ending = chunk(body.stop()) + _LAST_CHUNK
+                ending = chunk(body.stop())
+                ending += b"" if isinstance(body, StreamBody) and body.cut else _LAST_CHUNK
                 with contextlib.suppress(OSError):
                     self._writer.finish(ending, _LAST_SEND_S)
             raise

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from nexus.proxy.endpoints import ENDPOINTS
-from nexus_demo import messages, responses, stored_responses
+from nexus_demo import media, messages, responses, stored_responses
 from tests.support.metrics import Scrape, moved
 from tests.support.processes import ROOT, Demo, Gateway, backend_toml, clean_environ, get_json
 
@@ -164,5 +164,5 @@ def test_pages_and_balancers_name_it(environ):
 
 def test_the_demo_backend_serves_every_endpoint():
     served = {*responses.GENERATED, *responses.COMPUTED, messages.PATH, *messages.COMPUTED}
-    served |= {*stored_responses.PATHS}
+    served |= {*stored_responses.PATHS, media.SPEECH}
     assert {endpoint.path for endpoint in ENDPOINTS} == served
