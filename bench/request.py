@@ -6,12 +6,14 @@ Run it with `python -m bench.request`; it prints microseconds by part.
 
 from __future__ import annotations
 
+import contextlib
 import cProfile
 import logging
 import pstats
 import socket
 import tempfile
 import timeit
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +28,7 @@ from nexus.metrics.recovery import recover_slot
 from nexus.metrics.store import Store
 from nexus.proxy.engine import Engine
 from nexus.proxy.fleet_view import View
+from nexus.runtime.log import configure
 from nexus.server.fast_path import FastPath
 from nexus.server.request_head import HeadLimits, RequestHeadParser
 from nexus.server.stream_relay import BufferedWriter
@@ -161,6 +164,11 @@ def main() -> None:
         print(f"| {part} | {share * whole:.1f} |")
     print(f"| what holds them together | {(1 - shown) * whole:.1f} |")
     print(f"| **all** | **{whole:.1f}** |")
+    for kind in ("pretty", "json"):
+        with Path("/dev/null").open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+            configure(level="info", kind=kind)
+            logged = min(timeit.repeat(lambda: serve(ASK), number=REQUESTS, repeat=5))
+        print(f"| more with a line in the log ({kind}) | {logged / REQUESTS * 1e6 - whole:.1f} |")
 
 
 if __name__ == "__main__":

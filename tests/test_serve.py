@@ -93,8 +93,8 @@ def test_options_of_the_start_hold_for_every_process(module_dir, tmp_path):
             named = "in front of 2 backends"
             assert f"{named} from {file}; gemini (google) left out, because" in screen
             assert "discovery" not in screen
-            until(lambda: '"event": "health process ready"' in process.output())
-            assert '"event": "worker ready"' not in process.output(), "its level is warn"
+            until(lambda: '"event":"health process ready"' in process.output())
+            assert '"event":"worker ready"' not in process.output(), "its level is warn"
             base = f"http://127.0.0.1:{port}"
             until(lambda: scrape(base).value("nexus_backend_up", backend="down") == 1)
 

@@ -9,6 +9,7 @@ from nexus.dialects.base import StreamReader, Usage
 from nexus.errors import Fault
 from nexus.fleet.outcome import Outcome, StreamOutcome
 from nexus.fleet.request_log import LONGEST_NAME
+from nexus.runtime.log import info
 
 log = logging.getLogger("nexus.proxy")
 
@@ -43,9 +44,10 @@ def log_outcome(outcome: Outcome) -> None:
     caller = {} if outcome.key is None else {"key": outcome.key, "team": outcome.team}
     charge = outcome.charge
     cost = {} if charge is None or charge.unpriced else {"cost_usd": usd(charge.total)}
-    log.info(
+    info(
+        log,
         "request",
-        extra={
+        {
             "id": outcome.request_id,
             **caller,
             "endpoint": outcome.endpoint,

@@ -7,14 +7,18 @@ time, because the journal has its own.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import msgspec
 
 from nexus.runtime.stderr import NonBlockingText
 from nexus.runtime.text import printable, redact
@@ -35,6 +39,10 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
     "taskName",
     "color_message",
 }
+_NUMBERS = (int, float)
+_AMBIGUOUS = re.compile(r'[\x00- "=]')
+"""A value with one of these is quoted."""
+_ROOT = logging.getLogger("nexus")
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -45,62 +53,98 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     }
 
 
-def _timestamp(record: logging.LogRecord) -> str:
-    second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-    return f"{second}.{int(record.msecs):03d}Z"
+@lru_cache(maxsize=1)
+def _date_and_time(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
-class JsonFormatter(logging.Formatter):
+def _timestamp(created: float) -> str:
+    second = int(created)
+    return f"{_date_and_time(second)}.{int((created - second) * 1000):03d}Z"
+
+
+class Event(NamedTuple):
+    """What a line says. `created` is in seconds since the epoch, `trace` that of an exception."""
+
+    created: float
+    level: int
+    logger: str
+    text: str
+    fields: Mapping[str, Any]
+    trace: str = ""
+
+    @property
+    def component(self) -> str:
+        return self.logger.removeprefix("nexus.")
+
+
+class LineFormatter(logging.Formatter):
+    """Formats an event, which may come without a record of the logging module."""
+
+    def __init__(self, *, journal: bool = False) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        fields = _fields(record)
+        return self.line(
+            Event(record.created, record.levelno, record.name, record.getMessage(), fields, trace)
+        )
+
+    def line(self, event: Event) -> str:
+        """The line of an event, without its end."""
+        text = redact(self._line(event))
+        return _with_priority(text, event.level) if self._journal else text
+
+    def _line(self, event: Event) -> str:
+        raise NotImplementedError
+
+
+class JsonFormatter(LineFormatter):
     """One JSON object a line."""
 
-    def __init__(self, *, journal: bool = False) -> None:
-        super().__init__()
-        self._journal = journal
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": _timestamp(record),
-            "level": _NAMES.get(record.levelno, "info"),
-            "component": record.name.removeprefix("nexus."),
-            "event": record.getMessage(),
-            **_fields(record),
+    def _line(self, event: Event) -> str:
+        line = {
+            "time": _timestamp(event.created),
+            "level": _NAMES.get(event.level, "info"),
+            "component": event.component,
+            "event": event.text,
+            **event.fields,
         }
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        text = redact(printable(json.dumps(line, default=str, ensure_ascii=False)))
-        return _with_priority(text, record.levelno) if self._journal else text
+        if event.trace:
+            line["trace"] = event.trace
+        return printable(_json(line))
 
 
-class PrettyFormatter(logging.Formatter):
+class PrettyFormatter(LineFormatter):
     """One line for people: time, level, component, event, then fields as `key=value`."""
 
-    def __init__(self, *, journal: bool = False) -> None:
-        super().__init__()
-        self._journal = journal
-
-    def format(self, record: logging.LogRecord) -> str:
-        level = _NAMES.get(record.levelno, "info")
-        component = record.name.removeprefix("nexus.")
-        fields = " ".join(f"{key}={_shown(value)}" for key, value in _fields(record).items())
-        start = "" if self._journal else f"{_timestamp(record)} {level:<5} "
-        line = printable(
-            f"{start}{component}: {record.getMessage()}" + (f" {fields}" if fields else "")
-        )
-        if record.exc_info:
-            line += "\n" + printable(self.formatException(record.exc_info), keep="\n")
-        line = redact(line)
-        return _with_priority(line, record.levelno) if self._journal else line
+    def _line(self, event: Event) -> str:
+        level = _NAMES.get(event.level, "info")
+        start = "" if self._journal else f"{_timestamp(event.created)} {level:<5} "
+        values = "".join([f" {key}={_shown(value)}" for key, value in event.fields.items()])
+        line = printable(f"{start}{event.component}: {event.text}{values}")
+        return f"{line}\n{printable(event.trace, keep=chr(10))}" if event.trace else line
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = str(value)
+    if not isinstance(value, str):
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if isinstance(value, _NUMBERS):
+            return str(value)
+        value = str(value)
     return (
-        json.dumps(text, ensure_ascii=False)
-        if not text or any(c <= " " or c in '"=' for c in text)
-        else text
+        value if value and not _AMBIGUOUS.search(value) else json.dumps(value, ensure_ascii=False)
     )
+
+
+def _json(line: dict[str, Any]) -> str:
+    try:
+        return msgspec.json.encode(line, enc_hook=str).decode()
+    except (TypeError, UnicodeEncodeError, OverflowError):  # a lone surrogate, an odd key
+        return json.dumps(line, default=str, ensure_ascii=False, separators=(",", ":"))
 
 
 def _with_priority(text: str, level: int) -> str:
@@ -118,7 +162,7 @@ def goes_to_journal() -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-def make_formatter(kind: str) -> logging.Formatter:
+def make_formatter(kind: str) -> LineFormatter:
     return (JsonFormatter if kind == "json" else PrettyFormatter)(journal=goes_to_journal())
 
 
@@ -145,13 +189,28 @@ def _dropped_notice(handler: logging.Handler, lines: int) -> str:
 
 def configure(*, level: str, kind: str, component_levels: Mapping[str, str] | None = None) -> None:
     """Send the logs of this process to standard error. Call it again to change the settings."""
-    root = logging.getLogger("nexus")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(make_formatter(kind))
-    root.handlers[:] = [handler]
-    root.propagate = False
-    root.setLevel(LEVELS[level])
+    _ROOT.handlers[:] = [handler]
+    _ROOT.propagate = False
+    _ROOT.setLevel(LEVELS[level])
     if isinstance(sys.stderr, NonBlockingText):
         sys.stderr.notice = partial(_dropped_notice, handler)
     for name, chosen in (component_levels or {}).items():
         logging.getLogger(f"nexus.{name}").setLevel(LEVELS[chosen])
+
+
+def info(logger: logging.Logger, event: str, fields: Mapping[str, Any]) -> None:
+    """Log an event as `logger.info(event, extra=fields)` does, in a third of the time.
+
+    For the events of each request. The caller has asked whether the logger is enabled.
+    """
+    handler = _ROOT.handlers[0] if len(_ROOT.handlers) == 1 else None
+    formatter = handler and handler.formatter
+    if not isinstance(handler, logging.StreamHandler) or not isinstance(formatter, LineFormatter):
+        logger.info(event, extra=fields)
+        return
+    given = {key: value for key, value in fields.items() if value is not None}
+    line = formatter.line(Event(time.time(), logging.INFO, logger.name, event, given))
+    with contextlib.suppress(OSError, ValueError):  # no request fails for its line
+        handler.stream.write(line + handler.terminator)

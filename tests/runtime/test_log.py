@@ -1,6 +1,7 @@
 """What a log line looks like to a person, to a machine, and to the journal."""
 
 import contextlib
+import io
 import json
 import logging
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nexus.runtime.log import fatal, goes_to_journal, make_formatter
+from nexus.runtime.log import configure, fatal, goes_to_journal, info, make_formatter
 
 
 @pytest.fixture
@@ -79,3 +80,54 @@ def test_a_complaint_to_a_person_is_as_it_is(monkeypatch, capsys):
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     fatal("One.")
     assert capsys.readouterr().err == "One.\n"
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """Configures the log of the kind that it is called with, and returns what is written."""
+    root = logging.getLogger("nexus")
+    before = root.handlers[:], root.propagate, root.level
+
+    def start(kind: str) -> io.StringIO:
+        monkeypatch.setattr(sys, "stderr", io.StringIO())
+        configure(level="info", kind=kind)
+        return sys.stderr
+
+    yield start
+    root.handlers[:], root.propagate = before[:2]
+    root.setLevel(before[2])
+
+
+FIELDS = {
+    "id": "a b", "model": 'the "best"', "backend": None, "status": 200, "took_ms": 1.5,
+    "stream": False, "odd": "\ud83d", "empty": "", "why": ValueError("x = 1"), "wide": "é\u2028",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["json", "pretty"])
+def test_an_event_of_a_request_has_the_line_that_logging_gives_it(lines, kind):
+    written, logger = lines(kind), logging.getLogger("nexus.proxy")
+    logger.info("request", extra=FIELDS)
+    info(logger, "request", FIELDS)
+    first, second = written.getvalue().splitlines()
+    time_of = slice(9, 33) if kind == "json" else slice(0, 24)
+    assert first.replace(first[time_of], "") == second.replace(second[time_of], "")
+    assert first[time_of][:2] == "20"
+    assert "backend" not in first
+
+
+def test_a_log_with_handlers_of_others_goes_through_logging(lines):
+    written, logger = lines("json"), logging.getLogger("nexus.proxy")
+    seen: list[logging.LogRecord] = []
+    other = logging.Handler()
+    other.emit = seen.append
+    logging.getLogger("nexus").addHandler(other)
+    info(logger, "request", {"status": 200})
+    assert json.loads(written.getvalue())["status"] == 200
+    assert [record.getMessage() for record in seen] == ["request"]
+
+
+def test_a_log_that_cannot_be_written_fails_no_request(lines):
+    lines("json").close()
+    info(logging.getLogger("nexus.proxy"), "request", {"status": 200})
+    assert sys.stderr.closed
