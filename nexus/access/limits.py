@@ -5,10 +5,11 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from nexus.access import buckets
 from nexus.access.callers import NONE, Caller
@@ -52,20 +53,22 @@ class Counter(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         limit: The limit that it belongs to.
         subject: The values that it counts apart, such as `key k7f3q2m9x4ta`.
+        name: Under which the table of usage shows it.
         digest: Under which its level is stored.
         burst: The most units that are admitted at once.
         unit_ns: How long a unit takes to refill; 0 of a count of requests in progress.
-        period: The period in words.
+        rate: The rate as it is configured, such as `60/min`; empty of requests in progress.
     """
 
     limit: Limit
     dimension: Dimension
     subject: str
+    name: str
     digest: tuple[int, int]
     burst: int
     amount: int
     unit_ns: int = 0
-    period: str = ""
+    rate: str = ""
 
     def describe(self, *, left: int, asked: int, wait_s: float) -> str:
         """Why the limit refuses a request."""
@@ -75,8 +78,9 @@ class Counter(msgspec.Struct, frozen=True, kw_only=True):
             return f"{subject}: nothing is admitted."
         if self.dimension == "parallel":
             return f"{subject}: {self.burst} at once. Try again when one has ended."
+        period = _PERIODS[self.rate.rpartition("/")[2]]
         return (
-            f"{subject}: {self.amount} {self.period}; {left} left, {asked} asked. "
+            f"{subject}: {self.amount} {period}; {left} left, {asked} asked. "
             f"Try again in {wait_s:.1f} s."
         )
 
@@ -105,6 +109,8 @@ class Limits:
         ]
         self._of_keys, self._of_teams = of_keys or {}, of_teams or {}
         self._known: dict[tuple[str, ...], tuple[Counter, ...]] = {}
+        self._by_name = {limit.name: limit for limit in limits}
+        self._named: dict[str, Counter] = {}
 
     @classmethod
     def of(cls, config: Config) -> Limits | None:
@@ -117,17 +123,13 @@ class Limits:
 
     def counters(self, caller: Caller | None, model: str, endpoint: str) -> tuple[Counter, ...]:
         """What a request is counted in, over all limits that match it."""
-        key, user, team = NONE, NONE, NONE
-        if caller is not None:
-            key, user, team = caller.key, caller.user or NONE, caller.team
+        key, team = (NONE, NONE) if caller is None else (caller.key, caller.team)
         of = key, team, model, endpoint
         counters = self._known.get(of)
         if counters is None:
             if len(self._known) >= _MOST_CACHED:
                 self._known.clear()
-            values = {
-                "key": key, "user": user, "team": team, "model": model, "endpoint": endpoint,
-            }  # fmt: skip
+            values = {**_values_of(caller), "model": model, "endpoint": endpoint}
             counters = self._known[of] = tuple(
                 counter
                 for limit, patterns in self._limits
@@ -138,12 +140,69 @@ class Limits:
             )
         return counters
 
+    def of_caller(self, caller: Caller) -> Iterator[Counter]:
+        """What all requests of a caller are counted in that a limit matches, whatever they are
+        for."""
+        values = _values_of(caller)
+        for limit, patterns in self._limits:
+            if _may_match(patterns, values) and values.keys() >= set(limit.each):
+                yield from _counters(limit, values)
+        for own in self._own_limits(caller.key, caller.team):
+            yield from _counters(own, values)
+
+    def named(self, name: str) -> Counter | None:
+        """The counter that the table of usage shows under a name; None if no limit has it."""
+        counter = self._named.get(name)
+        if counter is None:
+            dimension, _, rest = name.partition("\n")
+            limit_name, _, subject = rest.partition("\n")
+            limit = self._by_name.get(limit_name) or self._own_limit_of(limit_name, subject)
+            if len(self._named) >= _MOST_CACHED:
+                self._named.clear()
+            values: dict[str, str] = dict.fromkeys(limit.each if limit is not None else (), "")
+            for one in _counters(limit, values) if limit is not None else ():
+                if one.dimension == dimension:
+                    counter = self._named[name] = replace(one, subject=subject, name=name)
+        return counter
+
+    def counts(self, caller: Caller, counter: Counter) -> bool:
+        """Whether requests of a caller may be counted in a counter of `[[limits]]`."""
+        values = _values_of(caller)
+        subject = f", {counter.subject}, "
+        return any(
+            limit is counter.limit
+            and _may_match(patterns, values)
+            and all(
+                f", {name} {values[name][:100]}, " in subject
+                for name in limit.each
+                if name in values
+            )
+            for limit, patterns in self._limits
+        )
+
+    def _own_limit_of(self, limit: str, subject: str) -> Limit | None:
+        kind, _, value = subject.partition(" ")
+        of = {(LIMITS_OF_KEYS, "key"): (value, ""), (LIMITS_OF_TEAMS, "team"): ("", value)}
+        return next(self._own_limits(*of.get((limit, kind), ("", ""))), None)
+
     def _own_limits(self, key: str, team: str) -> Iterator[Limit]:
         """The limits of the key and of the team themselves."""
         if (own := self._of_keys.get(key)) is not None:
             yield _own_limit(LIMITS_OF_KEYS, "key", own)
         if (own := self._of_teams.get(team)) is not None:
             yield _own_limit(LIMITS_OF_TEAMS, "team", own)
+
+
+def _values_of(caller: Caller | None) -> dict[str, str]:
+    """What a limit can match or count apart of a caller."""
+    if caller is None:
+        return {"key": NONE, "user": NONE, "team": NONE}
+    return {"key": caller.key, "user": caller.user or NONE, "team": caller.team}
+
+
+def _may_match(patterns: Sequence[tuple[str, re.Pattern[str]]], values: dict[str, str]) -> bool:
+    """Whether a limit with these patterns can match a request of which only `values` are known."""
+    return all(pattern.match(values[name]) for name, pattern in patterns if name in values)
 
 
 def _own_limit(name: str, each: Literal["key", "team"], own: OwnLimits) -> Limit:
@@ -167,11 +226,12 @@ def _counters(limit: Limit, values: dict[str, str]) -> list[Counter]:
                 limit=limit,
                 dimension=dimension,
                 subject=subject,
+                name=_name(limit.name, dimension, subject),
                 digest=_digest(limit.name, dimension, apart),
                 burst=burst,
                 amount=rate.amount,
                 unit_ns=buckets.unit_ns(rate.amount or 1, rate.period_ns),
-                period=_PERIODS[rate.unit],
+                rate=text,
             )
         )
     if limit.parallel is not None:
@@ -180,12 +240,17 @@ def _counters(limit: Limit, values: dict[str, str]) -> list[Counter]:
                 limit=limit,
                 dimension="parallel",
                 subject=subject,
+                name=_name(limit.name, "parallel", subject),
                 digest=_digest(limit.name, "parallel", apart),
                 burst=limit.parallel,
                 amount=limit.parallel,
             )
         )
     return counters
+
+
+def _name(limit: str, dimension: str, subject: str) -> str:
+    return "\n".join((dimension, limit, subject))
 
 
 def _digest(limit: str, dimension: str, apart: list[tuple[str, str]]) -> tuple[int, int]:

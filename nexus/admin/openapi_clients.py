@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nexus.access.limits import DIMENSIONS
 from nexus.admin.openapi_schema import (
     COUNT,
     FLAG,
@@ -58,6 +59,21 @@ SCHEMAS: dict[str, Schema] = {
         endpoints=list_schema(list_schema(TEXT)),
         budgets=list_schema(component("BudgetSummary")),
         expires=TEXT_OR_NULL,
+        limits=list_schema(
+            object_schema(
+                name=TEXT,
+                dimension={"enum": list(DIMENSIONS)},
+                subject=TEXT_OR_NULL,
+                model=TEXT,
+                endpoint=TEXT,
+                rate=TEXT_OR_NULL,
+                capacity=COUNT,
+                used=COUNT,
+                left=COUNT,
+                full_in_seconds={"type": "number", "minimum": 0},
+                shadow=FLAG,
+            )
+        ),
     ),
     "Model": object_schema(
         id=TEXT,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prometheus_client.samples import Sample
 
+_EXHAUSTED = 0.05
+
 
 def parse(text: str) -> list[Sample]:
     """The samples of a scrape, in their order."""
@@ -21,6 +23,23 @@ def total(samples: Iterable[Sample], name: str, **labels: str) -> float | None:
     """The sum of the samples with this name and these labels; None without any."""
     values = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
     return sum(values) if values else None
+
+
+def exhausted_limits(samples: Iterable[Sample]) -> list[dict[str, Any]]:
+    """The limits of which less than a twentieth is left."""
+    return [
+        {**sample.labels, "left": sample.value}
+        for sample in samples
+        if sample.name == "nexus_limit_level" and sample.value < _EXHAUSTED
+    ]
+
+
+def limit_text(limit: dict[str, Any]) -> str:
+    """A limit of `exhausted_limits` in words."""
+    who = f" of {limit['subject']}" if limit["subject"] else ""
+    return (
+        f"{limit['limit']}{who} on {limit['dimension'].replace('_', ' ')}: {limit['left']:.0%} left"
+    )
 
 
 def histograms(samples: Sequence[Sample], family: str) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from nexus.cli.output import (
     state,
     table,
 )
-from nexus.cli.samples import parse, total
+from nexus.cli.samples import exhausted_limits, limit_text, parse, total
 from nexus.cli.stats import summary
 from nexus.fleet.problems import Problem, ProblemList, problem
 
@@ -63,6 +63,7 @@ def gateway_status(gateway: Gateway) -> dict[str, Any]:
         "streams": stats["streams"],
         "queue": stats["queue"],
         "models": health["models"]["total"],
+        "exhausted_limits": exhausted_limits(samples),
         "backends": _backends(gateway, stats["backends"], samples),
         "problems": [
             {
@@ -159,6 +160,9 @@ def _screen(shown: dict[str, Any]) -> str:
     if backends:
         head = ("BACKEND", "STATUS", "CIRCUIT", "IN FLIGHT", "REQUESTS", "ON AVERAGE")
         lines += ["", table(head, [*map(_row, backends)], right=head[3:])]
+    if limits := shown["exhausted_limits"]:
+        lines += ["", click.style("Limits that are used up", bold=True)]
+        lines += [safe(limit_text(limit)) for limit in limits]
     if problems:
         lines += ["", click.style("What is wrong", bold=True)]
     for one in problems:

@@ -22,6 +22,7 @@ from itertools import chain
 from pathlib import Path
 
 from nexus.fleet.accounts import CELLS, Accounts
+from nexus.fleet.limit_names import LimitNames
 from nexus.fleet.locks import LockFile
 
 RECORDS = 16_384
@@ -59,6 +60,7 @@ class LimitTable:
         end = _HEAD + records * _RECORD
         size = (end + CELLS) * 8
         self._locks: LockFile | None = None
+        self._names = LimitNames(None if path is None else path.with_suffix(".names"))
         if path is None:
             self._map = mmap.mmap(-1, size)
         else:
@@ -130,10 +132,10 @@ class LimitTable:
 
     # Buckets
 
-    def bucket(self, digest: Digest, now_ns: int) -> int | None:
+    def bucket(self, digest: Digest, now_ns: int, name: str = "") -> int | None:
         """The record of a bucket, made if it is missing; None if the table is full."""
         record = self._find(digest)
-        return self._claim(digest, now_ns) if record is None else record
+        return self._claim(digest, now_ns, name) if record is None else record
 
     def level(self, record: int) -> tuple[int, int, int]:
         """(when it is full again, how long a unit takes, when it was last seen to be full)."""
@@ -164,12 +166,12 @@ class LimitTable:
                 self._cells[record + _LEVEL] = 0
         return total
 
-    def stage_progress(self, digest: Digest, change: int, now_ns: int) -> bool:
+    def stage_progress(self, digest: Digest, change: int, now_ns: int, name: str = "") -> bool:
         """Count a request in (1) or out (-1) at the next `commit`; False if the table is full."""
         own = _of_slot(digest, self._slot)
         record = self._find(own)
         if record is None:
-            record = self._claim(own, now_ns, owner=self._slot + 1) if change > 0 else None
+            record = self._claim(own, now_ns, name, owner=self._slot + 1) if change > 0 else None
         if record is None:
             return False
         self._staged.append((record + _LEVEL, max(0, self._cells[record + _LEVEL] + change)))
@@ -184,6 +186,28 @@ class LimitTable:
         for number, unit in enumerate(owners):
             if unit == -(self._slot + 1):
                 cells[_HEAD + number * _RECORD + _LEVEL] = 0
+
+    # Reports
+
+    def stored(self) -> dict[str, tuple[int, int]]:
+        """What is stored under each name; needs no lock.
+
+        It is (when the bucket is full again, how long a unit takes), or (requests in progress, 0).
+        """
+        found: dict[str, tuple[int, int]] = {}
+        end = _HEAD + self._records * _RECORD
+        for number, key in enumerate(self._cells[_HEAD:end:_RECORD].tolist()):
+            name = self._names.read(number, key) if key else None
+            if not name:
+                continue
+            level, unit, _ = self.level(_HEAD + number * _RECORD)
+            if unit >= 0:
+                found[name] = level, unit
+            else:
+                slot = -unit - 1
+                lives = slot == self._slot or self._lives(slot)
+                found[name] = found.get(name, (0, 0))[0] + (level if lives else 0), 0
+        return found
 
     # Records
 
@@ -206,7 +230,7 @@ class LimitTable:
             number = (number + 1) % self._records
         return None
 
-    def _claim(self, digest: Digest, now_ns: int, *, owner: int = 0) -> int | None:
+    def _claim(self, digest: Digest, now_ns: int, name: str = "", *, owner: int = 0) -> int | None:
         """Reserve an unused record. It stays unused until the next `commit`."""
         key, rest = digest
         cells, number = self._cells, key % self._records
@@ -221,6 +245,7 @@ class LimitTable:
                 cells[record + _FULL_SEEN] = 0
                 cells[record + _KEY_REST] = rest
                 cells[record] = key
+                self._names.write(number, key, name.encode(errors="replace"))
                 return record
             number = (number + 1) % self._records
         return None
@@ -243,6 +268,7 @@ class LimitTable:
     def close(self) -> None:
         self._cells.release()
         self._map.close()
+        self._names.close()
         if self._locks is not None:
             self._locks.close()
 

@@ -66,6 +66,14 @@ KEY_INFO = gauge(
 KEYS = gauge(
     "nexus_keys", "Keys by state.", "health", state=Label(("active", "expired", "blocked"))
 )
+LIMIT_LEVEL = gauge(
+    "nexus_limit_level",
+    "The share of a limit that is left, from 0 to 1; of the 50 that have the least left.",
+    "scrape",
+    limit=LIMIT,
+    subject=FOLLOWS,
+    dimension=DIMENSION,
+)
 LIMIT_REFUSALS = counter(
     "nexus_limit_refusals_total",
     "Requests that a limit refused, by the limit with the longest wait.",

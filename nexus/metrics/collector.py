@@ -25,10 +25,11 @@ from nexus.fleet.records import Snapshot
 from nexus.fleet.run_directory import Started
 from nexus.fleet.slot_lease import SlotLease
 from nexus.fleet.sticky_table import ENTRIES, StickyTable
-from nexus.metrics import cost_families, families
+from nexus.metrics import access_families, cost_families, families
 from nexus.metrics.directory_reader import DirectoryReader, Retired
 from nexus.metrics.exposition import FamilySnapshot, Labels, of_family, of_metric
 from nexus.metrics.family import NANO, Family
+from nexus.metrics.limit_gauge import LimitGauge
 from nexus.metrics.processes import memory_and_cpu
 
 log = logging.getLogger("nexus.metrics")
@@ -113,6 +114,7 @@ class Collector:
             else None
         )
         self._sticky = _sticky_table(slot_lease)
+        self._limit_gauge = LimitGauge(slot_lease)
         self._lock = threading.Lock()
         self._collections = 0
         self.waiting = 0
@@ -199,6 +201,8 @@ class Collector:
         }
         for family, values in by_label.items():
             yield of_family(family, [((label,), value) for label, value in values.items()])
+        levels = self._limit_gauge.samples(self._snapshot(), now_ns)
+        yield of_family(access_families.LIMIT_LEVEL, levels)
         single: dict[Family, float] = {
             families.STREAMS_ACTIVE: table.streams_in(held),
             families.QUEUE_DEPTH: table.waiting_in(held),

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from nexus.access import buckets
-from nexus.access.limits import Amounts, Counter
+from nexus.access.callers import Caller
+from nexus.access.limit_levels import LimitLevel, levels_of
+from nexus.access.limits import Amounts, Counter, Limits
 from nexus.dialects.base import Dialect
 from nexus.errors import RequestFailed
 from nexus.fleet.accounts import StoredAccount
@@ -166,6 +168,10 @@ class Limiter:
         """The accounts of all budgets, as they look without the lock."""
         return self._table().accounts.entries()
 
+    def levels(self, caller: Caller, limits: Limits) -> list[LimitLevel]:
+        """The levels of all limits that hold for a caller."""
+        return levels_of(caller, limits, self._table().stored(), time.monotonic_ns())
+
     def _table(self) -> LimitTable:
         table = self._opened
         if table is None:
@@ -206,11 +212,11 @@ def _stage(table: LimitTable, counter: Counter, units: int, now_ns: int) -> Leve
         if left <= 0:
             wait_ns = _PARALLEL_WAIT_NS if counter.amount else _NEVER_NS
             return Level(counter, 0, 0, wait_ns)
-        staged = table.stage_progress(counter.digest, 1, now_ns)
+        staged = table.stage_progress(counter.digest, 1, now_ns, counter.name)
         return Level(counter, left - 1) if staged else None
     if not counter.amount:
         return Level(counter, 0, 0, _NEVER_NS)
-    record = table.bucket(counter.digest, now_ns)
+    record = table.bucket(counter.digest, now_ns, counter.name)
     if record is None:
         return None
     unit, burst = counter.unit_ns, counter.burst
@@ -241,7 +247,7 @@ def _stage_settlement(
     if amounts is None or (used := amounts.of(counter.dimension)) == reserve.units:
         return []
     moved = [] if counter.dimension == "requests" else [(counter.limit.name, used - reserve.units)]
-    record = table.bucket(counter.digest, now_ns)
+    record = table.bucket(counter.digest, now_ns, counter.name)
     if record is not None:
         full_at, unit, full_seen = table.level(record)
         unit = unit or counter.unit_ns

@@ -87,8 +87,10 @@ def openai_endpoints(engine: Engine) -> Blueprint:
         caller, refusal = _check_caller(engine, _KEY)
         if refusal is not None:
             return refusal
-        caller = caller or ANONYMOUS
-        response = jsonify(own_key(caller, engine.budgets_of(caller)))
+        view, caller = engine.fleet.current(), caller or ANONYMOUS
+        limits = view.limits if view is not None else None
+        levels = engine.limiter.levels(caller, limits) if limits is not None else []
+        response = jsonify(own_key(caller, levels, engine.budgets_of(caller)))
         response.headers["cache-control"] = "no-store"
         return response
 

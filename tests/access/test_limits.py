@@ -24,7 +24,7 @@ from nexus.fleet.limit_table import LimitTable
 from tests.server.asking import GOOD, ask
 from tests.support.metrics import moved
 from tests.support.polling import until
-from tests.support.processes import Demo, Gateway, backend_toml
+from tests.support.processes import Demo, Gateway, backend_toml, clean_environ
 
 pytestmark = pytest.mark.e2e
 
@@ -56,6 +56,23 @@ limits = { requests = "3/d", parallel = 9 }
 id = "two"
 team = "pair"
 sha256 = ["%s"]
+[[teams]]
+name = "viewers"
+[[keys]]
+id = "seen"
+team = "viewers"
+sha256 = ["%s"]
+limits = { parallel = 2 }
+[[limits]]
+name = "seen"
+match = { team = "viewers", model = "demo-*" }
+each = ["team"]
+requests = "5/d"
+[[limits]]
+name = "by model"
+match = { team = "viewers" }
+each = ["model"]
+requests = "10/d"
 """
 DAY_NS = 86_400_000_000_000
 
@@ -115,7 +132,7 @@ name = "both tokens"
 match = { key = "both", model = "demo-*" }
 tokens = "10/d"
 """ + "".join(f'[[keys]]\nid = "{id_}"\nsha256 = ["{digest(key_of(id_))}"]\n' for id_ in IDS)
-LIMITS += OWN % (digest(key_of("one")), digest(key_of("two")))
+LIMITS += OWN % tuple(digest(key_of(id_)) for id_ in ("one", "two", "seen"))
 FAMILIES = (
     "nexus_requests_total",
     "nexus_errors_total",
@@ -282,6 +299,67 @@ def test_keys_and_teams_have_limits_of_their_own(gateway):
     assert found["nexus_limit_refusals_total requests [[teams]]"] == 1
     assert found["nexus_key_refusals_total one requests pair"] == 1
     assert found["nexus_key_refusals_total two requests pair"] == 1
+
+
+def own_limits(gateway, id_) -> dict[tuple[str, str], dict]:
+    reply = ask(
+        gateway,
+        "/v1/key",
+        method="GET",
+        body=None,
+        authorization=f"Bearer {key_of(id_)}",
+        headers={},
+    )
+    assert reply.status == 200, reply
+    limits = json.loads(reply.content)["limits"]
+    return {(limit["name"], limit["dimension"]): limit for limit in limits}
+
+
+def test_clients_see_their_limits_and_operators_those_that_are_used_up(gateway):
+    unused = own_limits(gateway, "seen")
+    assert unused["seen", "requests"] == {
+        "name": "seen",
+        "dimension": "requests",
+        "subject": "team viewers",
+        "model": "demo-*",
+        "endpoint": "*",
+        "rate": "5/d",
+        "capacity": 5,
+        "used": 0,
+        "left": 5,
+        "full_in_seconds": 0.0,
+        "shadow": False,
+    }
+    assert unused["[[keys]]", "parallel"]["left"] == 2
+    assert send(gateway, "seen").status == 200
+    with closing(open_stream(gateway, "seen")) as client:
+        assert client.recv(12) == b"HTTP/1.1 200"
+        used = own_limits(gateway, "seen")
+        assert used["seen", "requests"]["used"] == 2
+        assert 0 < used["seen", "requests"]["full_in_seconds"] - 86_400 / 5 <= 86_400 / 5
+        assert used["[[keys]]", "parallel"]["left"] == 1
+        assert used["by model", "requests"]["subject"] == "model demo-small"
+        assert used["by model", "requests"]["used"] == 2
+        levels = gateway.scrape().series("nexus_limit_level", "limit", "subject", "dimension")
+        assert levels["seen", "team viewers", "requests"] == 3 / 5
+        assert levels["[[keys]]", "key seen", "parallel"] == 1 / 2
+        assert levels["by model", "model demo-small", "requests"] == 8 / 10
+        assert len(levels) <= 50
+    for _ in range(3):
+        until(lambda: send(gateway, "seen").status == 200)
+    used_up = {"limit": "seen", "subject": "team viewers", "dimension": "requests", "left": 0}
+    assert used_up in json.loads(nexus(gateway, "status", "--json"))["exhausted_limits"]
+    assert "seen of team viewers on requests: 0% left" in nexus(gateway, "status")
+    assert "seen of team viewers on requests: 0% left" in nexus(gateway, "doctor")
+
+
+def nexus(gateway, *words: str) -> str:
+    """The output of a command, whatever it exits with."""
+    run = subprocess.run(
+        [sys.executable, "-m", "nexus", *words, "-c", str(gateway.file)],
+        capture_output=True, text=True, timeout=60, check=False, env=clean_environ(),
+    )  # fmt: skip
+    return run.stdout
 
 
 def test_shadow_counts_and_refuses_nothing(gateway):

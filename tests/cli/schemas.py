@@ -112,6 +112,9 @@ SCHEMAS: dict[str, Schema] = {
         requests=component("Stats")["properties"]["requests"],
         streams=component("Stats")["properties"]["streams"],
         queue=component("Stats")["properties"]["queue"],
+        exhausted_limits=every(
+            record(limit=TEXT, subject=TEXT, dimension=TEXT, left=NUMBER), least=0
+        ),
         backends=every(record(**SEEN)),
         problems=every(PROBLEM, least=0),
     ),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+from nexus.fleet.limit_names import LONGEST_NAME
 from nexus.fleet.limit_table import LimitTable
 
 A, B = (11, 12), (21, 22)
@@ -162,6 +163,36 @@ def test_full_records_are_used_again_and_a_full_table_has_no_room(tmp_path):
     ] * 2
     assert change(table, digests[5], 9000, now=6000) is not None
     assert level(table, digests[5]) == 9000
+
+
+def test_what_is_stored_is_shown_by_name(tmp_path):
+    alive = {0, 1}
+    tables = [
+        LimitTable(tmp_path / "l", slot=slot, slots=lambda: 2, lives=alive.__contains__)
+        for slot in (0, 1)
+    ]
+    for table in tables:
+        assert table.acquire()
+        bucket = table.bucket(A, 1000, "tokens of a")
+        table.stage_level(bucket, 5000, 7, 1000)
+        assert table.stage_progress(B, 1, 1000, "parallel of b" + "!" * 300)
+        table.commit()
+        table.release()
+    [*found] = tables[0].stored().items()
+    assert found[0] == ("tokens of a", (5000, 7))
+    assert found[1] == (("parallel of b" + "!" * 300)[:LONGEST_NAME], (2, 0))
+    alive.remove(1)
+    assert [*tables[0].stored().values()] == [(5000, 7), (1, 0)]
+
+
+def test_a_record_that_is_used_again_has_a_new_name():
+    table = LimitTable(None, records=1)
+    for digest, name, now in ((A, "old", 1000), (B, "new", 6000)):
+        assert table.acquire()
+        table.stage_level(table.bucket(digest, now, name), now + 1000, 7, now)
+        table.commit()
+        table.release()
+        assert table.stored() == {name: (now + 1000, 7)}
 
 
 def test_changes_of_several_processes_are_all_counted(tmp_path):

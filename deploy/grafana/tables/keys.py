@@ -58,6 +58,17 @@ KEYS = Dashboard(
                 ],
             ),
             Panel(
+                title="Limits with the least left",
+                description="The share that is left of the ten limits that are closest to their end.",
+                unit="percentunit",
+                queries=[
+                    (
+                        f"bottomk(10, min by (limit, subject, dimension) (nexus_limit_level{{{HOST}}}))",
+                        "{{limit}} {{subject}} {{dimension}}",
+                    )
+                ],
+            ),
+            Panel(
                 title="Refusals by limit",
                 description="Requests that a limit refused, within the step.",
                 queries=[

@@ -59,6 +59,7 @@ def examine(config: str | None, *, request: bool) -> Iterator[Finding]:
     if gateway.run_dir is not None:
         yield from gateway_checks.problems(gateway.run_dir)
     yield from gateway_checks.addresses(gateway)
+    yield from gateway_checks.limits(gateway)
     if loaded is not None:
         yield from backend_checks.backends(loaded.config.backends, os.environ)
     if request:

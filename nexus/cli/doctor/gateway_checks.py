@@ -12,7 +12,8 @@ from pathlib import Path
 from nexus.cli.doctor.findings import Finding, fail, ok, warn
 from nexus.cli.gateway import Gateway
 from nexus.cli.http_client import NoResponse, http_request
-from nexus.cli.output import counted
+from nexus.cli.output import Failure, counted
+from nexus.cli.samples import exhausted_limits, limit_text, parse
 from nexus.config import ConfigError, LoadedConfig, load
 from nexus.config.secrets import secret
 from nexus.fleet.problems import read_problems
@@ -145,6 +146,17 @@ def _accepts_connections(base: str) -> bool:
     with closing(socket.socket(socket.AF_INET6 if "[" in host else socket.AF_INET)) as sock:
         sock.settimeout(2)
         return sock.connect_ex((host.strip("[]"), int(port))) == 0
+
+
+def limits(gateway: Gateway) -> Iterator[Finding]:
+    """The limits of a running gateway that are used up."""
+    try:
+        samples = parse(gateway.get("/metrics").content.decode())
+    except Failure:
+        return
+    for limit in exhausted_limits(samples):
+        fix = "raise it in the configuration if the use is intended, and run `nexus reload`"
+        yield Finding("limit", "warn", f"{limit_text(limit)}.", fix)
 
 
 def problems(run_dir: RunDirectory) -> Iterator[Finding]:
