@@ -19,6 +19,7 @@ from nexus.config.records import (
     BackendConfig,
     Config,
 )
+from nexus.config.request_log_records import request_log_conflicts
 from nexus.config.secrets import SecretError, displayable_name, secret
 from nexus.runtime.text import suggest
 
@@ -34,6 +35,7 @@ def find_conflicts(config: Config) -> Iterator[str]:
     yield from limit_conflicts(config.limits)
     yield from budget_conflicts(config.budgets)
     yield from (f"[costs] {problem}" for problem in price_conflicts(config.costs.price))
+    yield from request_log_conflicts(config.request_log)
     listen = config.health_check.listen
     if listen != "off":
         try:

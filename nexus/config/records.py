@@ -29,6 +29,7 @@ from nexus.config.fields import (
     doc,
 )
 from nexus.config.limit_records import Limit
+from nexus.config.request_log_records import RequestLog
 from nexus.config.routing_records import (
     BackendConfig,
     CircuitBreaker,
@@ -69,6 +70,7 @@ __all__ = [
     "Price",
     "Quality",
     "Queue",
+    "RequestLog",
     "Routing",
     "Section",
     "Server",
@@ -368,6 +370,7 @@ class Config(Section, frozen=True):
     quality: Quality = Quality()
     queue: Queue = Queue()
     logging: Logging = Logging()
+    request_log: RequestLog = RequestLog()
     metrics: Metrics = Metrics()
     dashboard: Dashboard = Dashboard()
     admin: Admin = Admin()

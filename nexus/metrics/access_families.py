@@ -1,4 +1,4 @@
-"""The rows of keys, teams and limits: a part of the table in `families`."""
+"""The rows of keys, teams, limits and the request log: a part of the table in `families`."""
 
 from __future__ import annotations
 
@@ -104,4 +104,10 @@ LIMIT_LOCK_MISSES = counter(
     "nexus_limit_lock_misses_total",
     "Requests that were admitted without their limits, or refused with 503, because another "
     "process held the lock on the levels for too long.",
+)
+REQUEST_LOG_LINES = counter(
+    "nexus_request_log_lines_total",
+    "Lines of the request log: `written`, or `lost`, because the file or the journal did not take "
+    "them. Only with [request_log].",
+    result=Label(("written", "lost")),
 )

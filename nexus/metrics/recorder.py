@@ -278,6 +278,11 @@ class Recorder:
         with self._lock:
             self.child(access_families.LIMIT_LOCK_MISSES).inc()
 
+    def request_logged(self, result: str) -> None:
+        """Count a line of the request log, by what became of it."""
+        with self._lock:
+            self.child(access_families.REQUEST_LOG_LINES, result).inc()
+
     def retried(self, backend: str, error_type: str) -> None:
         with self._lock:
             self.child(families.RETRIES, backend, error_type).inc()

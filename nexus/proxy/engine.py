@@ -20,12 +20,14 @@ from nexus.fleet.limit_table import LimitTable
 from nexus.fleet.load_table import WINDOW_S, LoadTable, Row
 from nexus.fleet.outcome import Outcome
 from nexus.fleet.prefix_table import PrefixTable
+from nexus.fleet.records import Snapshot
 from nexus.fleet.request_log import RequestLog, Ring
 from nexus.fleet.sticky_table import StickyTable
 from nexus.http.address import Address
 from nexus.http.connection_pool import ConnectionPool
 from nexus.metrics.recorder import Recorder
 from nexus.proxy.admission import Admission
+from nexus.proxy.audit_log import AuditLog
 from nexus.proxy.buffers import Buffers
 from nexus.proxy.fleet_view import NO_FLEET, FleetView, View
 from nexus.proxy.limits import Limiter
@@ -77,6 +79,7 @@ class Engine:
             log_outcome,
         )
         """Each gets the outcome of every request, in this order."""
+        self._audit_log: AuditLog | None = None
         self.sticky = sticky or StickyTable(None)
         self.limiter = Limiter(limit_table, recorder)
         self._id_prefix, self._ids = _id_prefix(), itertools.count(1)
@@ -91,6 +94,22 @@ class Engine:
             view=self.view,
             chance=random.random,
         )
+        fleet.subscribe(self._apply_settings)
+
+    def _apply_settings(self, snapshot: Snapshot) -> None:
+        """Start, change, or stop the request log, as the configuration says."""
+        settings, before = snapshot.config.request_log, self._audit_log
+        if before is not None:
+            if settings == before.settings:
+                return
+            self.outcome_readers = tuple(
+                read for read in self.outcome_readers if read != before.record
+            )
+            before.close()
+            self._audit_log = None
+        if settings.path:
+            self._audit_log = AuditLog(settings, self.recorder)
+            self.outcome_readers = (*self.outcome_readers, self._audit_log.record)
 
     def view(self) -> View:
         view = self.fleet.current()

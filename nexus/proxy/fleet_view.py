@@ -165,7 +165,7 @@ class FleetView:
         `pause` is called repeatedly while a snapshot is read.
         """
         self._reader = reader
-        self._on_change = on_change
+        self._subscribers = [on_change]
         self._want_label = want_label
         self._pause = pause
         self._view: View | None = None
@@ -201,8 +201,15 @@ class FleetView:
     ) -> None:
         if snapshot is not None:
             self._view = View.of(snapshot, self._want_label, before=before, pause=pause)
-            self._on_change(snapshot)
+            for on_change in self._subscribers:
+                on_change(snapshot)
             self._seen = revision
+
+    def subscribe(self, on_change: Callable[[Snapshot], None]) -> None:
+        """Call `on_change` with the current snapshot, if one was read, and with every new one."""
+        self._subscribers.append(on_change)
+        if self._view is not None:
+            on_change(self._view.snapshot)
 
     def snapshot(self) -> Snapshot | None:
         view = self.current()

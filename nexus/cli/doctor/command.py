@@ -55,6 +55,7 @@ def examine(config: str | None, *, request: bool) -> Iterator[Finding]:
     yield from host_checks.descriptors(gateway.config)
     if loaded is not None:
         yield from gateway_checks.secrets(loaded, os.environ)
+        yield from gateway_checks.request_log(loaded.config.request_log)
     yield from gateway_checks.run_directory(RunDirectory.of(gateway.config))
     if gateway.run_dir is not None:
         yield from gateway_checks.problems(gateway.run_dir)

@@ -15,9 +15,11 @@ from nexus.cli.http_client import NoResponse, http_request
 from nexus.cli.output import Failure, counted
 from nexus.cli.samples import exhausted_limits, limit_text, parse
 from nexus.config import ConfigError, LoadedConfig, load
+from nexus.config.request_log_records import JOURNAL, RequestLog
 from nexus.config.secrets import secret
 from nexus.fleet.problems import read_problems
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
+from nexus.runtime.journal import SOCKET
 
 _MIN_FREE_BYTES = 16 * 1024 * 1024
 _MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
@@ -59,6 +61,27 @@ def secrets(loaded: LoadedConfig, environ: Mapping[str, str]) -> Iterator[Findin
         )
     if named and not missing:
         yield ok("secrets", f"{counted(len(named), 'key')} found")
+
+
+def request_log(settings: RequestLog) -> Iterator[Finding]:
+    """Whether the request log can be written by this user."""
+    if not settings.path:
+        return
+    if settings.path == JOURNAL:
+        if SOCKET.exists():
+            yield ok("request log", "in the journal")
+        else:
+            fix = "set [request_log] path to a file, or run the gateway under systemd"
+            yield fail("request log", f"There is no journal: {SOCKET} does not exist.", fix)
+        return
+    path = Path(settings.path)
+    if not path.parent.is_dir():
+        yield fail("request log", f"{path.parent} does not exist.", "make it, for this user only")
+    elif not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        fix = "run this as the gateway's user, or let that user write there"
+        yield fail("request log", f"This user may not write {path} and rotate it.", fix)
+    else:
+        yield ok("request log", str(path))
 
 
 def run_directory(run_dir: RunDirectory) -> Iterator[Finding]:
