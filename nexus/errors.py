@@ -85,7 +85,7 @@ _ACCESS = _rows(
     Fault(code="insufficient_quota", status=429, error_type="budget_exceeded", description="A budget of [[budgets]] is spent, or what is left of it is less than the request can cost; `x-nexus-budget-resets` says when it starts anew."),
     Fault(code="budget_in_flight", status=429, error_type="budget_exceeded", description="What is left of a budget is held for requests in progress; `retry-after` says when to come again."),
     Fault(code="model_unpriced", status=403, error_type="forbidden", description="A budget holds for the request, and the model has no price."),
-    Fault(code="max_tokens_required", status=400, error_type="invalid_request", description="A budget holds for the request, which does not state how long its response may be, and the length of the model's context is not known."),
+    Fault(code="max_tokens_required", status=400, error_type="invalid_request", description="A budget or a limit with `reserve_output = \"full\"` holds for the request, which does not state how long its response may be, and the length of the model's context is not known."),
     Fault(code="limits_unavailable", status=503, error_type="other", blame=Blame.GATEWAY, description="The state of limits and budgets could not be read in time, and a hard budget or a limit on requests in progress applies to the request."),
 )
 _ROUTING = _rows(

@@ -89,7 +89,12 @@ class Limit(Section, frozen=True):
     ] = None
     parallel: _Parallel = None
     reserve_output: Annotated[
-        Count, doc("Tokens reserved at most for a response until its usage is known.")
+        Count | Literal["full"],
+        doc(
+            "Tokens reserved at most for a response until its usage is known. full: as many as the "
+            "request allows, else as the model's context has; if neither is known, the request "
+            "gets 400."
+        ),
     ] = 1024
     cached_weight: Annotated[
         Annotated[float, Meta(ge=0, le=1)], doc("What a cached prompt token counts.")

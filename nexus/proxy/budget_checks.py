@@ -87,7 +87,7 @@ class RequestBudgets:
         if reserve != "full":
             limit = reserve if limit is None else min(limit, reserve)
         elif limit is None:
-            limit = self._context_length(model)
+            limit = self._exchange.view.context_length(model)
         if limit is None:
             raise RequestFailed(
                 "max_tokens_required",
@@ -97,14 +97,6 @@ class RequestBudgets:
         prompt = estimate.bound(strict=budget.strict)
         output = limit * estimate.choices
         return Hold(account, max(most(price, prompt=prompt, output=output) for price in prices))
-
-    def _context_length(self, model: str) -> int | None:
-        lengths = [
-            candidate.model.context_length
-            for candidate in self._exchange.view.table.candidates_for(model)
-        ]
-        known = [length for length in lengths if length is not None]
-        return max(known) if known and len(known) == len(lengths) else None
 
 
 def budgets_of(exchange: Exchange) -> RequestBudgets | None:

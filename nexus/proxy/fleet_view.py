@@ -95,6 +95,12 @@ class View:
             )
         return prices
 
+    def context_length(self, model: str) -> int | None:
+        """The longest context of a model over all backends that have it; None if one is unknown."""
+        lengths = [candidate.model.context_length for candidate in self.table.candidates_for(model)]
+        known = [length for length in lengths if length is not None]
+        return max(known) if known and len(known) == len(lengths) else None
+
     def address(self, backend: Backend) -> Address:
         """Where requests to the backend go."""
         address = self._addresses.get(backend.column)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nexus.access.limits import Amounts, Counter
+from nexus.config.limit_records import Limit
+from nexus.errors import RequestFailed
 from nexus.proxy.budget_checks import RequestBudgets, budgets_of
 from nexus.proxy.budgets import BudgetRefused
 from nexus.proxy.caller_checks import count_refusal
@@ -37,20 +39,14 @@ def _reserve(
 ) -> None:
     """Reserve, in one locked step. Raises `RequestFailed`."""
     dialect = exchange.endpoint.dialect
-    prompt, output_limit = 0, None
+    prompt = 0
     if any(counter.dimension.endswith("tokens") for counter in counters):
-        prompt, output_limit, *_ = exchange.token_estimate()
-
-    def amount(counter: Counter) -> int:
-        output = counter.limit.reserve_output
-        if output_limit is not None:
-            output = min(output, output_limit)
-        return Amounts(1, prompt, output).of(counter.dimension)
-
+        prompt = exchange.token_estimate().prompt
+    units = [_units(exchange, counter, prompt) for counter in counters]
     holds = budgets.holds if budgets is not None else ()
     exchange.limited = bool(counters)
     try:
-        reserves, levels = exchange.engine.limiter.reserve(counters, amount, holds)
+        reserves, levels = exchange.engine.limiter.reserve(counters, units, holds)
     except Refused as refusal:
         exchange.own_headers = [*exchange.own_headers, *level_headers(dialect, refusal.levels)]
         count_refusal(exchange, refusal.kind or "")
@@ -58,6 +54,38 @@ def _reserve(
     exchange.own_headers = [*exchange.own_headers, *level_headers(dialect, levels)]
     if reserves or budgets is not None:
         exchange.on_release(lambda: _settle(exchange, reserves, prompt, budgets))
+
+
+def _units(exchange: Exchange, counter: Counter, prompt: int) -> int:
+    """What a request needs of one counter. Raises `RequestFailed`."""
+    match counter.dimension:
+        case "requests" | "parallel":
+            return 1
+        case "input_tokens":
+            return prompt
+        case "output_tokens":
+            return _output(exchange, counter.limit)
+        case "tokens":
+            return prompt + _output(exchange, counter.limit)
+
+
+def _output(exchange: Exchange, limit: Limit) -> int:
+    """The tokens to reserve for a response. Raises `RequestFailed`."""
+    estimate = exchange.token_estimate()
+    stated, reserve = estimate.output_limit, limit.reserve_output
+    if reserve != "full":
+        return reserve if stated is None else min(stated, reserve)
+    if stated is None:
+        stated = exchange.view.context_length(exchange.model)
+    if stated is None:
+        if limit.shadow:
+            return 0
+        raise RequestFailed(
+            "max_tokens_required",
+            f"Limit '{limit.name}' reserves what a response can take; state max_tokens.",
+            param="max_tokens",
+        )
+    return stated * estimate.choices
 
 
 def _settle(

@@ -64,13 +64,13 @@ class Limiter:
     def reserve(
         self,
         counters: Sequence[Counter],
-        amounts_for: Callable[[Counter], int],
+        needed: Sequence[int],
         holds: Sequence[Hold] = (),
     ) -> tuple[list[Reserve], list[Level]]:
         """Reserve what a request needs of all counters and budgets, or of none.
 
-        Returns the reservations and the state of the counters. Raises `RequestFailed` with
-        `limits_unavailable`, `Refused`, and `BudgetRefused`.
+        `needed` are the units of each counter. Returns the reservations and the state of the
+        counters. Raises `RequestFailed` with `limits_unavailable`, `Refused`, and `BudgetRefused`.
         """
         table = self._table()
         if not table.acquire():
@@ -84,8 +84,7 @@ class Limiter:
             now_ns = time.monotonic_ns()
             reserved, levels, shadowed, untracked = [], [], [], 0
             refusals = []
-            for counter in counters:
-                units = amounts_for(counter)
+            for counter, units in zip(counters, needed, strict=True):
                 level = _stage(table, counter, units, now_ns)
                 if level is None:
                     untracked += 1

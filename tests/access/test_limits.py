@@ -42,6 +42,7 @@ IDS = (
     "gone",
     "reload",
     "calm",
+    "full",
 )
 OWN = """
 [[teams]]
@@ -97,6 +98,11 @@ requests = "1/s"
 name = "tokens"
 match = { key = "tokens" }
 tokens = "100k/d"
+[[limits]]
+name = "full"
+match = { key = "full" }
+tokens = "40k/d"
+reserve_output = "full"
 [[limits]]
 name = "few"
 match = { key = "few" }
@@ -155,10 +161,17 @@ def demo(module_dir) -> Iterator[Demo]:
         yield demo
 
 
+@pytest.fixture(scope="module")
+def long(module_dir) -> Iterator[Demo]:
+    """A backend that does not tell how long its model's context is."""
+    with Demo(module_dir, name="long", kind="llamacpp", models=["demo-long"], pace=0) as demo:
+        yield demo
+
+
 @pytest.fixture(scope="module", params=WAYS)
-def gateway(request, tmp_path_factory, demo) -> Iterator[Gateway]:
+def gateway(request, tmp_path_factory, demo, long) -> Iterator[Gateway]:
     directory = tmp_path_factory.mktemp("limits")
-    config = LIMITS + backend_toml(demo)
+    config = LIMITS + backend_toml(demo) + backend_toml(long).replace("vllm", "openai")
     with Gateway(directory, config, workers=4, environ=WAYS[request.param]) as gateway:
         yield gateway
 
@@ -266,6 +279,23 @@ def test_tokens_are_charged_as_the_backend_reports_them(gateway, stream):
     assert reply.headers["x-ratelimit-limit-tokens"] == "100000"
     if not start:
         assert reply.headers["x-ratelimit-remaining-tokens"] == str(100_000 - reserved)
+
+
+def test_as_many_tokens_are_reserved_as_a_response_can_have(gateway):
+    prompt = max(1, len(json.dumps(GOOD["messages"])) // 4)
+    stated = send(gateway, "full", body=chat(max_tokens=2000))
+    assert stated.headers["x-ratelimit-remaining-tokens"] == str(40_000 - prompt - 2000)
+    several = send(gateway, "full", body=chat(max_tokens=9000, n=5))
+    assert (several.status, several.code) == (429, "rate_limit_exceeded")
+    [used] = [at for (name, _), at in own_limits(gateway, "full").items() if name == "full"]
+    body = json.dumps({"model": "demo-small", "messages": GOOD["messages"]}).encode()
+    unstated = send(gateway, "full", body=body)
+    left = used["left"] - prompt - 32_768  # the length of the model's context
+    assert unstated.headers["x-ratelimit-remaining-tokens"] == str(left)
+    body = body.replace(b"demo-small", b"demo-long")
+    unknown = send(gateway, "full", body=body)
+    assert (unknown.status, unknown.code) == (400, "max_tokens_required")
+    assert send(gateway, "full", body=chat(model="demo-long", max_tokens=9)).status == 200
 
 
 def test_a_backends_own_limits_are_shown_only_without_ours(gateway):

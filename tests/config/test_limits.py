@@ -71,6 +71,13 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, text, sentence):
     assert problems(tmp_path, f'[[limits]]\nname = "a"\n{text}\n') == [f'[[limits]] "a" {sentence}']
 
 
+def test_as_many_tokens_as_a_response_can_have(tmp_path):
+    one = '[[limits]]\nname = "a"\ntokens = "1k/s"\nreserve_output = '
+    assert not problems(tmp_path, f'{one}"full"\n')
+    [wrong] = problems(tmp_path, f'{one}"most"\n')
+    assert "it takes a whole number from 1 to 1000000" in wrong
+
+
 def test_zero_may_be_meant(tmp_path):
     assert not problems(tmp_path, '[[limits]]\nname = "a"\nparallel = 0\nsuspend = true\n')
 
