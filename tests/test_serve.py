@@ -265,7 +265,7 @@ def test_first_screen_when_no_backend_can_be_used(tmp_path):
             in gateway.output()
         )
         assert '"model": "YOUR-MODEL"' in gateway.output()
-        failed = gateway.lines("backend is now unhealthy")
+        failed = until(lambda: gateway.lines("backend is now unhealthy"))
         why = (
             f"127.0.0.1:{port} cannot be reached: nothing listens there; start the server, or "
             f"correct "
@@ -324,3 +324,18 @@ def test_port_is_free_again_at_once(tmp_path):
             socket.create_connection(("127.0.0.1", gateway.port), timeout=1),
         ):
             pass
+
+
+def test_the_first_screen_shows_how_a_key_is_made_and_used(tmp_path):
+    """Every line that it shows works, one after the other, in a shell."""
+    with (
+        Demo(tmp_path, pace=0) as demo,
+        Gateway(tmp_path, backend_toml(demo) + '[auth]\nmode = "keys"\n', workers=1) as gateway,
+    ):
+        shown = [line for line in gateway.output().splitlines() if line.startswith("    ")]
+        [add] = [line for line in shown if line.startswith("    nexus keys add")]
+        [curl] = [line for line in shown if line.startswith("    curl ")]
+        script = f'eval "$({add} | grep OPENAI_)" && {curl}'
+        environ = clean_environ(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        done = subprocess.run(["sh", "-c", script], capture_output=True, env=environ, check=False)
+    assert json.loads(done.stdout)["model"] == "demo-small", done.stderr

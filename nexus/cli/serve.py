@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import nexus
@@ -104,20 +105,29 @@ def _who_may_use_it(config: Config) -> tuple[str, list[str]]:
     return f"(listens on {host})", opening
 
 
-def _agents(run_dir: RunDirectory, base: str) -> list[str]:
+def _agents(run_dir: RunDirectory, base: str, *, keys: bool) -> list[str]:
     """How to start the agents whose APIs a backend speaks."""
     lines = []
     if (model := _model_to_try(run_dir, "anthropic")) is not None:
-        settings = f"ANTHROPIC_BASE_URL={base} ANTHROPIC_AUTH_TOKEN=unused"
+        token = "$OPENAI_API_KEY" if keys else "unused"
+        settings = f"ANTHROPIC_BASE_URL={base} ANTHROPIC_AUTH_TOKEN={token}"
         lines += [f"    {settings} claude --model {shlex.quote(model)}", ""]
     if (model := _model_to_try(run_dir, "responses")) is not None:
+        key = ', env_key="OPENAI_API_KEY"' if keys else ""
         provider = (
-            f'{{name="Nexus", base_url="{base}/v1", wire_api="responses", '
+            f'{{name="Nexus", base_url="{base}/v1", wire_api="responses"{key}, '
             "supports_websockets=false}"
         )
         options = f"-c model_provider=nexus -c 'model_providers.nexus={provider}'"
         lines += [f"    codex --model {shlex.quote(model)} {options}", ""]
     return lines
+
+
+def _configuration(loaded: LoadedConfig) -> str:
+    """The option of a command that names the configuration, if it does not find it by itself."""
+    if loaded.path is None or loaded.path.resolve() == Path("nexus.toml").resolve():
+        return ""
+    return f" -c {shlex.quote(str(loaded.path))}"
 
 
 def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, ready: bool) -> None:
@@ -127,6 +137,13 @@ def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, re
     messages = [{"role": "user", "content": "Hello!"}]
     body = {"model": _model_to_try(run_dir, "openai") or "YOUR-MODEL", "messages": messages}
     request = shlex.quote(json.dumps(body, ensure_ascii=False))
+    keys = loaded.config.auth.mode == "keys"
+    key = ' -H "authorization: Bearer $OPENAI_API_KEY"' if keys else ""
+    json_type = "-H 'content-type: application/json'"
+    steps = ["  Try it:", ""]
+    if keys:
+        steps = ["  Make a key, export what the command prints, and try it:", ""]
+        steps += [f"    nexus keys add --name me{_configuration(loaded)}", ""]
     backends = "two demo backends that make up text" if demo else _backends(loaded)
     verb, hint = "ready" if ready else "running", []
     if not ready:
@@ -149,11 +166,10 @@ def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, re
         f"    {admin}",
         f"    state      {run_dir.path}",
         "",
-        "  Try it:",
+        *steps,
+        f"    curl {base}/v1/chat/completions{key} {json_type} -d {request}",
         "",
-        f"    curl {base}/v1/chat/completions -H 'content-type: application/json' -d {request}",
-        "",
-        *_agents(run_dir, base),
+        *_agents(run_dir, base, keys=keys),
         *opening,
         "  Ctrl-C stops it.",
         "",
