@@ -140,7 +140,7 @@ class Budgets:
             )
             for budget in budgets
         ]
-        self._known: dict[tuple[str, ...], tuple[int, tuple[Account, ...]]] = {}
+        self._known: dict[tuple[str, ...], tuple[int, int, tuple[Account, ...]]] = {}
 
     @classmethod
     def of(cls, budgets: list[Budget]) -> Budgets | None:
@@ -155,8 +155,8 @@ class Budgets:
         if caller is not None:
             key, user, team = caller.key, caller.user or NONE, caller.team
         of = key, team, model, endpoint
-        until, accounts = self._known.get(of, (0, ()))
-        if now >= until:
+        since, until, accounts = self._known.get(of, (0, 0, ()))
+        if not since <= now < until:
             if len(self._known) >= _MOST_CACHED:
                 self._known.clear()
             values = {
@@ -168,7 +168,8 @@ class Budgets:
                 if all(pattern.match(values[name]) for name, pattern in rule.patterns.items())
             )
             until = min([account.end for account in accounts], default=FOREVER)
-            self._known[of] = until, accounts
+            since = max([account.start for account in accounts], default=0)
+            self._known[of] = since, until, accounts
         return accounts
 
     def states(
