@@ -15,6 +15,7 @@ from nexus.admin.backends import backend_endpoints
 from nexus.admin.budgets import budget_endpoints
 from nexus.admin.keys import key_endpoints
 from nexus.admin.openapi import document
+from nexus.admin.usage import usage_endpoints
 from nexus.app import create_app
 from nexus.config import Config
 from nexus.config.records import Server
@@ -61,6 +62,7 @@ def test_every_route_is_described(tmp_path):
     admin.register_blueprint(backend_endpoints(None))
     admin.register_blueprint(key_endpoints(None, token=str))
     admin.register_blueprint(budget_endpoints(None, token=str))
+    admin.register_blueprint(usage_endpoints(None, token=str))
     assert {one for one in described(operations=True) if one[0].startswith("/admin")} == routes(
         admin
     )

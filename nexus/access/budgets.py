@@ -16,6 +16,7 @@ from nexus.access.prices import usd
 from nexus.access.windows import FOREVER, window
 from nexus.config.budget_records import Budget, Period, zone
 from nexus.config.cost_records import pico_usd
+from nexus.fleet.accounts import StoredAccount
 from nexus.runtime.documents import Document
 
 MAX_SUBJECTS = 200
@@ -172,15 +173,12 @@ class Budgets:
             self._known[of] = since, until, accounts
         return accounts
 
-    def states(
-        self, stored: Iterable[tuple[str, str, int, int, int]], now: float
-    ) -> Iterator[BudgetState]:
+    def states(self, stored: Iterable[StoredAccount], now: float) -> Iterator[BudgetState]:
         """How every account of the present windows stands.
 
-        `stored` are budget, subject, start of the window, amount spent, and amount held, of every
-        stored account. A budget without `each` is there before its first request, too.
+        A budget without `each` is there before its first request, too.
         """
-        found = {(name, subject, start): amounts for name, subject, start, *amounts in stored}
+        found = {(one.budget, one.subject, one.start): (one.spent, one.held) for one in stored}
         for rule in self._rules:
             without = rule.account([], now)
             subjects = {subject for name, subject, _ in found if name == rule.budget.name}

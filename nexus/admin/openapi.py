@@ -37,6 +37,7 @@ from nexus.admin.openapi_schema import (
     response,
 )
 from nexus.admin.responses import BackendList, BackendState, PastRequest, RemovedBackend
+from nexus.admin.usage import UsageReport
 from nexus.config import BackendConfig
 from nexus.fleet.problems import ProblemList
 from nexus.fleet.status import Health
@@ -199,6 +200,15 @@ def _admin_paths() -> dict[str, Any]:
             ),
             "delete": _change("Remove a key", RemovedKey, 404, 409, **key),
         },
+        "/admin/usage": {
+            "get": _admin(
+                "What was used, and what it cost",
+                UsageReport,
+                400,
+                tag="Budgets",
+                parameters=_USAGE,
+            )
+        },
         "/admin/budgets": {"get": _admin("How the budgets stand", BudgetList, tag="Budgets")},
         "/admin/keys/{key_id}/rotate": {
             "post": _change(
@@ -208,9 +218,15 @@ def _admin_paths() -> dict[str, Any]:
     }
 
 
+_USAGE = [
+    parameter("by", TEXT, "Any of hour, key, team, model, backend, endpoint, with commas."),
+    parameter("from", TEXT, "A day, or a time."),
+    parameter("to", TEXT, "A day, or a time, which does not belong to the span."),
+    parameter("format", {"enum": ["json", "csv"]}, "The form of the report."),
+]
 _BACKENDS = (BackendList, RemovedBackend, NewBackend)
 _KEYS = (KeyList, MadeKey, NewKey, ChangedKey, Rotation, RemovedKey)
-_STRUCTS = (Stats, ProblemList, Health, PastRequest, BudgetList, *_BACKENDS, *_KEYS)
+_STRUCTS = (Stats, ProblemList, Health, PastRequest, BudgetList, UsageReport, *_BACKENDS, *_KEYS)
 
 
 def _schema_of(kind: type) -> Schema:

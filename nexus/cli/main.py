@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "keys": "keys:keys",
     "prices": "prices:prices",
     "budgets": "budgets:budgets",
+    "usage": "usage:usage",
     "config": "configuration:config",
     "doctor": "doctor.command:doctor",
     "completions": "completions:completions",

@@ -97,6 +97,10 @@ class Costs(Section, frozen=True):
         date | None,
         doc("The day on which the prices were checked, for nexus_prices_age_seconds."),
     ] = None
+    persist_seconds: Annotated[
+        Annotated[float, Meta(ge=0.1, le=60)],
+        doc("How often the ledger of costs and usage is written; so much is lost with the host."),
+    ] = 1.0
     price: Annotated[list[Price], doc("Prices as in the file. They take precedence over it.")] = (
         msgspec.field(default_factory=list)
     )

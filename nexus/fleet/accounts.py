@@ -14,7 +14,7 @@ from typing import NamedTuple
 ACCOUNTS = 4096
 _TEXT_CELLS = 56
 _ACCOUNT = 8 + _TEXT_CELLS
-_KEY, _KEY_REST, _SPENT, _HELD, _START, _END, _LENGTH = range(7)
+_KEY, _KEY_REST, _SPENT, _HELD, _START, _END, _LENGTH, _SAVED = range(8)
 _TEXT = 8
 _LONGEST_TEXT = _TEXT_CELLS * 8
 _HOLDS = 16_384
@@ -26,13 +26,21 @@ _MOST_PROBES = 64
 
 
 class StoredAccount(NamedTuple):
-    """An account as it is stored."""
+    """An account as it is stored.
 
+    Attributes:
+        record: Where.
+        saved: What was spent as the ledger has it.
+    """
+
+    record: int
     budget: str
     subject: str
     start: int
+    end: int
     spent: int
     held: int
+    saved: int
 
 
 class Accounts:
@@ -79,11 +87,11 @@ class Accounts:
         cells, number = self._cells, key % ACCOUNTS
         for _ in range(_MOST_PROBES):
             record = self._first + number * _ACCOUNT
-            if not cells[record] or (cells[record + _END] <= now and not cells[record + _HELD]):
+            if not cells[record] or self._is_over(record, now):
                 text = f"{budget}\0{subject}".encode(errors="replace")[:_LONGEST_TEXT]
                 padded = text + bytes(-len(text) % 8)
                 # The key last: killed in between, it is a record that nobody finds.
-                cells[record + _SPENT] = 0
+                cells[record + _SPENT] = cells[record + _SAVED] = 0
                 cells[record + _START], cells[record + _END] = start, end
                 cells[record + _LENGTH] = len(text)
                 for at in range(0, len(padded), 8):
@@ -153,8 +161,23 @@ class Accounts:
             text = cells[record + _TEXT : record + _ACCOUNT].tobytes()[:length]
             budget, _, subject = text.decode(errors="replace").partition("\0")
             spent, held = self.amounts(record)
-            found.append(StoredAccount(budget, subject, cells[record + _START], spent, held))
+            start, end = cells[record + _START], cells[record + _END]
+            saved = cells[record + _SAVED]
+            found.append(StoredAccount(record, budget, subject, start, end, spent, held, saved))
         return found
+
+    def set_saved(self, record: int, amount: int) -> None:
+        """Record what the ledger has of an account; only the process that writes it does."""
+        self._cells[record + _SAVED] = amount
+
+    def _is_over(self, record: int, now: float) -> bool:
+        """Whether an account's window has ended, and everything is in the ledger."""
+        cells = self._cells
+        return (
+            cells[record + _END] <= now
+            and not cells[record + _HELD]
+            and cells[record + _SPENT] == cells[record + _SAVED]
+        )
 
     def _is_staged(self, cell: int) -> bool:
         return any(cell == staged for staged, _ in self._staged)

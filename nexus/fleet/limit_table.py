@@ -28,6 +28,7 @@ from nexus.fleet.locks import LockFile
 RECORDS = 16_384
 _HEAD = 2048
 _INTENT = 1  # how many numbers follow: cell, value, …; 0 if no change is in progress
+_READY = _HEAD - 1
 _RECORD = 8
 _KEY, _KEY_REST, _LEVEL, _UNIT, _FULL_SEEN = range(5)
 _MOST_PROBES = 32
@@ -74,6 +75,8 @@ class LimitTable:
         self._staged: list[tuple[int, int]] = []
         self._claimed: list[int] = []
         self._records_found: dict[Digest, int] = {}
+        if path is None:
+            self.set_ready()  # there is no ledger for it
         self.accounts = Accounts(self._cells, first=end, slot=slot, staged=self._staged)
 
     def acquire(self) -> bool:
@@ -258,6 +261,14 @@ class LimitTable:
             return level <= now_ns
         slot = -unit - 1
         return not level or not (slot == self._slot or self._lives(slot))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the accounts have what the ledger says of earlier runs."""
+        return bool(self._cells[_READY])
+
+    def set_ready(self) -> None:
+        self._cells[_READY] = 1
 
     def spend_holds_of_dead(self) -> None:
         """Count what killed processes held as spent."""

@@ -19,6 +19,7 @@
     load               requests in flight of each process     (load_table.py)
     circuits           what requests showed of each backend   (circuits.py)
     limits.db          usage of limits, if there are any      (limit_table.py)
+    usage/             what requests used, if it is priced    (metrics/usage.py)
     prefixes           which backends served which prompts    (prefix_table.py)
     sticky             which backends store which responses   (sticky_table.py)
     recent             the last finished requests             (request_log.py)
@@ -88,6 +89,7 @@ class Generation:
         self.sticky = path / "sticky"
         self.request_log = path / "recent"
         self.limits = path / "limits.db"
+        self.usage = path / "usage"
         self.metrics = path / "metrics"
 
     def started(self) -> Started:

@@ -56,9 +56,13 @@ class StateDirectory:
                 raise OSError(errno.EPERM, "other users may write in the directory")
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace one file. Raises OSError; `StateDirectoryHeld` if another gateway writes here.
+        """Replace one file. Raises OSError as `claim` does."""
+        write_atomically(self.claim() / name, content, mode=PRIVATE)
 
-        The lock is kept until this process ends.
+    def claim(self) -> Path:
+        """Make the directory, and lock it until this process ends.
+
+        Raises OSError; `StateDirectoryHeld` if another gateway writes here.
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check()
@@ -67,7 +71,7 @@ class StateDirectory:
             lock.close()
             raise StateDirectoryHeld(0, "another gateway uses it")
         self._lock = lock
-        write_atomically(self.path / name, content, mode=PRIVATE)
+        return self.path
 
     def close(self) -> None:
         """Release the lock, so that another process can write."""

@@ -1,54 +1,159 @@
-"""The health process's part in budgets: what killed processes held becomes spent."""
+"""The health process's part in budgets and usage: the accounts, and the ledger."""
 
 from __future__ import annotations
 
 import logging
+import sqlite3
+import time
+from collections.abc import Sequence
 
 import gevent
+import gevent.lock
 
+from nexus.access.budgets import digest
 from nexus.admin.context import GenerationContext
 from nexus.fleet.limit_table import LimitTable
+from nexus.fleet.state_directory import StateDirectory
+from nexus.health.ledger import FILE, Ledger
 from nexus.health.publisher import Publisher
+from nexus.metrics.usage import UsageReader
 
 log = logging.getLogger("nexus.health")
 
-_INTERVAL_S = 1.0
+_POLL_INTERVAL_S = 0.1
+_RETRY_S = 5.0
+_BUSY_S = 0.2
 
 
 class AccountKeeper:
-    """Looks after the accounts of the present generation, once a second."""
+    """Keeps the accounts of the present generation, and writes the ledger.
 
-    def __init__(self, publisher: Publisher) -> None:
+    It starts with the first configuration that has prices or budgets.
+    """
+
+    def __init__(self, publisher: Publisher, state_dir: StateDirectory) -> None:
         self._publisher = publisher
+        self._state_dir = state_dir
+        self._ledger: Ledger | None = None
         self._generation: GenerationContext | None = None
         self._table: LimitTable | None = None
+        self._usage: UsageReader | None = None
+        self._failing = False
+        self._lock = gevent.lock.RLock()
 
     def run(self) -> None:
-        """Look after them without end."""
+        """Keep them without end."""
+        due = 0.0
         while True:
-            snapshot = self._publisher.snapshot
-            if snapshot is not None and snapshot.config.budgets:
-                try:
-                    self._spend_holds_of_dead()
-                except OSError as error:
-                    log.error("the accounts of budgets cannot be used", extra={"why": error})
-            gevent.sleep(_INTERVAL_S)
+            snapshot, now = self._publisher.snapshot, time.monotonic()
+            if snapshot is not None and (snapshot.config.budgets or snapshot.config.costs.price):
+                new = self._publisher.generation.context is not self._generation
+                if new or now >= due or (self._table is not None and not self._table.ready):
+                    due = now + snapshot.config.costs.persist_seconds
+                    if not self.persist():
+                        due = now + _RETRY_S
+            gevent.sleep(_POLL_INTERVAL_S)
 
-    def _spend_holds_of_dead(self) -> None:
-        table = self._current_table()
-        if table.acquire():
-            try:
+    def persist(self) -> bool:
+        """Write into the ledger what has changed; returns False if that fails.
+
+        A failure is counted, and logged once. Whatever was not written is written later.
+        """
+        try:
+            with self._lock:
+                if self._publisher.generation.context is not self._generation:
+                    self._follow()
+                self._write()
+        except (OSError, sqlite3.Error) as error:
+            self._publisher.generation.context.recorder.ledger_failed()
+            if not self._failing:
+                log.error("the ledger cannot be written", extra={"why": error})
+            self._failing = True
+            if self._table is not None and self._ledger is None:
+                self._table.set_ready()  # a ledger that cannot be opened must not stop requests
+            return False
+        if self._failing:
+            log.info("the ledger is written again")
+        self._failing = False
+        return True
+
+    def report(
+        self, by: Sequence[str], *, since: float | None, until: float | None
+    ) -> list[tuple[object, ...]] | None:
+        """The sums of usage up to now; None without a ledger."""
+        if self._generation is not None:
+            self.persist()
+        if self._ledger is None:
+            return None
+        return self._ledger.report(by, since=since, until=until)
+
+    def close(self) -> None:
+        """Write the rest, and close the ledger."""
+        if self._generation is not None:
+            self.persist()
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+
+    def _follow(self) -> None:
+        """Move on to the present generation, after the last changes of the one before."""
+        if self._generation is not None and self._ledger is not None:
+            self._write()
+        if self._table is not None:
+            self._table.close()
+        self._table = self._usage = None
+        generation = self._publisher.generation
+        lease = generation.context.slot_lease
+        self._table = lease.open_limit_table()
+        if lease.generation is not None:
+            self._usage = generation.context.collector.usage_reader(lease.generation.usage)
+        self._generation = generation.context
+        self._name = generation.path.name
+
+    def _write(self) -> None:
+        table = self._table
+        if table is None:
+            return
+        if self._ledger is None:
+            self._ledger = Ledger(self._state_dir.claim() / FILE)
+        if not table.ready:
+            self._load(table, self._ledger)
+        if not _locked(table):
+            return
+        try:
+            if self._publisher.generation.context is self._generation:
                 table.spend_holds_of_dead()
-            finally:
-                table.release()
+        finally:
+            table.release()
+        accounts = table.accounts.entries()
+        usage = self._usage.read() if self._usage is not None else {}
+        self._ledger.write(self._name, usage, accounts, now=time.time())
+        for one in accounts:
+            if one.spent != one.saved:
+                table.accounts.set_saved(one.record, one.spent)
 
-    def _current_table(self) -> LimitTable:
-        """The table of the present generation."""
-        generation = self._publisher.generation.context
-        if self._table is None or generation is not self._generation:
-            if self._table is not None:
-                self._table.close()
-            self._table = None  # if it cannot be opened, it is tried again
-            self._table = generation.slot_lease.open_limit_table()
-            self._generation = generation
-        return self._table
+    def _load(self, table: LimitTable, ledger: Ledger) -> None:
+        """Let the accounts begin with what earlier runs of the gateway spent."""
+        now = time.time()
+        windows = ledger.windows(now)
+        if not _locked(table):
+            raise OSError("the accounts are locked")
+        try:
+            for budget, subject, start, end, spent in windows:
+                key = digest(budget, subject, start)
+                record = table.accounts.claim(key, budget, subject, start=start, end=end, now=now)
+                if record is not None:
+                    table.accounts.stage_spent(record, held=0, cost=spent)
+                    table.commit()
+                    table.accounts.set_saved(record, spent)
+            table.set_ready()
+        finally:
+            table.release()
+
+
+def _locked(table: LimitTable) -> bool:
+    """Lock the table; another process may have it for a moment."""
+    deadline = time.monotonic() + _BUSY_S
+    while not (acquired := table.acquire()) and time.monotonic() < deadline:
+        gevent.sleep(0.01)
+    return acquired

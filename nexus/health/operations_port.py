@@ -22,6 +22,7 @@ from nexus.admin.keys import key_endpoints
 from nexus.admin.live_updates import LiveUpdates
 from nexus.admin.openapi import openapi_endpoint
 from nexus.admin.operations import operations_endpoints
+from nexus.admin.usage import UsageSource, usage_endpoints
 from nexus.config.addresses import listen_address
 from nexus.fleet.problems import ProblemList
 from nexus.fleet.records import Snapshot
@@ -80,7 +81,9 @@ class HealthContext(AdminContext):
         return self._run_dir_token
 
 
-def operations_app(context: AdminContext, admin: HealthBackendAdmin, keys: HealthKeyAdmin) -> Flask:
+def operations_app(
+    context: AdminContext, admin: HealthBackendAdmin, keys: HealthKeyAdmin, usage: UsageSource
+) -> Flask:
     """Metrics, dashboard and changes as a WSGI application."""
     app = Flask("nexus.health", static_folder=None)
     app.before_request(require_own_host(admin.own_names))
@@ -89,6 +92,7 @@ def operations_app(context: AdminContext, admin: HealthBackendAdmin, keys: Healt
     app.register_blueprint(backend_endpoints(admin))
     app.register_blueprint(key_endpoints(keys, token=admin.admin_token))
     app.register_blueprint(budget_endpoints(context, token=admin.admin_token))
+    app.register_blueprint(usage_endpoints(usage, token=admin.admin_token))
     app.register_blueprint(openapi_endpoint(operations=True))
     register_error_handlers(app, rejected=lambda _: None)
     return app

@@ -60,11 +60,13 @@ class HealthProcess:
         self._exit_status = 0
         self._label_requests = LabelRequests(run_dir.path)
         self._publisher = Publisher(run_dir, self._notifier)
+        state_dir = StateDirectory.of(loaded.config, environ)
+        self._accounts = AccountKeeper(self._publisher, state_dir)
         self._changes = ChangeFiles(
             loaded.path,
             environ,
             session_dir=self._publisher.generation.path,
-            state_dir=StateDirectory.of(loaded.config, environ),
+            state_dir=state_dir,
         )
         self._monitor = FleetMonitor(self._publisher, environ)
         self._reporter = Reporter(run_dir.path, self._publisher)
@@ -96,7 +98,7 @@ class HealthProcess:
         parts: tuple[Callable[[], object], ...] = (
             self._monitor.rounds.run,
             self._reporter.run,
-            AccountKeeper(self._publisher).run,
+            self._accounts.run,
             self._poll,
             self._serve,
             self._notify_when_ready,
@@ -112,6 +114,7 @@ class HealthProcess:
         self._stopping.wait()
         self._notifier.stopping()
         gevent.killall(greenlets)
+        self._accounts.close()
         self._publisher.generation.context.close()
         log.info("health process stopped", extra={"pid": os.getpid()})
         return self._exit_status
@@ -142,7 +145,7 @@ class HealthProcess:
             environ=self._environ,
             stopping=self._stopping.is_set,
         )
-        serve_operations(listen, operations_app(context, self._admin, self._keys))
+        serve_operations(listen, operations_app(context, self._admin, self._keys, self._accounts))
 
     def _poll(self) -> None:
         """Send a heartbeat, and handle requests of other processes in the run directory."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import chain
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -31,6 +32,7 @@ from nexus.metrics.exposition import FamilySnapshot, Labels, of_family, of_metri
 from nexus.metrics.family import NANO, Family
 from nexus.metrics.limit_gauge import LimitGauge
 from nexus.metrics.processes import memory_and_cpu
+from nexus.metrics.usage import UsageReader
 
 log = logging.getLogger("nexus.metrics")
 
@@ -158,6 +160,10 @@ class Collector:
         add(families.IMBALANCE, _imbalance(snapshots, in_flight))
         add(families.SCRAPE_DURATION, time.perf_counter() - started)
         return MetricsSnapshot(snapshots, pending)
+
+    def usage_reader(self, directory: Path) -> UsageReader:
+        """A reader of what all processes have used since the gateway started."""
+        return UsageReader(directory, self._row, self._pacer)
 
     def _row(self, slot: str) -> Row | None:
         """The row of the slot that stands in a file's name; None if the file is somebody else's."""

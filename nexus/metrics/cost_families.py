@@ -71,6 +71,11 @@ BUDGET_OVERRUN = counter(
     "What requests cost beyond what a hard budget held for them, in US dollars.",
     budget=BUDGET,
 )
+LEDGER_ERRORS = counter(
+    "nexus_ledger_write_errors_total",
+    "Failed attempts to read or write the ledger of costs and usage, for example on a full disk. "
+    "Nothing is lost if a later one succeeds.",
+)
 PRICES_AGE = gauge(
     "nexus_prices_age_seconds",
     "Seconds since the day that is the version of the prices; absent if they have none.",

@@ -6,6 +6,7 @@ does.
 
 from __future__ import annotations
 
+import logging
 import time
 from _thread import RLock  # excludes threads; no code below switches greenlets
 from collections.abc import Callable, Sequence
@@ -18,7 +19,10 @@ from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics import access_families, cost_families, families
 from nexus.metrics.family import Family
 from nexus.metrics.store import Store
+from nexus.metrics.usage import UsageStore
 from nexus.runtime import stderr
+
+log = logging.getLogger("nexus.metrics")
 
 _Move = tuple[Callable[[float], None], float]
 
@@ -62,6 +66,11 @@ class Recorder:
 
     def __init__(self, store: Store, slot_lease: SlotLease) -> None:
         self._store = store
+        self._usage = (
+            UsageStore(slot_lease.generation.usage, slot_lease.slot)
+            if slot_lease.generation
+            else None
+        )
         self._row: Row = slot_lease.row
         self._lock = RLock()
         self._children: dict[tuple[str, ...], Any] = {}
@@ -225,7 +234,8 @@ class Recorder:
     def _costs(self, outcome: Outcome, charge: Charge) -> list[_Move]:
         """The series of money, in nano-dollars."""
         child, labels = self.child, (outcome.backend_label, outcome.model_label)
-        moves: list[_Move] = [
+        moves: list[_Move] = self._usage_of(outcome, charge)
+        moves += [
             (child(cost_families.COST, *labels, kind, "delivered").inc, nano)
             for kind, nano in charge.parts
         ]
@@ -239,6 +249,21 @@ class Recorder:
             key_cost = child(cost_families.KEY_COST, outcome.key_label, outcome.team_label)
             moves.append((key_cost.inc, charge.total))
         return moves
+
+    def _usage_of(self, outcome: Outcome, charge: Charge) -> list[_Move]:
+        if self._usage is None or (outcome.usage is None and not charge.parts):
+            return []
+        try:
+            return self._usage.moves(outcome, charge)
+        except OSError as error:
+            log.error("usage is not recorded", extra={"why": error})
+            self.child(cost_families.LEDGER_ERRORS).inc()
+            return []
+
+    def ledger_failed(self) -> None:
+        """The ledger could not be read or written."""
+        with self._lock:
+            self.child(cost_families.LEDGER_ERRORS).inc()
 
     def caller_refused(self, key: str, team: str, reason: str) -> None:
         """Count a request that was refused for its key; `key` and `team` are label values."""

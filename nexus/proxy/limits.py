@@ -23,6 +23,7 @@ from nexus.proxy.budgets import Hold, has_room, stage_costs, stage_holds
 log = logging.getLogger("nexus.proxy")
 
 _PARALLEL_WAIT_NS = 1_000_000_000
+_LEDGER_WAIT_S, _LEDGER_POLL_S = 2.0, 0.02
 _NEVER_NS = 3_600_000_000_000
 """`Retry-After` for a limit of 0."""
 
@@ -73,6 +74,8 @@ class Limiter:
         counters. Raises `RequestFailed` with `limits_unavailable`, `Refused`, and `BudgetRefused`.
         """
         table = self._table()
+        if holds:
+            self._await_ledger(table, holds)
         if not table.acquire():
             self._recorder.limits_missed()
             if any(c.dimension == "parallel" and not c.limit.shadow for c in counters) or any(
@@ -158,6 +161,15 @@ class Limiter:
             self._recorder.limit_settled(limit, tokens)
         for budget, nano in overruns:
             self._recorder.budget_overrun(budget, nano)
+
+    @staticmethod
+    def _await_ledger(table: LimitTable, holds: Sequence[Hold]) -> None:
+        """Wait until the accounts have what earlier runs spent. Raises `RequestFailed`."""
+        deadline = time.monotonic() + _LEDGER_WAIT_S
+        while not table.ready and any(hold.account.budget.mode == "hard" for hold in holds):
+            if time.monotonic() > deadline:
+                raise RequestFailed("limits_unavailable", headers={"retry-after": "1"})
+            time.sleep(_LEDGER_POLL_S)
 
     def open(self) -> None:
         """Open the table. What the process that had this slot before held becomes spent."""

@@ -4,6 +4,7 @@ from nexus.access.budgets import Budgets
 from nexus.access.callers import Caller
 from nexus.config.budget_records import Budget
 from nexus.config.limit_records import Match
+from nexus.fleet.accounts import StoredAccount
 
 NOW = 1_790_000_000.0  # in September 2026
 ANN = Caller(key="ann", team="research")
@@ -42,12 +43,12 @@ def test_another_amount_keeps_the_account():
 
 def test_a_caller_sees_its_own_accounts():
     stored = [
-        (account.budget.name, account.subject, account.start, 7, 2)
+        StoredAccount(0, account.budget.name, account.subject, account.start, 0, 7, 2, 0)
         for caller in (ANN, USER, Caller(key="annabel", team="research"))
         for account in found(caller)
     ]
-    stored.append(("each", "key ann, model old", 5, 1, 1))  # of an earlier window
-    stored.append(("removed", "", 0, 1, 1))
+    old = StoredAccount(0, "each", "key ann, model old", 5, 6, 1, 1, 0)  # of an earlier window
+    stored += [old, StoredAccount(0, "removed", "", 0, 9, 1, 1, 0)]
     states = list(BUDGETS.states(stored, NOW))
     assert len(states) == 4
     seen = [one.account.subject for one in BUDGETS.of_caller(states, ANN)]

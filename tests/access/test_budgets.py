@@ -101,7 +101,8 @@ def local(module_dir) -> Iterator[Demo]:
 def gateway(request, tmp_path_factory, demo, local) -> Iterator[Gateway]:
     directory = tmp_path_factory.mktemp("budgets")
     config = CONFIG + backend_toml(demo).replace("vllm", "openai") + backend_toml(local)
-    with Gateway(directory, config, workers=4, environ=WAYS[request.param]) as gateway:
+    environ = {**WAYS[request.param], "XDG_STATE_HOME": str(directory / "state")}
+    with Gateway(directory, config, workers=4, environ=environ) as gateway:
         yield gateway
 
 

@@ -68,7 +68,8 @@ def gateway(request, tmp_path_factory, demo, bad) -> Iterator[Gateway]:
     directory = tmp_path_factory.mktemp("costs")
     (directory / "prices.toml").write_text(PRICES)
     config = CONFIG + backend_toml(demo) + backend_toml(bad, priority=90).replace("vllm", "openai")
-    with Gateway(directory, config, workers=2, environ=WAYS[request.param]) as gateway:
+    environ = {**WAYS[request.param], "XDG_STATE_HOME": str(directory / "state")}
+    with Gateway(directory, config, workers=2, environ=environ) as gateway:
         yield gateway
 
 

@@ -154,6 +154,7 @@ SCHEMAS: dict[str, Schema] = {
         total=COUNT, families={"type": "object", "additionalProperties": COUNT}
     ),
     "metrics get": record(family=TEXT, type=TEXT, samples=every(SAMPLE)),
+    "usage": component("UsageReport"),
     "budgets": record(budgets=every(component("BudgetSummary"), least=0)),
     "prices check": record(
         version=maybe(TEXT),

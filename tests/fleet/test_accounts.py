@@ -53,7 +53,8 @@ def test_what_is_held_becomes_spent(tables):
     spend(one, record, held=70, cost=50)
     assert other.accounts.amounts(record) == (50, 30)
     spend(other, record, held=30, cost=45)
-    assert one.accounts.entries() == [("b", "key a", 1_000, 95, 0)]
+    [stored] = one.accounts.entries()
+    assert stored == (record, "b", "key a", 1_000, 2_000, 95, 0, 0)
 
 
 def test_what_a_killed_process_held_is_spent_once(tables):
@@ -116,8 +117,12 @@ def test_the_accounts_of_past_windows_make_room(tables, monkeypatch):
     held = claim(one, "held")
     hold(one, held, 1)
     records = {claim(one, name) for name in "abc"}
+    unsaved = min(records)
+    spend(one, unsaved, held=0, cost=7)
     full = one.accounts.claim(digest("x", "", 0), "x", "", start=0, end=9, now=1_999)
     assert full is None
-    again = {claim(one, name, start=2_000, now=2_000) for name in "def"}
-    assert again == records  # that of a request in progress stays
+    again = {claim(one, name, start=2_000, now=2_000) for name in "de"}
+    assert again == records - {unsaved}  # that of a request in progress stays, too
+    one.accounts.set_saved(unsaved, 7)
+    assert claim(one, "f", start=2_000, now=2_000) == unsaved
     assert one.accounts.amounts(held) == (0, 1)

@@ -1,0 +1,131 @@
+"""The ledger: what was spent and used, in an SQLite file that outlives the gateway."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from nexus.fleet.accounts import StoredAccount
+from nexus.metrics.usage import AMOUNTS, NAMES, UsageKey
+
+FILE = "ledger.sqlite"
+_NAMES = ", ".join(f'"{name}"' for name in NAMES)
+_AMOUNTS = ", ".join(AMOUNTS)
+_INTEGERS = ", ".join(f"{name} INTEGER NOT NULL" for name in AMOUNTS)
+_TEXTS = ", ".join(f'"{name}" TEXT NOT NULL' for name in NAMES)
+_TABLES = f"""
+CREATE TABLE IF NOT EXISTS windows (
+    budget TEXT NOT NULL, subject TEXT NOT NULL, start INTEGER NOT NULL, "end" INTEGER NOT NULL,
+    spent INTEGER NOT NULL, PRIMARY KEY (budget, subject, start)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS usage (
+    hour INTEGER NOT NULL, {_TEXTS}, {_INTEGERS}, PRIMARY KEY (hour, {_NAMES})
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seen (
+    generation TEXT NOT NULL, {_TEXTS}, {_INTEGERS}, PRIMARY KEY (generation, {_NAMES})
+) WITHOUT ROWID;
+"""
+_HOUR_S = 3600
+_MARKS = ", ".join("?" * (1 + len(NAMES) + len(AMOUNTS)))
+_ADDED = ", ".join(f"{name} = {name} + excluded.{name}" for name in AMOUNTS)
+_REPLACED = ", ".join(f"{name} = excluded.{name}" for name in AMOUNTS)
+_ADD = f"INSERT INTO usage VALUES ({_MARKS}) ON CONFLICT (hour, {_NAMES}) DO UPDATE SET {_ADDED}"
+_SEE = (
+    f"INSERT INTO seen VALUES ({_MARKS}) "
+    f"ON CONFLICT (generation, {_NAMES}) DO UPDATE SET {_REPLACED}"
+)
+_SPEND = (
+    "INSERT INTO windows VALUES (?, ?, ?, ?, ?) "
+    "ON CONFLICT (budget, subject, start) DO UPDATE SET spent = excluded.spent"
+)
+
+
+class Ledger:
+    """The ledger of one gateway. Only the health process writes it.
+
+    Counters of a generation only grow. The ledger keeps what it has seen of each, in the same
+    transaction as the hourly sums, so that nothing is counted twice or lost, whenever the process
+    is killed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open or create it. Raises `sqlite3.Error`."""
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._database = sqlite3.connect(path, timeout=1.0)
+        try:
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.executescript(_TABLES)
+        except sqlite3.Error:
+            self._database.close()
+            raise
+        self._seen: dict[UsageKey, Sequence[int]] = {}
+        self._generation: str | None = None
+
+    def windows(self, now: float) -> list[tuple[str, str, int, int, int]]:
+        """Budget, subject, start, end, and amount spent of each window that has not ended."""
+        select = 'SELECT budget, subject, start, "end", spent FROM windows WHERE "end" > ?'
+        return self._database.execute(select, (now,)).fetchall()
+
+    def write(
+        self,
+        generation: str,
+        usage: Mapping[UsageKey, Sequence[int]],
+        accounts: Iterable[StoredAccount],
+        *,
+        now: float,
+    ) -> None:
+        """Write what has changed, in one transaction. Raises `sqlite3.Error`."""
+        if generation != self._generation:
+            self._read_seen(generation)
+        changed = {key: now_ for key, now_ in usage.items() if now_ != self._seen.get(key)}
+        spent = [
+            (one.budget, one.subject, one.start, one.end, one.spent)
+            for one in accounts
+            if one.spent != one.saved
+        ]
+        if not changed and not spent:
+            return
+        hour = int(now) // _HOUR_S * _HOUR_S
+        added = []
+        for key, amounts in changed.items():
+            before = self._seen.get(key, (0,) * len(AMOUNTS))
+            difference = [new - old for new, old in zip(amounts, before, strict=True)]
+            added.append((hour, *key, *difference))
+        with self._database:  # commits, or rolls back
+            self._database.executemany(_ADD, added)
+            self._database.executemany(
+                _SEE, [(generation, *key, *amounts) for key, amounts in changed.items()]
+            )
+            self._database.executemany(_SPEND, spent)
+        self._seen.update(changed)
+
+    def report(
+        self, by: Sequence[str], *, since: float | None, until: float | None
+    ) -> list[tuple[object, ...]]:
+        """Sums of usage by some of `NAMES` and `hour`, of the hours in a span of time."""
+        columns = ", ".join(f'"{name}"' for name in by)
+        sums = ", ".join(f"SUM({name})" for name in AMOUNTS)
+        select = (
+            f"SELECT {columns}{', ' if by else ''}{sums} FROM usage WHERE hour >= ? AND hour < ?"
+        )
+        if by:
+            select += f" GROUP BY {columns} ORDER BY {columns}"
+        span = (since or 0, 1 << 40 if until is None else until)
+        with closing(self._database.execute(select, span)) as rows:
+            return [row for row in rows.fetchall() if row[-1] is not None]
+
+    def _read_seen(self, generation: str) -> None:
+        select = f"SELECT {_NAMES}, {_AMOUNTS} FROM seen WHERE generation = ?"
+        rows = self._database.execute(select, (generation,)).fetchall()
+        with self._database:
+            self._database.execute("DELETE FROM seen WHERE generation != ?", (generation,))
+        names = len(NAMES)
+        self._seen = {UsageKey(*row[:names]): tuple(row[names:]) for row in rows}
+        self._generation = generation
+
+    def close(self) -> None:
+        self._database.close()
