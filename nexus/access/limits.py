@@ -122,7 +122,7 @@ class Limits:
         return cls(config.limits, of_keys=of_keys, of_teams=of_teams)
 
     def counters(self, caller: Caller | None, model: str, endpoint: str) -> tuple[Counter, ...]:
-        """What a request is counted in, over all limits that match it."""
+        """What a request is counted in, over all limits that match it; shadow limits last."""
         key, team = (NONE, NONE) if caller is None else (caller.key, caller.team)
         of = key, team, model, endpoint
         counters = self._known.get(of)
@@ -130,13 +130,15 @@ class Limits:
             if len(self._known) >= _MOST_CACHED:
                 self._known.clear()
             values = {**_values_of(caller), "model": model, "endpoint": endpoint}
-            counters = self._known[of] = tuple(
-                counter
+            matching = [
+                limit
                 for limit, patterns in self._limits
                 if all(pattern.match(values[name]) for name, pattern in patterns)
-                for counter in _counters(limit, values)
-            ) + tuple(
-                counter for own in self._own_limits(key, team) for counter in _counters(own, values)
+            ]
+            matching += self._own_limits(key, team)
+            matching.sort(key=lambda limit: limit.shadow)
+            counters = self._known[of] = tuple(
+                counter for limit in matching for counter in _counters(limit, values)
             )
         return counters
 

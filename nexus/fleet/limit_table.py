@@ -126,6 +126,14 @@ class LimitTable:
         cells[_INTENT] = 0
         staged.clear()
 
+    def staged(self) -> int:
+        """How many changes are staged, for `unstage`."""
+        return len(self._staged)
+
+    def unstage(self, count: int) -> None:
+        """Drop the changes that were staged after the first `count`."""
+        del self._staged[count:]
+
     def _complete(self) -> None:
         """Apply the changes of an intent that another process has left."""
         cells = self._cells

@@ -84,36 +84,20 @@ class Limiter:
                 raise RequestFailed("limits_unavailable", headers={"retry-after": "1"})
             return [], []
         try:
-            now_ns = time.monotonic_ns()
-            reserved, levels, shadowed, untracked = [], [], [], 0
-            refusals = []
-            for counter, units in zip(counters, needed, strict=True):
-                level = _stage(table, counter, units, now_ns)
-                if level is None:
-                    untracked += 1
-                    continue
-                if level.wait_ns <= 0:
-                    reserved.append(Reserve(counter, units, now_ns))
-                elif counter.limit.shadow:
-                    shadowed.append(counter)
-                    continue
-                else:
-                    refusals.append((level, units))
-                levels.append(level)
-            if not refusals:
+            staged = _stage_all(table, counters, needed)
+            if staged.refused is None:
                 stage_holds(table, holds, before=(), now=time.time())
                 table.commit()
         finally:
             table.release()
-        self._recorder.limits_untracked(untracked)
-        for counter in shadowed:
-            self._recorder.limit_refused(counter.limit.name, counter.dimension, shadow=True)
-        if refusals:
-            longest, units = max(refusals, key=lambda refusal: refusal[0].wait_ns)
-            counter = longest.counter
-            self._recorder.limit_refused(counter.limit.name, counter.dimension, shadow=False)
-            raise Refused(longest, units, [level for level in levels if level.wait_ns <= 0])
-        return reserved, levels
+        self._recorder.limits_untracked(staged.untracked)
+        for refused, shadow in ((staged.shadow_refused, True), (staged.refused, False)):
+            if refused is not None:
+                limit, dimension = refused[0].counter.limit.name, refused[0].counter.dimension
+                self._recorder.limit_refused(limit, dimension, shadow=shadow)
+        if staged.refused is not None:
+            raise Refused(*staged.refused, staged.levels)
+        return staged.reserved, staged.levels
 
     def has_room(self, holds: Sequence[Hold], before: Sequence[Hold]) -> bool:
         """Whether more could be held than before, as it looks without the lock."""
@@ -214,6 +198,53 @@ class Refused(RequestFailed):
             kind="requests" if counter.dimension == "requests" else kind,
         )
         self.levels = [level, *others]
+
+
+class _Staged(msgspec.Struct):
+    """What is staged of a request's reservations.
+
+    Attributes:
+        levels: The state of the counters that admit the request.
+        refused: The counter with the longest wait, and the units that it was asked for.
+        shadow_refused: The same of the limits that refuse nothing.
+        untracked: How many counters had no room in the table.
+    """
+
+    reserved: list[Reserve]
+    levels: list[Level]
+    refused: tuple[Level, int] | None = None
+    shadow_refused: tuple[Level, int] | None = None
+    untracked: int = 0
+
+
+def _stage_all(table: LimitTable, counters: Sequence[Counter], needed: Sequence[int]) -> _Staged:
+    """Stage a request's reservations. The counters of shadow limits come last.
+
+    If one of these would refuse the request, nothing of it is reserved of any of them.
+    """
+    now_ns, staged, real = time.monotonic_ns(), _Staged([], []), None
+    for counter, units in zip(counters, needed, strict=True):
+        shadow = counter.limit.shadow
+        if shadow and real is None:
+            real = table.staged(), len(staged.reserved)
+        level = _stage(table, counter, units, now_ns)
+        if level is None:
+            staged.untracked += 1
+        elif level.wait_ns <= 0:
+            staged.reserved.append(Reserve(counter, units, now_ns))
+            staged.levels.append(level)
+        elif shadow:
+            staged.shadow_refused = _longer(staged.shadow_refused, (level, units))
+        else:
+            staged.refused = _longer(staged.refused, (level, units))
+    if staged.shadow_refused is not None and real is not None:
+        table.unstage(real[0])
+        del staged.reserved[real[1] :]
+    return staged
+
+
+def _longer(one: tuple[Level, int] | None, other: tuple[Level, int]) -> tuple[Level, int]:
+    return other if one is None or other[0].wait_ns > one[0].wait_ns else one
 
 
 def _stage(table: LimitTable, counter: Counter, units: int, now_ns: int) -> Level | None:

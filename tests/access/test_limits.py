@@ -21,14 +21,14 @@ from nexus.access.keys import digest
 from nexus.access.limits import Limits
 from nexus.config.limit_records import Limit
 from nexus.fleet.limit_table import LimitTable
-from tests.server.asking import GOOD, ask
+from tests.access.limited import WAYS, chat, key_of, keys_toml, open_stream, own_limits, send
+from tests.server.asking import GOOD
 from tests.support.metrics import moved
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml, clean_environ
 
 pytestmark = pytest.mark.e2e
 
-WAYS = {"fast path": {}, "Flask": {"NEXUS_WITHOUT_SHORT_WAY": "1"}}
 IDS = (
     "free",
     "hundred",
@@ -76,10 +76,6 @@ each = ["model"]
 requests = "10/d"
 """
 DAY_NS = 86_400_000_000_000
-
-
-def key_of(id_: str) -> str:
-    return f"sk-nx-of-a-test-of-limits-{id_}"
 
 
 LIMITS = """
@@ -137,7 +133,7 @@ requests = "5/d"
 name = "both tokens"
 match = { key = "both", model = "demo-*" }
 tokens = "10/d"
-""" + "".join(f'[[keys]]\nid = "{id_}"\nsha256 = ["{digest(key_of(id_))}"]\n' for id_ in IDS)
+""" + keys_toml(*IDS)
 LIMITS += OWN % tuple(digest(key_of(id_)) for id_ in ("one", "two", "seen"))
 FAMILIES = (
     "nexus_requests_total",
@@ -174,14 +170,6 @@ def gateway(request, tmp_path_factory, demo, long) -> Iterator[Gateway]:
     config = LIMITS + backend_toml(demo) + backend_toml(long).replace("vllm", "openai")
     with Gateway(directory, config, workers=4, environ=WAYS[request.param]) as gateway:
         yield gateway
-
-
-def send(gateway, id_, **more):
-    return ask(gateway, authorization=f"Bearer {key_of(id_)}", **more)
-
-
-def chat(**more) -> bytes:
-    return json.dumps({**GOOD, **more}).encode()
 
 
 def changes(before, after) -> dict[str, float]:
@@ -331,20 +319,6 @@ def test_keys_and_teams_have_limits_of_their_own(gateway):
     assert found["nexus_key_refusals_total two requests pair"] == 1
 
 
-def own_limits(gateway, id_) -> dict[tuple[str, str], dict]:
-    reply = ask(
-        gateway,
-        "/v1/key",
-        method="GET",
-        body=None,
-        authorization=f"Bearer {key_of(id_)}",
-        headers={},
-    )
-    assert reply.status == 200, reply
-    limits = json.loads(reply.content)["limits"]
-    return {(limit["name"], limit["dimension"]): limit for limit in limits}
-
-
 def test_clients_see_their_limits_and_operators_those_that_are_used_up(gateway):
     unused = own_limits(gateway, "seen")
     assert unused["seen", "requests"] == {
@@ -409,17 +383,6 @@ def test_a_suspended_key_gets_nothing(gateway):
     assert json.loads(refused.content)["error"]["message"] == (
         "Limit 'closed' on requests: nothing is admitted."
     )
-
-
-def open_stream(gateway, id_) -> socket.socket:
-    body = chat(stream=True, max_tokens=500)
-    client = socket.create_connection(("127.0.0.1", gateway.port), timeout=20)
-    head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer {key_of(id_)}\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    client.sendall(head.encode() + body)
-    return client
 
 
 def test_only_so_many_at_once_and_their_places_are_given_back(gateway):
