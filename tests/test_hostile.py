@@ -297,6 +297,7 @@ class Good:
         for thread in self._threads:
             thread.join(120)
             assert not thread.is_alive()
+        self._client.close()
 
 
 def test_a_good_client_beside_hostile_ones(tmp_path):

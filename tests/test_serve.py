@@ -132,54 +132,56 @@ def test_the_first_screen_asks_for_a_model_that_is_there(tmp_path):
 
 
 def test_openai_client(served):
-    client = openai.OpenAI(base_url=f"{served.base}/v1", api_key="any", max_retries=0)
-    messages = [{"role": "user", "content": "Say something"}]
-    whole = client.chat.completions.create(model="demo-small", messages=messages)
-    assert len(whole.choices[0].message.content.split()) == 40
-    assert whole.usage.completion_tokens == 40
+    with openai.OpenAI(base_url=f"{served.base}/v1", api_key="any", max_retries=0) as client:
+        messages = [{"role": "user", "content": "Say something"}]
+        whole = client.chat.completions.create(model="demo-small", messages=messages)
+        assert len(whole.choices[0].message.content.split()) == 40
+        assert whole.usage.completion_tokens == 40
 
-    stream = client.chat.completions.create(
-        model="demo-large",
-        messages=messages,
-        stream=True,
-        max_tokens=8,
-        stream_options={"include_usage": True},
-    )
-    chunks = list(stream)
-    assert len("".join(c.choices[0].delta.content or "" for c in chunks if c.choices).split()) == 8
-    assert chunks[-1].usage.completion_tokens == 8
+        stream = client.chat.completions.create(
+            model="demo-large",
+            messages=messages,
+            stream=True,
+            max_tokens=8,
+            stream_options={"include_usage": True},
+        )
+        chunks = list(stream)
+        assert (
+            len("".join(c.choices[0].delta.content or "" for c in chunks if c.choices).split()) == 8
+        )
+        assert chunks[-1].usage.completion_tokens == 8
 
-    vectors = client.embeddings.create(model="demo-small", input=["one", "two"])
-    assert [len(item.embedding) for item in vectors.data] == [32, 32]
-    assert {model.id for model in client.models.list()} == {"demo-small", "demo-large"}
-    assert client.models.retrieve("demo-large").owned_by == "demo-1"
-    assert client.completions.create(model="demo-small", prompt="Once").choices[0].text
+        vectors = client.embeddings.create(model="demo-small", input=["one", "two"])
+        assert [len(item.embedding) for item in vectors.data] == [32, 32]
+        assert {model.id for model in client.models.list()} == {"demo-small", "demo-large"}
+        assert client.models.retrieve("demo-large").owned_by == "demo-1"
+        assert client.completions.create(model="demo-small", prompt="Once").choices[0].text
 
-    with pytest.raises(openai.NotFoundError) as missing:
-        client.chat.completions.create(model="nope", messages=messages)
-    assert missing.value.code == "model_not_found"
-    assert missing.value.request_id
+        with pytest.raises(openai.NotFoundError) as missing:
+            client.chat.completions.create(model="nope", messages=messages)
+        assert missing.value.code == "model_not_found"
+        assert missing.value.request_id
 
 
 def test_request_id_is_taken_from_the_client(served):
-    client = openai.OpenAI(base_url=f"{served.base}/v1", api_key="any", max_retries=0)
-    raw = client.chat.completions.with_raw_response.create(
-        model="demo-large",
-        messages=[{"role": "user", "content": "x"}],
-        extra_headers={"x-request-id": "mine-1"},
-    )
-    assert raw.headers["x-request-id"] == "mine-1"
-    assert raw.headers["x-nexus-backend"] == "demo-1"
-    assert raw.headers["x-nexus-backend-type"] == "local"
-    assert raw.headers["x-nexus-route-reason"] == "capability-match"
-    assert raw.headers["x-nexus-privacy-zone"] == "restricted"
-    until(lambda: "id=mine-1" in served.output())
-    line = next(line for line in served.output().splitlines() if "id=mine-1" in line)
-    assert re.search(
-        r"model=demo-large backend=demo-1 status=200 duration_ms=\S+ prompt_tokens=\d+ "
-        r"completion_tokens=40 usage=reported attempts=1",
-        line,
-    )
+    with openai.OpenAI(base_url=f"{served.base}/v1", api_key="any", max_retries=0) as client:
+        raw = client.chat.completions.with_raw_response.create(
+            model="demo-large",
+            messages=[{"role": "user", "content": "x"}],
+            extra_headers={"x-request-id": "mine-1"},
+        )
+        assert raw.headers["x-request-id"] == "mine-1"
+        assert raw.headers["x-nexus-backend"] == "demo-1"
+        assert raw.headers["x-nexus-backend-type"] == "local"
+        assert raw.headers["x-nexus-route-reason"] == "capability-match"
+        assert raw.headers["x-nexus-privacy-zone"] == "restricted"
+        until(lambda: "id=mine-1" in served.output())
+        line = next(line for line in served.output().splitlines() if "id=mine-1" in line)
+        assert re.search(
+            r"model=demo-large backend=demo-1 status=200 duration_ms=\S+ prompt_tokens=\d+ "
+            r"completion_tokens=40 usage=reported attempts=1",
+            line,
+        )
 
 
 def test_nothing_of_prompts_is_logged(served):
@@ -227,17 +229,17 @@ def test_known_with_the_first_round_of_probes(tmp_path):
 def test_ctrl_c_lets_streams_end(tmp_path):
     with Demo(tmp_path, pace=20, length=30) as demo:
         gateway = Gateway(tmp_path, backend_toml(demo))
-        client = openai.OpenAI(base_url=f"{gateway.base}/v1", api_key="x", max_retries=0)
-        stream = client.chat.completions.create(
-            model="demo-small", messages=[{"role": "user", "content": "x"}], stream=True
-        )
-        words = [next(stream)]
-        gateway.send(signal.SIGINT)
-        words += list(stream)
-        assert words[-1].choices[0].finish_reason == "stop"
-        assert gateway.stop() == 0
-        assert [line["status"] for line in gateway.lines("request")] == [200]
-        assert not gateway.lines("the health process ended, starting it again")
+        with openai.OpenAI(base_url=f"{gateway.base}/v1", api_key="x", max_retries=0) as client:
+            stream = client.chat.completions.create(
+                model="demo-small", messages=[{"role": "user", "content": "x"}], stream=True
+            )
+            words = [next(stream)]
+            gateway.send(signal.SIGINT)
+            words += list(stream)
+            assert words[-1].choices[0].finish_reason == "stop"
+            assert gateway.stop() == 0
+            assert [line["status"] for line in gateway.lines("request")] == [200]
+            assert not gateway.lines("the health process ended, starting it again")
 
 
 def test_all_processes_end_with_a_killed_supervisor(tmp_path):

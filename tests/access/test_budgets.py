@@ -181,12 +181,16 @@ def test_a_refusal_says_what_is_spent_and_when_it_resets(gateway):
 
 
 def test_the_real_client_raises_at_once(gateway):
-    client = openai.OpenAI(base_url=f"{gateway.base}/v1", api_key=key_of("empty"), max_retries=5)
-    before = gateway.settled()
-    with pytest.raises(openai.RateLimitError) as refused:
-        client.chat.completions.create(**{**GOOD, "model": "demo-paid"})
-    assert refused.value.code == "insufficient_quota"
-    assert changes(before, gateway.settled())["nexus_errors_total budget_exceeded demo_paid"] == 1
+    with openai.OpenAI(
+        base_url=f"{gateway.base}/v1", api_key=key_of("empty"), max_retries=5
+    ) as client:
+        before = gateway.settled()
+        with pytest.raises(openai.RateLimitError) as refused:
+            client.chat.completions.create(**{**GOOD, "model": "demo-paid"})
+        assert refused.value.code == "insufficient_quota"
+        assert (
+            changes(before, gateway.settled())["nexus_errors_total budget_exceeded demo_paid"] == 1
+        )
 
 
 @pytest.mark.parametrize("fault", ["", "no_usage", "break_after=3", "leave"])

@@ -103,16 +103,18 @@ def test_a_key_is_served_and_reaches_no_backend(gateway, demo, header):
 
 
 def test_the_real_client(gateway):
-    client = openai.OpenAI(base_url=f"{gateway.base}/v1", api_key=KEYS["small"])
-    answer = client.chat.completions.create(**GOOD)
-    assert answer.choices[0].message.content
-    assert [model.id for model in client.models.list()] == ["demo-small", "fast"]
-    with pytest.raises(openai.AuthenticationError) as refused:
-        client.with_options(api_key="sk-nx-no-such-key-of-anybody").chat.completions.create(**GOOD)
-    assert refused.value.code == "invalid_api_key"
-    with pytest.raises(openai.PermissionDeniedError) as denied:
-        client.chat.completions.create(**{**GOOD, "model": "spare"})
-    assert denied.value.code == "model_not_allowed"
+    with openai.OpenAI(base_url=f"{gateway.base}/v1", api_key=KEYS["small"]) as client:
+        answer = client.chat.completions.create(**GOOD)
+        assert answer.choices[0].message.content
+        assert [model.id for model in client.models.list()] == ["demo-small", "fast"]
+        with pytest.raises(openai.AuthenticationError) as refused:
+            client.with_options(api_key="sk-nx-no-such-key-of-anybody").chat.completions.create(
+                **GOOD
+            )
+        assert refused.value.code == "invalid_api_key"
+        with pytest.raises(openai.PermissionDeniedError) as denied:
+            client.chat.completions.create(**{**GOOD, "model": "spare"})
+        assert denied.value.code == "model_not_allowed"
 
 
 @pytest.mark.parametrize(

@@ -238,13 +238,17 @@ def test_a_client_is_told_when_to_come_again(gateway):
 
 
 def test_the_real_client_waits_as_told(gateway):
-    client = openai.OpenAI(base_url=f"{gateway.base}/v1", api_key=key_of("sdk"), max_retries=2)
-    for _ in range(2):
-        assert client.chat.completions.create(**GOOD).choices[0].message.content
-    with pytest.raises(openai.RateLimitError) as refused:
-        client.with_options(max_retries=0, api_key=key_of("closed")).chat.completions.create(**GOOD)
-    assert refused.value.type == "requests"
-    assert refused.value.code == "rate_limit_exceeded"
+    with openai.OpenAI(
+        base_url=f"{gateway.base}/v1", api_key=key_of("sdk"), max_retries=2
+    ) as client:
+        for _ in range(2):
+            assert client.chat.completions.create(**GOOD).choices[0].message.content
+        with pytest.raises(openai.RateLimitError) as refused:
+            client.with_options(max_retries=0, api_key=key_of("closed")).chat.completions.create(
+                **GOOD
+            )
+        assert refused.value.type == "requests"
+        assert refused.value.code == "rate_limit_exceeded"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -87,14 +87,14 @@ def test_pairs_are_scored(served, one, other):
 def test_texts_are_judged_by_the_clients_model_or_the_default(served, model):
     gateway, demo = served
     counted = Moved(gateway)
-    client = openai.OpenAI(base_url=f"{gateway.base}/v1", api_key="unused", max_retries=0)
-    found = client.moderations.create(input=["peace", "harm"], model=model)
-    assert [result.flagged for result in found.results] == [False, True]
-    assert json.loads(demo.last()["body"])["model"] == "judge"
-    assert counted.by_labels() == {
-        "nexus_requests_started_total moderations": 1,
-        "nexus_requests_total demo judge 200": 1,
-    }
+    with openai.OpenAI(base_url=f"{gateway.base}/v1", api_key="unused", max_retries=0) as client:
+        found = client.moderations.create(input=["peace", "harm"], model=model)
+        assert [result.flagged for result in found.results] == [False, True]
+        assert json.loads(demo.last()["body"])["model"] == "judge"
+        assert counted.by_labels() == {
+            "nexus_requests_started_total moderations": 1,
+            "nexus_requests_total demo judge 200": 1,
+        }
 
 
 @pytest.mark.parametrize(
