@@ -315,7 +315,7 @@ def api() -> str:
                 f"`{'`, `'.join(endpoint.methods)} {endpoint.path}`"
                 + "".join(f", `{path}`" for path in endpoint.other_paths),
                 endpoint.summary,
-                " or ".join(prompts) or "none",
+                " or ".join(prompts) or ("a form" if endpoint.body == "multipart" else "none"),
                 "yes" if endpoint.streams else "no",
             )
         )

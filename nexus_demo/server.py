@@ -3,6 +3,7 @@ anywhere."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import socket
@@ -21,6 +22,7 @@ from nexus_demo import media, messages, responses, stored_responses
 from nexus_demo.faults import FaultSource, FaultSpec
 from nexus_demo.prefix_cache import PrefixCache
 
+_LONGEST_SHOWN = 4 * 1024 * 1024
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed"}
 
 
@@ -96,7 +98,7 @@ class DemoBackend:
         self.last: dict[str, Any] = {}
         self._stored = stored_responses.StoredResponses()
         self._generated = {
-            *responses.GENERATED, media.SPEECH, messages.PATH, stored_responses.PATH,
+            *responses.GENERATED, *media.FORMS, media.SPEECH, messages.PATH, stored_responses.PATH,
         }  # fmt: skip
         self._computed = responses.COMPUTED | messages.COMPUTED
         self._routes: dict[tuple[str, str], Callable[[_Request], Any]] = {
@@ -213,7 +215,8 @@ class DemoBackend:
         self.last = {
             "target": request.path,
             "headers": request.headers,
-            "body": request.body.decode("latin-1"),
+            "body": request.body[:_LONGEST_SHOWN].decode("latin-1"),
+            "sha256": hashlib.sha256(request.body).hexdigest(),
         }
 
     def _proxied(self, sock: socket.socket, request: _Request, path: str) -> bool:
@@ -221,7 +224,7 @@ class DemoBackend:
         given = request.headers.get("x-demo-fault")
         try:
             fault = FaultSpec.parse(given) if given is not None else self._faults.next()
-            body = {} if fault.unread else _json(request)
+            body = {} if fault.unread else _fields(request, path)
         except ValueError as error:
             _respond(sock, 400, responses.error(str(error), code="invalid"))
             return True
@@ -250,12 +253,16 @@ class DemoBackend:
         if fault.status or fault.hang or fault.close or fault.reset or fault.malformed:
             return self._strike(sock, fault, path, request.headers)
         usage = not fault.no_usage
-        if path in (media.SPEECH, media.IMAGES):
-            if body.get("stream") is True or body.get("stream_format") == "sse":
+        if path in (media.SPEECH, media.IMAGES, *media.FORMS):
+            if body.get("stream") in (True, "true") or body.get("stream_format") == "sse":
                 reply = media.MediaReply(body, path)
                 return self._stream(sock, reply, fault, request.headers, usage=usage)
             if path == media.SPEECH:
                 return self._audio(sock, body, fault)
+            if path in media.TRANSCRIPTIONS:
+                return self._transcript(sock, body, fault)
+            if path in media.FORMS:
+                return self._whole(sock, responses.images(body, usage=usage), fault)
         if (compute := self._computed.get(path)) is not None:
             return self._whole(sock, compute(body, usage=usage), fault)
         if self._cache is not None:
@@ -320,6 +327,15 @@ class DemoBackend:
                 return False
             _chunk(sock, piece)
         sock.sendall(b"0\r\n\r\n")
+        self.statuses["200"] += 1
+        return True
+
+    def _transcript(self, sock: socket.socket, body: dict[str, Any], fault: FaultSpec) -> bool:
+        said = media.transcript(body)
+        if body.get("response_format") != "text":
+            return self._whole(sock, said, fault)
+        text = f"{said['text']}\n".encode()
+        sock.sendall(_head(200, "text/plain", f"content-length: {len(text)}") + text)
         self.statuses["200"] += 1
         return True
 
@@ -461,6 +477,12 @@ def _json(request: _Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ValueError("the body must be an object")
     return body
+
+
+def _fields(request: _Request, path: str) -> dict[str, Any]:
+    if path in media.FORMS:
+        return media.form(request.headers.get("content-type", ""), bytes(request.body))
+    return _json(request)
 
 
 def _wait(sock: socket.socket, seconds: float) -> bool:

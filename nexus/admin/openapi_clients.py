@@ -123,6 +123,14 @@ def _request(prompt: PromptField) -> Schema:
     }
 
 
+def _body(endpoint: Endpoint) -> Schema:
+    if endpoint.body == "multipart":
+        fields: Schema = {"model": {"type": "string", "minLength": 1}, "stream": TEXT}
+        return {"type": "object", "properties": fields, "required": ["model"]}
+    forms = [_request(prompt) for prompt in endpoint.form.prompts]
+    return forms[0] if len(forms) == 1 else {"anyOf": forms}
+
+
 def _proxied(endpoint: Endpoint) -> dict[str, Any]:
     media = content(component("Answer"))
     if endpoint.streams:
@@ -151,9 +159,7 @@ def _proxied(endpoint: Endpoint) -> dict[str, Any]:
             parameter("id", TEXT, "The id that the response has.", location="path")
         )
     else:
-        forms = [_request(prompt) for prompt in endpoint.form.prompts]
-        schema = forms[0] if len(forms) == 1 else {"anyOf": forms}
-        body = {kind: {"schema": schema} for kind in endpoint.content_types}
+        body = {kind: {"schema": _body(endpoint)} for kind in endpoint.content_types}
         operation["requestBody"] = {"required": True, "content": body}
     return {method.lower(): operation for method in endpoint.methods}
 

@@ -129,6 +129,22 @@ class Server(Section, frozen=True):
         Meta(ge=1024, le=1 << 30),
         doc("Largest request body; a larger one gets 413."),
     ] = 32 * 1024 * 1024
+    max_upload_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=1 << 34),
+        doc("Largest form with files, such as audio; a larger one gets 413."),
+    ] = 100 * 1024 * 1024
+    spool_dir: (
+        Annotated[
+            str,
+            Meta(min_length=1),
+            doc(
+                "Directory for uploads over 256 KiB while they are sent; their files have no "
+                "names. Unset: $TMPDIR."
+            ),
+        ]
+        | None
+    ) = None
     max_buffered_bytes: Annotated[
         int,
         Meta(ge=1024, le=1 << 40),

@@ -21,13 +21,14 @@ log = logging.getLogger("nexus.fleet")
 
 SLOTS = 256
 COLUMNS = 512
-HEAD = 16
-FORMAT = 3
+HEAD = 24
+FORMAT = 4
 _SEQUENCE, _IN_FLIGHT, _PID, _ROLE, _STARTS, _STREAMS, _WAITING, _QUEUE_SEEN, _TRIES = range(9)
-_HEARTBEAT, _DRAINING, _DEPARTED, _DEATHS, _READING, _NAMESPACE = range(10, HEAD)
+_HEARTBEAT, _DRAINING, _DEPARTED, _DEATHS, _READING, _NAMESPACE, _SPOOLED = range(10, 17)
 # _TRIES and _OUTCOMES take two cells: the current half of the window, and the last one.
 _OF_PROCESS = (
     _IN_FLIGHT, _PID, _ROLE, _STREAMS, _WAITING, _HEARTBEAT, _DRAINING, _DEPARTED, _READING,
+    _SPOOLED,
 )  # fmt: skip
 _PENDING, _QUEUED, _TICKET, _OUTCOMES = range(4)
 _PLANES = 5
@@ -164,6 +165,10 @@ class LoadTable:
         """Requests of `in_flight` whose body is still being read."""
         return sum(self._over_rows(_READING))
 
+    def spooled_in(self, slots: Iterable[int]) -> int:
+        """Bytes of uploads in files, over these slots."""
+        return sum(self._cells[HEAD + slot * _STRIDE + _SPOOLED] for slot in slots)
+
     def waiting(self) -> int:
         """Requests that wait for capacity at a backend, over all processes."""
         return sum(self._over_rows(_WAITING))
@@ -295,6 +300,10 @@ class Row:
     def add_bodies(self, change: int) -> None:
         """Count a body that starts (1) or ends (-1) being read."""
         self._cells[self._base + _READING] += change
+
+    def add_spooled(self, change: int) -> None:
+        """Count bytes of an upload that are written to a file, or (negative) freed."""
+        self._cells[self._base + _SPOOLED] += change
 
     def add_queued(self, column: int, change: int) -> None:
         """Count a request that starts (1) or stops (-1) waiting for the backend in `column`."""

@@ -211,6 +211,7 @@ class Collector:
         yield of_family(access_families.LIMIT_LEVEL, levels)
         single: dict[Family, float] = {
             families.STREAMS_ACTIVE: table.streams_in(held),
+            families.SPOOLED_BYTES: table.spooled_in(held),
             families.QUEUE_DEPTH: table.waiting_in(held),
             # Always there, also before the health process has written its file.
             families.BACKENDS: 0,

@@ -28,6 +28,7 @@ from nexus.metrics.label_values import (
     TOKENS,
     TPOT_SECONDS,
     TTFT_SECONDS,
+    UPLOAD_BYTES_BUCKETS,
 )
 from nexus.metrics.labels import OTHER
 
@@ -86,6 +87,14 @@ UNITS = counter(
     "reports them), characters (of texts that were spoken).",
     endpoint=Label(names="endpoints"),
     unit=Label(("images", "seconds", "characters")),
+)
+UPLOAD_BYTES = histogram(
+    "nexus_upload_bytes", "Bytes of the forms that clients uploaded.", UPLOAD_BYTES_BUCKETS
+)
+SPOOLED_BYTES = gauge(
+    "nexus_spooled_bytes",
+    "Bytes of uploads that are kept in files now, over all workers.",
+    "scrape",
 )
 USAGE = counter(
     "nexus_usage_total",

@@ -345,6 +345,16 @@ class Recorder:
         with self._lock:
             self._row.add_bodies(change)
 
+    def spooled(self, change: int) -> None:
+        """Bytes of uploads were written to files, or (negative) freed."""
+        with self._lock:
+            self._row.add_spooled(change)
+
+    def uploaded(self, size: int) -> None:
+        """A whole upload of so many bytes came."""
+        with self._lock:
+            self.child(families.UPLOAD_BYTES).observe(size)
+
     def enqueued(self, column: int) -> None:
         """Count a waiting request, at the backend in `column`, until `dequeued`."""
         with self._lock:

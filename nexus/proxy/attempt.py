@@ -11,6 +11,7 @@ from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.sse import starts_events
 from nexus.proxy.backend_call import BackendCall
 from nexus.proxy.backend_failures import BackendFailures, is_plain
+from nexus.proxy.upload import Upload
 
 _MAX_WITHHELD = 256 * 1024
 """Bytes of a stream withheld while no content has come. A longer start goes on as it is."""
@@ -101,7 +102,7 @@ class Attempt(BackendCall):
         self.response.unread(start)
         return bool(verdict)
 
-    def send(self, path: str, body: bytes, *, ask_usage: bool = False) -> None:
+    def send(self, path: str, body: bytes | Upload, *, ask_usage: bool = False) -> None:
         """Send the request and read the head of the response.
 
         `ask_usage` changes the request so that it asks for the usage of its stream. If the backend
@@ -110,7 +111,11 @@ class Attempt(BackendCall):
         refusal counts only if it names the option. Raises `RequestFailed`.
         """
         circuits, column = self._engine.circuits, self._backend.column
-        if not ask_usage or (known := circuits.stream_usage(column)) is False:
+        if (
+            not ask_usage
+            or not isinstance(body, bytes)
+            or (known := circuits.stream_usage(column)) is False
+        ):
             self._send(path, body)
             return
         self.usage_asked = True

@@ -12,6 +12,7 @@ from nexus.http.response_parser import MalformedResponse, ResponseParser
 from nexus.proxy.admission import Reservation
 from nexus.proxy.engine import Engine
 from nexus.proxy.request import Request
+from nexus.proxy.upload import Upload
 
 _FAIR_SHARE = 0.1
 """A backend that got the request after more than this share of its time is not blamed for the
@@ -67,7 +68,7 @@ class BackendCall:
         assert self._connection is not None
         return self._connection
 
-    def _send(self, path: str, body: bytes) -> None:
+    def _send(self, path: str, body: bytes | Upload) -> None:
         """Send the request over a kept connection, or a new one.
 
         A kept connection may have died meanwhile: if it fails before the first byte of the
@@ -112,12 +113,18 @@ class BackendCall:
             message = f"Backend {self._backend.name} cannot be used: no header can carry its key."
             raise RequestFailed("backend_key_unusable", message) from error
 
-    def _send_over(self, connection: Connection, head: bytes, body: bytes) -> None:
+    def _send_over(self, connection: Connection, head: bytes, body: bytes | Upload) -> None:
         """Raises ConnectionError if the connection ends before the first byte of a response."""
         try:
             deadline = self._request.received + self._timeout_s
             self.response = connection.response = ResponseParser(connection.response.cached_head)
-            connection.send(head, body, self._request.watch, idle_s=self.idle_s, deadline=deadline)
+            watch, idle_s = self._request.watch, self.idle_s
+            if isinstance(body, bytes):
+                connection.send(head, body, watch, idle_s=idle_s, deadline=deadline)
+            else:
+                connection.send(head, b"", watch, idle_s=idle_s, deadline=deadline)
+                for piece in body.pieces():
+                    connection.send(b"", piece, watch, idle_s=idle_s, deadline=deadline)
         except TimeoutError as error:
             raise RequestFailed(
                 "idle_timeout", f"Backend {self._backend.name} does not take the request."

@@ -27,6 +27,7 @@ from nexus.proxy.caller_checks import check_endpoint, check_model, identify
 from nexus.proxy.exchange import Exchange
 from nexus.proxy.limit_checks import reserve_limits
 from nexus.proxy.request import invalid_body
+from nexus.proxy.upload_checks import read_upload
 
 Check = Callable[[Exchange], None]
 
@@ -173,6 +174,17 @@ BODY: tuple[Check, ...] = (
     reserve_limits,
 )
 """What may be used; from the body on; what depends on the model comes last."""
+UPLOAD: tuple[Check, ...] = (
+    *HEAD,
+    *CALLER,
+    check_endpoint,
+    read_upload,
+    check_capacity,
+    check_model,
+    resolve_model,
+    reserve_limits,
+)
+"""All checks of a request with a form."""
 STORED: tuple[Check, ...] = (*HEAD, *CALLER, check_endpoint, read_body, check_capacity)
 """All checks of a request for what a backend stores, except for the limits: it names no model."""
 CHECKS = (*HEAD, *CALLER, *BODY)

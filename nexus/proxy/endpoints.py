@@ -33,7 +33,8 @@ class Endpoint:
         streams: Its response may be a stream.
         methods: Other methods get 405.
         content_types: Other media types get 415.
-        body: How a body is read. Without one, no model is named.
+        body: How a body is read. A form names its model in a field; without a body, no model is
+            named.
         binary: Its response may be of any media type. Then it passes piece by piece.
         units: Counts what it serves beside tokens; None for nothing.
         ids: Reads the ids under which backends store its responses; None if they store none.
@@ -48,7 +49,7 @@ class Endpoint:
     streams: bool = False
     methods: tuple[str, ...] = ("POST",)
     content_types: tuple[str, ...] = ("application/json",)
-    body: Literal["json", "none"] = "json"
+    body: Literal["json", "multipart", "none"] = "json"
     binary: bool = False
     units: UnitReader | None = None
     ids: IdReader | None = None
@@ -108,7 +109,7 @@ class EndpointTable:
         if _ID in endpoint.path:
             pattern = re.escape(endpoint.path).replace(re.escape(_ID), STORED_ID.pattern)
             self._patterns.append((re.compile(pattern), endpoint))
-        elif "POST" in endpoint.methods:
+        elif endpoint.body == "json" and "POST" in endpoint.methods:
             self._targets[f"POST {endpoint.path} HTTP/1.1"] = Target(endpoint)
         self._parse.cache_clear()
 
@@ -178,6 +179,28 @@ class EndpointTable:
 
 
 _MESSAGES = RequestForm(prompts=(PromptField(name="messages", messages=True),), task="chat")
+
+
+def _form(name: str, path: str, task: str, summary: str) -> Endpoint:
+    """The row of an endpoint that takes a form with a file."""
+    images = task == "images"
+    return Endpoint(
+        name=name,
+        path=path,
+        dialect=media,
+        form=RequestForm(prompts=(), task=task),
+        summary=summary,
+        streams=True,
+        content_types=("multipart/form-data",),
+        body="multipart",
+        binary=not images,
+        units=UnitReader(
+            "images" if images else "seconds",
+            in_response=media.images if images else media.seconds,
+        ),
+    )
+
+
 _NOTHING = RequestForm(prompts=(), task="")
 _STORED = IdReader(responses.named_ids, responses.stored_ids)
 ENDPOINTS = EndpointTable(
@@ -260,6 +283,10 @@ ENDPOINTS = EndpointTable(
             binary=True,
             units=UnitReader("characters", in_request=media.characters),
         ),
+        _form("transcriptions", "/v1/audio/transcriptions", "transcription", "Write down speech"),
+        _form("translations", "/v1/audio/translations", "transcription", "Translate speech"),
+        _form("image_edits", "/v1/images/edits", "images", "Change images as a text says"),
+        _form("image_variations", "/v1/images/variations", "images", "Vary an image"),
         Endpoint(
             name="messages",
             path="/v1/messages",

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from nexus.access.callers import Caller
 from nexus.dialects.base import ParsedRequest, StreamReader, TokenEstimate, Usage
+from nexus.dialects.form_reader import FormField
 from nexus.errors import Fault, RequestFailed
 from nexus.fleet.outcome import AttemptRecord, Charge, Outcome, milliseconds
 from nexus.fleet.request_log import LONGEST_NAME
@@ -23,6 +24,7 @@ from nexus.proxy.engine import Engine
 from nexus.proxy.fleet_view import NO_FLEET, View
 from nexus.proxy.outcome import stream_outcome
 from nexus.proxy.request import Request
+from nexus.proxy.upload import Upload
 from nexus.routing.router import Choice
 
 log = logging.getLogger("nexus.proxy")
@@ -55,6 +57,8 @@ class Exchange:
         resolved_model: The model to which the client's name resolves.
         choice: The backend of the last attempt, and why it was chosen.
         failed: The attempts that failed.
+        upload: The form, until a backend's response has started; None if the body is no form.
+        form_model: The field of the form that names the model.
         usage: The tokens of a whole response; None if it reports none.
         units: The units of a whole response, or of the request, if its endpoint counts them.
         served: Whether a backend's response goes to the client.
@@ -71,6 +75,8 @@ class Exchange:
     model = ""
     resolved_model = ""
     choice: Choice | None = None
+    upload: Upload | None = None
+    form_model: FormField | None = None
     usage: Usage | None = None
     units = 0.0
     stream: StreamReader | None = None
@@ -147,6 +153,8 @@ class Exchange:
         ):
             self.token_estimate()
         self.body = b""
+        if self.upload is not None:
+            self.upload.close()
         self._before_s = max(
             0.0, attempt.sent_at - self.request.received - self.waited_s - attempt.refused_s
         )
@@ -225,7 +233,7 @@ class Exchange:
 
     def token_estimate(self) -> TokenEstimate:
         """The estimate of what the request takes. It needs the body once."""
-        if self.endpoint.body == "none":
+        if self.endpoint.body != "json":
             return _NO_TOKENS
         if self._estimate is None:
             self._estimate = self.endpoint.dialect.estimate_tokens(self.body, self.endpoint.form)

@@ -34,6 +34,7 @@ class Request(msgspec.Struct):
     watch: DisconnectWatch
     held: int = 0
     client_keys: bool = True
+    consume: Callable[[int, Callable[[bytes], object]], None] | None = None
 
     def header(self, name: str) -> str | None:
         """The value of a header by its name in lower case."""

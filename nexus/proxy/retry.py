@@ -195,7 +195,10 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
     try:
         parsed, choice, body = exchange.parsed, reservation.choice, exchange.body
         dialect = exchange.endpoint.dialect
-        if choice.model != parsed.model:
+        if (upload := exchange.upload) is not None:
+            if exchange.form_model is not None:
+                upload.replace(exchange.form_model, choice.model)
+        elif choice.model != parsed.model:
             try:
                 body = dialect.replace_model(body, choice.model)
             except InvalidBody as error:
@@ -204,7 +207,7 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
         ask_usage = (
             streams and choice.backend.config.stream_usage and not dialect.asks_for_usage(body)
         )
-        attempt.send(exchange.endpoint.path, body, ask_usage=ask_usage)
+        attempt.send(exchange.endpoint.path, upload or body, ask_usage=ask_usage)
         status = attempt.status
         if not 200 <= status < 300:
             raise attempt.failure()

@@ -21,7 +21,8 @@ def serve(engine: Engine, request: Request) -> ClientResponse:
     try:
         if exchange.endpoint.body == "none":
             return serve_stored(exchange)
-        for check in checks.CHECKS:
+        upload = exchange.endpoint.body == "multipart"
+        for check in checks.UPLOAD if upload else checks.CHECKS:
             check(exchange)
         if exchange.parsed.stream and exchange.endpoint.streams:
             server = exchange.view.snapshot.config.server

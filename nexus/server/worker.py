@@ -376,11 +376,14 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         held = self._clients[sock]
         if held.closing:
             raise StopIteration  # it came after the shutdown, which the client sees
-        held.request_started(proxied=ENDPOINTS.at(ENDPOINTS.canonical(req.path)[0]) is not None)
-        server = self._engine.server()
+        endpoint = ENDPOINTS.at(ENDPOINTS.canonical(req.path)[0])
+        held.request_started(proxied=endpoint is not None)
+        server, most = self._engine.server(), self._engine.server().max_request_bytes
+        if endpoint is not None and endpoint.body == "multipart":
+            most = server.max_upload_bytes
         sock.settimeout(server.client_timeout_seconds)
         length = dict(req.headers).get("CONTENT-LENGTH", "")
-        too_large = length.isdigit() and int(length) > server.max_request_bytes
+        too_large = length.isdigit() and int(length) > most
         if req._expected_100_continue and too_large:
             # Answer 413 instead of 100. The client does not send the body, so the connection cannot
             # be used again.

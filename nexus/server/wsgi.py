@@ -36,6 +36,7 @@ def request_from(
         ),
         headers=RequestHeaders.of(list(_headers(environ))),
         body=lambda limit, hold: read_body(environ, limit, hold),
+        consume=lambda limit, take: consume_body(environ, limit, take),
         received=received,
         watch=DisconnectWatch(watchable(sock), connection=sock),
     )
@@ -61,6 +62,21 @@ def read_body(environ: dict[str, Any], limit: int, hold: Callable[[int], None]) 
 
     Raises `RequestFailed` for one too large, too slow or cut short.
     """
+    pieces: list[bytes] = []
+
+    def take(piece: bytes) -> None:
+        hold(len(piece))
+        pieces.append(piece)
+
+    consume_body(environ, limit, take)
+    return b"".join(pieces)
+
+
+def consume_body(environ: dict[str, Any], limit: int, take: Callable[[bytes], object]) -> None:
+    """Read the body, at most `limit` bytes; each piece goes to `take`.
+
+    Raises `RequestFailed` for one too large, too slow or cut short, and what `take` raises.
+    """
     stream = environ["wsgi.input"]
     given = environ.get("CONTENT_LENGTH") or ""
     expected = int(given) if given.isdigit() else None
@@ -69,9 +85,17 @@ def read_body(environ: dict[str, Any], limit: int, hold: Callable[[int], None]) 
             "body_too_large", f"The body is {expected} bytes; at most {limit} are taken."
         )
     if expected is None and not environ.get("wsgi.input_terminated"):
-        return b""  # without a length or an end that the server marks there is no body (PEP 3333)
+        return  # without a length or an end that the server marks there is no body (PEP 3333)
     try:
-        body = _read(stream, limit, expected, hold)
+        size = 0
+        for piece in _pieces(stream, limit, expected):
+            size += len(piece)
+            try:
+                take(piece)
+            except Exception as error:
+                raise _Taken(error) from error
+    except _Taken as taken:
+        raise taken.error from None
     except TimeoutError as error:
         raise RequestFailed("body_too_slow", "The body did not arrive in time.") from error
     except ConnectionError as error:
@@ -82,16 +106,21 @@ def read_body(environ: dict[str, Any], limit: int, hold: Callable[[int], None]) 
         raise
     except Exception as error:  # each server has its own errors
         raise RequestFailed("body_malformed", f"The body cannot be read: {error}.") from error
-    if expected is not None and len(body) < expected:
-        raise RequestFailed(
-            "body_cut_short", f"The body ended after {len(body)} of {expected} bytes."
-        )
-    return body
+    if expected is not None and size < expected:
+        raise RequestFailed("body_cut_short", f"The body ended after {size} of {expected} bytes.")
 
 
-def _read(stream: Any, limit: int, expected: int | None, hold: Callable[[int], None]) -> bytes:
+class _Taken(Exception):
+    """Whoever takes the pieces failed, not the body."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _pieces(stream: Any, limit: int, expected: int | None) -> Iterator[bytes]:
     """The expected bytes of the stream, or all of it."""
-    pieces, size = [], 0
+    size = 0
     while size != expected:
         piece = stream.read(_PIECE if expected is None else min(_PIECE, expected - size))
         if not piece:
@@ -99,6 +128,4 @@ def _read(stream: Any, limit: int, expected: int | None, hold: Callable[[int], N
         size += len(piece)
         if size > limit:
             raise RequestFailed("body_too_large", f"The body is over {limit} bytes.")
-        hold(len(piece))
-        pieces.append(piece)
-    return b"".join(pieces)
+        yield piece

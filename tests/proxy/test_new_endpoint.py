@@ -164,5 +164,5 @@ def test_pages_and_balancers_name_it(environ):
 
 def test_the_demo_backend_serves_every_endpoint():
     served = {*responses.GENERATED, *responses.COMPUTED, messages.PATH, *messages.COMPUTED}
-    served |= {*stored_responses.PATHS, media.SPEECH}
+    served |= {*stored_responses.PATHS, media.SPEECH, *media.FORMS}
     assert {endpoint.path for endpoint in ENDPOINTS} == served
