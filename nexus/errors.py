@@ -11,6 +11,7 @@ Router, proxy, metrics, log, and documentation read the same rows. Code that det
     └── MalformedResponse    http/response_parser.py: becomes the fault `malformed_answer`
     BaseException
     └── Stopping             http/client_watch.py: the grace period of a stop has ended
+        └── KeyBlocked       http/client_watch.py: the operators have ended the request
 """
 
 from __future__ import annotations
@@ -135,6 +136,7 @@ _WITHIN_A_STREAM = _rows(
     Fault(code="stream_error_limits_client", status=502, error_type="rate_limited", stream_end="in_band_error", description="The backend reported within the stream that the client's own key is at its limit."),
     Fault(code="stream_idle", status=504, error_type="idle_timeout", blame=Blame.BACKEND, stream_end="idle_timeout", description="The stream fell silent for longer than the limit."),
     Fault(code="stream_deadline", status=504, error_type="deadline_exceeded", blame=Blame.BACKEND, stream_end="deadline", description="The stream took longer than the limit for whole streams."),
+    Fault(code="stream_key_blocked", status=502, error_type="stream_interrupted", stream_end="key_blocked", description="The operators have blocked the API key, and ended its streams with `nexus keys block --now`."),
     Fault(code="shutdown", status=502, error_type="stream_interrupted", blame=Blame.GATEWAY, stream_end="shutdown", description="The gateway stopped, and the grace period ended."),
 )
 _OURS = _rows(

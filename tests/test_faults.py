@@ -154,6 +154,7 @@ ELSEWHERE = {
         "endpoint_not_allowed",
         "model_not_allowed",
     },
+    "access/test_block_now.py": {"stream_key_blocked"},
     "server/test_encodings.py": {"unsupported_encoding"},
     "test_raw_requests.py": {"body_malformed"},
     "test_client_disconnect.py": {"client_gone"},

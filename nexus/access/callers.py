@@ -99,6 +99,7 @@ class Callers:
     Attributes:
         required: Whether a request without a valid key is refused.
         by_key: Every caller by the id of its key.
+        ended: The ids of blocked keys whose requests in progress are to be ended.
         identities: The users whom a proxy signs in; None if no proxy is believed.
     """
 
@@ -112,6 +113,7 @@ class Callers:
         self.identities = identities
         self.required = auth.mode == "keys"
         self.by_key = callers
+        self.ended = frozenset(key.id for key in keys if key.blocked == "now")
         self._headers = (auth.header.lower(), *KEY_HEADERS)
         self._by_digest = {
             bytes.fromhex(digest): callers[key.id] for key in keys for digest in key.sha256
@@ -249,7 +251,7 @@ def callers_of(
                 map(frozenset, _lists(key.endpoints, team.endpoints if team else None))
             ),
             expires=None if key.expires is None else _end_of(key.expires),
-            blocked=key.blocked,
+            blocked=bool(key.blocked),
         )
     identities = None
     if config.auth.identity.peers:

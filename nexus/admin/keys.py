@@ -92,7 +92,7 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: str = ""
     team: str = ""
     expires: date | None = None
-    blocked: bool = False
+    blocked: bool | Literal["now"] = False
     models: list[str] | None = None
     endpoints: list[str] | None = None
     limits: OwnLimits | None = None
@@ -108,7 +108,7 @@ class ChangedKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     name: str | None = None
     team: str | None = None
     expires: date | None = None
-    blocked: bool | None = None
+    blocked: bool | Literal["now"] | None = None
     models: list[str] | None = None
     endpoints: list[str] | None = None
     limits: OwnLimits | None = None

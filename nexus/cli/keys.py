@@ -225,11 +225,12 @@ def edit(
 
 @keys.command("block")
 @click.argument("key", metavar="ID")
+@click.option("--now", is_flag=True, help="Also end its requests in progress, within a second.")
 @admin_options
 @returns_result
-def block(key: str, config: str | None, url: str | None) -> Result:
-    """Refuse a key's requests from now on. Those in progress continue."""
-    return _change(key, {"blocked": True}, config, url)
+def block(key: str, now: bool, config: str | None, url: str | None) -> Result:
+    """Refuse a key's requests from now on. Without --now, those in progress continue."""
+    return _change(key, {"blocked": "now" if now else True}, config, url)
 
 
 @keys.command("unblock")

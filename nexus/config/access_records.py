@@ -99,7 +99,10 @@ class Key(Section, frozen=True):
     name: Annotated[str, doc("A name for people.")] = ""
     team: Annotated[str, doc("Its team in [[teams]]; empty: none.")] = ""
     expires: Annotated[date | None, doc("The last day, in UTC, on which it is accepted.")] = None
-    blocked: Annotated[bool, doc("Refuse its requests.")] = False
+    blocked: Annotated[
+        bool | Literal["now"],
+        doc('Refuse its requests. "now": also end those in progress.'),
+    ] = False
     models: _Models = None
     endpoints: _Endpoints = None
     limits: Annotated[

@@ -162,7 +162,8 @@ def _describe(shape: Any) -> str:
             )
             return noun + low + (f" to {shape.le}" if shape.le is not None else "")
         case shapes.LiteralType():
-            return "one of " + ", ".join(f'"{value}"' for value in shape.values)
+            words = ", ".join(f'"{value}"' for value in shape.values)
+            return f"one of {words}" if len(shape.values) > 1 else words
         case shapes.DateType():
             return "a day such as 2027-06-30"
         case shapes.DateTimeType():

@@ -9,6 +9,8 @@ import ssl
 import time
 from typing import Any, Protocol
 
+from nexus.errors import RequestFailed
+
 POLL_INTERVAL_S = 0.05
 """How often a client that has sent bytes ahead is checked: its socket stays readable, so events do
 not show whether it has closed."""
@@ -22,6 +24,27 @@ class ClientGone(Exception):
 
 class Stopping(BaseException):
     """Raised in a greenlet that still serves a request when the grace period has ended."""
+
+    def failure(self, *, within_stream: bool) -> RequestFailed:
+        """What the client gets: an error response, or an event if its stream has started."""
+        message = "The gateway is being stopped."
+        if within_stream:
+            return RequestFailed("shutdown", message)
+        return RequestFailed("stopping", message, headers={"retry-after": "1"})
+
+
+class KeyBlocked(Stopping):
+    """Raised in such a greenlet when the operators block the key of its request."""
+
+    def __init__(self, caller: object) -> None:
+        super().__init__(caller)
+        self._message = f"The {caller} was blocked while it was used."
+
+    def failure(self, *, within_stream: bool) -> RequestFailed:
+        if within_stream:
+            return RequestFailed("stream_key_blocked", self._message)
+        headers = {"www-authenticate": "Bearer", "x-should-retry": "false"}
+        return RequestFailed("key_blocked", self._message, headers=headers)
 
 
 class ReadinessNotifier(Protocol):

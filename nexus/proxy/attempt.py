@@ -258,4 +258,6 @@ def fault_of(error: BaseException) -> Fault:
         return error.fault
     if isinstance(error, ClientGone):
         return FAULTS["client_gone"]
-    return FAULTS["stopping" if isinstance(error, Stopping) else "internal"]
+    if isinstance(error, Stopping):
+        return error.failure(within_stream=False).fault
+    return FAULTS["internal"]

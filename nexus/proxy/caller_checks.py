@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 from nexus.access.callers import ANONYMOUS, REASONS, UNIDENTIFIED, Caller, Identities
@@ -32,6 +33,10 @@ def identify(exchange: Exchange) -> None:
         raise
     exchange.caller = caller
     request.client_keys = caller is ANONYMOUS
+    if caller is not ANONYMOUS:
+        running, served_by = exchange.engine.running, threading.get_ident()
+        running[served_by] = caller
+        exchange.on_release(lambda: running.pop(served_by, None))
 
 
 def _signed_in(request: Request, identities: Identities, caller: Caller) -> Caller:

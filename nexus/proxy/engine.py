@@ -82,6 +82,8 @@ class Engine:
         self._audit_log: AuditLog | None = None
         self.sticky = sticky or StickyTable(None)
         self.limiter = Limiter(limit_table, recorder)
+        self.running: dict[int, Caller] = {}
+        """The caller of each request with a key, by the `get_ident()` of what serves it."""
         self._id_prefix, self._ids = _id_prefix(), itertools.count(1)
         self.connections = ConnectionPool(clock, on_unsolicited=self._unsolicited)
         self.buffers = Buffers(lambda: self.server().max_buffered_bytes)
@@ -141,6 +143,11 @@ class Engine:
         if view is not None and view.budgets is not None:
             self.limiter.open()
         self.limiter.flush()
+
+    def ended_keys(self) -> frozenset[str]:
+        """The keys whose requests in progress are to be ended."""
+        callers = (self.fleet.current() or NO_FLEET).callers
+        return callers.ended if callers is not None else frozenset()
 
     def cors(self) -> Cors:
         """Which web pages may use the gateway; none before a fleet is known."""

@@ -88,7 +88,7 @@ class Exchange:
     _attempt_started: float | None = None
     _before_s: float | None = None
     _after_s: float | None = None
-    _releases: list[Callable[[], None]] | None = None
+    _releases: list[Callable[[], object]] | None = None
     _finished = False
 
     def __init__(self, engine: Engine, request: Request) -> None:
@@ -103,7 +103,7 @@ class Exchange:
 
     # What the request holds
 
-    def on_release(self, release: Callable[[], None]) -> None:
+    def on_release(self, release: Callable[[], object]) -> None:
         """Call `release` once: when the request is refused, or has ended."""
         if self._releases is None:
             self._releases = []

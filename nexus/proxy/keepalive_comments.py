@@ -21,7 +21,7 @@ def respond_with_comments(
     every_s: float,
     dialect: Dialect,
     headers: list[tuple[str, str]],
-    stopped: Callable[[], bytes],
+    stopped: Callable[[Stopping], bytes],
 ) -> ClientResponse:
     """The response of `serve`, if it returns within `every_s`; else comments, then the response.
 
@@ -83,7 +83,7 @@ class CommentedBody:
         pending: _PendingResponse,
         every_s: float,
         dialect: Dialect,
-        stopped: Callable[[], bytes],
+        stopped: Callable[[Stopping], bytes],
     ) -> None:
         self._pending = pending
         self._dialect = dialect
@@ -108,12 +108,12 @@ class CommentedBody:
     def __next__(self) -> bytes:
         try:
             return next(self._chunks)
-        except Stopping:
-            return self.stop()
+        except Stopping as stopping:
+            return self.stop(stopping)
 
-    def stop(self) -> bytes:
-        """End the stream because the gateway stops; returns the event for the client."""
-        event = self._stopped()
+    def stop(self, stopping: Stopping) -> bytes:
+        """End the stream because the gateway does; returns the event for the client."""
+        event = self._stopped(stopping)
         self._pending.abandon()
         return event
 

@@ -135,11 +135,11 @@ class StreamBody:
             number=stream.next_number,
         )
 
-    def stop(self) -> bytes:
-        """End the stream because the gateway stops; returns the event for the client."""
+    def stop(self, stopping: Stopping) -> bytes:
+        """End the stream because the gateway does; returns the event for the client."""
         event = b""
         if not self.ended:
-            event = self.fail(RequestFailed("shutdown", "The gateway is being stopped."))
+            event = self.fail(stopping.failure(within_stream=True))
         self.written()
         return event
 
@@ -208,8 +208,8 @@ class StreamBody:
         except ClientGone:
             self.client_left()
             raise StopIteration from None
-        except Stopping:
-            shown = self.stop()
+        except Stopping as stopping:
+            shown = self.stop(stopping)
         except OSError:
             shown = self.fail(self.reset())
         except BaseException:

@@ -114,8 +114,7 @@ def error_response(exchange: Exchange, error: BaseException) -> ClientResponse:
         exchange.finish(FAULTS["client_gone"])
         return ClientResponse(499, base_headers(exchange), iter(()))
     if isinstance(error, Stopping):
-        message, headers = "The gateway is being stopped.", {"retry-after": "1"}
-        error = RequestFailed("stopping", message, headers=headers)
+        error = error.failure(within_stream=False)
     elif not isinstance(error, Exception):
         exchange.finish(FAULTS["stopping"])
         raise error

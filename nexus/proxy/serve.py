@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nexus.access.callers import Caller
-from nexus.errors import FAULTS, RequestFailed
+from nexus.errors import RequestFailed
+from nexus.http.client_watch import Stopping
 from nexus.proxy import checks
 from nexus.proxy.engine import ClientResponse, Engine
 from nexus.proxy.exchange import Exchange
@@ -62,11 +63,12 @@ def _with_comments(exchange: Exchange, every_s: float) -> ClientResponse:
         except BaseException as error:  # noqa: BLE001 - it becomes a response, or is raised again
             return error_response(exchange, error)
 
-    def stopped() -> bytes:
-        fault = FAULTS["shutdown"]
+    def stopped(stopping: Stopping) -> bytes:
+        failure = stopping.failure(within_stream=True)
+        fault = failure.fault
         exchange.finish(fault)
         return exchange.endpoint.dialect.error_event(
-            "The gateway is being stopped.", status=fault.status or 502, code=fault.code
+            failure.message, status=fault.status or 502, code=fault.code
         )
 
     return respond_with_comments(

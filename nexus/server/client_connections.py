@@ -6,10 +6,12 @@ import _socket
 import contextlib
 import socket
 import time
+from collections.abc import Collection, Mapping
 
 import gevent
 
-from nexus.http.client_watch import Stopping
+from nexus.access.callers import Caller
+from nexus.http.client_watch import KeyBlocked, Stopping
 
 _IDLE_S = 1.0
 """A connection that was quiet for so long is closed at a stop. A busier one soon gets another
@@ -70,6 +72,20 @@ class ClientConnections(dict[socket.socket, ClientConnection]):
         for held in list(self.values()):
             if held.idle_since is None and isinstance(held.greenlet, gevent.Greenlet):
                 held.greenlet.kill(Stopping, block=False)
+
+    def end_requests(self, running: Mapping[int, Caller], keys: Collection[str]) -> None:
+        """Throw `KeyBlocked` into the requests of these keys. `running` has the caller of each
+        request by the `get_ident()` of its greenlet."""
+
+        def end() -> None:
+            for held in list(self.values()):
+                caller = running.get(id(held.greenlet))
+                if caller is not None and caller.key in keys:
+                    held.greenlet.throw(KeyBlocked(caller))
+
+        if running and keys:
+            # In the hub's callback no request can end, and another start, before it is thrown into.
+            gevent.get_hub().loop.run_callback(end)
 
 
 def _shut_down_if_quiet(client: socket.socket) -> bool:

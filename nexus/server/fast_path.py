@@ -207,9 +207,9 @@ class FastPath:
                 send(head + (_LAST_CHUNK if chunked else b""))
         except (OSError, ClientGone):
             return False
-        except Stopping:
+        except Stopping as stopping:
             if isinstance(body, StreamBody | CommentedBody):
-                ending = chunk(body.stop())
+                ending = chunk(body.stop(stopping))
                 ending += b"" if isinstance(body, StreamBody) and body.cut else _LAST_CHUNK
                 with contextlib.suppress(OSError):
                     self._writer.finish(ending, _LAST_SEND_S)
@@ -234,8 +234,8 @@ class FastPath:
             raise
         except OSError:
             raise
-        except Stopping:
-            ending = chunk(body.stop())
+        except Stopping as stopping:
+            ending = chunk(body.stop(stopping))
         except Exception:
             log.exception("stream failed inside the gateway")
             failure = RequestFailed("internal", "The gateway failed; see its log.")

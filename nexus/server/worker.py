@@ -210,6 +210,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             stderr.flush_pending()
             recorder.count_dropped_log_lines()
             self._engine.on_heartbeat()
+            self._clients.end_requests(self._engine.running, self._engine.ended_keys())
 
     def _close_idle_connections(self) -> None:
         self._stopping.wait()
