@@ -112,6 +112,7 @@ def fast_path() -> FastPath:
         row=slot_lease.row,
         circuits=slot_lease.circuits,
         limit_table=slot_lease.open_limit_table,
+        share_table=slot_lease.open_share_table,
         ring=slot_lease.request_log.ring(0),
         environ={},
     )

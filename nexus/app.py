@@ -97,6 +97,7 @@ def create_app(
         circuits=slot_lease.circuits,
         ring=_ring(slot_lease),
         limit_table=slot_lease.open_limit_table,
+        share_table=slot_lease.open_share_table,
         prefixes=_prefixes(slot_lease),
         sticky=_sticky(slot_lease),
         environ=environ,

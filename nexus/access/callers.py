@@ -58,6 +58,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         endpoints: Lists of endpoint names; an endpoint must be in each.
         expires: When the key stops being accepted, in Unix seconds; None for never.
         blocked: Whether the operators have blocked it.
+        weight: Its share in the queue, relative to others.
     """
 
     key: str = NONE
@@ -70,6 +71,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: tuple[frozenset[str], ...] = ()
     expires: float | None = None
     blocked: bool = False
+    weight: float = 1.0
 
     def __str__(self) -> str:
         """The caller as messages name it."""
@@ -252,6 +254,7 @@ def callers_of(
             ),
             expires=None if key.expires is None else _end_of(key.expires),
             blocked=bool(key.blocked),
+            weight=team.weight if team else 1.0,
         )
     identities = None
     if config.auth.identity.peers:
@@ -268,6 +271,7 @@ def _users(teams: Sequence[Team], team_labels: Mapping[str, str]) -> dict[str, C
             team_label=team_labels.get(team.name, OTHER),
             models=_lists(team.models),
             endpoints=tuple(map(frozenset, _lists(team.endpoints))),
+            weight=team.weight,
         )
         for team in teams
     } | {NONE: Caller(key_label=USER)}

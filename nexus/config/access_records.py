@@ -70,6 +70,10 @@ class Team(Section, frozen=True):
     name: Annotated[_Name, doc("Its name, which keys refer to.")]
     models: _Models = None
     endpoints: _Endpoints = None
+    weight: Annotated[
+        Annotated[float, Meta(ge=0.01, le=100)],
+        doc("Share of each of its keys in the queue: 2 is twice as much as 1."),
+    ] = 1.0
     limits: Annotated[
         OwnLimits | None,
         doc('What its keys may use together, such as { requests = "600/min", parallel = 20 }.'),

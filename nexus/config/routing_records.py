@@ -395,6 +395,13 @@ class Queue(Section, frozen=True):
         doc("Requests that may wait, over all workers; further ones get 503. 0: none."),
     ] = 100
     max_wait_seconds: Annotated[Seconds, doc("Longest wait; then the response is 503.")] = 30.0
+    order: Annotated[
+        Literal["fair", "arrival"],
+        doc(
+            "Among requests of the same priority. fair: the key that has used the fewest tokens "
+            "for its team's weight is next; without keys, as arrival."
+        ),
+    ] = "fair"
     default_timeout_seconds: Annotated[Seconds, doc("Older name of max_wait_seconds.")] | None = (
         None
     )

@@ -186,15 +186,16 @@ class LoadTable:
         """As `waiting`, over these slots only."""
         return sum(self._cells[HEAD + slot * _STRIDE + _WAITING] for slot in slots)
 
-    def waits_before(self, column: int, ticket: int, *, since_ns: int) -> bool:
-        """Whether a request with an earlier ticket waits for the backend in a live process.
+    def earliest_ticket(self, column: int, *, since_ns: int) -> int:
+        """The earliest ticket that waits for the backend in a live process; 0 for none.
 
         A process that has not polled for capacity since `since_ns` hangs, or was killed and its
         tickets are stale.
         """
         tickets, seen = self._over_rows(_plane(_TICKET, column)), self._over_rows(_QUEUE_SEEN)
-        return any(
-            0 < other < ticket and at >= since_ns for other, at in zip(tickets, seen, strict=True)
+        return min(
+            (ticket for ticket, at in zip(tickets, seen, strict=True) if ticket and at >= since_ns),
+            default=0,
         )
 
     def outcomes(self, column: int, now_ns: int, *, since_ns: int = 0) -> tuple[int, int]:

@@ -18,6 +18,7 @@
     slots              a locked byte for each process         (slot_lease.py)
     load               requests in flight of each process     (load_table.py)
     circuits           what requests showed of each backend   (circuits.py)
+    shares             what each key used, for the queue      (share_table.py)
     limits.db          usage of limits, if there are any      (limit_table.py)
     usage/             what requests used, if it is priced    (metrics/usage.py)
     prefixes           which backends served which prompts    (prefix_table.py)
@@ -90,6 +91,7 @@ class Generation:
         self.request_log = path / "recent"
         self.limits = path / "limits.db"
         self.usage = path / "usage"
+        self.shares = path / "shares"
         self.metrics = path / "metrics"
 
     def started(self) -> Started:

@@ -14,6 +14,7 @@ from nexus.fleet.load_table import HEALTH, SILENT_NS, SLOTS, WORKER, LoadTable, 
 from nexus.fleet.locks import LockFile
 from nexus.fleet.request_log import RequestLogTable
 from nexus.fleet.run_directory import Generation, Started
+from nexus.fleet.share_table import ShareTable
 
 log = logging.getLogger("nexus.fleet")
 
@@ -192,6 +193,10 @@ class SlotLease:
             slots=lambda: self.table.rows,
             lives=self._locks.held_elsewhere,
         )
+
+    def open_share_table(self) -> ShareTable:
+        """Open the table of keys' shares for this process."""
+        return ShareTable(self.generation.shares if self.generation else None)
 
     def health_process_silent(self) -> bool:
         """Whether the event loop of the health process hangs; False if unknown."""

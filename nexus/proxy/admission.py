@@ -17,6 +17,7 @@ from nexus.fleet.prefix_table import PrefixTable
 from nexus.fleet.records import Backend
 from nexus.fleet.status import CLEAR, EndpointStatus
 from nexus.metrics.recorder import Recorder
+from nexus.proxy.fair_share import Share
 from nexus.proxy.fleet_view import View
 from nexus.proxy.passive_health import REFUSED, Evidence, PassiveHealth
 from nexus.proxy.queue import Queue
@@ -26,6 +27,16 @@ from nexus.routing.router import AtCapacity, Choice, choose, exclusions
 
 _STALLED_NS = 250_000_000
 """Waiters of a process that has not polled for so long are ignored."""
+
+_AGE_BITS, _AGE_SHIFT = 20, 18
+_OLDEST = (1 << _AGE_BITS) - 1
+"""In a ticket with a share, the age has units of 0.26 ms, and ends at 4.6 minutes."""
+
+
+def _youth(arrival_ns: int) -> int:
+    """The lower, the longer ago a request has arrived."""
+    age = time.monotonic_ns() - arrival_ns >> _AGE_SHIFT
+    return _OLDEST - min(max(age, 0), _OLDEST)
 
 
 class Reservation(msgspec.Struct):
@@ -72,6 +83,7 @@ class Waiter(msgspec.Struct):
     Attributes:
         deadline: On the monotonic clock.
         evidence: What the request saw of failed backends, if there were any.
+        share: The share of its key; None if the queue is in the order of arrival.
     """
 
     query: RouteQuery
@@ -79,12 +91,28 @@ class Waiter(msgspec.Struct):
     deadline: float
     _cursor: int = 0
     evidence: Evidence | None = None
+    share: Share | None = None
 
     @property
     def ticket(self) -> int:
-        """Orders waiters by priority, then by the arrival of their headers."""
+        """Orders waiters by priority, then by their keys' shares, then by arrival.
+
+        With a share, it is that of this moment.
+        """
         high = (self.request.header("x-nexus-priority") or "").strip().lower() == "high"
-        return int(self.request.received * 1e9) | (0 if high else NORMAL_TICKET)
+        priority, arrival_ns = 0 if high else NORMAL_TICKET, int(self.request.received * 1e9)
+        if (share := self.share) is None:
+            return priority | arrival_ns
+        return priority | share.virtual_time << _AGE_BITS | _youth(arrival_ns)
+
+    def ticket_in_queue(self) -> Callable[[], int]:
+        """The ticket at each moment of a wait that starts now."""
+        ticket = self.ticket
+        if (share := self.share) is None:
+            return lambda: ticket
+        share.join()
+        priority, arrival_ns = ticket & NORMAL_TICKET, int(self.request.received * 1e9)
+        return lambda: priority | share.virtual_time << _AGE_BITS | _youth(arrival_ns)
 
     def cursor(self, circuits: CircuitTable) -> int:
         """The round-robin cursor of the request's model, over all workers."""
@@ -117,7 +145,8 @@ class _Now(msgspec.Struct):
 
     def waited_for(self, column: int) -> bool:
         since_ns = self.admission.clock_ns() - _STALLED_NS
-        return self.admission.load.waits_before(column, self.waiter.ticket, since_ns=since_ns)
+        earliest = self.admission.load.earliest_ticket(column, since_ns=since_ns)
+        return 0 < earliest < self.waiter.ticket
 
     @property
     def holders(self) -> Callable[[int], tuple[int, ...]]:
@@ -182,7 +211,8 @@ class Admission:
         reservation = self._queue.wait(
             lambda: self._admit(waiter, tried),
             at_capacity,
-            ticket=waiter.ticket,
+            ticket=waiter.ticket_in_queue(),
+            fair=waiter.share is not None,
             request=waiter.request,
             settings=settings,
             most_s=waiter.deadline - time.monotonic(),
@@ -219,6 +249,8 @@ class Admission:
                 now_s = self.clock_ns() // 1_000_000_000
                 for key in choice.session.prefixes:
                     self.prefixes.add(key, choice.backend.column, now_s)
+            if waiter.share is not None:
+                waiter.share.sent()
             self._recorder.attempt_started(choice.backend.column, time.perf_counter() - started)
             return Reservation(self, waiter, choice, view, probe_lease_ns)
 

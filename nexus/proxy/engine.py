@@ -22,6 +22,7 @@ from nexus.fleet.outcome import Outcome
 from nexus.fleet.prefix_table import PrefixTable
 from nexus.fleet.records import Snapshot
 from nexus.fleet.request_log import RequestLog, Ring
+from nexus.fleet.share_table import ShareTable
 from nexus.fleet.sticky_table import StickyTable
 from nexus.http.address import Address
 from nexus.http.connection_pool import ConnectionPool
@@ -29,6 +30,7 @@ from nexus.metrics.recorder import Recorder
 from nexus.proxy.admission import Admission
 from nexus.proxy.audit_log import AuditLog
 from nexus.proxy.buffers import Buffers
+from nexus.proxy.fair_share import FairShares
 from nexus.proxy.fleet_view import NO_FLEET, FleetView, View
 from nexus.proxy.limits import Limiter
 from nexus.proxy.outcome import log_outcome
@@ -58,6 +60,7 @@ class Engine:
         circuits: CircuitTable,
         ring: Ring,
         limit_table: Callable[[], LimitTable],
+        share_table: Callable[[], ShareTable],
         prefixes: PrefixTable | None = None,
         sticky: StickyTable | None = None,
         environ: Mapping[str, str],
@@ -84,6 +87,7 @@ class Engine:
         self.limiter = Limiter(limit_table, recorder)
         self.running: dict[int, Caller] = {}
         """The caller of each request with a key, by the `get_ident()` of what serves it."""
+        self.fair_shares = FairShares(share_table)
         self._id_prefix, self._ids = _id_prefix(), itertools.count(1)
         self.connections = ConnectionPool(clock, on_unsolicited=self._unsolicited)
         self.buffers = Buffers(lambda: self.server().max_buffered_bytes)

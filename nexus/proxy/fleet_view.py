@@ -35,6 +35,7 @@ class View:
         limits: The limits on what clients use; None without any.
         budgets: The budgets of `[[budgets]]`; None without any.
         prices: What requests cost; None without prices and budgets.
+        fair_queue: Whether the queue's order depends on keys.
     """
 
     snapshot: Snapshot
@@ -44,6 +45,7 @@ class View:
     limits: Limits | None
     budgets: Budgets | None
     prices: Prices | None
+    fair_queue: bool
     want_label: Callable[[str], None]
     _route_headers: dict[tuple[int, str, str | None], list[tuple[str, str]]] = field(
         default_factory=dict
@@ -80,6 +82,7 @@ class View:
             limits=Limits.of(snapshot.config),
             budgets=Budgets.of(snapshot.config.budgets),
             prices=Prices.of(snapshot.config),
+            fair_queue=_is_fair(snapshot.config),
         )
 
     def prices_of(self, model: str) -> tuple[Price | None, ...]:
@@ -149,6 +152,11 @@ class View:
             if name not in self.snapshot.labels.models_over:
                 self.want_label(name)
         return labels.OTHER
+
+
+def _is_fair(config: Config) -> bool:
+    queue = config.queue
+    return config.auth.mode != "off" and queue.order == "fair" and queue.max_waiting > 0
 
 
 NO_FLEET = View.of(Snapshot(revision=0, published_at=0, config=Config()))

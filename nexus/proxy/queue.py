@@ -1,7 +1,8 @@
 """The queue of requests that wait for capacity at a backend.
 
 Within a worker, requests that wait for the same backends are served by priority, then in the order
-of their arrival.
+of their arrival. With keys, arrival decides only among requests of one key: the next key is the one
+with the earliest virtual time (`nexus/fleet/share_table.py`). So tickets change during the wait.
 
 Across workers, each worker publishes its earliest ticket for each backend. New requests and later
 tickets do not take capacity before it, in any worker. The order is approximate: another worker may
@@ -36,10 +37,15 @@ _Columns = tuple[int, ...]
 
 
 class _Waiter:
-    """A request that waits, and the eventfd that wakes its greenlet."""
+    """A request that waits, and the eventfd that wakes its greenlet.
 
-    def __init__(self, ticket: int, columns: _Columns) -> None:
+    Attributes:
+        arrival: Its ticket when it started to wait, or, if tickets change, when it arrived.
+    """
+
+    def __init__(self, ticket: Callable[[], int], arrival: int, columns: _Columns) -> None:
         self.ticket = ticket
+        self.arrival = arrival
         self.columns = columns
         self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -54,7 +60,8 @@ class Queue:
     """The waiting requests of one process. Safe from any greenlet or thread.
 
     Attributes:
-        groups: The waiters by the backends that they wait for, in the order of their tickets.
+        groups: The waiters by the backends that they wait for, in the order of their arrival; if no
+            ticket changes, in the order of their tickets.
     """
 
     def __init__(
@@ -66,21 +73,23 @@ class Queue:
         self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self.groups: dict[_Columns, list[_Waiter]] = {}
+        self._fair = False
 
     def wait(
         self,
         admit: Callable[[], T],
         at_capacity: AtCapacity,
         *,
-        ticket: int,
+        ticket: Callable[[], int],
+        fair: bool,
         request: Request,
         settings: Settings,
         most_s: float,
     ) -> T:
         """Wait until `admit` returns, and return its result; it raises `AtCapacity` until then.
 
-        The wait ends after `most_s`, or earlier if `settings` say so. Raises `RequestFailed` and
-        `ClientGone`.
+        With `fair`, the ticket changes during the wait. The wait ends after `most_s`, or earlier if
+        `settings` say so. Raises `RequestFailed` and `ClientGone`.
         """
         if at_capacity.ready_in_s > settings.max_wait_s:
             raise at_capacity
@@ -90,12 +99,14 @@ class Queue:
         started_ns = self._clock_ns()
         deadline_ns = started_ns + int(min(settings.max_wait_s, most_s) * 1e9)
         shown_at = at_capacity.backends[0].column
-        waiter = _Waiter(ticket, _columns(at_capacity.backends))
+        arrival = int(request.received * 1e9) if fair else ticket()
+        waiter = _Waiter(ticket, arrival, _columns(at_capacity.backends))
+        self._fair |= fair
         self._recorder.enqueued(shown_at)
         self._join(waiter)
         try:
             while True:
-                first = self.groups[waiter.columns][0] is waiter
+                first = self._is_first(waiter)
                 if first:
                     self._row.record_queue_poll(self._clock_ns())
                     try:
@@ -125,12 +136,31 @@ class Queue:
         with self._lock:
             for columns, group in self.groups.items():
                 if column in columns:
-                    group[0].notify()
+                    self._first(group).notify()
+
+    def _first(self, group: list[_Waiter]) -> _Waiter:
+        """The waiter that is served next. Among equal tickets it is the one that came first."""
+        return min(group, key=lambda waiter: waiter.ticket()) if self._fair else group[0]
+
+    def _is_first(self, waiter: _Waiter) -> bool:
+        """Whether a waiter that woke up is the first of its group.
+
+        If tickets change, it publishes its present one, or wakes the one that is first instead.
+        """
+        if not self._fair:
+            return self.groups[waiter.columns][0] is waiter
+        with self._lock:
+            first = self._first(self.groups[waiter.columns])
+            if first is waiter:
+                self._post(waiter.columns)
+            else:
+                first.notify()
+        return first is waiter
 
     def _join(self, waiter: _Waiter) -> None:
         with self._lock:
             group = self.groups.setdefault(waiter.columns, [])
-            bisect.insort(group, waiter, key=lambda other: other.ticket)
+            bisect.insort(group, waiter, key=lambda other: other.arrival)
             self._row.record_queue_poll(self._clock_ns())
             self._post(waiter.columns)
 
@@ -139,7 +169,7 @@ class Queue:
             group = self.groups[waiter.columns]
             group.remove(waiter)
             if group:
-                group[0].notify()
+                self._first(group).notify()
             else:
                 del self.groups[waiter.columns]
             self._post(waiter.columns)
@@ -154,7 +184,8 @@ class Queue:
     def _post(self, columns: _Columns) -> None:
         """Publish the earliest tickets for other workers."""
         for column in columns:
-            earliest = (group[0].ticket for key, group in self.groups.items() if column in key)
+            groups = (group for key, group in self.groups.items() if column in key)
+            earliest = (self._first(group).ticket() for group in groups)
             self._row.post_ticket(column, min(earliest, default=0))
 
 

@@ -68,7 +68,21 @@ def _waiter(exchange: Exchange) -> Waiter:
         session=_session_reader(exchange) if view.table.uses_affinity else None,
     )
     timeout_s = view.snapshot.config.server.request_timeout_seconds
-    return Waiter(query, request, request.received + timeout_s)
+    waiter = Waiter(query, request, request.received + timeout_s)
+    if view.fair_queue and caller is not None:
+        share = waiter.share = exchange.engine.fair_shares.of(caller)
+        exchange.on_release(lambda: share.ended(_tokens(exchange)))
+    return waiter
+
+
+def _tokens(exchange: Exchange) -> int | None:
+    """The tokens that a request took, as far as they are known; None if nothing is."""
+    usage, source = exchange.known_usage()
+    if source is None:
+        return 0
+    if source == "none":
+        return None
+    return (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
 
 
 def _allowed_by(

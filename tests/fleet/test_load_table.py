@@ -46,20 +46,16 @@ def test_requests_and_retries():
     assert load.in_flight() == 3
 
 
-def test_earlier_tickets_go_first():
+def test_the_earliest_ticket_of_a_live_process():
     load = table()
     load.row(0).post_ticket(4, 100 | NORMAL_TICKET)
     load.row(0).record_queue_poll(1000)
-    assert load.waits_before(4, 101 | NORMAL_TICKET, since_ns=900)
-    assert not load.waits_before(4, 100 | NORMAL_TICKET, since_ns=900), "not before itself"
-    assert not load.waits_before(4, 5000, since_ns=900), (
-        "high priority goes before, whenever it came"
-    )
-    assert not load.waits_before(5, 101 | NORMAL_TICKET, since_ns=900), "for another backend"
-    assert not load.waits_before(4, 101 | NORMAL_TICKET, since_ns=1001), "its process stands still"
+    assert load.earliest_ticket(4, since_ns=900) == 100 | NORMAL_TICKET
+    assert not load.earliest_ticket(5, since_ns=900), "for another backend"
+    assert not load.earliest_ticket(4, since_ns=1001), "its process stands still"
     load.row(1).post_ticket(4, 200)
     load.row(1).record_queue_poll(1000)
-    assert load.waits_before(4, 99 | NORMAL_TICKET, since_ns=900)
+    assert load.earliest_ticket(4, since_ns=900) == 200, "of high priority"
 
 
 def test_queued_count_as_pending_but_take_no_room():

@@ -3,10 +3,13 @@
 import time
 from pathlib import Path
 
+import pytest
+
 from nexus.config import BackendConfig, Config
+from nexus.config.records import Auth, Queue
 from nexus.fleet.records import Backend, Model, Snapshot
 from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
-from nexus.proxy.fleet_view import FleetView
+from nexus.proxy.fleet_view import FleetView, View
 
 
 def publish(writer: SnapshotWriter, *models: Model) -> None:
@@ -53,3 +56,20 @@ def test_while_one_takes_up_a_snapshot_others_go_on_with_the_one_before(tmp_path
     assert third is not None
     assert (third.snapshot.revision, third.table.listing is second.table.listing) == (3, True)
     assert not meanwhile, "nothing was decoded or built anew"
+
+
+@pytest.mark.parametrize(
+    ("auth", "queue", "fair"),
+    [
+        ("off", {}, False),
+        ("keys", {}, True),
+        ("optional", {}, True),
+        ("keys", {"order": "arrival"}, False),
+        ("keys", {"max_size": 0}, False),
+        ("keys", {"enabled": False}, False),
+    ],
+)
+def test_the_queue_is_fair_only_among_keys(auth, queue, fair):
+    config = Config(auth=Auth(mode=auth), queue=Queue(**queue))
+    view = View.of(Snapshot(revision=1, published_at=0, config=config))
+    assert view.fair_queue is fair
