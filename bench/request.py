@@ -104,7 +104,7 @@ def fast_path() -> FastPath:
     view = View.of(
         Snapshot(revision=1, published_at=0, config=Config(), backends=(backend,), labels=labels)
     )
-    fleet: Any = SimpleNamespace(current=lambda: view)
+    fleet: Any = SimpleNamespace(current=lambda: view, subscribe=lambda _: None)
     engine = Engine(
         fleet=fleet,
         recorder=Recorder(Store(slot_lease), slot_lease),
