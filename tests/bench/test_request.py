@@ -16,4 +16,4 @@ def test_every_part_is_found():
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     parts, *rows = done.stdout.splitlines()
-    assert len(rows) == int(parts) + 2
+    assert len(rows) == int(parts) + 4, "the rest, the sum, and a line of the log in two forms"
