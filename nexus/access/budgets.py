@@ -12,15 +12,19 @@ from typing import Literal
 import msgspec
 
 from nexus.access.callers import NONE, Caller
-from nexus.access.prices import usd
+from nexus.access.prices import NANO, usd
 from nexus.access.windows import FOREVER, window
-from nexus.config.budget_records import Budget, Period, zone
+from nexus.config import Config
+from nexus.config.budget_records import RESERVED, Budget, Period, zone
 from nexus.config.cost_records import pico_usd
+from nexus.config.routing_records import CloudBudget
 from nexus.fleet.accounts import StoredAccount
 from nexus.runtime.documents import Document
 
 MAX_SUBJECTS = 200
 """So many accounts are shown in metrics."""
+Action = Literal["warn", "block_cloud", "block_all"]
+_CLOUD_OUTPUT = 1024
 _MOST_CACHED = 4096
 _LONGEST_VALUE = 64
 
@@ -34,6 +38,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         start: When the window started, in Unix seconds.
         end: When it ends.
         limit: What may be spent, in nano-dollars.
+        action: What [routing.budget] does at its limit; that budget counts only what cloud backends
+            cost. None for [[budgets]].
     """
 
     budget: Budget
@@ -42,6 +48,12 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     start: int
     end: int
     limit: int
+    action: Action | None = None
+
+    @property
+    def warns_at(self) -> int:
+        """The amount from which it counts as nearly spent, in nano-dollars."""
+        return round(self.limit * self.budget.warn)
 
     @property
     def resets(self) -> str | None:
@@ -110,6 +122,7 @@ class _Rule(msgspec.Struct, frozen=True):
     patterns: dict[str, re.Pattern[str]]
     zone: tzinfo
     limit: int
+    action: Action | None = None
 
     def account(self, apart: list[tuple[str, str]], now: float) -> Account:
         subject = ", ".join(f"{name} {value[:_LONGEST_VALUE]}" for name, value in apart)
@@ -121,13 +134,14 @@ class _Rule(msgspec.Struct, frozen=True):
             start=start,
             end=end,
             limit=self.limit,
+            action=self.action,
         )
 
 
 class Budgets:
     """All budgets of one configuration."""
 
-    def __init__(self, budgets: Iterable[Budget]) -> None:
+    def __init__(self, budgets: Iterable[Budget], *, cloud: CloudBudget | None = None) -> None:
         self._rules = [
             _Rule(
                 budget,
@@ -141,12 +155,20 @@ class Budgets:
             )
             for budget in budgets
         ]
+        if cloud is not None:
+            self._rules.append(_cloud_rule(cloud))
         self._known: dict[tuple[str, ...], tuple[int, int, tuple[Account, ...]]] = {}
 
     @classmethod
-    def of(cls, budgets: list[Budget]) -> Budgets | None:
-        """None without budgets."""
-        return cls(budgets) if budgets else None
+    def of(cls, config: Config) -> Budgets | None:
+        """The budgets of a configuration; None without any.
+
+        [routing.budget] needs prices: without them, nothing that it counts has a cost.
+        """
+        cloud = config.routing.budget
+        if cloud.monthly_limit_usd is None or not config.costs.price:
+            return cls(config.budgets) if config.budgets else None
+        return cls(config.budgets, cloud=cloud)
 
     def accounts(
         self, caller: Caller | None, model: str, endpoint: str, now: float
@@ -207,6 +229,20 @@ class Budgets:
                 for name, value in values.items()
             ):
                 yield state
+
+
+def _cloud_rule(cloud: CloudBudget) -> _Rule:
+    """The budget of [routing.budget]: by the month, for all."""
+    limit = round((cloud.monthly_limit_usd or 0) * NANO)
+    budget = Budget(
+        name=RESERVED,
+        usd=usd(limit),
+        mode="watch" if cloud.hard_limit_action == "warn" else "hard",
+        warn=cloud.soft_limit_percent / 100,
+        unpriced="free",
+        reserve_output=_CLOUD_OUTPUT,
+    )
+    return _Rule(budget, {}, UTC, limit, cloud.hard_limit_action)
 
 
 def digest(budget: str, subject: str, start: int) -> tuple[int, int]:

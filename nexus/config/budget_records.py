@@ -14,6 +14,8 @@ from nexus.config.cost_records import pico_usd
 from nexus.config.fields import Count, Section, doc
 from nexus.config.limit_records import Match
 
+RESERVED = "routing.budget"
+"""The name of the budget that [routing.budget] makes."""
 MAX_BUDGETS = 50
 """One request may be held to all of them at once."""
 Period = Literal["hour", "day", "week", "month", "total"]
@@ -85,6 +87,8 @@ def budget_conflicts(budgets: list[Budget]) -> Iterator[str]:
     names = [budget.name for budget in budgets]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f'[[budgets]] name = "{name}" is used twice; each budget needs a name of its own.'
+    if RESERVED in names:
+        yield f'[[budgets]] name = "{RESERVED}" is that of [routing.budget]; take another one.'
     for budget in budgets:
         where = f'[[budgets]] "{budget.name}"'
         amount = pico_usd(budget.usd)

@@ -181,6 +181,11 @@ def find_warnings(
     if ignored:
         yield f"not supported yet, ignored: {', '.join(ignored)}."
     yield from _backend_warnings(config, environ)
+    if config.routing.budget.monthly_limit_usd is not None and not config.costs.price:
+        yield (
+            "[routing.budget] monthly_limit_usd has no effect without prices; name a file of them "
+            "in [costs] prices."
+        )
     if config.auth.mode != "keys" and not is_loopback(config.server.host):
         yield (
             f"[server] host = {config.server.host!r} is open to others, and [auth] mode = "

@@ -425,7 +425,7 @@ NOT_SUPPORTED: dict[str, str] = {
     "routing.policies.max_cost_per_request": "the cost of a request is not limited",
     "lifecycle": "models are neither loaded nor moved",
     "fleet": "no recommendations are made",
-    "routing.budget": "spending is not limited",
+    "routing.budget.reconciliation_interval_secs": "a request is counted when it ends",
 }
 """Keys that are accepted and checked, but not supported yet → what holds instead."""
 

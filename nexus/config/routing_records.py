@@ -61,7 +61,7 @@ class Policy(Section, frozen=True):
 
 
 class CloudBudget(Section, frozen=True):
-    """Spending limit for cloud backends."""
+    """A budget for what cloud backends cost. `[[budgets]]` can do more."""
 
     monthly_limit_usd: (
         Annotated[float, Meta(ge=0), doc("Limit per calendar month in US dollars.")] | None
@@ -70,7 +70,12 @@ class CloudBudget(Section, frozen=True):
         float, Meta(ge=0, le=100), doc("Share of the limit that warns.")
     ] = 75.0
     hard_limit_action: Annotated[
-        Literal["warn", "block_cloud", "block_all"], doc("What happens at the limit.")
+        Literal["warn", "block_cloud", "block_all"],
+        doc(
+            "What happens at the limit. warn: nothing. block_cloud: only other backends serve. "
+            "block_all: requests are refused that a cloud backend could serve; once all is spent, "
+            "every request."
+        ),
     ] = "warn"
     reconciliation_interval_secs: Annotated[Seconds, doc("Time between two reconciliations.")] = (
         60.0

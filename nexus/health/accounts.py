@@ -29,6 +29,9 @@ class AccountKeeper:
     """Keeps the accounts of the present generation, and writes the ledger.
 
     It starts with the first configuration that has prices or budgets.
+
+    Attributes:
+        failing: The last attempt to write the ledger failed.
     """
 
     def __init__(self, publisher: Publisher, state_dir: StateDirectory) -> None:
@@ -38,7 +41,7 @@ class AccountKeeper:
         self._generation: GenerationContext | None = None
         self._table: LimitTable | None = None
         self._usage: UsageReader | None = None
-        self._failing = False
+        self.failing = False
         self._lock = gevent.lock.RLock()
 
     def run(self) -> None:
@@ -66,15 +69,15 @@ class AccountKeeper:
                 self._write()
         except (OSError, sqlite3.Error) as error:
             self._publisher.generation.context.recorder.ledger_failed()
-            if not self._failing:
+            if not self.failing:
                 log.error("the ledger cannot be written", extra={"why": error})
-            self._failing = True
+            self.failing = True
             if self._table is not None and self._ledger is None:
                 self._table.set_ready()  # a ledger that cannot be opened must not stop requests
             return False
-        if self._failing:
+        if self.failing:
             log.info("the ledger is written again")
-        self._failing = False
+        self.failing = False
         return True
 
     def report(

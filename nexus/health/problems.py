@@ -37,6 +37,8 @@ class Facts:
         write_errors: Series that found no space in the run directory.
         damaged_files: Damaged metrics files that were renamed.
         labels_over: Names that have no label value of their own.
+        nearly_spent: Budgets that have reached the share that warns, each with its subject.
+        ledger_failing: The last attempt to write the ledger failed.
     """
 
     backends: Sequence[BackendState]
@@ -53,11 +55,18 @@ class Facts:
     write_errors: int
     damaged_files: int
     labels_over: int
+    nearly_spent: Sequence[str] = ()
+    ledger_failing: bool = False
 
 
 def find_problems(facts: Facts) -> list[Problem]:
     """Everything that is wrong, the gateway's own processes first."""
-    return [*_process_problems(facts), *_backend_problems(facts), *_metrics_problems(facts)]
+    return [
+        *_process_problems(facts),
+        *_backend_problems(facts),
+        *_metrics_problems(facts),
+        *_money_problems(facts),
+    ]
 
 
 def _process_problems(facts: Facts) -> Iterator[Problem]:
@@ -155,6 +164,24 @@ def _backend_problem(backend: BackendState, trouble: Trouble | None) -> Problem 
         message = f"{name} has no models"
         return problem("backend_without_models", name, message, look_closer, detail=error)
     return None
+
+
+def _money_problems(facts: Facts) -> Iterator[Problem]:
+    if facts.ledger_failing:
+        yield problem(
+            "ledger_not_written",
+            "ledger",
+            "The ledger of costs and usage cannot be written",
+            "the health process's log says why; make space in [server] state_dir",
+        )
+    for name in facts.nearly_spent:
+        yield problem(
+            "budget_nearly_spent",
+            name,
+            f"The budget {name} is spent, or nearly so",
+            "`nexus budgets` shows what is left, `nexus usage` who spent it",
+            warning=True,
+        )
 
 
 def _metrics_problems(facts: Facts) -> Iterator[Problem]:

@@ -69,7 +69,9 @@ class HealthProcess:
             state_dir=state_dir,
         )
         self._monitor = FleetMonitor(self._publisher, environ)
-        self._reporter = Reporter(run_dir.path, self._publisher)
+        self._reporter = Reporter(
+            run_dir.path, self._publisher, ledger_failing=lambda: self._accounts.failing
+        )
         self._publisher.on_change = self._reporter.update_problems
         self._reloader = Reloader(
             loaded,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gevent
@@ -21,8 +21,9 @@ from nexus.health.dashboard import Dashboard
 from nexus.health.problems import Facts, find_problems
 from nexus.health.publisher import Publisher
 from nexus.health.windows import Windows
-from nexus.metrics import families
+from nexus.metrics import cost_families, families
 from nexus.metrics.collector import MetricsSnapshot
+from nexus.metrics.family import Family
 
 log = logging.getLogger("nexus.health")
 
@@ -41,8 +42,11 @@ class Reporter:
         problems: What is wrong with the gateway.
     """
 
-    def __init__(self, run_dir: Path, publisher: Publisher) -> None:
+    def __init__(
+        self, run_dir: Path, publisher: Publisher, *, ledger_failing: Callable[[], bool]
+    ) -> None:
         self._run_dir = run_dir
+        self._ledger_failing = ledger_failing
         self._publisher = publisher
         self._dashboard = Dashboard()
         self._metrics: MetricsSnapshot | None = None
@@ -132,5 +136,22 @@ class Reporter:
             imbalance=metrics.total(families.IMBALANCE),
             write_errors=int(metrics.total(families.WRITE_ERRORS)),
             damaged_files=int(metrics.total(families.DAMAGED_FILES)),
+            nearly_spent=_nearly_spent(metrics),
+            ledger_failing=self._ledger_failing(),
             labels_over=int(metrics.total(families.LABELS_OVERFLOWED)),
         )
+
+
+def _nearly_spent(metrics: MetricsSnapshot) -> list[str]:
+    """The budgets that have reached the share that warns, each with its subject."""
+
+    def amounts(family: Family) -> dict[tuple[str, str], float]:
+        samples = metrics.samples(family.name)
+        return {(labels["budget"], labels["subject"]): value for labels, value in samples}
+
+    warns_at = amounts(cost_families.BUDGET_WARN)
+    return [
+        f"{budget} of {subject}" if subject else budget
+        for (budget, subject), spent in amounts(cost_families.BUDGET_SPENT).items()
+        if spent >= warns_at[budget, subject]
+    ]

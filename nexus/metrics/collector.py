@@ -236,14 +236,14 @@ class Collector:
     def budget_states(self) -> list[BudgetState]:
         """How the budgets stand; those with the largest spent share first."""
         snapshot = self._snapshot()
-        if snapshot is None or not snapshot.config.budgets:
+        if snapshot is None or (budgets := Budgets.of(snapshot.config)) is None:
             return []
         try:
             table = self._limit_table = self._limit_table or self._lease.open_limit_table()
         except OSError as error:
             log.error("the accounts of budgets cannot be read", extra={"why": error})
             return []
-        states = Budgets(snapshot.config.budgets).states(table.accounts.entries(), time.time())
+        states = budgets.states(table.accounts.entries(), time.time())
         return sorted(states, key=lambda state: -state.spent / (state.account.limit or 1))
 
     def _budgets(self) -> Iterator[FamilySnapshot]:
@@ -252,6 +252,7 @@ class Collector:
             return
         values: dict[Family, list[float | None]] = {
             cost_families.BUDGET_LIMIT: [state.account.limit / NANO for state in states],
+            cost_families.BUDGET_WARN: [state.account.warns_at / NANO for state in states],
             cost_families.BUDGET_SPENT: [state.spent / NANO for state in states],
             cost_families.BUDGET_HELD: [state.held / NANO for state in states],
             cost_families.BUDGET_RESETS: [

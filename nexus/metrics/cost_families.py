@@ -38,6 +38,13 @@ BUDGET_LIMIT = gauge(
     budget=BUDGET,
     subject=SUBJECT,
 )
+BUDGET_WARN = gauge(
+    "nexus_budget_warn_usd",
+    "The amount from which a budget counts as nearly spent (`warn`), in US dollars.",
+    "scrape",
+    budget=BUDGET,
+    subject=SUBJECT,
+)
 BUDGET_SPENT = gauge(
     "nexus_budget_spent_usd",
     "What was spent in the present window, in US dollars.",

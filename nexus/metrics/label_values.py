@@ -34,7 +34,7 @@ TOKENS = (10, 50, 100, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 128000)
 EXCLUSION_REASONS = (
     "unknown", "unhealthy", "draining", "dialect_not_spoken", "capability_mismatch",
     "privacy_restricted",
-    "tier_below_minimum", "circuit_open", "busy", "at_capacity",
+    "tier_below_minimum", "budget_exhausted", "circuit_open", "busy", "at_capacity",
 )  # fmt: skip
 """Why a backend that has the model of a request is not considered for it."""
 REJECTION_REASONS = (

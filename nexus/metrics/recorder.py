@@ -77,6 +77,7 @@ class Recorder:
         store.child(families.LOST)  # from the start, so that rates of these exist
         store.child(families.PREFLIGHTS)
         store.child(access_families.LIMIT_UNTRACKED)
+        store.child(cost_families.LEDGER_ERRORS)
         store.child(access_families.LIMIT_LOCK_MISSES)
         self._unknown_models = store.child(families.UNKNOWN_MODELS)
         self._decision = store.child(families.DECISION)

@@ -27,7 +27,7 @@ def series_bound(config: Config, *, endpoints: int) -> dict[str, int]:
                 "keys": names.max_keys + (users if config.auth.identity.peers else 0),
                 "teams": names.max_keys,
                 "limits": MAX_LIMITS + 2,  # and those of keys and of teams themselves
-                "budgets": MAX_BUDGETS,
+                "budgets": MAX_BUDGETS + 1,  # and [routing.budget]
                 "subjects": MAX_SUBJECTS,
             }
         )

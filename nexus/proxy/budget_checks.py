@@ -48,11 +48,22 @@ class RequestBudgets:
     def settle(self) -> list[tuple[Hold, int]]:
         """What the request has cost each account."""
         exchange = self._exchange
-        charge = exchange.charge()
+        charge, choice = exchange.charge(), exchange.choice
         cost = 0 if charge is None else charge.total
-        if exchange.known_usage()[1] == "none":
-            return [(hold, max(hold.nano, cost)) for hold in self.holds]
-        return [(hold, cost) for hold in self.holds]
+        unknown = exchange.known_usage()[1] == "none"
+        cloud = choice is not None and choice.backend.cloud
+        return [
+            (hold, max(hold.nano, cost) if unknown else cost)
+            if cloud or hold.account.action is None
+            else (hold, 0)
+            for hold in self.holds
+        ]
+
+    def leave_cloud(self) -> None:
+        """Hold nothing for cloud backends, which are not to serve the request."""
+        self.accounts = [account for account in self.accounts if account.action is None]
+        self.holds = [hold for hold in self.holds if hold.account.action is None]
+        self._enough = {self._exchange.model: self.holds}
 
     def _for_fallback(self, model: str) -> Sequence[Hold] | None:
         """At least what is held, and what a model needs; None if it is refused."""
@@ -70,13 +81,19 @@ class RequestBudgets:
 
     def _holds(self, model: str) -> list[Hold]:
         """What a response of a model can cost at its dearest backend. Raises `RequestFailed`."""
-        prices = self._exchange.view.prices_of(model)
-        priced = [price for price in prices if price is not None]
-        if len(priced) < len(prices):
-            for account in self.accounts:
-                if account.budget.unpriced == "refuse" and account.budget.mode != "watch":
-                    raise unpriced(account.budget, model)
-        return [self._hold(account, model, priced) for account in self.accounts]
+        holds = []
+        for account in self.accounts:
+            prices = [
+                price
+                for price, cloud in self._exchange.view.prices_of(model)
+                if cloud or account.action is None
+            ]
+            priced = [price for price in prices if price is not None]
+            refuses = account.budget.unpriced == "refuse" and account.budget.mode != "watch"
+            if refuses and len(priced) < len(prices):
+                raise unpriced(account.budget, model)
+            holds.append(self._hold(account, model, priced))
+        return holds
 
     def _hold(self, account: Account, model: str, prices: Sequence[Price]) -> Hold:
         budget = account.budget

@@ -28,7 +28,10 @@ class BudgetRefused(RequestFailed):
     Attributes:
         budget: Its name.
         reason: Why, as metrics name it.
+        blocks_cloud: It only keeps cloud backends from serving the request.
     """
+
+    blocks_cloud = False
 
     def __init__(
         self, fault: str, message: str, *, budget: Budget, reason: str, **more: Any
@@ -53,9 +56,11 @@ def _too_little(hold: Hold, *, spent: int, held: int) -> BudgetRefused:
     if account.resets is not None:
         headers["x-nexus-budget-resets"] = account.resets
     message = account.describe(spent=spent, held=held, asked=hold.nano)
-    return BudgetRefused(
+    refused = BudgetRefused(
         fault, message, budget=account.budget, reason=reason, headers=headers, kind=fault
     )
+    refused.blocks_cloud = account.action == "block_cloud"
+    return refused
 
 
 def stage_holds(
@@ -107,8 +112,8 @@ def has_room(table: LimitTable, holds: Sequence[Hold], before: Sequence[Hold]) -
 
 def _refuses(account: Account, more: int, *, spent: int, held: int) -> bool:
     mode = account.budget.mode
-    if mode == "soft":
-        return spent >= account.limit
+    if spent >= account.limit and (mode == "soft" or account.action == "block_all"):
+        return True
     return mode == "hard" and more > 0 and spent + held + more > account.limit
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from nexus.access.prices import Prices, cost, time_cost, usd
-from nexus.dialects.base import StreamReader, Usage
+from nexus.access.prices import NANO, Prices, cost, time_cost, total, usd
+from nexus.dialects.base import StreamReader, TokenEstimate, Usage
 from nexus.fleet.outcome import AttemptRecord, Charge
 from nexus.fleet.records import Backend
 from nexus.proxy.fleet_view import View
 
 HEADER = "x-nexus-cost-usd"
+ESTIMATE_HEADER = "x-nexus-cost-estimated"
+_TYPICAL_OUTPUT = 1024
+"""Tokens of a response whose length the request does not limit."""
 
 
 def charge(
@@ -60,6 +63,18 @@ def retried(
             nano = time_cost(price, round(record.ms * 1000))
             costs.append((backend.label, view.model_label(record.model), nano))
     return tuple(costs)
+
+
+def estimate_header(
+    prices: Prices, backend: Backend, model: str, estimate: TokenEstimate
+) -> list[tuple[str, str]]:
+    """The header that says what a response of a cloud backend will cost, by an estimate."""
+    price = prices.find(backend.config, model) if backend.cloud else None
+    if price is None:
+        return []
+    output = _TYPICAL_OUTPUT if estimate.output_limit is None else estimate.output_limit
+    parts = cost(price, prompt=estimate.prompt, completion=output * estimate.choices)
+    return [(ESTIMATE_HEADER, f"{total(parts) / NANO:.4f}")]
 
 
 def cost_header(charge: Charge | None) -> list[tuple[str, str]]:

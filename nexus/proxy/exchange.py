@@ -52,6 +52,7 @@ class Exchange:
         own_headers: The headers of every response to this request, whoever serves it.
         limited: Whether limits hold for it, so that those of a backend are not shown.
         budgets: The budgets that hold for it; None without any.
+        without_cloud: Whether no cloud backend may serve it, since [routing.budget] is spent.
         body: The decoded body, empty once a backend's response has started.
         model: The model that serves the request, or shall serve it.
         resolved_model: The model to which the client's name resolves.
@@ -71,6 +72,7 @@ class Exchange:
     own_headers: Headers = []
     limited = False
     budgets: HeldBudgets | None = None
+    without_cloud = False
     body = b""
     model = ""
     resolved_model = ""

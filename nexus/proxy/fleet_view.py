@@ -50,7 +50,7 @@ class View:
     _route_headers: dict[tuple[int, str, str | None], list[tuple[str, str]]] = field(
         default_factory=dict
     )
-    _prices_of: dict[str, tuple[Price | None, ...]] = field(default_factory=dict)
+    _prices_of: dict[str, tuple[tuple[Price | None, bool], ...]] = field(default_factory=dict)
     _wanted: set[str] = field(default_factory=set)
     _addresses: dict[int, Address] = field(default_factory=dict)
     _templates: dict[int, RequestTemplate] = field(default_factory=dict)
@@ -80,19 +80,22 @@ class View:
                 team_labels=snapshot.labels.teams,
             ),
             limits=Limits.of(snapshot.config),
-            budgets=Budgets.of(snapshot.config.budgets),
+            budgets=Budgets.of(snapshot.config),
             prices=Prices.of(snapshot.config),
             fair_queue=_is_fair(snapshot.config),
         )
 
-    def prices_of(self, model: str) -> tuple[Price | None, ...]:
-        """The different prices of a model over all backends that have it; None: an unknown one."""
+    def prices_of(self, model: str) -> tuple[tuple[Price | None, bool], ...]:
+        """The different prices of a model over all backends that have it, and which are clouds'.
+
+        None stands for an unknown price.
+        """
         prices = self._prices_of.get(model)
         if prices is None:
             assert self.prices is not None
             prices = self._prices_of[model] = tuple(
                 {
-                    self.prices.find(candidate.backend.config, model)
+                    (self.prices.find(candidate.backend.config, model), candidate.backend.cloud)
                     for candidate in self.table.candidates_for(model)
                 }
             )

@@ -27,7 +27,14 @@ def reserve_limits(exchange: Exchange) -> None:
         budgets = exchange.budgets = budgets_of(exchange)
         if not counters and budgets is None:
             return
-        _reserve(exchange, counters, budgets)
+        try:
+            _reserve(exchange, counters, budgets)
+        except BudgetRefused as refusal:
+            if budgets is None or not refusal.blocks_cloud:
+                raise
+            exchange.without_cloud = True
+            budgets.leave_cloud()
+            _reserve(exchange, counters, budgets)
     except BudgetRefused as refusal:
         exchange.engine.recorder.budget_refused(refusal.budget, refusal.reason)
         count_refusal(exchange, "budget")

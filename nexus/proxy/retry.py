@@ -14,7 +14,7 @@ from nexus.http.address import Address
 from nexus.http.connect_errors import reason
 from nexus.proxy.admission import Reservation, Waiter
 from nexus.proxy.attempt import Attempt, fault_of
-from nexus.proxy.costs import cost_header
+from nexus.proxy.costs import cost_header, estimate_header
 from nexus.proxy.engine import ClientResponse
 from nexus.proxy.exchange import Exchange, HeldBudgets
 from nexus.proxy.passive_health import BUSY_S
@@ -23,6 +23,7 @@ from nexus.proxy.responses import stream_response, whole_response
 from nexus.proxy.session import SessionReader
 from nexus.proxy.sticky import home_of, remember
 from nexus.routing.context import RouteQuery
+from nexus.routing.policies import NO_CLOUD
 from nexus.routing.refusal import unavailable
 from nexus.routing.retries import LONGEST_PAUSE_S, backoff_s
 
@@ -54,6 +55,8 @@ def _waiter(exchange: Exchange) -> Waiter:
         and not _is_on(request.header("x-nexus-strict"))
     )
     constraints = view.table.constraints(parsed.model, exchange.resolved_model)
+    if exchange.without_cloud:
+        constraints |= NO_CLOUD
     caller = exchange.caller
     allows: Callable[[str], bool] | None = caller.may_use_model if caller is not None else None
     if (budgets := exchange.budgets) is not None:
@@ -232,6 +235,7 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
             show_life = not server.stream_keepalive_seconds
             attempt.await_content(show_life=show_life, binary=not stream)
             reservation.mark_served()
+            _add_estimated_cost(exchange)
             return stream_response(exchange, attempt)
         content = attempt.read_all()
         exchange.usage = attempt.failures.usage_in(attempt.response, content)
@@ -244,8 +248,18 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
         attempt.end(fault_of(error), retry_after_s=retry_after_s)
         raise
     attempt.end(None)
+    _add_estimated_cost(exchange)
     exchange.response_started(attempt)
     headers = attempt.headers
     if exchange.view.prices is not None:
         headers = headers + cost_header(exchange.charge())
     return whole_response(exchange, status, headers, content)
+
+
+def _add_estimated_cost(exchange: Exchange) -> None:
+    """Add the header with the estimated cost of a cloud backend's response, which needs the
+    body."""
+    prices, choice = exchange.view.prices, exchange.choice
+    if prices is not None and choice is not None and choice.backend.cloud:
+        header = estimate_header(prices, choice.backend, choice.model, exchange.token_estimate())
+        exchange.own_headers = [*exchange.own_headers, *header]

@@ -11,7 +11,7 @@ import msgspec
 from nexus.config.records import Policy
 from nexus.fleet.records import Backend
 
-POLICY_REASONS = ("privacy_restricted", "tier_below_minimum")
+POLICY_REASONS = ("privacy_restricted", "tier_below_minimum", "budget_exhausted")
 """Why policies or the request's constraints keep a backend out, as the rejection headers name
 it."""
 
@@ -28,11 +28,14 @@ class Constraints(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     min_tier: int = 0
     any_tier: bool = False
     own_model: bool = False
+    no_cloud: bool = False
 
     def rejects(self, backend: Backend) -> str | None:
         """Which of `POLICY_REASONS` keeps a backend out; None if it may serve."""
         if self.restricted and not backend.restricted:
             return "privacy_restricted"
+        if self.no_cloud and backend.cloud:
+            return "budget_exhausted"
         if backend.config.tier < self.min_tier and not self.any_tier:
             return "tier_below_minimum"
         return None
@@ -44,10 +47,13 @@ class Constraints(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
             max(self.min_tier, other.min_tier),
             self.any_tier or other.any_tier,
             self.own_model or other.own_model,
+            self.no_cloud or other.no_cloud,
         )
 
 
 NOTHING = Constraints()
+NO_CLOUD = Constraints(no_cloud=True)
+"""For requests that [routing.budget] keeps from cloud backends."""
 
 
 class Policies:

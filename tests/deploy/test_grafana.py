@@ -108,7 +108,7 @@ def test_dashboard(name):
 
 
 def test_dashboards_are_distinguished():
-    assert len({dashboard["title"] for dashboard in DASHBOARDS.values()}) == len(DASHBOARDS) == 5
+    assert len({dashboard["title"] for dashboard in DASHBOARDS.values()}) == len(DASHBOARDS) == 6
 
 
 @pytest.mark.parametrize(
@@ -195,6 +195,24 @@ sha256 = ["{spender}"]
 id = "shut"
 sha256 = ["{shut}"]
 blocked = true
+[[keys]]
+id = "poor"
+sha256 = ["{poor}"]
+[costs]
+version = "2026-01-01"
+[[costs.price]]
+model = "shared"
+output = "1000"
+per_second = "0.001"
+[[budgets]]
+name = "overrun"
+match = {{ model = "shared", key = "spender" }}
+usd = "100"
+reserve_output = 1
+[[budgets]]
+name = "refuses"
+match = {{ key = "poor" }}
+usd = "0"
 [[limits]]
 name = "refuses"
 match = {{ endpoint = "embeddings" }}
@@ -214,7 +232,11 @@ match = {{ model = "told" }}
 tokens = "1M/s"
 reserve_output = 1
 """
-KEYS = {"spender": "sk-of-a-test-that-spends", "shut": "sk-of-a-test-that-is-blocked"}
+KEYS = {
+    "spender": "sk-of-a-test-that-spends",
+    "shut": "sk-of-a-test-that-is-blocked",
+    "poor": "sk-of-a-test-without-money",
+}
 TOLD = {
     "id": "x",
     "object": "chat.completion",
@@ -249,6 +271,7 @@ def mixed(number: int) -> ParsedRequest:
         ParsedRequest("embeddings", "/v1/embeddings", {"model": "shared", "input": "a"}),
         replace(chat("keyed", "shared", max_tokens=3), key=KEYS["spender"]),
         replace(chat("blocked", "shared"), key=KEYS["shut"]),
+        replace(chat("poor", "shared", max_tokens=3), key=KEYS["poor"]),
     )
     return asks[number % len(asks)]
 

@@ -76,6 +76,8 @@ TABLE = [
     ({"write_errors": 3}, "metrics_write_errors", "3 series"),
     ({"damaged_files": 1}, "metrics_damaged_files", "1 metrics files"),
     ({"labels_over": 4}, "label_overflow", "4 names"),
+    ({"ledger_failing": True}, "ledger_not_written", "cannot be written"),
+    ({"nearly_spent": ["month of key a"]}, "budget_nearly_spent", "budget month of key a is"),
 ]
 
 
