@@ -59,6 +59,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         expires: When the key stops being accepted, in Unix seconds; None for never.
         blocked: Whether the operators have blocked it.
         weight: Its share in the queue, relative to others.
+        may_go_first: Whether its requests may have a high priority.
     """
 
     key: str = NONE
@@ -72,6 +73,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     expires: float | None = None
     blocked: bool = False
     weight: float = 1.0
+    may_go_first: bool = False
 
     def __str__(self) -> str:
         """The caller as messages name it."""
@@ -255,6 +257,7 @@ def callers_of(
             expires=None if key.expires is None else _end_of(key.expires),
             blocked=bool(key.blocked),
             weight=team.weight if team else 1.0,
+            may_go_first=key.priority == "high",
         )
     identities = None
     if config.auth.identity.peers:

@@ -13,6 +13,7 @@ from nexus.admin.access import error_response, require_same_site, require_token
 from nexus.admin.backends import json_body
 from nexus.admin.responses import json_response
 from nexus.config import ConfigError
+from nexus.config.access_records import Priority
 from nexus.config.limit_records import OwnLimits
 from nexus.runtime.documents import Document
 from nexus.runtime.text import redact
@@ -38,6 +39,7 @@ class KeyState(Document, frozen=True, kw_only=True):
         grace_until: When the old one of two secrets stops being accepted.
         models: Lists of globs; a model must match one glob of each.
         endpoints: Lists of endpoint names; an endpoint must be in each.
+        priority: The highest priority that its requests may have.
         limits: The limits of the key itself, beside those of its team and of `[[limits]]`.
     """
 
@@ -50,6 +52,7 @@ class KeyState(Document, frozen=True, kw_only=True):
     grace_until: datetime | None
     models: list[list[str]]
     endpoints: list[list[str]]
+    priority: Priority
     limits: OwnLimits | None
 
 
@@ -95,6 +98,7 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     blocked: bool | Literal["now"] = False
     models: list[str] | None = None
     endpoints: list[str] | None = None
+    priority: Priority = "normal"
     limits: OwnLimits | None = None
 
 
@@ -111,6 +115,7 @@ class ChangedKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     blocked: bool | Literal["now"] | None = None
     models: list[str] | None = None
     endpoints: list[str] | None = None
+    priority: Priority | None = None
     limits: OwnLimits | None = None
 
 

@@ -57,6 +57,7 @@ SCHEMAS: dict[str, Schema] = {
         team=TEXT_OR_NULL,
         models=list_schema(list_schema(TEXT)),
         endpoints=list_schema(list_schema(TEXT)),
+        priority={"enum": ["normal", "high"]},
         budgets=list_schema(component("BudgetSummary")),
         expires=TEXT_OR_NULL,
         limits=list_schema(
@@ -142,7 +143,7 @@ def _proxied(endpoint: Endpoint) -> dict[str, Any]:
             parameter(
                 "X-Nexus-Priority",
                 {"enum": ["high", "normal"]},
-                "Priority in the queue.",
+                "Priority in the queue; without effect if the key may not have it.",
                 location="header",
             ),
             parameter("X-Nexus-Flexible", TEXT, "`true`: accepts a lower tier.", location="header"),

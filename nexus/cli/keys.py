@@ -81,6 +81,11 @@ def _field_options(command: Command) -> Command:
             "NAME=off ends one [no limits].",
         ),
         click.option(
+            "--priority",
+            type=click.Choice(["normal", "high"]),
+            help="The highest X-Nexus-Priority that its requests may have [normal].",
+        ),
+        click.option(
             "--endpoint", "endpoints", multiple=True, help="An endpoint it may use [all]."
         ),
         click.option("--model", "models", multiple=True, help="A glob of models it may use [all]."),
@@ -208,7 +213,7 @@ def show(key: str, config: str | None, url: str | None) -> Result:
 @click.option(
     "--unset",
     multiple=True,
-    type=click.Choice(["name", "team", "expires", "models", "endpoints", "limits"]),
+    type=click.Choice(["name", "team", "expires", "models", "endpoints", "priority", "limits"]),
     help="Take a field back to its default.",
 )
 @admin_options

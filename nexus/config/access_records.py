@@ -15,6 +15,7 @@ RESERVED_KEYS = frozenset({"none", "unknown", "other", "retired", "user"})
 """Values that metrics have instead of a key's id."""
 KEY_HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 """Headers that clients carry a key in, in the order in which they are read."""
+Priority = Literal["normal", "high"]
 _Name = Annotated[str, Meta(min_length=1, max_length=100)]
 _Models = Annotated[list[str] | None, doc("Globs on the model's name as requested; unset: all.")]
 _Endpoints = Annotated[
@@ -109,6 +110,10 @@ class Key(Section, frozen=True):
     ] = False
     models: _Models = None
     endpoints: _Endpoints = None
+    priority: Annotated[
+        Priority,
+        doc("The highest X-Nexus-Priority that its requests may have; a higher one has no effect."),
+    ] = "normal"
     limits: Annotated[
         OwnLimits | None,
         doc('What it may use, such as { requests = "60/min", tokens = "200k/min" }.'),

@@ -110,6 +110,7 @@ class HealthKeyAdmin:
             grace_until=key.grace_until,
             models=[list(globs) for globs in caller.models],
             endpoints=[sorted(names) for names in caller.endpoints],
+            priority=key.priority,
             limits=key.limits,
         )
 

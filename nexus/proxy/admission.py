@@ -83,6 +83,7 @@ class Waiter(msgspec.Struct):
     Attributes:
         deadline: On the monotonic clock.
         evidence: What the request saw of failed backends, if there were any.
+        may_go_first: Whether it may have a high priority.
         share: The share of its key; None if the queue is in the order of arrival.
     """
 
@@ -91,6 +92,7 @@ class Waiter(msgspec.Struct):
     deadline: float
     _cursor: int = 0
     evidence: Evidence | None = None
+    may_go_first: bool = True
     share: Share | None = None
 
     @property
@@ -99,7 +101,8 @@ class Waiter(msgspec.Struct):
 
         With a share, it is that of this moment.
         """
-        high = (self.request.header("x-nexus-priority") or "").strip().lower() == "high"
+        asked = self.request.header("x-nexus-priority")
+        high = asked is not None and asked.strip().lower() == "high" and self.may_go_first
         priority, arrival_ns = 0 if high else NORMAL_TICKET, int(self.request.received * 1e9)
         if (share := self.share) is None:
             return priority | arrival_ns

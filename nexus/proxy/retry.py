@@ -72,6 +72,8 @@ def _waiter(exchange: Exchange) -> Waiter:
     )
     timeout_s = view.snapshot.config.server.request_timeout_seconds
     waiter = Waiter(query, request, request.received + timeout_s)
+    if caller is not None:
+        waiter.may_go_first = caller.may_go_first
     if view.fair_queue and caller is not None:
         share = waiter.share = exchange.engine.fair_shares.of(caller)
         exchange.on_release(lambda: share.ended(_tokens(exchange)))

@@ -29,6 +29,7 @@ def own_key(
         "team": None if caller.team == NONE else caller.team,
         "models": [list(globs) for globs in caller.models],
         "endpoints": [sorted(names) for names in caller.endpoints],
+        "priority": "high" if caller.may_go_first else "normal",
         "budgets": [msgspec.to_builtins(budget) for budget in budgets],
         "expires": None if expires is None else datetime.fromtimestamp(expires, UTC).isoformat(),
         "limits": [_limit(level) for level in levels],

@@ -30,7 +30,13 @@ def config(**queue) -> Config:
         auth=Auth(mode="optional"),
         teams=[Team(name="heavy", weight=3)],
         keys=[
-            Key(id=id_, sha256=[digest(key)], team=TEAMS.get(id_, "")) for id_, key in KEYS.items()
+            Key(
+                id=id_,
+                sha256=[digest(key)],
+                team=TEAMS.get(id_, ""),
+                priority="high" if id_ == "a" else "normal",
+            )
+            for id_, key in KEYS.items()
         ],
         queue=Queue(**queue),
     )
@@ -161,10 +167,20 @@ def test_a_high_priority_goes_before_every_share(crowd):
     clients.keep("a", 10)
     clients.waiting(9)
     served.next(2)
-    clients.send("a", **{"x-nexus-priority": "high"})
     clients.send("new")
+    clients.send("a", **{"x-nexus-priority": "high"})
     clients.waiting(11)
     assert served.next(2) == ["a", "new"]
+
+
+def test_a_key_that_may_not_go_first_does_not(crowd):
+    workers, served, clients = crowd
+    publish(workers, served, order="arrival")
+    for number, priority in enumerate(("normal", "normal", "high")):
+        clients.send("b" if priority == "high" else "a", **{"x-nexus-priority": priority})
+        until(lambda: len(served.served) == 1)
+        clients.waiting(number)
+    assert served.next(2) == ["a", "b"]
 
 
 def test_in_the_order_of_arrival_no_key_goes_before_another(crowd):

@@ -224,8 +224,8 @@ def test_a_caller_sees_what_its_key_may_use(gateway):
 
     assert json.loads(shown(authorization=f"Bearer {KEYS['small']}").content) == {
         "object": "key", "id": "small", "user": None, "name": None, "team": "research",
-        "models": [["demo*", "fast"], ["demo*", "fast", "spare"]], "endpoints": [], "budgets": [],
-        "expires": None, "limits": [],
+        "models": [["demo*", "fast"], ["demo*", "fast", "spare"]], "endpoints": [],
+        "priority": "normal", "budgets": [], "expires": None, "limits": [],
     }  # fmt: skip
     assert shown().code == "invalid_api_key"
     assert shown(authorization=f"Bearer {KEYS['old']}").code == "key_expired"

@@ -86,6 +86,9 @@ def test_a_key_from_its_making_to_its_end(gateway):
     wrong = keys(gateway, "edit", made["id"], "--limit", "requests=4 a day", status=2)
     assert 'requests = "4 a day" is not allowed' in wrong
     assert keys(gateway, "edit", made["id"], "--unset", "limits")["limits"] is None
+    assert (limited["priority"], made["priority"]) == ("normal", "normal")
+    assert keys(gateway, "edit", made["id"], "--priority", "high")["priority"] == "high"
+    assert keys(gateway, "edit", made["id"], "--unset", "priority")["priority"] == "normal"
 
     edited = keys(gateway, "edit", made["id"], "--unset", "team", "--model", "other")
     assert (edited["team"], edited["models"], edited["name"]) == (None, [["other"]], "ci")

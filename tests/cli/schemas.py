@@ -95,6 +95,7 @@ KEY: dict[str, Schema] = {
     "grace_until": maybe(TEXT),
     "models": {"type": "array", "items": TEXTS},
     "endpoints": {"type": "array", "items": TEXTS},
+    "priority": {"enum": ["normal", "high"]},
     "limits": maybe(component("OwnLimits")),
 }
 
