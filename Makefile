@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SECONDS ?= 600
 SEED    ?= 1
 
-.PHONY: help run test test-unit test-deps check check-long check-real lint types pages lock screenshot clean bench bench-streams bench-metrics bench-dashboard bench-models bench-affinity soak chaos hostile fuzz
+.PHONY: help run test test-unit test-deps check check-long check-real check-clients lint types pages lock screenshot clean bench bench-streams bench-metrics bench-dashboard bench-models bench-affinity soak chaos hostile fuzz
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ check-long: $(VENV)/dev.stamp test-deps  ## chaos, hostile, soak and fuzz runs, 
 
 check-real: $(VENV)/dev.stamp  ## real model servers and client libraries, fetched into bench/.peers; needs a compiler, node and a JDK
 	$(BIN)/python -m pytest -s -m real tests/real
+
+check-clients: $(VENV)/dev.stamp  ## Claude Code and Codex, headless, fetched from npm into bench/.peers: 650 MB; needs node
+	$(BIN)/python -m pytest -s -m real tests/clients
 
 bench: $(VENV)/dev.stamp  ## requests a second beside the peers, which are fetched into bench/.peers; needs wrk, nginx, haproxy
 	$(BIN)/python -m bench.throughput

@@ -297,6 +297,14 @@ class BackendConfig(Section, frozen=True):
         list[Dialect],
         doc("APIs of clients that it speaks itself. Empty: those of its type."),
     ] = msgspec.field(default_factory=list)
+    drop_fields: Annotated[
+        list[Annotated[str, Meta(min_length=1)]],
+        doc("Fields at the top level of JSON bodies that it does not get."),
+    ] = msgspec.field(default_factory=list)
+    drop_betas: Annotated[
+        list[Annotated[str, Meta(min_length=1)]],
+        doc('Features in `anthropic-beta` that it does not get; globs, such as "context-*".'),
+    ] = msgspec.field(default_factory=list)
     query: Annotated[dict[str, str], doc("Added to the query of every request to it.")] = (
         msgspec.field(default_factory=dict)
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -111,6 +111,32 @@ def with_field(body: bytes, name: str, value: bytes) -> bytes:
         start, end = spans[name]
         return body[:start] + value + body[end:]
     return body.rstrip()[:-1] + b'%b"%b":%b}' % (b"," if fields else b"", name.encode(), value)
+
+
+def without_fields(body: bytes, names: Collection[str]) -> bytes:
+    """A body that was parsed, without these fields. The others keep their bytes and order."""
+    try:
+        text = body
+        try:
+            fields = _decode(text)
+        except msgspec.DecodeError:
+            text = _strict(body)
+            fields = _decode(text)
+        if fields.keys().isdisjoint(names):
+            return body
+        pairs = [(key.name, raw) for key, raw in _decode_all(text).items()]
+    except (RecursionError, msgspec.DecodeError, InvalidBody):
+        return body  # the backend says what is wrong with it
+    kept, at = [], 0
+    for name, raw in pairs:
+        key = _NAME.match(text, at)
+        assert key is not None, "every field of a JSON object is found"
+        at = key.end() + len(raw)
+        while text[at : at + 1].isspace():  # the value of a NaN is longer in the body
+            at += 1
+        if name not in names:
+            kept.append(body[key.start(1) : at].rstrip())
+    return b"{%b}" % b",".join(kept)
 
 
 def replace_model(body: bytes, model: str) -> bytes:

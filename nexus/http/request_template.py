@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import msgspec
 
@@ -10,6 +12,9 @@ from nexus.config import BackendConfig
 from nexus.http.address import Address
 from nexus.http.credentials import accepts_client_keys, backend_query, own_key, own_key_lines
 from nexus.http.headers import RequestHeaders
+
+_BETA = "anthropic-beta"
+_BETA_LINE = re.compile(rf"^{_BETA}: (.*)\r\n", re.MULTILINE)
 
 
 class RequestTemplate(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +27,7 @@ class RequestTemplate(msgspec.Struct, frozen=True, kw_only=True):
         key_lines: Header lines with that key.
         default_lines: Header name → line that is sent unless the client sends that header.
         paths: `Provider.paths`.
+        drop_betas: Globs of the features in `anthropic-beta` that the backend does not get.
         via: The name of this gateway in Via headers (RFC 9110, section 7.6.3).
     """
 
@@ -32,6 +38,7 @@ class RequestTemplate(msgspec.Struct, frozen=True, kw_only=True):
     default_lines: dict[str, str]
     paths: Mapping[str, str]
     via: str
+    drop_betas: Sequence[str] = ()
     _starts: dict[str, str] = {}
 
     @classmethod
@@ -48,6 +55,7 @@ class RequestTemplate(msgspec.Struct, frozen=True, kw_only=True):
             default_lines={name: f"{name}: {value}\r\n" for name, value in config.provider.headers},
             paths=config.provider.paths,
             via=via,
+            drop_betas=config.drop_betas,
         )
 
     def head(
@@ -75,6 +83,8 @@ class RequestTemplate(msgspec.Struct, frozen=True, kw_only=True):
         elif (start := self._starts.get(path, "")) == "":
             start = self._starts[path] = self._start(path)
         lines = headers.for_backend(client_keys=client_keys)
+        if self.drop_betas and _BETA in headers.first:
+            lines = _BETA_LINE.sub(self._without_betas, lines)
         if self.default_lines:
             sent = headers.first
             lines += "".join(
@@ -83,6 +93,15 @@ class RequestTemplate(msgspec.Struct, frozen=True, kw_only=True):
         return (
             f"{start}content-length: {length}\r\nx-request-id: {request_id}\r\n{lines}\r\n"
         ).encode("latin-1")
+
+    def _without_betas(self, line: re.Match[str]) -> str:
+        features = [feature.strip() for feature in line[1].split(",")]
+        kept = [
+            feature
+            for feature in features
+            if not any(fnmatchcase(feature, glob) for glob in self.drop_betas)
+        ]
+        return f"{_BETA}: {','.join(kept)}\r\n" if kept else ""
 
     def _start(self, path: str, query: str = "", method: str = "POST") -> str:
         path = self.paths.get(path, path)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from nexus.dialects.base import InvalidBody
+from nexus.dialects.json_body import without_fields
 from nexus.errors import FAULTS, Blame, RequestFailed
 from nexus.http.address import Address
 from nexus.http.connect_errors import reason
@@ -222,6 +223,8 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
                 body = dialect.replace_model(body, choice.model)
             except InvalidBody as error:
                 raise invalid_body(error) from error
+        if drop := choice.backend.config.drop_fields:
+            body = without_fields(body, drop)
         streams = parsed.stream and exchange.endpoint.streams
         ask_usage = (
             streams and choice.backend.config.stream_usage and not dialect.asks_for_usage(body)

@@ -58,7 +58,9 @@ def running(request, tmp_path_factory) -> Iterator[Fleet]:
         Demo(directory, name="plain", models=["shared", "plain-only"], pace=0) as plain,
     ):
         config = (
-            backend_toml(claude, priority=1).replace('"vllm"', '"anthropic"')
+            backend_toml(
+                claude, priority=1, drop_fields=["context_management"], drop_betas=["context-*"]
+            ).replace('"vllm"', '"anthropic"')
             + backend_toml(both, priority=2)
             + backend_toml(plain, priority=3, dialects=["openai"])
             + "[circuit_breaker]\nenabled = false\n"
@@ -129,6 +131,28 @@ def test_query_beta_headers_and_bytes_reach_the_backend(fleet):
     last = fleet.claude.last()
     assert (last["target"], last["body"].encode()) == (f"{PATH}?beta=true", body)
     assert last["headers"]["anthropic-beta"] == "a,b"
+
+
+def test_fields_and_betas_that_a_backend_does_not_get(fleet):
+    """`claude` has `drop_fields` and `drop_betas`, `both` has not."""
+    body = (
+        b'{"model": "shared", "context_management": {"a": [1]},\n "messages" : [{"x":1.0}], "m":2}'
+    )
+    headers = HEADERS | {"anthropic-beta": "context-management-1, other-2,context-1m"}
+    for demo, at in ((fleet.claude, "claude"), (fleet.both, "both")):
+        if at == "both":
+            fleet.claude.fault("status=529")
+        assert ask(fleet.gateway, PATH, body=body, headers=headers).headers["x-nexus-backend"] == at
+        last = demo.last()
+        dropped = b'{"model": "shared","messages" : [{"x":1.0}],"m":2}'
+        assert last["body"].encode() == (dropped if at == "claude" else body)
+        betas = "other-2" if at == "claude" else headers["anthropic-beta"]
+        assert last["headers"]["anthropic-beta"] == betas
+    fleet.claude.fault("")
+    claude_is_first(fleet)
+    only = HEADERS | {"anthropic-beta": "context-1m"}
+    assert ask(fleet.gateway, PATH, body=body, headers=only).status == 200
+    assert "anthropic-beta" not in fleet.claude.last()["headers"]
 
 
 def test_a_backend_of_anthropics_kind_always_gets_a_version(fleet):

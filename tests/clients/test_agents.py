@@ -1,0 +1,96 @@
+"""Claude Code and Codex as their users run them, headless, through the gateway: each makes a file.
+
+`make check-clients` fetches them from npm into `bench/.peers`: 650 MB.
+"""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench.rig import npm_peer
+from tests.clients.scripted import CONTENT, FILE, MODEL, Asked, ScriptedBackend
+from tests.support.metrics import Scrape
+from tests.support.processes import Gateway, clean_environ
+
+pytestmark = pytest.mark.real
+
+AGENTS = "@anthropic-ai/claude-code@2.1.197", "@openai/codex@0.171.0"
+ASK = f"Write the file {FILE}."
+
+
+@pytest.fixture(scope="module")
+def programs() -> Path:
+    return npm_peer("agents", *AGENTS)
+
+
+@pytest.fixture
+def run(tmp_path: Path, programs: Path):
+    """Runs an agent in a directory and a home of its own before a backend."""
+    home, work = tmp_path / "home", tmp_path / "work"
+    for directory in (home, work):
+        directory.mkdir()
+    with ScriptedBackend() as backend:
+        config = (
+            f'[[backends]]\nname = "up"\nurl = "{backend.url}"\ntype = "vllm"\n'
+            f'[routing.aliases]\nhaiku = "{MODEL}"\n'
+        )
+        with Gateway(tmp_path, config, workers=2) as gateway:
+
+            def run(*command: str, **environ: str) -> tuple[list[Asked], Scrape]:
+                done = subprocess.run(
+                    [str(programs / command[0]), *command[1:]],
+                    cwd=work, timeout=240, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+                    env=clean_environ(HOME=str(home), CODEX_HOME=str(home), **environ),
+                )  # fmt: skip
+                assert done.returncode == 0, done.stdout + done.stderr
+                assert (work / FILE).read_text() == CONTENT, done.stdout + done.stderr
+                return backend.asked, gateway.settled()
+
+            run.base = gateway.base  # type: ignore[attr-defined]
+            yield run
+
+
+def tokens(found: Scrape, kind: str) -> float:
+    return found.value(
+        "nexus_tokens_total_sum", model=MODEL, backend="up", type=kind
+    )  # fmt: skip
+
+
+def test_claude_code(run):
+    asked, found = run(
+        "claude", "-p", ASK, "--model", MODEL, "--allowedTools", "Write",
+        ANTHROPIC_BASE_URL=run.base, ANTHROPIC_AUTH_TOKEN="unused",
+        ANTHROPIC_DEFAULT_HAIKU_MODEL="haiku", CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
+    )  # fmt: skip
+    turns = [one for one in asked if one.body.get("tools")]
+    assert len(turns) >= 2
+    for turn in turns:
+        assert turn.target == "/v1/messages?beta=true"
+        assert "anthropic-beta" in turn.headers
+        assert turn.body["system"][0]["text"].startswith("x-anthropic-billing-header:")
+        assert "authorization" not in turn.headers, "the gateway's token is not the backend's"
+    assert tokens(found, "prompt") == 120 * len(asked)
+    assert tokens(found, "completion") == 7 * len(asked)
+    assert found.total("nexus_requests_total", status="200") >= len(asked)
+    assert found.total("nexus_requests_total") == found.total("nexus_requests_total", status="200")
+
+
+def test_codex(run):
+    provider = (
+        f'{{name="Nexus", base_url="{run.base}/v1", wire_api="responses", '
+        "supports_websockets=false}"
+    )
+    asked, found = run(
+        "codex", "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox",
+        "--model", MODEL, "-c", "model_provider=nexus", "-c", f"model_providers.nexus={provider}",
+        ASK,
+    )  # fmt: skip
+    assert len(asked) == 2
+    for turn in asked:
+        assert turn.target == "/v1/responses"
+        assert turn.body["store"] is False
+    assert tokens(found, "prompt") == 100 * 2
+    assert tokens(found, "completion") == 7 * 2
+    assert found.total("nexus_requests_started_total", endpoint="responses") >= 2
+    assert found.value("nexus_sticky_ids", state="used") == len({len(one.raw) for one in asked})
