@@ -16,6 +16,12 @@ RESERVED_KEYS = frozenset({"none", "unknown", "other", "retired", "user"})
 KEY_HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 """Headers that clients carry a key in, in the order in which they are read."""
 Priority = Literal["normal", "high"]
+ENDPOINTS = (
+    "chat_completions", "completions", "embeddings", "rerank", "score", "moderations", "images",
+    "speech", "transcriptions", "translations", "image_edits", "image_variations", "messages",
+    "count_tokens", "responses",
+)  # fmt: skip
+"""The names of the endpoints that a key or a team can be restricted to."""
 _Name = Annotated[str, Meta(min_length=1, max_length=100)]
 _Models = Annotated[list[str] | None, doc("Globs on the model's name as requested; unset: all.")]
 _Endpoints = Annotated[

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
 from urllib.parse import urlsplit
 
-from nexus.config.access_records import KEY_HEADERS, RESERVED_KEYS, Auth
+from nexus.config.access_records import ENDPOINTS, KEY_HEADERS, RESERVED_KEYS, Auth
 from nexus.config.addresses import backend_problems, is_loopback, listen_address
 from nexus.config.budget_records import budget_conflicts
 from nexus.config.cost_records import price_conflicts
@@ -113,6 +113,7 @@ def _access_conflicts(config: Config) -> Iterator[str]:
         if team.limits is not None:
             where = f'[[teams]] "{team.name}" limits'
             yield from (f"{where}: {problem}" for problem in own_limit_problems(team.limits))
+    yield from _unknown_endpoints(config)
     ids = [key.id for key in config.keys]
     for id_ in sorted({id_ for id_ in ids if ids.count(id_) > 1}):
         yield f'[[keys]] id = "{id_}" is used twice; each key needs an id of its own.'
@@ -134,6 +135,18 @@ def _access_conflicts(config: Config) -> Iterator[str]:
                     f'[[keys]] "{owners[digest]}" and "{key.id}" have the same sha256; '
                     "each key needs a secret of its own."
                 )
+
+
+def _unknown_endpoints(config: Config) -> Iterator[str]:
+    """Names of endpoints that do not exist: a key with such a name only is refused everywhere."""
+    for where, names in (
+        *((f'[[teams]] "{team.name}"', team.endpoints) for team in config.teams),
+        *((f'[[keys]] "{key.id}"', key.endpoints) for key in config.keys),
+    ):
+        for name in names or []:
+            if name not in ENDPOINTS:
+                hint = suggest(name, ENDPOINTS) or f"known are {', '.join(ENDPOINTS)}."
+                yield f'{where} endpoints = "{name}" does not exist; {hint}'
 
 
 def _routing_conflicts(config: Config) -> Iterator[str]:
