@@ -15,7 +15,7 @@ from nexus.config import BackendConfig, Config
 from nexus.config.cost_records import PER_TOKEN, pico_usd, pico_usd_per_token
 from nexus.config.cost_records import Price as PriceRecord
 
-TYPES = ("input", "cached", "cache_write", "output", "request", "time")
+TYPES = ("input", "cached", "cache_write", "output", "request", "image", "time")
 """What a cost consists of, as metrics name it."""
 NANO = 1_000_000_000
 _MOST_CACHED = 4096
@@ -45,6 +45,7 @@ class Price(msgspec.Struct, frozen=True):
     long_above: int = 0
     long_rates: Rates | None = None
     per_request: int = 0
+    per_image: int = 0
     per_second: int = 0
 
     def rates_for(self, prompt_tokens: int) -> Rates:
@@ -63,6 +64,7 @@ def cost(
     completion: int,
     cached: int = 0,
     cache_write: int = 0,
+    images: int = 0,
     microseconds: int = 0,
 ) -> Parts:
     """What one response costs. `cached` and `cache_write` are among the prompt's tokens."""
@@ -77,6 +79,7 @@ def cost(
         cache_write * rates.cache_write,
         completion * rates.output,
         price.per_request,
+        images * price.per_image,
         price.per_second * microseconds // _MICROSECONDS,
     )
     return _rounded(amounts)
@@ -87,13 +90,14 @@ def time_cost(price: Price, microseconds: int) -> int:
     return (price.per_second * microseconds // _MICROSECONDS + 500) // 1000
 
 
-def most(price: Price, *, prompt: int, output: int) -> int:
+def most(price: Price, *, prompt: int, output: int, images: int = 0) -> int:
     """The most that a response of up to so many tokens costs, in nano-dollars, without time."""
     amounts = []
     for rates in {price.rates, price.rates_for(prompt)}:
         input_ = max(rates.input, rates.cached_input, rates.cache_write)
-        amounts.append(prompt * input_ + output * rates.output + price.per_request)
-    return -(-max(amounts) // 1000)
+        amounts.append(prompt * input_ + output * rates.output)
+    beside = price.per_request + images * price.per_image
+    return -(-(max(amounts) + beside) // 1000)
 
 
 def total(parts: Parts) -> int:
@@ -171,6 +175,7 @@ def _price(record: PriceRecord) -> Price:
         long_above=tier.input_tokens if tier is not None else 0,
         long_rates=long_rates,
         per_request=pico_usd(record.per_request) or 0,
+        per_image=pico_usd(record.per_image) or 0,
         per_second=pico_usd(record.per_second) or 0,
     )
 

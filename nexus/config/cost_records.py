@@ -15,7 +15,7 @@ from nexus.config.fields import Section, doc
 
 PER_TOKEN = ("input", "cached_input", "cache_write", "output")
 """The prices in US dollars per million tokens."""
-OTHERS = ("per_request", "per_second")
+OTHERS = ("per_request", "per_image", "per_second")
 """The prices in US dollars for something else."""
 _PICO = 10**12
 _MILLION = 10**6
@@ -71,6 +71,7 @@ class Price(Section, frozen=True):
         Tier | None, doc("Other prices for long prompts: `{ input_tokens = 200000, … }`.")
     ] = None
     per_request: Annotated[str, doc("US dollars for each response.")] = "0"
+    per_image: Annotated[str, doc("US dollars for each image that was made.")] = "0"
     per_second: Annotated[
         str, doc("US dollars for each second that a request takes at the backend.")
     ] = "0"

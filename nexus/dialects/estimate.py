@@ -42,6 +42,7 @@ def estimate_tokens(body: bytes, form: RequestForm) -> TokenEstimate:
     if form.task == "chat":
         limits = (_number(bytes(fields.get(name, b""))) for name in _OUTPUT_LIMITS)
         limit = next((limit for limit in limits if limit is not None), None)
+    if form.task in ("chat", "images"):
         choices = max(1, *(_number(bytes(fields.get(name, b""))) or 1 for name in _CHOICES))
     messages = sum(bytes(fields.get(name, b"")).count(b'"role"') for name in ("messages", "input"))
     beside = messages * MESSAGE_TOKENS + images * IMAGE_TOKENS

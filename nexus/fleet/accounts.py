@@ -57,15 +57,23 @@ class Accounts:
         """`first` is the number of their first cell; `staged` are changes for the next commit."""
         self._cells, self._staged, self._slot = cells, staged, slot
         self._first, self._holds = first, first + ACCOUNTS * _ACCOUNT
+        self._found: dict[tuple[int, int], int] = {}
+        self._own: dict[int, int] = {}
 
     def find(self, digest: tuple[int, int]) -> int | None:
         """The record of an account; None if there is none."""
         key, rest = digest
-        cells, number = self._cells, key % ACCOUNTS
+        cells, known = self._cells, self._found.get(digest)
+        if known is not None and cells[known] == key and cells[known + _KEY_REST] == rest:
+            return known
+        number = key % ACCOUNTS
         for _ in range(_MOST_PROBES):
             record = self._first + number * _ACCOUNT
             found = cells[record]
             if found == key and cells[record + _KEY_REST] == rest:
+                if len(self._found) >= ACCOUNTS:
+                    self._found.clear()
+                self._found[digest] = record
                 return record
             if not found:
                 return None
@@ -112,14 +120,15 @@ class Accounts:
         """Hold an amount for a request of this process; returns False without room."""
         if not amount:
             return True
-        own = self._hold_of(record, self._slot)
+        cells, owner = self._cells, self._owner(record)
+        own = self._hold_of(record, owner)
         if own is None:
             return False
-        cells = self._cells
+        before = cells[own + _AMOUNT] if cells[own + _OWNER] == owner else 0
         self._staged += (
             (record + _HELD, cells[record + _HELD] + amount),
-            (own + _OWNER, self._owner(record, self._slot)),
-            (own + _AMOUNT, self._amount(own, record) + amount),
+            (own + _OWNER, owner),
+            (own + _AMOUNT, before + amount),
         )
         return True
 
@@ -127,11 +136,14 @@ class Accounts:
         """Replace what was held for a request of this process by what it cost."""
         cells = self._cells
         self._staged.append((record + _SPENT, cells[record + _SPENT] + cost))
-        own = self._hold_of(record, self._slot) if held else None
-        if own is not None:
+        if not held:
+            return
+        owner = self._owner(record)
+        own = self._hold_of(record, owner)
+        if own is not None and cells[own + _OWNER] == owner:
             self._staged += (
                 (record + _HELD, max(0, cells[record + _HELD] - held)),
-                (own + _AMOUNT, max(0, self._amount(own, record) - held)),
+                (own + _AMOUNT, max(0, cells[own + _AMOUNT] - held)),
             )
 
     def spend_holds_of(self, dead: Callable[[int], bool], commit: Callable[[], None]) -> None:
@@ -182,22 +194,20 @@ class Accounts:
     def _is_staged(self, cell: int) -> bool:
         return any(cell == staged for staged, _ in self._staged)
 
-    def _owner(self, record: int, slot: int) -> int:
-        return (record - self._first) // _ACCOUNT * _SLOTS + slot + 1
+    def _owner(self, record: int) -> int:
+        """What stands for an account and the slot of this process."""
+        return (record - self._first) // _ACCOUNT * _SLOTS + self._slot + 1
 
-    def _amount(self, own: int, record: int) -> int:
-        """What is held in a record of holds, which may be a free one of another account."""
-        if self._cells[own + _OWNER] != self._owner(record, self._slot):
-            return 0
-        return self._cells[own + _AMOUNT]
-
-    def _hold_of(self, record: int, slot: int) -> int | None:
-        """The record of what a slot holds of an account, or a free one; None without room."""
-        owner = self._owner(record, slot)
-        cells, number, free = self._cells, owner * 0x9E3779B1 % _HOLDS, None
+    def _hold_of(self, record: int, owner: int) -> int | None:
+        """The record of what this process holds of an account, or a free one; None without room."""
+        cells, known = self._cells, self._own.get(record)
+        if known is not None and cells[known + _OWNER] == owner:
+            return known
+        number, free = owner * 0x9E3779B1 % _HOLDS, None
         for _ in range(_MOST_PROBES):
             own = self._holds + number * _HOLD
             if cells[own + _OWNER] == owner:
+                self._own[record] = own
                 return own
             if free is None and not cells[own + _AMOUNT] and not self._is_staged(own + _AMOUNT):
                 free = own

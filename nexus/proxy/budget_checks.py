@@ -113,7 +113,11 @@ class RequestBudgets:
             )
         prompt = estimate.bound(strict=budget.strict)
         output = limit * estimate.choices
-        return Hold(account, max(most(price, prompt=prompt, output=output) for price in prices))
+        images = estimate.choices if self._exchange.endpoint.makes_images else 0
+        return Hold(
+            account,
+            max(most(price, prompt=prompt, output=output, images=images) for price in prices),
+        )
 
 
 def budgets_of(exchange: Exchange) -> RequestBudgets | None:

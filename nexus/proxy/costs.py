@@ -25,6 +25,7 @@ def charge(
     stream: StreamReader | None,
     served: bool,
     estimated_prompt: Callable[[], int],
+    images: int,
     seconds: float,
 ) -> Charge:
     """What the last attempt of a request costs: the response, or the prompt if the client left.
@@ -46,6 +47,7 @@ def charge(
             completion=completion,
             cached=usage.cached_tokens or 0,
             cache_write=usage.cache_write_tokens or 0,
+            images=images,
             microseconds=round(seconds * 1e6),
         )
     )

@@ -54,6 +54,11 @@ class Endpoint:
     units: UnitReader | None = None
     ids: IdReader | None = None
 
+    @property
+    def makes_images(self) -> bool:
+        """Whether its units are images."""
+        return self.units is not None and self.units.name == "images"
+
 
 class Target(msgspec.Struct, frozen=True, gc=False):
     """What the first line of a request to a proxied endpoint names.

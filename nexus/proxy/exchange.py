@@ -219,7 +219,7 @@ class Exchange:
         if self.view.prices is not None:
             outcome.charge = self.charge()
         if (units := self.endpoint.units) is not None:
-            outcome.units = units.name, self.units or (stream.units if stream else 0.0)
+            outcome.units = units.name, self.served_units()
         if started is not None:
             outcome.last_attempt_s = ended - started
         if self.served and self.model != self.resolved_model:
@@ -241,6 +241,10 @@ class Exchange:
             self._estimate = self.endpoint.dialect.estimate_tokens(self.body, self.endpoint.form)
         return self._estimate
 
+    def served_units(self) -> float:
+        """The units of the response, or of the request, that its endpoint counts."""
+        return self.units or (self.stream.units if self.stream is not None else 0.0)
+
     def charge(self) -> Charge | None:
         """What the request costs; None without prices. To be asked when that is known."""
         prices, choice = self.view.prices, self.choice
@@ -260,6 +264,7 @@ class Exchange:
                 stream=self.stream,
                 served=self.served,
                 estimated_prompt=lambda: self.token_estimate().prompt,
+                images=round(self.served_units()) if self.endpoint.makes_images else 0,
                 seconds=self.engine.clock() - (self._attempt_started or 0.0),
             )
         if self.failed:

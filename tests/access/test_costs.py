@@ -30,6 +30,9 @@ model = "demo-small"
 input = "1.23"
 output = "4.567891"
 [[price]]
+model = "demo-image"
+per_image = "0.04"
+[[price]]
 backend = "bad"
 model = "demo-small"
 input = "900"
@@ -52,7 +55,9 @@ FAMILIES = (
 
 @pytest.fixture(scope="module")
 def demo(module_dir) -> Iterator[Demo]:
-    with Demo(module_dir, name="good", models=["demo-small", "demo-free"], pace=0) as demo:
+    with Demo(
+        module_dir, name="good", models=["demo-small", "demo-free", "demo-image"], pace=0
+    ) as demo:
         yield demo
 
 
@@ -149,6 +154,15 @@ def test_a_model_without_a_price_is_counted(gateway):
     assert not [name for name in found if "usd" in name]
 
 
+def test_images_cost_by_their_number(gateway):
+    before = gateway.settled()
+    body = json.dumps({"model": "demo-image", "prompt": "a cat", "n": 2}).encode()
+    reply = send(gateway, body=body, target="/v1/images/generations")
+    assert reply.headers["x-nexus-cost-usd"] == "0.08"
+    found = changes(before, gateway.settled())
+    assert found["nexus_cost_usd_total good demo_image delivered image"] == 80_000_000
+
+
 def test_a_local_model_costs_nothing(gateway):
     before = gateway.settled()
     reply = send(gateway, body=chat(model="demo-free"))
@@ -220,7 +234,7 @@ def test_prices_are_reloaded_and_checked(gateway):
     told = json.loads(run.stdout)
     jsonschema.validate(told, SCHEMAS["prices check"])
     assert told["unpriced"] == [{"backend": "bad", "model": "demo-cloud"}]
-    assert (told["version"], told["prices"], told["models"]) == ("2026-11-01", 2, 4)
+    assert (told["version"], told["prices"], told["models"]) == ("2026-11-01", 3, 5)
     assert gateway.scrape().value("nexus_prices_age_seconds") > 0
     file = gateway.file.with_name("prices.toml")
     file.write_text('[[price]]\nmodel = "*"\nper_request = "0.5"\n')

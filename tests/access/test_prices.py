@@ -21,7 +21,7 @@ CLAUDE = Price(
     output="15",
     above=LONG,
 )
-GPU = Price(model="gpu*", per_request="0.001", per_second="0.000833333333")
+GPU = Price(model="gpu*", per_request="0.001", per_image="0.04", per_second="0.000833333333")
 TINY = Price(model="tiny*", input="0.000001", output="0.0005")
 CLOUD = BackendConfig(name="cloud", url="http://127.0.0.1:1", type="openai")
 LOCAL = BackendConfig(name="local", url="http://127.0.0.1:1", type="ollama")
@@ -91,6 +91,9 @@ def test_cost_by_type(model, usage, parts):
 def test_requests_and_time():
     found = cost(PRICES.find(CLOUD, "gpu-7b"), prompt=9, completion=9, microseconds=1_500_000)
     assert dict(found) == {"request": 1_000_000, "time": 1_250_000}
+    found = cost(PRICES.find(CLOUD, "gpu-7b"), prompt=9, completion=0, images=3)
+    assert dict(found) == {"request": 1_000_000, "image": 120_000_000}
+    assert most(PRICES.find(CLOUD, "gpu-7b"), prompt=9, output=0, images=3) == 121_000_000
 
 
 def test_the_first_price_that_matches_counts():
