@@ -1,4 +1,5 @@
-"""Mixed load while something happens to the processes every second: the metrics hold all the time.
+"""Mixed load while something happens to the processes every second: metrics, limits and budgets
+hold all the time.
 
 `make chaos` runs it longer; NEXUS_CHAOS_SECONDS and NEXUS_CHAOS_SEED set how long, and what happens
 when.
@@ -13,10 +14,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
 from nexus.fleet.load_table import LoadTable
+from tests.access.limited import key_of, keys_toml
 from tests.support.load import ParsedRequest, chat, run
 from tests.support.metrics import Scrape, scrape
 from tests.support.polling import until
@@ -28,6 +31,32 @@ pytestmark = pytest.mark.e2e
 SECONDS = float(os.environ.get("NEXUS_CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("NEXUS_CHAOS_SEED", "1"))
 CONCURRENCY = 50
+ADMITTED = 150
+"""Requests that the key `rate` may send; it sends more."""
+PLACES = 3
+CAP_USD = 0.05
+"""What the key `money` may spend: about 100 responses."""
+ACCESS = f"""
+[auth]
+mode = "keys"
+{keys_toml("load", "rate", "few", "money")}
+[[limits]]
+name = "rate"
+match = {{ key = "rate" }}
+requests = "{ADMITTED}/d"
+[[limits]]
+name = "few"
+match = {{ key = "few" }}
+parallel = {PLACES}
+[costs]
+price = [{{ model = "*", input = "1", output = "10" }}]
+[[budgets]]
+name = "cap"
+match = {{ key = "money" }}
+usd = "{CAP_USD}"
+per = "total"
+reserve_output = 40
+"""
 PAUSE_S = (
     0.2  # between two requests of a client: two cores carry clients, gateway, backends and scrapes
 )
@@ -54,6 +83,7 @@ class Chaos:
             self.grow,
             self.shrink,
             self.backend,
+            self.change_keys,
         ]
         action = self.rng.choice(actions)
         action()
@@ -92,6 +122,12 @@ class Chaos:
                 self._directory, name=demo.name, port=demo.port, models=["shared"], pace=0
             )
 
+    def change_keys(self) -> None:
+        """A key comes or goes, and the configuration is read again."""
+        text, more = self.gateway.file.read_text(), keys_toml("another")
+        self.gateway.file.write_text(text.replace(more, "") if more in text else text + more)
+        kill(self.gateway.health_pid(), signal.SIGHUP)
+
 
 def kill(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
@@ -99,22 +135,30 @@ def kill(pid: int, number: int) -> None:
 
 
 def asks(until_s: float) -> Iterator[ParsedRequest]:
+    def mixed(number: int) -> ParsedRequest:
+        match number % 8:
+            case 0 | 1:
+                return chat("chat", "shared")
+            case 2:
+                return chat("stream", "shared", stream=True, stream_options={"include_usage": True})
+            case 3:
+                body = {"model": "shared", "input": "x"}
+                return ParsedRequest("embeddings", "/v1/embeddings", body)
+            case 4:
+                return chat("flaky", "flaky")
+            case 5:
+                return chat("rate", "shared", max_tokens=3)
+            case 6:
+                return chat("few", "shared", stream=True)
+            case _:
+                return chat("money", "shared", max_tokens=40)
+
     for number in itertools.count():
         if time.monotonic() > until_s:
             return
-        match number % 6:
-            case 0 | 1:
-                yield chat("chat", "shared")
-            case 2:
-                yield chat("stream", "shared", stream=True, stream_options={"include_usage": True})
-            case 3:
-                yield ParsedRequest(
-                    "embeddings", "/v1/embeddings", {"model": "shared", "input": "x"}
-                )
-            case 4:
-                yield chat("flaky", "flaky")
-            case _:
-                yield chat("unknown", f"made-up-{number}")
+        asked = mixed(number) if number % 9 else chat("unknown", f"made-up-{number}")
+        key = asked.kind if asked.kind in ("rate", "few", "money") else "load"
+        yield replace(asked, key=key_of(key))
 
 
 def test_metrics_hold_whatever_happens(tmp_path):
@@ -127,9 +171,8 @@ def test_metrics_hold_whatever_happens(tmp_path):
     ):
         spare = [Demo(tmp_path, name="spare", models=["shared"], pace=0)]
         try:
-            with Gateway(
-                tmp_path, backend_toml(steady, flaky, *spare), workers=4, interval_s=1
-            ) as gateway:
+            config = ACCESS + backend_toml(steady, flaky, *spare)
+            with Gateway(tmp_path, config, workers=4, interval_s=1) as gateway:
                 chaos = Chaos(gateway, spare, tmp_path, rng)
                 tally = under_load(gateway, chaos)
                 check_the_end(gateway, chaos, tally)
@@ -137,14 +180,14 @@ def test_metrics_hold_whatever_happens(tmp_path):
             spare[0].stop(number=signal.SIGKILL)
 
 
-def under_load(gateway: Gateway, chaos: Chaos) -> Counter[int]:
+def under_load(gateway: Gateway, chaos: Chaos) -> Counter[tuple[str, int]]:
     """Load, chaos and scrapes, five a second from both addresses in turn; gives the client's
-    tally by status."""
+    tally by kind and status."""
     end = time.monotonic() + SECONDS
-    tally: Counter[int] = Counter()
+    tally: Counter[tuple[str, int]] = Counter()
 
-    def seen(_: ParsedRequest, status: int, __: bytes) -> None:
-        tally[status] += 1
+    def seen(asked: ParsedRequest, status: int, _: bytes) -> None:
+        tally[asked.kind, status] += 1
 
     def load() -> None:
         run(gateway.port, asks(end), concurrency=CONCURRENCY, seen=seen, pause_s=PAUSE_S)
@@ -170,6 +213,7 @@ def under_load(gateway: Gateway, chaos: Chaos) -> Counter[int]:
                 if previous is not None:
                     assert_none_fell(previous, found)
                 previous = found
+                assert spent_and_held(found) <= CAP_USD + 1e-9
             time.sleep(max(0.0, began + 0.2 - time.monotonic()))
     finally:
         loader.join(60)
@@ -179,14 +223,38 @@ def under_load(gateway: Gateway, chaos: Chaos) -> Counter[int]:
     return tally
 
 
-def check_the_end(gateway: Gateway, chaos: Chaos, tally: Counter[int]) -> None:
+def spent_and_held(found: Scrape) -> float:
+    return found.total("nexus_budget_spent_usd") + found.total("nexus_budget_held_usd")
+
+
+def check_access(quiet: Scrape, clients: Counter[tuple[str, int]]) -> None:
+    """No limit was passed, nothing is held, and the money by key is the money by backend."""
+    # A rate admits whom the lock of the table keeps waiting, and counts it.
+    most = ADMITTED + quiet.value("nexus_limit_lock_misses_total")
+    counted = quiet.value("nexus_key_requests_total", key="rate", team="none", status="200")
+    assert clients["rate", 429] > 0
+    assert max(clients["rate", 200], counted) <= most
+    assert quiet.value("nexus_limit_level", limit="few", subject="", dimension="parallel") == 1
+    assert clients["money", 429] > 0
+    assert quiet.total("nexus_budget_held_usd") == 0
+    assert quiet.total("nexus_budget_overrun_usd_total") == 0
+    delivered = quiet.total("nexus_cost_usd_total", outcome="delivered")
+    assert round(delivered * 1e9) == round(quiet.total("nexus_key_cost_usd_total") * 1e9) > 0
+
+
+def check_the_end(gateway: Gateway, chaos: Chaos, clients: Counter[tuple[str, int]]) -> None:
     quiet = until(lambda: balanced(gateway), within_s=30)
+    tally: Counter[int] = Counter()
+    for (_, status), count in clients.items():
+        tally[status] += count
     print(
         f"seed {SEED}: {dict(chaos.happened)}, clients saw {dict(tally)}, lost "
-        f"{quiet.value('nexus_requests_lost_total')}"
+        f"{quiet.value('nexus_requests_lost_total')}, lock misses "
+        f"{quiet.value('nexus_limit_lock_misses_total')}"
     )
     assert sum(tally.values()) > SECONDS
-    assert set(tally) <= {0, 200, 404, 502, 503}, "no client left, and none sent half a request"
+    assert set(tally) <= {0, 200, 404, 429, 502, 503}, "no client left or sent half a request"
+    check_access(quiet, clients)
     for base in (
         gateway.base,
         until(lambda: scrape(gateway.operations) and gateway.operations, within_s=30),
