@@ -88,6 +88,10 @@ class Limit(Section, frozen=True):
         Count | None, doc("Requests that are admitted at once; unset: the number of `requests`.")
     ] = None
     parallel: _Parallel = None
+    parallel_wait_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=3600)],
+        doc("How long a request waits until another one has ended, before it gets 429. 0: not."),
+    ] = 0.0
     reserve_output: Annotated[
         Count | Literal["full"],
         doc(
@@ -137,6 +141,8 @@ def _problems(limit: Limit) -> Iterator[str]:
     yield from _rate_problems(limit, zero=zero)
     if limit.burst_requests is not None and limit.requests is None:
         yield "burst_requests has no effect without requests."
+    if limit.parallel_wait_seconds and limit.parallel is None:
+        yield "parallel_wait_seconds has no effect without parallel."
 
 
 def _rate_problems(limit: Limit | OwnLimits, *, zero: str | None) -> Iterator[str]:

@@ -34,6 +34,7 @@ from nexus.proxy.fair_share import FairShares
 from nexus.proxy.fleet_view import NO_FLEET, FleetView, View
 from nexus.proxy.limits import Limiter
 from nexus.proxy.outcome import log_outcome
+from nexus.proxy.place_queue import PlaceQueue
 from nexus.routing.retries import may_retry
 
 log = logging.getLogger("nexus.proxy")
@@ -87,6 +88,7 @@ class Engine:
         self.limiter = Limiter(limit_table, recorder)
         self.running: dict[int, Caller] = {}
         """The caller of each request with a key, by the `get_ident()` of what serves it."""
+        self.places = PlaceQueue()
         self.fair_shares = FairShares(share_table)
         self._id_prefix, self._ids = _id_prefix(), itertools.count(1)
         self.connections = ConnectionPool(clock, on_unsolicited=self._unsolicited)

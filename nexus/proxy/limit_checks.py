@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from nexus.access.limits import Amounts, Counter
 from nexus.config.limit_records import Limit
@@ -11,7 +13,9 @@ from nexus.proxy.budget_checks import RequestBudgets, budgets_of
 from nexus.proxy.budgets import BudgetRefused
 from nexus.proxy.caller_checks import count_refusal
 from nexus.proxy.exchange import Exchange
-from nexus.proxy.limits import Refused, Reserve, level_headers
+from nexus.proxy.limits import Level, Refused, Reserve, level_headers
+
+_Reserved = tuple[list[Reserve], list[Level]]
 
 
 def reserve_limits(exchange: Exchange) -> None:
@@ -52,15 +56,39 @@ def _reserve(
     units = [_units(exchange, counter, prompt) for counter in counters]
     holds = budgets.holds if budgets is not None else ()
     exchange.limited = bool(counters)
+    limiter = exchange.engine.limiter
     try:
-        reserves, levels = exchange.engine.limiter.reserve(counters, units, holds)
+        reserves, levels = _admit(
+            exchange, counters, partial(limiter.reserve, counters, units, holds)
+        )
     except Refused as refusal:
+        limiter.refused(refusal)
         exchange.own_headers = [*exchange.own_headers, *level_headers(dialect, refusal.levels)]
         count_refusal(exchange, refusal.kind or "")
         raise
     exchange.own_headers = [*exchange.own_headers, *level_headers(dialect, levels)]
     if reserves or budgets is not None:
         exchange.on_release(lambda: _settle(exchange, reserves, prompt, budgets))
+
+
+def _admit(
+    exchange: Exchange, counters: Sequence[Counter], reserve: Callable[[], _Reserved]
+) -> _Reserved:
+    """Reserve at once, or after a wait for a place if a limit allows that."""
+    places = exchange.engine.places
+    counter = places.line_of(counters)
+    if counter is None:
+        try:
+            return reserve()
+        except Refused as refusal:
+            if not refusal.may_wait:
+                raise
+            counter = refusal.counter
+    started = time.monotonic()
+    try:
+        return places.wait(counter, reserve, request=exchange.request)
+    finally:
+        exchange.waited_s += time.monotonic() - started
 
 
 def _units(exchange: Exchange, counter: Counter, prompt: int) -> int:
@@ -109,6 +137,7 @@ def _settle(
         ],
         budgets.settle() if budgets is not None else (),
     )
+    exchange.engine.places.freed(reserve.counter for reserve in reserves)
 
 
 def _used(exchange: Exchange, prompt: int, cached_weight: float) -> Amounts | None:

@@ -72,6 +72,7 @@ class Limiter:
 
         `needed` are the units of each counter. Returns the reservations and the state of the
         counters. Raises `RequestFailed` with `limits_unavailable`, `Refused`, and `BudgetRefused`.
+        A refusal is not counted: the request may wait.
         """
         table = self._table()
         if holds:
@@ -91,13 +92,20 @@ class Limiter:
         finally:
             table.release()
         self._recorder.limits_untracked(staged.untracked)
-        for refused, shadow in ((staged.shadow_refused, True), (staged.refused, False)):
-            if refused is not None:
-                limit, dimension = refused[0].counter.limit.name, refused[0].counter.dimension
-                self._recorder.limit_refused(limit, dimension, shadow=shadow)
+        shadow = staged.shadow_refused[0].counter if staged.shadow_refused is not None else None
         if staged.refused is not None:
-            raise Refused(*staged.refused, staged.levels)
+            raise Refused(*staged.refused, staged.levels, shadow=shadow)
+        self._count(shadow, shadow=True)
         return staged.reserved, staged.levels
+
+    def refused(self, refusal: Refused) -> None:
+        """Count a refusal that is final."""
+        self._count(refusal.counter, shadow=False)
+        self._count(refusal.shadow, shadow=True)
+
+    def _count(self, counter: Counter | None, *, shadow: bool) -> None:
+        if counter is not None:
+            self._recorder.limit_refused(counter.limit.name, counter.dimension, shadow=shadow)
 
     def has_room(self, holds: Sequence[Hold], before: Sequence[Hold]) -> bool:
         """Whether more could be held than before, as it looks without the lock."""
@@ -183,9 +191,16 @@ class Limiter:
 
 
 class Refused(RequestFailed):
-    """A limit does not admit the request."""
+    """A limit does not admit the request.
 
-    def __init__(self, level: Level, asked: int, others: list[Level]) -> None:
+    Attributes:
+        counter: The one with the longest wait.
+        shadow: The same of the limits that refuse nothing.
+    """
+
+    def __init__(
+        self, level: Level, asked: int, others: list[Level], *, shadow: Counter | None = None
+    ) -> None:
         counter, wait_ns = level.counter, level.wait_ns
         kind = "parallel" if counter.dimension == "parallel" else "tokens"
         super().__init__(
@@ -198,6 +213,17 @@ class Refused(RequestFailed):
             kind="requests" if counter.dimension == "requests" else kind,
         )
         self.levels = [level, *others]
+        self.counter, self.shadow = counter, shadow
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether the request may wait until another one has ended."""
+        counter = self.counter
+        return (
+            counter.dimension == "parallel"
+            and counter.amount > 0
+            and counter.limit.parallel_wait_seconds > 0
+        )
 
 
 class _Staged(msgspec.Struct):

@@ -36,17 +36,10 @@ _POLL_INTERVAL_S = 0.01
 _Columns = tuple[int, ...]
 
 
-class _Waiter:
-    """A request that waits, and the eventfd that wakes its greenlet.
+class Wakeup:
+    """An eventfd that wakes a greenlet, or a thread, that waits."""
 
-    Attributes:
-        arrival: Its ticket when it started to wait, or, if tickets change, when it arrived.
-    """
-
-    def __init__(self, ticket: Callable[[], int], arrival: int, columns: _Columns) -> None:
-        self.ticket = ticket
-        self.arrival = arrival
-        self.columns = columns
+    def __init__(self) -> None:
         self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def notify(self) -> None:
@@ -54,6 +47,23 @@ class _Waiter:
 
     def clear(self) -> None:
         os.eventfd_read(self.event)
+
+    def close(self) -> None:
+        os.close(self.event)
+
+
+class _Waiter(Wakeup):
+    """A request that waits.
+
+    Attributes:
+        arrival: Its ticket when it started to wait, or, if tickets change, when it arrived.
+    """
+
+    def __init__(self, ticket: Callable[[], int], arrival: int, columns: _Columns) -> None:
+        super().__init__()
+        self.ticket = ticket
+        self.arrival = arrival
+        self.columns = columns
 
 
 class Queue:
@@ -128,7 +138,7 @@ class Queue:
                 waiter.clear()
         finally:
             self._leave(waiter)
-            os.close(waiter.event)
+            waiter.close()
             self._recorder.dequeued(shown_at, (self._clock_ns() - started_ns) / 1e9)
 
     def freed(self, column: int) -> None:

@@ -39,6 +39,7 @@ def test_every_setting_is_taken(tmp_path):
         '[[limits]]\nname = "a"\nmatch = { key = "k*", team = "t", model = "m", endpoint = "e" }\n'
         'each = ["key", "team", "model", "endpoint"]\nrequests = "60/min"\nburst_requests = 10\n'
         'tokens = "200k/min"\ninput_tokens = "1/s"\noutput_tokens = "1/s"\nparallel = 8\n'
+        "parallel_wait_seconds = 2.5\n"
         "reserve_output = 100\ncached_weight = 0.1\nshadow = true\nsuspend = false\n",
     )
 
@@ -65,6 +66,10 @@ def test_every_setting_is_taken(tmp_path):
             "limits nothing; set requests, tokens, input_tokens, output_tokens or parallel.",
         ),
         ("parallel = 1\nburst_requests = 2", "burst_requests has no effect without requests."),
+        (
+            'requests = "1/s"\nparallel_wait_seconds = 2',
+            "parallel_wait_seconds has no effect without parallel.",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(tmp_path, text, sentence):
