@@ -21,7 +21,7 @@ log = logging.getLogger("nexus.web")
 
 _ASSETS = Path(__file__).parent / "assets"
 _MAX_ROWS = 100
-_HEADERS = {
+PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'",
@@ -51,7 +51,7 @@ def dashboard_endpoints(context: AdminContext) -> Blueprint:
 
     @blueprint.after_request
     def add_headers(response: Response) -> Response:
-        for name, value in _HEADERS.items():
+        for name, value in PAGE_HEADERS.items():
             response.headers.setdefault(name, value)
         return response
 

@@ -187,6 +187,11 @@ def _admin_paths() -> dict[str, Any]:
         "/admin/backends/{name}/undrain": {
             "post": _change("Send it requests again", state, 404, body=_SAVE_BODY, **one)
         },
+        "/keys": {
+            "get": _operation(
+                "The page of keys", "Dashboard", "text/html", 401, 404, security=[{"token": []}]
+            )
+        },
         "/admin/keys": {
             "get": _admin("Every key and its state", KeyList, tag="Keys"),
             "post": _change(

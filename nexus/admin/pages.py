@@ -11,11 +11,14 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
+import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nexus import __version__
 from nexus.admin.history import Filter
+from nexus.admin.keys import KeyList
 from nexus.admin.responses import PastRequest
+from nexus.config.limit_records import OwnLimits
 from nexus.fleet.dashboard_state import Backlog, Tick
 from nexus.fleet.problems import Problem
 
@@ -67,6 +70,19 @@ def render_page(
             late_s=_LATE_S,
         )
     )
+
+
+def render_keys(
+    listed: KeyList,
+    *,
+    teams: Sequence[str],
+    port: int,
+    levels: Sequence[tuple[tuple[str, str, str], float]],
+) -> str:
+    """The page of keys. `port` is the clients'; `levels` are limit, subject and dimension, and the
+    share that is left."""
+    template = _environment().get_template("keys.html")
+    return template.render(listed=listed, teams=teams, port=port, levels=levels)
 
 
 def render_parts(state: Any) -> dict[str, str]:
@@ -132,6 +148,16 @@ def _ago(seconds: float) -> str:
     return f"{int(max(0, seconds))} s"
 
 
+def _globs(lists: list[list[str]]) -> str:
+    return " and ".join(map(", ".join, lists)) or "all"
+
+
+def _limits(limits: OwnLimits | None) -> list[tuple[str, str]]:
+    """The limits that are set, by name."""
+    given = msgspec.structs.asdict(limits) if limits is not None else {}
+    return [(name, str(value)) for name, value in given.items() if value is not None]
+
+
 def _clock(unix: float) -> str:
     return time.strftime("%H:%M:%S", time.gmtime(unix))
 
@@ -152,6 +178,8 @@ def _environment() -> Environment:
         "ago": _ago,
         "clock": _clock,
         "limited": _limited,
+        "globs": _globs,
+        "limits": _limits,
     }
     environment.globals |= {"TILES": TILES}
     return environment

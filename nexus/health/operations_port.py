@@ -19,6 +19,7 @@ from nexus.admin.context import AdminContext, GenerationContext
 from nexus.admin.dashboard import dashboard_endpoints
 from nexus.admin.error_handlers import register_error_handlers
 from nexus.admin.keys import key_endpoints
+from nexus.admin.keys_page import keys_page
 from nexus.admin.live_updates import LiveUpdates
 from nexus.admin.openapi import openapi_endpoint
 from nexus.admin.operations import operations_endpoints
@@ -91,6 +92,7 @@ def operations_app(
     app.register_blueprint(operations_endpoints(context))
     app.register_blueprint(backend_endpoints(admin))
     app.register_blueprint(key_endpoints(keys, token=admin.admin_token))
+    app.register_blueprint(keys_page(context, keys, token=admin.admin_token))
     app.register_blueprint(budget_endpoints(context, token=admin.admin_token))
     app.register_blueprint(usage_endpoints(usage, token=admin.admin_token))
     app.register_blueprint(openapi_endpoint(operations=True))

@@ -193,6 +193,10 @@ class Collector:
                 states[backend.label] = max(state, states.get(backend.label, 0))
         return states
 
+    def limit_levels(self) -> list[tuple[tuple[str, str, str], float]]:
+        """Limit, subject and dimension of the levels that are lowest, and the share left."""
+        return self._limit_gauge.samples(self._snapshot(), time.monotonic_ns())
+
     def _from_tables(self, held: list[int], pending: dict[str, int]) -> Iterator[FamilySnapshot]:
         table, now_ns = self._lease.table, time.monotonic_ns()
         rows = [table.row(slot) for slot in range(table.rows)]
@@ -207,8 +211,7 @@ class Collector:
         }
         for family, values in by_label.items():
             yield of_family(family, [((label,), value) for label, value in values.items()])
-        levels = self._limit_gauge.samples(self._snapshot(), now_ns)
-        yield of_family(access_families.LIMIT_LEVEL, levels)
+        yield of_family(access_families.LIMIT_LEVEL, self.limit_levels())
         single: dict[Family, float] = {
             families.STREAMS_ACTIVE: table.streams_in(held),
             families.SPOOLED_BYTES: table.spooled_in(held),

@@ -1,0 +1,42 @@
+"""The operators' page of keys: complete without scripts; a script sends the changes as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flask import Blueprint, Response, abort
+
+from nexus.admin.access import require_token
+from nexus.admin.context import AdminContext
+from nexus.admin.dashboard import PAGE_HEADERS
+from nexus.admin.keys import KeyAdmin
+from nexus.admin.pages import render_keys
+
+
+def keys_page(context: AdminContext, admin: KeyAdmin, *, token: Callable[[], str]) -> Blueprint:
+    """`/keys`. `token` returns the operators' token.
+
+    Reading takes it as the password that a browser asks for, too. The changes of the script go to
+    `/admin/keys`, which takes it as a bearer token only.
+    """
+    blueprint = Blueprint("keys_page", __name__)
+
+    @blueprint.before_request
+    def check_access() -> Response | None:
+        snapshot = context.snapshot()
+        if snapshot is not None and not snapshot.config.dashboard.enabled:
+            abort(404)
+        return require_token(token())
+
+    @blueprint.get("/keys")
+    def keys() -> Response:
+        snapshot = context.snapshot()
+        page = render_keys(
+            admin.keys(),
+            teams=[team.name for team in snapshot.config.teams] if snapshot else [],
+            port=snapshot.config.server.port if snapshot else 0,
+            levels=context.generation().collector.limit_levels(),
+        )
+        return Response(page, mimetype="text/html", headers=PAGE_HEADERS)
+
+    return blueprint
