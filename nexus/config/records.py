@@ -176,9 +176,10 @@ class Server(Section, frozen=True):
         float,
         Meta(ge=0, le=3600),
         doc(
-            "Send a comment to a client each time it has waited so long for a stream to start; 0 "
-            "sends none. The first comment sends status 200, so a later failure is an event of "
-            "the stream. Pings of the backend are then not forwarded."
+            "Send a comment, or a ping, to a client each time it has waited so long for a stream "
+            "to start or to go on; 0 sends none, except for a ping within a stream of "
+            "/v1/messages after 10 seconds. The first comment sends status 200, so a later failure "
+            "is an event of the stream. Pings of the backend before it are then not forwarded."
         ),
     ] = 0.0
     graceful_timeout_seconds: Annotated[

@@ -259,6 +259,8 @@ class Dialect(Protocol):
         LIMIT_KINDS: What its headers tell of limits: a kind, and the dimensions that it stands for.
         KEEPALIVE: What a client that waits for its stream gets, so that no proxy closes the
             connection.
+        PING_S: The silence in seconds after which a client gets `KEEPALIVE` within its stream, if
+            the configuration says nothing else; 0 for never.
     """
 
     NAME: str
@@ -270,6 +272,7 @@ class Dialect(Protocol):
     def REQUEST_ID_HEADER(self) -> str | None: ...  # noqa: N802
 
     KEEPALIVE: bytes
+    PING_S: float
 
     @property
     def LIMIT_KINDS(self) -> Mapping[str, tuple[str, ...]]: ...  # noqa: N802

@@ -140,6 +140,10 @@ STREAM_ENDS_TOTAL = counter(
     backend=BACKEND,
     reason=Label(STREAM_ENDS),
 )
+STREAM_PINGS = counter(
+    "nexus_stream_pings_total",
+    "Pings and comments that clients got within their streams because the backend was silent.",
+)
 STREAMS_ACTIVE = gauge(
     "nexus_streams_active",
     "Streams being sent to a client now, over all workers.",

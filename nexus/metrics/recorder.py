@@ -147,6 +147,11 @@ class Recorder:
         with self._lock:
             self.child(families.TTFT, model, backend).observe(seconds)
 
+    def stream_ping(self) -> None:
+        """A client got a ping of the gateway's own in its stream."""
+        with self._lock:
+            self.child(families.STREAM_PINGS).inc()
+
     def count_dropped_log_lines(self) -> None:
         """Count the lines of this process's log that were lost since the last call."""
         if (total := stderr.dropped_lines()) != self._dropped_before:

@@ -190,11 +190,15 @@ class Attempt(BackendCall):
             self.responded_at = self._engine.clock()
         return self._content, self._whole
 
-    def await_content(self, *, show_life: bool, binary: bool = False) -> StreamReader:
+    def await_content(
+        self, *, show_life: bool, binary: bool = False, ping_s: float = 0.0
+    ) -> StreamReader:
         """Read a stream up to its first content: until then another backend can still be tried.
 
         With `show_life` a sign of life ends the wait, too, after the first moments: the client is
         to see it.
+
+        With `ping_s` it also ends after so long if anything has come: the client gets pings then.
         """
         clock = self._engine.clock
         stream: StreamReader
@@ -205,10 +209,14 @@ class Attempt(BackendCall):
                 clock=clock, hide_usage=self.usage_asked, own_key=self._template.key
             )
         self.stream = stream
+        ping_at = self.sent_at + ping_s if ping_s and show_life else None
         self._withheld = withheld = []
         size = 0
         while not stream.content and size < _MAX_WITHHELD:
-            data = self._read_before_content()
+            data = self._read_before_content(ping_at if size else None)
+            if data is None:
+                self._limit_only_silences()
+                break
             if data:
                 withheld.append(stream.feed(data))
                 size += len(data)

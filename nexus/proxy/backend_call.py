@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from nexus.config.secrets import SecretError
 from nexus.dialects.base import StreamReader
 from nexus.errors import RequestFailed
@@ -196,12 +198,23 @@ class BackendCall:
             if not received and not connection.response.complete:
                 raise self._lost("within its response")
 
-    def _read_before_content(self) -> bytes:
-        """As `_read`, before any content: each sign of life starts the limit anew."""
+    def _read_before_content(self, until: float | None = None) -> bytes | None:
+        """As `_read`, before any content: each sign of life starts the limit anew.
+
+        Returns None if nothing has come `until` then.
+        """
         alive_at = self.stream.alive_at if self.stream is not None else 0.0
         since = max(self.sent_at, alive_at)
-        limit_s = since + self._first_byte_s - self._engine.clock()
-        return self._read(limit_s, "first_byte_timeout")
+        now = self._engine.clock()
+        limit_s = since + self._first_byte_s - now
+        if until is None or limit_s <= until - now:
+            return self._read(limit_s, "first_byte_timeout")
+        try:
+            return self._read(max(0.0, until - now), "first_byte_timeout")
+        except RequestFailed as failure:
+            if failure.fault.code != "first_byte_timeout":
+                raise
+            return None
 
     def silence_limit(self, quiet_s: float = 0.0) -> tuple[float, RequestFailed]:
         """For how much longer the backend may be silent after `quiet_s` of silence, in seconds,
@@ -216,16 +229,20 @@ class BackendCall:
         message = f"Backend {self._backend.name} did not respond in time."
         return limit_s, RequestFailed(fault, message)
 
-    def receive(self) -> bytes:
-        """The next bytes of a stream; empty if the backend closed.
+    def receive(self, quiet_s: float = 0.0, most_s: float = math.inf) -> bytes | None:
+        """The next bytes of a stream, after `quiet_s` of silence; empty if the backend closed.
+
+        Returns None if nothing has come within `most_s`.
 
         Raises `RequestFailed` if the backend is silent for too long, OSError if the connection
         breaks, and `ClientGone`.
         """
-        limit_s, failure = self.silence_limit()
+        limit_s, failure = self.silence_limit(quiet_s)
         try:
-            return self.connection.receive(self._request.watch, limit_s)
+            return self.connection.receive(self._request.watch, min(limit_s, most_s))
         except TimeoutError as error:
+            if most_s < limit_s:
+                return None
             raise failure from error
 
     def _limit_only_silences(self) -> None:

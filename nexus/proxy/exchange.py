@@ -169,6 +169,10 @@ class Exchange:
             self.view.model_label(self.model), backend, at - self.request.received
         )
 
+    def report_ping(self) -> None:
+        """The client got a ping of the gateway's own."""
+        self.engine.recorder.stream_ping()
+
     # The end
 
     def finish(self, fault: Fault | None, status: int | None = None) -> None:

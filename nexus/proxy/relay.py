@@ -7,6 +7,7 @@ it calls `feed` with the bytes, and reports how the stream ended. Both ways reco
 from __future__ import annotations
 
 import errno
+import math
 from typing import Protocol
 
 from nexus.errors import FAULTS, Fault, RequestFailed
@@ -26,6 +27,9 @@ class Recording(Protocol):
     def report_first_token(self, at: float) -> None:
         """Record when the first content arrived, on the engine's clock."""
 
+    def report_ping(self) -> None:
+        """Record that the client got a ping of the gateway's own."""
+
     def finish(self, fault: Fault | None, status: int | None = None) -> None:
         """Record the end of the request. Only the first call counts."""
 
@@ -42,7 +46,8 @@ class StreamBody:
         ended: whether the bytes returned last are the stream's end.
     """
 
-    def __init__(self, recording: Recording, attempt: Attempt) -> None:
+    def __init__(self, recording: Recording, attempt: Attempt, *, ping_s: float = 0.0) -> None:
+        """After `ping_s` of silence, and each time again, the client gets a ping; 0 for none."""
         assert attempt.stream is not None
         self._recording = recording
         self._attempt = attempt
@@ -51,6 +56,8 @@ class StreamBody:
         self._response = attempt.response
         self._status = attempt.status
         self._started = False
+        self._ping_s = ping_s if ping_s and not attempt.stream.binary else math.inf
+        self._pinged_s = self._quiet_s = 0.0
         self._first_token_reported = False
         self.ended = self.cut = False
 
@@ -104,10 +111,23 @@ class StreamBody:
         """How much longer the backend may be silent, in seconds, and the failure after that."""
         return self._attempt.silence_limit(quiet_s)
 
-    @property
-    def check_every_s(self) -> float:
-        """The longest interval between checks of `silence_limit`; the first token shortens it."""
-        return self._attempt.idle_s
+    def next_check_s(self, quiet_s: float) -> float:
+        """How long `silence_limit` and `ping` need no check after a silence of `quiet_s`.
+
+        The first token shortens the limit, so a check must come within it.
+        """
+        since_ping_s = quiet_s - self._pinged_s if quiet_s >= self._pinged_s else quiet_s
+        return min(self._attempt.idle_s, max(0.0, self._ping_s - since_ping_s))
+
+    def ping(self, quiet_s: float) -> bytes:
+        """The ping for a client whose backend has been silent for so long; empty if none is due."""
+        if quiet_s < self._pinged_s:
+            self._pinged_s = 0.0  # something came meanwhile
+        if quiet_s - self._pinged_s < self._ping_s or self._stream.within_event or self.ended:
+            return b""
+        self._pinged_s = quiet_s
+        self._recording.report_ping()
+        return self._attempt.dialect.KEEPALIVE
 
     def reset(self) -> RequestFailed:
         """The failure for `fail` if the backend's connection breaks."""
@@ -190,6 +210,18 @@ class StreamBody:
         self._attempt.end(FAULTS["client_gone"])
         self._recording.finish(FAULTS["client_gone"])
 
+    def _next(self) -> bytes:
+        """Wait for the backend, or until a ping is due."""
+        if self._ping_s == math.inf:
+            data = self._attempt.receive()
+        else:
+            data = self._attempt.receive(self._quiet_s, self._ping_s)
+        if data is not None:
+            self._quiet_s = self._pinged_s = 0.0
+            return self.feed(data)
+        self._quiet_s += self._ping_s
+        return self.ping(self._quiet_s)
+
     def __iter__(self) -> StreamBody:
         return self
 
@@ -201,7 +233,7 @@ class StreamBody:
             self.written()
             raise StopIteration
         try:
-            while not (shown := self.feed(self._attempt.receive())) and not self.ended:
+            while not (shown := self._next()) and not self.ended:
                 pass
         except RequestFailed as failure:
             shown = self.fail(failure)

@@ -94,7 +94,9 @@ def stream_response(exchange: Exchange, attempt: Attempt) -> ClientResponse:
             exchange.on_release(lambda: remember(exchange, stream.stored_ids))
     exchange.engine.recorder.stream_started()
     headers = base_headers(exchange) + _without_limits(exchange, attempt.headers)
-    return ClientResponse(attempt.status, headers, StreamBody(exchange, attempt))
+    server = exchange.view.snapshot.config.server
+    ping_s = server.stream_keepalive_seconds or exchange.endpoint.dialect.PING_S
+    return ClientResponse(attempt.status, headers, StreamBody(exchange, attempt, ping_s=ping_s))
 
 
 def _without_limits(exchange: Exchange, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -237,8 +237,8 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
             exchange.units = units.in_request(exchange.body)
         stream = attempt.is_stream(requested=streams)
         if stream or (exchange.endpoint.binary and attempt.is_binary()):
-            show_life = not server.stream_keepalive_seconds
-            attempt.await_content(show_life=show_life, binary=not stream)
+            show_life, ping_s = not server.stream_keepalive_seconds, dialect.PING_S
+            attempt.await_content(show_life=show_life, binary=not stream, ping_s=ping_s)
             reservation.mark_served()
             _add_estimated_cost(exchange)
             return stream_response(exchange, attempt)

@@ -94,7 +94,9 @@ class StreamRelay:
         backend = hub.loop.io(self._backend.fileno(), READ)
         client = hub.loop.io(self._client.fileno(), READ)
         self._receive, self._put = self._backend.sock.recv, self._client.send
-        self._timer = hub.loop.timer(max(min(limit_s, self._body.check_every_s), 0))
+        self._timer = hub.loop.timer(
+            max(min(limit_s, self._body.next_check_s(self._body.idle_s())), 0)
+        )
         backend.start(self._on_backend_readable)
         client.start(self._on_client_readable, client)
         self._timer.start(self._check_silence)
@@ -153,7 +155,8 @@ class StreamRelay:
         Restarting the timer at each event would cost more than this: it runs on, and then asks when
         the last event was.
         """
-        remaining_s, failure = self._body.silence_limit(self._body.idle_s())
+        quiet_s = self._body.idle_s()
+        remaining_s, failure = self._body.silence_limit(quiet_s)
         if remaining_s <= 0:
             try:
                 shown = chunk(self._body.fail(failure))
@@ -162,7 +165,10 @@ class StreamRelay:
             else:
                 self._send(shown)
             return
+        ping = self._body.ping(quiet_s)
         self._timer.stop()
         self._timer.close()
-        self._timer = get_hub().loop.timer(min(remaining_s, self._body.check_every_s))
+        self._timer = get_hub().loop.timer(min(remaining_s, self._body.next_check_s(quiet_s)))
         self._timer.start(self._check_silence)
+        if ping:
+            self._send(chunk(ping))

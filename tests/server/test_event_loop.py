@@ -75,7 +75,8 @@ def test_stream_that_closes_its_connection_leaves_no_watcher(sockets):
         ended=False,
         silence_limit=lambda _: (LONG_S, RequestFailed("stream_idle")),
         idle_s=lambda: 0.0,
-        check_every_s=LONG_S,
+        next_check_s=lambda _: LONG_S,
+        ping=lambda _: b"",
         feed_chunk=feed,
     )
 

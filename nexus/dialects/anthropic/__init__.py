@@ -18,6 +18,7 @@ __all__ = [
     "LIMIT_KINDS",
     "NAME",
     "PASSES_ERRORS",
+    "PING_S",
     "REQUEST_ID_HEADER",
     "TITLE",
     "ask_for_usage",
@@ -38,4 +39,5 @@ NAME = "anthropic"
 TITLE = "Anthropic"
 ERROR_SCHEMA = "AnthropicError"
 PASSES_ERRORS = True
+PING_S = 10.0
 REQUEST_ID_HEADER = "request-id"

@@ -8,7 +8,14 @@ from nexus.dialects.json_body import replace_model
 from nexus.dialects.media.request import characters, parse_request
 from nexus.dialects.media.stream import open_stream
 from nexus.dialects.media.usage import images, seconds, usage_in_response
-from nexus.dialects.openai import ERROR_SCHEMA, NAME, PASSES_ERRORS, REQUEST_ID_HEADER, TITLE
+from nexus.dialects.openai import (
+    ERROR_SCHEMA,
+    NAME,
+    PASSES_ERRORS,
+    PING_S,
+    REQUEST_ID_HEADER,
+    TITLE,
+)
 from nexus.dialects.openai.errors import error_body, error_in_response
 from nexus.dialects.openai.events import KEEPALIVE, error_event, response_events
 from nexus.dialects.openai.limits import LIMIT_KINDS, limit_headers
@@ -20,6 +27,7 @@ __all__ = [
     "LIMIT_KINDS",
     "NAME",
     "PASSES_ERRORS",
+    "PING_S",
     "REQUEST_ID_HEADER",
     "TITLE",
     "ask_for_usage",

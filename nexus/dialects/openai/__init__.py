@@ -18,6 +18,7 @@ __all__ = [
     "LIMIT_KINDS",
     "NAME",
     "PASSES_ERRORS",
+    "PING_S",
     "REQUEST_ID_HEADER",
     "TITLE",
     "ask_for_usage",
@@ -38,4 +39,5 @@ NAME = "openai"
 TITLE = "OpenAI"
 ERROR_SCHEMA = "Error"
 PASSES_ERRORS = False
+PING_S = 0.0
 REQUEST_ID_HEADER = None

@@ -25,6 +25,7 @@ __all__ = [
     "LIMIT_KINDS",
     "NAME",
     "PASSES_ERRORS",
+    "PING_S",
     "REQUEST_ID_HEADER",
     "TITLE",
     "ask_for_usage",
@@ -47,4 +48,5 @@ NAME = "responses"
 TITLE = "OpenAI Responses"
 ERROR_SCHEMA = "Error"
 PASSES_ERRORS = True
+PING_S = 0.0
 REQUEST_ID_HEADER = None
