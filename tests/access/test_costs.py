@@ -1,5 +1,6 @@
 """The cost of requests in a running gateway: over the fast path and through Flask."""
 
+import importlib.util
 import json
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import jsonschema
 import pytest
 
 from nexus.access.keys import digest
+from nexus.config.loading import load
 from tests.cli.schemas import SCHEMAS
 from tests.server.asking import GOOD, ask
 from tests.support.metrics import moved
@@ -236,6 +238,7 @@ def test_prices_are_reloaded_and_checked(gateway):
     assert told["unpriced"] == [{"backend": "bad", "model": "demo-cloud"}]
     assert (told["version"], told["prices"], told["models"]) == ("2026-11-01", 3, 5)
     assert gateway.scrape().value("nexus_prices_age_seconds") > 0
+    assert "1 model of 5 have no price" in nexus(gateway, "doctor", "--no-request").stdout
     file = gateway.file.with_name("prices.toml")
     file.write_text('[[price]]\nmodel = "*"\nper_request = "0.5"\n')
     assert nexus(gateway, "prices", "check").returncode == 0
@@ -246,3 +249,33 @@ def test_prices_are_reloaded_and_checked(gateway):
     assert send(gateway).headers["x-nexus-cost-usd"] == "0.5"
     file.write_text(PRICES)
     assert nexus(gateway, "reload").returncode == 0
+
+
+def test_a_proposal_needs_a_package(gateway):
+    if importlib.util.find_spec("genai_prices") is not None:
+        pytest.skip("genai-prices is installed")
+    run = nexus(gateway, "prices", "update")
+    assert run.returncode == 2
+    assert "pip install genai-prices" in run.stderr
+
+
+def test_a_proposal_of_prices(tmp_path):
+    pytest.importorskip("genai_prices")
+    with Demo(tmp_path, name="cloud", models=["gpt-4o", "claude-sonnet-4-5", "own"]) as demo:
+        openai = backend_toml(demo).replace("vllm", "openai")
+        config = openai + openai.replace('"cloud"', '"claude"').replace('"openai"', '"anthropic"')
+        costs = '[[costs.price]]\nmodel = "gpt-4o"\ninput = "1"\n'
+        file, state = tmp_path / "proposed.toml", {"XDG_STATE_HOME": str(tmp_path)}
+        with Gateway(tmp_path, config + costs, environ=state) as gateway:
+            run = nexus(gateway, "prices", "update", "--json", "--output", str(file))
+    assert run.returncode == 0, run.stderr
+    told = json.loads(run.stdout)
+    jsonschema.validate(told, SCHEMAS["prices update"])
+    assert {"backend": "cloud", "model": "own"} in told["unknown"]
+    assert '-input = "1"\n' in told["diff"]
+    other = tmp_path / "other.toml"
+    other.write_text('[costs]\nprices = "proposed.toml"\n')
+    prices = {price.model: price for price in load(other, environ={}).config.costs.price}
+    claude = prices["claude-sonnet-4-5"]
+    assert claude.above.input_tokens == 200_000
+    assert float(claude.above.input) == 2 * float(claude.input)

@@ -156,6 +156,12 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "metrics get": record(family=TEXT, type=TEXT, samples=every(SAMPLE)),
     "usage": component("UsageReport"),
+    "prices update": record(
+        file=TEXT,
+        proposed=COUNT,
+        unknown=every(record(backend=TEXT, model=TEXT), least=0),
+        diff=TEXT,
+    ),
     "budgets": record(budgets=every(component("BudgetSummary"), least=0)),
     "prices check": record(
         version=maybe(TEXT),

@@ -59,6 +59,8 @@ def examine(config: str | None, *, request: bool) -> Iterator[Finding]:
     yield from gateway_checks.run_directory(RunDirectory.of(gateway.config))
     if gateway.run_dir is not None:
         yield from gateway_checks.problems(gateway.run_dir)
+        if loaded is not None:
+            yield from gateway_checks.prices(loaded, gateway.run_dir)
     yield from gateway_checks.addresses(gateway)
     yield from gateway_checks.limits(gateway)
     if loaded is not None:

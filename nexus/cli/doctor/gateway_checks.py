@@ -13,12 +13,14 @@ from nexus.cli.doctor.findings import Finding, fail, ok, warn
 from nexus.cli.gateway import Gateway
 from nexus.cli.http_client import NoResponse, http_request
 from nexus.cli.output import Failure, counted
+from nexus.cli.prices import unpriced_models
 from nexus.cli.samples import exhausted_limits, limit_text, parse
 from nexus.config import ConfigError, LoadedConfig, load
 from nexus.config.request_log_records import JOURNAL, RequestLog
 from nexus.config.secrets import secret
 from nexus.fleet.problems import read_problems
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
+from nexus.fleet.snapshot import SnapshotReader
 from nexus.runtime.journal import SOCKET
 
 _MIN_FREE_BYTES = 16 * 1024 * 1024
@@ -82,6 +84,23 @@ def request_log(settings: RequestLog) -> Iterator[Finding]:
         yield fail("request log", f"This user may not write {path} and rotate it.", fix)
     else:
         yield ok("request log", str(path))
+
+
+def prices(loaded: LoadedConfig, run_dir: RunDirectory) -> Iterator[Finding]:
+    """Whether all models of the fleet have a price, if there are any prices."""
+    costs = loaded.config.costs
+    snapshot = SnapshotReader(run_dir.path).read() if run_dir.path.is_dir() else None
+    if not costs.price or snapshot is None:
+        return
+    unpriced, offered = unpriced_models(costs, snapshot)
+    if unpriced:
+        yield warn(
+            "prices",
+            f"{counted(len(unpriced), 'model')} of {offered} have no price.",
+            "`nexus prices check` names them; add a [[price]]",
+        )
+    else:
+        yield ok("prices", f"all models have one: {offered}")
 
 
 def run_directory(run_dir: RunDirectory) -> Iterator[Finding]:
