@@ -224,7 +224,7 @@ def test_no_content_and_no_key_anywhere(gateway, demo):
     assert send(gateway, f'{{"model": "{BROKEN}'.encode()).status == 400
     assert send(gateway, chat(), content_type=f"text/{BROKEN}").status == 415
     for fault, stream, status in (
-        ("status=500,message=it broke", False, 502),
+        (f"status=500,message=cannot read {PROMPT} of {SYSTEM}", False, 502),
         (f"status=400,message={ANSWER}", False, 400),
         (f"status=400,message={ANSWER}", True, 400),
         ("break_after=3", True, 200),
@@ -237,6 +237,7 @@ def test_no_content_and_no_key_anywhere(gateway, demo):
     assert '"key":"k1"' in outputs["requests.jsonl"]
     assert '"invalid_api_key"' in outputs["requests.jsonl"]
     assert '"k1"' in outputs["gateway.log"]
+    assert "cannot read *** of ***" in outputs["gateway.log"]
     canaries = [KEY, WRONG_KEY, *CONTENT]
     found = [(name, one) for name, text in outputs.items() for one in canaries if one in text]
     assert found == []

@@ -27,11 +27,15 @@ from nexus.routing.context import RouteQuery
 from nexus.routing.policies import NO_CLOUD
 from nexus.routing.refusal import unavailable
 from nexus.routing.retries import LONGEST_PAUSE_S, backoff_s
+from nexus.runtime.text import mask_quotes
 
 log = logging.getLogger("nexus.proxy")
 
 CONNECTING = frozenset({"connect_failed", "connect_timeout", "dns_failed", "tls_failed"})
 """Faults of a backend that cannot be reached."""
+
+_MOST_SEARCHED = 4 * 1024 * 1024
+"""Bytes of a request in which quotes are looked for; searching longer ones would stall others."""
 
 
 def serve_by_backends(exchange: Exchange) -> ClientResponse:
@@ -183,7 +187,9 @@ def _check_retry(
             "id": exchange.request_id,
             "backend": choice.backend.name,
             "fault": failure.fault.code,
-            "why": _why(failure, reservation.view.address(choice.backend)),
+            "why": _without_content(
+                _why(failure, reservation.view.address(choice.backend)), exchange
+            ),
         },
     )
     max_retries = engine.view().snapshot.config.routing.max_retries
@@ -192,6 +198,13 @@ def _check_retry(
     if not engine.may_retry():
         engine.recorder.retry_denied(choice.backend.label)
         raise failure
+
+
+def _without_content(why: str, exchange: Exchange) -> str:
+    """The reason without what the backend quotes of the request: the log has no content."""
+    if len(exchange.body) > _MOST_SEARCHED:
+        return why.partition(": ")[0]
+    return mask_quotes(why, exchange.body, keep=f"{exchange.parsed.model} {exchange.model}")
 
 
 def _why(failure: RequestFailed, address: Address) -> str:

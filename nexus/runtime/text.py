@@ -9,6 +9,8 @@ from collections.abc import Iterable
 MASK = "***"
 _SHORTEST_SECRET = 8
 """Shorter values are not masked: they would hide ordinary words."""
+_BLOCK = 8
+"""A quote of twice this length contains a block that starts at a multiple of it."""
 _secrets: list[str] = []
 """The forms of every secret that this process has read, longest first."""
 
@@ -51,6 +53,32 @@ def mask_key(content: bytes, key: str | None) -> bytes:
     for form in {key, key.replace("/", "\\/")}:
         content = content.replace(form.encode(), MASK.encode())
     return content
+
+
+def mask_quotes(text: str, source: bytes, *, keep: str = "") -> str:
+    """`text` with what it quotes of `source`, which may be JSON, masked.
+
+    A quote has 16 characters or more. One that is a part of `keep` is not masked.
+    """
+
+    def is_quoted(piece: str) -> bool:
+        forms = piece, json.dumps(piece)[1:-1], json.dumps(piece, ensure_ascii=False)[1:-1]
+        return any(form.encode(errors="replace") in source for form in forms)
+
+    masked, done, at = "", 0, 0
+    while at + _BLOCK <= len(text):
+        first, last = at, at + _BLOCK
+        at = last
+        if not is_quoted(text[first:last]):
+            continue
+        while first > done and is_quoted(text[first - 1 : last]):
+            first -= 1
+        while last < len(text) and is_quoted(text[first : last + 1]):
+            last += 1
+        at = last
+        if last - first >= 2 * _BLOCK and text[first:last].strip("\"'` ") not in keep:
+            masked, done = masked + text[done:first] + MASK, last
+    return masked + text[done:]
 
 
 def suggest(name: str, known: Iterable[str]) -> str | None:
