@@ -93,7 +93,7 @@ class DemoBackend:
         self.statuses: Counter[str] = Counter()
         self.models: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
-        self.open = 0
+        self.open = self.most_open = 0
         self._hurried = 0
         self.last: dict[str, Any] = {}
         self._stored = stored_responses.StoredResponses()
@@ -142,6 +142,7 @@ class DemoBackend:
             "statuses": dict(self.statuses),
             "events": dict(self.events),
             "open": self.open,
+            "most_open": self.most_open,
             "blocks": {"found": self._cache.found, "seen": self._cache.seen} if self._cache else {},
         }
 
@@ -231,6 +232,7 @@ class DemoBackend:
         self.requests[path] += 1
         self.models[str(body.get("model"))] += 1
         self.open += 1
+        self.most_open = max(self.most_open, self.open)
         try:
             return self._answer(sock, request, body, path, fault)
         except OSError:

@@ -31,6 +31,7 @@ _INTENT = 1  # how many numbers follow: cell, value, …; 0 if no change is in p
 _READY = _HEAD - 1
 _RECORD = 8
 _KEY, _KEY_REST, _LEVEL, _UNIT, _FULL_SEEN = range(5)
+_SLOT_SPACE = 1 << 16
 _MOST_PROBES = 32
 _SPINS, _TRIES, _PAUSE_S = 10, 20, 0.001
 
@@ -51,13 +52,16 @@ class LimitTable:
         slot: int = 0,
         slots: Callable[[], int] = lambda: 1,
         lives: Callable[[int], bool] = lambda _: True,
+        starts: Callable[[int], int] = lambda _: 0,
         records: int = RECORDS,
     ) -> None:
         """Open or create the table at `path`; None makes one that no other process sees.
 
-        `slots` returns how many slots were ever used; `lives` whether a process holds a slot.
+        `slots` returns how many slots were ever used; `lives` whether a process holds a slot, and
+        `starts` which one by a number that differs from that of the slot's earlier holders.
         """
         self._slot, self._slots, self._lives, self._records = slot, slots, lives, records
+        self._starts, self._owner = starts, _owner(slot, starts(slot))
         end = _HEAD + records * _RECORD
         size = (end + CELLS) * 8
         self._locks: LockFile | None = None
@@ -171,21 +175,34 @@ class LimitTable:
             record = self._find(_of_slot(digest, slot))
             if record is None or not (count := self._cells[record + _LEVEL]):
                 continue
-            if slot == self._slot or self._lives(slot):
+            if self._owner_lives(-self._cells[record + _UNIT]):
                 total += count
             else:
                 self._cells[record + _LEVEL] = 0
         return total
+
+    def _owner_lives(self, owner: int) -> bool:
+        """Whether the process that counted in a record still runs; its slot may have another."""
+        if owner == self._owner:
+            return True
+        slot = owner % _SLOT_SPACE - 1
+        return (
+            slot != self._slot and self._lives(slot) and _owner(slot, self._starts(slot)) == owner
+        )
 
     def stage_progress(self, digest: Digest, change: int, now_ns: int, name: str = "") -> bool:
         """Count a request in (1) or out (-1) at the next `commit`; False if the table is full."""
         own = _of_slot(digest, self._slot)
         record = self._find(own)
         if record is None:
-            record = self._claim(own, now_ns, name, owner=self._slot + 1) if change > 0 else None
+            record = self._claim(own, now_ns, name, owner=self._owner) if change > 0 else None
         if record is None:
             return False
-        self._staged.append((record + _LEVEL, max(0, self._cells[record + _LEVEL] + change)))
+        count = self._cells[record + _LEVEL]
+        if self._cells[record + _UNIT] != -self._owner:  # of the slot's holder before
+            self._staged.append((record + _UNIT, -self._owner))
+            count = 0
+        self._staged.append((record + _LEVEL, max(0, count + change)))
         return True
 
     def clear_slot(self) -> None:
@@ -195,7 +212,7 @@ class LimitTable:
         end = _HEAD + self._records * _RECORD
         owners = cells[_HEAD + _UNIT : end : _RECORD].tolist()
         for number, unit in enumerate(owners):
-            if unit == -(self._slot + 1):
+            if unit < 0 and -unit % _SLOT_SPACE == self._slot + 1:
                 cells[_HEAD + number * _RECORD + _LEVEL] = 0
 
     # Reports
@@ -215,9 +232,8 @@ class LimitTable:
             if unit >= 0:
                 found[name] = level, unit
             else:
-                slot = -unit - 1
-                lives = slot == self._slot or self._lives(slot)
-                found[name] = found.get(name, (0, 0))[0] + (level if lives else 0), 0
+                count = level if level and self._owner_lives(-unit) else 0
+                found[name] = found.get(name, (0, 0))[0] + count, 0
         return found
 
     # Records
@@ -267,8 +283,7 @@ class LimitTable:
         level, unit = self._cells[record + _LEVEL], self._cells[record + _UNIT]
         if unit >= 0:
             return level <= now_ns
-        slot = -unit - 1
-        return not level or not (slot == self._slot or self._lives(slot))
+        return not level or not self._owner_lives(-unit)
 
     @property
     def ready(self) -> bool:
@@ -290,6 +305,11 @@ class LimitTable:
         self._names.close()
         if self._locks is not None:
             self._locks.close()
+
+
+def _owner(slot: int, starts: int) -> int:
+    """The number of a process: its slot, and how many workers had started with it."""
+    return starts * _SLOT_SPACE + slot + 1
 
 
 def _of_slot(digest: Digest, slot: int) -> Digest:

@@ -192,6 +192,7 @@ class SlotLease:
             slot=self.slot,
             slots=lambda: self.table.rows,
             lives=self._locks.held_elsewhere,
+            starts=lambda slot: self.table.row(slot).worker_starts,
         )
 
     def open_share_table(self) -> ShareTable:

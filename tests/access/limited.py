@@ -39,7 +39,7 @@ def own_limits(gateway: Gateway, id_: str) -> dict[tuple[str, str], dict[str, An
 
 def open_stream(gateway: Gateway, id_: str, **more: Any) -> socket.socket:
     """A connection with a stream that the key has asked for."""
-    body = chat(**{"stream": True, "max_tokens": 500, **more})
+    body = chat(**{"stream": True, "max_tokens": 2000, **more})
     client = socket.create_connection(("127.0.0.1", gateway.port), timeout=20)
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"

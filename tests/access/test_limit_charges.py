@@ -1,6 +1,8 @@
 """What a request is charged, however it ends: over the fast path and through Flask."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +24,8 @@ CHARGED = (
     "twice",
     "failed",
     "gone",
+    "sum",
+    "killed",
 )
 REFUSED = ("narrow", "broke", "plain")
 PROMPT = max(1, len(json.dumps(GOOD["messages"], separators=(",", ":"))) // 4)
@@ -185,6 +189,42 @@ def test_a_client_that_leaves_is_charged_what_was_sent_to_it(gateway):
     until(lambda: charged(gateway, "gone")[::2] == (1, 0))
     used = charged(gateway, "gone")[1]
     assert PROMPT + 5 <= used <= PROMPT + sum(tokens.values())
+
+
+def test_what_is_charged_adds_up(gateway):
+    """Reserved, less what was returned, with what was used beyond it; by the key's own metrics,
+    with the estimates and reservations that took the place of unknown usage."""
+    before = gateway.settled()
+    send(gateway, "sum", body=chat(max_tokens=90))
+    send(gateway, "sum", body=chat(max_tokens=90, stream=True), headers=fault("no_usage"))
+    send(gateway, "sum", body=chat(max_tokens=70), headers=fault("no_usage"))
+    send(gateway, "sum", body=chat(model="demo-twice", max_tokens=80))
+    found = moved(
+        before,
+        gateway.settled(),
+        [
+            "nexus_key_tokens_total",
+            "nexus_limit_returned_tokens_total",
+            "nexus_limit_overrun_tokens_total",
+        ],
+    )
+    of = {name: 0.0 for name, _ in found}
+    for (name, _), change in found.items():
+        of[name] += change
+    reserved = 4 * PROMPT + 90 + 90 + 70 + 80
+    returned = of.get("nexus_limit_returned_tokens_total", 0)
+    overrun = of.get("nexus_limit_overrun_tokens_total", 0)
+    used = of["nexus_key_tokens_total"] + PROMPT + (PROMPT + 70)
+    assert reserved - returned + overrun == used
+    until(lambda: charged(gateway, "sum") == (4, used, 0))
+
+
+def test_the_reservation_of_a_killed_worker_stays_charged(gateway):
+    with open_stream(gateway, "killed", model="demo-one", max_tokens=300) as client:
+        assert client.recv(12) == b"HTTP/1.1 200"
+        for pid in gateway.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: charged(gateway, "killed") == (1, PROMPT + 300, 0))
 
 
 def test_what_the_gateway_refuses_is_charged_nothing(gateway):

@@ -145,6 +145,30 @@ def test_requests_of_a_process_that_is_gone_do_not_count(tmp_path):
     assert progress(tables[0], -1) == 2
 
 
+def test_requests_of_a_slots_earlier_holder_do_not_count(tmp_path):
+    """Not even before the new holder has opened the table."""
+    starts = {0: 1, 1: 2}
+
+    def table(slot):
+        return LimitTable(tmp_path / "l", slot=slot, slots=lambda: 2, starts=starts.__getitem__)
+
+    def progress(table, step=0):
+        assert table.acquire()
+        if step:
+            assert table.stage_progress(A, step, 1000, "a")
+            table.commit()
+        found = table.in_progress(A)
+        table.release()
+        assert table.stored() == {"a": (found, 0)}
+        return found
+
+    one, other = table(0), table(1)
+    assert [progress(one, 1), progress(other, 1), progress(other, 1)] == [1, 2, 3]
+    starts[1] = 3
+    assert progress(one) == 1
+    assert [progress(table(1), 1), progress(one)] == [2, 2]
+
+
 def test_a_new_process_of_a_slot_starts_at_nothing(tmp_path):
     table = LimitTable(tmp_path / "l", slot=3, slots=lambda: 4)
     assert table.acquire()

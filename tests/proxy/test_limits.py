@@ -1,0 +1,80 @@
+"""The bound that a limit promises, over several processes that use it at random."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from nexus.access.limits import Limits
+from nexus.config.limit_records import Limit
+
+CAPACITY, PERIOD_NS = 40, 10**9
+USER = """
+import json, random, sys, time
+from pathlib import Path
+from nexus.access.limits import Amounts, Limits
+from nexus.config.limit_records import Limit
+from nexus.fleet.limit_table import LimitTable
+from nexus.proxy.limits import Limiter, Refused
+
+class Uncounted:
+    def __getattr__(self, name):
+        return lambda *_, **__: None
+
+path, slot, operations = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+rng = random.Random(slot)
+table = LimitTable(path, slot=slot, slots=lambda: 4)
+limiter = Limiter(lambda: table, Uncounted())
+counters = Limits([Limit(name="a", tokens="40/s")]).counters(None, "m", "e")
+admitted, open_ = [], []
+for _ in range(operations):
+    if open_ and rng.random() < 0.4:
+        reserve, used = open_.pop(rng.randrange(len(open_)))
+        limiter.settle([(reserve, Amounts(1, used, 0))])
+    else:
+        units = rng.randint(1, 9)
+        try:
+            reserves, _ = limiter.reserve(counters, [units])
+        except Refused:
+            if rng.random() < 0.1:
+                time.sleep(rng.random() / 50)
+        else:
+            for reserve in reserves:  # none if the lock was not free in time
+                used = rng.randint(0, units)
+                admitted.append((reserve.at_ns, used))
+                open_.append((reserve, used))
+for reserve, used in open_:
+    limiter.settle([(reserve, Amounts(1, used, 0))])
+print(json.dumps(admitted))
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "operations", [2_500, pytest.param(25_000, marks=pytest.mark.long, id="25000 operations")]
+)
+def test_no_interval_has_more_than_the_limit(tmp_path, operations):
+    """C + C * T / period, of what was used in the end, for every interval of length T."""
+    users = [
+        subprocess.Popen(
+            [sys.executable, "-c", USER, str(tmp_path / "l"), str(slot), str(operations)],
+            stdout=subprocess.PIPE,
+        )
+        for slot in range(4)
+    ]
+    outputs = [user.communicate(timeout=300)[0] for user in users]
+    admitted = sorted((at, used) for output in outputs for at, used in json.loads(output))
+    assert len({at for at, _ in admitted}) > CAPACITY
+    total = lowest = 0.0
+    for at, used in admitted:
+        # Both are sums since the start, less what was refilled since; a window is a difference.
+        refilled = CAPACITY * (at - admitted[0][0]) / PERIOD_NS
+        lowest = min(lowest, total - refilled)
+        total += used
+        assert total - refilled - lowest <= CAPACITY
+
+
+def test_the_limit_of_the_test_is_what_its_bound_says():
+    [counter] = Limits([Limit(name="a", tokens="40/s")]).counters(None, "m", "e")
+    assert (counter.burst, counter.unit_ns) == (CAPACITY, PERIOD_NS // CAPACITY)
