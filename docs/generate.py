@@ -34,6 +34,7 @@ from nexus.config.records import (
     Tier,
 )
 from nexus.config.template import documentation, field_default, template, toml
+from nexus.dialects.translation import TRANSLATIONS
 from nexus.errors import FAULTS
 from nexus.metrics.families import FAMILIES
 from nexus.proxy.endpoints import ENDPOINTS
@@ -322,6 +323,18 @@ def api() -> str:
     return _marked("docs/api.md", "endpoints", "\n".join([*lines, ""]))
 
 
+def translations() -> str:
+    """docs/translation.md, with the fate of each field of a request."""
+    lines: list[str] = []
+    for one in TRANSLATIONS.values():
+        lines += [f"### {one.name}", "", "| field | | |", "|---|---|---|"]
+        lines += [
+            _row(f"`{field}`", rule.fate, rule.note) for field, rule in one.request_rules.items()
+        ]
+        lines.append("")
+    return _marked("docs/translation.md", "fields", "\n".join(lines))
+
+
 def balancer(name: str) -> str:
     """A balancer's file, with the paths of the proxied endpoints in its patterns."""
     paths = "|".join(
@@ -417,6 +430,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/configuration.md": configuration,
     "docs/errors.md": errors,
     "docs/metrics.md": metrics,
+    "docs/translation.md": translations,
     "nexus.example.toml": template,
 }
 

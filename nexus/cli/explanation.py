@@ -19,10 +19,11 @@ from nexus.fleet.prefix_table import PrefixTable
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.fleet.status import status_of
 from nexus.http.headers import RequestHeaders
-from nexus.proxy.endpoints import ENDPOINTS
+from nexus.proxy.endpoints import ENDPOINTS, Endpoint
 from nexus.proxy.session import OVERRIDE, SessionReader
 from nexus.routing.context import Conditions, RouteQuery
 from nexus.routing.explain import Explanation, explain
+from nexus.routing.needs import ANYTHING, Needs, Requirements
 from nexus.routing.table import RouteTable
 
 
@@ -33,6 +34,7 @@ def route_explain(
     body: str | None,
     session: str | None,
     key: str,
+    endpoint: str | None,
     flexible: bool,
 ) -> Result:
     """What the router would do."""
@@ -47,7 +49,11 @@ def route_explain(
     routes, load_table = RouteTable(snapshot), LoadTable(generation.load)
     circuits = CircuitTable(generation.circuits)
     resolved = routes.resolve(model)
-    parsed = _parsed(body) if body else ParsedRequest(model=model)
+    row = next((one for one in ENDPOINTS if one.name == endpoint), None)
+    if endpoint is not None and row is None:
+        known = ", ".join(sorted(ENDPOINTS.names))
+        raise click.BadParameter(f"There is no endpoint {endpoint!r}; known are {known}.")
+    parsed = _parsed(body, row) if body else ParsedRequest(model=model, needs=_needs(row))
     scope = key if routes.affinity.scope == "key" else ""
     headers = RequestHeaders.of([(OVERRIDE, session)] if session else [])
     query = RouteQuery(
@@ -74,12 +80,22 @@ def route_explain(
     return Result(explanation, lambda: _text(explanation), exit=exit_status)
 
 
-def _parsed(file: str) -> ParsedRequest:
+def _needs(endpoint: Endpoint | None) -> Needs:
+    """What any request to an endpoint needs."""
+    if endpoint is None:
+        return ANYTHING
+    form = endpoint.form
+    return Requirements(
+        dialect=endpoint.dialect.NAME, translations=form.translations, task=form.task
+    )
+
+
+def _parsed(file: str, endpoint: Endpoint | None) -> ParsedRequest:
     """The fields of a request body that routing needs."""
     try:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         fields = read_fields(content)
-        endpoint = ENDPOINTS.for_fields(fields)
+        endpoint = endpoint or ENDPOINTS.for_fields(fields)
         if "model" not in fields:
             content = endpoint.dialect.replace_model(content, "any")
         return endpoint.dialect.parse_request(content, endpoint.form)
@@ -113,7 +129,7 @@ def _text(shown: Explanation) -> str:
             f"{v.score:g}" if v.score is not None else "-",
             f"{v.pending}/{v.limit}" if v.limit else str(v.pending),
             state(v.circuit.replace("_", " ")),
-            click.style(f"out: {v.out}", fg="yellow") if v.out else "",
+            click.style(f"out: {v.out}", fg="yellow") if v.out else v.translation or "",
         )
         for v in sorted(having, key=lambda v: (v.turn is None, v.turn or 0))
     ]

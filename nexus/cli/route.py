@@ -27,6 +27,11 @@ def route() -> None:
     help="The session's id, as with the header X-Nexus-Affinity; by default as the body says.",
 )
 @click.option("--key", default="", metavar="ID", help="The caller's key: its sessions are its own.")
+@click.option(
+    "--endpoint",
+    metavar="NAME",
+    help="The endpoint that the request goes to; by default the first that the body fits.",
+)
 @click.option("--flexible", is_flag=True, help="As with the header X-Nexus-Flexible.")
 @returns_result
 def explain(
@@ -35,6 +40,7 @@ def explain(
     body: str | None,
     session: str | None,
     key: str,
+    endpoint: str | None,
     flexible: bool,
 ) -> Result:
     """Show every backend with its score or why it is out, and in which order they would be tried.
@@ -43,4 +49,6 @@ def explain(
     """
     from nexus.cli.explanation import route_explain
 
-    return route_explain(config, model, body=body, session=session, key=key, flexible=flexible)
+    return route_explain(
+        config, model, body=body, session=session, key=key, endpoint=endpoint, flexible=flexible
+    )

@@ -305,6 +305,13 @@ class BackendConfig(Section, frozen=True):
         list[Annotated[str, Meta(min_length=1)]],
         doc('Features in `anthropic-beta` that it does not get; globs, such as "context-*".'),
     ] = msgspec.field(default_factory=list)
+    translate: Annotated[
+        bool,
+        doc(
+            "Serve clients whose API it does not speak by translation; false: they get 404 if no "
+            "other backend has the model."
+        ),
+    ] = True
     query: Annotated[dict[str, str], doc("Added to the query of every request to it.")] = (
         msgspec.field(default_factory=dict)
     )

@@ -59,11 +59,14 @@ class RequestForm:
     Attributes:
         prompts: The first of these fields that a body has is its prompt. It must have one.
         task: What the model must be able to do, as `Model.tasks` names it.
+        translations: Dialects of backends that its requests can be translated for, each with the
+            name of the translation.
         fields: The names of all fields in `prompts`.
     """
 
     prompts: tuple[PromptField, ...]
     task: str
+    translations: tuple[tuple[str, str], ...] = ()
     fields: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -201,17 +204,28 @@ class StreamReader(Protocol):
         units: The images or seconds that came, in a dialect that counts them.
     """
 
-    content: bool
-    done: bool
-    error: ReportedError | None
-    events: int
-    first_token_at: float
-    alive_at: float
-    last_at: float
-    longest_gap_s: float
-    stored_ids: tuple[str, ...]
-    binary: bool
-    units: float
+    @property
+    def content(self) -> bool: ...
+    @property
+    def done(self) -> bool: ...
+    @property
+    def error(self) -> ReportedError | None: ...
+    @property
+    def events(self) -> int: ...
+    @property
+    def first_token_at(self) -> float: ...
+    @property
+    def alive_at(self) -> float: ...
+    @property
+    def last_at(self) -> float: ...
+    @property
+    def longest_gap_s(self) -> float: ...
+    @property
+    def stored_ids(self) -> tuple[str, ...]: ...
+    @property
+    def binary(self) -> bool: ...
+    @property
+    def units(self) -> float: ...
 
     def feed(self, piece: bytes) -> bytes:
         """Read the next bytes; returns what is to be forwarded now."""
@@ -245,54 +259,24 @@ class StreamReader(Protocol):
         """Whether the stream came to its end: by its mark, or as its last events say."""
 
 
-class Dialect(Protocol):
-    """What a dialect's module must have.
+class AttemptDialect(Protocol):
+    """What an attempt at a backend needs of a dialect, or of a translation between two.
 
     Attributes:
-        NAME: Its name in configuration and metrics.
-        TITLE: Its name in documentation.
-        ERROR_SCHEMA: The name of its errors' form in OpenAPI.
         PASSES_ERRORS: Every error response of a backend goes to the client as it came. Otherwise
             the client gets an error of the gateway if the fault is not the client's.
-        REQUEST_ID_HEADER: The header of the gateway's errors that has the request's id, beside
-            `x-request-id`; None for none.
-        LIMIT_KINDS: What its headers tell of limits: a kind, and the dimensions that it stands for.
         KEEPALIVE: What a client that waits for its stream gets, so that no proxy closes the
             connection.
         PING_S: The silence in seconds after which a client gets `KEEPALIVE` within its stream, if
             the configuration says nothing else; 0 for never.
     """
 
-    NAME: str
-    TITLE: str
-    ERROR_SCHEMA: str
-    PASSES_ERRORS: bool
-
     @property
-    def REQUEST_ID_HEADER(self) -> str | None: ...  # noqa: N802
-
-    KEEPALIVE: bytes
-    PING_S: float
-
+    def KEEPALIVE(self) -> bytes: ...  # noqa: N802
     @property
-    def LIMIT_KINDS(self) -> Mapping[str, tuple[str, ...]]: ...  # noqa: N802
-
-    def parse_request(self, body: bytes, form: RequestForm, /) -> ParsedRequest:
-        """Read what routing needs. Fields that it does not need may hold anything.
-
-        Raises `InvalidBody`.
-        """
-
-    def estimate_tokens(self, body: bytes, form: RequestForm, /) -> TokenEstimate:
-        """Estimate what a body that was parsed takes, for limits on tokens."""
-
-    def limit_headers(
-        self, kind: str, /, *, limit: int, remaining: int, reset_ns: int, now: float
-    ) -> list[tuple[str, str]]:
-        """The headers that tell of one of `LIMIT_KINDS`; `now` is in Unix seconds."""
-
-    def replace_model(self, body: bytes, model: str, /) -> bytes:
-        """The body with another model; all other bytes stay. Raises `InvalidBody`."""
+    def PING_S(self) -> float: ...  # noqa: N802
+    @property
+    def PASSES_ERRORS(self) -> bool: ...  # noqa: N802
 
     def asks_for_usage(self, body: bytes, /) -> bool:
         """Whether a request for a stream gets its usage without our doing."""
@@ -345,6 +329,46 @@ class Dialect(Protocol):
 
         `number` is the event's, in a dialect that numbers its events.
         """
+
+
+class Dialect(AttemptDialect, Protocol):
+    """What a dialect's module must have.
+
+    Attributes:
+        NAME: Its name in configuration and metrics.
+        TITLE: Its name in documentation.
+        ERROR_SCHEMA: The name of its errors' form in OpenAPI.
+        REQUEST_ID_HEADER: The header of the gateway's errors that has the request's id, beside
+            `x-request-id`; None for none.
+        LIMIT_KINDS: What its headers tell of limits: a kind, and the dimensions that it stands for.
+    """
+
+    NAME: str
+    TITLE: str
+    ERROR_SCHEMA: str
+
+    @property
+    def REQUEST_ID_HEADER(self) -> str | None: ...  # noqa: N802
+
+    @property
+    def LIMIT_KINDS(self) -> Mapping[str, tuple[str, ...]]: ...  # noqa: N802
+
+    def parse_request(self, body: bytes, form: RequestForm, /) -> ParsedRequest:
+        """Read what routing needs. Fields that it does not need may hold anything.
+
+        Raises `InvalidBody`.
+        """
+
+    def estimate_tokens(self, body: bytes, form: RequestForm, /) -> TokenEstimate:
+        """Estimate what a body that was parsed takes, for limits on tokens."""
+
+    def limit_headers(
+        self, kind: str, /, *, limit: int, remaining: int, reset_ns: int, now: float
+    ) -> list[tuple[str, str]]:
+        """The headers that tell of one of `LIMIT_KINDS`; `now` is in Unix seconds."""
+
+    def replace_model(self, body: bytes, model: str, /) -> bytes:
+        """The body with another model; all other bytes stay. Raises `InvalidBody`."""
 
     def response_events(self, response: bytes, /, status: int) -> bytes:
         """A whole response as the events of a stream that started with keep-alives."""

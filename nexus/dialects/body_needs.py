@@ -47,6 +47,7 @@ class BodyNeeds(msgspec.Struct, dict=True):
     fields: dict[str, Raw]
     prompt: PromptField
     task: str
+    translations: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def vision(self) -> bool:
@@ -117,7 +118,7 @@ def parse_body(
             raise InvalidBody("`stream` must be true or false.", param="stream")
         stream = value
     prompt = _prompt_in(fields, form)
-    needs = needs_of(fields, prompt, form.task)
+    needs = needs_of(fields, prompt, form.task, form.translations)
     return ParsedRequest(
         model=name, stream=stream, needs=needs, prompt=needs if form.task == "chat" else None
     )

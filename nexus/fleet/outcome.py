@@ -78,6 +78,7 @@ class Outcome(msgspec.Struct, kw_only=True, gc=False):
         team: The name of its team.
         key_label: The label value of the key.
         team_label: The label value of the team.
+        translation: The translation between the client and the backend; None without one.
         units: What its endpoint counts beside tokens, and how many; None if that is nothing.
         charge: What the request cost; None without prices.
         before_s: Time in the gateway before the request was sent to the backend.
@@ -111,6 +112,7 @@ class Outcome(msgspec.Struct, kw_only=True, gc=False):
     team: str | None = None
     key_label: str | None = None
     team_label: str | None = None
+    translation: str | None = None
     units: tuple[str, float] | None = None
     charge: Charge | None = None
     before_s: float | None = None

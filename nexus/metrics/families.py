@@ -27,6 +27,7 @@ from nexus.metrics.label_values import (
     STATUS,
     TOKENS,
     TPOT_SECONDS,
+    TRANSLATION_NAMES,
     TTFT_SECONDS,
     UPLOAD_BYTES_BUCKETS,
 )
@@ -102,6 +103,13 @@ USAGE = counter(
     "because the client requested it), requested (by the gateway), counted (from a stream's "
     "events), none.",
     source=Label(("reported", "requested", "counted", "none")),
+)
+TRANSLATED = counter(
+    "nexus_translated_requests_total",
+    "Finished requests whose last attempt was at a backend that speaks another API than the "
+    "client, by translation.",
+    backend=BACKEND,
+    translation=Label(TRANSLATION_NAMES),
 )
 TTFT = histogram(
     "nexus_time_to_first_token_seconds",

@@ -43,6 +43,9 @@ REJECTION_REASONS = (
 )  # fmt: skip
 """Why a request reached no endpoint."""
 
+TRANSLATION_NAMES = ("messages-to-chat",)
+"""The names of the translations between the APIs of clients and backends."""
+
 MODEL = Label((UNKNOWN, OTHER, RETIRED), names="models")
 BACKEND = Label((NONE, OTHER, RETIRED), names="backends")
 BACKEND_NOW = Label((OTHER,), names="backends")

@@ -189,6 +189,7 @@ class Recorder:
                 or outcome.cache_write_tokens
                 or outcome.charge is not None
                 or outcome.units is not None
+                or outcome.translation is not None
             ):
                 rarer = self._rarer(outcome)
             row.write_begin()
@@ -222,6 +223,9 @@ class Recorder:
         ):
             if tokens:
                 moves.append((child(families.TOKEN_DETAILS, *labels, kind).inc, tokens))
+        if outcome.translation is not None:
+            label = outcome.backend_label
+            moves.append((child(families.TRANSLATED, label, outcome.translation).inc, 1))
         if outcome.units is not None and outcome.units[1]:
             unit, amount = outcome.units
             moves.append((child(families.UNITS, outcome.endpoint, unit).inc, amount))

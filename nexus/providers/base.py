@@ -47,6 +47,8 @@ class Provider:
         paths: Path of an endpoint as clients know it (`/v1/…`) → its path at the server. A path
             that starts with `/v1/` is below the base path; any other is below the root.
         dialects: Names of the dialects in which clients' requests can be sent to it as they are.
+        takes: Fields of chat requests beyond the common ones. Only translated requests use them:
+            `max_completion_tokens` instead of `max_tokens`, `top_k`, `reasoning_effort`.
         unsupported: Why no requests can be sent to this kind yet, as a clause; None if they can.
     """
 
@@ -63,6 +65,7 @@ class Provider:
     own_api: bool = False
     paths: Mapping[str, str] = field(default_factory=dict)
     dialects: frozenset[str] = OPENAI
+    takes: frozenset[str] = frozenset()
     unsupported: str | None = None
 
     def base_path(self, path: str, root: str) -> str:

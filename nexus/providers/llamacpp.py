@@ -53,4 +53,5 @@ PROVIDER = Provider(
     recognizes=recognizes,
     own_api=True,
     dialects=DIALECTS,
+    takes=frozenset({"top_k", "reasoning_effort"}),
 )

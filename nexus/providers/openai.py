@@ -2,4 +2,10 @@
 
 from nexus.providers.base import OPENAI_CLOUD, Provider
 
-PROVIDER = Provider(name="openai", cloud=True, accepts_client_keys=True, dialects=OPENAI_CLOUD)
+PROVIDER = Provider(
+    name="openai",
+    cloud=True,
+    accepts_client_keys=True,
+    dialects=OPENAI_CLOUD,
+    takes=frozenset({"max_completion_tokens"}),
+)

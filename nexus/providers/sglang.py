@@ -3,4 +3,10 @@
 from nexus.providers.base import DIALECTS, Provider
 from nexus.providers.vllm import probe
 
-PROVIDER = Provider(name="sglang", probe=probe, dialects=DIALECTS, self_hosted=True)
+PROVIDER = Provider(
+    name="sglang",
+    probe=probe,
+    dialects=DIALECTS,
+    self_hosted=True,
+    takes=frozenset({"top_k", "reasoning_effort"}),
+)

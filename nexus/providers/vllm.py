@@ -24,5 +24,10 @@ def recognizes(result: ProbeResult) -> bool:
 
 
 PROVIDER = Provider(
-    name="vllm", probe=probe, recognizes=recognizes, dialects=DIALECTS, self_hosted=True
+    name="vllm",
+    probe=probe,
+    recognizes=recognizes,
+    dialects=DIALECTS,
+    self_hosted=True,
+    takes=frozenset({"top_k", "reasoning_effort"}),
 )

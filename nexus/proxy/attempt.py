@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nexus.dialects.base import StreamReader
+from nexus.dialects.base import InvalidBody, StreamReader
 from nexus.dialects.binary_stream import BinaryStream
+from nexus.dialects.translation import TRANSLATIONS
+from nexus.dialects.translation.rules import BadResponse
 from nexus.errors import FAULTS, Fault, RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.sse import starts_events
@@ -68,7 +70,13 @@ class Attempt(BackendCall):
         client_key = (
             request.headers.credentials and request.client_keys and self._template.client_keys
         )
-        return BackendFailures(self.dialect, self._backend.name, self._template.key, not client_key)
+        return BackendFailures(
+            self.dialect,
+            self._backend.name,
+            self._template.key,
+            not client_key,
+            self.translation is not None,
+        )
 
     def is_stream(self, *, requested: bool) -> bool:
         """Whether the response is a stream that can be read.
@@ -101,6 +109,27 @@ class Attempt(BackendCall):
             start += data
         self.response.unread(start)
         return bool(verdict)
+
+    def translate(self, name: str, body: bytes) -> tuple[str, bytes]:
+        """Translate the request, and its response from now on; returns the path and the body.
+
+        Raises `RequestFailed` if that cannot be.
+        """
+        translation = self.dialect = self.translation = TRANSLATIONS[name]
+        try:
+            return translation.path, translation.request(body, self._backend.config.provider.takes)
+        except InvalidBody as error:
+            raise RequestFailed("not_translatable", str(error), param=error.param) from error
+
+    def translated(self, content: bytes) -> bytes:
+        """A whole response as the client understands it. Raises `RequestFailed`."""
+        if self.translation is None:
+            return content
+        try:
+            return self.translation.response(content)
+        except BadResponse as error:
+            message = f"The response of backend {self._backend.name} cannot be translated: {error}."
+            raise RequestFailed("malformed_answer", message) from error
 
     def send(self, path: str, body: bytes | Upload, *, ask_usage: bool = False) -> None:
         """Send the request and read the head of the response.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from nexus.config.secrets import SecretError
-from nexus.dialects.base import StreamReader
+from nexus.dialects.base import AttemptDialect, StreamReader
+from nexus.dialects.translation import Translation
 from nexus.errors import RequestFailed
 from nexus.http.address import Address
 from nexus.http.connection_pool import Connection
@@ -26,7 +27,8 @@ class BackendCall:
 
     Attributes:
         response: the backend's response, as far as it has come.
-        dialect: the protocol that the client speaks.
+        dialect: the protocol that the client speaks, or the translation into it.
+        translation: what the request and its response go through; None for nothing.
         stream: the reader of a streamed response; None for a whole one.
         sent_at: when the request began to be sent, on the engine's clock.
         method: The method of a request to a path of its own; None for POST to an endpoint.
@@ -37,6 +39,7 @@ class BackendCall:
     stream: StreamReader | None = None
     sent_at = 0.0
     method: str | None = None
+    translation: Translation | None = None
     _address: Address
     _template: RequestTemplate
     _connection: Connection | None = None
@@ -54,7 +57,7 @@ class BackendCall:
         have limits of its own."""
         self._engine = engine
         self._request = request
-        self.dialect = request.target.endpoint.dialect
+        self.dialect: AttemptDialect = request.target.endpoint.dialect
         self._reservation = reservation
         self._backend = reservation.choice.backend
         self._request_id = request_id
@@ -84,7 +87,7 @@ class BackendCall:
             path=path,
             request_id=self._request_id,
             length=len(body),
-            query=self._request.target.query,
+            query=self._request.target.query if self.translation is None else "",
             client_keys=self._request.client_keys,
             method=self.method,
         )

@@ -6,7 +6,7 @@ import json
 
 import msgspec
 
-from nexus.dialects.base import Dialect, ReportedError, Usage
+from nexus.dialects.base import AttemptDialect, ReportedError, Usage
 from nexus.errors import FAULTS, PassedOn, RequestFailed
 from nexus.http.headers import retry_after_s
 from nexus.http.response_parser import ResponseParser
@@ -20,16 +20,18 @@ class BackendFailures(msgspec.Struct, frozen=True):
     """Makes a `RequestFailed` of what one backend sent. A key that it echoes is masked.
 
     Attributes:
-        dialect: the protocol that the client speaks.
+        dialect: the protocol that the client speaks, or the translation into it.
         backend: its name, for messages.
         key: the gateway's key for it; None if it needs none.
         own_key: whether the request carried that key, and none of the client's.
+        translated: whether an error gets the client's form, because the backend's is another.
     """
 
-    dialect: Dialect
+    dialect: AttemptDialect
     backend: str
     key: str | None
     own_key: bool
+    translated: bool = False
 
     def of_response(
         self,
@@ -64,7 +66,7 @@ class BackendFailures(msgspec.Struct, frozen=True):
         headers = [(name, self._masked(value)) for name, value in headers]
         if not passes:
             status = status_for_client(fault, status)
-        if not whole or not content:
+        if self.translated or not whole or not content:
             content = self.dialect.error_body(message, status=status, code=fault.code)
             headers = [field for field in headers if not field[0].startswith("content-")]
             headers += _JSON_HEADERS
@@ -82,6 +84,8 @@ class BackendFailures(msgspec.Struct, frozen=True):
             if not passes:
                 return RequestFailed(fault, message)
         status = error.status if passes else status_for_client(fault, error.status)
+        if self.translated:
+            content = self.dialect.error_body(message, status=status, code=fault.code)
         passed_on = PassedOn(status, list(_JSON_HEADERS), content)
         return RequestFailed(fault, message, passed_on=passed_on)
 

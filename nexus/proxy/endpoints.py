@@ -183,7 +183,8 @@ class EndpointTable:
         return Target(endpoint, query, deployment)
 
 
-_MESSAGES = RequestForm(prompts=(PromptField(name="messages", messages=True),), task="chat")
+_CONVERSATION = (PromptField(name="messages", messages=True),)
+_MESSAGES = RequestForm(prompts=_CONVERSATION, task="chat")
 
 
 def _form(name: str, path: str, task: str, summary: str) -> Endpoint:
@@ -296,7 +297,11 @@ ENDPOINTS = EndpointTable(
             name="messages",
             path="/v1/messages",
             dialect=anthropic,
-            form=_MESSAGES,
+            form=RequestForm(
+                prompts=_CONVERSATION,
+                task="chat",
+                translations=(("openai", "messages-to-chat"),),
+            ),
             summary="Answer a conversation",
             streams=True,
         ),

@@ -222,6 +222,8 @@ class Exchange:
             outcome.key_label, outcome.team_label = caller.key_label, caller.team_label
         if self.view.prices is not None:
             outcome.charge = self.charge()
+        if choice is not None and choice.translation is not None:
+            outcome.translation = choice.translation
         if (units := self.endpoint.units) is not None:
             outcome.units = units.name, self.served_units()
         if started is not None:

@@ -47,7 +47,7 @@ class View:
     prices: Prices | None
     fair_queue: bool
     want_label: Callable[[str], None]
-    _route_headers: dict[tuple[int, str, str | None], list[tuple[str, str]]] = field(
+    _route_headers: dict[tuple[int, str, str | None, str | None], list[tuple[str, str]]] = field(
         default_factory=dict
     )
     _prices_of: dict[str, tuple[tuple[Price | None, bool], ...]] = field(default_factory=dict)
@@ -128,7 +128,7 @@ class View:
     def route_headers(self, choice: Choice) -> list[tuple[str, str]]:
         """The headers that describe the route to the client. Do not change the list."""
         backend, reason, affinity = choice.backend, choice.reason, choice.affinity
-        key = backend.column, reason, affinity and affinity[1]
+        key = backend.column, reason, affinity and affinity[1], choice.translation
         headers = self._route_headers.get(key)
         if headers is None:
             headers = self._route_headers[key] = [
@@ -137,6 +137,8 @@ class View:
                 ("x-nexus-route-reason", reason),
                 ("x-nexus-privacy-zone", "restricted" if backend.restricted else "open"),
             ]
+            if choice.translation is not None:
+                headers.append(("x-nexus-translated", choice.translation))
             if self.table.uses_affinity:
                 headers.append(("x-nexus-affinity", affinity[1] if affinity else "none"))
         return headers

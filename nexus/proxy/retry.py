@@ -215,6 +215,14 @@ def _why(failure: RequestFailed, address: Address) -> str:
     return f"{failure.message} ({reason(cause, address)})"
 
 
+def _with_model(exchange: Exchange, model: str) -> bytes:
+    """The body for a backend that serves the model by this name."""
+    try:
+        return exchange.endpoint.dialect.replace_model(exchange.body, model)
+    except InvalidBody as error:
+        raise invalid_body(error) from error
+
+
 def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
     """Get the whole response of a backend, or its stream up to the first content."""
     server = reservation.view.snapshot.config.server
@@ -227,22 +235,24 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
     )
     try:
         parsed, choice, body = exchange.parsed, reservation.choice, exchange.body
-        dialect = exchange.endpoint.dialect
         if (upload := exchange.upload) is not None:
             if exchange.form_model is not None:
                 upload.replace(exchange.form_model, choice.model)
         elif choice.model != parsed.model:
-            try:
-                body = dialect.replace_model(body, choice.model)
-            except InvalidBody as error:
-                raise invalid_body(error) from error
+            body = _with_model(exchange, choice.model)
         if drop := choice.backend.config.drop_fields:
+            body = without_fields(body, drop)
+        path = exchange.endpoint.path
+        if choice.translation is not None:
+            path, body = attempt.translate(choice.translation, body)
             body = without_fields(body, drop)
         streams = parsed.stream and exchange.endpoint.streams
         ask_usage = (
-            streams and choice.backend.config.stream_usage and not dialect.asks_for_usage(body)
+            streams
+            and choice.backend.config.stream_usage
+            and not attempt.dialect.asks_for_usage(body)
         )
-        attempt.send(exchange.endpoint.path, upload or body, ask_usage=ask_usage)
+        attempt.send(path, upload or body, ask_usage=ask_usage)
         status = attempt.status
         if not 200 <= status < 300:
             raise attempt.failure()
@@ -250,13 +260,14 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
             exchange.units = units.in_request(exchange.body)
         stream = attempt.is_stream(requested=streams)
         if stream or (exchange.endpoint.binary and attempt.is_binary()):
-            show_life, ping_s = not server.stream_keepalive_seconds, dialect.PING_S
+            show_life, ping_s = not server.stream_keepalive_seconds, attempt.dialect.PING_S
             attempt.await_content(show_life=show_life, binary=not stream, ping_s=ping_s)
             reservation.mark_served()
             _add_estimated_cost(exchange)
             return stream_response(exchange, attempt)
         content = attempt.read_all()
         exchange.usage = attempt.failures.usage_in(attempt.response, content)
+        content = attempt.translated(content)
         if units is not None and units.in_response is not None:
             exchange.units = units.in_response(content)
         if (ids := exchange.endpoint.ids) is not None:

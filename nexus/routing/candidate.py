@@ -31,6 +31,13 @@ class Candidate:
             lacking.append(needs.task)
         return lacking
 
+    def translation(self, needs: Needs) -> str | None:
+        """The translation that such requests go through; None if they need none, or have none."""
+        config = self.backend.config
+        if not config.translate or needs.dialect in config.spoken:
+            return None
+        return next((name for other, name in needs.translations if other in config.spoken), None)
+
     def unsuitable(self, needs: Needs, constraints: Constraints) -> str | None:
         """Why it cannot serve such requests, whatever the moment; None if it can."""
         backend = self.backend
@@ -38,7 +45,7 @@ class Candidate:
             return backend.status
         if backend.draining:
             return "draining"
-        if needs.dialect not in backend.config.spoken:
+        if needs.dialect not in backend.config.spoken and self.translation(needs) is None:
             return "dialect_not_spoken"
         if self.lacks(needs):
             return "capability_mismatch"

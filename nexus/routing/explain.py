@@ -22,7 +22,8 @@ class CandidateReport(msgspec.Struct, frozen=True, kw_only=True):
     """One backend with one model of the chain. `out` is why it cannot serve; an empty text where it
     can.
 
-    `turn` is its place in the order in which backends would be tried, from 1.
+    `turn` is its place in the order in which backends would be tried, from 1. `translation` is the
+    translation that the request would go through; None for none.
     """
 
     backend: str
@@ -33,6 +34,7 @@ class CandidateReport(msgspec.Struct, frozen=True, kw_only=True):
     pending: int
     limit: int | None
     circuit: str
+    translation: str | None = None
 
 
 class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,4 +128,5 @@ def _reports(
                 pending=now.load(backend.column),
                 limit=backend.limit,
                 circuit=now.status(backend.column, model).state,
+                translation=one.candidate.translation(query.needs) if one else None,
             )

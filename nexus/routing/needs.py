@@ -9,11 +9,13 @@ import msgspec
 
 class Needs(Protocol):
     """What the model must be able to do; `context` in estimated tokens, `task` as `Model.tasks`
-    names it. `dialect`: the protocol that its backend must speak."""
+    names it. `dialect`: the protocol that its backend must speak. `translations`: other protocols
+    for which it can be translated, each with the name of the translation."""
 
     @property
     def dialect(self) -> str: ...
-
+    @property
+    def translations(self) -> tuple[tuple[str, str], ...]: ...
     @property
     def task(self) -> str: ...
     @property
@@ -30,6 +32,7 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True):
     """Needs that are known already."""
 
     dialect: str = "openai"
+    translations: tuple[tuple[str, str], ...] = ()
     task: str = ""
     vision: bool = False
     tools: bool = False

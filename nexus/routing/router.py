@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -43,6 +43,7 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
         affinity: How the session is known, and whether this is its home; None if that did not
             matter.
         session: The session, if it mattered.
+        translation: The translation that the request goes through; None if it needs none.
     """
 
     backend: Backend
@@ -53,6 +54,7 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     context_length: int | None = None
     affinity: tuple[Source, Result] | None = None
     session: Session | None = None
+    translation: str | None = None
 
 
 class AtCapacity(RequestFailed):
@@ -107,6 +109,7 @@ def _choose(
             for name in allowed_chain(table, query):
                 suitable = table.suitable(name, query.needs, constraints)
                 candidates: Sequence[Candidate] = suitable.candidates
+                translations = suitable.translations
                 if tried:
                     candidates = _untried(candidates, tried, name, again=again)
                 if query.longer_than:
@@ -124,11 +127,14 @@ def _choose(
                     if suitable.caching and query.session and (session := query.session()):
                         home = placement(suitable.order(session, name), session, now.holders)
                     if len(usable) > 1:
+                        if translations:
+                            usable = _native_first(usable, translations)
                         if suitable.lengths_differ:
                             usable = _fitting(usable, query.needs)
                         usable = [_pick(table, suitable, usable, now, home, first=not tried)]
                     candidate, status = usable[0]
                     reason = _reason(candidate, suitable, query, name, tried=tried)
+                    column = candidate.backend.column
                     return Choice(
                         candidate.backend,
                         name,
@@ -138,6 +144,7 @@ def _choose(
                         candidate.model.context_length,
                         home and home.affinity(candidate),
                         home and home.session,
+                        translations.get(column) if translations else None,
                     )
     return None
 
@@ -151,6 +158,23 @@ def _untried(
         ]
     failed = {backend for backend, _ in tried}
     return [candidate for candidate in candidates if candidate.backend.name not in failed]
+
+
+def _native_first(
+    usable: list[tuple[Candidate, EndpointStatus]], translations: Mapping[int, str]
+) -> list[tuple[Candidate, EndpointStatus]]:
+    """Without those that need a translation, where one of the same priority needs none."""
+    native = {
+        candidate.backend.config.priority
+        for candidate, _ in usable
+        if candidate.backend.column not in translations
+    }
+    return [
+        entry
+        for entry in usable
+        if entry[0].backend.column not in translations
+        or entry[0].backend.config.priority not in native
+    ]
 
 
 def _fitting(

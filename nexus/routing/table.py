@@ -33,6 +33,7 @@ class CandidateSet:
         known: The number of all candidates of the model, the unsuitable ones included.
         caching: The priorities that several backends have, all of kinds that cache prompts.
         one_priority: All have the same priority.
+        translations: Those that need a translation, by the columns of their backends.
     """
 
     candidates: tuple[Candidate, ...]
@@ -41,6 +42,7 @@ class CandidateSet:
     known: int
     caching: frozenset[int]
     one_priority: bool
+    translations: Mapping[int, str] = field(default_factory=dict)
     _orders: dict[tuple[bytes, str], tuple[Candidate, ...]] = field(
         default_factory=dict, compare=False
     )
@@ -209,6 +211,11 @@ class RouteTable:
                 known=len(self.candidates[name]),
                 caching=self._caching(good),
                 one_priority=len({one.backend.config.priority for one in good}) <= 1,
+                translations={
+                    one.backend.column: translation
+                    for one in good
+                    if (translation := one.translation(needs)) is not None
+                },
             )
         return found
 
@@ -251,5 +258,5 @@ def _decisive_fields(candidates: Sequence[Candidate]) -> tuple[str, ...]:
     if any(candidate.model.tasks for candidate in candidates):
         fields.append("task")
     if any(not DIALECTS.issubset(candidate.backend.config.spoken) for candidate in candidates):
-        fields.append("dialect")
+        fields += ["dialect", "translations"]
     return tuple(fields)

@@ -65,6 +65,7 @@ VERDICT = record(
     pending=COUNT,
     limit=maybe(COUNT),
     circuit=TEXT,
+    translation=maybe(TEXT),
 )
 PROBLEM = record(
     code=TEXT,

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexus.dialects.translation import TRANSLATIONS
+from nexus.metrics.label_values import TRANSLATION_NAMES
 from nexus.metrics.labels import RESERVED, assign, sanitize
 
 
@@ -49,3 +51,7 @@ def test_never_shared_and_never_changed(first, later):
     assert len(set(after.values())) == len(after)
     assert not RESERVED & set(after.values())
     assert all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", label) for label in after.values())
+
+
+def test_every_translation_has_a_label_value():
+    assert set(TRANSLATIONS) == set(TRANSLATION_NAMES)

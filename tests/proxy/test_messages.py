@@ -59,10 +59,14 @@ def running(request, tmp_path_factory) -> Iterator[Fleet]:
     ):
         config = (
             backend_toml(
-                claude, priority=1, drop_fields=["context_management"], drop_betas=["context-*"]
+                claude,
+                priority=1,
+                translate=False,
+                drop_fields=["context_management"],
+                drop_betas=["context-*"],
             ).replace('"vllm"', '"anthropic"')
             + backend_toml(both, priority=2)
-            + backend_toml(plain, priority=3, dialects=["openai"])
+            + backend_toml(plain, priority=3, dialects=["openai"], translate=False)
             + "[circuit_breaker]\nenabled = false\n"
             + '[routing]\nstrategy = "priority_only"\nmax_retries = 1\n'
         )

@@ -293,6 +293,7 @@ class Unread:
     """Needs of a body that is too costly to read."""
 
     dialect = "openai"
+    translations = ()
 
     def __getattr__(self, name: str):
         raise AssertionError(f"{name} was read")
@@ -319,6 +320,28 @@ def test_a_request_goes_where_its_dialect_is_spoken():
     with pytest.raises(RequestFailed, match=r"'claude' .*\(openai\).* at d") as caught:
         pick(routes, "claude")
     assert caught.value.fault.code == "dialect_not_spoken"
+
+
+def test_a_translated_backend_comes_after_those_that_need_no_translation():
+    needs = Requirements(dialect="anthropic", translations=(("openai", "messages-to-chat"),))
+    routes = table(
+        backend("chat", "m", column=0, type="generic", priority=1),
+        backend("native", "m", column=1, type="vllm", priority=1),
+        backend("closed", "m", column=2, type="generic", priority=1, translate=False),
+    )
+    for n in range(20):
+        choice = pick(routes, "m", needs=needs, chance=n / 20, load=(5, 9, 0).__getitem__)
+        assert (choice.backend.name, choice.translation) == ("native", None)
+    choice = pick(routes, "m", needs=needs, tried={("native", "m")})
+    assert (choice.backend.name, choice.translation) == ("chat", "messages-to-chat")
+    assert refused(routes, "m", needs=needs, tried={("native", "m"), ("chat", "m")})
+    routes = table(
+        backend("chat", "m", column=0, type="generic", priority=1),
+        backend("native", "m", column=1, type="vllm", priority=9),
+        strategy="priority_only",
+    )
+    assert pick(routes, "m", needs=needs).backend.name == "chat", "priority comes first"
+    assert pick(routes, "m").translation is None
 
 
 OLLAMA = ("llama3.2:latest", "Qwen:7b", "hf.co/user/model:latest")

@@ -1,0 +1,13 @@
+"""Translations between the protocols of clients and backends, by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nexus.dialects.translation.messages_to_chat import MESSAGES_TO_CHAT
+from nexus.dialects.translation.translation import Translation
+
+__all__ = ["TRANSLATIONS", "Translation"]
+
+TRANSLATIONS: Mapping[str, Translation] = {one.name: one for one in (MESSAGES_TO_CHAT,)}
+"""Name → translation. A request form names those that its requests can go through."""

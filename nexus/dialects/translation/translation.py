@@ -1,0 +1,232 @@
+"""What stands between a client and a backend that speak different protocols.
+
+A translation reads what the backend sends as the backend's dialect does, and writes what the client
+gets in the client's. It does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nexus.dialects.base import AttemptDialect, Dialect, ReportedError, StreamReader, Usage
+from nexus.dialects.translation.rules import Rules
+from nexus.http.sse import EventReader
+from nexus.runtime.text import mask_key
+
+
+class EventTranslator(Protocol):
+    """Translates the events of one stream, in their order."""
+
+    def event(self, data: bytes, /) -> bytes:
+        """The client's events for the data of one event. Not called for the mark of the end."""
+
+    def end(self, usage: Usage | None, /) -> bytes:
+        """The client's last events. Called once, if the stream came to its end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Translation(AttemptDialect):
+    """One direction between two protocols.
+
+    Attributes:
+        name: Its name in metrics, headers and documentation.
+        path: The path that the translated request is sent to, as clients know it.
+        client: The dialect that the client speaks.
+        backend: The dialect that the backend speaks.
+        request_rules: What becomes of each field of a request.
+        request: Translates a request body that was parsed. The second argument names fields that
+            only some kinds of backend take. Raises `Untranslatable`.
+        response: Translates a whole response. Raises `BadResponse`.
+        events: Makes the translator of a stream.
+    """
+
+    name: str
+    path: str
+    client: Dialect
+    backend: Dialect
+    request_rules: Rules
+    request: Callable[[bytes, Collection[str]], bytes]
+    response: Callable[[bytes], bytes]
+    events: Callable[[], EventTranslator]
+
+    @property
+    def PASSES_ERRORS(self) -> bool:  # noqa: N802 - the dialects' own name for it
+        return self.client.PASSES_ERRORS
+
+    @property
+    def KEEPALIVE(self) -> bytes:  # noqa: N802
+        return self.client.KEEPALIVE
+
+    @property
+    def PING_S(self) -> float:  # noqa: N802
+        return self.client.PING_S
+
+    def asks_for_usage(self, body: bytes) -> bool:
+        return self.backend.asks_for_usage(body)
+
+    def ask_for_usage(self, body: bytes) -> bytes:
+        return self.backend.ask_for_usage(body)
+
+    def usage_in_response(self, response: bytes, *, lenient: bool = False) -> Usage | None:
+        return self.backend.usage_in_response(response, lenient=lenient)
+
+    def error_in_response(self, response: bytes) -> ReportedError | None:
+        return self.backend.error_in_response(response)
+
+    def open_stream(
+        self,
+        *,
+        clock: Callable[[], float],
+        hide_usage: bool,  # noqa: ARG002 - the client sees no event of the backend
+        own_key: str | None,
+    ) -> StreamReader:
+        source = self.backend.open_stream(clock=clock, hide_usage=False, own_key=own_key)
+        return TranslatedStream(source, self.events(), self.client, own_key)
+
+    def error_body(
+        self,
+        message: str,
+        *,
+        status: int,
+        code: str | None,
+        param: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
+        kind: str | None = None,
+    ) -> bytes:
+        return self.client.error_body(
+            message,
+            status=status,
+            code=code,
+            param=param,
+            context=context,
+            request_id=request_id,
+            kind=kind,
+        )
+
+    def error_event(self, message: str, *, status: int, code: str | None, number: int = 0) -> bytes:
+        return self.client.error_event(message, status=status, code=code, number=number)
+
+
+class TranslatedStream:
+    """A `StreamReader` that counts as the backend's reader does, and returns the client's events.
+
+    Each event of the client is whole.
+    """
+
+    binary = False
+    within_event = False
+    units = 0.0
+    stored_ids: tuple[str, ...] = ()
+
+    def __init__(
+        self, source: StreamReader, events: EventTranslator, client: Dialect, own_key: str | None
+    ) -> None:
+        self._source = source
+        self._events = events
+        self._client = client
+        self._own_key = own_key
+        self._reader = EventReader()
+        self._closed = False
+
+    def feed(self, piece: bytes) -> bytes:
+        source = self._source
+        shown = source.feed(piece)
+        translated = self._translated(shown) if shown else b""
+        if source.done or source.error is not None:
+            return translated + self._close()
+        return translated
+
+    def end(self) -> bytes:
+        """What is still to be forwarded: with the end of a finished stream, the last events."""
+        shown = self._source.end()
+        translated = self._translated(shown) if shown else b""
+        if not self._closed:
+            rest = self._reader.rest()
+            if rest is not None and rest.data is not None:
+                translated += self._one(rest.data)
+            if self._source.finished or self._source.error is not None:
+                translated += self._close()
+        return translated
+
+    def _translated(self, shown: bytes) -> bytes:
+        events = self._reader.feed(shown)
+        if len(events) == 1 and (data := events[0].data) is not None:
+            return self._one(data)
+        shown = b"".join([self._one(one.data) for one in events if one.data is not None])
+        if not shown and any(one.data is None and not one.tail for one in events):
+            return self._client.KEEPALIVE
+        return shown
+
+    def _one(self, data: bytes) -> bytes:
+        if self._closed or data == b"[DONE]":
+            return b""
+        return self._events.event(data)
+
+    def _close(self) -> bytes:
+        """The last events of the client; after an error only that."""
+        if self._closed:
+            return b""
+        self._closed = True
+        error = self._source.error
+        if error is None:
+            return self._events.end(self._source.usage)
+        event = self._client.error_event(
+            error.message, status=error.status, code=None, number=self.next_number
+        )
+        return mask_key(event, self._own_key)
+
+    def interrupt(self) -> None:
+        self._source.interrupt()
+
+    def quiet_s(self) -> float:
+        return self._source.quiet_s()
+
+    def counted_tokens(self) -> int:
+        return self._source.counted_tokens()
+
+    @property
+    def next_number(self) -> int:
+        return self._source.next_number
+
+    @property
+    def content(self) -> bool:
+        return self._source.content
+
+    @property
+    def done(self) -> bool:
+        return self._source.done
+
+    @property
+    def error(self) -> ReportedError | None:
+        return self._source.error
+
+    @property
+    def events(self) -> int:
+        return self._source.events
+
+    @property
+    def first_token_at(self) -> float:
+        return self._source.first_token_at
+
+    @property
+    def alive_at(self) -> float:
+        return self._source.alive_at
+
+    @property
+    def last_at(self) -> float:
+        return self._source.last_at
+
+    @property
+    def longest_gap_s(self) -> float:
+        return self._source.longest_gap_s
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._source.usage
+
+    @property
+    def finished(self) -> bool:
+        return self._source.finished

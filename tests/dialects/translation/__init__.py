@@ -1,0 +1,1 @@
+"""Translations between the protocols of clients and backends."""

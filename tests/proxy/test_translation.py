@@ -1,0 +1,303 @@
+"""Clients on backends that speak another API: over the fast path and through Flask."""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import pytest
+import requests
+
+from tests.server.asking import ask
+from tests.support.metrics import moved
+from tests.support.processes import Demo, Gateway, backend_toml
+from tests.support.replay import Replay
+
+pytestmark = pytest.mark.e2e
+
+WAYS = {"fast path": {}, "Flask": {"NEXUS_WITHOUT_SHORT_WAY": "1"}}
+MESSAGES, CHAT = "/v1/messages", "/v1/chat/completions"
+HI = [{"role": "user", "content": "hi"}]
+ASKED = {"model": "chat-only", "max_tokens": 4, "messages": HI}
+TOOL = {"name": "weather", "description": "d", "input_schema": {"type": "object"}}
+FAMILIES = (
+    "nexus_requests_started_total",
+    "nexus_requests_total",
+    "nexus_errors_total",
+    "nexus_tokens_total_sum",
+    "nexus_token_details_total",
+    "nexus_usage_total",
+    "nexus_time_to_first_token_seconds_count",
+    "nexus_stream_ends_total",
+    "nexus_stream_events_total",
+    "nexus_stream_longest_gap_seconds_count",
+    "nexus_upstream_attempts_total",
+    "nexus_translated_requests_total",
+)
+CALLS = (
+    {"role": "assistant", "content": None},
+    {"reasoning": "It rains."},
+    {"content": "I look."},
+    {"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "weather", "arguments": ""}}]},
+    {"tool_calls": [{"index": 1, "id": "c2", "function": {"name": "weather", "arguments": "{"}}]},
+    {"tool_calls": [{"index": 0, "function": {"arguments": '{"in":"Ulm"}'}}]},
+    {"tool_calls": [{"index": 1, "function": {"arguments": "}"}}]},
+)
+USAGE = {
+    "prompt_tokens": 30,
+    "completion_tokens": 9,
+    "prompt_tokens_details": {"cached_tokens": 20},
+    "completion_tokens_details": {"reasoning_tokens": 3},
+}
+
+
+def streams_calls(_: dict, sock: socket.socket) -> None:
+    """A backend with two calls of tools whose pieces interleave."""
+    events = [{"choices": [{"index": 0, "delta": delta}]} for delta in CALLS]
+    events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]})
+    events.append({"choices": [], "usage": USAGE})
+    data = b"".join([b"data: %b\n\n" % json.dumps(event).encode() for event in events])
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+    sock.sendall(head + data + b"data: [DONE]\n\n")
+
+
+class Fleet:
+    """A gateway before backends that speak one API each, but for `both`."""
+
+    def __init__(self, gateway: Gateway, chat: Demo, both: Demo, tools: Replay) -> None:
+        self.gateway, self.chat, self.both, self.tools = gateway, chat, both, tools
+        self.base = gateway.base
+        self.client = anthropic.Anthropic(base_url=self.base, api_key="unused", max_retries=0)
+        self._before = gateway.settled()
+
+    def moves(self) -> dict[str, float]:
+        """What has moved since the last call, by family and label values."""
+        before, self._before = self._before, self.gateway.settled()
+        return {
+            f"{name} {' '.join(value for _, value in sorted(labels))}": change
+            for (name, labels), change in moved(before, self._before, FAMILIES).items()
+        }
+
+
+@pytest.fixture(scope="module", params=WAYS.values(), ids=WAYS)
+def running(request, tmp_path_factory) -> Iterator[Fleet]:
+    directory = tmp_path_factory.mktemp("translation")
+    with (
+        Demo(directory, name="chat", models=["shared", "chat-only"], pace=40) as chat,
+        Demo(directory, name="both", models=["shared"], pace=0) as both,
+        Replay() as tools,
+    ):
+        tools.scripts["tools"] = streams_calls
+        config = (
+            backend_toml(chat, priority=1, dialects=["openai"])
+            + backend_toml(both, priority=1)
+            + f'[[backends]]\nname = "tools"\nurl = "{tools.url}"\ntype = "generic"\n'
+            + f'[[backends]]\nname = "closed"\nurl = "{tools.url}"\ntype = "generic"\n'
+            + "translate = false\npriority = 1\n"
+            + "[circuit_breaker]\nenabled = false\n[routing]\nmax_retries = 1\n"
+        )
+        with Gateway(directory, config, environ=request.param) as gateway:
+            fleet = Fleet(gateway, chat, both, tools)
+            with fleet.client:
+                yield fleet
+
+
+@pytest.fixture
+def fleet(running: Fleet) -> Iterator[Fleet]:
+    running.moves()
+    yield running
+    for demo in (running.chat, running.both):
+        demo.fault("")
+
+
+def test_a_whole_message_comes_from_a_backend_of_chat_completions(fleet):
+    reply = fleet.client.messages.with_raw_response.create(
+        **ASKED, system="Be kind.", extra_query={"beta": "true"}
+    )
+    message = reply.parse()
+    assert (message.stop_reason, message.usage.output_tokens) == ("max_tokens", 4)
+    assert reply.headers["x-nexus-translated"] == "messages-to-chat"
+    last = fleet.chat.last()
+    assert last["target"] == CHAT
+    assert json.loads(last["body"]) == {
+        "model": "chat-only",
+        "max_tokens": 4,
+        "messages": [{"role": "system", "content": "Be kind."}, *HI],
+    }
+    assert fleet.moves() == {
+        "nexus_requests_started_total messages": 1,
+        "nexus_requests_total chat chat_only 200": 1,
+        "nexus_upstream_attempts_total chat ok": 1,
+        "nexus_tokens_total_sum chat chat_only prompt": message.usage.input_tokens,
+        "nexus_tokens_total_sum chat chat_only completion": 4,
+        "nexus_usage_total reported": 1,
+        "nexus_translated_requests_total chat messages-to-chat": 1,
+    }
+
+
+def test_a_stream_comes_from_a_backend_of_chat_completions(fleet):
+    with fleet.client.messages.stream(**ASKED) as stream:
+        text = "".join(stream.text_stream)
+        message = stream.get_final_message()
+    assert (text, message.stop_reason) == (message.content[0].text, "max_tokens")
+    assert len(text.split()) == 4
+    assert fleet.moves() == {
+        "nexus_requests_started_total messages": 1,
+        "nexus_requests_total chat chat_only 200": 1,
+        "nexus_upstream_attempts_total chat ok": 1,
+        "nexus_tokens_total_sum chat chat_only prompt": message.usage.input_tokens,
+        "nexus_tokens_total_sum chat chat_only completion": 4,
+        "nexus_usage_total requested": 1,
+        "nexus_time_to_first_token_seconds_count chat chat_only": 1,
+        "nexus_stream_ends_total chat complete": 1,
+        "nexus_stream_events_total chat chat_only": 7,
+        "nexus_stream_longest_gap_seconds_count chat chat_only": 1,
+        "nexus_translated_requests_total chat messages-to-chat": 1,
+    }
+
+
+def check_calls(message: anthropic.types.Message) -> None:
+    thinking, text, first, second = message.content
+    assert (thinking.thinking, text.text) == ("It rains.", "I look.")
+    assert (first.id, first.name, first.input) == ("c1", "weather", {"in": "Ulm"})
+    assert (second.id, second.input) == ("c2", {})
+    assert message.stop_reason == "tool_use"
+    used = message.usage
+    assert (used.input_tokens, used.cache_read_input_tokens, used.output_tokens) == (10, 20, 9)
+
+
+def test_calls_of_tools_arrive_whole(fleet):
+    asked = ASKED | {"model": "tools", "tools": [TOOL]}
+    with fleet.client.messages.stream(**asked) as stream:
+        check_calls(stream.get_final_message())
+    assert fleet.tools.asked[-1]["tools"][0]["function"]["name"] == "weather"
+    assert fleet.tools.asked[-1]["stream_options"] == {"include_usage": True}
+    moves = fleet.moves()
+    assert moves["nexus_token_details_total tools tools cached"] == 20
+    assert moves["nexus_token_details_total tools tools reasoning"] == 3
+
+    async def asynchronously() -> anthropic.types.Message:
+        client = anthropic.AsyncAnthropic(base_url=fleet.base, api_key="unused", max_retries=0)
+        async with client, client.messages.stream(**asked) as stream:
+            return await stream.get_final_message()
+
+    check_calls(asyncio.run(asynchronously()))
+
+
+def test_a_backend_that_speaks_the_clients_api_is_preferred(fleet):
+    asked = ASKED | {"model": "shared"}
+    for _ in range(6):
+        reply = requests.post(fleet.base + MESSAGES, json=asked, timeout=10)
+        assert reply.headers["x-nexus-backend"] == "both"
+        assert "x-nexus-translated" not in reply.headers
+    assert not any("translated" in name for name in fleet.moves())
+
+
+def test_a_translated_backend_is_tried_after_it_fails(fleet):
+    fleet.both.fault("status=500")
+    reply = requests.post(fleet.base + MESSAGES, json=ASKED | {"model": "shared"}, timeout=10)
+    assert (reply.status_code, reply.headers["x-nexus-backend"]) == (200, "chat")
+    assert reply.json()["type"] == "message"
+    assert fleet.moves() == {
+        "nexus_requests_started_total messages": 1,
+        "nexus_requests_total chat shared 200": 1,
+        "nexus_upstream_attempts_total both backend_error": 1,
+        "nexus_upstream_attempts_total chat ok": 1,
+        "nexus_tokens_total_sum chat shared prompt": reply.json()["usage"]["input_tokens"],
+        "nexus_tokens_total_sum chat shared completion": 4,
+        "nexus_usage_total reported": 1,
+        "nexus_translated_requests_total chat messages-to-chat": 1,
+    }
+
+
+def test_a_field_that_cannot_be_translated_is_named(fleet):
+    reply = ask(fleet.gateway, MESSAGES, body=json.dumps(ASKED | {"mcp_servers": []}).encode())
+    error = json.loads(reply.content)["error"]
+    assert (reply.status, error["type"], error["code"], error["param"]) == (
+        400,
+        "invalid_request_error",
+        "not_translatable",
+        "mcp_servers",
+    )
+    assert fleet.moves() == {
+        "nexus_requests_started_total messages": 1,
+        "nexus_requests_total chat chat_only 400": 1,
+        "nexus_errors_total invalid_request chat_only": 1,
+        "nexus_upstream_attempts_total chat invalid_request": 1,
+        "nexus_translated_requests_total chat messages-to-chat": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (429, "rate_limit_error"),
+        (500, "api_error"),
+        (503, "overloaded_error"),
+    ],
+)
+def test_an_error_of_the_backend_gets_the_clients_form(fleet, status, kind):
+    fleet.chat.fault(f"status={status},message=odd words")
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        fleet.client.messages.create(**ASKED)
+    assert caught.value.status_code == status
+    assert caught.value.body["error"]["type"] == kind
+    assert "odd words" in caught.value.body["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "end"),
+    [
+        ("break_after=3", "api_error", "upstream_reset"),
+        ("no_done", "api_error", "upstream_truncated"),
+        ("error_after=3", "api_error", "in_band_error"),
+    ],
+)
+def test_the_end_of_a_stream_is_told_in_the_clients_form(fleet, fault, kind, end):
+    fleet.chat.fault(fault)
+    caught = None
+    try:
+        events = list(fleet.client.messages.create(**ASKED, stream=True))
+    except anthropic.APIStatusError as error:
+        caught = error.body["error"]["type"]
+    else:
+        assert events[-1].type == "message_stop"
+    assert caught == kind
+    moves = fleet.moves()
+    assert moves.get(f"nexus_stream_ends_total chat {end}") == 1, moves
+
+
+def explained(fleet: Fleet, *words: str) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "nexus", "route", "explain", *words]
+    done = subprocess.run(
+        [*command, "-c", str(fleet.gateway.file), "--json"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return json.loads(done.stdout)["verdicts"]
+
+
+def test_explain_names_the_translation(fleet):
+    def turns(*words: str) -> dict[str, tuple[int | None, str | None]]:
+        found = explained(fleet, "shared", *words)
+        return {one["backend"]: (one["turn"], one["translation"]) for one in found}
+
+    assert turns("--endpoint", "messages") == {
+        "both": (1, None),
+        "chat": (2, "messages-to-chat"),
+        "tools": (None, None),
+        "closed": (None, None),
+    }
+    assert turns("--endpoint", "count_tokens")["chat"] == (None, None)
+    assert {translation for _, translation in turns().values()} == {None}
+
+
+def test_translate_false_forbids_it(fleet):
+    outs = {
+        one["backend"]: one["out"] for one in explained(fleet, "tools", "--endpoint", "messages")
+    }
+    assert (outs["tools"], outs["closed"]) == ("", "dialect_not_spoken")
