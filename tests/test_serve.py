@@ -90,8 +90,7 @@ def test_options_of_the_start_hold_for_every_process(module_dir, tmp_path):
         ) as process:
             until(lambda: "Ctrl-C stops it" in process.output(), within_s=20)
             screen = process.output()
-            named = "in front of 2 backends"
-            assert f"{named} from {file}; gemini (google) left out, because" in screen
+            assert f"in front of 3 backends from {file}." in screen
             assert "discovery" not in screen
             until(lambda: '"event":"health process ready"' in process.output())
             assert '"event":"worker ready"' not in process.output(), "its level is warn"

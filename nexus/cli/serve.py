@@ -80,14 +80,8 @@ def _model_to_try(run_dir: RunDirectory, dialect: str) -> str | None:
 
 
 def _backends(loaded: LoadedConfig) -> str:
-    backends = loaded.config.backends
-    skipped = [one for one in backends if one.provider.unsupported]
-    text = counted(len(backends) - len(skipped), "backend")
-    text += f" from {loaded.path or 'the defaults'}"
-    if skipped:
-        names = ", ".join(f"{one.name} ({one.type})" for one in skipped)
-        text += f"; {names} left out, because that type is not supported yet"
-    return text
+    count = counted(len(loaded.config.backends), "backend")
+    return f"{count} from {loaded.path or 'the defaults'}"
 
 
 def _who_may_use_it(config: Config) -> tuple[str, list[str]]:

@@ -227,11 +227,8 @@ def find_warnings(
 def _backend_warnings(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
     backends = config.backends
     for backend in backends:
-        if reason := backend.provider.unsupported:
-            yield f"backend {backend.name} ({backend.type}) is left out: {reason}."
-    for backend in backends:
         name = backend.api_key_env
-        if name and not backend.provider.unsupported and secret(name, environ) is None:
+        if name and secret(name, environ) is None:
             yield (
                 f"backend {backend.name} gets no key: api_key_env names {displayable_name(name)}, "
                 "which is not set in this environment."

@@ -76,9 +76,6 @@ class HealthBackendAdmin:
             overlay = self._monitor.fleet.overlay
         if overlay.has(backend.name):
             raise BackendExists(backend.name)
-        if unsupported := backend.provider.unsupported:
-            problem = f'[backends] type = "{backend.type}" cannot be used: {unsupported}.'
-            raise ConfigError([problem])
         self._apply(overlay.add(backend, save=save), f"backend {backend.name} added", saved=save)
         self._monitor.probe_soon(backend.name)
         return self._state(backend.name)

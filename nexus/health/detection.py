@@ -21,7 +21,7 @@ def detect_kind(
 
     All kinds are probed at the same time. A probe takes at most `timeout_s`.
     """
-    candidates = [kind for kind in PROVIDERS.values() if kind.recognizes and not kind.unsupported]
+    candidates = [kind for kind in PROVIDERS.values() if kind.recognizes]
     probes = [gevent.spawn(_is_of_kind, kind, backend, environ, timeout_s) for kind in candidates]
     recognized = [kind.name for kind, probe in zip(candidates, probes, strict=True) if probe.get()]
     return recognized[0] if recognized else "generic"

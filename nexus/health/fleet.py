@@ -74,7 +74,6 @@ class Fleet:
         self.backends = {
             wanted.name: MonitoredBackend.of(wanted, known.get(wanted.name), now=now)
             for wanted in config.backends
-            if not wanted.provider.unsupported
         }
         if not config.health_check.enabled:
             for backend in self.backends.values():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nexus.providers import (
     anthropic,
     azure,
@@ -20,21 +22,23 @@ from nexus.providers.base import Provider
 
 __all__ = ["PROVIDERS", "Provider"]
 
+_GEMINI = replace(google.PROVIDER, name="gemini")
 PROVIDERS: dict[str, Provider] = {
-    module.PROVIDER.name: module.PROVIDER
-    for module in (
-        ollama,
-        vllm,
-        sglang,
-        llamacpp,
-        exo,
-        openai,
-        lmstudio,
-        generic,
-        anthropic,
-        azure,
-        bedrock,
-        google,
+    provider.name: provider
+    for provider in (
+        ollama.PROVIDER,
+        vllm.PROVIDER,
+        sglang.PROVIDER,
+        llamacpp.PROVIDER,
+        exo.PROVIDER,
+        openai.PROVIDER,
+        lmstudio.PROVIDER,
+        generic.PROVIDER,
+        anthropic.PROVIDER,
+        azure.PROVIDER,
+        bedrock.PROVIDER,
+        google.PROVIDER,
+        _GEMINI,
     )
 }
 """Value of `type` → the kind. The configuration accepts these values.

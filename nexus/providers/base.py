@@ -49,7 +49,7 @@ class Provider:
         dialects: Names of the dialects in which clients' requests can be sent to it as they are.
         takes: Fields of chat requests beyond the common ones. Only translated requests use them:
             `max_completion_tokens` instead of `max_tokens`, `top_k`, `reasoning_effort`.
-        unsupported: Why no requests can be sent to this kind yet, as a clause; None if they can.
+        base: Path of its endpoints in OpenAI's form, below a url without a version segment.
     """
 
     name: str
@@ -66,11 +66,11 @@ class Provider:
     paths: Mapping[str, str] = field(default_factory=dict)
     dialects: frozenset[str] = OPENAI
     takes: frozenset[str] = frozenset()
-    unsupported: str | None = None
+    base: str = "/v1"
 
     def base_path(self, path: str, root: str) -> str:
         """The path in front of OpenAI's endpoints if the backend's url has the path `path`.
 
         `root` is `path` up to its version segment.
         """
-        return f"{path}/v1" if not path or (self.own_api and path == root) else path
+        return f"{path}{self.base}" if not path or (self.own_api and path == root) else path

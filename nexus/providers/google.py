@@ -1,12 +1,10 @@
-"""Google's Gemini API. Its OpenAI-compatible endpoints are a backend of kind `openai`."""
+"""Google's Gemini API, by its endpoints in OpenAI's form."""
 
 from nexus.providers.base import Provider
 
 PROVIDER = Provider(
     name="google",
+    base="/v1beta/openai",
+    canonical_name=lambda name: name.removeprefix("models/"),
     cloud=True,
-    key_header="x-goog-api-key",
-    key_prefix="",
-    dialects=frozenset({"google"}),
-    unsupported="its protocol is not supported yet",
 )

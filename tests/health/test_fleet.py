@@ -150,8 +150,3 @@ def test_without_health_checks_every_backend_counts_as_healthy():
     watched = fleet("a", health_check=HealthCheck(enabled=False))
     assert watched.apply_result("a", BAD, now=2.0) is None
     assert watched.snapshot(revision=1, now=3.0).backends[0].status == "healthy"
-
-
-def test_kinds_that_are_not_spoken_are_left_out():
-    wanted = Config(backends=[BackendConfig(name="c", url="https://c", type="google")])
-    assert Fleet(Overlay(file=wanted), now=1.0, before=None).backends == {}

@@ -24,12 +24,6 @@ def _backend(backend: BackendConfig, environ: Mapping[str, str]) -> Finding:
     from nexus.health.prober import Prober
 
     area = f"backend {backend.name}"
-    if unsupported := backend.provider.unsupported:
-        return warn(
-            area,
-            f"It is of type {backend.type!r}: {unsupported}.",
-            "take it out, or leave it: it is not used",
-        )
     with closing(Prober(backend, environ)) as prober:
         result = prober.probe(_TIMEOUT_S)
     if result.error is not None:
