@@ -239,11 +239,11 @@ class LimitTable:
     # Records
 
     def _find(self, digest: Digest) -> int | None:
-        key, rest = digest
-        cells, number = self._cells, key % self._records
-        known = self._records_found.get(digest)
-        if known is not None and cells[known] == key and cells[known + _KEY_REST] == rest:
+        cells, known = self._cells, self._records_found.get(digest)
+        if known is not None and (cells[known], cells[known + _KEY_REST]) == digest:
             return known
+        key, rest = digest
+        number = key % self._records
         for _ in range(min(_MOST_PROBES, self._records)):
             record = _HEAD + number * _RECORD
             stored = cells[record]
