@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from flask import Flask
@@ -15,6 +16,7 @@ from nexus.admin.context import GenerationContext, WorkerContext
 from nexus.admin.dashboard import dashboard_endpoints
 from nexus.admin.error_handlers import register_error_handlers
 from nexus.admin.live_updates import LiveUpdates
+from nexus.admin.my_key_page import my_key_page
 from nexus.admin.openapi import openapi_endpoint
 from nexus.admin.operations import operations_endpoints
 from nexus.config import Config, process_config
@@ -30,7 +32,7 @@ from nexus.metrics.recorder import Recorder
 from nexus.proxy.engine import Engine
 from nexus.proxy.fleet_view import FleetView
 from nexus.runtime import log as logs
-from nexus.server.flask_endpoints import openai_endpoints
+from nexus.server.flask_endpoints import caller_of_request, openai_endpoints
 from nexus.server.ingress import Ingress
 
 log = logging.getLogger("nexus.app")
@@ -116,6 +118,7 @@ def create_app(
     app.register_blueprint(openai_endpoints(engine))
     app.register_blueprint(operations_endpoints(context))
     app.register_blueprint(dashboard_endpoints(context))
+    app.register_blueprint(my_key_page(context, partial(caller_of_request, engine)))
     app.register_blueprint(openapi_endpoint(operations=False))
     register_error_handlers(app, rejected=recorder.rejected)
     app.wsgi_app = Ingress(  # type: ignore[assignment,method-assign]

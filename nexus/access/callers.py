@@ -156,12 +156,16 @@ class Callers:
             known = caller
         return known or ANONYMOUS
 
+    def carries_key(self, headers: Mapping[str, str]) -> bool:
+        """Whether a request carries a key, known or not. `headers` are by name in lower case."""
+        return any(name in headers for name in self._headers)
+
     def check(self, caller: Caller, headers: Mapping[str, str], *, now: float) -> None:
         """Raise `RequestFailed` unless a caller that was identified may use the gateway now."""
         if caller is ANONYMOUS:
             if not self.required:
                 return
-            if any(name in headers for name in self._headers):
+            if self.carries_key(headers):
                 message = "The API key is not known here; check it, or ask the operators for one."
             else:
                 message = "An API key is required; send it as `Authorization: Bearer KEY`."

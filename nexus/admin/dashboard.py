@@ -19,7 +19,7 @@ from nexus.errors import RequestFailed
 
 log = logging.getLogger("nexus.web")
 
-_ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parent / "assets"
 _MAX_ROWS = 100
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -92,7 +92,7 @@ def dashboard_endpoints(context: AdminContext) -> Blueprint:
 
     @blueprint.get("/assets/<path:name>")
     def asset(name: str) -> Response:
-        response = send_from_directory(_ASSETS, name)
+        response = send_from_directory(ASSETS, name)
         response.headers["cache-control"] = "no-cache"
         return response
 

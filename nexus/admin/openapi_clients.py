@@ -189,6 +189,24 @@ def client_paths() -> dict[str, Any]:
                 parameter("model", TEXT, "Its name; it may hold slashes.", location="path")
             ],
         ),
+        "/my-key": _get(
+            "The page of the caller's key",
+            "Dashboard",
+            {
+                "200": response("The page.", TEXT, "text/html"),
+                "401": refused("The key is not valid."),
+                "404": refused("The dashboard is off."),
+            },
+        ),
+        "/my-key/{name}": _get(
+            "A file of this page",
+            "Dashboard",
+            {
+                "200": response("The file.", {}, ""),
+                "404": refused("There is no such file."),
+            },
+            parameters=[parameter("name", TEXT, "Its name.", location="path")],
+        ),
         "/v1/key": _get(
             "What the caller's key may use",
             "OpenAI",

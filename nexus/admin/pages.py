@@ -85,6 +85,11 @@ def render_keys(
     return template.render(listed=listed, teams=teams, port=port, levels=levels)
 
 
+def render_my_key(key: dict[str, Any] | None) -> str:
+    """The page of one caller; without a key, it asks for one."""
+    return _environment().get_template("my_key.html").render(key=key)
+
+
 def render_parts(state: Any) -> dict[str, str]:
     """The parts of the page that change with the state, by the ids of their elements."""
     return {name: _part(name, state) for name in _PARTS} | {"tiles": _part("tiles", state, {})}

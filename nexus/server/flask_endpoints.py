@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from flask import Blueprint, Response, abort, after_this_request, jsonify, request
 
@@ -87,10 +88,7 @@ def openai_endpoints(engine: Engine) -> Blueprint:
         caller, refusal = _check_caller(engine, _KEY)
         if refusal is not None:
             return refusal
-        view, caller = engine.fleet.current(), caller or ANONYMOUS
-        limits = view.limits if view is not None else None
-        levels = engine.limiter.levels(caller, limits) if limits is not None else []
-        response = jsonify(own_key(caller, levels, engine.budgets_of(caller)))
+        response = jsonify(_shown_key(engine, caller))
         response.headers["cache-control"] = "no-store"
         return response
 
@@ -104,6 +102,32 @@ def _proxied(engine: Engine, endpoint: Endpoint) -> Callable[..., Response]:
         return _response(serve(engine, _given(engine, endpoint, stored_id)))
 
     return view
+
+
+def _shown_key(engine: Engine, caller: Caller | None) -> dict[str, Any]:
+    view, caller = engine.fleet.current(), caller or ANONYMOUS
+    limits = view.limits if view is not None else None
+    levels = engine.limiter.levels(caller, limits) if limits is not None else []
+    return own_key(caller, levels, engine.budgets_of(caller))
+
+
+def caller_of_request(engine: Engine) -> dict[str, Any] | Response | None:
+    """What `/v1/key` shows to Flask's request; a refusal for a key that is not valid; None for a
+    request without a key, unless a proxy has signed in its user."""
+    view = engine.fleet.current()
+    callers = view.callers if view is not None else None
+    if callers is None:
+        return None
+    with_key = callers.carries_key({name.lower(): value for name, value in request.headers})
+    if not with_key and callers.identities is None:
+        return None
+    caller, refusal = _check_caller(engine, _KEY)
+    if refusal is not None and not with_key:
+        refusal.close()
+        return None
+    if refusal is None and (caller is None or caller is ANONYMOUS):
+        return None
+    return refusal or _shown_key(engine, caller)
 
 
 def _check_caller(
