@@ -34,7 +34,7 @@ log = logging.getLogger("nexus.proxy")
 CONNECTING = frozenset({"connect_failed", "connect_timeout", "dns_failed", "tls_failed"})
 """Faults of a backend that cannot be reached."""
 
-_MOST_SEARCHED = 4 * 1024 * 1024
+_MOST_SEARCHED = 128 * 1024
 """Bytes of a request in which quotes are looked for; searching longer ones would stall others."""
 
 
@@ -187,9 +187,7 @@ def _check_retry(
             "id": exchange.request_id,
             "backend": choice.backend.name,
             "fault": failure.fault.code,
-            "why": _without_content(
-                _why(failure, reservation.view.address(choice.backend)), exchange
-            ),
+            "why": _why(failure, reservation.view.address(choice.backend), exchange),
         },
     )
     max_retries = engine.view().snapshot.config.routing.max_retries
@@ -200,19 +198,19 @@ def _check_retry(
         raise failure
 
 
-def _without_content(why: str, exchange: Exchange) -> str:
-    """The reason without what the backend quotes of the request: the log has no content."""
+def _why(failure: RequestFailed, address: Address, exchange: Exchange) -> str:
+    """The reason of a failure for the log, with the cause of a failed connection.
+
+    The log has no content, so what a backend quotes of the request is masked. For a long request,
+    all of the backend's words are left out.
+    """
+    message = failure.message
+    if failure.fault.code in CONNECTING:
+        cause = failure.__cause__
+        return message if cause is None else f"{message} ({reason(cause, address)})"
     if len(exchange.body) > _MOST_SEARCHED:
-        return why.partition(": ")[0]
-    return mask_quotes(why, exchange.body, keep=f"{exchange.parsed.model} {exchange.model}")
-
-
-def _why(failure: RequestFailed, address: Address) -> str:
-    """The reason of a failure for the log, with the cause of a failed connection."""
-    cause = failure.__cause__
-    if cause is None or failure.fault.code not in CONNECTING:
-        return failure.message
-    return f"{failure.message} ({reason(cause, address)})"
+        return message.partition(": ")[0]
+    return mask_quotes(message, exchange.body, keep=f"{exchange.parsed.model} {exchange.model}")
 
 
 def _with_model(exchange: Exchange, model: str) -> bytes:

@@ -62,7 +62,7 @@ def mask_quotes(text: str, source: bytes, *, keep: str = "") -> str:
     """
 
     def is_quoted(piece: str) -> bool:
-        forms = piece, json.dumps(piece)[1:-1], json.dumps(piece, ensure_ascii=False)[1:-1]
+        forms = {piece, json.dumps(piece)[1:-1], json.dumps(piece, ensure_ascii=False)[1:-1]}
         return any(form.encode(errors="replace") in source for form in forms)
 
     masked, done, at = "", 0, 0
