@@ -14,7 +14,7 @@ from nexus.runtime.documents import Document
 
 
 class BudgetList(Document, frozen=True):
-    """Every budget, those with the largest spent share first."""
+    """Every budget: those for all, then subjects by the share that they have spent."""
 
     budgets: list[BudgetSummary]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -60,9 +61,8 @@ class _TableChecker:
                 result[key] = self.value(value, hints[key], (*path, key))
             else:
                 self._unknown(key, list(hints), path)
-        for field in msgspec.structs.fields(record):
-            if field.required and field.encode_name not in data:
-                name = field.encode_name
+        for name in _required(record):
+            if name not in data:
                 self.problems.append(
                     f"{self.source}: {_table(path)} lacks {name}, which has no default."
                 )
@@ -115,6 +115,12 @@ class _TableChecker:
     def _unknown(self, key: str, known: list[str], path: tuple[str, ...]) -> None:
         hint = suggest(key, known) or f"known are {', '.join(sorted(known))}."
         self.problems.append(f"{self.source}: {_table(path)} has no key {key}; {hint}")
+
+
+@cache
+def _required(record: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The settings of a record that have no default, by their names in the file."""
+    return tuple(one.encode_name for one in msgspec.structs.fields(record) if one.required)
 
 
 def _normalize_case(value: Any, options: list[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import msgspec
@@ -35,6 +36,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A table of the configuration file; the keys keep their names from the file."""
 
 
+@cache  # finding them takes milliseconds, and a file may have thousands of keys
 def hints_of(record: type[msgspec.Struct]) -> dict[str, Any]:
     """The type of each setting of a record, by its name in the file."""
     hints = get_type_hints(record, include_extras=True)

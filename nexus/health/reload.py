@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nexus.config import Config, ConfigError, LoadedConfig, load
@@ -65,6 +65,7 @@ class Reloader:
             )
             self._publisher.record_reload(problems)
             return ReloadReport(count=count, problems=problems)
+        before = self._monitor.fleet.config
         file = _file_alone(self._path)
         restart = restart_needed(self._file_at_start, file) if self._file_at_start and file else []
         settings = loaded.config.logging
@@ -80,12 +81,13 @@ class Reloader:
             "configuration reloaded",
             extra={"backends": backends, "after_a_restart": ", ".join(restart) or None},
         )
-        for warning in loaded.warnings:
+        warnings = (*loaded.warnings, *_new_budgets(before, fleet.config))
+        for warning in warnings:
             log.warning(warning)
         self._monitor.probe_all_soon()
         return ReloadReport(
             count=count,
-            warnings=tuple(loaded.warnings),
+            warnings=warnings,
             restart=tuple(restart),
             backends=backends,
         )
@@ -103,3 +105,14 @@ def _file_alone(path: Path | None) -> Config | None:
         return load(path, environ={}).config if path else None
     except ConfigError:
         return None
+
+
+def _new_budgets(before: Config, after: Config) -> Iterator[str]:
+    """A sentence if budgets were renamed: what was spent stays under the old name."""
+    old = {budget.name for budget in before.budgets}
+    new = {budget.name for budget in after.budgets}
+    if (gone := sorted(old - new)) and (added := sorted(new - old)):
+        yield (
+            f"[[budgets]] {', '.join(added)}: starts with nothing spent. What was spent under "
+            f"{', '.join(gone)} is not carried over."
+        )

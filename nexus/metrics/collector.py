@@ -237,7 +237,7 @@ class Collector:
             yield of_family(family, [((), value)])
 
     def budget_states(self) -> list[BudgetState]:
-        """How the budgets stand; those with the largest spent share first."""
+        """How the budgets stand: those for all, then subjects by the share that they have spent."""
         snapshot = self._snapshot()
         if snapshot is None or (budgets := Budgets.of(snapshot.config)) is None:
             return []
@@ -247,7 +247,10 @@ class Collector:
             log.error("the accounts of budgets cannot be read", extra={"why": error})
             return []
         states = budgets.states(table.accounts.entries(), time.time())
-        return sorted(states, key=lambda state: -state.spent / (state.account.limit or 1))
+        return sorted(
+            states,
+            key=lambda one: (one.account.subject != "", -one.spent / (one.account.limit or 1)),
+        )
 
     def _budgets(self) -> Iterator[FamilySnapshot]:
         states = self.budget_states()[:MAX_SUBJECTS]

@@ -32,8 +32,8 @@ UNPRICED = counter(
 )
 BUDGET_LIMIT = gauge(
     "nexus_budget_limit_usd",
-    "What a budget allows in its present window, in US dollars. At most 200 subjects of all "
-    "budgets are shown, those with the largest spent share first.",
+    "What a budget allows in its present window, in US dollars. At most 200 are shown: "
+    "budgets for all, then the subjects that have spent the largest share.",
     "scrape",
     budget=BUDGET,
     subject=SUBJECT,

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -327,3 +329,22 @@ def test_clients_and_operators_see_how_budgets_stand(gateway):
     assert watch["budget"] == "watch"
     assert (watch["limit_usd"], watch["spent_usd"], watch["left_usd"]) == ("0.05", "0.3", "0")
     assert everything["resets"] is None
+
+
+def reload(gateway, text: str) -> str:
+    gateway.file.write_text(text)
+    command = [sys.executable, "-m", "nexus", "reload", "-c", str(gateway.file)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return run.stdout + run.stderr
+
+
+def test_a_reload_keeps_what_was_spent_under_the_same_name(gateway):
+    text, (spent, _) = gateway.file.read_text(), account(gateway, "watch")
+    assert "starts with nothing spent" not in reload(gateway, text.replace('"0.05"', '"0.5"'))
+    assert account(gateway, "watch") == (spent, 0)
+    assert gateway.scrape().value("nexus_budget_limit_usd", budget="watch", subject="") == 0.5
+    told = reload(gateway, text.replace('name = "watch"', 'name = "seen"'))
+    assert "[[budgets]] seen: starts with nothing spent" in told
+    assert account(gateway, "seen") == (0, 0)
+    reload(gateway, text)
+    assert account(gateway, "watch") == (spent, 0)
