@@ -145,6 +145,7 @@ ELSEWHERE = {
     },
     "server/test_browsers.py": {"origin_refused"},
     "proxy/test_messages.py": {"dialect_not_spoken"},
+    "proxy/test_translation.py": {"not_translatable"},
     "access/test_limits.py": {"rate_limit_exceeded", "limits_unavailable"},
     "access/test_gateway.py": {
         "invalid_api_key",

@@ -215,7 +215,11 @@ ENDPOINTS = EndpointTable(
             name="chat_completions",
             path="/v1/chat/completions",
             dialect=openai,
-            form=_MESSAGES,
+            form=RequestForm(
+                prompts=_CONVERSATION,
+                task="chat",
+                translations=(("anthropic", "chat-to-messages"),),
+            ),
             summary="Answer a conversation",
             streams=True,
         ),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import anthropic
+import openai
 import pytest
 import requests
 
@@ -68,10 +69,14 @@ def streams_calls(_: dict, sock: socket.socket) -> None:
 class Fleet:
     """A gateway before backends that speak one API each, but for `both`."""
 
-    def __init__(self, gateway: Gateway, chat: Demo, both: Demo, tools: Replay) -> None:
+    def __init__(
+        self, gateway: Gateway, chat: Demo, both: Demo, claude: Demo, tools: Replay
+    ) -> None:
         self.gateway, self.chat, self.both, self.tools = gateway, chat, both, tools
+        self.claude = claude
         self.base = gateway.base
         self.client = anthropic.Anthropic(base_url=self.base, api_key="unused", max_retries=0)
+        self.openai = openai.OpenAI(base_url=f"{self.base}/v1", api_key="unused", max_retries=0)
         self._before = gateway.settled()
 
     def moves(self) -> dict[str, float]:
@@ -89,20 +94,22 @@ def running(request, tmp_path_factory) -> Iterator[Fleet]:
     with (
         Demo(directory, name="chat", models=["shared", "chat-only"], pace=40) as chat,
         Demo(directory, name="both", models=["shared"], pace=0) as both,
+        Demo(directory, name="claude", models=["claude-only"], pace=40) as claude,
         Replay() as tools,
     ):
         tools.scripts["tools"] = streams_calls
         config = (
             backend_toml(chat, priority=1, dialects=["openai"])
             + backend_toml(both, priority=1)
+            + backend_toml(claude).replace('"vllm"', '"anthropic"')
             + f'[[backends]]\nname = "tools"\nurl = "{tools.url}"\ntype = "generic"\n'
             + f'[[backends]]\nname = "closed"\nurl = "{tools.url}"\ntype = "generic"\n'
             + "translate = false\npriority = 1\n"
             + "[circuit_breaker]\nenabled = false\n[routing]\nmax_retries = 1\n"
         )
         with Gateway(directory, config, environ=request.param) as gateway:
-            fleet = Fleet(gateway, chat, both, tools)
-            with fleet.client:
+            fleet = Fleet(gateway, chat, both, claude, tools)
+            with fleet.client, fleet.openai:
                 yield fleet
 
 
@@ -110,7 +117,7 @@ def running(request, tmp_path_factory) -> Iterator[Fleet]:
 def fleet(running: Fleet) -> Iterator[Fleet]:
     running.moves()
     yield running
-    for demo in (running.chat, running.both):
+    for demo in (running.chat, running.both, running.claude):
         demo.fault("")
 
 
@@ -272,6 +279,67 @@ def test_the_end_of_a_stream_is_told_in_the_clients_form(fleet, fault, kind, end
     assert moves.get(f"nexus_stream_ends_total chat {end}") == 1, moves
 
 
+CLAUDE = {"model": "claude-only", "max_tokens": 4, "messages": HI}
+
+
+def test_openais_client_is_served_by_a_backend_of_anthropics_api(fleet):
+    reply = fleet.openai.chat.completions.with_raw_response.create(**CLAUDE)
+    completion = reply.parse()
+    assert (completion.choices[0].finish_reason, completion.usage.completion_tokens) == (
+        "length",
+        4,
+    )
+    assert reply.headers["x-nexus-translated"] == "chat-to-messages"
+    last = fleet.claude.last()
+    assert (last["target"], last["headers"]["anthropic-version"]) == (MESSAGES, "2023-06-01")
+    said = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    assert json.loads(last["body"]) == CLAUDE | {"messages": said}
+    assert fleet.moves() == {
+        "nexus_requests_started_total chat_completions": 1,
+        "nexus_requests_total claude claude_only 200": 1,
+        "nexus_upstream_attempts_total claude ok": 1,
+        "nexus_tokens_total_sum claude claude_only prompt": completion.usage.prompt_tokens,
+        "nexus_tokens_total_sum claude claude_only completion": 4,
+        "nexus_usage_total reported": 1,
+        "nexus_translated_requests_total claude chat-to-messages": 1,
+    }
+
+
+def test_openais_client_gets_a_stream_of_chunks(fleet):
+    chunks = list(fleet.openai.chat.completions.create(**CLAUDE, stream=True))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert len(text.split()) == 4
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert chunks[-1].usage.completion_tokens == 4
+    assert fleet.moves() == {
+        "nexus_requests_started_total chat_completions": 1,
+        "nexus_requests_total claude claude_only 200": 1,
+        "nexus_upstream_attempts_total claude ok": 1,
+        "nexus_tokens_total_sum claude claude_only prompt": chunks[-1].usage.prompt_tokens,
+        "nexus_tokens_total_sum claude claude_only completion": 4,
+        "nexus_usage_total reported": 1,
+        "nexus_time_to_first_token_seconds_count claude claude_only": 1,
+        "nexus_stream_ends_total claude complete": 1,
+        "nexus_stream_events_total claude claude_only": 8,
+        "nexus_stream_longest_gap_seconds_count claude claude_only": 1,
+        "nexus_translated_requests_total claude chat-to-messages": 1,
+    }
+
+
+def test_openais_client_gets_errors_in_its_form(fleet):
+    with pytest.raises(openai.BadRequestError) as refused:
+        fleet.openai.chat.completions.create(**CLAUDE, n=2)
+    assert (refused.value.code, refused.value.param) == ("not_translatable", "n")
+    fleet.claude.fault("status=400,message=odd words")
+    with pytest.raises(openai.BadRequestError, match="odd words") as caught:
+        fleet.openai.chat.completions.create(**CLAUDE)
+    assert caught.value.type == "invalid_request_error"
+    fleet.claude.fault("break_after=5")
+    with pytest.raises(openai.APIError):
+        list(fleet.openai.chat.completions.create(**CLAUDE, stream=True))
+    assert fleet.moves()["nexus_stream_ends_total claude upstream_reset"] == 1
+
+
 def explained(fleet: Fleet, *words: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "nexus", "route", "explain", *words]
     done = subprocess.run(
@@ -289,6 +357,7 @@ def test_explain_names_the_translation(fleet):
     assert turns("--endpoint", "messages") == {
         "both": (1, None),
         "chat": (2, "messages-to-chat"),
+        "claude": (None, None),
         "tools": (None, None),
         "closed": (None, None),
     }

@@ -90,3 +90,63 @@ def check_messages(shown: bytes) -> MessageGrammar:
         grammar.feed(event)
     assert shown.endswith(b"\n\n") or not shown
     return grammar
+
+
+class ChatGrammar:
+    """Checks each chunk of a chat completion.
+
+    Attributes:
+        state: `before`, `open`, `finished` (a finish reason came), `end`, or `error`.
+        said: The texts by the name of their field, and the arguments of calls by their index.
+    """
+
+    def __init__(self) -> None:
+        self.state = "before"
+        self.said: dict[Any, str] = {}
+        self.tools: list[dict[str, Any]] = []
+        self.finish: str | None = None
+        self.usage: dict[str, Any] | None = None
+        self.error: dict[str, Any] | None = None
+
+    def feed(self, event: bytes) -> None:
+        assert self.state not in ("end", "error"), "an event after the end"
+        data = event.removeprefix(b"data: ").removesuffix(b"\n\n")
+        if data == b"[DONE]":
+            assert self.state == "finished"
+            self.state = "end"
+            return
+        chunk = json.loads(data)
+        if "error" in chunk:
+            self.state, self.error = "error", chunk["error"]
+            return
+        assert chunk["object"] == "chat.completion.chunk"
+        [choice] = chunk["choices"]
+        assert choice["index"] == 0
+        assert self.state != "finished", "a chunk after the finish reason"
+        self._delta(choice["delta"])
+        if choice["finish_reason"] is not None:
+            self.state, self.finish = "finished", choice["finish_reason"]
+            self.usage = chunk.get("usage")
+
+    def _delta(self, delta: dict[str, Any]) -> None:
+        if self.state == "before":
+            assert delta.pop("role") == "assistant"
+            self.state = "open"
+        for call in delta.pop("tool_calls", ()):
+            index, function = call["index"], call["function"]
+            if index == len(self.tools):
+                assert call["id"]
+                assert function["name"]
+                self.tools.append(call)
+            self.said[index] = self.said.get(index, "") + function["arguments"]
+        for name, text in delta.items():
+            self.said[name] = self.said.get(name, "") + text
+
+
+def check_chat(shown: bytes) -> ChatGrammar:
+    """What a stream says, which must follow the grammar as far as it goes."""
+    grammar = ChatGrammar()
+    for event in re.findall(rb".*?\n\n", shown, re.DOTALL):
+        if not event.startswith(b":"):
+            grammar.feed(event)
+    return grammar

@@ -8,11 +8,17 @@ from typing import Any
 import msgspec
 
 from nexus.dialects.json_body import Raw, read_fields
-from nexus.dialects.lenient_json import UNREADABLE, lenient
 from nexus.dialects.translation.messages_to_chat.fields import RULES
+from nexus.dialects.translation.raw import (
+    NULL,
+    Fields,
+    check_typed,
+    object_of,
+    objects_of,
+    text_of,
+    type_of,
+)
 from nexus.dialects.translation.rules import check_fields, untranslatable
-
-Block = dict[str, Raw]
 
 ATTRIBUTION = "x-anthropic-billing-header:"
 """Claude Code begins a system text with it, in which it counts its requests."""
@@ -20,17 +26,12 @@ _SAME = ("model", "temperature", "top_p", "stream")
 """Fields that have the same name and meaning in both protocols."""
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
-_NULL = Raw(b"null")
-
-_decode_text = lenient(msgspec.json.Decoder(str).decode)
-_decode_object = lenient(msgspec.json.Decoder(dict[str, Raw]).decode)
-_decode_objects = lenient(msgspec.json.Decoder(list[dict[str, Raw]]).decode)
 
 
 def translate_request(body: bytes, takes: Collection[str]) -> bytes:
     """The body of a request for a chat completion. `takes`: fields beyond the common ones that the
     backend takes. Raises `Untranslatable`."""
-    fields = {name: raw for name, raw in read_fields(body).items() if raw != _NULL}
+    fields = {name: raw for name, raw in read_fields(body).items() if raw != NULL}
     check_fields(RULES, fields)
     request: dict[str, Any] = {name: fields[name] for name in _SAME if name in fields}
     request["messages"] = [*_system(fields.get("system")), *_messages(fields["messages"])]
@@ -41,17 +42,22 @@ def translate_request(body: bytes, takes: Collection[str]) -> bytes:
         request["top_k"] = fields["top_k"]
     if "stop_sequences" in fields:
         request["stop"] = fields["stop_sequences"]
-    if tools := [_tool(tool, n) for n, tool in enumerate(_objects(fields, "tools"))]:
+    if tools := [
+        _tool(tool, n)
+        for n, tool in enumerate(objects_of(fields.get("tools", Raw(b"[]")), "tools"))
+    ]:
         request["tools"] = tools
     if "tool_choice" in fields:
         request |= _tool_choice(fields["tool_choice"], with_tools=bool(tools))
-    output = _object(fields["output_config"], "output_config") if "output_config" in fields else {}
+    output = (
+        object_of(fields["output_config"], "output_config") if "output_config" in fields else {}
+    )
     check_fields(RULES, output, "output_config.", "output_config.")
-    effort = _EFFORTS.get(_text(output.get("effort", Raw(b'""')), "output_config.effort"))
+    effort = _EFFORTS.get(text_of(output.get("effort", Raw(b'""')), "output_config.effort"))
     if effort and "reasoning_effort" in takes:
         request["reasoning_effort"] = effort
-    form = output.get("format", fields.get("output_format", _NULL))
-    if form != _NULL:
+    form = output.get("format", fields.get("output_format", NULL))
+    if form != NULL:
         request["response_format"] = _response_format(form)
     return msgspec.json.encode(request)
 
@@ -65,24 +71,24 @@ def _system(raw: Raw | None) -> Iterator[dict[str, Any]]:
 
 def _system_texts(raw: Raw, path: str) -> Iterator[str]:
     if bytes(raw)[:1] == b'"':
-        yield _text(raw, path)
+        yield text_of(raw, path)
         return
-    for n, block in enumerate(_blocks(raw, path)):
-        kind = _type_of(block, f"{path}.{n}")
-        _check_typed("system", kind, block, f"{path}.{n}")
-        text = _text(block.get("text", _NULL), f"{path}.{n}.text")
+    for n, block in enumerate(objects_of(raw, path)):
+        kind = type_of(block, f"{path}.{n}")
+        check_typed(RULES, "system", kind, block, f"{path}.{n}")
+        text = text_of(block.get("text", NULL), f"{path}.{n}.text")
         if not text.startswith(ATTRIBUTION):
             yield text
 
 
 def _messages(raw: Raw) -> Iterator[dict[str, Any]]:
-    for n, message in enumerate(_blocks(raw, "messages")):
+    for n, message in enumerate(objects_of(raw, "messages")):
         path = f"messages.{n}"
         check_fields(RULES, message, "messages.", f"{path}.")
-        role, content = _text(message.get("role", _NULL), f"{path}.role"), message.get("content")
+        role, content = text_of(message.get("role", NULL), f"{path}.role"), message.get("content")
         if role not in ("user", "assistant", "system"):
             raise untranslatable(f"{path}.role", "it is none of user, assistant, system")
-        if content is None or content == _NULL:
+        if content is None or content == NULL:
             raise untranslatable(f"{path}.content", "it is missing")
         if role == "system":
             text = "\n\n".join(_system_texts(content, f"{path}.content"))
@@ -90,12 +96,12 @@ def _messages(raw: Raw) -> Iterator[dict[str, Any]]:
         elif bytes(content)[:1] == b'"':
             yield {"role": role, "content": content}
         elif role == "assistant":
-            yield _assistant(_blocks(content, f"{path}.content"), f"{path}.content")
+            yield _assistant(objects_of(content, f"{path}.content"), f"{path}.content")
         else:
-            yield from _user(_blocks(content, f"{path}.content"), f"{path}.content")
+            yield from _user(objects_of(content, f"{path}.content"), f"{path}.content")
 
 
-def _assistant(blocks: list[Block], path: str) -> dict[str, Any]:
+def _assistant(blocks: list[Fields], path: str) -> dict[str, Any]:
     parts, calls = [], []
     for n, block in enumerate(blocks):
         kind = _checked_kind(block, f"{path}.{n}")
@@ -114,7 +120,7 @@ def _assistant(blocks: list[Block], path: str) -> dict[str, Any]:
     return message
 
 
-def _user(blocks: list[Block], path: str) -> Iterator[dict[str, Any]]:
+def _user(blocks: list[Fields], path: str) -> Iterator[dict[str, Any]]:
     """Results of tools become messages of their own, which must come first."""
     parts: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
@@ -125,7 +131,7 @@ def _user(blocks: list[Block], path: str) -> Iterator[dict[str, Any]]:
         elif kind == "image":
             parts.append(_image(block, f"{path}.{n}"))
         elif kind == "tool_result":
-            texts, shown = _result(block.get("content", _NULL), f"{path}.{n}.content")
+            texts, shown = _result(block.get("content", NULL), f"{path}.{n}.content")
             images += shown
             yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": texts}
         else:
@@ -136,16 +142,16 @@ def _user(blocks: list[Block], path: str) -> Iterator[dict[str, Any]]:
 
 def _result(raw: Raw, path: str) -> tuple[str, list[dict[str, Any]]]:
     """The texts of a tool's result, and its images."""
-    if raw == _NULL:
+    if raw == NULL:
         return "", []
     if bytes(raw)[:1] == b'"':
-        return _text(raw, path), []
+        return text_of(raw, path), []
     texts: list[str] = []
     images: list[dict[str, Any]] = []
-    for n, block in enumerate(_blocks(raw, path)):
+    for n, block in enumerate(objects_of(raw, path)):
         kind = _checked_kind(block, f"{path}.{n}")
         if kind == "text":
-            texts.append(_text(block.get("text", _NULL), f"{path}.{n}.text"))
+            texts.append(text_of(block.get("text", NULL), f"{path}.{n}.text"))
         elif kind == "image":
             images.append(_image(block, f"{path}.{n}"))
         else:
@@ -153,14 +159,14 @@ def _result(raw: Raw, path: str) -> tuple[str, list[dict[str, Any]]]:
     return "\n\n".join(texts), images
 
 
-def _image(block: Block, path: str) -> dict[str, Any]:
-    source = _object(block.get("source", _NULL), f"{path}.source")
-    kind = _type_of(source, f"{path}.source")
+def _image(block: Fields, path: str) -> dict[str, Any]:
+    source = object_of(block.get("source", NULL), f"{path}.source")
+    kind = type_of(source, f"{path}.source")
     if kind == "base64":
-        media_type = _text(source.get("media_type", _NULL), f"{path}.source.media_type")
-        url = f"data:{media_type};base64,{_text(source.get('data', _NULL), f'{path}.source.data')}"
+        media_type = text_of(source.get("media_type", NULL), f"{path}.source.media_type")
+        url = f"data:{media_type};base64,{text_of(source.get('data', NULL), f'{path}.source.data')}"
     elif kind == "url":
-        url = _text(source.get("url", _NULL), f"{path}.source.url")
+        url = text_of(source.get("url", NULL), f"{path}.source.url")
     else:
         raise untranslatable(f"{path}.source", f"an image from {kind!r} is stored elsewhere")
     return {"type": "image_url", "image_url": {"url": url}}
@@ -173,24 +179,24 @@ def _content(parts: list[dict[str, Any]]) -> Any:
     return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
 
 
-def _tool(tool: Block, n: int) -> dict[str, Any]:
-    kind = _type_of(tool, f"tools.{n}") if tool.get("type", _NULL) != _NULL else "custom"
-    _check_typed("tools", kind, tool, f"tools.{n}")
+def _tool(tool: Fields, n: int) -> dict[str, Any]:
+    kind = type_of(tool, f"tools.{n}") if tool.get("type", NULL) != NULL else "custom"
+    check_typed(RULES, "tools", kind, tool, f"tools.{n}")
     function = {"name": tool.get("name")}
     for name, source in (
         ("description", "description"),
         ("parameters", "input_schema"),
         ("strict", "strict"),
     ):
-        if tool.get(source, _NULL) != _NULL:
+        if tool.get(source, NULL) != NULL:
             function[name] = tool[source]
     return {"type": "function", "function": function}
 
 
 def _tool_choice(raw: Raw, *, with_tools: bool) -> dict[str, Any]:
-    choice = _object(raw, "tool_choice")
-    kind = _type_of(choice, "tool_choice")
-    _check_typed("tool_choice", kind, choice, "tool_choice")
+    choice = object_of(raw, "tool_choice")
+    kind = type_of(choice, "tool_choice")
+    check_typed(RULES, "tool_choice", kind, choice, "tool_choice")
     if not with_tools:  # servers refuse a choice between no tools
         return {}
     made: dict[str, Any] = {"tool_choice": _CHOICES.get(kind)}
@@ -202,53 +208,14 @@ def _tool_choice(raw: Raw, *, with_tools: bool) -> dict[str, Any]:
 
 
 def _response_format(raw: Raw) -> dict[str, Any]:
-    form = _object(raw, "output_config.format")
-    if (kind := _type_of(form, "output_config.format")) != "json_schema":
+    form = object_of(raw, "output_config.format")
+    if (kind := type_of(form, "output_config.format")) != "json_schema":
         raise untranslatable("output_config.format", f"chat completions have no form {kind!r}")
     schema = {"name": "response", "schema": form.get("schema"), "strict": True}
     return {"type": "json_schema", "json_schema": schema}
 
 
-def _checked_kind(block: Block, path: str) -> str:
-    kind = _type_of(block, path)
-    _check_typed("content", kind, block, path)
+def _checked_kind(block: Fields, path: str) -> str:
+    kind = type_of(block, path)
+    check_typed(RULES, "content", kind, block, path)
     return kind
-
-
-def _check_typed(section: str, kind: str, fields: Block, path: str) -> None:
-    """Check an object with a type, and its fields. Raises `Untranslatable`."""
-    if (whole := RULES.get(f"{section}.{kind}")) is not None and whole.fate == "drop":
-        return
-    if f"{section}.{kind}.type" not in RULES:
-        raise untranslatable(path, f"{RULES[f'{section}.*'].note} ({kind})")
-    given = [name for name, raw in fields.items() if raw != _NULL]
-    check_fields(RULES, given, f"{section}.{kind}.", f"{path}.")
-
-
-def _type_of(block: Block, path: str) -> str:
-    return _text(block.get("type", _NULL), f"{path}.type")
-
-
-def _text(raw: Raw, path: str) -> str:
-    try:
-        return _decode_text(bytes(raw))
-    except UNREADABLE as error:
-        raise untranslatable(path, "it must be a text") from error
-
-
-def _object(raw: Raw, path: str) -> Block:
-    try:
-        return _decode_object(bytes(raw))
-    except UNREADABLE as error:
-        raise untranslatable(path, "it must be an object") from error
-
-
-def _objects(fields: Block, name: str) -> list[Block]:
-    return _blocks(fields[name], name) if name in fields else []
-
-
-def _blocks(raw: Raw, path: str) -> list[Block]:
-    try:
-        return _decode_objects(bytes(raw))
-    except UNREADABLE as error:
-        raise untranslatable(path, "it must be a list of objects") from error

@@ -1,0 +1,107 @@
+"""Translates the stream of a message into that of a chat completion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nexus.dialects.base import Usage
+from nexus.dialects.lenient_json import UNREADABLE, lenient
+from nexus.dialects.translation.chat_to_messages.response import (
+    Block,
+    Message,
+    finish_reason,
+    frame,
+    usage_fields,
+)
+
+_encode = msgspec.json.encode
+
+
+class _Delta(msgspec.Struct):
+    type: Any = None
+    text: Any = None
+    thinking: Any = None
+    partial_json: Any = None
+    stop_reason: Any = None
+
+
+class _Event(msgspec.Struct):
+    type: Any = None
+    message: Message | None = None
+    index: Any = None
+    content_block: Block | None = None
+    delta: _Delta | None = None
+
+
+_decode = lenient(msgspec.json.Decoder(_Event).decode)
+
+
+class ChunkEvents:
+    """Makes the chunks of one completion. `EventTranslator` documents the interface.
+
+    The last chunk has the finish reason and the usage. A chunk of usage alone has no choice, which
+    clients do not expect that did not ask for it.
+    """
+
+    def __init__(self) -> None:
+        self._started = False
+        self._before = b""
+        self._calls: dict[object, int] = {}
+        self._stop: Any = None
+        self._start(None, None)
+
+    def _start(self, message_id: Any, model: Any) -> None:
+        fields = _encode(frame("chat.completion.chunk", message_id, model))
+        self._before = b"data: " + fields[:-1] + b',"choices":[{"index":0,"delta":'
+
+    def event(self, data: bytes) -> bytes:
+        try:
+            event = _decode(data)
+        except UNREADABLE:
+            return b""
+        if event.type == "content_block_delta" and (delta := event.delta) is not None:
+            return self._delta(event.index, delta)
+        if event.type == "message_start" and (message := event.message) is not None:
+            self._start(message.id, message.model)
+            return self._role()
+        if event.type == "content_block_start" and (block := event.content_block) is not None:
+            return self._block(event.index, block)
+        if event.type == "message_delta" and event.delta is not None:
+            self._stop = event.delta.stop_reason
+        return b""
+
+    def _role(self) -> bytes:
+        if self._started:
+            return b""
+        self._started = True
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def _block(self, index: object, block: Block) -> bytes:
+        if block.type != "tool_use":
+            return b""
+        number = self._calls[index] = len(self._calls)
+        function = {"name": block.name, "arguments": ""}
+        call = {"index": number, "id": block.id, "type": "function", "function": function}
+        return self._role() + self._chunk({"tool_calls": [call]})
+
+    def _delta(self, index: object, delta: _Delta) -> bytes:
+        if delta.type == "text_delta":
+            return self._chunk({"content": delta.text})
+        if delta.type == "thinking_delta":
+            return self._chunk({"reasoning_content": delta.thinking})
+        if delta.type == "input_json_delta" and (number := self._calls.get(index)) is not None:
+            piece = {"index": number, "function": {"arguments": delta.partial_json}}
+            return self._chunk({"tool_calls": [piece]})
+        return b""
+
+    def _chunk(self, delta: dict[str, Any]) -> bytes:
+        return self._before + _encode(delta) + b',"finish_reason":null}]}\n\n'
+
+    def end(self, usage: Usage | None) -> bytes:
+        reason = _encode(finish_reason(self._stop))
+        last = self._before + b'{},"finish_reason":' + reason + b"}]"
+        if usage is not None:
+            last += b',"usage":' + _encode(usage_fields(usage))
+        return self._role() + last + b"}\n\ndata: [DONE]\n\n"

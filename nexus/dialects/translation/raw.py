@@ -1,0 +1,55 @@
+"""Reads the parts of a request that a translation needs; all others stay raw JSON."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nexus.dialects.json_body import Raw
+from nexus.dialects.lenient_json import UNREADABLE, lenient
+from nexus.dialects.translation.rules import Rules, check_fields, untranslatable
+
+Fields = dict[str, Raw]
+NULL = Raw(b"null")
+
+_decode_text = lenient(msgspec.json.Decoder(str).decode)
+_decode_object = lenient(msgspec.json.Decoder(dict[str, Raw]).decode)
+_decode_objects = lenient(msgspec.json.Decoder(list[dict[str, Raw]]).decode)
+
+
+def text_of(raw: Raw, path: str) -> str:
+    """A text. Raises `Untranslatable` for anything else, as all of these."""
+    try:
+        return _decode_text(bytes(raw))
+    except UNREADABLE as error:
+        raise untranslatable(path, "it must be a text") from error
+
+
+def object_of(raw: Raw, path: str) -> Fields:
+    """The fields of an object."""
+    try:
+        return _decode_object(bytes(raw))
+    except UNREADABLE as error:
+        raise untranslatable(path, "it must be an object") from error
+
+
+def objects_of(raw: Raw, path: str) -> list[Fields]:
+    """The fields of each object of a list."""
+    try:
+        return _decode_objects(bytes(raw))
+    except UNREADABLE as error:
+        raise untranslatable(path, "it must be a list of objects") from error
+
+
+def type_of(fields: Fields, path: str) -> str:
+    """The type of an object that names it."""
+    return text_of(fields.get("type", NULL), f"{path}.type")
+
+
+def check_typed(rules: Rules, section: str, kind: str, fields: Fields, path: str) -> None:
+    """Check an object with a type, and its fields."""
+    if (whole := rules.get(f"{section}.{kind}")) is not None and whole.fate == "drop":
+        return
+    if f"{section}.{kind}.type" not in rules:
+        raise untranslatable(path, f"{rules[f'{section}.*'].note} ({kind})")
+    given = [name for name, raw in fields.items() if raw != NULL]
+    check_fields(rules, given, f"{section}.{kind}.", f"{path}.")
