@@ -364,6 +364,13 @@ class DefaultModels(Section, frozen=True):
 class Endpoints(Section, frozen=True):
     """Settings of single endpoints."""
 
+    count_tokens: Annotated[
+        Literal["backend", "estimate"],
+        doc(
+            "If no backend can count tokens for /v1/messages/count_tokens: its 404 (`backend`), "
+            "or a third of the characters with the header x-nexus-estimated (`estimate`)."
+        ),
+    ] = "backend"
     default_models: DefaultModels = DefaultModels()
 
 

@@ -37,6 +37,7 @@ class Endpoint:
             named.
         binary: Its response may be of any media type. Then it passes piece by piece.
         units: Counts what it serves beside tokens; None for nothing.
+        counts: It counts the tokens of a prompt, which the gateway can estimate.
         ids: Reads the ids under which backends store its responses; None if they store none.
     """
 
@@ -52,6 +53,7 @@ class Endpoint:
     body: Literal["json", "multipart", "none"] = "json"
     binary: bool = False
     units: UnitReader | None = None
+    counts: bool = False
     ids: IdReader | None = None
 
     @property
@@ -315,6 +317,7 @@ ENDPOINTS = EndpointTable(
             dialect=anthropic,
             form=_MESSAGES,
             summary="Count the tokens of a conversation",
+            counts=True,
         ),
         Endpoint(
             name="responses",

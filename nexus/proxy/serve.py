@@ -13,6 +13,7 @@ from nexus.proxy.request import Request
 from nexus.proxy.responses import base_headers, error_response, failure_content
 from nexus.proxy.retry import serve_by_backends
 from nexus.proxy.stored import serve_stored
+from nexus.proxy.token_estimates import estimated
 
 
 def serve(engine: Engine, request: Request) -> ClientResponse:
@@ -31,7 +32,7 @@ def serve(engine: Engine, request: Request) -> ClientResponse:
                 return _with_comments(exchange, every_s)
         return serve_by_backends(exchange)
     except BaseException as error:  # noqa: BLE001 - it becomes a response, or is raised again
-        return error_response(exchange, error)
+        return estimated(exchange, error) or error_response(exchange, error)
 
 
 def check_caller(engine: Engine, request: Request) -> tuple[Caller | None, ClientResponse | None]:

@@ -67,7 +67,7 @@ def running(request, tmp_path_factory) -> Iterator[Fleet]:
             ).replace('"vllm"', '"anthropic"')
             + backend_toml(both, priority=2)
             + backend_toml(plain, priority=3, dialects=["openai"], translate=False)
-            + "[circuit_breaker]\nenabled = false\n"
+            + '[circuit_breaker]\nenabled = false\n[endpoints]\ncount_tokens = "estimate"\n'
             + '[routing]\nstrategy = "priority_only"\nmax_retries = 1\n'
         )
         with Gateway(directory, config, environ=request.param) as gateway:
@@ -172,6 +172,20 @@ def test_tokens_are_counted_by_the_backend(fleet):
         "nexus_requests_total claude shared 200": 1,
         "nexus_upstream_attempts_total claude ok": 1,
     }
+
+
+def test_tokens_that_no_backend_counts_are_estimated(fleet):
+    """`[endpoints] count_tokens` is `estimate` here."""
+    asked = {"model": "plain-only", "messages": [{"role": "user", "content": "x" * 3000}]}
+    reply = requests.post(fleet.base + COUNT, json=asked, timeout=10)
+    assert (reply.status_code, reply.headers["x-nexus-estimated"]) == (200, "true")
+    assert 1000 <= reply.json()["input_tokens"] <= 1020
+    assert fleet.moves() == {
+        "nexus_requests_started_total count_tokens": 1,
+        "nexus_requests_total none plain_only 200": 1,
+    }
+    reply = requests.post(fleet.base + COUNT, json=asked | {"model": "nobody"}, timeout=10)
+    assert (reply.status_code, reply.json()["error"]["type"]) == (404, "not_found_error")
 
 
 def test_requests_go_only_where_their_api_is_spoken(fleet):
