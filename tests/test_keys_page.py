@@ -95,6 +95,7 @@ def test_a_key_is_made_edited_rotated_blocked_and_accepted_again(gateway, keys_p
     lines = page.locator("#lines").inner_text()
     assert f"export OPENAI_BASE_URL={gateway.base}/v1\nexport OPENAI_API_KEY={first}" in lines
     assert f"export ANTHROPIC_AUTH_TOKEN={first}" in lines
+    assert f'base_url = "{gateway.base}/v1"\nenv_key = "OPENAI_API_KEY"' in lines
     row(page, id_).get_by_text("demo*, spare and demo*").wait_for()
     assert "requests 500/min" in row(page, id_).inner_text()
 

@@ -296,7 +296,15 @@ def _made(gateway: Gateway, made: dict[str, Any], remark: str) -> str:
             f"    export OPENAI_API_KEY={secret}\n",
             "Claude Code and clients of Anthropic's API:\n",
             f"    export ANTHROPIC_BASE_URL={base}",
-            f"    export ANTHROPIC_AUTH_TOKEN={secret}",
+            f"    export ANTHROPIC_AUTH_TOKEN={secret}\n",
+            "Codex, with OPENAI_API_KEY as above, in ~/.codex/config.toml:\n",
+            '    model_provider = "nexus"',
+            "    [model_providers.nexus]",
+            '    name = "Nexus"',
+            f'    base_url = "{base}/v1"',
+            '    env_key = "OPENAI_API_KEY"',
+            '    wire_api = "responses"',
+            "    supports_websockets = false",
         ]
     )
 

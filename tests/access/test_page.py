@@ -43,6 +43,7 @@ def test_the_page_works_as_written(module_dir: Path):
         made = shell(make, gateway)
         key = re.search(r"sk-nx-\S+", made)[0]
         assert f"export OPENAI_BASE_URL={gateway.base}/v1" in made
+        assert f'base_url = "{gateway.base}/v1"\n    env_key = "OPENAI_API_KEY"' in made
         assert '"finish_reason"' in shell(try_it, gateway, KEY=key)
         assert '"invalid_api_key"' in shell(try_it, gateway, KEY="sk-of-nobody")
         denied = shell(try_it.replace("demo-small", "qwen"), gateway, KEY=key)

@@ -66,12 +66,20 @@ function showSecret({ key }) {
   const base = `${location.protocol}//${location.hostname}:${document.body.dataset.port}`;
   element("key").textContent = key;
   element("lines").textContent = [
-    "# Clients of OpenAI's API, Codex among them",
+    "# Clients of OpenAI's API",
     `export OPENAI_BASE_URL=${base}/v1`,
     `export OPENAI_API_KEY=${key}`,
     "# Claude Code and clients of Anthropic's API",
     `export ANTHROPIC_BASE_URL=${base}`,
     `export ANTHROPIC_AUTH_TOKEN=${key}`,
+    "# Codex, with OPENAI_API_KEY as above, in ~/.codex/config.toml",
+    'model_provider = "nexus"',
+    "[model_providers.nexus]",
+    'name = "Nexus"',
+    `base_url = "${base}/v1"`,
+    'env_key = "OPENAI_API_KEY"',
+    'wire_api = "responses"',
+    "supports_websockets = false",
   ].join("\n");
   element("secret").hidden = false;
 }
