@@ -77,7 +77,7 @@ def demos(module_dir) -> Iterator[list[Demo]]:
         Demo(module_dir, name="demo", models=["demo-small", "demo-twice"], pace=0) as demo,
         Demo(module_dir, name="bad", models=["demo-twice"], fault="status=500") as bad,
         Demo(module_dir, name="dead", models=["demo-dead"], fault="status=500") as dead,
-        Demo(module_dir, name="one", models=["demo-one"], pace=20) as one,
+        Demo(module_dir, name="one", models=["demo-one"], pace=20, length=2000) as one,
     ):
         yield [demo, bad, dead, one]
 
