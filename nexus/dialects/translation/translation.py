@@ -152,6 +152,19 @@ class TranslatedStream:
         return translated
 
     def _translated(self, shown: bytes) -> bytes:
+        if (
+            shown[:7] == b"event: "
+            and shown[-2:] == b"\n\n"
+            and self._reader.between_events
+            and b"\r" not in shown
+        ):
+            # Nearly every packet of Anthropic's streams is one event of two lines.
+            end = shown.find(b"\n")
+            if (
+                shown[end + 1 : end + 7] == b"data: "
+                and shown.find(b"\n", end + 7) == len(shown) - 2
+            ):
+                return self._one(shown[end + 7 : -2])
         events = self._reader.feed(shown)
         if len(events) == 1 and (data := events[0].data) is not None:
             return self._one(data)
