@@ -13,11 +13,19 @@ import pstats
 import socket
 import tempfile
 import timeit
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from msgspec.structs import replace
+
+from nexus.access.keys import digest
 from nexus.config import BackendConfig, Config
+from nexus.config.access_records import Auth, Key
+from nexus.config.budget_records import Budget
+from nexus.config.cost_records import Costs, Price
+from nexus.config.limit_records import Limit
 from nexus.fleet.records import Backend, Labels, Model, Snapshot
 from nexus.fleet.run_directory import RunDirectory
 from nexus.fleet.slot_lease import SlotLease
@@ -58,6 +66,28 @@ ANSWER = (
 )
 
 
+KEY = "sk-nx-of-a-benchmark-that-nobody-else-has"
+WITH_KEY = ASK.replace(b"Bearer x", b"Bearer " + KEY.encode())
+_KEYS = Config(auth=Auth(mode="keys"), keys=[Key(id="k", sha256=[digest(KEY)])])
+_LIMITED = replace(
+    _KEYS,
+    limits=[
+        Limit(name="requests", each=["key"], requests="1000000000/s"),
+        Limit(name="tokens", each=["key"], tokens="1000000000/s"),
+    ],
+)
+_BUDGETED = replace(
+    _LIMITED,
+    costs=Costs(price=[Price(input="1", output="10")]),
+    budgets=[Budget(name="all", usd="9000000", each=["key"], reserve_output=100)],
+)
+EXTRAS = {
+    "more with a key": _KEYS,
+    "more with a key and two limits": _LIMITED,
+    "more with a key, two limits, and a budget": _BUDGETED,
+}
+
+
 class _Socket:
     def __init__(self) -> None:
         self._pair = (
@@ -84,7 +114,7 @@ class _Watch(DisconnectWatch):
         pass
 
 
-def fast_path() -> FastPath:
+def fast_path(config: Config | None = None, ask: bytes = ASK) -> FastPath:
     """The fast path of a busy worker whose client and backend are always ready, and cost
     nothing."""
     logging.getLogger("nexus").setLevel(logging.WARNING)
@@ -92,6 +122,7 @@ def fast_path() -> FastPath:
     run_dir.prepare()
     slot_lease = SlotLease.lease(run_dir.new_generation())
     recover_slot(slot_lease)
+    slot_lease.open_limit_table().set_ready()  # as the health process does, with its ledger
     backend = Backend(
         config=BackendConfig(name="up", url="http://127.0.0.1:1", type="vllm"),
         label="up",
@@ -102,7 +133,13 @@ def fast_path() -> FastPath:
     )
     labels = Labels(models={"m": "m"}, backends={"up": "up"})
     view = View.of(
-        Snapshot(revision=1, published_at=0, config=Config(), backends=(backend,), labels=labels)
+        Snapshot(
+            revision=1,
+            published_at=0,
+            config=config or Config(),
+            backends=(backend,),
+            labels=labels,
+        )
     )
     fleet: Any = SimpleNamespace(current=lambda: view, subscribe=lambda _: None)
     engine = Engine(
@@ -134,14 +171,19 @@ def fast_path() -> FastPath:
     due: list[Any] = []
     engine.request_log.batch_with(due.append)
     for _ in range(800):  # as many requests as end in the time that they are shown after
-        assert made.serve(ASK) == b""
+        assert made.serve(ask) == b""
     due.pop()()
     return made
 
 
+def _microseconds(serve: Callable[[bytes], object], ask: bytes = ASK) -> float:
+    """What one request takes."""
+    return min(timeit.repeat(lambda: serve(ask), number=REQUESTS, repeat=5)) / REQUESTS * 1e6
+
+
 def main() -> None:
     serve = fast_path().serve
-    whole = min(timeit.repeat(lambda: serve(ASK), number=REQUESTS, repeat=5)) / REQUESTS * 1e6
+    whole = _microseconds(serve)
     profile = cProfile.Profile()
     profile.enable()
     for _ in range(REQUESTS):
@@ -168,8 +210,11 @@ def main() -> None:
     for kind in ("pretty", "json"):
         with Path("/dev/null").open("w") as nowhere, contextlib.redirect_stderr(nowhere):
             configure(level="info", kind=kind)
-            logged = min(timeit.repeat(lambda: serve(ASK), number=REQUESTS, repeat=5))
-        print(f"| more with a line in the log ({kind}) | {logged / REQUESTS * 1e6 - whole:.1f} |")
+            logged = _microseconds(serve)
+        print(f"| more with a line in the log ({kind}) | {logged - whole:.1f} |")
+    for name, config in EXTRAS.items():
+        more = _microseconds(fast_path(config, WITH_KEY).serve, WITH_KEY) - whole
+        print(f"| {name} | {more:.1f} |")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from tests.support.processes import ROOT, clean_environ
 def test_every_part_is_found():
     program = (
         "from bench import request; "
-        "request.REQUESTS = 50; print(len(request.PARTS)); request.main()"
+        "request.REQUESTS = 50; print(len(request.PARTS) + len(request.EXTRAS)); request.main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=clean_environ(), timeout=60,
