@@ -55,6 +55,11 @@ def rate(family: str, where: str, *by: str) -> str:
     return f"sum{_by(by)} (rate({family}{{{where}}}[{EVERY}]))"
 
 
+def rare(family: str, where: str) -> str:
+    """Events a second of a family that may have no series yet."""
+    return f"{rate(family, where)} or vector(0)"
+
+
 def quantile(share: float, family: str, where: str, *by: str) -> str:
     """A percentile of a histogram, estimated from its buckets."""
     return f"histogram_quantile({share}, {rate(f'{family}_bucket', where, 'le', *by)})"

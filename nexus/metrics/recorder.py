@@ -313,6 +313,12 @@ class Recorder:
         with self._lock:
             self.child(access_families.LIMIT_LOCK_MISSES).inc()
 
+    def request_log_opened(self) -> None:
+        """Create the series of the request log, so that rates of them exist."""
+        with self._lock:
+            for result in ("written", "lost"):
+                self.child(access_families.REQUEST_LOG_LINES, result)
+
     def request_logged(self, result: str) -> None:
         """Count a line of the request log, by what became of it."""
         with self._lock:

@@ -119,6 +119,7 @@ class AuditLog:
         """`settings` name a file or the journal."""
         self.settings = settings
         self._recorder = recorder
+        recorder.request_log_opened()
         self._lock = RLock()
         self._lost, self._report_at = 0, 0.0
         if settings.path == JOURNAL:

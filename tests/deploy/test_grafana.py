@@ -299,6 +299,7 @@ def scraped(module_dir: Path) -> Iterator[Prometheus]:
             + backend_toml(narrow, max_concurrent=1)
             + CONFIG.format(**{name: digest(key) for name, key in KEYS.items()})
         )
+        config += f'\n[request_log]\npath = "{module_dir}/requests.jsonl"\n'
         config += f'\n[[backends]]\nname = "told"\nurl = "{told.url}"\ntype = "openai"\n'
         with (
             Gateway(module_dir, config, affinity=True) as gateway,

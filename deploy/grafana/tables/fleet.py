@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from panels import BACKEND, HOST, MODEL, Dashboard, Panel, percentiles, quantile, rate
+from panels import BACKEND, HOST, MODEL, Dashboard, Panel, percentiles, quantile, rare, rate
 
 FLEET = Dashboard(
     uid="nexus-fleet",
@@ -91,7 +91,7 @@ FLEET = Dashboard(
             Panel(
                 title="Unsolicited responses", unit="cps",
                 description="Connections closed per second because a backend sent bytes without a request.",
-                queries=[(f"{rate('nexus_backend_unsolicited_responses_total', BACKEND)} or vector(0)", "all backends")],
+                queries=[(rare("nexus_backend_unsolicited_responses_total", BACKEND), "all backends")],
             ),
             Panel(
                 title="Excluded backends", unit="cps",
@@ -119,6 +119,38 @@ FLEET = Dashboard(
                 title="Refused by the queue", unit="reqps", runbook="backends.md#nexusqueuesaturated",
                 description="full: the queue was full. late: the request waited too long.",
                 queries=[(rate("nexus_queue_rejections_total", HOST, "reason"), "{{reason}}")],
+            ),
+        ],
+        "APIs": [
+            Panel(
+                title="Translated requests", unit="reqps",
+                description="Requests whose backend speaks another API than the client.",
+                queries=[(rare("nexus_translated_requests_total", BACKEND), "all backends")],
+            ),
+            Panel(
+                title="Stored responses", unit="reqps",
+                description="Requests that name a response or a conversation which a backend stores.",
+                queries=[(rare("nexus_sticky_total", HOST), "all results")],
+            ),
+            Panel(
+                title="Ids of stored responses",
+                description="Places in the table that finds the backend of a response; the oldest id goes when none is free.",
+                queries=[(f"sum by (instance, state) (nexus_sticky_ids{{{HOST}}})", "{{instance}} {{state}}")],
+            ),
+            Panel(
+                title="Images, seconds, and characters", unit="cps",
+                description="What endpoints served beside tokens, per second.",
+                queries=[(rare("nexus_units_total", HOST), "all endpoints")],
+            ),
+            Panel(
+                title="Uploaded bytes", unit="Bps",
+                description="Forms that clients uploaded, such as audio.",
+                queries=[(rare("nexus_upload_bytes_sum", HOST), "all hosts")],
+            ),
+            Panel(
+                title="Uploads in files", unit="bytes",
+                description="Bytes of uploads that are kept in files now.",
+                queries=[(f"sum by (instance) (nexus_spooled_bytes{{{HOST}}})", "{{instance}}")],
             ),
         ],
     },

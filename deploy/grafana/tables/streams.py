@@ -12,6 +12,7 @@ from panels import (
     Panel,
     percentiles,
     quantile,
+    rare,
     rate,
 )
 
@@ -82,6 +83,11 @@ STREAMS = Dashboard(
                 title="Events", unit="cps", stacked=True,
                 description="Events with data per second, counted when their stream ends.",
                 queries=[(rate("nexus_stream_events_total", BOTH, "backend"), "{{backend}}")],
+            ),
+            Panel(
+                title="Pings", unit="cps",
+                description="Pings and comments that clients got because a backend was silent.",
+                queries=[(rare("nexus_stream_pings_total", HOST), "all hosts")],
             ),
         ],
         "Ends and usage": [
