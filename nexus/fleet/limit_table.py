@@ -5,7 +5,7 @@ full bucket or a count of zero means the same as a missing record, so its record
 
 A change is first written as an intent: the cells and their new values. If a process is killed in
 between, the next holder of the lock completes the intent. So a change is made as a whole or not at
-all. Attempts to lock end after 20 ms, because the holder may have been stopped.
+all. Attempts to lock end after a while, because the holder may have been stopped.
 
 Times are nanoseconds on the host's monotonic clock.
 """
@@ -33,7 +33,7 @@ _RECORD = 8
 _KEY, _KEY_REST, _LEVEL, _UNIT, _FULL_SEEN = range(5)
 _SLOT_SPACE = 1 << 16
 _MOST_PROBES = 32
-_SPINS, _TRIES, _PAUSE_S = 10, 20, 0.001
+_SPINS, _TRIES, _PATIENT_TRIES, _PAUSE_S = 10, 20, 500, 0.001
 
 Digest = tuple[int, int]
 
@@ -83,12 +83,13 @@ class LimitTable:
             self.set_ready()  # there is no ledger for it
         self.accounts = Accounts(self._cells, first=end, slot=slot, staged=self._staged)
 
-    def acquire(self) -> bool:
+    def acquire(self, *, patient: bool = False) -> bool:
         """Lock the table, and complete the change of a process that was killed.
 
-        Returns False if another process holds it for too long.
+        Returns False if another process holds it for too long: 20 ms, or half a second if
+        `patient`.
         """
-        for tried in range(_SPINS + _TRIES):
+        for tried in range(_SPINS + (_PATIENT_TRIES if patient else _TRIES)):
             if self._acquire_now():
                 if self._cells[_INTENT]:
                     self._complete()

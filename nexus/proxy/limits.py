@@ -78,12 +78,14 @@ class Limiter:
         if holds:
             self._await_ledger(table, holds)
         if not table.acquire():
-            self._recorder.limits_missed()
-            if any(c.dimension == "parallel" and not c.limit.shadow for c in counters) or any(
+            strict = any(c.dimension == "parallel" and not c.limit.shadow for c in counters) or any(
                 hold.account.budget.mode == "hard" for hold in holds
-            ):
-                raise RequestFailed("limits_unavailable", headers={"retry-after": "1"})
-            return [], []
+            )
+            if not (strict and table.acquire(patient=True)):
+                self._recorder.limits_missed()
+                if strict:
+                    raise RequestFailed("limits_unavailable", headers={"retry-after": "1"})
+                return [], []
         try:
             staged = _stage_all(table, counters, needed)
             if staged.refused is None:
@@ -114,7 +116,7 @@ class Limiter:
     def raise_holds(self, holds: Sequence[Hold], before: Sequence[Hold]) -> None:
         """Hold more than before. Raises `RequestFailed`, and `BudgetRefused`."""
         table = self._table()
-        if not table.acquire():
+        if not table.acquire(patient=True):
             self._recorder.limits_missed()
             raise RequestFailed("limits_unavailable", headers={"retry-after": "1"})
         try:
