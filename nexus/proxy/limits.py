@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -60,6 +61,7 @@ class Limiter:
         self._open_table = open_table
         self._recorder = recorder
         self._opened: LimitTable | None = None
+        self._opening = threading.Lock()
         self._unsettled: deque[tuple[Sequence[Settlement], Sequence[tuple[Hold, int]]]] = deque()
 
     def reserve(
@@ -178,17 +180,22 @@ class Limiter:
         return levels_of(caller, limits, self._table().stored(), time.monotonic_ns())
 
     def _table(self) -> LimitTable:
-        table = self._opened
-        if table is None:
-            try:
-                table = self._open_table()
-            except OSError as error:
-                log.error("limits hold for each process on its own", extra={"why": error})
-                table = LimitTable(None)
-            if table.acquire():
-                table.clear_slot()
-                table.release()
-            self._opened = table
+        if self._opened is None:
+            # Once: a second opening would clear what requests have reserved after the first.
+            with self._opening:
+                if self._opened is None:
+                    self._opened = self._open()
+        return self._opened
+
+    def _open(self) -> LimitTable:
+        try:
+            table = self._open_table()
+        except OSError as error:
+            log.error("limits hold for each process on its own", extra={"why": error})
+            table = LimitTable(None)
+        if table.acquire(patient=True):
+            table.clear_slot()
+            table.release()
         return table
 
 

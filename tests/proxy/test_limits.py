@@ -1,13 +1,21 @@
 """The bound that a limit promises, over several processes that use it at random."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from nexus.access.limits import Limits
 from nexus.config.limit_records import Limit
+from nexus.fleet.limit_table import LimitTable
+from nexus.fleet.slot_lease import SlotLease
+from nexus.metrics.recorder import Recorder
+from nexus.metrics.store import Store
+from nexus.proxy.limits import Limiter, Refused
+from tests.support.polling import until
 
 CAPACITY, PERIOD_NS = 40, 10**9
 USER = """
@@ -78,3 +86,31 @@ def test_no_interval_has_more_than_the_limit(tmp_path, operations):
 def test_the_limit_of_the_test_is_what_its_bound_says():
     [counter] = Limits([Limit(name="a", tokens="40/s")]).counters(None, "m", "e")
     assert (counter.burst, counter.unit_ns) == (CAPACITY, PERIOD_NS // CAPACITY)
+
+
+def test_requests_that_come_while_the_table_is_opened_all_count(tmp_path):
+    """The first requests of a process come at once, while another process holds the lock."""
+    path, opened = tmp_path / "limits.db", []
+
+    def open_table() -> LimitTable:
+        opened.append(LimitTable(path))
+        return opened[-1]
+
+    limiter = Limiter(open_table, Recorder(Store(SlotLease.private()), SlotLease.private()))
+    [counter] = Limits([Limit(name="a", parallel=2)]).counters(None, "m", "e")
+    other, admitted = LimitTable(path, slot=1), []
+
+    def reserve() -> None:
+        with contextlib.suppress(Refused):
+            limiter.reserve([counter], [1])
+            admitted.append(1)
+
+    assert other.acquire()
+    threads = [threading.Thread(target=reserve) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    until(lambda: opened)
+    other.release()
+    for thread in threads:
+        thread.join()
+    assert (len(opened), len(admitted)) == (1, 2)
