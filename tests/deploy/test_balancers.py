@@ -112,25 +112,29 @@ def test_what_is_for_operators_is_not_there_for_clients(
 
 
 def test_every_endpoint_is_there_for_clients(balancer: Balancer):
+    """The gateway itself says what is wrong with an empty request."""
     with contextlib.closing(balancer.connect()) as client:
         for endpoint in ENDPOINTS:
-            client.request("POST", endpoint.path, b"{}", JSON)
-            answer = client.getresponse()
-            assert (answer.status, json.loads(answer.read())["error"]["code"]) == (
-                400,
-                "invalid_request",
-            )
-            for other in ("", "/openai/v1", "/openai/deployments/any"):
-                client.request("POST", other + endpoint.path.removeprefix("/v1"), b"{}", JSON)
+            if endpoint.body == "none":
+                client.request(endpoint.methods[0], endpoint.path.replace("{id}", "resp_1"))
                 answer = client.getresponse()
-                assert (answer.status, json.loads(answer.read())["error"]["code"]) == (
-                    400,
-                    "invalid_request",
-                )
+                assert answer.read()
+                assert answer.headers["x-request-id"], "the gateway's, not the balancer's"
+                continue
+            said = 400, "invalid_request"
+            if JSON["content-type"] not in endpoint.content_types:
+                said = 415, "unsupported_media_type"
+            short = endpoint.path.removeprefix("/v1")
+            before = ("", "/openai/v1", "/openai/deployments/any")
+            for path in (endpoint.path, *(prefix + short for prefix in before)):
+                client.request("POST", path, b"{}", JSON)
+                answer = client.getresponse()
+                found = answer.status, json.loads(answer.read())["error"]["code"]
+                assert (path, *found) == (path, *said)
             for path in endpoint.other_paths:
                 client.request("POST", path, b"{}", JSON)
                 answer = client.getresponse()
-                assert (answer.status, len(answer.read()) > 0) == (400, True)
+                assert (answer.status, len(answer.read()) > 0) == (said[0], True)
     for path in ("/v1/key", "/v1/models", "/models", f"/v1/models/{MODEL}"):
         assert balancer.get(path)[0] == 200
 
