@@ -78,23 +78,34 @@ def test_a_path_that_does_not_exist_is_rejected(gateway, method, path, status, r
     assert (reply.status, reply.code) == (status, reason)
 
 
+EVERY = json.dumps(
+    {
+        "model": "demo-small",
+        **dict.fromkeys(("prompt", "input", "query", "text_1", "text_2"), "x"),
+        "documents": ["x"],
+        "messages": GOOD["messages"],
+    }
+).encode()
+FORM = (
+    b'--x\r\ncontent-disposition: form-data; name="model"\r\n\r\ndemo-small\r\n'
+    b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
+)
+WITH_BODY = [endpoint for endpoint in ENDPOINTS if endpoint.body != "none"]
+
+
 @pytest.mark.e2e
-@pytest.mark.parametrize("endpoint", list(ENDPOINTS), ids=lambda endpoint: endpoint.name)
+@pytest.mark.parametrize("endpoint", WITH_BODY, ids=lambda endpoint: endpoint.name)
 def test_every_endpoint_is_served_without_its_version(gateway, endpoint):
     expected = {
         series("nexus_requests_started_total", endpoint=endpoint.name): 1.0,
         series("nexus_requests_total", model="demo_small", backend="demo", status="200"): 1.0,
     }
-    body = json.dumps(
-        {
-            "model": "demo-small",
-            **dict.fromkeys(("prompt", "input", "query", "text_1", "text_2"), "x"),
-            "documents": ["x"],
-            "messages": GOOD["messages"],
-        }
-    ).encode()
+    body, headers = EVERY, JSON
+    if endpoint.body == "multipart":
+        body, headers = FORM, {"content-type": "multipart/form-data; boundary=x"}
     with Counting(gateway, expected):
-        assert ask(gateway, endpoint.path.removeprefix("/v1"), body=body).status == 200
+        path = endpoint.path.removeprefix("/v1")
+        assert ask(gateway, path, body=body, headers=headers).status == 200
 
 
 @pytest.mark.e2e
