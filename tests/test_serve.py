@@ -336,7 +336,7 @@ def test_the_first_screen_shows_how_a_key_is_made_and_used(tmp_path):
         shown = [line for line in gateway.output().splitlines() if line.startswith("    ")]
         [add] = [line for line in shown if line.startswith("    nexus keys add")]
         [curl] = [line for line in shown if line.startswith("    curl ")]
-        script = f'eval "$({add} | grep OPENAI_)" && {curl}'
+        script = f'eval "$({add} | grep "export OPENAI_")" && {curl}'
         environ = clean_environ(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         done = subprocess.run(["sh", "-c", script], capture_output=True, env=environ, check=False)
     assert json.loads(done.stdout)["model"] == "demo-small", done.stderr

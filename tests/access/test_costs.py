@@ -1,7 +1,7 @@
 """The cost of requests in a running gateway: over the fast path and through Flask."""
 
-import importlib.util
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -225,9 +225,10 @@ def test_the_sums_by_key_and_by_backend_are_the_same_to_the_nano_dollar(gateway)
     assert gateway.scrape().value("nexus_accounting_imbalance") == 0
 
 
-def nexus(gateway, *arguments: str) -> subprocess.CompletedProcess[str]:
+def nexus(gateway, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "nexus", *arguments, "-c", str(gateway.file)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **environ}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_prices_are_reloaded_and_checked(gateway):
@@ -251,16 +252,14 @@ def test_prices_are_reloaded_and_checked(gateway):
     assert nexus(gateway, "reload").returncode == 0
 
 
-def test_a_proposal_needs_a_package(gateway):
-    if importlib.util.find_spec("genai_prices") is not None:
-        pytest.skip("genai-prices is installed")
-    run = nexus(gateway, "prices", "update")
+def test_a_proposal_needs_a_package(gateway, tmp_path):
+    (tmp_path / "genai_prices.py").write_text("raise ImportError\n")  # as if it were not installed
+    run = nexus(gateway, "prices", "update", PYTHONPATH=str(tmp_path))
     assert run.returncode == 2
     assert "pip install genai-prices" in run.stderr
 
 
 def test_a_proposal_of_prices(tmp_path):
-    pytest.importorskip("genai_prices")
     with Demo(tmp_path, name="cloud", models=["gpt-4o", "claude-sonnet-4-5", "own"]) as demo:
         openai = backend_toml(demo).replace("vllm", "openai")
         config = openai + openai.replace('"cloud"', '"claude"').replace('"openai"', '"anthropic"')
