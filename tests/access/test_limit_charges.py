@@ -1,5 +1,6 @@
 """What a request is charged, however it ends: over the fast path and through Flask."""
 
+import contextlib
 import json
 import os
 import signal
@@ -231,11 +232,10 @@ def test_what_the_gateway_refuses_is_charged_nothing(gateway):
     image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
     looking = chat(messages=[{"role": "user", "content": image}])
     embeddings = json.dumps({"model": "demo-small", "input": "x"}).encode()
-    with (
-        open_stream(gateway, "busy", model="demo-one") as busy,
-        open_stream(gateway, "busy", model="demo-one"),
-    ):
+    with contextlib.ExitStack() as streams:
+        busy = streams.enter_context(open_stream(gateway, "busy", model="demo-one"))
         assert busy.recv(12) == b"HTTP/1.1 200"
+        streams.enter_context(open_stream(gateway, "busy", model="demo-one"))
         until(lambda: gateway.scrape().value("nexus_queue_depth") == 1)
         for id_, code, more in (
             ("unknown", "invalid_api_key", {}),
