@@ -20,6 +20,7 @@ from tests.cli.schemas import SCHEMAS
 from tests.server.asking import GOOD, ask
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml, clean_environ
+from tests.test_serve import alive
 
 pytestmark = pytest.mark.e2e
 
@@ -181,8 +182,7 @@ def test_workers_are_killed(place, demo):
         threads = [threading.Thread(target=go_on) for _ in range(3)]
         for thread in threads:
             thread.start()
-        for pid in gateway.worker_pids():
-            os.kill(pid, signal.SIGKILL)
+        kills = len([os.kill(pid, signal.SIGKILL) for pid in gateway.worker_pids()])
         for thread in threads:
             thread.join()
         lost = gateway.settled().total("nexus_requests_lost_total")
@@ -191,7 +191,8 @@ def test_workers_are_killed(place, demo):
         until(lambda: gateway.scrape().value("nexus_budget_held_usd", **held) == 0)
         most_held = 200_000_000  # nothing here can cost more
         assert statuses.count(200) * 100_000_000 <= spent(gateway)
-        assert delivered <= spent(gateway) <= delivered + lost * most_held
+        # A worker may be killed between the count of a request and the settlement of its hold.
+        assert delivered <= spent(gateway) <= delivered + (lost + kills) * most_held
 
 
 def test_the_whole_gateway_is_killed(place):
@@ -200,8 +201,10 @@ def test_the_whole_gateway_is_killed(place):
         send_many(gateway, 10)
         total = cost(gateway)
         until(lambda: written(place) == total)
+        pids = [gateway.master_pid(), gateway.health_pid(), *gateway.worker_pids()]
         os.killpg(gateway.pid, signal.SIGKILL)
         gateway.child.wait()
+        until(lambda: not any(alive(pid) for pid in pids))
     with place.gateway() as gateway:
         assert until(lambda: spent(gateway)) == total
         [row] = reported(gateway, "--by", "team")
