@@ -10,7 +10,6 @@ Times are nanoseconds on the host's monotonic clock.
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 import time
@@ -23,6 +22,7 @@ from zlib import crc32
 
 from nexus.fleet.load_table import COLUMNS
 from nexus.fleet.locks import LockFile
+from nexus.fleet.mapping import map_descriptor
 
 State = Literal["closed", "half_open", "open"]
 STATES: tuple[State, ...] = ("closed", "half_open", "open")
@@ -79,15 +79,8 @@ class CircuitTable:
 
     def __init__(self, path: Path | None) -> None:
         """Open or create the table at `path`; None makes one that no other process sees."""
-        self._locks: LockFile | None = None
-        if path is None:
-            self._map = mmap.mmap(-1, _SIZE)
-        else:
-            self._locks = LockFile(path)
-            fd = self._locks.fileno()
-            if os.fstat(fd).st_size < _SIZE:
-                os.posix_fallocate(fd, 0, _SIZE)
-            self._map = mmap.mmap(fd, _SIZE)
+        self._locks = None if path is None else LockFile(path)
+        self._map = map_descriptor(self._locks.fileno() if self._locks else None, _SIZE)
         self._cells = memoryview(self._map).cast("q")
         self.dirty = self._cells[: COLUMNS * _RECORD : _RECORD]
         """By column: whether the record says anything. It rarely does."""

@@ -12,7 +12,6 @@ Times are nanoseconds on the host's monotonic clock.
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from nexus.fleet.accounts import CELLS, Accounts
 from nexus.fleet.limit_names import LimitNames
 from nexus.fleet.locks import LockFile
+from nexus.fleet.mapping import map_descriptor
 
 RECORDS = 16_384
 _HEAD = 2048
@@ -64,16 +64,9 @@ class LimitTable:
         self._starts, self._owner = starts, _owner(slot, starts(slot))
         end = _HEAD + records * _RECORD
         size = (end + CELLS) * 8
-        self._locks: LockFile | None = None
+        self._locks = None if path is None else LockFile(path)
         self._names = LimitNames(None if path is None else path.with_suffix(".names"))
-        if path is None:
-            self._map = mmap.mmap(-1, size)
-        else:
-            self._locks = LockFile(path)
-            fd = self._locks.fileno()
-            if os.fstat(fd).st_size < size:
-                os.posix_fallocate(fd, 0, size)
-            self._map = mmap.mmap(fd, size)
+        self._map = map_descriptor(self._locks.fileno() if self._locks else None, size)
         self._cells = memoryview(self._map).cast("q")
         self._process_lock = threading.Lock()  # excludes other threads of this process
         self._staged: list[tuple[int, int]] = []

@@ -10,9 +10,9 @@ backends of another prefix. A wrong entry costs one miss in a backend's cache.
 
 from __future__ import annotations
 
-import mmap
-import os
 from pathlib import Path
+
+from nexus.fleet.mapping import map_file
 
 BUCKETS = 16384
 WAYS = 4
@@ -32,16 +32,7 @@ class PrefixTable:
 
     def __init__(self, path: Path | None) -> None:
         """Open or create the table at `path`; None makes one that no other process sees."""
-        if path is None:
-            self._map = mmap.mmap(-1, _SIZE)
-        else:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                if os.fstat(fd).st_size < _SIZE:
-                    os.posix_fallocate(fd, 0, _SIZE)
-                self._map = mmap.mmap(fd, _SIZE)
-            finally:
-                os.close(fd)
+        self._map = map_file(path, _SIZE)
         self._cells = memoryview(self._map).cast("q")
 
     def holders(self, key: int) -> tuple[int, ...]:

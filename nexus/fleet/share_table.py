@@ -14,12 +14,11 @@ one charge may be lost.
 
 from __future__ import annotations
 
-import mmap
-import os
 from hashlib import blake2b
 from pathlib import Path
 
 from nexus.fleet.locks import LockFile
+from nexus.fleet.mapping import map_descriptor
 
 KEYS = 16_384
 TIME_BITS = 41
@@ -36,15 +35,8 @@ class ShareTable:
         """Open or create the table at `path`; None makes one that no other process sees."""
         self._keys = keys
         size = (_FIRST + 2 * keys) * 8
-        self._locks: LockFile | None = None
-        if path is None:
-            self._map = mmap.mmap(-1, size)
-        else:
-            self._locks = LockFile(path)
-            fd = self._locks.fileno()
-            if os.fstat(fd).st_size < size:
-                os.posix_fallocate(fd, 0, size)
-            self._map = mmap.mmap(fd, size)
+        self._locks = None if path is None else LockFile(path)
+        self._map = map_descriptor(self._locks.fileno() if self._locks else None, size)
         self._cells = memoryview(self._map).cast("q")
         self._known: dict[str, int] = {}
 

@@ -9,13 +9,13 @@ Nobody takes a lock. If two workers write to a bucket at once, one of the entrie
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from zlib import crc32
+
+from nexus.fleet.mapping import map_file
 
 BUCKETS = 8192
 WAYS = 8
@@ -34,16 +34,7 @@ class StickyTable:
 
     def __init__(self, path: Path | None) -> None:
         """Open or create the table at `path`; None makes one that no other process sees."""
-        if path is None:
-            self._map = mmap.mmap(-1, _SIZE)
-        else:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                if os.fstat(fd).st_size < _SIZE:
-                    os.posix_fallocate(fd, 0, _SIZE)
-                self._map = mmap.mmap(fd, _SIZE)
-            finally:
-                os.close(fd)
+        self._map = map_file(path, _SIZE)
         self._cells = memoryview(self._map).cast("Q")
         self._counted, self._used = (0, 0), 0
 

@@ -42,7 +42,7 @@ class SharedCounter:
 
 
 class _MoneyInMemory:
-    """A counter of dollars that is told nano-dollars, as those in shared memory are."""
+    """A counter of dollars that takes nano-dollars, as those in shared memory do."""
 
     __slots__ = ("_counter",)
 

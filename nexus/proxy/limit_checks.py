@@ -1,4 +1,4 @@
-"""The check of limits and budgets, and their settlement at the end of a request."""
+"""The check of limits and budgets, and what they charge at the end of a request."""
 
 from __future__ import annotations
 

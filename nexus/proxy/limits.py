@@ -46,7 +46,7 @@ class Reserve(msgspec.Struct, frozen=True):
     at_ns: int
 
 
-Settlement = tuple[Reserve, Amounts | None]
+UsedReserve = tuple[Reserve, Amounts | None]
 """A reservation and what was used; None keeps the reservation."""
 
 
@@ -62,7 +62,7 @@ class Limiter:
         self._recorder = recorder
         self._opened: LimitTable | None = None
         self._opening = threading.Lock()
-        self._unsettled: deque[tuple[Sequence[Settlement], Sequence[tuple[Hold, int]]]] = deque()
+        self._unsettled: deque[tuple[Sequence[UsedReserve], Sequence[tuple[Hold, int]]]] = deque()
 
     def reserve(
         self,
@@ -128,10 +128,10 @@ class Limiter:
             table.release()
 
     def settle(
-        self, settlements: Sequence[Settlement], costs: Sequence[tuple[Hold, int]] = ()
+        self, used_reserves: Sequence[UsedReserve], costs: Sequence[tuple[Hold, int]] = ()
     ) -> None:
         """Replace what a request reserved by what it used and cost, in one locked step."""
-        self._unsettled.append((settlements, costs))
+        self._unsettled.append((used_reserves, costs))
         self.flush()
 
     def flush(self) -> None:
@@ -146,9 +146,9 @@ class Limiter:
         try:
             while self._unsettled:
                 now_ns = time.monotonic_ns()
-                settlements, costs = self._unsettled.popleft()
-                for reserve, used in settlements:
-                    moved += _stage_settlement(table, reserve, used, now_ns)
+                used_reserves, costs = self._unsettled.popleft()
+                for reserve, used in used_reserves:
+                    moved += _stage_use(table, reserve, used, now_ns)
                 overruns += stage_costs(table, costs, time.time())
                 table.commit()
         finally:
@@ -310,7 +310,7 @@ def _stage(table: LimitTable, counter: Counter, units: int, now_ns: int) -> Leve
     return Level(counter, left, max(0, full_at - now_ns), wait_ns)
 
 
-def _stage_settlement(
+def _stage_use(
     table: LimitTable, reserve: Reserve, amounts: Amounts | None, now_ns: int
 ) -> list[tuple[str, int]]:
     """Stage the difference between reserved and used units.

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -78,7 +79,7 @@ class Event(NamedTuple):
         return self.logger.removeprefix("nexus.")
 
 
-class LineFormatter(logging.Formatter):
+class LineFormatter(logging.Formatter, ABC):
     """Formats an event, which may come without a record of the logging module."""
 
     def __init__(self, *, journal: bool = False) -> None:
@@ -97,8 +98,8 @@ class LineFormatter(logging.Formatter):
         text = redact(self._line(event))
         return _with_priority(text, event.level) if self._journal else text
 
-    def _line(self, event: Event) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _line(self, event: Event) -> str: ...
 
 
 class JsonFormatter(LineFormatter):

@@ -62,7 +62,7 @@ class _Block:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing can follow once another block has begun."""
+        """Whether nothing can follow once another block has started."""
         if self.kind != "tool_use":
             return True
         if not self.said or not self.said[-1].rstrip().endswith("}"):

@@ -104,5 +104,5 @@ RULES: Rules = {
         "map", "`reasoning_effort` for kinds that take it, at most `high`; dropped for others"
     ),
     "output_config.format": Rule("map", "`response_format`"),
-    "output_config.task_budget": Rule("drop", "the model is not told of it"),
+    "output_config.task_budget": Rule("drop", "the model does not see it"),
 }
