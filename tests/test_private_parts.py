@@ -27,6 +27,7 @@ GUNICORN = [
     (Parser, "finish_body"),
     (Unreader, "unread"),
     (Unreader, "take_buffered"),
+    (GeventWorker, "patch"),
     (GeventWorker, "handle"),
     (GeventWorker, "handle_request"),
     (GeventWorker, "handle_error"),

@@ -2,24 +2,27 @@
 
 from gevent import monkey
 
-monkey.patch_all()  # before anything that imports sockets
+from nexus.runtime.plugins import metadata_read_once
 
-import argparse  # noqa: E402
-import logging  # noqa: E402
-import os  # noqa: E402
-import signal  # noqa: E402
-import sys  # noqa: E402
+with metadata_read_once():
+    monkey.patch_all()  # before anything that imports sockets
 
-from nexus.config import ConfigError, load  # noqa: E402
-from nexus.fleet.locks import LockFile  # noqa: E402
-from nexus.fleet.run_directory import RunDirectory, RunDirectoryError  # noqa: E402
-from nexus.fleet.slot_lease import NoFreeSlotError  # noqa: E402
-from nexus.health.process import HealthProcess  # noqa: E402
-from nexus.runtime import log as logs  # noqa: E402
-from nexus.runtime import stderr  # noqa: E402
-from nexus.runtime.host import raise_descriptor_limit  # noqa: E402
-from nexus.runtime.parent_death import end_with_parent  # noqa: E402
-from nexus.runtime.sd_notify import Notifier  # noqa: E402
+import argparse
+import logging
+import os
+import signal
+import sys
+
+from nexus.config import ConfigError, load
+from nexus.fleet.locks import LockFile
+from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
+from nexus.fleet.slot_lease import NoFreeSlotError
+from nexus.health.process import HealthProcess
+from nexus.runtime import log as logs
+from nexus.runtime import stderr
+from nexus.runtime.host import raise_descriptor_limit
+from nexus.runtime.parent_death import end_with_parent
+from nexus.runtime.sd_notify import Notifier
 
 
 def main() -> None:

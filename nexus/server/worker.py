@@ -6,7 +6,7 @@ killed with what it still serves. This worker closes idle connections, and ends 
 moment before the timeout: clients get an error, and all is counted. It also reacts to signals at
 once instead of once a second. A replaced worker drains (see `nexus/server/arbiter.py`).
 
-Private parts of gunicorn used here, which `tests/test_private_parts.py` names: `handle`,
+Private parts of gunicorn used here, which `tests/test_private_parts.py` names: `patch`, `handle`,
 `handle_request`, `handle_error`, `notify` and `PIPE` of its worker, and the parser's `unreader` and
 `finish_body`.
 """
@@ -39,6 +39,7 @@ from nexus.proxy.endpoints import ENDPOINTS
 from nexus.proxy.engine import Engine
 from nexus.runtime import stderr
 from nexus.runtime.host import descriptor_limit
+from nexus.runtime.plugins import metadata_read_once
 from nexus.server.body_pace import BodyPace
 from nexus.server.client_connections import ClientConnection, ClientConnections
 from nexus.server.event_loop import WaitScheduler
@@ -92,6 +93,10 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._engine: Engine
         self._scheduler = WaitScheduler()
         self._pools: list[Pool] = []
+
+    def patch(self) -> None:
+        with metadata_read_once():
+            super().patch()
         self._stopping = Event()
 
     def run(self) -> None:
