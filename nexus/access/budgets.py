@@ -14,9 +14,9 @@ import msgspec
 from nexus.access.callers import NONE, Caller
 from nexus.access.prices import NANO, usd
 from nexus.access.windows import FOREVER, window
-from nexus.config import Config
-from nexus.config.budget_records import RESERVED, Budget, Period, zone
-from nexus.config.cost_records import pico_usd
+from nexus.config import Config, ConfigError
+from nexus.config.budget_records import RESERVED, Budget, Grant, Period, zone
+from nexus.config.cost_records import nano_usd
 from nexus.config.routing_records import CloudBudget
 from nexus.fleet.accounts import StoredAccount
 from nexus.runtime.documents import Document
@@ -37,7 +37,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         digest: Under which its state is stored.
         start: When the window started, in Unix seconds.
         end: When it ends.
-        limit: What may be spent, in nano-dollars.
+        limit: What may be spent, in nano-dollars, grants included.
+        granted: The part of it that operators granted for this window.
         action: What [routing.budget] does at its limit; that budget counts only what cloud backends
             cost. None for [[budgets]].
     """
@@ -48,6 +49,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     start: int
     end: int
     limit: int
+    granted: int = 0
     action: Action | None = None
 
     @property
@@ -78,6 +80,8 @@ class BudgetSummary(Document, frozen=True, kw_only=True):
 
     Attributes:
         subject: What it is counted for on its own, such as `key k7f3q2m9x4ta`; empty for all.
+        limit_usd: What may be spent in this window, grants included.
+        granted_usd: What operators have granted for this window.
         held_usd: Held for requests in progress.
         left_usd: What further requests may cost.
         resets: When the window ends; null without an end.
@@ -88,6 +92,7 @@ class BudgetSummary(Document, frozen=True, kw_only=True):
     mode: Literal["hard", "soft", "watch"]
     per: Period
     limit_usd: str
+    granted_usd: str
     spent_usd: str
     held_usd: str
     left_usd: str
@@ -110,6 +115,7 @@ class BudgetState(msgspec.Struct, frozen=True):
             mode=budget.mode,
             per=budget.per,
             limit_usd=usd(limit),
+            granted_usd=usd(self.account.granted),
             spent_usd=usd(self.spent),
             held_usd=usd(self.held),
             left_usd=usd(max(0, limit - self.spent - self.held)),
@@ -117,31 +123,63 @@ class BudgetState(msgspec.Struct, frozen=True):
         )
 
 
+class UnknownBudget(Exception):
+    """No budget has this name."""
+
+
 class _Rule(msgspec.Struct, frozen=True):
+    """A budget.
+
+    Attributes:
+        granted: What was granted, by subject and start of the window, in nano-dollars.
+    """
+
     budget: Budget
     patterns: dict[str, re.Pattern[str]]
     zone: tzinfo
     limit: int
     action: Action | None = None
+    granted: dict[tuple[str, int], int] = {}
 
-    def account(self, apart: list[tuple[str, str]], now: float) -> Account:
-        subject = ", ".join(f"{name} {value[:_LONGEST_VALUE]}" for name, value in apart)
+    def account(self, subject: str, now: float) -> Account:
         start, end = window(self.budget.per, self.zone, now)
+        granted = self.granted.get((subject, start), 0)
         return Account(
             budget=self.budget,
             subject=subject,
             digest=digest(self.budget.name, subject, start),
             start=start,
             end=end,
-            limit=self.limit,
+            limit=self.limit + granted,
+            granted=granted,
             action=self.action,
         )
+
+    def subject(self, given: str) -> str:
+        """A subject that an operator names. Raises `ConfigError` if the budget has none like it."""
+        each = self.budget.each
+        if len(each) == 1 and not given.startswith(f"{each[0]} "):
+            given = given and f"{each[0]} {given}"
+        match = re.fullmatch(", ".join(f"{name} (.+)" for name in each), given)
+        if match is None:
+            form = ", ".join(f"{name} …" for name in each)
+            wants = (
+                f'takes a subject such as "{form}"' if each else "is for all and takes no subject"
+            )
+            raise ConfigError([f"Budget '{self.budget.name}' {wants}, not {given[:200]!r}."])
+        return subject_of(each, match.groups())
 
 
 class Budgets:
     """All budgets of one configuration."""
 
-    def __init__(self, budgets: Iterable[Budget], *, cloud: CloudBudget | None = None) -> None:
+    def __init__(
+        self,
+        budgets: Iterable[Budget],
+        *,
+        cloud: CloudBudget | None = None,
+        grants: Iterable[Grant] = (),
+    ) -> None:
         self._rules = [
             _Rule(
                 budget,
@@ -151,24 +189,28 @@ class Budgets:
                     if glob != "*"
                 },
                 zone(budget.timezone) or UTC,
-                (pico_usd(budget.usd) or 0) // 1000,
+                nano_usd(budget.usd) or 0,
             )
             for budget in budgets
         ]
         if cloud is not None:
             self._rules.append(_cloud_rule(cloud))
+        self._by_name = {rule.budget.name: rule for rule in self._rules}
+        for grant in grants:
+            if (rule := self._by_name.get(grant.budget)) is not None:
+                rule.granted[grant.subject, grant.start] = grant.nano
         self._known: dict[tuple[str, ...], tuple[int, int, tuple[Account, ...]]] = {}
 
     @classmethod
-    def of(cls, config: Config) -> Budgets | None:
-        """The budgets of a configuration; None without any.
+    def of(cls, config: Config, grants: Iterable[Grant]) -> Budgets | None:
+        """The budgets of a configuration, with what was granted; None without any.
 
         [routing.budget] needs prices: without them, nothing that it counts has a cost.
         """
         cloud = config.routing.budget
         if cloud.monthly_limit_usd is None or not config.costs.price:
-            return cls(config.budgets) if config.budgets else None
-        return cls(config.budgets, cloud=cloud)
+            return cls(config.budgets, grants=grants) if config.budgets else None
+        return cls(config.budgets, cloud=cloud, grants=grants)
 
     def accounts(
         self, caller: Caller | None, model: str, endpoint: str, now: float
@@ -186,7 +228,9 @@ class Budgets:
                 "key": key, "user": user, "team": team, "model": model, "endpoint": endpoint,
             }  # fmt: skip
             accounts = tuple(
-                rule.account([(name, values[name]) for name in rule.budget.each], now)
+                rule.account(
+                    subject_of(rule.budget.each, [values[name] for name in rule.budget.each]), now
+                )
                 for rule in self._rules
                 if all(pattern.match(values[name]) for name, pattern in rule.patterns.items())
             )
@@ -198,27 +242,41 @@ class Budgets:
     def states(self, stored: Iterable[StoredAccount], now: float) -> Iterator[BudgetState]:
         """How every account of the present windows stands.
 
-        A budget without `each` is there before its first request, too.
+        A budget without `each`, and a grant, are there before their first request, too.
         """
         found = {(one.budget, one.subject, one.start): (one.spent, one.held) for one in stored}
         for rule in self._rules:
-            without = rule.account([], now)
+            without = rule.account("", now)
             subjects = {subject for name, subject, _ in found if name == rule.budget.name}
+            subjects |= {subject for subject, _ in rule.granted}
             if not rule.budget.each:
                 subjects = {""}
             for subject in sorted(subjects):
                 amounts = found.get((rule.budget.name, subject, without.start))
-                if amounts is None and subject:
+                granted = rule.granted.get((subject, without.start), 0)
+                if amounts is None and subject and not granted:
                     continue  # of an earlier window
-                account = msgspec.structs.replace(without, subject=subject)
+                account = msgspec.structs.replace(
+                    without, subject=subject, limit=rule.limit + granted, granted=granted
+                )
                 yield BudgetState(account, *(amounts or (0, 0)))
+
+    def granted(self, name: str, subject: str, nano: int, now: float) -> Grant:
+        """The grants of the present window with one more.
+
+        Raises `UnknownBudget`, and `ConfigError` if the budget has no such subject.
+        """
+        if (rule := self._by_name.get(name)) is None:
+            raise UnknownBudget(name)
+        account = rule.account(rule.subject(subject), now)
+        nano += account.granted
+        return Grant(name, account.subject, account.start, account.end, nano)
 
     def of_caller(self, states: Iterable[BudgetState], caller: Caller) -> Iterator[BudgetState]:
         """Those that hold for a caller's requests, whatever the model and the endpoint."""
         values = {"key": caller.key, "user": caller.user or NONE, "team": caller.team}
-        rules = {rule.budget.name: rule for rule in self._rules}
         for state in states:
-            rule = rules[state.account.budget.name]
+            rule = self._by_name[state.account.budget.name]
             subject = f", {state.account.subject}, "
             if all(
                 (name not in rule.patterns or rule.patterns[name].match(value))
@@ -243,6 +301,12 @@ def _cloud_rule(cloud: CloudBudget) -> _Rule:
         reserve_output=_CLOUD_OUTPUT,
     )
     return _Rule(budget, {}, UTC, limit, cloud.hard_limit_action)
+
+
+def subject_of(each: Iterable[str], values: Iterable[str]) -> str:
+    """What a budget is counted for on its own, such as `key k7f3q2m9x4ta`."""
+    named = zip(each, values, strict=True)
+    return ", ".join(f"{name} {value[:_LONGEST_VALUE]}" for name, value in named)
 
 
 def digest(budget: str, subject: str, start: int) -> tuple[int, int]:

@@ -1,15 +1,19 @@
-"""The endpoint that shows how the budgets stand."""
+"""The endpoints that show how the budgets stand, and grant more."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
-from flask import Blueprint, Response
+import msgspec
+from flask import Blueprint, Response, request
 
-from nexus.access.budgets import BudgetSummary
-from nexus.admin.access import require_same_site, require_token
+from nexus.access.budgets import BudgetSummary, UnknownBudget
+from nexus.admin.access import error_response, require_same_site, require_token
+from nexus.admin.backends import json_body
 from nexus.admin.context import AdminContext
 from nexus.admin.responses import json_response
+from nexus.config import ConfigError
 from nexus.runtime.documents import Document
 
 
@@ -19,18 +23,57 @@ class BudgetList(Document, frozen=True):
     budgets: list[BudgetSummary]
 
 
-def budget_endpoints(context: AdminContext, *, token: Callable[[], str]) -> Blueprint:
-    """`/admin/budgets`. `token` returns the operators' token."""
+class NewGrant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """More money for the present window of a budget.
+
+    Attributes:
+        budget: Its name.
+        subject: Whose, as in `/admin/budgets`, such as `key k7f3q2m9x4ta`; empty for all.
+        usd: US dollars that are added to its limit, such as "50".
+    """
+
+    budget: str
+    subject: str = ""
+    usd: str
+
+
+class BudgetAdmin(Protocol):
+    """What the health process lets operators do."""
+
+    def grant(self, data: dict[str, Any]) -> BudgetSummary:
+        """Add to a budget until its window ends. The fields are those of `NewGrant`.
+
+        Raises `UnknownBudget`, or `ConfigError` if the grant is refused. It holds for every
+        request that arrives after the method has returned.
+        """
+
+
+def budget_endpoints(
+    context: AdminContext, admin: BudgetAdmin, *, token: Callable[[], str]
+) -> Blueprint:
+    """The endpoints below `/admin/budgets`. `token` returns the operators' token."""
     blueprint = Blueprint("admin_budgets", __name__, url_prefix="/admin/budgets")
     blueprint.before_request(require_same_site)
 
     @blueprint.before_request
     def check_token() -> Response | None:
-        return require_token(token())
+        return require_token(token(), bearer_only=request.method != "GET")
 
     @blueprint.get("")
     def budgets() -> Response:
         states = context.generation().collector.budget_states()
         return json_response(BudgetList(budgets=[state.summary for state in states]))
+
+    @blueprint.post("/grants")
+    def grant() -> Response:
+        return json_response(admin.grant(json_body()), 201)
+
+    @blueprint.errorhandler(ConfigError)
+    def invalid(error: ConfigError) -> Response:
+        return error_response(400, "invalid_request", " ".join(error.problems))
+
+    @blueprint.errorhandler(UnknownBudget)
+    def unknown(error: UnknownBudget) -> Response:
+        return error_response(404, "unknown_budget", f"There is no budget {str(error)[:200]!r}.")
 
     return blueprint

@@ -12,7 +12,8 @@ import msgspec
 from flask import Blueprint, Response
 
 from nexus import __version__
-from nexus.admin.budgets import BudgetList
+from nexus.access.budgets import BudgetSummary
+from nexus.admin.budgets import BudgetList, NewGrant
 from nexus.admin.history import MAX_REQUESTS
 from nexus.admin.keys import (
     ChangedKey,
@@ -215,6 +216,16 @@ def _admin_paths() -> dict[str, Any]:
             )
         },
         "/admin/budgets": {"get": _admin("How the budgets stand", BudgetList, tag="Budgets")},
+        "/admin/budgets/grants": {
+            "post": _change(
+                "Add to a budget until its window ends",
+                BudgetSummary,
+                404,
+                status=201,
+                body=component("NewGrant"),
+                tag="Budgets",
+            )
+        },
         "/admin/keys/{key_id}/rotate": {
             "post": _change(
                 "Replace its secret", MadeKey, 404, 409, body=component("Rotation"), **key
@@ -231,7 +242,17 @@ _USAGE = [
 ]
 _BACKENDS = (BackendList, RemovedBackend, NewBackend)
 _KEYS = (KeyList, MadeKey, NewKey, ChangedKey, Rotation, RemovedKey)
-_STRUCTS = (Stats, ProblemList, Health, PastRequest, BudgetList, UsageReport, *_BACKENDS, *_KEYS)
+_STRUCTS = (
+    Stats,
+    ProblemList,
+    Health,
+    PastRequest,
+    BudgetList,
+    NewGrant,
+    UsageReport,
+    *_BACKENDS,
+    *_KEYS,
+)
 
 
 def _schema_of(kind: type) -> Schema:

@@ -180,6 +180,7 @@ class Gateway:
             raise self._unauthorized(self.operations)
         if response.status == 404 and response.error_code() not in (
             "unknown_backend",
+            "unknown_budget",
             "unknown_key",
         ):
             raise Failure(

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 from msgspec import Meta
 
-from nexus.config.cost_records import pico_usd
+from nexus.config.cost_records import nano_usd
 from nexus.config.fields import Count, Section, doc
 from nexus.config.limit_records import Match
 
@@ -70,6 +70,22 @@ class Budget(Section, frozen=True):
     ] = "full"
 
 
+class Grant(msgspec.Struct, frozen=True):
+    """What operators have added to the limit of a budget, for one window of one subject.
+
+    Attributes:
+        start: When the window started, in Unix seconds.
+        end: When it ends.
+        nano: How much, in nano-dollars.
+    """
+
+    budget: str
+    subject: str
+    start: int
+    end: int
+    nano: int
+
+
 def zone(name: str) -> tzinfo | None:
     """The time zone of this name; None if this host does not know it."""
     if name == "UTC":
@@ -91,8 +107,7 @@ def budget_conflicts(budgets: list[Budget]) -> Iterator[str]:
         yield f'[[budgets]] name = "{RESERVED}" is that of [routing.budget]; take another one.'
     for budget in budgets:
         where = f'[[budgets]] "{budget.name}"'
-        amount = pico_usd(budget.usd)
-        if amount is None or amount % 1000:
+        if nano_usd(budget.usd) is None:
             yield (
                 f'{where} usd = "{budget.usd}" is not allowed; it takes US dollars with up to 9 '
                 'decimals in quotes, such as "500".'

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
+from nexus.config.budget_records import Grant
 from nexus.config.checking import ConfigError, check_table
 from nexus.config.consistency import find_conflicts
 from nexus.config.records import BackendConfig, Config, Key
@@ -60,12 +61,14 @@ class OverlayLayer(
 
 
 class Overlay(msgspec.Struct, frozen=True, kw_only=True):
-    """The configuration file with both layers over it, and the keys made at run time."""
+    """The configuration file with both layers over it, and what was made at run time: keys, and
+    grants of budgets."""
 
     file: Config
     saved: OverlayLayer = OverlayLayer()
     session: OverlayLayer = OverlayLayer()
     keys: tuple[Key, ...] = ()
+    grants: tuple[Grant, ...] = ()
 
     def config(self) -> Config:
         """The resulting configuration. Raises `ConfigError` if the layers contradict the file."""
@@ -138,6 +141,16 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
 
     def without_key(self, id_: str) -> Overlay:
         return replace(self, keys=tuple(key for key in self.keys if key.id != id_))
+
+    def with_grant(self, grant: Grant, *, now: float) -> Overlay:
+        """Set what was granted for a window. Grants of windows that have ended are dropped."""
+        window = (grant.budget, grant.subject, grant.start)
+        others = (
+            one
+            for one in self.grants
+            if one.end > now and (one.budget, one.subject, one.start) != window
+        )
+        return replace(self, grants=(*others, grant))
 
     def _backends(self) -> dict[str, tuple[BackendConfig, Origin]]:
         backends: dict[str, tuple[BackendConfig, Origin]] = {

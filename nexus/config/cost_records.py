@@ -31,6 +31,12 @@ def pico_usd(text: str) -> int | None:
     return int(Decimal(text) * _PICO) if _AMOUNT.fullmatch(text) else None
 
 
+def nano_usd(text: str) -> int | None:
+    """An amount of US dollars in 10^-9 USD; None if it is not one."""
+    whole = pico_usd(text)
+    return None if whole is None or whole % 1000 else whole // 1000
+
+
 def pico_usd_per_token(text: str) -> int | None:
     """A price in US dollars per million tokens, in 10^-12 USD per token; None if it is not one."""
     whole = pico_usd(text)

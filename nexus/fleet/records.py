@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from nexus.config import BackendConfig, Config
+from nexus.config.budget_records import Grant
 from nexus.config.changes import Origin
 from nexus.providers.probing import Model
 
@@ -87,10 +88,16 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The fleet at one moment, with its configuration. `published_at` is in Unix seconds."""
+    """The fleet at one moment, with its configuration.
+
+    Attributes:
+        published_at: In Unix seconds.
+        grants: What was added to budgets for their present windows.
+    """
 
     revision: int
     published_at: float
     config: Config
     backends: tuple[Backend, ...] = ()
     labels: Labels = Labels()
+    grants: tuple[Grant, ...] = ()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from nexus.config import Config, ConfigError
+from nexus.config.budget_records import Grant
 from nexus.config.changes import Overlay, OverlayLayer
 from nexus.config.records import Key
 from nexus.fleet.state_directory import StateDirectory
@@ -18,12 +20,22 @@ log = logging.getLogger("nexus.health")
 
 _SESSION = "changes.json"
 _KEYS = "keys.json"
+_GRANTS = "grants.json"
 
 
 class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of `keys.json`: keys made at run time, by digest."""
 
     keys: tuple[Key, ...] = ()
+
+
+class _GrantFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of `grants.json`: what was granted for windows of budgets."""
+
+    grants: tuple[Grant, ...] = ()
+
+
+_StateFile = TypeVar("_StateFile", _KeyFile, _GrantFile)
 
 
 class ChangeFiles:
@@ -48,8 +60,8 @@ class ChangeFiles:
         self._state_dir = state_dir
 
     def overlay(self, config: Config) -> Overlay:
-        """The file with both layers and the keys. Raises `ConfigError` for unusable changes."""
-        keys = self._read_keys()
+        """The file with both layers, keys and grants. Raises `ConfigError` if one is unusable."""
+        keys = self._read_state(_KEYS, _KeyFile).keys
         own = {key.id for key in keys}
         if twice := [key.id for key in config.keys if key.id in own]:
             path = self._state_dir.path / _KEYS
@@ -59,7 +71,11 @@ class ChangeFiles:
             )
             raise ConfigError([problem])
         return Overlay(
-            file=config, saved=self._read_saved(), session=self._read_session(), keys=keys
+            file=config,
+            saved=self._read_saved(),
+            session=self._read_session(),
+            keys=keys,
+            grants=self._read_state(_GRANTS, _GrantFile).grants,
         )
 
     def write(self, before: Overlay, after: Overlay) -> None:
@@ -75,26 +91,28 @@ class ChangeFiles:
         if after.session != before.session:
             _write(self.session_dir / _SESSION, after.session)
         if after.keys != before.keys:
-            self._write_keys(after.keys)
+            self._write_state(_KEYS, _KeyFile(after.keys))
+        if after.grants != before.grants:
+            self._write_state(_GRANTS, _GrantFile(after.grants))
 
-    def _read_keys(self) -> tuple[Key, ...]:
-        file = self._state_dir.path / _KEYS
+    def _read_state(self, name: str, kind: type[_StateFile]) -> _StateFile:
         try:
-            content = self._state_dir.read(_KEYS)
-            return msgspec.json.decode(content, type=_KeyFile).keys if content is not None else ()
+            content = self._state_dir.read(name)
+            return msgspec.json.decode(content, type=kind) if content is not None else kind()
         except (OSError, msgspec.DecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            problem = f"{file}: the keys cannot be read ({why}); correct that, or move it away."
+            file, what = self._state_dir.path / name, name.removesuffix(".json")
+            problem = f"{file}: the {what} cannot be read ({why}); correct that, or move it away."
             raise ConfigError([problem]) from error
 
-    def _write_keys(self, keys: tuple[Key, ...]) -> None:
-        content = msgspec.json.format(msgspec.json.encode(_KeyFile(keys)), indent=2) + b"\n"
+    def _write_state(self, name: str, file: _KeyFile | _GrantFile) -> None:
+        content = msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
         try:
-            self._state_dir.write(_KEYS, content)
+            self._state_dir.write(name, content)
         except OSError as error:
             problem = (
-                f"{self._state_dir.path}: keys cannot be kept there ({error.strerror}); "
-                "name another directory in [server] state_dir."
+                f"{self._state_dir.path}: {name.removesuffix('.json')} cannot be kept there "
+                f"({error.strerror}); name another directory in [server] state_dir."
             )
             raise ConfigError([problem]) from error
 

@@ -191,6 +191,7 @@ class Fleet:
             published_at=now,
             config=self.config,
             labels=self.labels,
+            grants=self.overlay.grants,
             backends=tuple(
                 Backend(
                     config=backend.config,

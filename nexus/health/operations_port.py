@@ -29,6 +29,7 @@ from nexus.fleet.problems import ProblemList
 from nexus.fleet.records import Snapshot
 from nexus.fleet.windows import RecentOutcomes
 from nexus.health.backend_admin import HealthBackendAdmin
+from nexus.health.budget_admin import HealthBudgetAdmin
 from nexus.health.key_admin import HealthKeyAdmin
 from nexus.health.publisher import Publisher
 from nexus.health.reporter import Reporter
@@ -83,7 +84,12 @@ class HealthContext(AdminContext):
 
 
 def operations_app(
-    context: AdminContext, admin: HealthBackendAdmin, keys: HealthKeyAdmin, usage: UsageSource
+    context: AdminContext,
+    admin: HealthBackendAdmin,
+    *,
+    keys: HealthKeyAdmin,
+    budgets: HealthBudgetAdmin,
+    usage: UsageSource,
 ) -> Flask:
     """Metrics, dashboard and changes as a WSGI application."""
     app = Flask("nexus.health", static_folder=None)
@@ -93,7 +99,7 @@ def operations_app(
     app.register_blueprint(backend_endpoints(admin))
     app.register_blueprint(key_endpoints(keys, token=admin.admin_token))
     app.register_blueprint(keys_page(context, keys, token=admin.admin_token))
-    app.register_blueprint(budget_endpoints(context, token=admin.admin_token))
+    app.register_blueprint(budget_endpoints(context, budgets, token=admin.admin_token))
     app.register_blueprint(usage_endpoints(usage, token=admin.admin_token))
     app.register_blueprint(openapi_endpoint(operations=True))
     register_error_handlers(app, rejected=lambda _: None)

@@ -18,6 +18,7 @@ from nexus.fleet.slot_lease import NoFreeSlotError
 from nexus.fleet.state_directory import StateDirectory
 from nexus.health.accounts import AccountKeeper
 from nexus.health.backend_admin import HealthBackendAdmin
+from nexus.health.budget_admin import HealthBudgetAdmin
 from nexus.health.changes import ChangeFiles
 from nexus.health.key_admin import HealthKeyAdmin
 from nexus.health.monitor import FleetMonitor
@@ -90,6 +91,7 @@ class HealthProcess:
             environ=environ,
         )
         self._keys = HealthKeyAdmin(self._monitor, self._changes)
+        self._budgets = HealthBudgetAdmin(self._monitor, self._changes, publisher=self._publisher)
         self._monitor.adopt(self._monitor.new_fleet(self._changes.overlay(loaded.config)))
 
     def run(self) -> int:
@@ -147,7 +149,10 @@ class HealthProcess:
             environ=self._environ,
             stopping=self._stopping.is_set,
         )
-        serve_operations(listen, operations_app(context, self._admin, self._keys, self._accounts))
+        app = operations_app(
+            context, self._admin, keys=self._keys, budgets=self._budgets, usage=self._accounts
+        )
+        serve_operations(listen, app)
 
     def _poll(self) -> None:
         """Send a heartbeat, and handle requests of other processes in the run directory."""

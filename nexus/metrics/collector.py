@@ -239,7 +239,8 @@ class Collector:
     def budget_states(self) -> list[BudgetState]:
         """How the budgets stand: those for all, then subjects by the share that they have spent."""
         snapshot = self._snapshot()
-        if snapshot is None or (budgets := Budgets.of(snapshot.config)) is None:
+        budgets = Budgets.of(snapshot.config, snapshot.grants) if snapshot is not None else None
+        if budgets is None:
             return []
         try:
             table = self._limit_table = self._limit_table or self._lease.open_limit_table()

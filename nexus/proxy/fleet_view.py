@@ -80,7 +80,7 @@ class View:
                 team_labels=snapshot.labels.teams,
             ),
             limits=Limits.of(snapshot.config),
-            budgets=Budgets.of(snapshot.config),
+            budgets=Budgets.of(snapshot.config, snapshot.grants),
             prices=Prices.of(snapshot.config),
             fair_queue=_is_fair(snapshot.config),
         )

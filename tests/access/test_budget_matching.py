@@ -1,8 +1,12 @@
 """Which budgets hold for a request, and in which window."""
 
-from nexus.access.budgets import Budgets
+import pytest
+
+from nexus.access.budgets import Budgets, UnknownBudget
 from nexus.access.callers import Caller
+from nexus.config import Config, ConfigError
 from nexus.config.budget_records import Budget
+from nexus.config.changes import Overlay
 from nexus.config.limit_records import Match
 from nexus.fleet.accounts import StoredAccount
 
@@ -59,3 +63,53 @@ def test_a_caller_sees_its_own_accounts():
     assert (summary.limit_usd, summary.spent_usd, summary.left_usd) == (
         "9", "0.000000007", "8.999999991",
     )  # fmt: skip
+
+
+def with_grants(*grants):
+    return Budgets([ALL, EACH, OTHERS], grants=grants)
+
+
+def limits(budgets, caller=ANN, *, now=NOW):
+    return [one.limit for one in budgets.accounts(caller, "m", "e", now)]
+
+
+def test_a_grant_raises_the_limit_of_its_window_and_subject():
+    grant = BUDGETS.granted("each", "key ann, model m", 7, NOW)
+    budgets = with_grants(grant)
+    assert limits(budgets) == [9 * 10**9, 5 * 10**9 + 7]
+    assert limits(budgets, Caller(key="bob", team="research")) == [9 * 10**9, 5 * 10**9]
+    assert limits(budgets, now=grant.end - 1) == [9 * 10**9, 5 * 10**9 + 7]
+    assert limits(budgets, now=grant.end) == [9 * 10**9, 5 * 10**9]
+    assert budgets.granted("each", "key ann, model m", 3, NOW).nano == 10
+    assert budgets.granted("each", "key ann, model m", 3, grant.end).nano == 3
+    shown = [one.summary for one in budgets.states([], NOW)]
+    assert [(one.budget, one.subject, one.granted_usd) for one in shown] == [
+        ("all", "", "0"),
+        ("each", "key ann, model m", "0.000000007"),
+    ]
+    assert [one.account.budget.name for one in budgets.states([], grant.end)] == ["all"]
+
+
+def test_the_subject_of_a_grant():
+    for name, given, subject in (
+        ("all", "", ""),
+        ("others", "ann", "user ann"),
+        ("others", "user ann", "user ann"),
+        ("each", f"key a, b, model {'m' * 99}", f"key a, b, model {'m' * 64}"),
+    ):
+        assert BUDGETS.granted(name, given, 1, NOW).subject == subject
+    for name, given in (("all", "ann"), ("others", ""), ("each", "ann"), ("each", "model m")):
+        with pytest.raises(ConfigError):
+            BUDGETS.granted(name, given, 1, NOW)
+    with pytest.raises(UnknownBudget):
+        BUDGETS.granted("none", "", 1, NOW)
+
+
+def test_grants_of_windows_that_ended_are_dropped():
+    overlay = Overlay(file=Config())
+    first, second = (BUDGETS.granted("all", "", nano, NOW) for nano in (1, 2))
+    other = BUDGETS.granted("others", "ann", 1, NOW)
+    overlay = overlay.with_grant(first, now=NOW).with_grant(other, now=NOW)
+    assert overlay.with_grant(second, now=NOW).grants == (other, second)
+    later = BUDGETS.granted("all", "", 3, first.end)
+    assert overlay.with_grant(later, now=first.end).grants == (later,)

@@ -164,6 +164,7 @@ SCHEMAS: dict[str, Schema] = {
         diff=TEXT,
     ),
     "budgets": record(budgets=every(component("BudgetSummary"), least=0)),
+    "budgets grant": component("BudgetSummary"),
     "prices check": record(
         version=maybe(TEXT),
         prices=COUNT,

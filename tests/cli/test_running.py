@@ -69,7 +69,10 @@ def commands() -> set[str]:
     found = set()
     for name in COMMANDS:
         command = cli.get_command(None, name)
-        found |= {f"{name} {one}" for one in getattr(command, "commands", {})} or {name}
+        below = {f"{name} {one}" for one in getattr(command, "commands", {})}
+        found |= below
+        if not below or command.invoke_without_command:
+            found.add(name)
     return found
 
 
