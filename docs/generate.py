@@ -303,6 +303,9 @@ def architecture() -> str:
     return _marked("docs/architecture.md", "folders", folders())
 
 
+_BODIES = {"json": "none", "none": "none", "multipart": "a form", "any": "a body of any type"}
+
+
 def api() -> str:
     """docs/api.md, with the table of proxied endpoints."""
     lines = ["| endpoint | | prompt | streams |", "|---|---|---|---|"]
@@ -316,7 +319,7 @@ def api() -> str:
                 f"`{'`, `'.join(endpoint.methods)} {endpoint.path}`"
                 + "".join(f", `{path}`" for path in endpoint.other_paths),
                 endpoint.summary,
-                " or ".join(prompts) or ("a form" if endpoint.body == "multipart" else "none"),
+                " or ".join(prompts) or _BODIES[endpoint.body],
                 "yes" if endpoint.streams else "no",
             )
         )

@@ -9,7 +9,7 @@ import random
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -18,10 +18,11 @@ import gevent
 from gevent.server import StreamServer
 from httptools import HttpParserError, HttpRequestParser
 
-from nexus_demo import media, messages, responses, stored_responses
+from nexus_demo import files, media, messages, responses, stored_responses
 from nexus_demo.faults import FaultSource, FaultSpec
 from nexus_demo.prefix_cache import PrefixCache
 
+_PIECE_BYTES = 64 * 1024
 _LONGEST_SHOWN = 4 * 1024 * 1024
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed"}
 
@@ -97,6 +98,7 @@ class DemoBackend:
         self._hurried = 0
         self.last: dict[str, Any] = {}
         self._stored = stored_responses.StoredResponses()
+        self._files = files.FileStore()
         self._generated = {
             *responses.GENERATED, *media.FORMS, media.SPEECH, messages.PATH, stored_responses.PATH,
         }  # fmt: skip
@@ -194,6 +196,8 @@ class DemoBackend:
             return True
         if path.startswith(f"{stored_responses.PATH}/"):
             return self._below_responses(sock, request, method, path)
+        if f"{path}/".startswith(("/v1/files/", "/v1/batches/")):
+            return self._file(sock, request, method, path)
         if method != "POST" or path not in self._generated | self._computed.keys():
             _respond(sock, 404, responses.error(f"nothing at {method} {path}", code="not_found"))
             return True
@@ -208,6 +212,24 @@ class DemoBackend:
         if fault.status or fault.hang or fault.close or fault.reset or fault.malformed:
             return self._strike(sock, fault, path, request.headers)
         status, said = self._stored.answer(method, path)
+        self.statuses[str(status)] += 1
+        _respond(sock, status, said)
+        return True
+
+    def _file(self, sock: socket.socket, request: _Request, method: str, path: str) -> bool:
+        self._note(request)
+        self.requests[f"{method} {path}"] += 1
+        fault = self._faults.next()
+        if fault.status or fault.hang or fault.close or fault.reset or fault.malformed:
+            return self._strike(sock, fault, path, request.headers)
+        content_type = request.headers.get("content-type", "")
+        try:
+            status, said = self._files.answer(method, path, content_type, bytes(request.body))
+        except ValueError as error:
+            status, said = 400, responses.error(str(error), code="invalid")
+        if isinstance(said, bytes):
+            pieces = (said[n : n + _PIECE_BYTES] for n in range(0, len(said), _PIECE_BYTES))
+            return self._pieces(sock, "application/octet-stream", pieces, fault)
         self.statuses[str(status)] += 1
         _respond(sock, status, said)
         return True
@@ -260,7 +282,7 @@ class DemoBackend:
                 reply = media.MediaReply(body, path)
                 return self._stream(sock, reply, fault, request.headers, usage=usage)
             if path == media.SPEECH:
-                return self._audio(sock, body, fault)
+                return self._pieces(sock, "audio/mpeg", media.speech(body), fault)
             if path in media.TRANSCRIPTIONS:
                 return self._transcript(sock, body, fault)
             if path in media.FORMS:
@@ -316,9 +338,12 @@ class DemoBackend:
             return self._stream(sock, reply, fault, request.headers, usage=usage)
         return self._whole(sock, reply.whole(usage=usage), fault)
 
-    def _audio(self, sock: socket.socket, body: dict[str, Any], fault: FaultSpec) -> bool:
-        sock.sendall(_head(200, "audio/mpeg", "transfer-encoding: chunked"))
-        for sent, piece in enumerate(media.speech(body)):
+    def _pieces(
+        self, sock: socket.socket, content_type: str, pieces: Iterable[bytes], fault: FaultSpec
+    ) -> bool:
+        """Answer with bytes that are no JSON."""
+        sock.sendall(_head(200, content_type, "transfer-encoding: chunked"))
+        for sent, piece in enumerate(pieces):
             if sent in (fault.break_after, fault.stall_after):
                 self.statuses["cut"] += 1
                 if sent == fault.stall_after:

@@ -25,7 +25,8 @@ from nexus.admin.openapi_schema import (
 )
 from nexus.dialects.base import PromptField
 from nexus.errors import FAULTS
-from nexus.proxy.endpoints import ENDPOINTS, Endpoint
+from nexus.proxy.endpoint_table import Endpoint
+from nexus.proxy.endpoints import ENDPOINTS
 
 _NEVER_SEEN = 499  # the client has disconnected
 
@@ -128,6 +129,8 @@ def _body(endpoint: Endpoint) -> Schema:
     if endpoint.body == "multipart":
         fields: Schema = {"model": {"type": "string", "minLength": 1}, "stream": TEXT}
         return {"type": "object", "properties": fields, "required": ["model"]}
+    if endpoint.body == "any":
+        return {}
     forms = [_request(prompt) for prompt in endpoint.form.prompts]
     return forms[0] if len(forms) == 1 else {"anyOf": forms}
 
@@ -155,14 +158,17 @@ def _proxied(endpoint: Endpoint) -> dict[str, Any]:
             **_faults(endpoint.dialect.ERROR_SCHEMA),
         },
     }
-    if endpoint.body == "none":
+    if "{id}" in endpoint.path:
         operation["parameters"].append(
-            parameter("id", TEXT, "The id that the response has.", location="path")
+            parameter("id", TEXT, "The id of what is stored.", location="path")
         )
-    else:
-        body = {kind: {"schema": _body(endpoint)} for kind in endpoint.content_types}
-        operation["requestBody"] = {"required": True, "content": body}
-    return {method.lower(): operation for method in endpoint.methods}
+    if endpoint.body == "none":
+        return {method.lower(): operation for method in endpoint.methods}
+    body = {kind: {"schema": _body(endpoint)} for kind in endpoint.content_types or ("*/*",)}
+    with_body = operation | {"requestBody": {"required": endpoint.by_model, "content": body}}
+    return {
+        method.lower(): operation if method == "GET" else with_body for method in endpoint.methods
+    }
 
 
 def _get(summary: str, tag: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from nexus.fleet.prefix_table import PrefixTable
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.fleet.status import status_of
 from nexus.http.headers import RequestHeaders
-from nexus.proxy.endpoints import ENDPOINTS, Endpoint
+from nexus.proxy.endpoint_table import Endpoint
+from nexus.proxy.endpoints import ENDPOINTS
 from nexus.proxy.session import OVERRIDE, SessionReader
 from nexus.routing.context import Conditions, RouteQuery
 from nexus.routing.explain import Explanation, explain

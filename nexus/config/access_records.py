@@ -19,7 +19,7 @@ Priority = Literal["normal", "high"]
 ENDPOINTS = (
     "chat_completions", "completions", "embeddings", "rerank", "score", "moderations", "images",
     "speech", "transcriptions", "translations", "image_edits", "image_variations", "messages",
-    "count_tokens", "responses",
+    "count_tokens", "responses", "files", "batches",
 )  # fmt: skip
 """The names of the endpoints that a key or a team can be restricted to."""
 _Name = Annotated[str, Meta(min_length=1, max_length=100)]

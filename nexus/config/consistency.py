@@ -31,6 +31,7 @@ def find_conflicts(config: Config) -> Iterator[str]:
     """Problems that concern several keys: repeated names, unusable addresses, endless aliases."""
     yield from _backend_conflicts(config)
     yield from _client_conflicts(config)
+    yield from _endpoint_conflicts(config)
     yield from _access_conflicts(config)
     yield from limit_conflicts(config.limits)
     yield from budget_conflicts(config.budgets)
@@ -87,6 +88,14 @@ def _client_conflicts(config: Config) -> Iterator[str]:
                 'browser sends it, such as "https://chat.example.com": scheme, host in lower case '
                 "and port, without a path."
             )
+
+
+def _endpoint_conflicts(config: Config) -> Iterator[str]:
+    """What is wrong with `[endpoints]`."""
+    names, files = [backend.name for backend in config.backends], config.endpoints.files
+    if files is not None and files not in names:
+        hint = suggest(files, names) or "name one of [[backends]], or remove it."
+        yield f'[endpoints] files = "{files}" does not exist; {hint}'
 
 
 def _identity_conflicts(auth: Auth) -> Iterator[str]:

@@ -371,6 +371,17 @@ class Endpoints(Section, frozen=True):
             "or a third of the characters with the header x-nexus-estimated (`estimate`)."
         ),
     ] = "backend"
+    files: (
+        Annotated[
+            str,
+            Meta(min_length=1),
+            doc(
+                "Name of the backend that gets all requests to /v1/files and /v1/batches; unset: "
+                "they get 404."
+            ),
+        ]
+        | None
+    ) = None
     default_models: DefaultModels = DefaultModels()
 
 

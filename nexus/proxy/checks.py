@@ -10,7 +10,7 @@ what the checks before it have set: `view` and `body` after `read_body`, `parsed
 - To wait, it uses `exchange.request.watch`, which notices a disconnect of the client. It adds the
   time to `exchange.waited_s`, which does not count as the gateway's own.
 
-A new check is one function and its place in one of the three lists.
+A new check is one function and its place in one of the lists.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from nexus.metrics import labels
 from nexus.proxy.caller_checks import check_endpoint, check_model, identify
 from nexus.proxy.exchange import Exchange
 from nexus.proxy.limit_checks import reserve_limits
+from nexus.proxy.pinned import check_backend
 from nexus.proxy.request import invalid_body
-from nexus.proxy.upload_checks import read_upload
+from nexus.proxy.upload_checks import read_upload, store_body
 
 Check = Callable[[Exchange], None]
 
@@ -53,7 +54,7 @@ def check_head(exchange: Exchange) -> None:
     if "via" in first and has_passed_before(request.headers, exchange.engine.name):
         raise RequestFailed("loop_detected")
     given, types = first.get("content-type"), endpoint.content_types
-    if given and given not in types:
+    if given and types and given not in types:
         media_type = given.partition(";")[0].strip().lower()
         if media_type not in types:
             message = f"The body must be {' or '.join(types)}, not {media_type}."
@@ -69,11 +70,11 @@ def _check_browser(exchange: Exchange) -> None:
     if not cross_origin.admits(given, allowed):
         raise RequestFailed("origin_refused", cross_origin.REFUSAL)
     exchange.own_headers = cross_origin.response_headers(given.get("origin"), allowed)
-    if "origin" in given and "content-type" not in given and request.method == "POST":
+    types = exchange.endpoint.content_types
+    if types and "origin" in given and "content-type" not in given and request.method == "POST":
         raise RequestFailed(
             "unsupported_media_type",
-            "A browser must name the content type: "
-            f"{' or '.join(exchange.endpoint.content_types)}.",
+            f"A browser must name the content type: {' or '.join(types)}.",
         )
 
 
@@ -185,7 +186,24 @@ UPLOAD: tuple[Check, ...] = (
     reserve_limits,
 )
 """All checks of a request with a form."""
-STORED: tuple[Check, ...] = (*HEAD, *CALLER, check_endpoint, read_body, check_capacity)
-"""All checks of a request for what a backend stores, except for the limits: it names no model."""
+STORED: tuple[Check, ...] = (
+    *HEAD,
+    *CALLER,
+    check_endpoint,
+    read_body,
+    check_capacity,
+    reserve_limits,
+)
+"""All checks of a request for a response that a backend stores. It names no model."""
+PINNED: tuple[Check, ...] = (
+    *HEAD,
+    *CALLER,
+    check_endpoint,
+    check_backend,
+    store_body,
+    check_capacity,
+    reserve_limits,
+)
+"""All checks of a request to an endpoint that has one backend."""
 CHECKS = (*HEAD, *CALLER, *BODY)
 """All checks of a request to a proxied endpoint, in their order."""

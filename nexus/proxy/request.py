@@ -10,7 +10,7 @@ from nexus.dialects.base import InvalidBody
 from nexus.errors import RequestFailed
 from nexus.http.client_watch import DisconnectWatch
 from nexus.http.headers import RequestHeaders
-from nexus.proxy.endpoints import Target
+from nexus.proxy.endpoint_table import Target
 
 
 class Request(msgspec.Struct):

@@ -21,7 +21,7 @@ def serve(engine: Engine, request: Request) -> ClientResponse:
     exchange = Exchange(engine, request)
     engine.recorder.request_started(exchange.endpoint.name)
     try:
-        if exchange.endpoint.body == "none":
+        if not exchange.endpoint.by_model:
             return serve_stored(exchange)
         upload = exchange.endpoint.body == "multipart"
         for check in checks.UPLOAD if upload else checks.CHECKS:

@@ -1,7 +1,8 @@
-"""Requests for a response that a backend stores: to get it, delete it, or stop it.
+"""Requests that name no model.
 
-They name no model. The backend that stores the response serves them. If it is not known, each
-backend that speaks the dialect is asked once, until one has the response.
+Those for a stored response get it, delete it, or stop it. The backend that stores the response
+serves them. If it is not known, each backend that speaks the dialect is asked once, until one has
+the response. Those to an endpoint that has one backend go to that one alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from nexus.proxy.admission import Reservation, Waiter
 from nexus.proxy.attempt import Attempt, fault_of
 from nexus.proxy.engine import ClientResponse
 from nexus.proxy.exchange import Exchange
-from nexus.proxy.limit_checks import reserve_limits
+from nexus.proxy.pinned import pinned_backend
 from nexus.proxy.responses import stream_response, whole_response
 from nexus.proxy.retry import CONNECTING
 from nexus.proxy.sticky import home_of, remember
@@ -25,17 +26,22 @@ from nexus.routing.refusal import unavailable
 
 
 def serve_stored(exchange: Exchange) -> ClientResponse:
-    """Serve a request for what a backend stores. Raises `RequestFailed`."""
-    for check in (*checks.STORED, reserve_limits):
+    """Serve a request that names no model. Raises `RequestFailed`."""
+    pinned = exchange.endpoint.backend_key
+    for check in checks.PINNED if pinned else checks.STORED:
         check(exchange)
     request = exchange.request
     wants_stream = parse_qs(request.target.query).get("stream") == ["true"]
     exchange.parsed = ParsedRequest(model="", stream=wants_stream)
-    home = home_of(exchange)
+    home = None if pinned else home_of(exchange)
+    if pinned:
+        backends = [pinned_backend(exchange.endpoint, exchange.view.snapshot)]
+    else:
+        backends = _backends(exchange, home)
     timeout_s = exchange.view.snapshot.config.server.request_timeout_seconds
     waiter = Waiter(RouteQuery(""), request, request.received + timeout_s)
     try:
-        return _ask_each(exchange, waiter, _backends(exchange, home), home)
+        return _ask_each(exchange, waiter, backends, home)
     finally:
         if waiter.evidence is not None:
             waiter.evidence.close()
@@ -104,10 +110,12 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
     )
     attempt.method = request.method
     try:
-        attempt.send(request.target.path, exchange.body)
+        attempt.send(request.target.path, exchange.upload or exchange.body)
         if not 200 <= attempt.status < 300:
             raise _failure(attempt)
-        if attempt.is_stream(requested=parsed.stream):
+        if attempt.is_stream(requested=parsed.stream) or (
+            exchange.endpoint.binary and not attempt.response.complete
+        ):
             attempt.await_content(show_life=True)
             reservation.mark_served()
             return stream_response(exchange, attempt)
@@ -117,7 +125,8 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
         attempt.end(fault_of(error), retry_after_s=retry_after_s)
         raise
     attempt.end(None)
-    remember(exchange, (request.target.stored_id,))
+    if exchange.endpoint.ids is not None:
+        remember(exchange, (request.target.stored_id,))
     exchange.response_started(attempt)
     return whole_response(exchange, attempt.status, attempt.headers, content)
 

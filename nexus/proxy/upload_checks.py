@@ -1,6 +1,8 @@
-"""The check that reads a form with files, and finds its model."""
+"""The checks that store a body: a form with files, whose model they find, or any other."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from nexus.dialects.base import ParsedRequest
 from nexus.dialects.form_reader import FormField, FormReader, MalformedForm
@@ -15,6 +17,18 @@ _NAMES = frozenset({"model", "stream"})
 
 def read_upload(exchange: Exchange) -> None:
     """Read a form, and find its model. Raises `RequestFailed`."""
+    try:
+        reader = FormReader(exchange.request.header("content-type") or "", _NAMES)
+        store_body(exchange, reader.feed)
+        reader.end()
+    except MalformedForm as error:
+        raise RequestFailed("body_malformed", str(error)) from error
+    _parse(exchange, reader.fields)
+
+
+def store_body(exchange: Exchange, feed: Callable[[bytes], object] | None = None) -> None:
+    """Read a body and store it; `feed` gets each piece. Raises `RequestFailed`, and what `feed`
+    raises."""
     engine, request = exchange.engine, exchange.request
     exchange.view = engine.view()
     if request.header("content-encoding") not in (None, "identity"):
@@ -23,12 +37,12 @@ def read_upload(exchange: Exchange) -> None:
     started = engine.clock()
     engine.recorder.reading_body(1)
     try:
-        reader = FormReader(request.header("content-type") or "", _NAMES)
         upload = exchange.upload = Upload(server.spool_dir, engine.recorder.spooled)
         exchange.on_release(upload.close)
 
         def take(piece: bytes) -> None:
-            reader.feed(piece)
+            if feed is not None:
+                feed(piece)
             upload.write(piece)
             if len(upload) <= IN_MEMORY:
                 engine.buffers.hold(request, len(piece))
@@ -37,14 +51,11 @@ def read_upload(exchange: Exchange) -> None:
 
         assert request.consume is not None, "servers that take forms give it"
         request.consume(server.max_upload_bytes, take)
-        reader.end()
-    except MalformedForm as error:
-        raise RequestFailed("body_malformed", str(error)) from error
     finally:
         engine.recorder.reading_body(-1)
         exchange.waited_s = engine.clock() - started
-    engine.recorder.uploaded(len(upload))
-    _parse(exchange, reader.fields)
+    if len(upload):
+        engine.recorder.uploaded(len(upload))
 
 
 def _parse(exchange: Exchange, fields: dict[str, FormField]) -> None:

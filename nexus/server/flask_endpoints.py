@@ -11,7 +11,8 @@ from flask import Blueprint, Response, abort, after_this_request, jsonify, reque
 from nexus.access.callers import ANONYMOUS, Caller
 from nexus.dialects import anthropic, openai
 from nexus.dialects.base import RequestForm
-from nexus.proxy.endpoints import ENDPOINTS, STORED_ID, Endpoint
+from nexus.proxy.endpoint_table import STORED_ID, Endpoint
+from nexus.proxy.endpoints import ENDPOINTS
 from nexus.proxy.engine import ClientResponse, Engine
 from nexus.proxy.request import Request
 from nexus.proxy.serve import check_caller, serve

@@ -12,7 +12,8 @@ import msgspec
 
 from nexus.http.head_cache import HeadCache
 from nexus.http.headers import RequestHeaders, simple_fields
-from nexus.proxy.endpoints import ENDPOINTS, Target
+from nexus.proxy.endpoint_table import Target
+from nexus.proxy.endpoints import ENDPOINTS
 
 _SINGLETONS = frozenset(
     {

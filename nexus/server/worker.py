@@ -385,7 +385,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         endpoint = ENDPOINTS.at(ENDPOINTS.canonical(req.path)[0])
         held.request_started(proxied=endpoint is not None)
         server, most = self._engine.server(), self._engine.server().max_request_bytes
-        if endpoint is not None and endpoint.body == "multipart":
+        if endpoint is not None and endpoint.body in ("multipart", "any"):
             most = server.max_upload_bytes
         sock.settimeout(server.client_timeout_seconds)
         length = dict(req.headers).get("CONTENT-LENGTH", "")

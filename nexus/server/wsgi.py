@@ -9,7 +9,7 @@ from typing import Any
 from nexus.errors import RequestFailed
 from nexus.http.client_watch import ClientGone, DisconnectWatch, watchable
 from nexus.http.headers import RequestHeaders
-from nexus.proxy.endpoints import Endpoint, Target
+from nexus.proxy.endpoint_table import Endpoint, Target
 from nexus.proxy.request import Request
 from nexus.server.ingress import DEPLOYMENT
 

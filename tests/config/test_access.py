@@ -4,7 +4,7 @@ import pytest
 
 from nexus.config.access_records import ENDPOINTS, Key, Team
 from nexus.config.consistency import find_conflicts
-from nexus.config.records import Config
+from nexus.config.records import Config, Endpoints
 from nexus.proxy import endpoints
 
 
@@ -24,6 +24,10 @@ def test_the_names_are_those_of_the_endpoints():
             f'[[keys]] "k" endpoints = "video" does not exist; known are {", ".join(ENDPOINTS)}.',
         ),
         (Config(teams=[Team(name="a", endpoints=list(ENDPOINTS))]), None),
+        (
+            Config(endpoints=Endpoints(files="kept")),
+            '[endpoints] files = "kept" does not exist; name one of [[backends]], or remove it.',
+        ),
     ],
 )
 def test_endpoints_of_keys_and_teams(config, problem):

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from nexus.proxy.endpoints import ENDPOINTS
-from nexus_demo import media, messages, responses, stored_responses
+from nexus_demo import files, media, messages, responses, stored_responses
 from tests.support.metrics import Scrape, moved
 from tests.support.processes import ROOT, Demo, Gateway, backend_toml, clean_environ, get_json
 
@@ -20,7 +20,8 @@ pytestmark = pytest.mark.e2e
 ROW = """
 from nexus.dialects import openai
 from nexus.dialects.base import PromptField, RequestForm
-from nexus.proxy.endpoints import ENDPOINTS, Endpoint
+from nexus.proxy.endpoint_table import Endpoint
+from nexus.proxy.endpoints import ENDPOINTS
 from nexus_demo.responses import COMPUTED
 
 ENDPOINTS.add(Endpoint(
@@ -156,13 +157,13 @@ def test_pages_and_balancers_name_it(environ):
     )
     for name, expected in {
         "docs/api.md": "`POST`, `PUT /v1/ranking`",
-        "deploy/nginx/server.conf": "input_items|ranking|models)",
-        "deploy/haproxy/nexus.cfg": "input_items|ranking)$",
+        "deploy/nginx/server.conf": "cancel|ranking|models)",
+        "deploy/haproxy/nexus.cfg": "cancel|ranking)$",
     }.items():
         assert expected in run(environ, "-c", pages.format(name)), name
 
 
 def test_the_demo_backend_serves_every_endpoint():
     served = {*responses.GENERATED, *responses.COMPUTED, messages.PATH, *messages.COMPUTED}
-    served |= {*stored_responses.PATHS, media.SPEECH, *media.FORMS}
+    served |= {*stored_responses.PATHS, *files.PATHS, media.SPEECH, *media.FORMS}
     assert {endpoint.path for endpoint in ENDPOINTS} == served

@@ -90,7 +90,7 @@ FORM = (
     b'--x\r\ncontent-disposition: form-data; name="model"\r\n\r\ndemo-small\r\n'
     b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
 )
-WITH_BODY = [endpoint for endpoint in ENDPOINTS if endpoint.body != "none"]
+WITH_BODY = [endpoint for endpoint in ENDPOINTS if endpoint.by_model]
 
 
 @pytest.mark.e2e
@@ -106,6 +106,15 @@ def test_every_endpoint_is_served_without_its_version(gateway, endpoint):
     with Counting(gateway, expected):
         path = endpoint.path.removeprefix("/v1")
         assert ask(gateway, path, body=body, headers=headers).status == 200
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/files"), ("POST", "/batches")])
+def test_an_endpoint_without_a_backend(gateway, method, path):
+    """It says which key of the configuration is missing."""
+    reply = ask(gateway, path, method=method, body=b"")
+    assert (reply.status, reply.code) == (404, "endpoint_not_configured")
+    assert b"[endpoints] files" in reply.content
 
 
 @pytest.mark.e2e
