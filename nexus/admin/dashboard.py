@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 from flask import Blueprint, Response, abort, request, send_from_directory
 
-from nexus.admin.access import error_response, require_token
+from nexus.admin.access import Guard, error_response, require_token
 from nexus.admin.context import AdminContext
 from nexus.admin.history import MAX_REQUESTS, Filter
 from nexus.admin.page_cache import PageCache, TooManyRenders
@@ -29,6 +30,18 @@ PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
+
+
+def require_operator(context: AdminContext, token: Callable[[], str]) -> Guard:
+    """Refuse a page for operators without their token, and any page if the dashboard is off."""
+
+    def check() -> Response | None:
+        snapshot = context.snapshot()
+        if snapshot is not None and not snapshot.config.dashboard.enabled:
+            abort(404)
+        return require_token(token())
+
+    return check
 
 
 def dashboard_endpoints(context: AdminContext) -> Blueprint:
@@ -73,7 +86,9 @@ def dashboard_endpoints(context: AdminContext) -> Blueprint:
             tick = backlog = None
         age_s = max(0.0, time.time() - tick.time) if tick else None
         rows = requests_for(wanted, _MAX_ROWS)
-        return render_page(tick, backlog, rows, wanted, age_s=age_s).encode()
+        operations = context.role == "health_process"
+        page = render_page(tick, backlog, rows, wanted, age_s=age_s, operations=operations)
+        return page.encode()
 
     @blueprint.get("/v1/history")
     def history() -> Response:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flask import Blueprint, Response, abort
+from flask import Blueprint, Response
 
-from nexus.admin.access import require_token
 from nexus.admin.context import AdminContext
-from nexus.admin.dashboard import PAGE_HEADERS
+from nexus.admin.dashboard import PAGE_HEADERS, require_operator
 from nexus.admin.keys import KeyAdmin
 from nexus.admin.pages import render_keys
 
@@ -20,13 +19,7 @@ def keys_page(context: AdminContext, admin: KeyAdmin, *, token: Callable[[], str
     `/admin/keys`, which takes it as a bearer token only.
     """
     blueprint = Blueprint("keys_page", __name__)
-
-    @blueprint.before_request
-    def check_access() -> Response | None:
-        snapshot = context.snapshot()
-        if snapshot is not None and not snapshot.config.dashboard.enabled:
-            abort(404)
-        return require_token(token())
+    blueprint.before_request(require_operator(context, token))
 
     @blueprint.get("/keys")
     def keys() -> Response:
@@ -35,7 +28,6 @@ def keys_page(context: AdminContext, admin: KeyAdmin, *, token: Callable[[], str
             admin.keys(),
             teams=[team.name for team in snapshot.config.teams] if snapshot else [],
             port=snapshot.config.server.port if snapshot else 0,
-            levels=context.generation().collector.limit_levels(),
         )
         return Response(page, mimetype="text/html", headers=PAGE_HEADERS)
 

@@ -193,6 +193,16 @@ def _admin_paths() -> dict[str, Any]:
                 "The page of keys", "Dashboard", "text/html", 401, 404, security=[{"token": []}]
             )
         },
+        "/usage": {
+            "get": _operation(
+                "The page of usage, budgets, and limits",
+                "Dashboard",
+                "text/html",
+                401,
+                404,
+                security=[{"token": []}],
+            )
+        },
         "/admin/keys": {
             "get": _admin("Every key and its state", KeyList, tag="Keys"),
             "post": _change(

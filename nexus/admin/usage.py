@@ -40,9 +40,17 @@ class UsageSource(Protocol):
     """Where reports come from."""
 
     def report(
-        self, by: Sequence[str], *, since: float | None, until: float | None
+        self,
+        by: Sequence[str],
+        *,
+        since: float | None,
+        until: float | None,
+        only: tuple[str, Sequence[str]] | None = None,
     ) -> list[tuple[Any, ...]] | None:
-        """Rows of `by` and the sums; None if nothing was ever recorded."""
+        """Rows of `by` and the sums; None if nothing was ever recorded.
+
+        `only` is one of `NAMES` and the values that count.
+        """
 
 
 class BadSpan(ValueError):

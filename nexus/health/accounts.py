@@ -81,14 +81,19 @@ class AccountKeeper:
         return True
 
     def report(
-        self, by: Sequence[str], *, since: float | None, until: float | None
+        self,
+        by: Sequence[str],
+        *,
+        since: float | None,
+        until: float | None,
+        only: tuple[str, Sequence[str]] | None = None,
     ) -> list[tuple[object, ...]] | None:
         """The sums of usage up to now; None without a ledger."""
         if self._generation is not None:
             self.persist()
         if self._ledger is None:
             return None
-        return self._ledger.report(by, since=since, until=until)
+        return self._ledger.report(by, since=since, until=until, only=only)
 
     def close(self) -> None:
         """Write the rest, and close the ledger."""

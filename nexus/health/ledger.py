@@ -104,18 +104,30 @@ class Ledger:
         self._seen.update(changed)
 
     def report(
-        self, by: Sequence[str], *, since: float | None, until: float | None
+        self,
+        by: Sequence[str],
+        *,
+        since: float | None,
+        until: float | None,
+        only: tuple[str, Sequence[str]] | None = None,
     ) -> list[tuple[object, ...]]:
-        """Sums of usage by some of `NAMES` and `hour`, of the hours in a span of time."""
+        """Sums of usage by some of `NAMES` and `hour`, of the hours in a span of time.
+
+        `only` is one of `NAMES` and the values that count.
+        """
         columns = ", ".join(f'"{name}"' for name in by)
         sums = ", ".join(f"SUM({name})" for name in AMOUNTS)
         select = (
             f"SELECT {columns}{', ' if by else ''}{sums} FROM usage WHERE hour >= ? AND hour < ?"
         )
+        values: Sequence[str] = ()
+        if only is not None:
+            values = only[1]
+            select += f' AND "{only[0]}" IN ({", ".join("?" * len(values))})'
         if by:
             select += f" GROUP BY {columns} ORDER BY {columns}"
         span = (since or 0, 1 << 40 if until is None else until)
-        with closing(self._database.execute(select, span)) as rows:
+        with closing(self._database.execute(select, (*span, *values))) as rows:
             return [row for row in rows.fetchall() if row[-1] is not None]
 
     def _read_seen(self, generation: str) -> None:

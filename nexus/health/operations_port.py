@@ -24,6 +24,7 @@ from nexus.admin.live_updates import LiveUpdates
 from nexus.admin.openapi import openapi_endpoint
 from nexus.admin.operations import operations_endpoints
 from nexus.admin.usage import UsageSource, usage_endpoints
+from nexus.admin.usage_page import usage_page
 from nexus.config.addresses import listen_address
 from nexus.fleet.problems import ProblemList
 from nexus.fleet.records import Snapshot
@@ -101,6 +102,7 @@ def operations_app(
     app.register_blueprint(keys_page(context, keys, token=admin.admin_token))
     app.register_blueprint(budget_endpoints(context, budgets, token=admin.admin_token))
     app.register_blueprint(usage_endpoints(usage, token=admin.admin_token))
+    app.register_blueprint(usage_page(context, usage, token=admin.admin_token))
     app.register_blueprint(openapi_endpoint(operations=True))
     register_error_handlers(app, rejected=lambda _: None)
     return app
