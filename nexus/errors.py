@@ -93,6 +93,7 @@ _ROUTING = _rows(
     Fault(code="model_not_found", status=404, error_type="model_not_found", description="No backend has the model."),
     Fault(code="fallback_exhausted", status=404, error_type="fallback_exhausted", description="Neither the model nor any of its fallbacks can be served."),
     Fault(code="not_translatable", status=400, error_type="invalid_request", retry=True, description="The request has a field that cannot be translated for a backend that speaks another API; the message names it."),
+    Fault(code="response_not_stored", status=400, error_type="invalid_request", retry=True, description="The request names or asks for something stored, which a backend that gets it translated cannot have."),
     Fault(code="dialect_not_spoken", status=404, error_type="model_not_found", description="No backend that has the model speaks the API of the request, and none may get it translated."),
     Fault(code="endpoint_not_configured", status=404, error_type="invalid_request", description="The endpoint has no backend: [endpoints] names none for it."),
     Fault(code="capability_mismatch", status=400, error_type="capability_mismatch", description="No backend's model has the capabilities that the request needs."),

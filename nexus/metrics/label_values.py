@@ -43,7 +43,7 @@ REJECTION_REASONS = (
 )  # fmt: skip
 """Why a request reached no endpoint."""
 
-TRANSLATION_NAMES = ("messages-to-chat", "chat-to-messages")
+TRANSLATION_NAMES = ("messages-to-chat", "responses-to-chat", "chat-to-messages")
 """The names of the translations between the APIs of clients and backends."""
 
 MODEL = Label((UNKNOWN, OTHER, RETIRED), names="models")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from nexus.dialects.base import InvalidBody, StreamReader
 from nexus.dialects.binary_stream import BinaryStream
 from nexus.dialects.translation import TRANSLATIONS
-from nexus.dialects.translation.rules import BadResponse
+from nexus.dialects.translation.rules import BadResponse, Untranslatable
+from nexus.dialects.translation.translation import NO_CONTEXT
 from nexus.errors import FAULTS, Fault, RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.sse import starts_events
@@ -46,6 +47,8 @@ class Attempt(BackendCall):
     _mislabelled = False
     _ended = False
     _withheld: Sequence[bytes] = ()
+    _dropped: tuple[str, ...] = ()
+    _context = NO_CONTEXT
 
     @property
     def status(self) -> int:
@@ -59,6 +62,8 @@ class Attempt(BackendCall):
     def headers(self) -> list[tuple[str, str]]:
         """The response's headers that the client gets."""
         headers = self.response.client_headers()
+        if self._dropped:
+            headers = [*headers, ("x-nexus-translated-dropped", ", ".join(self._dropped))]
         if self._mislabelled:
             return [field for field in headers if field[0] != "content-type"] + _STREAM_HEADERS
         return headers
@@ -117,16 +122,19 @@ class Attempt(BackendCall):
         """
         translation = self.dialect = self.translation = TRANSLATIONS[name]
         try:
-            return translation.path, translation.request(body, self._backend.config.provider.takes)
+            request = translation.request(body, self._backend.config.provider.takes)
         except InvalidBody as error:
-            raise RequestFailed("not_translatable", str(error), param=error.param) from error
+            code = error.code if isinstance(error, Untranslatable) else "not_translatable"
+            raise RequestFailed(code, str(error), param=error.param) from error
+        self._dropped, self._context = request.dropped, request.context
+        return translation.path, request.body
 
     def translated(self, content: bytes) -> bytes:
         """A whole response as the client understands it. Raises `RequestFailed`."""
         if self.translation is None:
             return content
         try:
-            return self.translation.response(content)
+            return self.translation.response(content, self._context)
         except BadResponse as error:
             message = f"The response of backend {self._backend.name} cannot be translated: {error}."
             raise RequestFailed("malformed_answer", message) from error
@@ -233,6 +241,10 @@ class Attempt(BackendCall):
         stream: StreamReader
         if binary:
             stream = BinaryStream(clock=clock)
+        elif self.translation is not None:
+            stream = self.translation.open_stream(
+                clock=clock, hide_usage=True, own_key=self._template.key, context=self._context
+            )
         else:
             stream = self.dialect.open_stream(
                 clock=clock, hide_usage=self.usage_asked, own_key=self._template.key

@@ -178,6 +178,7 @@ ENDPOINTS = EndpointTable(
                     PromptField(name="prompt"),
                 ),
                 task="chat",
+                translations=(("openai", "responses-to-chat"),),
             ),
             summary="Answer a conversation, which the backend may store",
             streams=True,

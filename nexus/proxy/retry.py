@@ -268,7 +268,7 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
         content = attempt.translated(content)
         if units is not None and units.in_response is not None:
             exchange.units = units.in_response(content)
-        if (ids := exchange.endpoint.ids) is not None:
+        if (ids := exchange.endpoint.ids) is not None and choice.translation is None:
             remember(exchange, ids.in_response(content))
     except BaseException as error:
         retry_after_s = error.retry_after_s if isinstance(error, RequestFailed) else None

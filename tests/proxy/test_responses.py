@@ -64,7 +64,7 @@ def running(request, tmp_path_factory) -> Iterator[Fleet]:
         config = (
             backend_toml(one, priority=1)
             + backend_toml(two, three, priority=2)
-            + backend_toml(plain, priority=3, dialects=["openai"])
+            + backend_toml(plain, priority=3, dialects=["openai"], translate=False)
             + "[circuit_breaker]\nenabled = false\n"
             + '[routing]\nstrategy = "priority_only"\nmax_retries = 1\n'
         )

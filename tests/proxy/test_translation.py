@@ -340,6 +340,134 @@ def test_openais_client_gets_errors_in_its_form(fleet):
     assert fleet.moves()["nexus_stream_ends_total claude upstream_reset"] == 1
 
 
+ASKS = {"model": "chat-only", "max_output_tokens": 4, "input": "hi", "store": False}
+DROPPED = "x-nexus-translated-dropped"
+
+
+def test_a_whole_response_comes_from_a_backend_of_chat_completions(fleet):
+    reply = fleet.openai.responses.with_raw_response.create(
+        **ASKS, instructions="Be kind.", tools=[{"type": "web_search"}], include=[]
+    )
+    response = reply.parse()
+    assert (response.status, response.usage.output_tokens) == ("incomplete", 4)
+    assert len(response.output_text.split()) == 4
+    assert reply.headers["x-nexus-translated"] == "responses-to-chat"
+    assert reply.headers[DROPPED] == "include, tools.web_search"
+    last = fleet.chat.last()
+    assert last["target"] == CHAT
+    assert json.loads(last["body"]) == {
+        "model": "chat-only",
+        "max_tokens": 4,
+        "messages": [{"role": "system", "content": "Be kind."}, *HI],
+    }
+    assert fleet.moves() == {
+        "nexus_requests_started_total responses": 1,
+        "nexus_requests_total chat chat_only 200": 1,
+        "nexus_upstream_attempts_total chat ok": 1,
+        "nexus_tokens_total_sum chat chat_only prompt": response.usage.input_tokens,
+        "nexus_tokens_total_sum chat chat_only completion": 4,
+        "nexus_usage_total reported": 1,
+        "nexus_translated_requests_total chat responses-to-chat": 1,
+    }
+    stored = requests.get(f"{fleet.base}/v1/responses/{response.id}", timeout=10)
+    assert stored.status_code == 404
+    fleet.moves()
+
+
+def test_a_stream_of_a_response_comes_from_a_backend_of_chat_completions(fleet):
+    with fleet.openai.responses.create(**ASKS, stream=True) as stream:
+        events = list(stream)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [event.type for event in events[:2]] == ["response.created", "response.in_progress"]
+    assert events[-1].type == "response.incomplete"
+    response = events[-1].response
+    text = "".join(one.delta for one in events if one.type == "response.output_text.delta")
+    assert text == response.output_text
+    assert fleet.moves() == {
+        "nexus_requests_started_total responses": 1,
+        "nexus_requests_total chat chat_only 200": 1,
+        "nexus_upstream_attempts_total chat ok": 1,
+        "nexus_tokens_total_sum chat chat_only prompt": response.usage.input_tokens,
+        "nexus_tokens_total_sum chat chat_only completion": 4,
+        "nexus_usage_total requested": 1,
+        "nexus_time_to_first_token_seconds_count chat chat_only": 1,
+        "nexus_stream_ends_total chat complete": 1,
+        "nexus_stream_events_total chat chat_only": 7,
+        "nexus_stream_longest_gap_seconds_count chat chat_only": 1,
+        "nexus_translated_requests_total chat responses-to-chat": 1,
+    }
+
+
+def test_calls_of_tools_arrive_as_items_with_their_namespace(fleet):
+    function = {"type": "function", "name": "weather", "parameters": {}, "strict": False}
+    space = {"type": "namespace", "name": "in", "description": "d", "tools": [function]}
+    asked = ASKS | {"model": "tools", "tools": [function, space]}
+    with fleet.openai.responses.stream(**asked) as stream:
+        response = stream.get_final_response()
+    thinking, text, first, second = response.output
+    assert thinking.content[0].text == "It rains."
+    assert text.content[0].text == "I look."
+    assert (first.call_id, first.name, first.arguments) == ("c1", "weather", '{"in":"Ulm"}')
+    assert (second.call_id, second.arguments) == ("c2", "{}")
+    used = response.usage
+    assert (used.input_tokens, used.input_tokens_details.cached_tokens) == (30, 20)
+    assert (used.output_tokens, used.output_tokens_details.reasoning_tokens) == (9, 3)
+    names = [tool["function"]["name"] for tool in fleet.tools.asked[-1]["tools"]]
+    assert names == ["weather", "in__weather"]
+    moves = fleet.moves()
+    assert moves["nexus_token_details_total tools tools cached"] == 20
+    assert moves["nexus_token_details_total tools tools reasoning"] == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "param"),
+    [
+        ({"previous_response_id": "resp_1"}, "response_not_stored", "previous_response_id"),
+        ({"store": True}, "response_not_stored", "store"),
+        ({"tools": [{"type": "custom", "name": "x"}]}, "not_translatable", "tools.0"),
+    ],
+)
+def test_what_a_translated_response_cannot_have_is_refused_by_name(fleet, given, code, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        fleet.openai.responses.create(**ASKS | given)
+    assert (caught.value.code, caught.value.param) == (code, param)
+    moves = fleet.moves()
+    assert moves["nexus_errors_total invalid_request chat_only"] == 1
+    assert moves["nexus_upstream_attempts_total chat invalid_request"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "end"),
+    [
+        ("break_after=3", "upstream_reset"),
+        ("error_after=3", "in_band_error"),
+    ],
+)
+def test_an_error_is_the_last_event_of_a_response_and_has_the_next_number(fleet, fault, end):
+    fleet.chat.fault(fault)
+    reply = requests.post(f"{fleet.base}/v1/responses", json=ASKS | {"stream": True}, timeout=10)
+    events = [
+        json.loads(line.removeprefix("data: "))
+        for line in reply.text.splitlines()
+        if line.startswith("data: ")
+    ]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert [event["type"] for event in events].count("error") == 1
+    assert events[-1]["type"] == "error"
+    assert fleet.moves()[f"nexus_stream_ends_total chat {end}"] == 1
+
+
+def test_fields_that_are_dropped_are_listed(fleet):
+    asked = ASKED | {"metadata": {"user_id": "u"}, "thinking": {"type": "disabled"}, "top_k": 3}
+    for body in (asked, asked | {"stream": True}):
+        reply = requests.post(fleet.base + MESSAGES, json=body, timeout=10)
+        assert set(reply.headers[DROPPED].split(", ")) == {"metadata", "thinking"}
+    reply = requests.post(fleet.base + CHAT, json=CLAUDE | {"seed": 1, "user": "u"}, timeout=10)
+    assert set(reply.headers[DROPPED].split(", ")) == {"seed", "user"}
+    reply = requests.post(fleet.base + MESSAGES, json=ASKED, timeout=10)
+    assert DROPPED not in reply.headers
+
+
 def explained(fleet: Fleet, *words: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "nexus", "route", "explain", *words]
     done = subprocess.run(
@@ -361,6 +489,7 @@ def test_explain_names_the_translation(fleet):
         "tools": (None, None),
         "closed": (None, None),
     }
+    assert turns("--endpoint", "responses")["chat"][1] == "responses-to-chat"
     assert turns("--endpoint", "count_tokens")["chat"] == (None, None)
     assert {translation for _, translation in turns().values()} == {None}
 

@@ -6,10 +6,9 @@ import msgspec
 
 from nexus.dialects.json_body import Raw
 from nexus.dialects.lenient_json import UNREADABLE, lenient
-from nexus.dialects.translation.rules import Rules, check_fields, untranslatable
+from nexus.dialects.translation.rules import NULL, untranslatable
 
 Fields = dict[str, Raw]
-NULL = Raw(b"null")
 
 _decode_text = lenient(msgspec.json.Decoder(str).decode)
 _decode_object = lenient(msgspec.json.Decoder(dict[str, Raw]).decode)
@@ -43,13 +42,3 @@ def objects_of(raw: Raw, path: str) -> list[Fields]:
 def type_of(fields: Fields, path: str) -> str:
     """The type of an object that names it."""
     return text_of(fields.get("type", NULL), f"{path}.type")
-
-
-def check_typed(rules: Rules, section: str, kind: str, fields: Fields, path: str) -> None:
-    """Check an object with a type, and its fields."""
-    if (whole := rules.get(f"{section}.{kind}")) is not None and whole.fate == "drop":
-        return
-    if f"{section}.{kind}.type" not in rules:
-        raise untranslatable(path, f"{rules[f'{section}.*'].note} ({kind})")
-    given = [name for name, raw in fields.items() if raw != NULL]
-    check_fields(rules, given, f"{section}.{kind}.", f"{path}.")

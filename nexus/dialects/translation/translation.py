@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from nexus.dialects.base import AttemptDialect, Dialect, ReportedError, StreamReader, Usage
 from nexus.dialects.translation.rules import Rules
@@ -16,8 +17,39 @@ from nexus.http.sse import EventReader
 from nexus.runtime.text import mask_key
 
 
+class ClientContext(NamedTuple):
+    """What the client's response needs of its request.
+
+    Attributes:
+        repeated: The fields that the response repeats: JSON without the braces.
+        tools: The namespace and the name of tools that the backend knows by other names.
+    """
+
+    repeated: bytes = b""
+    tools: Mapping[str, tuple[str, str]] = MappingProxyType({})
+
+
+NO_CONTEXT = ClientContext()
+
+
+class TranslatedRequest(NamedTuple):
+    """A request as the backend gets it.
+
+    Attributes:
+        dropped: The fields that it lacks, as the table of the translation names them.
+    """
+
+    body: bytes
+    dropped: tuple[str, ...] = ()
+    context: ClientContext = NO_CONTEXT
+
+
 class EventTranslator(Protocol):
     """Translates the events of one stream, in their order."""
+
+    @property
+    def number(self) -> int:
+        """The number of the client's next event, in a protocol that numbers its events."""
 
     def event(self, data: bytes, /) -> bytes:
         """The client's events for the data of one event. Not called for the mark of the end."""
@@ -47,9 +79,9 @@ class Translation(AttemptDialect):
     client: Dialect
     backend: Dialect
     request_rules: Rules
-    request: Callable[[bytes, Collection[str]], bytes]
-    response: Callable[[bytes], bytes]
-    events: Callable[[], EventTranslator]
+    request: Callable[[bytes, Collection[str]], TranslatedRequest]
+    response: Callable[[bytes, ClientContext], bytes]
+    events: Callable[[ClientContext], EventTranslator]
 
     @property
     def PASSES_ERRORS(self) -> bool:  # noqa: N802 - the dialects' own name for it
@@ -81,9 +113,10 @@ class Translation(AttemptDialect):
         clock: Callable[[], float],
         hide_usage: bool,  # noqa: ARG002 - the client sees no event of the backend
         own_key: str | None,
+        context: ClientContext = NO_CONTEXT,
     ) -> StreamReader:
         source = self.backend.open_stream(clock=clock, hide_usage=False, own_key=own_key)
-        return TranslatedStream(source, self.events(), self.client, own_key)
+        return TranslatedStream(source, self.events(context), self.client, own_key)
 
     def error_body(
         self,
@@ -202,7 +235,7 @@ class TranslatedStream:
 
     @property
     def next_number(self) -> int:
-        return self._source.next_number
+        return self._events.number
 
     @property
     def content(self) -> bool:

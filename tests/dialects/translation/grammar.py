@@ -150,3 +150,109 @@ def check_chat(shown: bytes) -> ChatGrammar:
         if not event.startswith(b":"):
             grammar.feed(event)
     return grammar
+
+
+PARTS = {"message": ("output_text", "refusal"), "reasoning": ("reasoning_text",)}
+STATES = {"created": "before", "in_progress": "created"}
+
+
+class ResponsesGrammar:
+    """Checks each event of a stream of the Responses API.
+
+    Attributes:
+        state: `before`, `created`, `open`, `item`, `part`, `said` (after the whole of a part),
+            `end`, or `error`.
+        items: The items that are complete.
+        response: What the last event has.
+    """
+
+    def __init__(self) -> None:
+        self.state = "before"
+        self.number = 0
+        self.items: list[dict[str, Any]] = []
+        self.item: dict[str, Any] = {}
+        self.part: dict[str, Any] = {}
+        self.said = ""
+        self.response: dict[str, Any] = {}
+        self.error: dict[str, Any] | None = None
+
+    def feed(self, event: bytes) -> None:
+        kind, data = re.fullmatch(rb"event: ([\w.]+)\ndata: (\{.*\})\n\n", event).groups()
+        fields = json.loads(data)
+        assert fields["type"] == kind.decode()
+        assert self.state not in ("end", "error"), f"{kind} after the end"
+        assert fields["sequence_number"] == self.number
+        self.number += 1
+        if kind == b"error":
+            self.state, self.error = "error", fields
+            return
+        name = fields["type"].removeprefix("response.")
+        if name in ("completed", "incomplete"):
+            self._end(name, fields["response"])
+        elif name in STATES:
+            assert self.state == STATES[name]
+            assert (fields["response"]["status"], fields["response"]["output"]) == (
+                "in_progress",
+                [],
+            )
+            self.state = "created" if name == "created" else "open"
+        else:
+            assert fields["output_index"] == len(self.items)
+            assert fields.get("item_id", fields.get("item", {}).get("id")) == (
+                self.item["id"] if self.item else fields["item"]["id"]
+            )
+            getattr(self, "_" + name.replace(".", "_"), self._of_part)(name, fields)
+
+    def _output_item_added(self, _: str, fields: dict[str, Any]) -> None:
+        assert self.state == "open"
+        self.state, self.item, self.said = "item", fields["item"], ""
+        assert self.item["status"] == "in_progress"
+        assert self.item.get("content", []) == []
+        assert self.item.get("arguments", "") == ""
+
+    def _content_part_added(self, _: str, fields: dict[str, Any]) -> None:
+        assert (self.state, fields["content_index"]) == ("item", 0)
+        self.state, self.part = "part", fields["part"]
+        assert self.part["type"] in PARTS[self.item["type"]]
+
+    def _of_part(self, name: str, fields: dict[str, Any]) -> None:
+        what, _, step = name.partition(".")
+        call = what == "function_call_arguments"
+        assert self.state == ("item" if call else "part")
+        assert what == (self.part["type"] if not call else what)
+        assert call == (self.item["type"] == "function_call")
+        if step == "delta":
+            self.said += fields["delta"]
+            return
+        assert step == "done"
+        field = "arguments" if call else "refusal" if what == "refusal" else "text"
+        assert fields[field] == self.said
+        self.state = "said"
+
+    def _content_part_done(self, _: str, fields: dict[str, Any]) -> None:
+        assert self.state == "said"
+        field = "refusal" if self.part["type"] == "refusal" else "text"
+        assert fields["part"] == self.part | {field: self.said}
+        self.state, self.part = "part_done", fields["part"]
+
+    def _output_item_done(self, _: str, fields: dict[str, Any]) -> None:
+        call = self.item["type"] == "function_call"
+        assert self.state == ("said" if call else "part_done")
+        done = {"arguments": self.said} if call else {"content": [self.part]}
+        assert fields["item"] == self.item | done | {"status": fields["item"]["status"]}
+        self.items.append(fields["item"])
+        self.state, self.item = "open", {}
+
+    def _end(self, status: str, response: dict[str, Any]) -> None:
+        assert self.state == "open"
+        assert (response["status"], response["output"]) == (status, self.items)
+        self.state, self.response = "end", response
+
+
+def check_responses(shown: bytes) -> ResponsesGrammar:
+    """What a stream says, which must follow the grammar as far as it goes."""
+    grammar = ResponsesGrammar()
+    for event in re.findall(rb".*?\n\n", shown, re.DOTALL):
+        if not event.startswith(b":"):
+            grammar.feed(event)
+    return grammar

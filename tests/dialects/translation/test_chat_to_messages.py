@@ -13,6 +13,7 @@ from openai.types.chat import completion_create_params as params
 from nexus.dialects import anthropic
 from nexus.dialects.translation import TRANSLATIONS
 from nexus.dialects.translation.rules import BadResponse, Untranslatable
+from nexus.dialects.translation.translation import NO_CONTEXT
 from tests.dialects.translation.grammar import check_chat
 from tests.dialects.translation.sdk import fields, objects, types_of
 
@@ -26,7 +27,7 @@ SAID = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
 
 def translated(**given: Any) -> dict[str, Any]:
     return json.loads(
-        ONE.request(json.dumps({"model": "m", "messages": [HI]} | given).encode(), ())
+        ONE.request(json.dumps({"model": "m", "messages": [HI]} | given).encode(), ()).body
     )
 
 
@@ -215,7 +216,7 @@ def test_a_whole_message_is_a_completion():
         "usage": {"input_tokens": 10, "cache_read_input_tokens": 20, "output_tokens": 4},
     }
     completion = ChatCompletion.model_validate_json(
-        ONE.response(json.dumps(message).encode()), strict=True
+        ONE.response(json.dumps(message).encode(), NO_CONTEXT), strict=True
     )
     [choice] = completion.choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", "So")
@@ -227,7 +228,7 @@ def test_a_whole_message_is_a_completion():
     assert used.prompt_tokens_details.cached_tokens == 20
     for body in (b"[]", b"{}"):
         with pytest.raises(BadResponse):
-            ONE.response(body)
+            ONE.response(body, NO_CONTEXT)
 
 
 TEXTS = st.text(min_size=1, max_size=9)
@@ -245,8 +246,8 @@ TURNS = st.lists(
 @given(turns=TURNS)
 def test_a_conversation_comes_back_from_there(turns):
     """Both translations in turn keep who said what, in order."""
-    there = ONE.request(json.dumps({"model": "m", "messages": turns}).encode(), ())
-    back = json.loads(TRANSLATIONS["messages-to-chat"].request(there, ()))["messages"]
+    there = ONE.request(json.dumps({"model": "m", "messages": turns}).encode(), ()).body
+    back = json.loads(TRANSLATIONS["messages-to-chat"].request(there, ()).body)["messages"]
     said: list[tuple[str, str]] = []
     for message in back:
         content = message["content"]

@@ -20,7 +20,7 @@ HI = {"role": "user", "content": "hi"}
 
 def translated(*takes: str, **given: Any) -> dict[str, Any]:
     body = {"model": "m", "max_tokens": 9, "messages": [HI]} | given
-    return json.loads(ONE.request(json.dumps(body).encode(), takes))
+    return json.loads(ONE.request(json.dumps(body).encode(), takes).body)
 
 
 def messages(*given: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
@@ -149,7 +149,7 @@ def test_results_of_tools_come_first_and_their_images_after():
             ]
         ).encode()
     )
-    assert json.loads(ONE.request(body, ()))["messages"][1:] == [
+    assert json.loads(ONE.request(body, ()).body)["messages"][1:] == [
         {
             "role": "assistant",
             "content": "I look",
@@ -236,7 +236,7 @@ def test_what_cannot_be_translated_is_refused_by_name(given, named):
 
 def test_json_that_is_not_strict_is_read():
     said = b'[{"role":"user","content":[{"type":"text","text":"\\ud83d"}]}]'
-    made = json.loads(ONE.request(b'{"model":"m","messages":%b}' % said, ()))
+    made = json.loads(ONE.request(b'{"model":"m","messages":%b}' % said, ()).body)
     assert made["messages"] == [{"role": "user", "content": "?"}]
 
 

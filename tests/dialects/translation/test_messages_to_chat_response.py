@@ -8,6 +8,7 @@ from anthropic.types import Message
 
 from nexus.dialects.translation import TRANSLATIONS
 from nexus.dialects.translation.rules import BadResponse
+from nexus.dialects.translation.translation import NO_CONTEXT
 
 ONE = TRANSLATIONS["messages-to-chat"]
 
@@ -15,7 +16,7 @@ ONE = TRANSLATIONS["messages-to-chat"]
 def translated(message: dict[str, Any], finish: str = "stop", **more: Any) -> Message:
     choice = {"index": 0, "message": {"role": "assistant"} | message, "finish_reason": finish}
     body = {"id": "chatcmpl-7", "object": "chat.completion", "model": "m", "choices": [choice]}
-    made = ONE.response(json.dumps(body | more).encode())
+    made = ONE.response(json.dumps(body | more).encode(), NO_CONTEXT)
     return Message.model_validate_json(made, strict=True)
 
 
@@ -73,4 +74,4 @@ def test_the_reason_of_the_end(said, finish, reason):
 )
 def test_what_no_message_can_be_is_told(body, why):
     with pytest.raises(BadResponse, match=why):
-        ONE.response(body)
+        ONE.response(body, NO_CONTEXT)

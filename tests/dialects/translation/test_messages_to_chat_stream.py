@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,10 +12,8 @@ from nexus.dialects.base import Usage
 from nexus.dialects.translation import TRANSLATIONS
 from nexus.dialects.translation.messages_to_chat.response import SIGNATURE
 from tests.corpus import RECORDINGS
+from tests.dialects.translation.chat_streams import DELTAS, NO_CHAT, calls, chunks, piece
 from tests.dialects.translation.grammar import MessageGrammar, check_messages
-
-NO_CHAT = {"completions", "llamacpp-b11549-completions"}
-"""Recordings of text completions, which no message becomes."""
 
 
 def translated(packets: Iterable[bytes], own_key: str | None = None):
@@ -26,24 +23,6 @@ def translated(packets: Iterable[bytes], own_key: str | None = None):
     )
     shown = b"".join([stream.feed(packet) for packet in packets])
     return shown + stream.end() + stream.end(), stream
-
-
-def chunks(*deltas: dict[str, Any], finish: str = "stop", **last: Any) -> bytes:
-    """A stream with these deltas, a finish, and the mark of the end."""
-    events = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
-    events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": finish, **last}]})
-    return (
-        b"".join([b"data: %b\n\n" % json.dumps(e).encode() for e in events]) + b"data: [DONE]\n\n"
-    )
-
-
-def calls(*pieces: dict[str, Any]) -> dict[str, Any]:
-    return {"tool_calls": list(pieces)}
-
-
-def piece(index: int, arguments: str, name: str = "", call_id: str = "") -> dict[str, Any]:
-    function = {"arguments": arguments} | ({"name": name} if name else {})
-    return {"index": index, "function": function} | ({"id": call_id} if call_id else {})
 
 
 def said(grammar: MessageGrammar) -> list[tuple[str, str]]:
@@ -191,20 +170,6 @@ def test_signs_of_life_are_pings():
     shown, stream = translated([b": processing\n\n"])
     assert shown == b'event: ping\ndata: {"type": "ping"}\n\n'
     assert (stream.alive_at, stream.content) == (1.0, False)
-
-
-DELTAS = st.lists(
-    st.one_of(
-        st.builds(lambda text: {"content": text}, st.text(max_size=5)),
-        st.builds(lambda text: {"reasoning": text}, st.text(max_size=5)),
-        st.builds(
-            lambda index, value: calls(piece(index, value, f"t{index}", f"c{index}")),
-            st.integers(0, 3),
-            st.sampled_from(["", "{", "}", '{"a":1}', '"b":', " "]),
-        ),
-    ),
-    max_size=12,
-)
 
 
 @given(deltas=DELTAS, size=st.integers(1, 200))

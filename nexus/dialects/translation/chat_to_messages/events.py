@@ -15,6 +15,7 @@ from nexus.dialects.translation.chat_to_messages.response import (
     frame,
     usage_fields,
 )
+from nexus.dialects.translation.translation import ClientContext
 
 _encode = msgspec.json.encode
 
@@ -45,7 +46,9 @@ class ChunkEvents:
     clients do not expect that did not ask for it.
     """
 
-    def __init__(self) -> None:
+    number = 0
+
+    def __init__(self, _context: ClientContext) -> None:
         self._started = False
         self._before = b""
         self._calls: dict[object, int] = {}

@@ -11,16 +11,9 @@ import msgspec
 from nexus.dialects.json_body import Raw, read_fields
 from nexus.dialects.lenient_json import UNREADABLE
 from nexus.dialects.translation.chat_to_messages.fields import RULES
-from nexus.dialects.translation.raw import (
-    NULL,
-    Fields,
-    check_typed,
-    object_of,
-    objects_of,
-    text_of,
-    type_of,
-)
-from nexus.dialects.translation.rules import check_fields, untranslatable
+from nexus.dialects.translation.raw import Fields, object_of, objects_of, text_of, type_of
+from nexus.dialects.translation.rules import NULL, FieldCheck, untranslatable
+from nexus.dialects.translation.translation import TranslatedRequest
 
 _DEFAULT_MAX_TOKENS = 4096
 _SAME = ("model", "top_p", "top_k", "stream")
@@ -32,17 +25,18 @@ _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_number = msgspec.json.Decoder(float).decode
 
 
-def translate_request(body: bytes, _takes: Collection[str]) -> bytes:
+def translate_request(body: bytes, _takes: Collection[str]) -> TranslatedRequest:
     """The body of a request for a message. Raises `Untranslatable`."""
     fields = {name: raw for name, raw in read_fields(body).items() if raw != NULL}
-    check_fields(RULES, fields)
+    check = FieldCheck(RULES)
+    check.fields(fields)
     for name, only in (("n", b"1"), ("logprobs", b"false")):
         if bytes(fields.get(name, only)) != only:
             raise untranslatable(name, f"it must be {only.decode()}")
     request: dict[str, Any] = {name: fields[name] for name in _SAME if name in fields}
     limit = fields.get("max_completion_tokens", fields.get("max_tokens"))
     request["max_tokens"] = _DEFAULT_MAX_TOKENS if limit is None else limit
-    request |= _conversation(objects_of(fields["messages"], "messages"))
+    request |= _conversation(check, objects_of(fields["messages"], "messages"))
     if "temperature" in fields:
         request["temperature"] = _temperature(fields["temperature"])
     if "stop" in fields:
@@ -50,11 +44,11 @@ def translate_request(body: bytes, _takes: Collection[str]) -> bytes:
         request["stop_sequences"] = [stop] if bytes(stop)[:1] == b'"' else stop
     if "tools" in fields:
         tools = objects_of(fields["tools"], "tools")
-        request["tools"] = [_tool(tool, f"tools.{n}") for n, tool in enumerate(tools)]
-        request |= _tool_choice(fields)
+        request["tools"] = [_tool(check, tool, f"tools.{n}") for n, tool in enumerate(tools)]
+        request |= _tool_choice(check, fields)
     if "response_format" in fields:
-        request |= _output(object_of(fields["response_format"], "response_format"))
-    return msgspec.json.encode(request)
+        request |= _output(check, object_of(fields["response_format"], "response_format"))
+    return TranslatedRequest(msgspec.json.encode(request), check.dropped)
 
 
 def _temperature(raw: Raw) -> Any:
@@ -64,17 +58,15 @@ def _temperature(raw: Raw) -> Any:
         raise untranslatable("temperature", "it must be a number") from error
 
 
-def _conversation(given: list[Fields]) -> dict[str, Any]:
+def _conversation(check: FieldCheck, given: list[Fields]) -> dict[str, Any]:
     """The system blocks, and the turns: results of tools belong to the user's turn."""
     system: list[dict[str, Any]] = []
     turns: list[dict[str, Any]] = []
     for n, message in enumerate(given):
         path = f"messages.{n}"
-        check_fields(
-            RULES, [k for k, raw in message.items() if raw != NULL], "messages.", f"{path}."
-        )
+        check.fields(message, "messages.", f"{path}.")
         role = text_of(message.get("role", NULL), f"{path}.role")
-        blocks = list(_parts(message.get("content", NULL), f"{path}.content"))
+        blocks = list(_parts(check, message.get("content", NULL), f"{path}.content"))
         if role in ("system", "developer"):
             system += blocks
             continue
@@ -111,7 +103,7 @@ def _assistant(message: Fields, path: str) -> Iterator[dict[str, Any]]:
         yield {"type": "tool_use", "id": call.get("id"), "name": name, "input": given}
 
 
-def _parts(raw: Raw, path: str) -> Iterator[dict[str, Any]]:
+def _parts(check: FieldCheck, raw: Raw, path: str) -> Iterator[dict[str, Any]]:
     """The blocks of a message. Empty texts are left out, because the backend refuses them."""
     if raw == NULL:
         return
@@ -121,7 +113,7 @@ def _parts(raw: Raw, path: str) -> Iterator[dict[str, Any]]:
         return
     for n, part in enumerate(objects_of(raw, path)):
         kind = type_of(part, f"{path}.{n}")
-        check_typed(RULES, "content", kind, part, f"{path}.{n}")
+        check.typed("content", kind, part, f"{path}.{n}")
         if kind == "image_url":
             block = _image(part, f"{path}.{n}")
         else:
@@ -145,9 +137,9 @@ def _image(part: Fields, path: str) -> dict[str, Any]:
     return {"type": "image", "source": source}
 
 
-def _tool(tool: Fields, path: str) -> dict[str, Any]:
+def _tool(check: FieldCheck, tool: Fields, path: str) -> dict[str, Any]:
     kind = type_of(tool, path)
-    check_typed(RULES, "tools", kind, tool, path)
+    check.typed("tools", kind, tool, path)
     function = object_of(tool.get("function", NULL), f"{path}.function")
     made: dict[str, Any] = {
         "name": function.get("name"),
@@ -161,7 +153,7 @@ def _tool(tool: Fields, path: str) -> dict[str, Any]:
     return made
 
 
-def _tool_choice(fields: Fields) -> dict[str, Any]:
+def _tool_choice(check: FieldCheck, fields: Fields) -> dict[str, Any]:
     raw = fields.get("tool_choice", Raw(b'"auto"'))
     choice: dict[str, Any]
     if bytes(raw)[:1] == b'"':
@@ -171,7 +163,7 @@ def _tool_choice(fields: Fields) -> dict[str, Any]:
         choice = {"type": kind}
     else:
         given = object_of(raw, "tool_choice")
-        check_typed(RULES, "tool_choice", type_of(given, "tool_choice"), given, "tool_choice")
+        check.typed("tool_choice", type_of(given, "tool_choice"), given, "tool_choice")
         function = object_of(given.get("function", NULL), "tool_choice.function")
         choice = {"type": "tool", "name": function.get("name")}
     if bytes(fields.get("parallel_tool_calls", b"")) == b"false" and choice["type"] != "none":
@@ -181,9 +173,10 @@ def _tool_choice(fields: Fields) -> dict[str, Any]:
     return {"tool_choice": choice}
 
 
-def _output(form: Fields) -> dict[str, Any]:
+def _output(check: FieldCheck, form: Fields) -> dict[str, Any]:
     kind = type_of(form, "response_format")
     if kind == "text":
+        check.drop("response_format.text")
         return {}
     if kind != "json_schema":
         raise untranslatable("response_format", f"{RULES['response_format.*'].note} ({kind})")

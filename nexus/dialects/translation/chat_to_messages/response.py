@@ -10,6 +10,7 @@ from nexus.dialects import anthropic
 from nexus.dialects.base import Usage
 from nexus.dialects.lenient_json import UNREADABLE, lenient
 from nexus.dialects.translation.rules import BadResponse
+from nexus.dialects.translation.translation import ClientContext
 
 FINISH_REASONS = {
     "max_tokens": "length",
@@ -43,7 +44,7 @@ class Message(msgspec.Struct):
 _decode = lenient(msgspec.json.Decoder(Message).decode)
 
 
-def translate_response(response: bytes) -> bytes:
+def translate_response(response: bytes, _context: ClientContext) -> bytes:
     """The chat completion that a whole message is. Raises `BadResponse`."""
     try:
         message = _decode(response)

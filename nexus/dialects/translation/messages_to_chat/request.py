@@ -9,16 +9,9 @@ import msgspec
 
 from nexus.dialects.json_body import Raw, read_fields
 from nexus.dialects.translation.messages_to_chat.fields import RULES
-from nexus.dialects.translation.raw import (
-    NULL,
-    Fields,
-    check_typed,
-    object_of,
-    objects_of,
-    text_of,
-    type_of,
-)
-from nexus.dialects.translation.rules import check_fields, untranslatable
+from nexus.dialects.translation.raw import Fields, object_of, objects_of, text_of, type_of
+from nexus.dialects.translation.rules import NULL, FieldCheck, untranslatable
+from nexus.dialects.translation.translation import TranslatedRequest
 
 ATTRIBUTION = "x-anthropic-billing-header:"
 """Claude Code begins a system text with it, in which it counts its requests."""
@@ -28,83 +21,92 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 
 
-def translate_request(body: bytes, takes: Collection[str]) -> bytes:
+def translate_request(body: bytes, takes: Collection[str]) -> TranslatedRequest:
     """The body of a request for a chat completion. `takes`: fields beyond the common ones that the
     backend takes. Raises `Untranslatable`."""
     fields = {name: raw for name, raw in read_fields(body).items() if raw != NULL}
-    check_fields(RULES, fields)
+    check = FieldCheck(RULES)
+    check.fields(fields)
     request: dict[str, Any] = {name: fields[name] for name in _SAME if name in fields}
-    request["messages"] = [*_system(fields.get("system")), *_messages(fields["messages"])]
+    request["messages"] = [
+        *_system(check, fields.get("system")),
+        *_messages(check, fields["messages"]),
+    ]
     if "max_tokens" in fields:
         newer = "max_completion_tokens" in takes
         request["max_completion_tokens" if newer else "max_tokens"] = fields["max_tokens"]
-    if "top_k" in fields and "top_k" in takes:
-        request["top_k"] = fields["top_k"]
+    if "top_k" in fields:
+        if "top_k" in takes:
+            request["top_k"] = fields["top_k"]
+        else:
+            check.drop("top_k")
     if "stop_sequences" in fields:
         request["stop"] = fields["stop_sequences"]
     if tools := [
-        _tool(tool, n)
+        _tool(check, tool, n)
         for n, tool in enumerate(objects_of(fields.get("tools", Raw(b"[]")), "tools"))
     ]:
         request["tools"] = tools
     if "tool_choice" in fields:
-        request |= _tool_choice(fields["tool_choice"], with_tools=bool(tools))
+        request |= _tool_choice(check, fields["tool_choice"], with_tools=bool(tools))
     output = (
         object_of(fields["output_config"], "output_config") if "output_config" in fields else {}
     )
-    check_fields(RULES, output, "output_config.", "output_config.")
+    check.fields(output, "output_config.", "output_config.")
     effort = _EFFORTS.get(text_of(output.get("effort", Raw(b'""')), "output_config.effort"))
     if effort and "reasoning_effort" in takes:
         request["reasoning_effort"] = effort
+    elif "effort" in output:
+        check.drop("output_config.effort")
     form = output.get("format", fields.get("output_format", NULL))
     if form != NULL:
         request["response_format"] = _response_format(form)
-    return msgspec.json.encode(request)
+    return TranslatedRequest(msgspec.json.encode(request), check.dropped)
 
 
-def _system(raw: Raw | None) -> Iterator[dict[str, Any]]:
+def _system(check: FieldCheck, raw: Raw | None) -> Iterator[dict[str, Any]]:
     """The system message; none without a text."""
-    texts = [] if raw is None else list(_system_texts(raw, "system"))
+    texts = [] if raw is None else list(_system_texts(check, raw, "system"))
     if texts:
         yield {"role": "system", "content": "\n\n".join(texts)}
 
 
-def _system_texts(raw: Raw, path: str) -> Iterator[str]:
+def _system_texts(check: FieldCheck, raw: Raw, path: str) -> Iterator[str]:
     if bytes(raw)[:1] == b'"':
         yield text_of(raw, path)
         return
     for n, block in enumerate(objects_of(raw, path)):
         kind = type_of(block, f"{path}.{n}")
-        check_typed(RULES, "system", kind, block, f"{path}.{n}")
+        check.typed("system", kind, block, f"{path}.{n}")
         text = text_of(block.get("text", NULL), f"{path}.{n}.text")
         if not text.startswith(ATTRIBUTION):
             yield text
 
 
-def _messages(raw: Raw) -> Iterator[dict[str, Any]]:
+def _messages(check: FieldCheck, raw: Raw) -> Iterator[dict[str, Any]]:
     for n, message in enumerate(objects_of(raw, "messages")):
         path = f"messages.{n}"
-        check_fields(RULES, message, "messages.", f"{path}.")
+        check.fields(message, "messages.", f"{path}.")
         role, content = text_of(message.get("role", NULL), f"{path}.role"), message.get("content")
         if role not in ("user", "assistant", "system"):
             raise untranslatable(f"{path}.role", "it is none of user, assistant, system")
         if content is None or content == NULL:
             raise untranslatable(f"{path}.content", "it is missing")
         if role == "system":
-            text = "\n\n".join(_system_texts(content, f"{path}.content"))
+            text = "\n\n".join(_system_texts(check, content, f"{path}.content"))
             yield {"role": "system", "content": text}
         elif bytes(content)[:1] == b'"':
             yield {"role": role, "content": content}
         elif role == "assistant":
-            yield _assistant(objects_of(content, f"{path}.content"), f"{path}.content")
+            yield _assistant(check, objects_of(content, f"{path}.content"), f"{path}.content")
         else:
-            yield from _user(objects_of(content, f"{path}.content"), f"{path}.content")
+            yield from _user(check, objects_of(content, f"{path}.content"), f"{path}.content")
 
 
-def _assistant(blocks: list[Fields], path: str) -> dict[str, Any]:
+def _assistant(check: FieldCheck, blocks: list[Fields], path: str) -> dict[str, Any]:
     parts, calls = [], []
     for n, block in enumerate(blocks):
-        kind = _checked_kind(block, f"{path}.{n}")
+        kind = _checked_kind(check, block, f"{path}.{n}")
         if kind == "text":
             parts.append({"type": "text", "text": block.get("text", "")})
         elif kind == "tool_use":
@@ -120,18 +122,18 @@ def _assistant(blocks: list[Fields], path: str) -> dict[str, Any]:
     return message
 
 
-def _user(blocks: list[Fields], path: str) -> Iterator[dict[str, Any]]:
+def _user(check: FieldCheck, blocks: list[Fields], path: str) -> Iterator[dict[str, Any]]:
     """Results of tools become messages of their own, which must come first."""
     parts: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
     for n, block in enumerate(blocks):
-        kind = _checked_kind(block, f"{path}.{n}")
+        kind = _checked_kind(check, block, f"{path}.{n}")
         if kind == "text":
             parts.append({"type": "text", "text": block.get("text", "")})
         elif kind == "image":
             parts.append(_image(block, f"{path}.{n}"))
         elif kind == "tool_result":
-            texts, shown = _result(block.get("content", NULL), f"{path}.{n}.content")
+            texts, shown = _result(check, block.get("content", NULL), f"{path}.{n}.content")
             images += shown
             yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": texts}
         else:
@@ -140,7 +142,7 @@ def _user(blocks: list[Fields], path: str) -> Iterator[dict[str, Any]]:
         yield {"role": "user", "content": _content(parts)}
 
 
-def _result(raw: Raw, path: str) -> tuple[str, list[dict[str, Any]]]:
+def _result(check: FieldCheck, raw: Raw, path: str) -> tuple[str, list[dict[str, Any]]]:
     """The texts of a tool's result, and its images."""
     if raw == NULL:
         return "", []
@@ -149,7 +151,7 @@ def _result(raw: Raw, path: str) -> tuple[str, list[dict[str, Any]]]:
     texts: list[str] = []
     images: list[dict[str, Any]] = []
     for n, block in enumerate(objects_of(raw, path)):
-        kind = _checked_kind(block, f"{path}.{n}")
+        kind = _checked_kind(check, block, f"{path}.{n}")
         if kind == "text":
             texts.append(text_of(block.get("text", NULL), f"{path}.{n}.text"))
         elif kind == "image":
@@ -179,9 +181,9 @@ def _content(parts: list[dict[str, Any]]) -> Any:
     return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
 
 
-def _tool(tool: Fields, n: int) -> dict[str, Any]:
+def _tool(check: FieldCheck, tool: Fields, n: int) -> dict[str, Any]:
     kind = type_of(tool, f"tools.{n}") if tool.get("type", NULL) != NULL else "custom"
-    check_typed(RULES, "tools", kind, tool, f"tools.{n}")
+    check.typed("tools", kind, tool, f"tools.{n}")
     function = {"name": tool.get("name")}
     for name, source in (
         ("description", "description"),
@@ -193,10 +195,10 @@ def _tool(tool: Fields, n: int) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _tool_choice(raw: Raw, *, with_tools: bool) -> dict[str, Any]:
+def _tool_choice(check: FieldCheck, raw: Raw, *, with_tools: bool) -> dict[str, Any]:
     choice = object_of(raw, "tool_choice")
     kind = type_of(choice, "tool_choice")
-    check_typed(RULES, "tool_choice", kind, choice, "tool_choice")
+    check.typed("tool_choice", kind, choice, "tool_choice")
     if not with_tools:  # servers refuse a choice between no tools
         return {}
     made: dict[str, Any] = {"tool_choice": _CHOICES.get(kind)}
@@ -215,7 +217,7 @@ def _response_format(raw: Raw) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": schema}
 
 
-def _checked_kind(block: Fields, path: str) -> str:
+def _checked_kind(check: FieldCheck, block: Fields, path: str) -> str:
     kind = type_of(block, path)
-    check_typed(RULES, "content", kind, block, path)
+    check.typed("content", kind, block, path)
     return kind

@@ -8,8 +8,16 @@ import msgspec
 
 from nexus.dialects import openai
 from nexus.dialects.base import Usage
-from nexus.dialects.lenient_json import UNREADABLE, lenient
+from nexus.dialects.lenient_json import UNREADABLE
+from nexus.dialects.translation.completion import (
+    Call,
+    Function,
+    call_id,
+    first_choice,
+    text_in,
+)
 from nexus.dialects.translation.rules import BadResponse
+from nexus.dialects.translation.translation import ClientContext
 
 SIGNATURE = "nexus"
 """The mark of reasoning that no Anthropic server has signed."""
@@ -21,63 +29,13 @@ STOP_REASONS = {
 }
 
 
-class Function(msgspec.Struct):
-    """The function of a call, or a piece of it."""
-
-    name: Any = None
-    arguments: Any = None
-
-
-class Call(msgspec.Struct):
-    """A call of a tool, or a piece of it."""
-
-    index: Any = None
-    id: Any = None
-    function: Function | None = None
-
-
-class Text(msgspec.Struct):
-    """What a completion says, or a piece of it. Backends call reasoning by two names."""
-
-    content: Any = None
-    reasoning_content: Any = None
-    reasoning: Any = None
-    refusal: Any = None
-    tool_calls: list[Call] | None = None
-
-
-class Choice(msgspec.Struct):
-    """One of the completions; `stop_reason` is vLLM's, the text at which it stopped."""
-
-    index: Any = 0
-    message: Text | None = None
-    delta: Text | None = None
-    finish_reason: Any = None
-    stop_reason: Any = None
-
-
-class Completion(msgspec.Struct):
-    """A completion, or a chunk of one."""
-
-    id: Any = None
-    model: Any = None
-    choices: list[Choice] | None = None
-
-
-decode = lenient(msgspec.json.Decoder(Completion).decode)
 _decode_input = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def translate_response(response: bytes) -> bytes:
+def translate_response(response: bytes, _context: ClientContext) -> bytes:
     """The message that a whole completion is. Raises `BadResponse`."""
-    try:
-        completion = decode(response)
-    except UNREADABLE as error:
-        raise BadResponse("it is no chat completion") from error
-    choice = next((one for one in completion.choices or () if one.index in (0, None)), None)
-    if choice is None or choice.message is None:
-        raise BadResponse("it has no message")
-    said, content = choice.message, []
+    completion, choice, said = first_choice(response)
+    content: list[dict[str, Any]] = []
     if thinking := text_in(said.reasoning_content) or text_in(said.reasoning):
         content.append({"type": "thinking", "thinking": thinking, "signature": SIGNATURE})
     if text := text_in(said.content) or text_in(said.refusal):
@@ -142,16 +100,6 @@ def stop(finish: Any, sequence: Any, *, calls: bool, refused: bool) -> tuple[str
     if refused:
         return "refusal", None
     return ("stop_sequence", sequence) if text_in(sequence) else ("end_turn", None)
-
-
-def call_id(given: Any, message_id: str, number: int) -> str:
-    """The id of a call. Some servers give none, and a client needs one for the result."""
-    return text_in(given) or f"call_{message_id}_{number}"
-
-
-def text_in(value: Any) -> str:
-    """A text; empty if it is anything else."""
-    return value if isinstance(value, str) else ""
 
 
 def _tool_use(call: Call, tool_id: str) -> dict[str, Any]:

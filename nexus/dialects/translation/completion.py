@@ -1,0 +1,79 @@
+"""What a chat completion says, whole or in chunks, as translations from it read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nexus.dialects.lenient_json import UNREADABLE, lenient
+from nexus.dialects.translation.rules import BadResponse
+
+
+class Function(msgspec.Struct):
+    """The function of a call, or a piece of it."""
+
+    name: Any = None
+    arguments: Any = None
+
+
+class Call(msgspec.Struct):
+    """A call of a tool, or a piece of it."""
+
+    index: Any = None
+    id: Any = None
+    function: Function | None = None
+
+
+class Text(msgspec.Struct):
+    """What a completion says, or a piece of it. Backends call reasoning by two names."""
+
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: Any = None
+    tool_calls: list[Call] | None = None
+
+
+class Choice(msgspec.Struct):
+    """One of the completions; `stop_reason` is vLLM's, the text at which it stopped."""
+
+    index: Any = 0
+    message: Text | None = None
+    delta: Text | None = None
+    finish_reason: Any = None
+    stop_reason: Any = None
+
+
+class Completion(msgspec.Struct):
+    """A completion, or a chunk of one."""
+
+    id: Any = None
+    model: Any = None
+    created: Any = None
+    choices: list[Choice] | None = None
+
+
+decode = lenient(msgspec.json.Decoder(Completion).decode)
+
+
+def first_choice(response: bytes) -> tuple[Completion, Choice, Text]:
+    """A whole completion, its first choice, and the message of that. Raises `BadResponse`."""
+    try:
+        completion = decode(response)
+    except UNREADABLE as error:
+        raise BadResponse("it is no chat completion") from error
+    choice = next((one for one in completion.choices or () if one.index in (0, None)), None)
+    if choice is None or choice.message is None:
+        raise BadResponse("it has no message")
+    return completion, choice, choice.message
+
+
+def call_id(given: Any, message_id: str, number: int) -> str:
+    """The id of a call. Some servers give none, and a client needs one for the result."""
+    return text_in(given) or f"call_{message_id}_{number}"
+
+
+def text_in(value: Any) -> str:
+    """A text; empty if it is anything else."""
+    return value if isinstance(value, str) else ""
