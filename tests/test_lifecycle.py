@@ -163,7 +163,15 @@ def test_a_stop_cuts_no_stream_over_a_connection_that_was_used_before(gateway, a
         stopped.join()
 
 
+def memory_kb(pid: int, *names: str) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return sum(int(line.split()[1]) for line in lines if line.split(":")[0] in names)
+
+
 def test_growing_and_shrinking(gateway):
+    for pid in gateway.worker_pids():
+        own = memory_kb(pid, "Private_Clean", "Private_Dirty")
+        assert own < memory_kb(pid, "Rss") / 2, "workers share the memory of the program"
     ask(gateway, 8)
     before = gateway.settled()
     for number, workers in (

@@ -1,8 +1,4 @@
-"""gunicorn's hooks. After the start none may raise: an exception in a hook ends the whole service.
-
-The master never imports prometheus_client: a process must have leased its slot before the library
-opens files.
-"""
+"""gunicorn's hooks. After the start none may raise: that would end the whole service."""
 
 from __future__ import annotations
 
