@@ -5,6 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SECONDS ?= 600
 SEED    ?= 1
+JOBS    ?= 1
 
 .PHONY: help run test test-unit test-deps check check-long check-real check-clients lint types pages lock screenshot clean bench bench-streams bench-metrics bench-dashboard bench-models bench-affinity soak chaos hostile fuzz
 
@@ -14,8 +15,13 @@ help:  ## list the commands
 run: $(VENV)/run.stamp  ## serve nexus.toml, or two demo backends without one
 	@exec $(BIN)/nexus serve
 
-test: $(VENV)/dev.stamp  ## run all tests, end-to-end ones included; test-deps installs their programs
+test: $(VENV)/dev.stamp  ## run all tests, end-to-end ones included, JOBS=2 at once; test-deps installs their programs
+ifeq ($(JOBS),1)
 	$(BIN)/python -m pytest --durations=10 -m "not long and not real"
+else
+	$(BIN)/python -m pytest --durations=10 -n $(JOBS) --dist loadfile -m "not alone and not long and not real"; status=$$?; \
+	$(BIN)/python -m pytest --durations=10 -m "alone and not long and not real" && exit $$status
+endif
 
 test-unit: $(VENV)/unit.stamp  ## tests that start no process; they need only requirements-unit.txt
 	$(BIN)/python -m pytest --durations=10 -m "not e2e and not long and not real"

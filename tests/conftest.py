@@ -18,14 +18,14 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
-_MARKED = re.compile(r"^pytestmark = .*pytest\.mark\.(e2e|real|long)\b", re.MULTILINE)
+_MARKS = re.compile(r"^pytestmark = (.*)$", re.MULTILINE)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Do not import a module if all its tests are deselected: unit tests need no browser."""
     if collection_path.suffix != ".py" or "not " not in config.option.markexpr:
         return None
-    marks = _MARKED.findall(collection_path.read_text())
+    marks = re.findall(r"mark\.(\w+)", " ".join(_MARKS.findall(collection_path.read_text())))
     return any(f"not {mark}" in config.option.markexpr for mark in marks) or None
 
 

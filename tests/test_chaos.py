@@ -26,7 +26,7 @@ from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
 from tests.test_lifecycle import assert_none_fell
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 SECONDS = float(os.environ.get("NEXUS_CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("NEXUS_CHAOS_SEED", "1"))

@@ -17,7 +17,7 @@ from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
 from tests.support.reconfigured import Reconfigured
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 TIMEOUT_S = 1.0
 OPEN_S, SLOW_START_S, SICK_S = 1.0, 2.0, 3.5

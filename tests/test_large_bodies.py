@@ -9,7 +9,7 @@ import pytest
 from nexus.metrics.processes import memory_and_cpu
 from tests.support.processes import Demo, Gateway, backend_toml
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 SIZE = 31 << 20
 ROUNDS = 2

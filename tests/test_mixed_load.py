@@ -17,7 +17,7 @@ from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml, get_json
 from tests.support.prometheus import Prometheus
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 REQUESTS = 2000
 CONFIG = """

@@ -17,7 +17,7 @@ from tests.support.load import run
 from tests.support.processes import Demo, Gateway, backend_toml
 from tests.test_chaos import asks
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 SECONDS = float(os.environ.get("NEXUS_SOAK_SECONDS", "300"))
 WARM_UP_S = 10

@@ -22,7 +22,7 @@ from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend, backend_toml
 from tests.support.replay import HEAD
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 
 def test_times_at_two_hundred_streams(gateway, replay):
