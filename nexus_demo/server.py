@@ -464,6 +464,9 @@ class DemoBackend:
         pause = 1 / self.manner.pace if self.manner.pace > 0 else 0
         hurried = self._hurried
         for sent, event in enumerate(reply.events(usage=usage)):
+            if pause and sent and self._hurried == hurried and not _wait(sock, pause):
+                self.statuses["gone"] += 1
+                return False
             if sent == fault.break_after:
                 self.statuses["cut"] += 1
                 return False
@@ -481,9 +484,6 @@ class DemoBackend:
                 sock.sendall(b"0\r\n\r\n")
                 self.statuses["cut"] += 1
                 return True
-            if pause and sent and self._hurried == hurried and not _wait(sock, pause):
-                self.statuses["gone"] += 1
-                return False
             if fault.no_done and reply.is_end(event):
                 break
             _chunk(sock, reply.encode(event))

@@ -24,6 +24,7 @@ class BackendFailures(msgspec.Struct, frozen=True):
         backend: its name, for messages.
         key: the gateway's key for it; None if it needs none.
         own_key: whether the request carried that key, and none of the client's.
+        request_id: that of the request, for errors in the client's form.
         translated: whether an error gets the client's form, because the backend's is another.
     """
 
@@ -31,6 +32,7 @@ class BackendFailures(msgspec.Struct, frozen=True):
     backend: str
     key: str | None
     own_key: bool
+    request_id: str
     translated: bool = False
 
     def of_response(
@@ -67,7 +69,7 @@ class BackendFailures(msgspec.Struct, frozen=True):
         if not passes:
             status = status_for_client(fault, status)
         if self.translated or not whole or not content:
-            content = self.dialect.error_body(message, status=status, code=fault.code)
+            content = self._in_clients_form(message, status, fault.code)
             headers = [field for field in headers if not field[0].startswith("content-")]
             headers += _JSON_HEADERS
         passed_on = PassedOn(status, headers, content)
@@ -85,7 +87,7 @@ class BackendFailures(msgspec.Struct, frozen=True):
                 return RequestFailed(fault, message)
         status = error.status if passes else status_for_client(fault, error.status)
         if self.translated:
-            content = self.dialect.error_body(message, status=status, code=fault.code)
+            content = self._in_clients_form(message, status, fault.code)
         passed_on = PassedOn(status, list(_JSON_HEADERS), content)
         return RequestFailed(fault, message, passed_on=passed_on)
 
@@ -105,6 +107,11 @@ class BackendFailures(msgspec.Struct, frozen=True):
                 f"Backend {self.backend} responded {response.status} with {flaw}.",
             )
         return self.dialect.usage_in_response(content, lenient=True)
+
+    def _in_clients_form(self, message: str, status: int, code: str) -> bytes:
+        return self.dialect.error_body(
+            message, status=status, code=code, request_id=self.request_id
+        )
 
     def _masked(self, text: str) -> str:
         return mask_key(text.encode(errors="replace"), self.key).decode()

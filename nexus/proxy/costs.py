@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from nexus.access.prices import NANO, Prices, cost, time_cost, total, usd
-from nexus.dialects.base import StreamReader, TokenEstimate, Usage
+from nexus.dialects.base import TokenEstimate, Usage
 from nexus.fleet.outcome import AttemptRecord, Charge
 from nexus.fleet.records import Backend
 from nexus.proxy.fleet_view import View
@@ -22,7 +22,6 @@ def charge(
     model: str,
     *,
     usage: Usage,
-    stream: StreamReader | None,
     served: bool,
     estimated_prompt: Callable[[], int],
     images: int,
@@ -36,15 +35,12 @@ def charge(
     price = prices.find(backend.config, model)
     if price is None:
         return Charge(unpriced=served)
-    completion = usage.completion_tokens or 0
-    if stream is not None and not stream.finished:
-        completion = max(completion, stream.counted_tokens())
     prompt = usage.prompt_tokens
     return Charge(
         cost(
             price,
             prompt=estimated_prompt() if prompt is None else prompt,
-            completion=completion,
+            completion=usage.completion_tokens or 0,
             cached=usage.cached_tokens or 0,
             cache_write=usage.cache_write_tokens or 0,
             images=images,

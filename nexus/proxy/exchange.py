@@ -231,7 +231,9 @@ class Exchange:
         if self.served and self.model != self.resolved_model:
             outcome.fallback_from = label(self.resolved_model)
         if stream is not None:
-            outcome.stream = stream_outcome(stream, fault, usage, received=received)
+            outcome.stream = stream_outcome(
+                stream, fault, usage, received=received, counted=source == "counted"
+            )
         return outcome
 
     @property
@@ -249,6 +251,8 @@ class Exchange:
 
     def served_units(self) -> float:
         """The units of the response, or of the request, that its endpoint counts."""
+        if not self.served:
+            return 0.0
         return self.units or (self.stream.units if self.stream is not None else 0.0)
 
     def charge(self) -> Charge | None:
@@ -263,7 +267,6 @@ class Exchange:
                 choice.backend,
                 self.model,
                 usage=self.known_usage()[0],
-                stream=self.stream,
                 served=self.served,
                 estimated_prompt=lambda: self.token_estimate().prompt,
                 images=round(self.served_units()) if self.endpoint.makes_images else 0,
@@ -283,10 +286,14 @@ class Exchange:
             if not self.served:
                 return _NO_USAGE, None
             return (usage, "reported") if usage else (_NO_USAGE, "none")
-        if stream.usage is not None:
-            return stream.usage, "requested" if self._usage_requested else "reported"
-        counted = stream.counted_tokens()
-        return (Usage(completion_tokens=counted), "counted") if counted else (_NO_USAGE, "none")
+        usage = stream.usage
+        if usage is None or not stream.finished:
+            counted = stream.counted_tokens()
+            if usage is None or counted > (usage.completion_tokens or 0):
+                # A stream that broke off, or never reports. Anthropic's begin with one token.
+                used = replace(usage or _NO_USAGE, completion_tokens=counted or None)
+                return used, "counted" if counted else "none"
+        return usage, "requested" if self._usage_requested else "reported"
 
 
 _NO_USAGE = Usage()

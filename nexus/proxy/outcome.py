@@ -15,12 +15,10 @@ log = logging.getLogger("nexus.proxy")
 
 
 def stream_outcome(
-    stream: StreamReader, fault: Fault | None, usage: Usage, *, received: float
+    stream: StreamReader, fault: Fault | None, usage: Usage, *, received: float, counted: bool
 ) -> StreamOutcome:
-    """The outcome of a stream that has ended."""
-    tokens, by = usage.completion_tokens, "tokens"
-    if not stream.usage:
-        tokens, by = stream.counted_tokens(), "events"
+    """The outcome of a stream that has ended. `counted`: its tokens are its events."""
+    tokens = usage.completion_tokens
     ttft_s = tpot_s = None
     if first_at := stream.first_token_at:
         ttft_s = first_at - received
@@ -32,7 +30,7 @@ def stream_outcome(
         longest_gap_s=stream.longest_gap_s,
         ttft_s=ttft_s,
         tpot_s=tpot_s,
-        tpot_by=by,
+        tpot_by="events" if counted else "tokens",
     )
 
 

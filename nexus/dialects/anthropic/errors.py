@@ -57,7 +57,9 @@ def error_body(
     error: dict[str, Any] = {"type": type_, "message": message, "code": code}
     if param is not None:
         error["param"] = param
-    body: dict[str, Any] = {"type": "error", "error": error, "request_id": request_id}
+    body: dict[str, Any] = {"type": "error", "error": error}
+    if request_id is not None:
+        body["request_id"] = request_id
     if context is not None:
         body["context"] = context
     return msgspec.json.encode(body)
