@@ -1,6 +1,7 @@
 """A backend that has an agent write a file, and then says that it is done.
 
-It speaks Anthropic's messages and OpenAI's responses, as streams, and keeps what it was asked.
+It speaks Anthropic's messages, OpenAI's responses, and chat completions, as streams, and keeps what
+it was asked.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import Any
 MODEL = "scripted"
 FILE, CONTENT = "made.txt", "made by an agent"
 _MODELS = {"object": "list", "data": [{"id": MODEL, "object": "model", "max_model_len": 200_000}]}
+_RESULTS = b'"tool_result"', b'call_output"', b'"role":"tool"'
 
 
 class Asked:
@@ -23,7 +25,7 @@ class Asked:
     @property
     def has_result(self) -> bool:
         """Whether the agent tells what a tool said."""
-        return b'"tool_result"' in self.raw or b'call_output"' in self.raw
+        return any(mark in self.raw for mark in _RESULTS)
 
 
 class ScriptedBackend:
@@ -48,8 +50,7 @@ class ScriptedBackend:
                     self._send("application/json", b'{"input_tokens": 1000}')
                     return
                 backend.asked.append(asked)
-                write = message_events if path == "/v1/messages" else response_events
-                self._send("text/event-stream", _encoded(write(asked)))
+                self._send("text/event-stream", _WRITERS[path](asked))
 
             def _send(self, kind: str, content: bytes) -> None:
                 self.send_response(200)
@@ -79,26 +80,23 @@ def _encoded(events: list[dict[str, Any]]) -> bytes:
     )
 
 
-def message_events(asked: Asked) -> list[dict[str, Any]]:
+def message_events(asked: Asked) -> bytes:
     """A call of the tool `Write` with the next block of text; the end once it was called."""
-    tools = [tool.get("name") for tool in asked.body.get("tools") or []]
     usage = {"input_tokens": 100, "output_tokens": 1, "cache_read_input_tokens": 20}
     message = {
         "id": "msg_1", "type": "message", "role": "assistant", "model": MODEL, "content": [],
         "stop_reason": None, "stop_sequence": None, "usage": usage,
     }  # fmt: skip
-    if "Write" in tools and not asked.has_result:
+    if "Write" in _tools(asked) and not asked.has_result:
         stop, block = (
             "tool_use",
             {"type": "tool_use", "id": "toolu_1", "name": "Write", "input": {}},
         )
-        cwd = asked.raw.decode().partition("working directory: ")[2].partition("\\n")[0]
-        given = json.dumps({"file_path": f"{cwd}/{FILE}", "content": CONTENT})
-        delta = {"type": "input_json_delta", "partial_json": given}
+        delta = {"type": "input_json_delta", "partial_json": json.dumps(_write_input(asked))}
     else:
         stop, block = "end_turn", {"type": "text", "text": ""}
         delta = {"type": "text_delta", "text": "Done."}
-    return [
+    events = [
         {"type": "message_start", "message": message},
         {"type": "content_block_start", "index": 0, "content_block": block},
         {"type": "content_block_delta", "index": 0, "delta": delta},
@@ -107,20 +105,15 @@ def message_events(asked: Asked) -> list[dict[str, Any]]:
          "usage": {"output_tokens": 7}},
         {"type": "message_stop"},
     ]  # fmt: skip
+    return _encoded(events)
 
 
-def response_events(asked: Asked) -> list[dict[str, Any]]:
+def response_events(asked: Asked) -> bytes:
     """A call of the shell; the end once it was called."""
-    tools = {tool.get("name"): tool for tool in asked.body.get("tools") or []}
-    command = f"printf '{CONTENT}' > {FILE}"
-    name = next(
-        (name for name in ("exec_command", "shell_command", "shell") if name in tools), None
-    )
+    name = _shell(asked)
     item: dict[str, Any]
     if name is not None and not asked.has_result:
-        given: dict[str, Any] = {"cmd": command} if name == "exec_command" else {"command": command}
-        if name == "shell":
-            given = {"command": ["sh", "-c", command]}
+        given = _shell_input(name)
         item = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": name,
                 "arguments": json.dumps(given), "status": "completed"}  # fmt: skip
         kind, delta = "function_call_arguments", json.dumps(given)
@@ -144,4 +137,63 @@ def response_events(asked: Asked) -> list[dict[str, Any]]:
         {"type": "response.output_item.done", "output_index": 0, "item": item},
         {"type": "response.completed", "response": done},
     ]
-    return [event | {"sequence_number": number} for number, event in enumerate(events)]
+    return _encoded([event | {"sequence_number": n} for n, event in enumerate(events)])
+
+
+def chat_events(asked: Asked) -> bytes:
+    """A call of `Write` or of the shell in two pieces; the end once it was called."""
+    name = "Write" if "Write" in _tools(asked) else _shell(asked)
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+    finish = "stop"
+    if name is not None and not asked.has_result:
+        finish = "tool_calls"
+        given = json.dumps(_write_input(asked) if name == "Write" else _shell_input(name))
+        function = {"name": name, "arguments": given[:9]}
+        call = {"index": 0, "id": "call_1", "type": "function", "function": function}
+        more = {"index": 0, "function": {"arguments": given[9:]}}
+        deltas += [{"reasoning": "A file."}, {"tool_calls": [call]}, {"tool_calls": [more]}]
+    else:
+        deltas.append({"content": "Done."})
+    usage = {
+        "prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107,
+        "prompt_tokens_details": {"cached_tokens": 20},
+    }  # fmt: skip
+    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    choices.append({"index": 0, "delta": {}, "finish_reason": finish})
+    chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
+    events = [chunk | {"choices": [choice]} for choice in choices]
+    events.append(chunk | {"choices": [], "usage": usage})
+    lines = [f"data: {json.dumps(event)}\n\n" for event in events]
+    return "".join([*lines, "data: [DONE]\n\n"]).encode()
+
+
+def _tools(asked: Asked) -> list[str]:
+    return [
+        tool.get("name") or tool.get("function", {}).get("name")
+        for tool in asked.body.get("tools") or []
+    ]
+
+
+def _shell(asked: Asked) -> str | None:
+    """The name of Codex's shell, which differs by version and model."""
+    shells = ("exec_command", "shell_command", "shell")
+    return next((name for name in shells if name in _tools(asked)), None)
+
+
+def _shell_input(name: str) -> dict[str, Any]:
+    command = f"printf '{CONTENT}' > {FILE}"
+    if name == "shell":
+        return {"command": ["sh", "-c", command]}
+    return {"cmd": command} if name == "exec_command" else {"command": command}
+
+
+def _write_input(asked: Asked) -> dict[str, Any]:
+    cwd = asked.raw.decode().partition("working directory: ")[2].partition("\\n")[0]
+    return {"file_path": f"{cwd}/{FILE}", "content": CONTENT}
+
+
+_WRITERS = {
+    "/v1/messages": message_events,
+    "/v1/responses": response_events,
+    "/v1/chat/completions": chat_events,
+}

@@ -1,8 +1,11 @@
 """Claude Code and Codex as their users run them, headless, through the gateway: each makes a file.
 
+The backend speaks the client's API, or only chat completions.
+
 `make check-clients` fetches them from npm into `bench/.peers`: 650 MB.
 """
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from tests.support.processes import Gateway, clean_environ
 pytestmark = pytest.mark.real
 
 AGENTS = "@anthropic-ai/claude-code@2.1.197", "@openai/codex@0.171.0"
+CHAT = "/v1/chat/completions"
 ASK = f"Write the file {FILE}."
 
 
@@ -24,8 +28,8 @@ def programs() -> Path:
     return npm_peer("agents", *AGENTS)
 
 
-@pytest.fixture
-def run(tmp_path: Path, programs: Path):
+@pytest.fixture(params=[None, ["openai"]], ids=["native", "translated"])
+def run(request, tmp_path: Path, programs: Path):
     """Runs an agent in a directory and a home of its own before a backend."""
     home, work = tmp_path / "home", tmp_path / "work"
     for directory in (home, work):
@@ -33,7 +37,8 @@ def run(tmp_path: Path, programs: Path):
     with ScriptedBackend() as backend:
         config = (
             f'[[backends]]\nname = "up"\nurl = "{backend.url}"\ntype = "vllm"\n'
-            f'[routing.aliases]\nhaiku = "{MODEL}"\n'
+            + (f"dialects = {json.dumps(request.param)}\n" if request.param else "")
+            + f'[routing.aliases]\nhaiku = "{MODEL}"\n'
         )
         with Gateway(tmp_path, config, workers=2) as gateway:
 
@@ -48,6 +53,7 @@ def run(tmp_path: Path, programs: Path):
                 return backend.asked, gateway.settled()
 
             run.base = gateway.base  # type: ignore[attr-defined]
+            run.translated = request.param is not None  # type: ignore[attr-defined]
             yield run
 
 
@@ -55,6 +61,15 @@ def tokens(found: Scrape, kind: str) -> float:
     return found.value(
         "nexus_tokens_total_sum", model=MODEL, backend="up", type=kind
     )  # fmt: skip
+
+
+def check_translated(found: Scrape, name: str, count: int) -> None:
+    assert found.value("nexus_translated_requests_total", translation=name, backend="up") == count
+    assert found.total("nexus_stream_ends_total", reason="complete") == count
+    assert (
+        found.value("nexus_token_details_total", model=MODEL, backend="up", type="cached")
+        == 20 * count
+    )
 
 
 def test_claude_code(run):
@@ -66,11 +81,18 @@ def test_claude_code(run):
     turns = [one for one in asked if one.body.get("tools")]
     assert len(turns) >= 2
     for turn in turns:
+        if run.translated:
+            assert turn.target == CHAT
+            assert turn.body["messages"][0]["role"] == "system"
+            assert "x-anthropic-billing-header" not in turn.raw.decode()
+            continue
         assert turn.target == "/v1/messages?beta=true"
         assert "anthropic-beta" in turn.headers
         assert turn.body["system"][0]["text"].startswith("x-anthropic-billing-header:")
         assert "authorization" not in turn.headers, "the gateway's token is not the backend's"
-    assert tokens(found, "prompt") == 120 * len(asked)
+    if run.translated:
+        check_translated(found, "messages-to-chat", len(asked))
+    assert tokens(found, "prompt") == (100 if run.translated else 120) * len(asked)
     assert tokens(found, "completion") == 7 * len(asked)
     assert found.total("nexus_requests_total", status="200") >= len(asked)
     assert found.total("nexus_requests_total") == found.total("nexus_requests_total", status="200")
@@ -88,9 +110,17 @@ def test_codex(run):
     )  # fmt: skip
     assert len(asked) == 2
     for turn in asked:
+        if run.translated:
+            assert turn.target == CHAT
+            names = [tool["function"]["name"] for tool in turn.body["tools"]]
+            assert any("__" in name for name in names), "functions of a namespace"
+            continue
         assert turn.target == "/v1/responses"
         assert turn.body["store"] is False
     assert tokens(found, "prompt") == 100 * 2
     assert tokens(found, "completion") == 7 * 2
     assert found.total("nexus_requests_started_total", endpoint="responses") >= 2
+    if run.translated:
+        check_translated(found, "responses-to-chat", 2)
+        return
     assert found.value("nexus_sticky_ids", state="used") == len({len(one.raw) for one in asked})
