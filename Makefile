@@ -48,6 +48,7 @@ bench: $(VENV)/dev.stamp  ## requests a second beside the peers, which are fetch
 
 bench-streams: $(VENV)/dev.stamp  ## the cost of an event of a stream, beside nginx and a Rust router; needs nginx
 	$(BIN)/python -m bench.streams
+	$(BIN)/python -m bench.stream_dialects
 
 soak: $(VENV)/dev.stamp  ## four workers at 80 % of their capacity: make soak SECONDS=600; needs wrk, nginx
 	$(BIN)/python -m bench.soak $(SECONDS)

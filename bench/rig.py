@@ -148,10 +148,11 @@ def nexus(
     workers: int = 1,
     core: str = GATEWAY_CORE,
     python: Path | str = sys.executable,
+    backend: str = "",
     **environ: str,
 ) -> Running:
     """`nexus serve` in front of one backend, with the default configuration except for the log
-    level."""
+    level. `backend`: more settings of the backend."""
     port = free_port()
     place = directory / name
     shutil.rmtree(place, ignore_errors=True)
@@ -161,7 +162,7 @@ def nexus(
         f'[server]\nhost = "127.0.0.1"\nport = {port}\nworkers = {workers}\nrun_dir = "{run_dir}"\n'
         "max_concurrent_requests = 100000\n"
         '[health_check]\nlisten = "off"\ninterval_seconds = 5\n[logging]\nlevel = "warn"\n'
-        f'[[backends]]\nname = "up"\nurl = "http://127.0.0.1:{upstream}"\ntype = "vllm"\n'
+        f'[[backends]]\nname = "up"\nurl = "http://127.0.0.1:{upstream}"\ntype = "vllm"\n{backend}'
     )
     command = [str(python), "-m", module, "serve", "-c", str(file)]
     running = start(name, command, port, directory, core=core, ready="/readyz", **environ)

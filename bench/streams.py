@@ -12,6 +12,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import resource
 import selectors
 import socket
@@ -30,7 +31,30 @@ PACE = 50  # events a second in each stream
 SECONDS = 6
 REPEATS = 3
 COUNTS = (200, 1000)
-_MARK = b'"content":"'
+CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
+_SENT_AT = re.compile(rb'"(\d{20})"')
+_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+_CHUNK = (
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,'
+    b'"model":"m","choices":'
+    b'[{"index":0,"delta":{"content":"%020d"},"logprobs":null,"finish_reason":null}]}\n\n'
+)
+_DELTA = (
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
+    b'"delta":{"type":"text_delta","text":"%020d"}}\n\n'
+)
+_MESSAGE_START = (
+    b'event: message_start\ndata: {"type":"message_start","message":{"id":"msg_1","type":'
+    b'"message","role":"assistant","model":"m","content":[],"stop_reason":null,"stop_sequence":'
+    b'null,"usage":{"input_tokens":9,"output_tokens":1}}}\n\n'
+    b'event: content_block_start\ndata: {"type":"content_block_start","index":0,'
+    b'"content_block":{"type":"text","text":""}}\n\n'
+)
+
+
+def framed(event: bytes) -> bytes:
+    """An event as a chunk of a response."""
+    return b"%x\r\n%b\r\n" % (len(event), event)
 
 
 def source(listener: socket.socket) -> None:
@@ -41,11 +65,8 @@ def source(listener: socket.socket) -> None:
     listener.setblocking(False)
     selector.register(listener, selectors.EVENT_READ)
     slots = 20  # the streams take turns within a period, a twentieth of them at a time
-    streams: list[list[socket.socket]] = [[] for _ in range(slots)]
+    streams: list[list[tuple[socket.socket, bytes]]] = [[] for _ in range(slots)]
     models = b'{"object":"list","data":[{"id":"m","object":"model","created":1,"owned_by":"x"}]}'
-    head = (
-        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-    )
     period, started, turn, joined = 1 / PACE / slots, time.monotonic(), 0, 0
     while True:
         turn += 1
@@ -65,12 +86,12 @@ def source(listener: socket.socket) -> None:
                 if not data:
                     selector.unregister(sock)
                     for group in streams:
-                        if sock in group:
-                            group.remove(sock)
+                        group[:] = [one for one in group if one[0] is not sock]
                     sock.close()
                 elif data.startswith(b"POST"):
-                    sock.sendall(head)
-                    streams[joined % slots].append(sock)
+                    messages = data.startswith(b"POST /v1/messages")
+                    sock.sendall(_HEAD + (framed(_MESSAGE_START) if messages else b""))
+                    streams[joined % slots].append((sock, _DELTA if messages else _CHUNK))
                     joined += 1
                 elif data.startswith(b"GET"):
                     sock.sendall(
@@ -79,26 +100,20 @@ def source(listener: socket.socket) -> None:
                         b"\r\n"
                         b"%s" % (len(models), models)
                     )
-        for sock in streams[turn % slots]:
-            event = (
-                b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,'
-                b'"model":"m","choices":'
-                b'[{"index":0,"delta":{"content":"%020d"},"logprobs":null,"finish_reason":null}]}\n\n'
-                % time.monotonic_ns()
-            )
+        for sock, event in streams[turn % slots]:
             with contextlib.suppress(OSError):
-                sock.send(b"%x\r\n%b\r\n" % (len(event), event))
+                sock.send(framed(event % time.monotonic_ns()))
 
 
-def sink(port: int, count: int) -> dict[str, float]:
+def sink(port: int, count: int, path: str) -> dict[str, float]:
     """Open `count` streams, read them for a while, and give what was seen in the second half."""
     os.sched_setaffinity(0, {int(rig.LOAD_CORE)})
-    body = json.dumps(
-        {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Hello there"}]}
-    ).encode()
+    said = [{"role": "user", "content": "Hello there"}]
+    prompt = {"input" if path == RESPONSES else "messages": said}
+    body = json.dumps({"model": "m", "stream": True, **prompt}).encode()
     ask = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        b"content-length: %d\r\n\r\n%s" % (len(body), body)
+        b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
     )
     selector = selectors.DefaultSelector()
     socks = []
@@ -122,12 +137,7 @@ def sink(port: int, count: int) -> dict[str, float]:
         for key, _ in selector.select(0.05):
             data = key.fileobj.recv(65536)
             seen = time.monotonic_ns()
-            at = data.find(_MARK)
-            while at >= 0:
-                stamp = data[at + len(_MARK) : at + len(_MARK) + 20]
-                if stamp.isdigit():
-                    late.append(seen - int(stamp))
-                at = data.find(_MARK, at + 1)
+            late += [seen - int(stamp) for stamp in _SENT_AT.findall(data)]
     print("end", flush=True)
     for sock in socks:
         sock.close()
@@ -147,14 +157,16 @@ GATEWAYS = {
 }
 
 
-def measure(gateway: rig.Running | None, port: int, count: int) -> dict[str, float]:
+def measure(
+    gateway: rig.Running | None, port: int, count: int, path: str = CHAT
+) -> dict[str, float]:
     """One run of a sink against a port; the gateway's processor time is that between its two
     marks."""
     import subprocess
 
     idle = gateway.memory() if gateway else 0
     child = subprocess.Popen(
-        [sys.executable, "-m", "bench.streams", "sink", str(port), str(count)],
+        [sys.executable, "-m", "bench.streams", "sink", str(port), str(count), path],
         stdout=subprocess.PIPE,
         cwd=rig.ROOT,
     )
@@ -171,14 +183,19 @@ def measure(gateway: rig.Running | None, port: int, count: int) -> dict[str, flo
     return result
 
 
-def main() -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+def start_source() -> tuple[multiprocessing.Process, int]:
+    """The source in a process of its own, and its port."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     feeder = multiprocessing.get_context("fork").Process(
         target=source, args=(listener,), daemon=True
     )
     feeder.start()
-    upstream = listener.getsockname()[1]
+    return feeder, listener.getsockname()[1]
+
+
+def main() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    feeder, upstream = start_source()
     results: dict[tuple[str, int], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
@@ -254,6 +271,6 @@ if __name__ == "__main__":
         resource.setrlimit(
             resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2
         )
-        sink(int(sys.argv[2]), int(sys.argv[3]))
+        sink(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     else:
         main()

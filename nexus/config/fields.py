@@ -25,6 +25,7 @@ Task = Literal[
     "chat", "embeddings", "rerank", "moderation", "classify", "images", "transcription", "speech"
 ]
 Dialect = Literal["openai", "anthropic", "responses"]
+TranslationName = Literal["messages-to-chat", "responses-to-chat", "chat-to-messages"]
 Strategy = Literal["smart", "round_robin", "priority_only", "random"]
 
 MAX_ALIAS_DEPTH = 3

@@ -16,6 +16,7 @@ from nexus.config.fields import (
     Section,
     Strategy,
     Task,
+    TranslationName,
     Zone,
     doc,
 )
@@ -306,10 +307,10 @@ class BackendConfig(Section, frozen=True):
         doc('Features in `anthropic-beta` that it does not get; globs, such as "context-*".'),
     ] = msgspec.field(default_factory=list)
     translate: Annotated[
-        bool,
+        bool | list[TranslationName],
         doc(
-            "Serve clients whose API it does not speak by translation; false: they get 404 if no "
-            "other backend has the model."
+            "Serve clients whose API it does not speak by translation, or only by those listed. "
+            "If none is allowed, they get 404 unless another backend has the model."
         ),
     ] = True
     query: Annotated[dict[str, str], doc("Added to the query of every request to it.")] = (

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from nexus.access.callers import USER
 from nexus.access.limits import DIMENSIONS
+from nexus.config.fields import TranslationName
 from nexus.errors import ERROR_TYPES, status_labels
 from nexus.metrics.family import Label
 from nexus.metrics.labels import NONE, OTHER, RETIRED, UNKNOWN
@@ -43,7 +46,7 @@ REJECTION_REASONS = (
 )  # fmt: skip
 """Why a request reached no endpoint."""
 
-TRANSLATION_NAMES = ("messages-to-chat", "responses-to-chat", "chat-to-messages")
+TRANSLATION_NAMES = get_args(TranslationName)
 """The names of the translations between the APIs of clients and backends."""
 
 MODEL = Label((UNKNOWN, OTHER, RETIRED), names="models")

@@ -34,9 +34,11 @@ class Candidate:
     def translation(self, needs: Needs) -> str | None:
         """The translation that such requests go through; None if they need none, or have none."""
         config = self.backend.config
-        if not config.translate or needs.dialect in config.spoken:
+        allowed = config.translate
+        if not allowed or needs.dialect in config.spoken:
             return None
-        return next((name for other, name in needs.translations if other in config.spoken), None)
+        possible = (name for other, name in needs.translations if other in config.spoken)
+        return next((name for name in possible if allowed is True or name in allowed), None)
 
     def unsuitable(self, needs: Needs, constraints: Constraints) -> str | None:
         """Why it cannot serve such requests, whatever the moment; None if it can."""

@@ -328,13 +328,18 @@ def test_a_translated_backend_comes_after_those_that_need_no_translation():
         backend("chat", "m", column=0, type="generic", priority=1),
         backend("native", "m", column=1, type="vllm", priority=1),
         backend("closed", "m", column=2, type="generic", priority=1, translate=False),
+        backend("none", "m", column=3, type="generic", priority=1, translate=[]),
+        backend("other", "m", column=4, type="generic", translate=["responses-to-chat"]),
     )
     for n in range(20):
-        choice = pick(routes, "m", needs=needs, chance=n / 20, load=(5, 9, 0).__getitem__)
+        choice = pick(routes, "m", needs=needs, chance=n / 20, load=(5, 9, 0, 0, 0).__getitem__)
         assert (choice.backend.name, choice.translation) == ("native", None)
     choice = pick(routes, "m", needs=needs, tried={("native", "m")})
     assert (choice.backend.name, choice.translation) == ("chat", "messages-to-chat")
     assert refused(routes, "m", needs=needs, tried={("native", "m"), ("chat", "m")})
+    other = Requirements(dialect="responses", translations=(("openai", "responses-to-chat"),))
+    choice = pick(routes, "m", needs=other, tried={("native", "m"), ("chat", "m")})
+    assert (choice.backend.name, choice.translation) == ("other", "responses-to-chat")
     routes = table(
         backend("chat", "m", column=0, type="generic", priority=1),
         backend("native", "m", column=1, type="vllm", priority=9),

@@ -11,6 +11,7 @@ from nexus.dialects.translation.rules import NULL, untranslatable
 Fields = dict[str, Raw]
 
 _decode_text = lenient(msgspec.json.Decoder(str).decode)
+_decode_number = msgspec.json.Decoder(float).decode
 _decode_object = lenient(msgspec.json.Decoder(dict[str, Raw]).decode)
 _decode_objects = lenient(msgspec.json.Decoder(list[dict[str, Raw]]).decode)
 
@@ -21,6 +22,14 @@ def text_of(raw: Raw, path: str) -> str:
         return _decode_text(bytes(raw))
     except UNREADABLE as error:
         raise untranslatable(path, "it must be a text") from error
+
+
+def number_of(raw: Raw, path: str) -> float:
+    """A number."""
+    try:
+        return _decode_number(bytes(raw))
+    except UNREADABLE as error:
+        raise untranslatable(path, "it must be a number") from error
 
 
 def object_of(raw: Raw, path: str) -> Fields:

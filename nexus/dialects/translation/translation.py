@@ -162,12 +162,19 @@ class TranslatedStream:
         self._client = client
         self._own_key = own_key
         self._reader = EventReader()
+        self._between_events = True
         self._closed = False
 
     def feed(self, piece: bytes) -> bytes:
         source = self._source
         shown = source.feed(piece)
-        translated = self._translated(shown) if shown else b""
+        # Nearly every packet is one event of output.
+        data = _only_data(shown) if self._between_events else None
+        if data is not None:
+            translated = self._one(data)
+        else:
+            translated = self._translated(shown) if shown else b""
+            self._between_events = self._reader.between_events
         if source.done or source.error is not None:
             return translated + self._close()
         return translated
@@ -185,22 +192,7 @@ class TranslatedStream:
         return translated
 
     def _translated(self, shown: bytes) -> bytes:
-        if (
-            shown[:7] == b"event: "
-            and shown[-2:] == b"\n\n"
-            and self._reader.between_events
-            and b"\r" not in shown
-        ):
-            # Nearly every packet of Anthropic's streams is one event of two lines.
-            end = shown.find(b"\n")
-            if (
-                shown[end + 1 : end + 7] == b"data: "
-                and shown.find(b"\n", end + 7) == len(shown) - 2
-            ):
-                return self._one(shown[end + 7 : -2])
         events = self._reader.feed(shown)
-        if len(events) == 1 and (data := events[0].data) is not None:
-            return self._one(data)
         shown = b"".join([self._one(one.data) for one in events if one.data is not None])
         if not shown and any(one.data is None and not one.tail for one in events):
             return self._client.KEEPALIVE
@@ -276,3 +268,19 @@ class TranslatedStream:
     @property
     def finished(self) -> bool:
         return self._source.finished
+
+
+def _only_data(packet: bytes) -> bytes | None:
+    """The data of a packet that is one event in the form of OpenAI's or Anthropic's; None if it is
+    anything else."""
+    start = 6
+    if packet[:7] == b"event: ":
+        start = packet.find(b"\n", 7) + 7
+        if packet[start - 6 : start] != b"data: ":
+            return None
+    elif packet[:6] != b"data: ":
+        return None
+    end = len(packet) - 2
+    if packet.find(b"\n", start) != end or packet[-1:] != b"\n" or b"\r" in packet:
+        return None
+    return packet[start:end]

@@ -127,6 +127,34 @@ def test_what_only_some_kinds_take():
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "effort", "dropped"),
+    [
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "low", ()),
+        ({"thinking": {"type": "enabled", "budget_tokens": 16000}}, "medium", ()),
+        ({"thinking": {"type": "enabled", "budget_tokens": 31999}}, "high", ()),
+        ({"thinking": {"type": "disabled"}}, None, ("thinking",)),
+        ({"thinking": {"type": "adaptive"}}, None, ("thinking",)),
+        (
+            {
+                "thinking": {"type": "enabled", "budget_tokens": 1024},
+                "output_config": {"effort": "max"},
+            },
+            "high",
+            ("thinking",),
+        ),
+    ],
+)
+def test_how_much_the_model_reasons(given, effort, dropped):
+    body = json.dumps({"model": "m", "messages": [HI]} | given).encode()
+    made = ONE.request(body, ("reasoning_effort",))
+    assert json.loads(made.body).get("reasoning_effort") == effort
+    assert made.dropped == dropped
+    made = ONE.request(body, ())
+    assert "reasoning_effort" not in json.loads(made.body)
+    assert "thinking" in made.dropped
+
+
 def test_results_of_tools_come_first_and_their_images_after():
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA"}}
     linked = {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}}

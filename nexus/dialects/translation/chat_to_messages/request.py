@@ -11,7 +11,14 @@ import msgspec
 from nexus.dialects.json_body import Raw, read_fields
 from nexus.dialects.lenient_json import UNREADABLE
 from nexus.dialects.translation.chat_to_messages.fields import RULES
-from nexus.dialects.translation.raw import Fields, object_of, objects_of, text_of, type_of
+from nexus.dialects.translation.raw import (
+    Fields,
+    number_of,
+    object_of,
+    objects_of,
+    text_of,
+    type_of,
+)
 from nexus.dialects.translation.rules import NULL, FieldCheck, untranslatable
 from nexus.dialects.translation.translation import TranslatedRequest
 
@@ -22,7 +29,6 @@ _CHOICES = {"auto": "auto", "required": "any", "none": "none"}
 _DATA_URL = re.compile(r"data:([\w.+/-]+)(?:;[\w=.-]+)*;base64,")
 _NO = (b"null", b"false")
 _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_number = msgspec.json.Decoder(float).decode
 
 
 def translate_request(body: bytes, _takes: Collection[str]) -> TranslatedRequest:
@@ -38,7 +44,7 @@ def translate_request(body: bytes, _takes: Collection[str]) -> TranslatedRequest
     request["max_tokens"] = _DEFAULT_MAX_TOKENS if limit is None else limit
     request |= _conversation(check, objects_of(fields["messages"], "messages"))
     if "temperature" in fields:
-        request["temperature"] = _temperature(fields["temperature"])
+        request["temperature"] = min(1.0, number_of(fields["temperature"], "temperature"))
     if "stop" in fields:
         stop = fields["stop"]
         request["stop_sequences"] = [stop] if bytes(stop)[:1] == b'"' else stop
@@ -49,13 +55,6 @@ def translate_request(body: bytes, _takes: Collection[str]) -> TranslatedRequest
     if "response_format" in fields:
         request |= _output(check, object_of(fields["response_format"], "response_format"))
     return TranslatedRequest(msgspec.json.encode(request), check.dropped)
-
-
-def _temperature(raw: Raw) -> Any:
-    try:
-        return min(1.0, _decode_number(bytes(raw)))
-    except UNREADABLE as error:
-        raise untranslatable("temperature", "it must be a number") from error
 
 
 def _conversation(check: FieldCheck, given: list[Fields]) -> dict[str, Any]:

@@ -23,7 +23,11 @@ RULES: Rules = {
     "stream": Rule("map", "`stream`"),
     "tools": Rule("map", "`tools`"),
     "tool_choice": Rule("map", "`tool_choice`"),
-    "thinking": Rule("drop", "the backend decides how it reasons"),
+    "thinking": Rule(
+        "map",
+        "`reasoning_effort` for kinds that take it, if `output_config.effort` is not given: a "
+        "budget under 4096 tokens is `low`, under 16384 `medium`, else `high`; dropped otherwise",
+    ),
     "output_config": Rule("map", "see its fields"),
     "output_format": Rule("map", "`response_format`"),
     "cache_control": _CACHE,

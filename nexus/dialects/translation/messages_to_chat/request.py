@@ -9,7 +9,14 @@ import msgspec
 
 from nexus.dialects.json_body import Raw, read_fields
 from nexus.dialects.translation.messages_to_chat.fields import RULES
-from nexus.dialects.translation.raw import Fields, object_of, objects_of, text_of, type_of
+from nexus.dialects.translation.raw import (
+    Fields,
+    number_of,
+    object_of,
+    objects_of,
+    text_of,
+    type_of,
+)
 from nexus.dialects.translation.rules import NULL, FieldCheck, untranslatable
 from nexus.dialects.translation.translation import TranslatedRequest
 
@@ -19,6 +26,9 @@ _SAME = ("model", "temperature", "top_p", "stream")
 """Fields that have the same name and meaning in both protocols."""
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
+
+_BUDGETS = ((4096, "low"), (16384, "medium"))
+"""The tokens that thinking may take, and the effort that fewer stand for."""
 
 
 def translate_request(body: bytes, takes: Collection[str]) -> TranslatedRequest:
@@ -53,15 +63,31 @@ def translate_request(body: bytes, takes: Collection[str]) -> TranslatedRequest:
         object_of(fields["output_config"], "output_config") if "output_config" in fields else {}
     )
     check.fields(output, "output_config.", "output_config.")
-    effort = _EFFORTS.get(text_of(output.get("effort", Raw(b'""')), "output_config.effort"))
-    if effort and "reasoning_effort" in takes:
-        request["reasoning_effort"] = effort
-    elif "effort" in output:
-        check.drop("output_config.effort")
+    request |= _reasoning_effort(check, fields, output, takes)
     form = output.get("format", fields.get("output_format", NULL))
     if form != NULL:
         request["response_format"] = _response_format(form)
     return TranslatedRequest(msgspec.json.encode(request), check.dropped)
+
+
+def _reasoning_effort(
+    check: FieldCheck, fields: Fields, output: Fields, takes: Collection[str]
+) -> dict[str, str]:
+    """The effort that is stated, else what the budget of thinking stands for."""
+    effort = _EFFORTS.get(text_of(output.get("effort", Raw(b'""')), "output_config.effort"))
+    budget = None
+    if "thinking" in fields:
+        thinking = object_of(fields["thinking"], "thinking")
+        if type_of(thinking, "thinking") == "enabled":
+            budget = number_of(thinking.get("budget_tokens", NULL), "thinking.budget_tokens")
+    takes_effort = "reasoning_effort" in takes
+    if "effort" in output and not (effort and takes_effort):
+        check.drop("output_config.effort")
+    if "thinking" in fields and (effort or budget is None or not takes_effort):
+        check.drop("thinking")
+    if not effort and budget is not None:
+        effort = next((name for most, name in _BUDGETS if budget < most), "high")
+    return {"reasoning_effort": effort} if effort and takes_effort else {}
 
 
 def _system(check: FieldCheck, raw: Raw | None) -> Iterator[dict[str, Any]]:
