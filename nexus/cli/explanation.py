@@ -48,7 +48,7 @@ def route_explain(
             status=Exit.UNREACHABLE,
         )
     routes, load_table = RouteTable(snapshot), LoadTable(generation.load)
-    circuits = CircuitTable(generation.circuits)
+    circuits, prefixes = CircuitTable(generation.circuits), PrefixTable(generation.prefixes)
     resolved = routes.resolve(model)
     row = next((one for one in ENDPOINTS if one.name == endpoint), None)
     if endpoint is not None and row is None:
@@ -62,7 +62,7 @@ def route_explain(
         needs=parsed.needs,
         constraints=routes.constraints(model, resolved),
         flexible=flexible,
-        session=SessionReader(headers, parsed, routes.affinity, resolved, scope),
+        session=SessionReader(headers, parsed, routes.affinity, resolved, scope, prefixes.seed),
     )
     now_ns = time.monotonic_ns()
     explanation = explain(
@@ -70,7 +70,7 @@ def route_explain(
         query,
         Conditions(
             load=load_table.pending,
-            holders=PrefixTable(generation.prefixes).holders,
+            holders=prefixes.holders,
             status=lambda column, model: status_of(
                 column, model, circuits, load_table, config=snapshot.config, now_ns=now_ns
             ),

@@ -105,7 +105,7 @@ class Affinity(Section, frozen=True):
         Meta(ge=0, le=65536),
         doc(
             "Without a name, the session is known by so many bytes of tools, system text and first "
-            "message. 0: not at all."
+            "message, if the prompt has 512 bytes. 0: not at all."
         ),
     ] = 4096
     scope: Annotated[
@@ -120,7 +120,10 @@ class Affinity(Section, frozen=True):
     load_margin: Annotated[
         int,
         Meta(ge=0, le=10_000),
-        doc("How many requests more than the least loaded one it may always have."),
+        doc(
+            "How many requests more than the least loaded one it may always have; twice as many "
+            "for a prompt without an id whose start it has."
+        ),
     ] = 2
     kinds: Annotated[
         list[BackendType],

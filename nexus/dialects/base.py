@@ -7,7 +7,7 @@ or the events of its streams.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -84,12 +84,13 @@ class Prompt(Protocol):
     def text_of(self, path: str, /) -> str | None:
         """The text in a field of the body; dots in `path` lead into objects."""
 
-    def start(self, most: int, first: int, /) -> tuple[bytes, int]:
-        """The first `most` bytes of the prompt as its model reads it: tools, system text, messages.
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The fields at the top level of the body."""
 
-        Also gives how many of them come before the end of the conversation's first message, which
-        is the same number in each of its turns. Of the messages, `first` bytes are looked at.
-        """
+    def pieces(self) -> Sequence[bytes]:
+        """Raw JSON of the prompt in the order in which its model reads it: tools, system text,
+        messages. These come last."""
 
 
 class IdReader(NamedTuple):

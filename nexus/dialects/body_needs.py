@@ -20,7 +20,7 @@ from nexus.dialects.base import (
     PromptField,
     RequestForm,
 )
-from nexus.dialects.conversation import prompt_start, text_at
+from nexus.dialects.conversation import text_at
 from nexus.dialects.json_body import Raw, read_fields
 
 CHARACTERS_PER_TOKEN = 4
@@ -73,9 +73,13 @@ class BodyNeeds(msgspec.Struct, dict=True):
         name, *keys = path.split(".")
         return text_at(self.fields.get(name), keys)
 
-    def start(self, most: int, first: int) -> tuple[bytes, int]:
-        names = (*self.BEFORE, *self.prompt.beside, self.prompt.name)
-        return prompt_start([self.fields.get(name, b"") for name in names], most, first)
+    def pieces(self) -> list[Raw]:
+        fields, prompt = self.fields, self.prompt
+        found = [fields[name] for name in self.BEFORE if name in fields]
+        if prompt.beside:
+            found += [fields[name] for name in prompt.beside]
+        found.append(fields[prompt.name])
+        return found
 
     def _raw(self, name: str) -> bytes:
         return bytes(self.fields.get(name, b""))

@@ -9,15 +9,11 @@ import msgspec
 
 from nexus.dialects.json_body import Raw
 
-_SYSTEM_ROLES = (b'"system"', b'"developer"')
-_ROLE = re.compile(rb'"role"\s*:\s*\Z')
-_ROLE_WITHIN = 32
-"""Before its value, the key `role` is looked for in so many bytes."""
+_USER, _ROLE = b'"user"', b'"role"'
+_BETWEEN = 64
+"""Bytes of punctuation and white space that may stand between them, and between messages."""
 _BILLING = re.compile(rb'"x-anthropic-billing-header:(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _BILLING_START = b'"x-anthropic-billing-header:'
-_OPEN, _CLOSE, _BETWEEN, _BACKSLASH = b"{[", b"}]", b":,", ord("\\")
-_WITHIN_MESSAGE = 2
-"""How deep a list's messages are nested."""
 _LONGEST_FIELD = 4096
 _BILLING_WITHIN = 512
 """The first system text begins within so many bytes of its field."""
@@ -36,67 +32,43 @@ def text_at(raw: Raw | None, keys: Sequence[str]) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def prompt_start(fields: Sequence[bytes], most: int, first: int) -> tuple[bytes, int]:
-    """See `Prompt.start`. `fields`: raw JSON in the order in which a model reads it; the messages
-    come last.
+def prompt_start(pieces: Sequence[bytes], most: int) -> tuple[memoryview, int]:
+    """The first bytes of a prompt, and where its messages begin. `pieces`: as of `Prompt`.
 
     A system text in which Claude Code counts its requests is left out, because it differs each
     time.
     """
-    start = b""
-    for raw in fields[:-1]:
-        if raw:
-            start += bytes(memoryview(raw)[: most - len(start)])
-    before = len(start)
-    start += bytes(memoryview(fields[-1])[: most - before])
-    end = before + _end_of_first_message(start[before : before + first])
-    if start.find(_BILLING_START, 0, before + _BILLING_WITHIN) >= 0:
-        found = _BILLING.search(start)
-        if found is not None:
-            start = start[: found.start()] + start[found.end() :]
-            end -= len(found[0])
-    return start, end
+    if len(pieces) == 1:
+        view = memoryview(pieces[0])[:most]
+        if bytes(view[:_BILLING_WITHIN]).find(_BILLING_START) < 0:
+            return view, 0
+    start, messages_at = b"", 0
+    for raw in pieces:
+        messages_at = len(start)
+        piece = bytes(memoryview(raw)[: most - messages_at])
+        if piece.find(_BILLING_START, 0, _BILLING_WITHIN) >= 0:
+            piece = _BILLING.sub(b"", piece, count=1)
+        start += piece
+    return memoryview(start), messages_at
 
 
-def _end_of_first_message(messages: bytes) -> int:
-    """Where the first message ends that is not the system's; the length if that is not seen.
+def first_message_end(start: memoryview, messages_at: int, most: int) -> int:
+    """Where the first message of the user ends in a prompt, within `most` bytes of its messages.
 
-    Strings are skipped by `find`, which is much faster than to look at each byte.
+    Each turn of a conversation gives the same number. Quotes within strings are escaped in JSON,
+    so a search for quoted words finds no text that speaks of them, and is faster than a parser.
     """
-    depth = start_at = at = 0
-    while at < len(messages):
-        quote = messages.find(b'"', at)
-        if at < quote <= at + 2 and messages[at] in _BETWEEN and messages[quote - 1] in b":, ":
-            at = _end_of_string(messages, quote)
-            continue
-        for n in range(at, quote if quote >= 0 else len(messages)):
-            mark = messages[n]
-            if mark in _OPEN:
-                depth += 1
-                start_at = n if depth == _WITHIN_MESSAGE else start_at
-            elif mark in _CLOSE:
-                depth -= 1
-                if depth == _WITHIN_MESSAGE - 1 and not _is_system(messages, start_at, n):
-                    return n + 1
-        at = _end_of_string(messages, quote) if quote >= 0 else len(messages)
-    return len(messages)
-
-
-def _end_of_string(text: bytes, quote: int) -> int:
-    """Where the string ends that begins at `quote`; the length if that is not seen."""
-    end = quote
-    while (end := text.find(b'"', end + 1)) >= 0:
-        backslashes = 1
-        while text[end - backslashes] == _BACKSLASH:
-            backslashes += 1
-        if backslashes % 2:
-            return end + 1
-    return len(text)
-
-
-def _is_system(messages: bytes, start_at: int, end: int) -> bool:
-    for role in _SYSTEM_ROLES:
-        at = messages.find(role, start_at, end)
-        if at >= 0 and _ROLE.search(messages, max(start_at, at - _ROLE_WITHIN), at) is not None:
-            return True
-    return False
+    prompt = bytes(start[: messages_at + most + _BETWEEN])
+    limit = min(len(prompt), messages_at + most)
+    user = prompt.find(_USER, messages_at, limit)
+    if user < 0:
+        return limit
+    role = prompt.rfind(_ROLE, max(user - _BETWEEN, messages_at), user)
+    if not prompt[max(role - _BETWEEN, 0) : role].rstrip().endswith(b"{"):
+        end = prompt.find(b"}", user, limit)  # the role is written after the content
+        return end + 1 if end >= 0 else limit
+    following = prompt.find(_ROLE, user, limit + _BETWEEN)
+    if following < 0 and len(prompt) > limit:
+        return limit
+    end = prompt.rfind(b"}", user, following if following >= 0 else limit)
+    return min(end + 1, limit) if end >= 0 else limit

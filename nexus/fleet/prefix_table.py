@@ -1,30 +1,32 @@
 """Which backends served which prefixes of prompts: one table for all workers of a gateway.
 
-An entry has two 64-bit cells: the key of a prefix, and the last backends that served a prompt with
-that prefix. The table has a fixed size. A key belongs to one bucket; a new key replaces the least
-recently used one there.
+An entry is one 64-bit cell: a part of the prefix's key, and the last backends that served a prompt
+with that prefix. The table has a fixed size. A key belongs to one bucket, whose entries are in the
+order of their last use; a new one replaces the last.
 
-There is no lock. If two workers write an entry at once, one write may be lost, or a key may get the
-backends of another prefix. A wrong entry costs one miss in a backend's cache.
+There is no lock, and a cell is never torn. If two workers write to a bucket at once, an entry may
+be lost or stand there twice, which costs at most one miss in a backend's cache.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from nexus.fleet.mapping import map_file
 
-BUCKETS = 16384
+BUCKETS = 32768
 WAYS = 4
 HOLDERS = 4
 """Backends that are recorded for each prefix."""
-_SIZE = BUCKETS * WAYS * 16
+_SEED = BUCKETS * WAYS
+_SIZE = 8 * (_SEED + 1)
 _COLUMN_BITS, _COLUMN = 10, (1 << 10) - 1
-_STAMP_SHIFT = HOLDERS * _COLUMN_BITS
-_HOLDERS_MASK = (1 << _STAMP_SHIFT) - 1
-_STAMPS = (1 << 22) - 1  # seconds; wraps after 48 days
-_FRESH_S = 8
-"""An unchanged entry is not written again within this time."""
+_TAG = HOLDERS * _COLUMN_BITS
+"""A cell has the upper bits of the key from this bit on; the lower ones decide on the bucket."""
+_HOLDERS_MASK = (1 << _TAG) - 1
 
 
 class PrefixTable:
@@ -33,50 +35,61 @@ class PrefixTable:
     def __init__(self, path: Path | None) -> None:
         """Open or create the table at `path`; None makes one that no other process sees."""
         self._map = map_file(path, _SIZE)
-        self._cells = memoryview(self._map).cast("q")
+        self._cells = memoryview(self._map).cast("Q")
+        if not self._cells[_SEED]:
+            self._cells[_SEED] = int.from_bytes(os.urandom(8), "little") | 1
+
+    @property
+    def seed(self) -> int:
+        """A secret random number of this table, with which keys are made.
+
+        Nobody can compute prompts whose keys collide. Two workers that create the table at once may
+        both set it, so it is read each time.
+        """
+        return self._cells[_SEED]
 
     def holders(self, key: int) -> tuple[int, ...]:
         """The columns of the backends that served this prefix, the last one first."""
-        cells, at = self._cells, key % BUCKETS * WAYS * 2
-        for way in range(at, at + 2 * WAYS, 2):
-            if cells[way] == key:
-                return _columns(cells[way + 1])
+        cells, at, tag = self._cells, key % BUCKETS * WAYS, key >> _TAG
+        value = cells[at]
+        if value >> _TAG == tag:
+            return _columns(value & _HOLDERS_MASK)
+        for way in range(at + 1, at + WAYS):
+            value = cells[way]
+            if value >> _TAG == tag:
+                return _columns(value & _HOLDERS_MASK)
         return ()
 
-    def add(self, key: int, column: int, now_s: int) -> None:
-        """Record that the backend in `column` has served this prefix. `key` is not 0."""
-        cells, at, stamp = self._cells, key % BUCKETS * WAYS * 2, now_s & _STAMPS
-        oldest, age = at, -1
-        for way in range(at, at + 2 * WAYS, 2):
-            value = cells[way + 1]
-            since = stamp - (value >> _STAMP_SHIFT) & _STAMPS
-            if cells[way] == key:
-                if value & _COLUMN == column + 1:
-                    if since >= _FRESH_S:
-                        cells[way + 1] = stamp << _STAMP_SHIFT | value & _HOLDERS_MASK
-                    return
-                others = [one for one in _columns(value) if one != column]
-                cells[way + 1] = _packed(stamp, (column, *others[: HOLDERS - 1]))
-                return
-            if not cells[way]:
-                since = _STAMPS
-            if since > age:
-                oldest, age = way, since
-        cells[oldest] = 0
-        cells[oldest + 1] = _packed(stamp, (column,))
-        cells[oldest] = key
+    def add(self, keys: Iterable[int], column: int) -> None:
+        """Record that the backend in `column` has served these prefixes."""
+        cells = self._cells
+        for key in keys:
+            at, tag = key % BUCKETS * WAYS, key >> _TAG
+            value = cells[at]
+            if value >> _TAG != tag or value & _COLUMN != column + 1:
+                self._move_to_front(at, tag, column)
+
+    def _move_to_front(self, at: int, tag: int, column: int) -> None:
+        cells = self._cells
+        bucket = cells[at : at + WAYS].tolist()
+        found = next((n for n, value in enumerate(bucket) if value >> _TAG == tag), None)
+        last, columns = WAYS - 1, [column]
+        if found is not None:
+            last = found
+            columns += [one for one in _columns(bucket[found] & _HOLDERS_MASK) if one != column]
+        for way in range(last, 0, -1):
+            cells[at + way] = bucket[way - 1]
+        cells[at] = tag << _TAG | _packed(columns[:HOLDERS])
 
 
-def _columns(value: int) -> tuple[int, ...]:
-    holders, columns = value & _HOLDERS_MASK, []
-    while holders:
-        columns.append((holders & _COLUMN) - 1)
-        holders >>= _COLUMN_BITS
+@lru_cache(maxsize=4096)
+def _columns(packed: int) -> tuple[int, ...]:
+    columns = []
+    while packed:
+        columns.append((packed & _COLUMN) - 1)
+        packed >>= _COLUMN_BITS
     return tuple(columns)
 
 
-def _packed(stamp: int, columns: tuple[int, ...]) -> int:
-    value = stamp
-    for n in reversed(range(HOLDERS)):
-        value = value << _COLUMN_BITS | (columns[n] + 1 if n < len(columns) else 0)
-    return value
+def _packed(columns: list[int]) -> int:
+    return sum(column + 1 << n * _COLUMN_BITS for n, column in enumerate(columns))

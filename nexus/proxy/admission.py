@@ -247,11 +247,9 @@ class Admission:
             except BaseException:
                 self._recorder.routing_failed(time.perf_counter() - started)
                 raise
-            if choice.session is not None:
+            if choice.prefixes:
                 # Now, not after a success: requests with the same prefix often arrive together.
-                now_s = self.clock_ns() // 1_000_000_000
-                for key in choice.session.prefixes:
-                    self.prefixes.add(key, choice.backend.column, now_s)
+                self.prefixes.add(choice.prefixes, choice.backend.column)
             if waiter.share is not None:
                 waiter.share.sent()
             self._recorder.attempt_started(choice.backend.column, time.perf_counter() - started)

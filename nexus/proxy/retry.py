@@ -107,8 +107,9 @@ def _allowed_by(
 def _session_reader(exchange: Exchange) -> SessionReader:
     settings, caller = exchange.view.table.affinity, exchange.caller
     scope = caller.key if caller is not None and settings.scope == "key" else ""
+    seed = exchange.engine.admission.prefixes.seed
     return SessionReader(
-        exchange.request.headers, exchange.parsed, settings, exchange.resolved_model, scope
+        exchange.request.headers, exchange.parsed, settings, exchange.resolved_model, scope, seed
     )
 
 

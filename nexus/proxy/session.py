@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from zlib import crc32
-
 import msgspec
+from xxhash import xxh3_64_intdigest
 
 from nexus.config.routing_records import Affinity
 from nexus.dialects.base import ParsedRequest
+from nexus.dialects.conversation import first_message_end, prompt_start
 from nexus.http.headers import RequestHeaders
-from nexus.routing.affinity import LONGEST_PREFIX, Session, prefix_keys
+from nexus.routing.affinity import LONGEST_PREFIX, SHORTEST_PREFIX, Session, starts_of
 
 OVERRIDE = "x-nexus-affinity"
 """The request header that names the session, or is `off`."""
@@ -23,6 +22,7 @@ class SessionReader(msgspec.Struct):
     Attributes:
         model: The model to which the client's name resolves.
         scope: Sessions of different scopes never meet.
+        seed: Of the table of prefixes.
     """
 
     headers: RequestHeaders
@@ -30,6 +30,7 @@ class SessionReader(msgspec.Struct):
     settings: Affinity
     model: str
     scope: str = ""
+    seed: int = 0
     _found: Session | None = None
     _read: bool = False
 
@@ -41,32 +42,42 @@ class SessionReader(msgspec.Struct):
     def _session(self) -> Session | None:
         settings, first, prompt = self.settings, self.headers.first, self.parsed.prompt
         override = first.get(OVERRIDE)
-        if override == "off":
-            return None
-        if override:
-            return Session.of("header", override.encode(), self.scope)
+        if override is not None and override:
+            return None if override == "off" else Session("header", override.encode(), self.scope)
         if prompt is None:
             return None
-        if session_id := _first_id(first.get, settings.headers):
-            return Session.of("header", session_id.encode(), self.scope)
-        if session_id := _first_id(prompt.text_of, settings.body):
-            return Session.of("body", session_id.encode(errors="replace"), self.scope)
+        if not first.keys().isdisjoint(settings.headers):
+            for name in settings.headers:
+                if 0 < len(value := first.get(name, "")) <= _LONGEST_ID:
+                    return Session("header", value.encode(), self.scope)
+        fields = prompt.fields
+        for path in settings.body:
+            if path.partition(".")[0] in fields:
+                text = prompt.text_of(path)
+                if text and len(text) <= _LONGEST_ID:
+                    return Session("body", text.encode(errors="replace"), self.scope)
         if not settings.prefix_bytes:
             return None
-        start, end = prompt.start(LONGEST_PREFIX, settings.prefix_bytes)
-        prefix = start[: min(end, settings.prefix_bytes)]
-        return Session.of(
-            "prefix",
-            b"%d %d" % (crc32(prefix), len(prefix)),
-            self.scope,
-            prefixes=prefix_keys(start, end, f"{self.scope} {self.model}"),
+        pieces = prompt.pieces()
+        if len(pieces) == 1 and len(pieces[0]) < SHORTEST_PREFIX:
+            return None
+        start, messages_at = prompt_start(pieces, LONGEST_PREFIX)
+        if len(start) < SHORTEST_PREFIX:
+            return None
+        keys, ends = starts_of(start, self.scope, self.model, self.seed)
+        return _PromptSession(
+            "prefix", b"", self.scope, keys, ends, b"", start, messages_at, settings.prefix_bytes
         )
 
 
-def _first_id(value_of: Callable[[str], str | None], names: list[str]) -> str | None:
-    """The first value that can be the id of a session."""
-    for name in names:
-        value = value_of(name)
-        if value and len(value) <= _LONGEST_ID:
-            return value
-    return None
+class _PromptSession(Session):
+    """The session of a prompt without an id. It begins with `start`."""
+
+    start: memoryview = memoryview(b"")
+    messages_at: int = 0
+    most: int = 0
+
+    def identify(self) -> bytes:
+        end = first_message_end(self.start, self.messages_at, self.most)
+        prefix = self.start[: min(end, self.most)]
+        return b"%d %d" % (xxh3_64_intdigest(prefix), len(prefix))

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Literal, NamedTuple
-from zlib import crc32
+from typing import Literal
 
 import msgspec
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from nexus.config.routing_records import Affinity
 from nexus.routing.candidate import Candidate
@@ -24,7 +24,8 @@ Source = Literal["header", "body", "prefix"]
 Result = Literal["hit", "spill"]
 """Whether the session's home took the request, or another backend."""
 
-_LEAST_PREFIX = 1024
+SHORTEST_PREFIX = 512
+"""To compute a shorter prompt again costs too little to look for it."""
 LONGEST_PREFIX = 64 * 1024
 """Bytes of a prompt that are compared with earlier ones."""
 _ROUNDING = 1e-9
@@ -32,26 +33,36 @@ _UNLIMITED = 16
 """The weight of a backend without a limit, in requests at once."""
 
 
-class Session(msgspec.Struct, frozen=True, gc=False):
+class Session(msgspec.Struct):
     """What a request's placement depends on.
 
     Attributes:
         source: How the session is known.
-        digest: The digest of its id, or of the start of its prompt.
-        prefixes: Keys of starts of the prompt, the longest first; empty if it has an id.
+        value: Its id, if it has one.
+        scope: Sessions of different scopes never meet, whatever their ids.
+        keys: Those of starts of the prompt, the longest first; empty if it has an id.
+        ends: The lengths of these starts in bytes.
     """
 
     source: Source
-    digest: bytes
-    prefixes: tuple[int, ...] = ()
+    value: bytes
+    scope: str = ""
+    keys: Sequence[int] = ()
+    ends: tuple[int, ...] = ()
+    _digest: bytes = b""
 
-    @classmethod
-    def of(
-        cls, source: Source, value: bytes, scope: str, *, prefixes: tuple[int, ...] = ()
-    ) -> Session:
-        """`scope`: sessions of different scopes never meet, whatever their values."""
-        digest = blake2b(value, digest_size=16, key=_key(scope)).digest()
-        return cls(source, digest, prefixes)
+    def identify(self) -> bytes:
+        """The same for all requests of the session. It is called where no start of its prompt is
+        known."""
+        return self.value
+
+    @property
+    def digest(self) -> bytes:
+        """The same in every gateway."""
+        if not self._digest:
+            key = _key(self.scope)
+            self._digest = blake2b(self.identify(), digest_size=16, key=key).digest()
+        return self._digest
 
     @property
     def chance(self) -> float:
@@ -64,104 +75,112 @@ def _key(scope: str) -> bytes:
     return blake2b(scope.encode(), digest_size=32).digest()
 
 
-def prefix_keys(prompt: bytes, first: int, scope: str) -> tuple[int, ...]:
-    """The keys of starts of a prompt, the longest first.
+def starts_of(
+    prompt: memoryview, scope: str, model: str, seed: int
+) -> tuple[list[int], tuple[int, ...]]:
+    """The keys of starts of a prompt, and their lengths, the longest first.
 
-    The starts end at powers of two, from a quarter of the prompt on: a shorter one says little
-    about where the rest is cached. One more ends where the first message does, after `first` bytes.
+    They end at powers of two, and half-way between the last two: 8, 16, and 24 KiB of 30. A shorter
+    one says little about where the rest is cached. Keys of different scopes, models and seeds
+    differ.
     """
-    ends = {first}
-    border = _LEAST_PREFIX
-    while border <= len(prompt):
-        if border * 4 >= len(prompt):
-            ends.add(border)
-        border *= 2
-    keys, start, view = [], 0, memoryview(prompt)
-    checksum = crc32(scope.encode(errors="replace"))
-    for end in sorted(ends):
-        checksum = crc32(view[start:end], checksum)
-        keys.append((end << 32 | checksum) + 1)
-        start = end
-    return tuple(reversed(keys))
+    size = len(prompt)
+    top = 1 << size.bit_length() - 1
+    ends, longest_first = _ends(top, size * 2 // top)
+    state, keys, at = xxh3_64(seed=_seed(scope, model, seed)), [], 0
+    for end in ends:
+        state.update(prompt[at:end])
+        keys.append(state.intdigest())
+        at = end
+    keys.reverse()
+    return keys, longest_first
 
 
-class Placement(NamedTuple):
-    """The candidates in a session's order.
+@lru_cache(maxsize=64)
+def _ends(top: int, halves: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ends of starts in a prompt that has so many halves of `top`, and the longest first."""
+    ends = (top // 2, top, top * 3 // 2)[:halves]
+    ends = tuple(end for end in ends if end >= SHORTEST_PREFIX)
+    return ends, ends[::-1]
+
+
+@lru_cache(maxsize=4096)
+def _seed(scope: str, model: str, seed: int) -> int:
+    return xxh3_64_intdigest(f"{scope} {model}".encode(errors="replace"), seed)
+
+
+class Placement(msgspec.Struct, gc=False):
+    """Where a session's requests go.
 
     Attributes:
-        homes: The first so many of them are the session's home.
-        known_bytes: How long the longest start of the prompt is that a home has served; 0 if none
-            has, None if the session has an id.
+        order: All candidates, in the session's order if no start of its prompt is known.
+        homes: Those that have its prompts, or should get them.
+        known: The length of the longest known start of the prompt; 0 if none is, None if the
+            session has an id.
+        longer: How many starts of the prompt are not shorter than that one.
     """
 
     session: Session
     order: Sequence[Candidate]
-    homes: int = 1
-    known_bytes: int | None = None
+    homes: Sequence[Candidate]
+    known: int | None = None
+    longer: int = 0
 
-    def affinity(self, candidate: Candidate) -> tuple[Source, Result]:
-        """How the session is known, and whether this is its home."""
-        is_home = any(one is candidate for one in self.order[: self.homes])
-        return self.session.source, "hit" if is_home else "spill"
+    def is_home(self, candidate: Candidate) -> bool:
+        return candidate is self.homes[0] or any(one is candidate for one in self.homes)
+
+    def new_keys(self, *, is_home: bool) -> Sequence[int]:
+        """The keys to record for the backend that gets the prompt. A home has the shorter ones."""
+        keys = self.session.keys
+        return keys[: self.longer] if self.longer and is_home else keys
 
     def within_load(
         self, columns: Sequence[int], load: Callable[[int], int], settings: Affinity
     ) -> Candidate:
-        """The first of the backends in these columns that is not overloaded, compared with the
-        others. Of several homes the least loaded one comes first.
+        """The backend in these columns that should serve the request.
 
         A backend may have `load_factor` times its part of all requests in flight, and always
-        `load_margin` more than the least loaded one. So one always can.
+        `load_margin` more than the least loaded one. So one always can. The first in the session's
+        order is taken.
+
+        To compute a known prompt again costs more than to wait for a few requests, so its home may
+        have one more for each 512 bytes of it, up to twice `load_margin`. Instead of an overloaded
+        home the least loaded backend takes it: all others have to compute it anyway.
         """
-        factor, margin = self._limits(settings)
-        if self.homes == 1:
-            first = next(one for one in self.order if one.backend.column in columns)
-            if load(first.backend.column) <= margin:
-                return first
+        factor, margin = settings.load_factor, settings.load_margin
+        known, homes = self.known, self.homes
+        if known:
+            margin = min(1 + known // 512, 2 * margin)
+        elif known == 0:
+            # It is computed anyway, so its home must be among the least loaded.
+            factor, margin = 0.0, min(1, margin)
+        home = homes[0]
+        at = home.backend.column
+        if len(homes) == 1 and at in columns and load(at) <= margin:
+            return home
         loads = {column: load(column) for column in columns}
         order = [one for one in self.order if one.backend.column in loads]
-        if self.homes > 1:
-            homes = [one for one in self.order[: self.homes] if one.backend.column in loads]
-            homes.sort(key=lambda one: loads[one.backend.column] / weight(one))
-            order[: len(homes)] = homes
         part = factor * sum(loads.values()) / sum(map(weight, order))
         least = min(loads[one.backend.column] / weight(one) for one in order)
-        return next(
-            one
-            for one in order
-            if loads[one.backend.column]
-            <= max(part * weight(one), least * weight(one) + margin + _ROUNDING)
-        )
 
-    def _limits(self, settings: Affinity) -> tuple[float, int]:
-        """The load factor and the load margin for this prompt.
+        def is_within(one: Candidate) -> bool:
+            allowed = max(part * weight(one), least * weight(one) + margin + _ROUNDING)
+            return loads[one.backend.column] <= allowed
 
-        To compute a long prompt again costs more than to wait for a few requests: the margin is one
-        more for 8 KiB that are known, and for each doubling. A prompt that nobody knows is computed
-        anyway, so its home must be among the least loaded.
-        """
-        if self.known_bytes is None:
-            return settings.load_factor, settings.load_margin
-        if not self.known_bytes:
-            return 0.0, min(1, settings.load_margin)
-        doublings = (self.known_bytes // (8 * _LEAST_PREFIX)).bit_length()
-        return settings.load_factor, settings.load_margin + doublings
+        if not known:
+            return next(one for one in order if is_within(one))
 
+        # Of equally loaded ones, it is the same for all prompts with this start.
+        key = self.session.keys[self.longer - 1]
 
-def placement(
-    order: Sequence[Candidate], session: Session, holders: Callable[[int], tuple[int, ...]]
-) -> Placement:
-    """Place a session. Without an id, the backends that served the longest known start of its
-    prompt go first."""
-    if not session.prefixes:
-        return Placement(session, order)
-    for key in session.prefixes:
-        if columns := holders(key):
-            first = [one for one in order if one.backend.column in columns]
-            if first:
-                rest = [one for one in order if one.backend.column not in columns]
-                return Placement(session, first + rest, len(first), key >> 32)
-    return Placement(session, order, known_bytes=0)
+        def rank(one: Candidate) -> tuple[float, int]:
+            column = one.backend.column
+            return loads[column] / weight(one), key >> column % 48 & 0xFFFF
+
+        homes = [one for one in homes if one.backend.column in loads]
+        if homes and is_within(home := min(homes, key=rank)):
+            return home
+        return min(order, key=rank)
 
 
 def weight(candidate: Candidate) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from nexus.errors import RequestFailed
-from nexus.routing.affinity import Result, Source, placement
+from nexus.routing.affinity import Result, Source
 from nexus.routing.context import RouteQuery, RoutingContext
 from nexus.routing.evaluation import backend_reason, evaluate_chain
 from nexus.routing.router import choose
@@ -102,10 +102,9 @@ def _session(
     suitable = table.suitable(query.model, query.needs, query.constraints)
     if not suitable.caching or query.session is None or (session := query.session()) is None:
         return None
-    order = placement(suitable.order(session, query.model), session, now.holders).order
-    return SessionReport(
-        source=session.source, result=result, order=tuple(one.backend.name for one in order)
-    )
+    placed = suitable.placement(session, query.model, now.holders)
+    order = dict.fromkeys(one.backend.name for one in (*placed.homes, *placed.order))
+    return SessionReport(source=session.source, result=result, order=tuple(order))
 
 
 def _reports(

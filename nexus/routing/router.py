@@ -11,7 +11,7 @@ import msgspec
 from nexus.errors import RequestFailed
 from nexus.fleet.records import Backend
 from nexus.fleet.status import CLEAR, EndpointStatus
-from nexus.routing.affinity import Placement, Result, Session, Source, placement
+from nexus.routing.affinity import Placement, Result, Source
 from nexus.routing.candidate import Candidate
 from nexus.routing.context import (
     RouteQuery,
@@ -42,7 +42,7 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
         context_length: The model's, if it is known.
         affinity: How the session is known, and whether this is its home; None if that did not
             matter.
-        session: The session, if it mattered.
+        prefixes: Keys of starts of the prompt that the backend is recorded to get.
         translation: The translation that the request goes through; None if it needs none.
     """
 
@@ -53,7 +53,7 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     has_exclusions: bool = False
     context_length: int | None = None
     affinity: tuple[Source, Result] | None = None
-    session: Session | None = None
+    prefixes: Sequence[int] = ()
     translation: str | None = None
 
 
@@ -125,7 +125,7 @@ def _choose(
                     has_exclusions = len(usable) < suitable.known or name != query.model
                     home = None
                     if suitable.caching and query.session and (session := query.session()):
-                        home = placement(suitable.order(session, name), session, now.holders)
+                        home = suitable.placement(session, name, now.holders)
                     if len(usable) > 1:
                         if translations:
                             usable = _native_first(usable, translations)
@@ -135,6 +135,12 @@ def _choose(
                     candidate, status = usable[0]
                     reason = _reason(candidate, suitable, query, name, tried=tried)
                     column = candidate.backend.column
+                    affinity: tuple[Source, Result] | None = None
+                    keys: Sequence[int] = ()
+                    if home is not None:
+                        is_home = home.is_home(candidate)
+                        affinity = home.session.source, "hit" if is_home else "spill"
+                        keys = home.new_keys(is_home=is_home)
                     return Choice(
                         candidate.backend,
                         name,
@@ -142,8 +148,8 @@ def _choose(
                         status.state == "half_open",
                         has_exclusions,
                         candidate.model.context_length,
-                        home and home.affinity(candidate),
-                        home and home.session,
+                        affinity,
+                        keys,
                         translations.get(column) if translations else None,
                     )
     return None

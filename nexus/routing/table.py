@@ -12,7 +12,7 @@ from nexus.config.records import MAX_ALIAS_DEPTH, Routing
 from nexus.config.routing_records import Affinity
 from nexus.fleet.records import Backend, Snapshot
 from nexus.providers.base import DIALECTS
-from nexus.routing.affinity import Session, rendezvous_order
+from nexus.routing.affinity import Placement, Session, rendezvous_order
 from nexus.routing.candidate import CAPABILITIES, Candidate
 from nexus.routing.listing import Listing
 from nexus.routing.names import matches
@@ -43,9 +43,29 @@ class CandidateSet:
     caching: frozenset[int]
     one_priority: bool
     translations: Mapping[int, str] = field(default_factory=dict)
+    _by_column: dict[int, Candidate] = field(default_factory=dict, compare=False)
     _orders: dict[tuple[bytes, str], tuple[Candidate, ...]] = field(
         default_factory=dict, compare=False
     )
+
+    def placement(
+        self, session: Session, model: str, holders: Callable[[int], tuple[int, ...]]
+    ) -> Placement:
+        """Where a session's requests for the model go; `holders` finds who has a start of a
+        prompt."""
+        keys, by_column = session.keys, self._by_column
+        if not keys:
+            order = self.order(session, model)
+            return Placement(session, order, order[:1])
+        if not by_column:
+            by_column.update((one.backend.column, one) for one in self.candidates)
+        for n, key in enumerate(keys):
+            if columns := holders(key):
+                homes = [by_column[column] for column in columns if column in by_column]
+                if homes:
+                    return Placement(session, self.candidates, homes, session.ends[n], n + 1)
+        order = self.order(session, model)
+        return Placement(session, order, order[:1], 0)
 
     def order(self, session: Session, model: str) -> tuple[Candidate, ...]:
         """All of them, in the order in which the session's requests try them."""

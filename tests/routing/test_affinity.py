@@ -8,7 +8,7 @@ from nexus.config.records import Routing
 from nexus.config.routing_records import Affinity
 from nexus.errors import RequestFailed
 from nexus.fleet.status import EndpointStatus
-from nexus.routing.affinity import Session, prefix_keys
+from nexus.routing.affinity import Session, starts_of
 from nexus.routing.context import Conditions, RouteQuery
 from nexus.routing.router import choose
 from tests.routing.test_router import OPEN, backend, table
@@ -17,7 +17,7 @@ IDS = [f"session-{n}" for n in range(1000)]
 
 
 def session(name: str, scope: str = "", source: str = "header"):
-    found = Session.of(source, name.encode(), scope)
+    found = Session(source, name.encode(), scope)
     return lambda: found
 
 
@@ -163,52 +163,91 @@ def test_defaults():
     assert affinity.kinds == ["vllm", "sglang", "llamacpp", "ollama", "lmstudio"]
 
 
-def prompt(text: str, first: int | None = None):
+def prompt(text: str):
     """A session without an id."""
-    prefixes = prefix_keys(text.encode(), len(text) if first is None else first, "")
-    found = Session.of("prefix", text.encode()[:first], "", prefixes=prefixes)
+    keys, ends = starts_of(memoryview(text.encode()), "", "m", 1)
+    found = Session("prefix", text.encode()[:300], "", keys, ends)
     return lambda: found
 
 
 def test_prefix_keys_are_those_of_equal_starts():
+    def starts(text: str, scope: str = "k", model: str = "m", seed: int = 7):
+        keys, ends = starts_of(memoryview(text.encode()), scope, model, seed)
+        return dict(zip(ends, keys, strict=True))
+
     system, other = "s" * 9000, "t" * 9000
-    one = prefix_keys(system.encode(), 200, "k")
-    longer = prefix_keys(f"{system}{other}".encode(), 200, "k")
-    ends = [key - 1 >> 32 for key in one], [key - 1 >> 32 for key in longer]
-    assert ends == ([8192, 4096, 200], [16384, 8192, 200])
-    assert one[0] == longer[1]
-    assert one[-1] == longer[-1]
-    assert not set(one) & set(prefix_keys(other.encode(), 200, "k"))
-    assert not set(one) & set(prefix_keys(system.encode(), 200, "other"))
-    assert prefix_keys(b"short", 5, "k") == prefix_keys(b"short", 5, "k")
+    one, longer = starts(system), starts(system + other)
+    assert list(one) == [8192, 4096]
+    assert list(longer) == [16384, 8192]
+    assert one[8192] == longer[8192]
+    for ends, size in (([], 511), ([512], 512), ([768, 512], 1023), ([1536, 1024, 512], 1536)):
+        assert list(starts("s" * size)) == ends
+    for different in (
+        starts(other),
+        starts(system, scope="other"),
+        starts(system, model="other"),
+        starts(system, seed=8),
+    ):
+        assert not set(one.values()) & set(different.values())
 
 
 def test_the_backend_with_the_longest_known_start_is_home():
     routes = table(*fleet("abcd"))
-    session = prompt("x" * 20_000, 300)
-    keys = session().prefixes
-    assert [key - 1 >> 32 for key in keys] == [16384, 8192, 300]
+    session = prompt("x" * 28_000)
+    keys = session().keys
+    assert session().ends == (24576, 16384, 8192)
 
     def choice(known: dict[int, tuple[int, ...]], loads=(0, 0, 0, 0)):
         now = Conditions(load=loads.__getitem__, holders=lambda key: known.get(key, ()))
         return choose(routes, RouteQuery("m", session=session), tried=frozenset(), now=now)
 
-    by_hash = choice({}).backend.column
-    others = [column for column in range(4) if column != by_hash]
+    by_hash = choice({})
+    assert by_hash.prefixes == keys
+    others = [column for column in range(4) if column != by_hash.backend.column]
     short, long = others[0], others[1]
     assert choice({keys[2]: (short,)}).backend.column == short
-    assert choice({keys[2]: (short,), keys[0]: (long,)}).backend.column == long
-    assert choice({keys[2]: (short,), keys[0]: (long,)}).affinity == ("prefix", "hit")
+    known = choice({keys[2]: (short,), keys[1]: (long,)})
+    assert known.backend.column == long
+    assert known.affinity == ("prefix", "hit")
+    assert known.prefixes == keys[:2], "it has the shorter one"
     assert choice({keys[0]: (77,), keys[1]: (short,)}).backend.column == short, "77 is no candidate"
     # Of several that have it, the least loaded one.
     loads = [0, 0, 0, 0]
     loads[short], loads[long] = 3, 1
     assert choice({keys[0]: (short, long)}, tuple(loads)).backend.column == long
-    # To wait behind a few requests costs less than to compute 16 KiB again; 300 bytes do not.
+    # To wait behind four requests costs less than to compute 24 KiB again.
     loads = [2, 2, 2, 2]
     loads[short] = 6
     assert choice({keys[0]: (short,)}, tuple(loads)).affinity == ("prefix", "hit")
-    assert choice({keys[2]: (short,)}, tuple(loads)).affinity == ("prefix", "spill")
+    loads[short], loads[long] = 7, 1
+    spilled = choice({keys[0]: (short,)}, tuple(loads))
+    assert spilled.affinity == ("prefix", "spill")
+    assert spilled.backend.column == long, "the least loaded one"
+    assert spilled.prefixes == keys, "it has none of them"
+
+
+def test_for_a_short_start_there_is_less_to_wait_for():
+    routes = table(*fleet("ab"))
+    session = prompt("x" * 1000)
+
+    def choice(load: int):
+        now = Conditions(load=(load, 1).__getitem__, holders=lambda _: (0,))
+        return choose(routes, RouteQuery("m", session=session), tried=frozenset(), now=now)
+
+    assert [choice(load).affinity[1] for load in (3, 4)] == ["hit", "spill"]
+
+
+def test_spills_of_a_start_go_to_one_backend_and_those_of_others_to_others():
+    routes = table(*fleet("abcd"))
+    now = Conditions(load=(9, 0, 0, 0).__getitem__, holders=lambda _: (0,))
+    spills = Counter()
+    for n in range(40):
+        session = prompt(f"{n} " * 1000)
+        query = RouteQuery("m", session=session)
+        took = {choose(routes, query, tried=frozenset(), now=now).backend.name for _ in range(3)}
+        assert len(took) == 1
+        spills.update(took)
+    assert set(spills) == {"b", "c", "d"}
 
 
 def test_a_prompt_that_nobody_knows_goes_where_there_is_little_to_do():
