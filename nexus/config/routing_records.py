@@ -168,6 +168,17 @@ class ModelConfig(Section, frozen=True):
         ]
         | None
     ) = None
+    max_output_tokens: (
+        Annotated[
+            int,
+            Meta(ge=1, le=1 << 40),
+            doc(
+                "The most tokens of a response, for translated requests that state no limit; "
+                "unset: as the backend reports."
+            ),
+        ]
+        | None
+    ) = None
     vision: (
         Annotated[bool, doc("Whether it takes images; unset: as the backend reports.")] | None
     ) = None

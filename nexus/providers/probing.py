@@ -14,6 +14,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     Attributes:
         name: The name that the backend lists.
         context_length: In tokens.
+        max_output_tokens: The most tokens that a response may have.
         vision: Whether it takes images.
         tools: Whether it takes tools.
         json_mode: Whether it takes `response_format`.
@@ -23,6 +24,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
 
     name: str
     context_length: int | None = None
+    max_output_tokens: int | None = None
     vision: bool | None = None
     tools: bool | None = None
     json_mode: bool | None = None
@@ -106,7 +108,7 @@ def value_at(item: Any, *keys: str) -> Any:
 
 
 def first_length(*values: Any) -> int | None:
-    """The first value that can be a context length."""
+    """The first value that can be a number of tokens."""
     return next((value for value in values if type(value) is int and 0 < value < 1 << 40), None)
 
 

@@ -8,7 +8,7 @@ from nexus.dialects.base import InvalidBody, StreamReader
 from nexus.dialects.binary_stream import BinaryStream
 from nexus.dialects.translation import TRANSLATIONS
 from nexus.dialects.translation.rules import BadResponse, Untranslatable
-from nexus.dialects.translation.translation import NO_CONTEXT
+from nexus.dialects.translation.translation import NO_CONTEXT, Receiver
 from nexus.errors import FAULTS, Fault, RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.sse import starts_events
@@ -122,8 +122,13 @@ class Attempt(BackendCall):
         Raises `RequestFailed` if that cannot be.
         """
         translation = self.dialect = self.translation = TRANSLATIONS[name]
+        view, choice = self._reservation.view, self._reservation.choice
+        receiver = Receiver(
+            self._backend.config.provider.takes,
+            view.max_output_tokens(self._backend, choice.model),
+        )
         try:
-            request = translation.request(body, self._backend.config.provider.takes)
+            request = translation.request(body, receiver)
         except InvalidBody as error:
             code = error.code if isinstance(error, Untranslatable) else "not_translatable"
             raise RequestFailed(code, str(error), param=error.param) from error

@@ -107,6 +107,13 @@ class View:
         known = [length for length in lengths if length is not None]
         return max(known) if known and len(known) == len(lengths) else None
 
+    def max_output_tokens(self, backend: Backend, model: str) -> int | None:
+        """The most tokens of a response of a model at a backend; None if that is not known."""
+        for candidate in self.table.candidates_for(model):
+            if candidate.backend.column == backend.column:
+                return candidate.model.max_output_tokens
+        return None
+
     def address(self, backend: Backend) -> Address:
         """Where requests to the backend go."""
         address = self._addresses.get(backend.column)

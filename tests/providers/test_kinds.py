@@ -121,6 +121,15 @@ def models_of(kind: str, answers: dict[Any, Any]) -> list[Model]:
     return PROVIDERS[kind].probe(fetch(answers)).models
 
 
+def test_anthropic_tells_how_long_responses_may_be():
+    known = {"type": "model", "id": "claude", "max_input_tokens": 200_000, "max_tokens": 64_000}
+    listed = {"data": [known, {"type": "model", "id": "old"}, {}]}
+    assert models_of("anthropic", {"/v1/models?limit=1000": listed}) == [
+        Model(name="claude", context_length=200_000, max_output_tokens=64_000),
+        Model(name="old"),
+    ]
+
+
 @pytest.mark.parametrize("kind", ["openai", "generic", "exo"])
 def test_lists_in_all_forms(kind):
     assert models_of(kind, {"/v1/models": GENERIC_LIST}) == [

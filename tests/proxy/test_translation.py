@@ -102,6 +102,7 @@ def running(request, tmp_path_factory) -> Iterator[Fleet]:
             backend_toml(chat, priority=1, dialects=["openai"])
             + backend_toml(both, priority=1)
             + backend_toml(claude).replace('"vllm"', '"anthropic"')
+            + '[[backends.models]]\nname = "claude-only"\nmax_output_tokens = 7\n'
             + f'[[backends]]\nname = "tools"\nurl = "{tools.url}"\ntype = "generic"\n'
             + f'[[backends]]\nname = "closed"\nurl = "{tools.url}"\ntype = "generic"\n'
             + "translate = false\npriority = 1\n"
@@ -303,6 +304,13 @@ def test_openais_client_is_served_by_a_backend_of_anthropics_api(fleet):
         "nexus_usage_total reported": 1,
         "nexus_translated_requests_total claude chat-to-messages": 1,
     }
+
+
+def test_a_limit_that_is_missing_is_the_models(fleet):
+    asked = {"model": "claude-only", "messages": HI}
+    reply = requests.post(fleet.base + CHAT, json=asked, timeout=10)
+    assert reply.status_code == 200
+    assert json.loads(fleet.claude.last()["body"])["max_tokens"] == 7
 
 
 def test_openais_client_gets_a_stream_of_chunks(fleet):

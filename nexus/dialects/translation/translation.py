@@ -32,6 +32,18 @@ class ClientContext(NamedTuple):
 NO_CONTEXT = ClientContext()
 
 
+class Receiver(NamedTuple):
+    """What is known of who gets a translated request.
+
+    Attributes:
+        takes: Fields beyond the common ones that the backend takes.
+        max_output_tokens: The most tokens of a response of the model; None if that is not known.
+    """
+
+    takes: Collection[str] = ()
+    max_output_tokens: int | None = None
+
+
 class TranslatedRequest(NamedTuple):
     """A request as the backend gets it.
 
@@ -68,8 +80,7 @@ class Translation(AttemptDialect):
         client: The dialect that the client speaks.
         backend: The dialect that the backend speaks.
         request_rules: What becomes of each field of a request.
-        request: Translates a request body that was parsed. The second argument names fields that
-            only some kinds of backend take. Raises `Untranslatable`.
+        request: Translates a request body that was parsed. Raises `Untranslatable`.
         response: Translates a whole response. Raises `BadResponse`.
         events: Makes the translator of a stream.
     """
@@ -79,7 +90,7 @@ class Translation(AttemptDialect):
     client: Dialect
     backend: Dialect
     request_rules: Rules
-    request: Callable[[bytes, Collection[str]], TranslatedRequest]
+    request: Callable[[bytes, Receiver], TranslatedRequest]
     response: Callable[[bytes, ClientContext], bytes]
     events: Callable[[ClientContext], EventTranslator]
 

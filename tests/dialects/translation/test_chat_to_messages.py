@@ -13,7 +13,7 @@ from openai.types.chat import completion_create_params as params
 from nexus.dialects import anthropic
 from nexus.dialects.translation import TRANSLATIONS
 from nexus.dialects.translation.rules import BadResponse, Untranslatable
-from nexus.dialects.translation.translation import NO_CONTEXT
+from nexus.dialects.translation.translation import NO_CONTEXT, Receiver
 from tests.dialects.translation.grammar import check_chat
 from tests.dialects.translation.sdk import fields, objects, types_of
 
@@ -27,7 +27,7 @@ SAID = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
 
 def translated(**given: Any) -> dict[str, Any]:
     return json.loads(
-        ONE.request(json.dumps({"model": "m", "messages": [HI]} | given).encode(), ()).body
+        ONE.request(json.dumps({"model": "m", "messages": [HI]} | given).encode(), Receiver()).body
     )
 
 
@@ -155,6 +155,8 @@ def test_a_conversation_with_all_that_is_mapped():
         "output_config": {"format": {"type": "json_schema", "schema": {}}},
     }
     assert translated() == {"model": "m", "max_tokens": 4096, "messages": SAID}
+    body = json.dumps({"model": "m", "messages": [HI]}).encode()
+    assert json.loads(ONE.request(body, Receiver(max_output_tokens=64)).body)["max_tokens"] == 64
 
 
 @pytest.mark.parametrize(
@@ -246,8 +248,8 @@ TURNS = st.lists(
 @given(turns=TURNS)
 def test_a_conversation_comes_back_from_there(turns):
     """Both translations in turn keep who said what, in order."""
-    there = ONE.request(json.dumps({"model": "m", "messages": turns}).encode(), ()).body
-    back = json.loads(TRANSLATIONS["messages-to-chat"].request(there, ()).body)["messages"]
+    there = ONE.request(json.dumps({"model": "m", "messages": turns}).encode(), Receiver()).body
+    back = json.loads(TRANSLATIONS["messages-to-chat"].request(there, Receiver()).body)["messages"]
     said: list[tuple[str, str]] = []
     for message in back:
         content = message["content"]

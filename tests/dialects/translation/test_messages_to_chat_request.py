@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nexus.dialects.translation import TRANSLATIONS
 from nexus.dialects.translation.rules import Untranslatable
+from nexus.dialects.translation.translation import Receiver
 from tests.dialects.translation.sdk import fields, objects, types_of
 
 ONE = TRANSLATIONS["messages-to-chat"]
@@ -20,7 +21,7 @@ HI = {"role": "user", "content": "hi"}
 
 def translated(*takes: str, **given: Any) -> dict[str, Any]:
     body = {"model": "m", "max_tokens": 9, "messages": [HI]} | given
-    return json.loads(ONE.request(json.dumps(body).encode(), takes).body)
+    return json.loads(ONE.request(json.dumps(body).encode(), Receiver(takes)).body)
 
 
 def messages(*given: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
@@ -147,10 +148,10 @@ def test_what_only_some_kinds_take():
 )
 def test_how_much_the_model_reasons(given, effort, dropped):
     body = json.dumps({"model": "m", "messages": [HI]} | given).encode()
-    made = ONE.request(body, ("reasoning_effort",))
+    made = ONE.request(body, Receiver(("reasoning_effort",)))
     assert json.loads(made.body).get("reasoning_effort") == effort
     assert made.dropped == dropped
-    made = ONE.request(body, ())
+    made = ONE.request(body, Receiver())
     assert "reasoning_effort" not in json.loads(made.body)
     assert "thinking" in made.dropped
 
@@ -177,7 +178,7 @@ def test_results_of_tools_come_first_and_their_images_after():
             ]
         ).encode()
     )
-    assert json.loads(ONE.request(body, ()).body)["messages"][1:] == [
+    assert json.loads(ONE.request(body, Receiver()).body)["messages"][1:] == [
         {
             "role": "assistant",
             "content": "I look",
@@ -264,7 +265,7 @@ def test_what_cannot_be_translated_is_refused_by_name(given, named):
 
 def test_json_that_is_not_strict_is_read():
     said = b'[{"role":"user","content":[{"type":"text","text":"\\ud83d"}]}]'
-    made = json.loads(ONE.request(b'{"model":"m","messages":%b}' % said, ()).body)
+    made = json.loads(ONE.request(b'{"model":"m","messages":%b}' % said, Receiver()).body)
     assert made["messages"] == [{"role": "user", "content": "?"}]
 
 

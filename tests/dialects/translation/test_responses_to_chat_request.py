@@ -10,6 +10,7 @@ from openai.types.responses import response_create_params as params
 
 from nexus.dialects.translation import TRANSLATIONS
 from nexus.dialects.translation.rules import NotStored, Untranslatable
+from nexus.dialects.translation.translation import Receiver
 from tests.dialects.translation.sdk import fields, objects, types_of
 
 ONE = TRANSLATIONS["responses-to-chat"]
@@ -18,7 +19,7 @@ FUNCTION = {"type": "function", "name": "w", "parameters": {"type": "object"}, "
 
 
 def request(*takes: str, **given: Any):
-    return ONE.request(json.dumps({"model": "m", "input": "hi"} | given).encode(), takes)
+    return ONE.request(json.dumps({"model": "m", "input": "hi"} | given).encode(), Receiver(takes))
 
 
 def translated(*takes: str, **given: Any) -> dict[str, Any]:

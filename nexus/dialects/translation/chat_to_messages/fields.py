@@ -15,7 +15,10 @@ RULES: Rules = {
     "model": Rule("map", "`model`"),
     "messages": Rule("map", "`messages` and `system`"),
     "max_completion_tokens": Rule("map", "`max_tokens`"),
-    "max_tokens": Rule("map", "`max_tokens`; without either it is 4096"),
+    "max_tokens": Rule(
+        "map",
+        "`max_tokens`; without either it is the most that the model is known to take, else 4096",
+    ),
     "temperature": Rule("map", "`temperature`, at most 1"),
     "top_p": Rule("map", "`top_p`"),
     "top_k": Rule("map", "`top_k`"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ from nexus.dialects.translation.raw import (
     type_of,
 )
 from nexus.dialects.translation.rules import NULL, FieldCheck, untranslatable
-from nexus.dialects.translation.translation import TranslatedRequest
+from nexus.dialects.translation.translation import Receiver, TranslatedRequest
 
 _DEFAULT_MAX_TOKENS = 4096
 _SAME = ("model", "top_p", "top_k", "stream")
@@ -31,7 +31,7 @@ _NO = (b"null", b"false")
 _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
-def translate_request(body: bytes, _takes: Collection[str]) -> TranslatedRequest:
+def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
     """The body of a request for a message. Raises `Untranslatable`."""
     fields = {name: raw for name, raw in read_fields(body).items() if raw != NULL}
     check = FieldCheck(RULES)
@@ -40,8 +40,10 @@ def translate_request(body: bytes, _takes: Collection[str]) -> TranslatedRequest
         if bytes(fields.get(name, only)) != only:
             raise untranslatable(name, f"it must be {only.decode()}")
     request: dict[str, Any] = {name: fields[name] for name in _SAME if name in fields}
-    limit = fields.get("max_completion_tokens", fields.get("max_tokens"))
-    request["max_tokens"] = _DEFAULT_MAX_TOKENS if limit is None else limit
+    limit: Raw | int | None = fields.get("max_completion_tokens", fields.get("max_tokens"))
+    if limit is None:
+        limit = receiver.max_output_tokens or _DEFAULT_MAX_TOKENS
+    request["max_tokens"] = limit
     request |= _conversation(check, objects_of(fields["messages"], "messages"))
     if "temperature" in fields:
         request["temperature"] = min(1.0, number_of(fields["temperature"], "temperature"))

@@ -18,7 +18,7 @@ from nexus.dialects.translation.raw import (
     type_of,
 )
 from nexus.dialects.translation.rules import NULL, FieldCheck, untranslatable
-from nexus.dialects.translation.translation import TranslatedRequest
+from nexus.dialects.translation.translation import Receiver, TranslatedRequest
 
 ATTRIBUTION = "x-anthropic-billing-header:"
 """Claude Code begins a system text with it, in which it counts its requests."""
@@ -31,9 +31,9 @@ _BUDGETS = ((4096, "low"), (16384, "medium"))
 """The tokens that thinking may take, and the effort that fewer stand for."""
 
 
-def translate_request(body: bytes, takes: Collection[str]) -> TranslatedRequest:
-    """The body of a request for a chat completion. `takes`: fields beyond the common ones that the
-    backend takes. Raises `Untranslatable`."""
+def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
+    """The request for a chat completion. Raises `Untranslatable`."""
+    takes = receiver.takes
     fields = {name: raw for name, raw in read_fields(body).items() if raw != NULL}
     check = FieldCheck(RULES)
     check.fields(fields)

@@ -13,7 +13,7 @@ from nexus.dialects.translation.responses_to_chat.conversation import Conversati
 from nexus.dialects.translation.responses_to_chat.fields import RULES
 from nexus.dialects.translation.responses_to_chat.tool_names import ToolNames
 from nexus.dialects.translation.rules import NULL, FieldCheck, NotStored, untranslatable
-from nexus.dialects.translation.translation import ClientContext, TranslatedRequest
+from nexus.dialects.translation.translation import ClientContext, Receiver, TranslatedRequest
 
 _SAME = ("model", "temperature", "top_p", "stream")
 """Fields that have the same name and meaning in both protocols."""
@@ -31,9 +31,9 @@ _REPEATED_IF_GIVEN = (
 )  # fmt: skip
 
 
-def translate_request(body: bytes, takes: Collection[str]) -> TranslatedRequest:
-    """The request for a chat completion. `takes`: fields beyond the common ones that the backend
-    takes. Raises `Untranslatable`."""
+def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
+    """The request for a chat completion. Raises `Untranslatable`."""
+    takes = receiver.takes
     fields = {name: raw for name, raw in read_fields(body).items() if raw != NULL}
     check = FieldCheck(RULES)
     check.fields(fields)
