@@ -78,6 +78,7 @@ class BlockEvents(ABC):
         """The only block, if it is a text that the client has got in part."""
         self._calls: dict[object, Block] = {}
         self._call_count = 0
+        self._called = False
         self._finish: object = None
         self._sequence: object = None
         self._refused = False
@@ -185,6 +186,9 @@ class BlockEvents(ABC):
         return shown
 
     def _close(self, block: Block) -> bytes:
+        if block.kind == "tool_use" and not block.name:
+            return b""  # no client can run it
+        self._called = self._called or block.kind == "tool_use"
         shown = self._show(block) + self._block_end(block)
         self._index += 1
         return shown

@@ -20,7 +20,7 @@ class Function(msgspec.Struct):
 class Call(msgspec.Struct):
     """A call of a tool, or a piece of it."""
 
-    index: Any = None
+    index: int | str | None = None
     id: Any = None
     function: Function | None = None
 

@@ -15,6 +15,7 @@ from nexus.dialects.translation.chat_to_messages.response import (
     frame,
     usage_fields,
 )
+from nexus.dialects.translation.completion import text_in
 from nexus.dialects.translation.translation import ClientContext
 
 _encode = msgspec.json.encode
@@ -31,7 +32,7 @@ class _Delta(msgspec.Struct):
 class _Event(msgspec.Struct):
     type: Any = None
     message: Message | None = None
-    index: Any = None
+    index: int | str | None = None
     content_block: Block | None = None
     delta: _Delta | None = None
 
@@ -65,7 +66,8 @@ class ChunkEvents:
         except UNREADABLE:
             return b""
         if event.type == "content_block_delta" and (delta := event.delta) is not None:
-            return self._delta(event.index, delta)
+            shown = self._delta(event.index, delta)
+            return shown if self._started else self._role() + shown
         if event.type == "message_start" and (message := event.message) is not None:
             self._start(message.id, message.model)
             return self._role()
@@ -82,20 +84,22 @@ class ChunkEvents:
         return self._chunk({"role": "assistant", "content": ""})
 
     def _block(self, index: object, block: Block) -> bytes:
-        if block.type != "tool_use":
+        name = text_in(block.name)
+        if block.type != "tool_use" or not name:
             return b""
         number = self._calls[index] = len(self._calls)
-        function = {"name": block.name, "arguments": ""}
-        call = {"index": number, "id": block.id, "type": "function", "function": function}
+        call_id = text_in(block.id) or f"call_{number}"
+        function = {"name": name, "arguments": ""}
+        call = {"index": number, "id": call_id, "type": "function", "function": function}
         return self._role() + self._chunk({"tool_calls": [call]})
 
     def _delta(self, index: object, delta: _Delta) -> bytes:
         if delta.type == "text_delta":
-            return self._chunk({"content": delta.text})
+            return self._chunk({"content": text_in(delta.text)})
         if delta.type == "thinking_delta":
-            return self._chunk({"reasoning_content": delta.thinking})
+            return self._chunk({"reasoning_content": text_in(delta.thinking)})
         if delta.type == "input_json_delta" and (number := self._calls.get(index)) is not None:
-            piece = {"index": number, "function": {"arguments": delta.partial_json}}
+            piece = {"index": number, "function": {"arguments": text_in(delta.partial_json)}}
             return self._chunk({"tool_calls": [piece]})
         return b""
 

@@ -72,7 +72,7 @@ class MessageEvents(BlockEvents):
 
     def _finish_events(self, usage: Usage | None) -> bytes:
         reason, sequence = stop(
-            self._finish, self._sequence, calls=bool(self._call_count), refused=self._refused
+            self._finish, self._sequence, calls=self._called, refused=self._refused
         )
         delta = {
             "type": "message_delta",
