@@ -58,6 +58,7 @@ class GenerationContext:
         return self.slot_lease.request_log.latest(range(self.slot_lease.table.rows), limit=limit)
 
     def close(self) -> None:
+        self.recorder.close()
         self.store.close()
         self.slot_lease.release()
 

@@ -158,6 +158,8 @@ class Collector:
 
         add(families.DAMAGED_FILES, damaged)
         add(families.IMBALANCE, _imbalance(snapshots, in_flight))
+        if cost_families.COST.name in snapshots:
+            add(cost_families.IMBALANCE, _cost_imbalance(snapshots))
         add(families.SCRAPE_DURATION, time.perf_counter() - started)
         return MetricsSnapshot(snapshots, pending)
 
@@ -311,6 +313,18 @@ def _sticky_table(slot_lease: SlotLease) -> StickyTable:
         return StickyTable(slot_lease.generation.sticky if slot_lease.generation else None)
     except OSError:
         return StickyTable(None)
+
+
+def _cost_imbalance(snapshots: dict[str, FamilySnapshot]) -> float:
+    """Costs by backend, less those by key, in dollars; both are whole nano-dollars."""
+    costs, by_key = snapshots[cost_families.COST.name], snapshots.get(cost_families.KEY_COST.name)
+    delivered = sum(
+        round(value * NANO)
+        for labels, value in zip(costs.layout.labels, costs.values, strict=True)
+        if labels["outcome"] == "delivered"
+    )
+    charged = sum(round(value * NANO) for value in by_key.values) if by_key is not None else 0
+    return (delivered - charged) / NANO
 
 
 def _imbalance(snapshots: dict[str, FamilySnapshot], in_flight: int) -> float:

@@ -20,9 +20,14 @@ COST = counter(
 )
 KEY_COST = counter(
     "nexus_key_cost_usd_total",
-    "Cost in US dollars of delivered responses by the client's key. Only with [auth].",
+    "Cost in US dollars of delivered responses by the client's key; `none` without one.",
     key=KEY,
     team=TEAM_OF_KEY,
+)
+IMBALANCE = gauge(
+    "nexus_cost_imbalance_usd",
+    "Cost of delivered responses by backend less that by key, in US dollars. It must be 0.",
+    "scrape",
 )
 UNPRICED = counter(
     "nexus_unpriced_requests_total",

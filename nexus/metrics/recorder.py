@@ -18,6 +18,7 @@ from nexus.fleet.outcome import Charge, Outcome
 from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics import access_families, cost_families, families
 from nexus.metrics.family import Family
+from nexus.metrics.labels import NONE
 from nexus.metrics.store import Store
 from nexus.metrics.usage import UsageStore
 from nexus.runtime import stderr
@@ -97,6 +98,11 @@ class Recorder:
         if child is None:
             child = self._children[key] = self._store.child(family, labels)
         return child
+
+    def close(self) -> None:
+        """Close the file of usage; nothing may be counted afterwards."""
+        if self._usage is not None:
+            self._usage.close()
 
     def request_started(self, endpoint: str) -> None:
         with self._lock:
@@ -242,22 +248,25 @@ class Recorder:
         return moves
 
     def _costs(self, outcome: Outcome, charge: Charge) -> list[_Move]:
-        """The series of money, in nano-dollars."""
+        """The series of money, in nano-dollars: usage, then by backend, then by key.
+
+        Recovery relies on this order.
+        """
         child, labels = self.child, (outcome.backend_label, outcome.model_label)
         moves: list[_Move] = self._usage_of(outcome, charge)
         moves += [
             (child(cost_families.COST, *labels, kind, "delivered").inc, nano)
             for kind, nano in charge.parts
         ]
+        if charge.parts:
+            key, team = outcome.key_label or NONE, outcome.team_label or NONE
+            moves.append((child(cost_families.KEY_COST, key, team).inc, charge.total))
         moves += [
             (child(cost_families.COST, backend, model, "time", "retried").inc, nano)
             for backend, model, nano in charge.retried
         ]
         if charge.unpriced:
             moves.append((child(cost_families.UNPRICED, *labels).inc, 1))
-        if outcome.key_label is not None and outcome.team_label is not None and charge.parts:
-            key_cost = child(cost_families.KEY_COST, outcome.key_label, outcome.team_label)
-            moves.append((key_cost.inc, charge.total))
         return moves
 
     def _usage_of(self, outcome: Outcome, charge: Charge) -> list[_Move]:

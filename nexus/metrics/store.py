@@ -107,10 +107,7 @@ class Store:
     def _shared(self, family: Family, labels: tuple[str, ...]) -> SharedCounter | SharedHistogram:
         file, names = self._files[family.kind], list(family.labels)
         if family.kind == "counter":
-            name = family.stored_name
-            metric = name.removesuffix("_total")
-            key = mmap_key(metric, name, names, list(labels), family.help)
-            return SharedCounter(file.cell(key))
+            return SharedCounter(file.cell(counter_key(family, labels)))
         # A histogram keeps its whole name; the library strips a suffix from counters only.
         bounds = tuple(map(float, family.buckets))
         keys = [mmap_key(family.name, f"{family.name}_sum", names, list(labels), family.help)]
@@ -151,6 +148,13 @@ class Store:
     def close(self) -> None:
         for file in self._files.values():
             file.close()
+
+
+def counter_key(family: Family, labels: Sequence[str]) -> str:
+    """The key of a counter in its file."""
+    name = family.stored_name
+    metric = name.removesuffix("_total")
+    return mmap_key(metric, name, list(family.labels), list(labels), family.help)
 
 
 def _open(directory: Path, kind: str, slot: int) -> ReservedFile:

@@ -44,6 +44,7 @@ class Process:
         return Scrape(self.figures.collect().exposition().decode())
 
     def end(self) -> None:
+        self.recorder.close()
         self.store.close()
         self.slot_lease.release()
 
