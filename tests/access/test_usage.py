@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 
 from nexus.access.keys import digest
+from nexus_demo.responses import tokens_of
 from tests.cli.schemas import SCHEMAS
 from tests.server.asking import GOOD, ask
 from tests.support.polling import until
@@ -119,6 +120,22 @@ def cost(gateway) -> int:
     )
 
 
+class Served:
+    """What the demo backend has served since, by its own count."""
+
+    def __init__(self, demo: Demo) -> None:
+        self._demo = demo
+        self._before = self._count()
+
+    def _count(self) -> int:
+        return self._demo.tally()["statuses"].get("200", 0)
+
+    @property
+    def cost(self) -> int:
+        """Its price by `CONFIG`: each has the prompt of `GOOD`."""
+        return (self._count() - self._before) * (NANO // 10 + tokens_of(GOOD["messages"]) * 1500)
+
+
 def test_reports_equal_the_counters_and_outlast_a_restart(place):
     with place.gateway() as gateway:
         send_many(gateway, 20)
@@ -146,7 +163,8 @@ def test_reports_equal_the_counters_and_outlast_a_restart(place):
         assert (row["requests"], money(row["cost_usd"])) == (25, first + second)
 
 
-def test_the_health_process_is_killed(place):
+def test_the_health_process_is_killed(place, demo):
+    served = Served(demo)
     with place.gateway() as gateway:
         send_many(gateway, 6)
         pid = gateway.health_pid()
@@ -157,7 +175,7 @@ def test_the_health_process_is_killed(place):
         total = cost(gateway)
         assert until(lambda: requests_reported(gateway) == 18)
         [row] = reported(gateway, "--by", "team")
-        assert money(row["cost_usd"]) == total == spent(gateway)
+        assert money(row["cost_usd"]) == total == spent(gateway) == served.cost
 
 
 def requests_reported(gateway) -> int:
@@ -169,6 +187,7 @@ def requests_reported(gateway) -> int:
 
 def test_workers_are_killed(place, demo):
     """What they held is spent: never too little, and never more than that too much."""
+    served = Served(demo)
     with place.gateway() as gateway:
         statuses = []
 
@@ -193,10 +212,12 @@ def test_workers_are_killed(place, demo):
         assert statuses.count(200) * 100_000_000 <= spent(gateway)
         # A worker may be killed between the count of a request and the settlement of its hold.
         assert delivered <= spent(gateway) <= delivered + (lost + kills) * most_held
+        assert served.cost <= spent(gateway) <= served.cost + (lost + kills) * most_held
 
 
-def test_the_whole_gateway_is_killed(place):
+def test_the_whole_gateway_is_killed(place, demo):
     """At most what was not written yet is missing; here there was time to write it."""
+    served = Served(demo)
     with place.gateway() as gateway:
         send_many(gateway, 10)
         total = cost(gateway)
@@ -206,7 +227,7 @@ def test_the_whole_gateway_is_killed(place):
         gateway.child.wait()
         until(lambda: not any(alive(pid) for pid in pids))
     with place.gateway() as gateway:
-        assert until(lambda: spent(gateway)) == total
+        assert until(lambda: spent(gateway)) == total == served.cost
         [row] = reported(gateway, "--by", "team")
         assert money(row["cost_usd"]) == total
 

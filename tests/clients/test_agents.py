@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.rig import npm_peer
+from nexus.access.keys import digest
 from tests.clients.scripted import CONTENT, FILE, MODEL, Asked, ScriptedBackend
 from tests.support.metrics import Scrape
 from tests.support.processes import Gateway, clean_environ
@@ -124,3 +125,42 @@ def test_codex(run):
         check_translated(found, "responses-to-chat", 2)
         return
     assert found.value("nexus_sticky_ids", state="used") == len({len(one.raw) for one in asked})
+
+
+def test_claude_code_shows_why_a_budget_refuses(tmp_path, programs):
+    for directory in ("home", "work"):
+        (tmp_path / directory).mkdir()
+    key = "sk-nx-of-a-test-of-agents"
+    with ScriptedBackend() as backend:
+        config = f"""
+[auth]
+mode = "keys"
+[[keys]]
+id = "agent"
+sha256 = ["{digest(key)}"]
+[[costs.price]]
+output = "10"
+[[budgets]]
+name = "for agents"
+each = ["key"]
+usd = "0.000001"
+[[backends]]
+name = "up"
+url = "{backend.url}"
+type = "vllm"
+"""
+        with Gateway(
+            tmp_path, config, workers=1, server=f'state_dir = "{tmp_path}/state"'
+        ) as gateway:
+            done = subprocess.run(
+                [str(programs / "claude"), "-p", ASK, "--model", MODEL],
+                cwd=tmp_path / "work", timeout=240, capture_output=True, text=True,
+                stdin=subprocess.DEVNULL, check=False,
+                env=clean_environ(
+                    HOME=str(tmp_path / "home"), ANTHROPIC_BASE_URL=gateway.base,
+                    ANTHROPIC_AUTH_TOKEN=key, CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
+                ),
+            )  # fmt: skip
+            assert done.returncode != 0
+            assert "Budget 'for agents' of key agent: 0.000001 USD a month; 0 spent" in done.stdout
+            assert backend.asked == []
