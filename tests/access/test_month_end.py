@@ -102,10 +102,11 @@ def test_one_reset_at_local_midnight(tmp_path):
             spent += 2 * COST
             assert state(gateway) == (spent, midnight)
 
-        clock.set(MIDNIGHT - timedelta(seconds=3))
         seen, sender = [state(gateway)], Sender(gateway, clock)
         sender.start()
-        while clock.now() < midnight + 2:
+        until(lambda: sender.sent)
+        clock.set(MIDNIGHT - timedelta(seconds=3))
+        while clock.now() < midnight + 1 or sender.sent[-1][0] < midnight:
             seen.append(state(gateway))
         sender.stop()
         seen.append(state(gateway))
