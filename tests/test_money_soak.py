@@ -118,6 +118,7 @@ def test_money_adds_up_through_kills(tmp_path):
         killed = kill_until(gateway, start + SECONDS / 2, spared=spared, health=True)
         # It was killed often, so it is restarted after a pause.
         health = until(lambda: memory(pid := gateway.health_pid()) and pid, within_s=90, every_s=1)
+        killed += kill_until(gateway, start + 0.7 * SECONDS, spared=spared, health=False)
         early = {pid: memory(pid) for pid in (spared, health)}
         killed += kill_until(gateway, end, spared=spared, health=False)
         for thread in threads:
@@ -136,7 +137,7 @@ def test_money_adds_up_through_kills(tmp_path):
         assert 0 <= spent - by_backend <= (lost + killed) * MOST
         assert total(gateway.scrape(), "nexus_budget_held_usd", budget="all") == 0
         assert scrape.value("nexus_accounting_imbalance") == 0
-        if SECONDS >= 300:  # by its half, every subject has been seen
+        if SECONDS >= 300:  # by then, every subject has been seen
             assert len(rows) > 0.9 * SUBJECTS
             for pid, before in early.items():
                 assert memory(pid) < 1.1 * before + 4 * 2**20
