@@ -243,6 +243,9 @@ class DemoBackend:
         }
 
     def _proxied(self, sock: socket.socket, request: _Request, path: str) -> bool:
+        if request.body == b"{}":  # so gateways find out which paths there are
+            _respond(sock, 400, responses.error("a model is required", code="invalid"))
+            return True
         self._note(request)
         given = request.headers.get("x-demo-fault")
         try:

@@ -23,6 +23,7 @@ class BackendState(Document, frozen=True):
         origin: Where it comes from: the configuration file, or a change that was saved or not.
         capacity: The most requests that it is given at once; null for no limit.
         latency_ms: Duration of its last good probe.
+        dialects: The APIs that it speaks, as configured, or as it was found.
         error: What its last probe failed with.
     """
 
@@ -42,6 +43,7 @@ class BackendState(Document, frozen=True):
     capacity: Count | None
     latency_ms: Amount | None
     models: list[str]
+    dialects: list[str]
     error: str | None
 
 

@@ -73,7 +73,7 @@ def _model_to_try(run_dir: RunDirectory, dialect: str) -> str | None:
     """The first published model that may chat, at a backend with this dialect; None without one."""
     snapshot = SnapshotReader(run_dir.path).read()
     for backend in snapshot.backends if snapshot else ():
-        for model in backend.models if backend.usable and dialect in backend.config.spoken else ():
+        for model in backend.models if backend.usable and dialect in backend.spoken else ():
             if (not model.tasks or "chat" in model.tasks) and not is_pattern(model.name):
                 return model.name
     return None

@@ -140,6 +140,7 @@ def _from_metrics(stats: dict[str, Any], samples: list[Sample]) -> dict[str, Any
         "capacity": None,
         "latency_ms": stats["probe_latency_ms"] or None,
         "models": [],
+        "dialects": [],
         "error": None,
     }
 

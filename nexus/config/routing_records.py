@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Annotated, Literal
 
 import msgspec
@@ -310,7 +309,10 @@ class BackendConfig(Section, frozen=True):
     ) = None
     dialects: Annotated[
         list[Dialect],
-        doc("APIs of clients that it speaks itself. Empty: those of its type."),
+        doc(
+            "APIs of clients that it speaks itself. Empty: those of its type, and those whose path "
+            "it knows: it is asked once, and again after its version has changed."
+        ),
     ] = msgspec.field(default_factory=list)
     drop_fields: Annotated[
         list[Annotated[str, Meta(min_length=1)]],
@@ -320,6 +322,17 @@ class BackendConfig(Section, frozen=True):
         list[Annotated[str, Meta(min_length=1)]],
         doc('Features in `anthropic-beta` that it does not get; globs, such as "context-*".'),
     ] = msgspec.field(default_factory=list)
+    strip_attribution: (
+        Annotated[
+            bool,
+            doc(
+                "Leave out the line of Claude Code in the system text that begins with "
+                "`x-anthropic-billing-header:` and differs with each request; unset: for types "
+                "that run models themselves, whose caches of prompts it would defeat."
+            ),
+        ]
+        | None
+    ) = None
     translate: Annotated[
         bool | list[TranslationName],
         doc(
@@ -365,9 +378,10 @@ class BackendConfig(Section, frozen=True):
         return PROVIDERS[self.type]
 
     @property
-    def spoken(self) -> Collection[str]:
-        """Names of the dialects in which requests can be sent to it as they are."""
-        return self.dialects or self.provider.dialects
+    def strips_attribution(self) -> bool:
+        """Whether Claude Code's line at the start of the system text is left out."""
+        stated = self.strip_attribution
+        return self.provider.self_hosted if stated is None else stated
 
     @property
     def accepts_client_keys_by_default(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 from typing import Literal
 
@@ -25,6 +26,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         since: When its status last changed, in Unix seconds.
         latency_ms: Duration of its last successful probe.
         capacity: How many requests it works on at once, if it reports that.
+        dialects: Those that it was found to speak; None until it was asked.
         draining: It gets no new requests.
     """
 
@@ -37,6 +39,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     last_error: str | None = None
     models: tuple[Model, ...] = ()
     capacity: int | None = None
+    dialects: frozenset[str] | None = None
     draining: bool = False
     origin: Origin = "file"
 
@@ -57,6 +60,11 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         )
 
     @property
+    def spoken(self) -> Collection[str]:
+        """Names of the dialects in which requests can be sent to it as they are."""
+        return spoken(self.config, self.dialects)
+
+    @property
     def cloud(self) -> bool:
         return self.config.provider.cloud
 
@@ -64,6 +72,11 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def restricted(self) -> bool:
         """Whether it is in a restricted zone; a local kind without a zone counts as restricted."""
         return not self.cloud if self.config.zone is None else self.config.zone != "open"
+
+
+def spoken(config: BackendConfig, found: frozenset[str] | None) -> Collection[str]:
+    """The dialects of a backend: as configured, else as found, else as its kind has them."""
+    return config.dialects or (config.provider.dialects if found is None else found)
 
 
 class Labels(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -40,6 +40,7 @@ def backend_states(snapshot: Snapshot, slot_lease: SlotLease) -> list[BackendSta
             capacity=backend.limit,
             latency_ms=backend.latency_ms,
             models=[model.name for model in backend.models],
+            dialects=sorted(backend.spoken),
             error=backend.last_error,
         )
 

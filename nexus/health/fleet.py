@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from nexus.config import BackendConfig
 from nexus.config.changes import Overlay
 from nexus.fleet.load_table import COLUMNS
-from nexus.fleet.records import Backend, Labels, Model, Snapshot
+from nexus.fleet.records import Backend, Labels, Model, Snapshot, spoken
 from nexus.health.model_list import with_configured
 from nexus.health.prober import ProbeOutcome
 from nexus.health.thresholds import ProbeState
@@ -26,6 +26,7 @@ class MonitoredBackend:
         column: Its column in the shared tables; -1 until it is assigned one.
         since: When its status last changed, in Unix seconds.
         capacity: How many requests it works on at once, if it reports that.
+        dialects: Those that it was found to speak; None until it was asked.
     """
 
     config: BackendConfig
@@ -36,6 +37,11 @@ class MonitoredBackend:
     last_error: str | None = None
     models: tuple[Model, ...] = ()
     capacity: int | None = None
+    dialects: frozenset[str] | None = None
+
+    @property
+    def spoken(self) -> Collection[str]:
+        return spoken(self.config, self.dialects)
 
     @classmethod
     def of(cls, config: BackendConfig, before: Backend | None, *, now: float) -> MonitoredBackend:
@@ -51,6 +57,7 @@ class MonitoredBackend:
             last_error=before.last_error,
             models=tuple(with_configured(before.models, config)),
             capacity=before.capacity,
+            dialects=before.dialects,
         )
 
 
@@ -131,6 +138,12 @@ class Fleet:
         backend.capacity = result.capacity or backend.capacity
         return before != (backend.models, backend.capacity)
 
+    def apply_dialects(self, name: str, dialects: frozenset[str]) -> bool:
+        """Apply what a backend was found to speak; returns whether that is something else."""
+        backend = self.backends[name]
+        before, backend.dialects = set(backend.spoken), dialects
+        return before != dialects
+
     def label(self, name: str) -> str:
         """The label value of a backend."""
         return self.labels.backends.get(name, OTHER)
@@ -203,6 +216,7 @@ class Fleet:
                     last_error=backend.last_error,
                     models=backend.models,
                     capacity=backend.capacity,
+                    dialects=backend.dialects,
                     draining=self.overlay.is_drained(name),
                     origin=self.overlay.origin(name),
                 )

@@ -38,6 +38,7 @@ class FleetMonitor:
             environ,
             on_result=self._apply_result,
             on_details=self._apply_details,
+            on_dialects=self._apply_dialects,
             on_round=self._end_round,
         )
         self._last_requested: dict[str, float] = {}
@@ -128,4 +129,12 @@ class FleetMonitor:
 
     def _apply_details(self, name: str, result: ProbeOutcome) -> None:
         if self.fleet.apply_models(name, result):
+            self.publish()
+
+    def _apply_dialects(self, name: str, dialects: frozenset[str]) -> None:
+        if self.fleet.apply_dialects(name, dialects):
+            log.info(
+                "a backend speaks other APIs than expected",
+                extra={"backend": name, "apis": ", ".join(sorted(dialects))},
+            )
             self.publish()

@@ -32,9 +32,11 @@ class ProbeRounds:
         *,
         on_result: Callable[[str, ProbeOutcome], None],
         on_details: Callable[[str, ProbeOutcome], None],
+        on_dialects: Callable[[str, frozenset[str]], None],
         on_round: Callable[[], None],
     ) -> None:
-        """`on_result` gets each backend's name and result at once, `on_details` later its details.
+        """`on_result` gets each backend's name and result at once, `on_details` later its details,
+        `on_dialects` what it was found to speak.
 
         `on_round` is called at the end of a round. Results of a backend that was removed or changed
         meanwhile are dropped.
@@ -42,6 +44,7 @@ class ProbeRounds:
         self._environ = environ
         self._on_result = on_result
         self._on_details = on_details
+        self._on_dialects = on_dialects
         self._on_round = on_round
         self._fleet: Fleet | None = None
         self._connections = ConnectionPool(time.monotonic)
@@ -96,15 +99,19 @@ class ProbeRounds:
         if prober is self._probers.get(name):
             self._on_result(name, result)
             if prober not in self._fetching:
-                gevent.spawn(self._fetch_details, name, prober, timeout_s)
+                gevent.spawn(self._fetch_details, name, prober, timeout_s, alive=result.success)
 
-    def _fetch_details(self, name: str, prober: Prober, timeout_s: float) -> None:
+    def _fetch_details(self, name: str, prober: Prober, timeout_s: float, *, alive: bool) -> None:
         """Fetch details one after the other, so that a backend has little work with them."""
         self._fetching.add(prober)
         try:
             while prober is self._probers.get(name) and (result := prober.more_details(timeout_s)):
                 if prober is self._probers.get(name):
                     self._on_details(name, result)
+            if alive and prober is self._probers.get(name) and (fleet := self._fleet) is not None:
+                found = prober.ask_dialects(fleet.backends[name].spoken, timeout_s)
+                if found is not None and prober is self._probers.get(name):
+                    self._on_dialects(name, found)
         except Exception:
             log.exception("details of a backend's models cannot be read", extra={"backend": name})
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from nexus.config import BackendConfig
 from nexus.config.secrets import SecretError
 from nexus.errors import RequestFailed
 from nexus.fleet.records import Model
+from nexus.health.dialect_probe import DialectProbe
 from nexus.health.model_list import probe
 from nexus.http.address import Address
 from nexus.http.client_watch import DisconnectWatch
@@ -94,6 +95,7 @@ class Prober:
         self._responses: dict[_Query, Any] = {}
         self._details: dict[_Query, _Detail] = {}
         self._missing: dict[_Query, str] = {}
+        self._dialects = DialectProbe(config)
 
     def probe(self, timeout_s: float) -> ProbeOutcome:
         """Fetch the models. Never raises; takes at most `timeout_s`.
@@ -132,6 +134,7 @@ class Prober:
         # Another server may listen there when it comes back.
         self._details = {query: detail for query, detail in self._details.items() if detail.version}
         self._missing = {}
+        self._dialects.failed()
         return ProbeOutcome(None, latency_s, redact(error))
 
     def more_details(self, timeout_s: float) -> ProbeOutcome | None:
@@ -160,6 +163,34 @@ class Prober:
         models, capacity, missing = self._read(self._last_response)
         self._missing = missing if reachable else {}
         return ProbeOutcome(models, None, capacity=capacity)
+
+    def ask_dialects(self, known: Collection[str], timeout_s: float) -> frozenset[str] | None:
+        """Ask, after a probe, which dialects the backend speaks; None if that is not due.
+
+        `known` are those that it is taken to speak so far. Each query may take `timeout_s`.
+        """
+
+        def send(path: str, body: str) -> int | str:
+            try:
+                response, _, _ = self._send((path, body), time.monotonic() + timeout_s)
+            except (BadProbeResponse, OSError, RequestFailed) as failure:
+                return redact(self._describe(failure, timeout_s))
+            return response.status
+
+        version = self._version(timeout_s)
+        return self._dialects.ask(version, send, known) if self._dialects.is_due(version) else None
+
+    def _version(self, timeout_s: float) -> str:
+        """The version that the backend shows; empty if it shows none."""
+        if self.config.dialects or (place := self.config.provider.version) is None:
+            return ""
+        path, field = place
+        try:
+            response, content, _ = self._send((path, ""), time.monotonic() + timeout_s)
+            shown = self._decode(path, response, content)
+        except (BadProbeResponse, OSError, RequestFailed):
+            return ""
+        return str(shown.get(field) or "") if isinstance(shown, dict) else ""
 
     def close(self) -> None:
         """Close the idle connections of the pool."""

@@ -46,9 +46,12 @@ class Provider:
             has no version segment is then in front of both.
         paths: Path of an endpoint as clients know it (`/v1/…`) → its path at the server. A path
             that starts with `/v1/` is below the base path; any other is below the root.
-        dialects: Names of the dialects in which clients' requests can be sent to it as they are.
+        dialects: Names of the dialects in which clients' requests can be sent to it as they are,
+            as long as the backend does not show others.
         takes: Fields of chat requests beyond the common ones. Only translated requests use them:
             `max_completion_tokens` instead of `max_tokens`, `top_k`, `reasoning_effort`.
+        version: A path that shows the version of the server, and the field that has it. It is read
+            after each probe. None if there is none.
         base: Path of its endpoints in OpenAI's form, below a url without a version segment.
     """
 
@@ -66,6 +69,7 @@ class Provider:
     paths: Mapping[str, str] = field(default_factory=dict)
     dialects: frozenset[str] = OPENAI
     takes: frozenset[str] = frozenset()
+    version: tuple[str, str] | None = None
     base: str = "/v1"
 
     def base_path(self, path: str, root: str) -> str:

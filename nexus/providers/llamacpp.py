@@ -53,5 +53,6 @@ PROVIDER = Provider(
     recognizes=recognizes,
     own_api=True,
     dialects=DIALECTS,
+    version=("/props", "build_info"),
     takes=frozenset({"top_k", "reasoning_effort"}),
 )

@@ -91,4 +91,5 @@ PROVIDER = Provider(
     canonical_name=canonical_name,
     own_api=True,
     dialects=DIALECTS,
+    version=("/api/version", "version"),
 )

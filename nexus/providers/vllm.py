@@ -28,6 +28,7 @@ PROVIDER = Provider(
     probe=probe,
     recognizes=recognizes,
     dialects=DIALECTS,
+    version=("/version", "version"),
     self_hosted=True,
     takes=frozenset({"top_k", "reasoning_effort"}),
 )

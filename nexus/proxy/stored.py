@@ -51,9 +51,7 @@ def _backends(exchange: Exchange, home: str | None) -> list[Backend]:
     """The backends to ask, by priority. Raises `RequestFailed` if there are none."""
     dialect = exchange.endpoint.dialect
     speaking = [
-        backend
-        for backend in exchange.view.snapshot.backends
-        if dialect.NAME in backend.config.spoken
+        backend for backend in exchange.view.snapshot.backends if dialect.NAME in backend.spoken
     ]
     usable = [
         backend

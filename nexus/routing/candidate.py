@@ -33,11 +33,10 @@ class Candidate:
 
     def translation(self, needs: Needs) -> str | None:
         """The translation that such requests go through; None if they need none, or have none."""
-        config = self.backend.config
-        allowed = config.translate
-        if not allowed or needs.dialect in config.spoken:
+        allowed, spoken = self.backend.config.translate, self.backend.spoken
+        if not allowed or needs.dialect in spoken:
             return None
-        possible = (name for other, name in needs.translations if other in config.spoken)
+        possible = (name for other, name in needs.translations if other in spoken)
         return next((name for name in possible if allowed is True or name in allowed), None)
 
     def unsuitable(self, needs: Needs, constraints: Constraints) -> str | None:
@@ -47,7 +46,7 @@ class Candidate:
             return backend.status
         if backend.draining:
             return "draining"
-        if needs.dialect not in backend.config.spoken and self.translation(needs) is None:
+        if needs.dialect not in backend.spoken and self.translation(needs) is None:
             return "dialect_not_spoken"
         if self.lacks(needs):
             return "capability_mismatch"

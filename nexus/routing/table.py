@@ -277,6 +277,6 @@ def _decisive_fields(candidates: Sequence[Candidate]) -> tuple[str, ...]:
     ]
     if any(candidate.model.tasks for candidate in candidates):
         fields.append("task")
-    if any(not DIALECTS.issubset(candidate.backend.config.spoken) for candidate in candidates):
+    if any(not DIALECTS.issubset(candidate.backend.spoken) for candidate in candidates):
         fields += ["dialect", "translations"]
     return tuple(fields)

@@ -26,6 +26,7 @@ WELL = BackendState(
     capacity=None,
     latency_ms=1.0,
     models=["m"],
+    dialects=["openai"],
     error=None,
 )
 

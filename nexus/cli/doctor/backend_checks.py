@@ -9,6 +9,7 @@ from contextlib import closing
 from nexus.cli.doctor.findings import Finding, fail, ok, warn
 from nexus.cli.output import counted, milliseconds
 from nexus.config import BackendConfig
+from nexus.fleet.records import spoken as spoken_dialects
 
 _TIMEOUT_S = 5.0
 _AT_ONCE = 16
@@ -26,6 +27,9 @@ def _backend(backend: BackendConfig, environ: Mapping[str, str]) -> Finding:
     area = f"backend {backend.name}"
     with closing(Prober(backend, environ)) as prober:
         result = prober.probe(_TIMEOUT_S)
+        spoken = spoken_dialects(backend, None)
+        if result.success:
+            spoken = prober.ask_dialects(spoken, _TIMEOUT_S) or spoken
     if result.error is not None:
         what, _, fix = result.error.partition("; ")
         key = (
@@ -41,4 +45,5 @@ def _backend(backend: BackendConfig, environ: Mapping[str, str]) -> Finding:
     if not result.models:
         return warn(area, "It responds, but has no model.", "load a model there")
     took = milliseconds((result.latency_s or 0) * 1000)
-    return ok(area, f"{counted(len(result.models), 'model')}, responded in {took}")
+    models, apis = counted(len(result.models), "model"), ", ".join(sorted(spoken))
+    return ok(area, f"{models}, speaks {apis}, responded in {took}")
