@@ -121,8 +121,13 @@ class Limits:
             return None
         return cls(config.limits, of_keys=of_keys, of_teams=of_teams)
 
-    def counters(self, caller: Caller | None, model: str, endpoint: str) -> tuple[Counter, ...]:
-        """What a request is counted in, over all limits that match it; shadow limits last."""
+    def counters(
+        self, caller: Caller | None, model: str, endpoint: str, *, named_only: bool = False
+    ) -> tuple[Counter, ...]:
+        """What a request is counted in, over all limits that match it; shadow limits last.
+
+        `named_only`: only limits whose `match` names endpoints are meant for this one.
+        """
         key, team = (NONE, NONE) if caller is None else (caller.key, caller.team)
         of = key, team, model, endpoint
         counters = self._known.get(of)
@@ -134,8 +139,10 @@ class Limits:
                 limit
                 for limit, patterns in self._limits
                 if all(pattern.match(values[name]) for name, pattern in patterns)
+                and (not named_only or any(name == "endpoint" for name, _ in patterns))
             ]
-            matching += self._own_limits(key, team)
+            if not named_only:
+                matching += self._own_limits(key, team)
             matching.sort(key=lambda limit: limit.shadow)
             counters = self._known[of] = tuple(
                 counter for limit in matching for counter in _counters(limit, values)
@@ -212,7 +219,11 @@ def _own_limit(name: str, each: Literal["key", "team"], own: OwnLimits) -> Limit
 
 
 def _counters(limit: Limit, values: dict[str, str]) -> list[Counter]:
-    apart: list[tuple[str, str]] = [(name, values[name]) for name in dict.fromkeys(limit.each)]
+    return counters_of(limit, [(name, values[name]) for name in dict.fromkeys(limit.each)])
+
+
+def counters_of(limit: Limit, apart: list[tuple[str, str]]) -> list[Counter]:
+    """What a limit counts in each of its dimensions, for the subject with these values."""
     subject = ", ".join(f"{name} {value[:100]}" for name, value in apart)
     counters = []
     for dimension in RATES:

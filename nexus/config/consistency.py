@@ -11,7 +11,11 @@ from nexus.config.access_records import ENDPOINTS, KEY_HEADERS, RESERVED_KEYS, A
 from nexus.config.addresses import backend_problems, is_loopback, listen_address
 from nexus.config.budget_records import budget_conflicts
 from nexus.config.cost_records import price_conflicts
-from nexus.config.limit_records import limit_conflicts, own_limit_problems
+from nexus.config.limit_records import (
+    counting_limit_problems,
+    limit_conflicts,
+    own_limit_problems,
+)
 from nexus.config.records import (
     MAX_ALIAS_DEPTH,
     MAX_BACKENDS,
@@ -34,6 +38,7 @@ def find_conflicts(config: Config) -> Iterator[str]:
     yield from _endpoint_conflicts(config)
     yield from _access_conflicts(config)
     yield from limit_conflicts(config.limits)
+    yield from counting_limit_problems(config.messages.count_tokens_limit)
     yield from budget_conflicts(config.budgets)
     yield from (f"[costs] {problem}" for problem in price_conflicts(config.costs.price))
     yield from request_log_conflicts(config.request_log)

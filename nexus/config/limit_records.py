@@ -33,6 +33,8 @@ _Parallel = Annotated[
 
 LIMITS_OF_KEYS, LIMITS_OF_TEAMS = "[[keys]]", "[[teams]]"
 """The names under which the limits of keys and teams themselves are counted."""
+COUNTING = "[messages] count_tokens_limit"
+"""The name under which requests to count tokens are counted."""
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -131,9 +133,16 @@ def limit_conflicts(limits: list[Limit]) -> Iterator[str]:
         yield f'[[limits]] name = "{name}" is used twice; each limit needs a name of its own.'
     for limit in limits:
         where = f'[[limits]] "{limit.name}"'
-        if limit.name in (LIMITS_OF_KEYS, LIMITS_OF_TEAMS):
-            yield f"{where} is not allowed; it names the limits of keys or teams themselves."
+        if limit.name in (LIMITS_OF_KEYS, LIMITS_OF_TEAMS, COUNTING):
+            yield f"{where} is not allowed; it names a limit that is configured elsewhere."
         yield from (f"{where} {problem}" for problem in _problems(limit))
+
+
+def counting_limit_problems(rate: str) -> Iterator[str]:
+    """What is wrong with `[messages] count_tokens_limit`."""
+    if rate != "off":
+        for problem in _rate_problems(OwnLimits(requests=rate), zero='"off" means no limit'):
+            yield f"[messages] count_tokens_limit: {problem}"
 
 
 def _problems(limit: Limit) -> Iterator[str]:

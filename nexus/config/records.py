@@ -364,13 +364,6 @@ class DefaultModels(Section, frozen=True):
 class Endpoints(Section, frozen=True):
     """Settings of single endpoints."""
 
-    count_tokens: Annotated[
-        Literal["backend", "estimate"],
-        doc(
-            "If no backend can count tokens for /v1/messages/count_tokens: its 404 (`backend`), "
-            "or a third of the characters with the header x-nexus-estimated (`estimate`)."
-        ),
-    ] = "backend"
     files: (
         Annotated[
             str,
@@ -385,6 +378,25 @@ class Endpoints(Section, frozen=True):
     default_models: DefaultModels = DefaultModels()
 
 
+class Messages(Section, frozen=True):
+    """Settings of Anthropic's API."""
+
+    count_tokens: Annotated[
+        Literal["backend", "estimate"],
+        doc(
+            "If no backend can count tokens for /v1/messages/count_tokens: its 404 (`backend`), "
+            "or a third of the characters with the header x-nexus-estimated (`estimate`)."
+        ),
+    ] = "backend"
+    count_tokens_limit: Annotated[
+        str,
+        doc(
+            "Requests to /v1/messages/count_tokens of each key, and without keys of each address: "
+            "a number per s, min, h or d, or off. Limits on requests do not count them."
+        ),
+    ] = "100/s"
+
+
 class Config(Section, frozen=True):
     """The whole configuration."""
 
@@ -397,6 +409,7 @@ class Config(Section, frozen=True):
     costs: Costs = Costs()
     cors: Cors = Cors()
     endpoints: Endpoints = Endpoints()
+    messages: Messages = Messages()
     discovery: Discovery = Discovery()
     health_check: HealthCheck = HealthCheck()
     routing: Routing = Routing()

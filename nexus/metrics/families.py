@@ -111,6 +111,13 @@ TRANSLATED = counter(
     backend=BACKEND,
     translation=Label(TRANSLATION_NAMES),
 )
+DIALECT_REQUESTS = counter(
+    "nexus_dialect_requests_total",
+    "Finished requests that were sent to a backend, by how the last one got them: native (in the "
+    "client's API) or translated.",
+    endpoint=Label(names="endpoints"),
+    mode=Label(("native", "translated")),
+)
 TTFT = histogram(
     "nexus_time_to_first_token_seconds",
     "Time from a request's first byte to the first event of its stream that has content, a tool "

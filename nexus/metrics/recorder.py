@@ -44,6 +44,9 @@ class _Bundle:
             self.counters.append(child(families.AFFINITY, *outcome.affinity))
         if outcome.usage is not None:
             self.counters.append(child(families.USAGE, outcome.usage))
+        if outcome.backend is not None:
+            mode = "native" if outcome.translation is None else "translated"
+            self.counters.append(child(families.DIALECT_REQUESTS, outcome.endpoint, mode))
         key, team = outcome.key_label, outcome.team_label
         if key is not None and team is not None:
             status = status_label(outcome.status)
@@ -114,13 +117,16 @@ class Recorder:
             row.request_started(time.monotonic_ns())
             row.write_end()
 
-    def attempt_started(self, column: int, decision_s: float) -> None:
-        """Record how long it took to choose a backend."""
+    def attempt_started(self, column: int | None, decision_s: float) -> None:
+        """Record how long it took to choose a backend; the attempt is in flight in `column`."""
         with self._lock:
             self._decision.observe(decision_s)
-            self._row.attempt_started(column)
+            if column is not None:
+                self._row.attempt_started(column)
 
-    def attempt_ended(self, column: int, backend: str, outcome: str, *, success: bool) -> None:
+    def attempt_ended(
+        self, column: int, backend: str, outcome: str, *, success: bool, in_flight: bool = True
+    ) -> None:
         """Count an attempt's end; a failure may count against the backend later
         (`backend_failed`)."""
         with self._lock:
@@ -130,7 +136,8 @@ class Recorder:
                     families.ATTEMPTS, backend, outcome
                 )
             counter.inc()
-            self._row.attempt_ended(column)
+            if in_flight:
+                self._row.attempt_ended(column)
             if success:
                 self._row.count_outcome(column, time.monotonic_ns(), success=True)
 
@@ -180,6 +187,7 @@ class Recorder:
             None if fault is None else fault.error_type, outcome.fallback_from, outcome.usage,
             outcome.prompt_tokens is None, outcome.completion_tokens is None,
             outcome.key_label, outcome.team_label, outcome.affinity,
+            outcome.endpoint, outcome.translation is None,
         )  # fmt: skip
         row = self._row
         with self._lock:

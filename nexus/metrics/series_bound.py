@@ -26,7 +26,7 @@ def series_bound(config: Config, *, endpoints: int) -> dict[str, int]:
                 "slots": SLOTS,
                 "keys": names.max_keys + (users if config.auth.identity.peers else 0),
                 "teams": names.max_keys,
-                "limits": MAX_LIMITS + 2,  # and those of keys and of teams themselves
+                "limits": MAX_LIMITS + 3,  # and those of keys, of teams, and on counting tokens
                 "budgets": MAX_BUDGETS + 1,  # and [routing.budget]
                 "subjects": MAX_SUBJECTS,
             }

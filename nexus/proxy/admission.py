@@ -39,6 +39,10 @@ def _youth(arrival_ns: int) -> int:
     return _OLDEST - min(max(age, 0), _OLDEST)
 
 
+def _none_pending(_: int) -> int:
+    return 0
+
+
 class Reservation(msgspec.Struct):
     """A request's claim to capacity at a backend, until `release()`.
 
@@ -85,6 +89,7 @@ class Waiter(msgspec.Struct):
         evidence: What the request saw of failed backends, if there were any.
         may_go_first: Whether it may have a high priority.
         share: The share of its key; None if the queue is in the order of arrival.
+        takes_capacity: Whether it counts as in flight at a backend, and waits for capacity there.
     """
 
     query: RouteQuery
@@ -94,6 +99,7 @@ class Waiter(msgspec.Struct):
     evidence: Evidence | None = None
     may_go_first: bool = True
     share: Share | None = None
+    takes_capacity: bool = True
 
     @property
     def ticket(self) -> int:
@@ -147,6 +153,8 @@ class _Now(msgspec.Struct):
         return status
 
     def waited_for(self, column: int) -> bool:
+        if not self.waiter.takes_capacity:
+            return False
         since_ns = self.admission.clock_ns() - _STALLED_NS
         earliest = self.admission.load.earliest_ticket(column, since_ns=since_ns)
         return 0 < earliest < self.waiter.ticket
@@ -208,7 +216,7 @@ class Admission:
                 self._count_exclusions(waiter, reservation.choice)
             return reservation
         settings = self._view().snapshot.config.queue
-        if not settings.max_waiting:
+        if not settings.max_waiting or not waiter.takes_capacity:
             raise at_capacity
         started = time.monotonic()
         reservation = self._queue.wait(
@@ -252,12 +260,16 @@ class Admission:
                 self.prefixes.add(choice.prefixes, choice.backend.column)
             if waiter.share is not None:
                 waiter.share.sent()
-            self._recorder.attempt_started(choice.backend.column, time.perf_counter() - started)
+            self._recorder.attempt_started(
+                choice.backend.column if waiter.takes_capacity else None,
+                time.perf_counter() - started,
+            )
             return Reservation(self, waiter, choice, view, probe_lease_ns)
 
     def _choose(self, view: View, waiter: Waiter, tried: Tried) -> tuple[Choice, int]:
         """A choice, with the end of its lease if it is the half-open probe of its backend."""
-        now = _Now(self, waiter, view.snapshot.config, self.load.pending, self.chance())
+        load = self.load.pending if waiter.takes_capacity else _none_pending
+        now = _Now(self, waiter, view.snapshot.config, load, self.chance())
         while True:
             choice = choose(view.table, waiter.query, tried=tried, now=now)
             if not choice.half_open_probe:
@@ -282,6 +294,7 @@ class Admission:
             backend.label,
             fault.error_type if fault else "ok",
             success=fault is None,
+            in_flight=waiter.takes_capacity,
         )
         if fault is None:
             if not reservation.is_served:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
@@ -32,10 +32,14 @@ class Endpoint:
             read; it may be missing.
         binary: Its response may be of any media type. Then it passes piece by piece.
         units: Counts what it serves beside tokens; None for nothing.
-        counts: It counts the tokens of a prompt, which the gateway can estimate.
+        counts: It counts the tokens of a prompt, which the gateway can estimate. Its requests take
+            no capacity, and wait for none.
+        strip: Leaves out of a body what a client adds for its vendor; None if there is no such
+            thing. Some backends do not get it.
         ids: Reads the ids under which backends store its responses; None if they store none.
         backend_key: The key of `[endpoints]` that names the backend of all its requests.
         by_model: Its requests name a model, which decides their backend.
+        takes_tokens: A request to it can cost something.
     """
 
     name: str
@@ -51,12 +55,15 @@ class Endpoint:
     binary: bool = False
     units: UnitReader | None = None
     counts: bool = False
+    strip: Callable[[bytes], bytes] | None = None
     ids: IdReader | None = None
     backend_key: str = ""
     by_model: bool = field(init=False)
+    takes_tokens: bool = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_model", self.body in ("json", "multipart"))
+        object.__setattr__(self, "takes_tokens", self.by_model and not self.counts)
 
     @property
     def makes_images(self) -> bool:

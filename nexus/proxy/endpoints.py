@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from nexus.dialects import anthropic, media, openai, plain, responses
+from nexus.dialects.anthropic.attribution import without_attribution
 from nexus.dialects.base import IdReader, PromptField, RequestForm, UnitReader
 from nexus.proxy.endpoint_table import Endpoint, EndpointTable
 
@@ -157,6 +158,7 @@ ENDPOINTS = EndpointTable(
             ),
             summary="Answer a conversation",
             streams=True,
+            strip=without_attribution,
         ),
         Endpoint(
             name="count_tokens",
@@ -165,6 +167,7 @@ ENDPOINTS = EndpointTable(
             form=_MESSAGES,
             summary="Count the tokens of a conversation",
             counts=True,
+            strip=without_attribution,
         ),
         Endpoint(
             name="responses",

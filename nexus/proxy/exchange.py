@@ -261,7 +261,11 @@ class Exchange:
         if prices is None or self._charge is not None:
             return self._charge
         charge = Charge()
-        if choice is not None and self.endpoint.by_model and (self.served or self.within_attempt):
+        if (
+            choice is not None
+            and self.endpoint.takes_tokens
+            and (self.served or self.within_attempt)
+        ):
             charge = costs.charge(
                 prices,
                 choice.backend,
@@ -280,7 +284,7 @@ class Exchange:
     def known_usage(self) -> tuple[Usage, str | None]:
         """The tokens of the response, and the source of their counts."""
         stream, usage = self.stream, self.usage
-        if not self.endpoint.by_model:
+        if not self.endpoint.takes_tokens:
             return _NO_USAGE, None  # those of a stored response were counted when it was made
         if stream is None:
             if not self.served:

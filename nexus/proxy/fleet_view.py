@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from nexus.access.budgets import Budgets
 from nexus.access.callers import Callers, callers_of
+from nexus.access.counting_limit import CountingLimit
 from nexus.access.limits import Limits
 from nexus.access.prices import Price, Prices
 from nexus.config import Config
@@ -33,6 +34,7 @@ class View:
         configured: The models that the configuration names.
         callers: The keys that clients may use; None if they need none.
         limits: The limits on what clients use; None without any.
+        counting_limit: The limit on requests that count tokens; None without one.
         budgets: The budgets of `[[budgets]]`; None without any.
         prices: What requests cost; None without prices and budgets.
         fair_queue: Whether the queue's order depends on keys.
@@ -43,6 +45,7 @@ class View:
     configured: frozenset[str]
     callers: Callers | None
     limits: Limits | None
+    counting_limit: CountingLimit | None
     budgets: Budgets | None
     prices: Prices | None
     fair_queue: bool
@@ -80,6 +83,7 @@ class View:
                 team_labels=snapshot.labels.teams,
             ),
             limits=Limits.of(snapshot.config),
+            counting_limit=CountingLimit.of(snapshot.config),
             budgets=Budgets.of(snapshot.config, snapshot.grants),
             prices=Prices.of(snapshot.config),
             fair_queue=_is_fair(snapshot.config),

@@ -22,6 +22,9 @@ def reserve_limits(exchange: Exchange) -> None:
     """Reserve what the request needs of its limits and budgets. Refuse it if one does not admit
     it."""
     view = exchange.view
+    if exchange.endpoint.counts:
+        _reserve_count(exchange)
+        return
     if view.limits is None and view.budgets is None:
         return
     counters: tuple[Counter, ...] = ()
@@ -43,6 +46,20 @@ def reserve_limits(exchange: Exchange) -> None:
         exchange.engine.recorder.budget_refused(refusal.budget, refusal.reason)
         count_refusal(exchange, "budget")
         raise
+
+
+def _reserve_count(exchange: Exchange) -> None:
+    """Reserve for a request that counts tokens, which takes nothing of what other limits are
+    about."""
+    view, caller = exchange.view, exchange.caller
+    counters: tuple[Counter, ...] = ()
+    if view.counting_limit is not None:
+        counters = view.counting_limit.counters(caller, exchange.request.watch.peer())
+    if view.limits is not None:
+        name = exchange.endpoint.name
+        counters += view.limits.counters(caller, exchange.model, name, named_only=True)
+    if counters:
+        _reserve(exchange, counters, None)
 
 
 def _reserve(
@@ -142,7 +159,7 @@ def _settle(
 
 def _used(exchange: Exchange, prompt: int, cached_weight: float) -> Amounts | None:
     """What the request used; None if the usage of a served response is unknown."""
-    if exchange.choice is None:
+    if exchange.choice is None and not exchange.endpoint.counts:
         return Amounts()
     usage, source = exchange.known_usage()
     if source == "none":

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from nexus.dialects.base import InvalidBody
+from nexus.dialects.form_reader import FormField
 from nexus.dialects.json_body import without_fields
 from nexus.errors import FAULTS, Blame, RequestFailed
 from nexus.http.address import Address
@@ -23,6 +24,7 @@ from nexus.proxy.request import invalid_body
 from nexus.proxy.responses import stream_response, whole_response
 from nexus.proxy.session import SessionReader
 from nexus.proxy.sticky import home_of, remember
+from nexus.proxy.upload import Upload
 from nexus.routing.context import RouteQuery
 from nexus.routing.policies import NO_CLOUD
 from nexus.routing.refusal import unavailable
@@ -54,6 +56,7 @@ def serve_by_backends(exchange: Exchange) -> ClientResponse:
 
 def _waiter(exchange: Exchange) -> Waiter:
     request, view, parsed = exchange.request, exchange.view, exchange.parsed
+    counts = exchange.endpoint.counts
     flexible = (
         "x-nexus-flexible" in request.headers.first
         and _is_on(request.header("x-nexus-flexible"))
@@ -73,13 +76,14 @@ def _waiter(exchange: Exchange) -> Waiter:
         flexible,
         allows=allows,
         only=home_of(exchange) if exchange.endpoint.ids is not None else None,
-        session=_session_reader(exchange) if view.table.uses_affinity else None,
+        session=_session_reader(exchange) if view.table.uses_affinity and not counts else None,
     )
     timeout_s = view.snapshot.config.server.request_timeout_seconds
     waiter = Waiter(query, request, request.received + timeout_s)
+    waiter.takes_capacity = not counts
     if caller is not None:
         waiter.may_go_first = caller.may_go_first
-    if view.fair_queue and caller is not None:
+    if view.fair_queue and caller is not None and not counts:
         share = waiter.share = exchange.engine.fair_shares.of(caller)
         exchange.on_release(lambda: share.ended(_tokens(exchange)))
     return waiter
@@ -222,6 +226,12 @@ def _with_model(exchange: Exchange, model: str) -> bytes:
         raise invalid_body(error) from error
 
 
+def _rename(upload: Upload, field: FormField | None, model: str) -> None:
+    """Make a form name the model as the backend does."""
+    if field is not None:
+        upload.replace(field, model)
+
+
 def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
     """Get the whole response of a backend, or its stream up to the first content."""
     server = reservation.view.snapshot.config.server
@@ -235,10 +245,11 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
     try:
         parsed, choice, body = exchange.parsed, reservation.choice, exchange.body
         if (upload := exchange.upload) is not None:
-            if exchange.form_model is not None:
-                upload.replace(exchange.form_model, choice.model)
+            _rename(upload, exchange.form_model, choice.model)
         elif choice.model != parsed.model:
             body = _with_model(exchange, choice.model)
+        if (strip := exchange.endpoint.strip) and choice.backend.config.strips_attribution:
+            body = strip(body)
         if drop := choice.backend.config.drop_fields:
             body = without_fields(body, drop)
         path = exchange.endpoint.path

@@ -17,7 +17,7 @@ def estimated(exchange: Exchange, error: BaseException) -> ClientResponse | None
         not exchange.endpoint.counts
         or not isinstance(error, RequestFailed)
         or error.fault.code not in _CANNOT_COUNT
-        or exchange.view.snapshot.config.endpoints.count_tokens != "estimate"
+        or exchange.view.snapshot.config.messages.count_tokens != "estimate"
     ):
         return None
     # A quarter of the characters, which limits take, is too little for code: a third is on the

@@ -38,6 +38,7 @@ def run(request, tmp_path: Path, programs: Path):
     with ScriptedBackend() as backend:
         config = (
             f'[[backends]]\nname = "up"\nurl = "{backend.url}"\ntype = "vllm"\n'
+            + "strip_attribution = false\n"
             + (f"dialects = {json.dumps(request.param)}\n" if request.param else "")
             + f'[routing.aliases]\nhaiku = "{MODEL}"\n'
         )

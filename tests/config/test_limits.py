@@ -104,7 +104,7 @@ def test_limits_of_keys_and_teams(tmp_path, table, limits, problem):
 
 def test_their_names_are_not_for_other_limits(tmp_path):
     assert problems(tmp_path, '[[limits]]\nname = "[[keys]]"\nparallel = 1\n') == [
-        '[[limits]] "[[keys]]" is not allowed; it names the limits of keys or teams themselves.'
+        '[[limits]] "[[keys]]" is not allowed; it names a limit that is configured elsewhere.'
     ]
 
 

@@ -27,6 +27,7 @@ FAMILIES = (
     "nexus_tokens_total_sum",
     "nexus_stream_ends_total",
     "nexus_upstream_attempts_total",
+    "nexus_dialect_requests_total",
 )
 
 
@@ -67,7 +68,7 @@ def running(request, tmp_path_factory) -> Iterator[Fleet]:
             ).replace('"vllm"', '"anthropic"')
             + backend_toml(both, priority=2)
             + backend_toml(plain, priority=3, dialects=["openai"], translate=False)
-            + '[circuit_breaker]\nenabled = false\n[endpoints]\ncount_tokens = "estimate"\n'
+            + '[circuit_breaker]\nenabled = false\n[messages]\ncount_tokens = "estimate"\n'
             + '[routing]\nstrategy = "priority_only"\nmax_retries = 1\n'
         )
         with Gateway(directory, config, environ=request.param) as gateway:
@@ -106,6 +107,7 @@ def test_a_whole_message_is_what_the_backend_said(fleet):
         "nexus_requests_started_total messages": 1,
         "nexus_requests_total claude shared 200": 1,
         "nexus_upstream_attempts_total claude ok": 1,
+        "nexus_dialect_requests_total messages native": 1,
         "nexus_tokens_total_sum claude shared prompt": message.usage.input_tokens,
         "nexus_tokens_total_sum claude shared completion": 4,
     }
@@ -120,6 +122,7 @@ def test_a_stream_is_what_the_backend_said(fleet):
         "nexus_requests_started_total messages": 1,
         "nexus_requests_total claude shared 200": 1,
         "nexus_upstream_attempts_total claude ok": 1,
+        "nexus_dialect_requests_total messages native": 1,
         "nexus_tokens_total_sum claude shared prompt": message.usage.input_tokens,
         "nexus_tokens_total_sum claude shared completion": 4,
         "nexus_stream_ends_total claude complete": 1,
@@ -159,6 +162,22 @@ def test_fields_and_betas_that_a_backend_does_not_get(fleet):
     assert "anthropic-beta" not in fleet.claude.last()["headers"]
 
 
+@pytest.mark.parametrize("path", [PATH, COUNT])
+def test_the_attribution_line_reaches_no_backend_that_caches_prompts(fleet, path):
+    """`claude` is of Anthropic's kind, `both` of a kind that runs models."""
+    line = b'{"type":"text","text":"x-anthropic-billing-header: cch=0a1b2;"}, '
+    body = (
+        b'{"model": "shared", "max_tokens":4,"system" : [%b{"type":"text","text":"Be \\u00e9."}],'
+        b'\n "messages":[{"role":"user","content":"hi"}], "x":1.50}'
+    )
+    claude_is_first(fleet)
+    assert ask(fleet.gateway, path, body=body % line, headers=HEADERS).status == 200
+    assert fleet.claude.last()["body"].encode() == body % line
+    fleet.claude.fault("status=529")
+    assert ask(fleet.gateway, path, body=body % line, headers=HEADERS).status == 200
+    assert fleet.both.last()["body"].encode() == body % b""
+
+
 def test_a_backend_of_anthropics_kind_always_gets_a_version(fleet):
     claude_is_first(fleet)
     assert fleet.claude.last()["headers"]["anthropic-version"] == "2023-06-01"
@@ -171,6 +190,7 @@ def test_tokens_are_counted_by_the_backend(fleet):
         "nexus_requests_started_total count_tokens": 1,
         "nexus_requests_total claude shared 200": 1,
         "nexus_upstream_attempts_total claude ok": 1,
+        "nexus_dialect_requests_total count_tokens native": 1,
     }
 
 

@@ -31,6 +31,7 @@ FAMILIES = (
     "nexus_upstream_attempts_total",
     "nexus_sticky_total",
     "nexus_usage_total",
+    "nexus_dialect_requests_total",
 )
 
 
@@ -104,6 +105,7 @@ def test_a_whole_response_is_what_the_backend_said(fleet):
         "nexus_requests_started_total responses": 1,
         "nexus_requests_total one shared 200": 1,
         "nexus_upstream_attempts_total one ok": 1,
+        "nexus_dialect_requests_total responses native": 1,
         "nexus_tokens_total_sum one shared prompt": response.usage.input_tokens,
         "nexus_tokens_total_sum one shared completion": 4,
         "nexus_usage_total reported": 1,
@@ -120,6 +122,7 @@ def test_a_stream_is_what_the_backend_said(fleet):
         "nexus_requests_started_total responses": 1,
         "nexus_requests_total one shared 200": 1,
         "nexus_upstream_attempts_total one ok": 1,
+        "nexus_dialect_requests_total responses native": 1,
         "nexus_tokens_total_sum one shared prompt": response.usage.input_tokens,
         "nexus_tokens_total_sum one shared completion": 4,
         "nexus_usage_total reported": 1,
@@ -174,6 +177,7 @@ def test_a_stored_response_is_where_it_was_made(fleet):
         f"nexus_requests_total {home} unknown 404": 1,
         "nexus_errors_total invalid_request unknown": 1,
         f"nexus_upstream_attempts_total {home} ok": 4,
+        "nexus_dialect_requests_total responses native": 5,
         f"nexus_upstream_attempts_total {home} invalid_request": 1,
         "nexus_sticky_total hit": 5,
     }

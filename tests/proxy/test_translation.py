@@ -38,6 +38,7 @@ FAMILIES = (
     "nexus_stream_longest_gap_seconds_count",
     "nexus_upstream_attempts_total",
     "nexus_translated_requests_total",
+    "nexus_dialect_requests_total",
 )
 CALLS = (
     {"role": "assistant", "content": None},
@@ -144,6 +145,7 @@ def test_a_whole_message_comes_from_a_backend_of_chat_completions(fleet):
         "nexus_tokens_total_sum chat chat_only completion": 4,
         "nexus_usage_total reported": 1,
         "nexus_translated_requests_total chat messages-to-chat": 1,
+        "nexus_dialect_requests_total messages translated": 1,
     }
 
 
@@ -165,6 +167,7 @@ def test_a_stream_comes_from_a_backend_of_chat_completions(fleet):
         "nexus_stream_events_total chat chat_only": 7,
         "nexus_stream_longest_gap_seconds_count chat chat_only": 1,
         "nexus_translated_requests_total chat messages-to-chat": 1,
+        "nexus_dialect_requests_total messages translated": 1,
     }
 
 
@@ -219,6 +222,7 @@ def test_a_translated_backend_is_tried_after_it_fails(fleet):
         "nexus_tokens_total_sum chat shared completion": 4,
         "nexus_usage_total reported": 1,
         "nexus_translated_requests_total chat messages-to-chat": 1,
+        "nexus_dialect_requests_total messages translated": 1,
     }
 
 
@@ -237,6 +241,7 @@ def test_a_field_that_cannot_be_translated_is_named(fleet):
         "nexus_errors_total invalid_request chat_only": 1,
         "nexus_upstream_attempts_total chat invalid_request": 1,
         "nexus_translated_requests_total chat messages-to-chat": 1,
+        "nexus_dialect_requests_total messages translated": 1,
     }
 
 
@@ -303,6 +308,7 @@ def test_openais_client_is_served_by_a_backend_of_anthropics_api(fleet):
         "nexus_tokens_total_sum claude claude_only completion": 4,
         "nexus_usage_total reported": 1,
         "nexus_translated_requests_total claude chat-to-messages": 1,
+        "nexus_dialect_requests_total chat_completions translated": 1,
     }
 
 
@@ -331,6 +337,7 @@ def test_openais_client_gets_a_stream_of_chunks(fleet):
         "nexus_stream_events_total claude claude_only": 8,
         "nexus_stream_longest_gap_seconds_count claude claude_only": 1,
         "nexus_translated_requests_total claude chat-to-messages": 1,
+        "nexus_dialect_requests_total chat_completions translated": 1,
     }
 
 

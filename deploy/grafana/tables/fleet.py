@@ -123,6 +123,11 @@ FLEET = Dashboard(
         ],
         "APIs": [
             Panel(
+                title="Requests by endpoint", unit="reqps",
+                description="Requests that a backend got, by endpoint: in the client's API or translated.",
+                queries=[(rate("nexus_dialect_requests_total", HOST, "endpoint", "mode"), "{{endpoint}} {{mode}}")],
+            ),
+            Panel(
                 title="Translated requests", unit="reqps",
                 description="Requests whose backend speaks another API than the client.",
                 queries=[(rare("nexus_translated_requests_total", BACKEND), "all backends")],
