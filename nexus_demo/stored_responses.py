@@ -39,6 +39,8 @@ class ResponseReply:
             "total_tokens": prompt + count,
         }
         self._cut = count < length
+        include = request.get("include")
+        self._seals = isinstance(include, list) and "reasoning.encrypted_content" in include
         self._request = request
         self._item = f"msg_demo{rng.randrange(16**12):012x}"
         self.id = f"resp_demo{uuid.uuid4().hex}"  # no other backend gives it
@@ -47,7 +49,11 @@ class ResponseReply:
         status = "incomplete" if self._cut else "completed"
         text = "".join(self.words)
         details = {"reason": "max_output_tokens"} if self._cut else None
-        return self._response(status, [self._message(status, text)]) | {
+        output = [self._message(status, text)]
+        if self._seals:
+            sealed = {"type": "reasoning", "id": f"rs_{self.id}", "summary": []}
+            output.insert(0, sealed | {"encrypted_content": f"of {self.id}"})
+        return self._response(status, output) | {
             "incomplete_details": details,
             "usage": self.usage if usage else None,
         }
@@ -71,7 +77,7 @@ class ResponseReply:
         yield {"type": "response.output_text.done", **place, "text": text, "logprobs": []}
         yield {"type": "response.content_part.done", **place, "part": _text(text)}
         whole = self.whole(usage=usage)
-        item = {"output_index": 0, "item": whole["output"][0]}
+        item = {"output_index": 0, "item": whole["output"][-1]}
         yield {"type": "response.output_item.done", **item}
         yield {"type": f"response.{whole['status']}", "response": whole}
 

@@ -233,6 +233,17 @@ class BackendConfig(Section, frozen=True):
         ]
         | None
     ) = None
+    account: (
+        Annotated[
+            str,
+            Meta(min_length=1, max_length=128),
+            doc(
+                "Name of its account at the vendor. Backends of one account can read what each "
+                "other encrypted in responses; unset: an account of its own."
+            ),
+        ]
+        | None
+    ) = None
     zone: (
         Annotated[
             Zone, doc("Privacy zone; unset: restricted for local kinds, open for cloud ones.")

@@ -98,11 +98,15 @@ class IdReader(NamedTuple):
 
     Attributes:
         in_request: Ids of what the backend of a request must have stored.
-        in_response: Ids under which the backend stores a whole response.
+        in_response: Ids under which the backend stores a whole response, and the name of what it
+            has encrypted there.
+        sealed: The name of the first thing in a request that only the account which encrypted it
+            can read; None if there is nothing of that kind.
     """
 
     in_request: Callable[[Prompt], list[str]]
     in_response: Callable[[bytes], tuple[str, ...]]
+    sealed: Callable[[Prompt], str | None]
 
 
 class UnitReader(NamedTuple):
@@ -200,7 +204,8 @@ class StreamReader(Protocol):
         alive_at: When the last sign of life came that is no output, such as a comment or a ping.
         last_at: When the last bytes came.
         longest_gap_s: The longest silence after the first token.
-        stored_ids: The ids under which the backend stores the response, as far as it has said.
+        stored_ids: The ids under which the backend stores the response, and the name of what it
+            has encrypted in it, as far as it has said.
         binary: It has no events, so that none can report an error.
         units: The images or seconds that came, in a dialect that counts them.
     """

@@ -58,7 +58,7 @@ def _files(
     )
 
 
-_STORED = IdReader(responses.named_ids, responses.stored_ids)
+_STORED = IdReader(responses.named_ids, responses.stored_ids, responses.sealed)
 ENDPOINTS = EndpointTable(
     (
         Endpoint(

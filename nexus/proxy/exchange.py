@@ -59,6 +59,8 @@ class Exchange:
         choice: The backend of the last attempt, and why it was chosen.
         failed: The attempts that failed.
         upload: The form, until a backend's response has started; None if the body is no form.
+        sealed: The names of what the request holds encrypted, and of its session, if backends have
+            several accounts.
         form_model: The field of the form that names the model.
         usage: The tokens of a whole response; None if it reports none.
         units: The units of a whole response, or of the request, if its endpoint counts them.
@@ -78,6 +80,7 @@ class Exchange:
     resolved_model = ""
     choice: Choice | None = None
     upload: Upload | None = None
+    sealed: tuple[str | None, str | None] = (None, None)
     form_model: FormField | None = None
     usage: Usage | None = None
     units = 0.0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nexus.access.budgets import Budgets
@@ -37,6 +38,8 @@ class View:
         counting_limit: The limit on requests that count tokens; None without one.
         budgets: The budgets of `[[budgets]]`; None without any.
         prices: What requests cost; None without prices and budgets.
+        accounts: By name of a backend, all backends of its account; None unless there are several
+            accounts.
         fair_queue: Whether the queue's order depends on keys.
     """
 
@@ -48,6 +51,7 @@ class View:
     counting_limit: CountingLimit | None
     budgets: Budgets | None
     prices: Prices | None
+    accounts: Mapping[str, frozenset[str]] | None
     fair_queue: bool
     want_label: Callable[[str], None]
     _route_headers: dict[tuple[int, str, str | None, str | None], list[tuple[str, str]]] = field(
@@ -86,6 +90,7 @@ class View:
             counting_limit=CountingLimit.of(snapshot.config),
             budgets=Budgets.of(snapshot.config, snapshot.grants),
             prices=Prices.of(snapshot.config),
+            accounts=_accounts(snapshot.backends),
             fair_queue=_is_fair(snapshot.config),
         )
 
@@ -168,6 +173,18 @@ class View:
             if name not in self.snapshot.labels.models_over:
                 self.want_label(name)
         return labels.OTHER
+
+
+def _accounts(backends: Iterable[Backend]) -> Mapping[str, frozenset[str]] | None:
+    """By name of a backend that stores responses, all such backends of its account."""
+    members: dict[tuple[str | None, str], set[str]] = defaultdict(set)
+    for backend in backends:
+        if "responses" in backend.spoken:
+            account = backend.config.account
+            members[account, backend.name if account is None else ""].add(backend.name)
+    if len(members) < 2:
+        return None
+    return {name: frozenset(names) for names in members.values() for name in names}
 
 
 def _is_fair(config: Config) -> bool:

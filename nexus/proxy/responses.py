@@ -90,7 +90,7 @@ def stream_response(exchange: Exchange, attempt: Attempt) -> ClientResponse:
     if exchange.endpoint.ids is not None and (stream := attempt.stream) is not None:
         if stream.stored_ids:  # before the client can name them
             remember(exchange, stream.stored_ids)
-        else:
+        if not stream.stored_ids or exchange.view.accounts is not None:
             exchange.on_release(lambda: remember(exchange, stream.stored_ids))
     exchange.engine.recorder.stream_started()
     headers = base_headers(exchange) + _without_limits(exchange, attempt.headers)

@@ -22,8 +22,8 @@ from nexus.proxy.exchange import Exchange, HeldBudgets
 from nexus.proxy.passive_health import BUSY_S
 from nexus.proxy.request import invalid_body
 from nexus.proxy.responses import stream_response, whole_response
-from nexus.proxy.session import SessionReader
-from nexus.proxy.sticky import home_of, remember
+from nexus.proxy.session import session_reader
+from nexus.proxy.sticky import homes_of, remember
 from nexus.proxy.upload import Upload
 from nexus.routing.context import RouteQuery
 from nexus.routing.policies import NO_CLOUD
@@ -47,7 +47,7 @@ def serve_by_backends(exchange: Exchange) -> ClientResponse:
         return _try_until_served(exchange, waiter)
     except RequestFailed as failure:
         if waiter.query.only is not None and failure.fault.code in CONNECTING:
-            raise unavailable(waiter.query.only) from failure
+            raise unavailable(*sorted(waiter.query.only)) from failure
         raise
     finally:
         if waiter.evidence is not None:
@@ -75,8 +75,8 @@ def _waiter(exchange: Exchange) -> Waiter:
         constraints,
         flexible,
         allows=allows,
-        only=home_of(exchange) if exchange.endpoint.ids is not None else None,
-        session=_session_reader(exchange) if view.table.uses_affinity and not counts else None,
+        only=homes_of(exchange) if exchange.endpoint.ids is not None else None,
+        session=session_reader(exchange) if view.table.uses_affinity and not counts else None,
     )
     timeout_s = view.snapshot.config.server.request_timeout_seconds
     waiter = Waiter(query, request, request.received + timeout_s)
@@ -106,15 +106,6 @@ def _allowed_by(
     if allows is None:
         return budgets.allows
     return lambda model: allows(model) and budgets.allows(model)
-
-
-def _session_reader(exchange: Exchange) -> SessionReader:
-    settings, caller = exchange.view.table.affinity, exchange.caller
-    scope = caller.key if caller is not None and settings.scope == "key" else ""
-    seed = exchange.engine.admission.prefixes.seed
-    return SessionReader(
-        exchange.request.headers, exchange.parsed, settings, exchange.resolved_model, scope, seed
-    )
 
 
 def _is_on(header: str | None) -> bool:

@@ -9,6 +9,7 @@ from nexus.config.routing_records import Affinity
 from nexus.dialects.base import ParsedRequest
 from nexus.dialects.conversation import first_message_end, prompt_start
 from nexus.http.headers import RequestHeaders
+from nexus.proxy.exchange import Exchange
 from nexus.routing.affinity import LONGEST_PREFIX, SHORTEST_PREFIX, Session, starts_of
 
 OVERRIDE = "x-nexus-affinity"
@@ -81,3 +82,20 @@ class _PromptSession(Session):
         end = first_message_end(self.start, self.messages_at, self.most)
         prefix = self.start[: min(end, self.most)]
         return b"%d %d" % (xxh3_64_intdigest(prefix), len(prefix))
+
+
+def session_reader(exchange: Exchange) -> SessionReader:
+    settings, caller = exchange.view.table.affinity, exchange.caller
+    scope = caller.key if caller is not None and settings.scope == "key" else ""
+    seed = exchange.engine.admission.prefixes.seed
+    return SessionReader(
+        exchange.request.headers, exchange.parsed, settings, exchange.resolved_model, scope, seed
+    )
+
+
+def named_session(exchange: Exchange) -> str | None:
+    """A name for the session whose id the client gives; None if it gives none."""
+    session = session_reader(exchange)()
+    if session is None or session.source == "prefix":
+        return None
+    return f"session {session.digest.hex()}"

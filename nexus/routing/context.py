@@ -25,7 +25,8 @@ class RouteQuery(msgspec.Struct, frozen=True, gc=False):
         longer_than: Only models with a longer known context may serve; one with this length
             reported that the request exceeds it.
         allows: Whether a model may serve in the place of the requested one; None for all.
-        only: The backend that stores what the request names; None if any may serve.
+        only: The backends that have what the request names, or can read what it holds encrypted;
+            None if any may serve.
         session: Finds the session that the request belongs to, which is only read where it
             matters; None if no session is looked for.
     """
@@ -36,7 +37,7 @@ class RouteQuery(msgspec.Struct, frozen=True, gc=False):
     flexible: bool = False
     longer_than: int = 0
     allows: Callable[[str], bool] | None = None
-    only: str | None = None
+    only: frozenset[str] | None = None
     session: Callable[[], Session | None] | None = None
 
     @property

@@ -29,7 +29,7 @@ def no_route(table: RouteTable, query: RouteQuery, now: RoutingContext) -> Reque
             table, query, [], "no_backend", "No backend is registered with this gateway."
         )
     if query.only is not None:
-        return unavailable(query.only)
+        return unavailable(*sorted(query.only))
     chain = allowed_chain(table, query)
     found = evaluate_chain(table, query, now, chain)
     usable = [one for one in found if one.backend.usable]
@@ -63,11 +63,11 @@ def no_route(table: RouteTable, query: RouteQuery, now: RoutingContext) -> Reque
     )
 
 
-def unavailable(backend: str) -> RequestFailed:
-    """The failure if a backend cannot be reached that alone has what the request names."""
+def unavailable(*backends: str) -> RequestFailed:
+    """The failure if backends cannot be reached that alone have what the request needs."""
     message = (
-        f"Backend {backend} stores what the request names, and cannot serve it now. "
-        "No other backend has it."
+        f"Only {', '.join(backends)} can serve the request, because of what it names or holds "
+        "encrypted, and cannot serve it now."
     )
     return RequestFailed("response_unavailable", message, headers={"retry-after": "5"})
 

@@ -119,7 +119,7 @@ def _choose(
                         if (candidate.model.context_length or 0) > query.longer_than
                     ]
                 if query.only is not None:
-                    candidates = [one for one in candidates if one.backend.name == query.only]
+                    candidates = [one for one in candidates if one.backend.name in query.only]
                 usable = _usable(candidates, name, now, blocked)
                 if usable:
                     has_exclusions = len(usable) < suitable.known or name != query.model

@@ -10,7 +10,7 @@ from nexus.dialects.openai.events import KEEPALIVE
 from nexus.dialects.openai.limits import LIMIT_KINDS, limit_headers
 from nexus.dialects.responses.errors import error_in_response
 from nexus.dialects.responses.events import error_event, response_events
-from nexus.dialects.responses.request import named_ids, parse_request
+from nexus.dialects.responses.request import named_ids, parse_request, sealed
 from nexus.dialects.responses.stream import open_stream
 from nexus.dialects.responses.usage import (
     ask_for_usage,
@@ -40,6 +40,7 @@ __all__ = [
     "parse_request",
     "replace_model",
     "response_events",
+    "sealed",
     "stored_ids",
     "usage_in_response",
 ]

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from nexus.dialects.base import ParsedRequest, Prompt, RequestForm
 from nexus.dialects.body_needs import BodyNeeds, parse_body
+from nexus.dialects.responses.usage import sealed_in
 
 _FIELDS = frozenset(
     (
@@ -27,6 +28,12 @@ class _ResponseNeeds(BodyNeeds):
 def parse_request(body: bytes, form: RequestForm) -> ParsedRequest:
     """Read the model, whether a stream is requested, and the needs. Raises `InvalidBody`."""
     return parse_body(body, form, _FIELDS, _ResponseNeeds)
+
+
+def sealed(prompt: Prompt) -> str | None:
+    """The name of the first item of the input that is encrypted; None if none is."""
+    items = prompt.fields.get("input") if isinstance(prompt, _ResponseNeeds) else None
+    return None if items is None else sealed_in(bytes(items))
 
 
 def named_ids(prompt: Prompt) -> list[str]:

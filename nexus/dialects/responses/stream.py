@@ -11,7 +11,7 @@ from nexus.dialects.base import Usage
 from nexus.dialects.event_stream import EventStream
 from nexus.dialects.lenient_json import UNREADABLE, lenient
 from nexus.dialects.responses.errors import ErrorFields, reported_error
-from nexus.dialects.responses.usage import StoredFields, UsageFields, usage_of
+from nexus.dialects.responses.usage import StoredFields, UsageFields, sealed_in, usage_of
 from nexus.http.sse import Event
 
 _EVENT = b"event: response."
@@ -82,6 +82,8 @@ class ResponsesStream(EventStream):
         elif kind in _ENDS:
             if self._read(data):  # else it is cut within
                 self.done = self.content = True
+                if (name := sealed_in(data)) is not None:
+                    self.stored_ids += (name,)
         elif kind in _FAILURES:
             self._read(data, failed=True)
             self.done = True  # nothing follows, and clients leave at once

@@ -5,6 +5,8 @@ Every response and every stream reports its usage unasked.
 
 from __future__ import annotations
 
+import re
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -12,6 +14,10 @@ import msgspec
 from nexus.dialects.base import Usage
 from nexus.dialects.lenient_json import UNREADABLE, lenient
 
+SEALED = "sealed "
+"""Begins the names of what is encrypted; no id has a space."""
+# A quote within a JSON string is escaped, so this matches a name and its value only.
+_SEALED = re.compile(rb'"encrypted_content"\s*:\s*"((?:[^"\\]++|\\.)++)"', re.DOTALL)
 _MOST = 10**8
 """A larger number of tokens is ignored: one such response would spoil a sum for as long as the
 gateway runs."""
@@ -93,11 +99,20 @@ def _count(value: Any) -> int | None:
 
 
 def stored_ids(response: bytes) -> tuple[str, ...]:
-    """The ids under which a whole response and its conversation can be named later."""
+    """The ids under which a whole response and its conversation can be named later, and the name
+    of what is encrypted in it."""
     try:
-        return _decode_stored(response).ids()
+        ids = _decode_stored(response).ids()
     except UNREADABLE:
         return ()
+    return ids if (name := sealed_in(response)) is None else (*ids, name)
+
+
+def sealed_in(items: bytes) -> str | None:
+    """The name of the first encrypted content in a piece of JSON; None if there is none."""
+    if b'"encrypted_content"' not in items or (found := _SEALED.search(items)) is None:
+        return None
+    return SEALED + blake2b(found[1], digest_size=16).hexdigest()
 
 
 def asks_for_usage(_body: bytes) -> bool:
