@@ -94,7 +94,7 @@ def running(module_dir: Path) -> Iterator[Fleet]:
         config = (
             backend_toml(demo, priority=2)
             + f'[[backends]]\nname = "breaking"\nurl = "{breaking.url}"\ntype = "vllm"\n'
-            + "priority = 1\n"
+            + 'priority = 1\ndialects = ["openai"]\n'
             + '[circuit_breaker]\nenabled = false\n[routing]\nstrategy = "priority_only"\n'
             + 'max_retries = 1\n[routing.aliases]\nwhisper = "scribe"\n'
         )

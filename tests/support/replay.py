@@ -45,6 +45,9 @@ class Replay:
                     )
                     return
                 body = json.loads(lines.read(length))
+                if not body:  # a probe that asks which paths there are
+                    whole(404, {"error": {"message": "no such path"}})({}, sock)
+                    return
                 self.asked.append(body)
                 self.scripts[body["model"]](body, sock)
         except (OSError, ValueError):
