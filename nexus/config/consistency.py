@@ -72,7 +72,9 @@ def _backend_conflicts(config: Config) -> Iterator[str]:
 
 def _model_conflicts(backend: BackendConfig) -> Iterator[str]:
     """What is wrong with the models that a backend states."""
-    if not (backend.models or backend.discover_models):
+    if not (backend.models or backend.lists_models):
+        yield "list = false leaves it without models; state them in [[backends.models]]."
+    elif not (backend.models or backend.discover_models):
         yield "discover_models = false leaves it without models; state them in [[backends.models]]."
     names = [model.name for model in backend.models]
     for name in sorted({name for name in names if names.count(name) > 1}):

@@ -157,8 +157,18 @@ class ModelConfig(Section, frozen=True):
     """A model of a backend; overrides what the backend reports, and adds a missing model."""
 
     name: Annotated[
-        str, Meta(min_length=1, max_length=256), doc("The model's name at the backend.")
+        str,
+        Meta(min_length=1, max_length=256),
+        doc("The model's name for clients, and at the backend if `upstream` says nothing else."),
     ]
+    upstream: (
+        Annotated[
+            str,
+            Meta(min_length=1, max_length=256),
+            doc("Its name at the backend, if that is another; clients cannot use this one."),
+        ]
+        | None
+    ) = None
     context_length: (
         Annotated[
             int,
@@ -229,6 +239,16 @@ class BackendConfig(Section, frozen=True):
             doc(
                 "Environment variable or systemd credential that holds the key sent to this "
                 "backend."
+            ),
+        ]
+        | None
+    ) = None
+    auth_header: (
+        Annotated[
+            Literal["authorization", "x-api-key", "api-key"],
+            doc(
+                "Header that carries the key of api_key_env: in authorization as `Bearer KEY`, "
+                "else alone; unset: as its type has it."
             ),
         ]
         | None
@@ -378,6 +398,13 @@ class BackendConfig(Section, frozen=True):
         ]
         | None
     ) = None
+    lists_models: Annotated[
+        bool,
+        doc(
+            "Ask it for a list of its models; false: only those in [[backends.models]] are known, "
+            "and it counts as healthy until requests fail."
+        ),
+    ] = msgspec.field(default=True, name="list")
     discover_models: Annotated[
         bool, doc("Offer the models that it lists; false: only those in [[backends.models]].")
     ] = True

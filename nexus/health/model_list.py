@@ -22,6 +22,8 @@ def probe(config: BackendConfig, fetch: Fetch) -> ProbeResult:
     A backend whose models are configured needs no list: any response shows that it is alive. Raises
     `BadProbeResponse`.
     """
+    if not config.lists_models:
+        return ProbeResult(with_configured([], config))
     try:
         result = config.provider.probe(fetch)
     except BadProbeResponse as error:
@@ -37,6 +39,8 @@ def with_configured(models: Iterable[Model], config: BackendConfig) -> list[Mode
     by_name = {model.name: model for model in models} if config.discover_models else {}
     for stated in config.models:
         listed = by_name.get(stated.name) or Model(name=stated.name)
+        if stated.upstream is not None:
+            listed = by_name.pop(stated.upstream, listed)
         by_name[stated.name] = msgspec.structs.replace(listed, **_stated_fields(stated))
     return list(by_name.values())
 

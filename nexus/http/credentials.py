@@ -36,8 +36,13 @@ def own_key(config: BackendConfig, environ: Mapping[str, str]) -> str | None:
 
 def own_key_lines(config: BackendConfig, key: str | None) -> str:
     """The header line with the gateway's key; empty without a key."""
-    provider = config.provider
-    return "" if key is None else f"{provider.key_header}: {provider.key_prefix}{key}\r\n"
+    if key is None:
+        return ""
+    header, prefix = config.provider.key_header, config.provider.key_prefix
+    if config.auth_header is not None:
+        header = config.auth_header
+        prefix = "Bearer " if header == "authorization" else ""
+    return f"{header}: {prefix}{key}\r\n"
 
 
 def accepts_client_keys(config: BackendConfig, key: str | None) -> bool:

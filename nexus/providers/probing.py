@@ -20,6 +20,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
         json_mode: Whether it takes `response_format`.
         tasks: What it is for, if the list is exhaustive: `chat`, `embeddings`, `rerank` …
         aliases: Other names that the backend takes for it.
+        upstream: Its name at the backend, if clients use another.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     json_mode: bool | None = None
     tasks: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    upstream: str | None = None
 
 
 class ProbeResult(NamedTuple):

@@ -40,6 +40,8 @@ class View:
         prices: What requests cost; None without prices and budgets.
         accounts: By name of a backend, all backends of its account; None unless there are several
             accounts.
+        upstream_names: By the column of a backend and a model, the model's name there; None if all
+            models have their own names.
         fair_queue: Whether the queue's order depends on keys.
     """
 
@@ -52,6 +54,7 @@ class View:
     budgets: Budgets | None
     prices: Prices | None
     accounts: Mapping[str, frozenset[str]] | None
+    upstream_names: Mapping[tuple[int, str], str] | None
     fair_queue: bool
     want_label: Callable[[str], None]
     _route_headers: dict[tuple[int, str, str | None, str | None], list[tuple[str, str]]] = field(
@@ -91,6 +94,7 @@ class View:
             budgets=Budgets.of(snapshot.config, snapshot.grants),
             prices=Prices.of(snapshot.config),
             accounts=_accounts(snapshot.backends),
+            upstream_names=_upstream_names(snapshot.backends),
             fair_queue=_is_fair(snapshot.config),
         )
 
@@ -109,6 +113,13 @@ class View:
                 }
             )
         return prices
+
+    def name_at_backend(self, choice: Choice) -> str:
+        """The name of the chosen model at the chosen backend."""
+        names = self.upstream_names
+        if names is None:
+            return choice.model
+        return names.get((choice.backend.column, choice.model), choice.model)
 
     def context_length(self, model: str) -> int | None:
         """The longest context of a model over all backends that have it; None if one is unknown."""
@@ -185,6 +196,15 @@ def _accounts(backends: Iterable[Backend]) -> Mapping[str, frozenset[str]] | Non
     if len(members) < 2:
         return None
     return {name: frozenset(names) for names in members.values() for name in names}
+
+
+def _upstream_names(backends: Iterable[Backend]) -> Mapping[tuple[int, str], str] | None:
+    return {
+        (backend.column, model.name): model.upstream
+        for backend in backends
+        for model in backend.config.models
+        if model.upstream is not None
+    } or None
 
 
 def _is_fair(config: Config) -> bool:

@@ -235,10 +235,11 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
     )
     try:
         parsed, choice, body = exchange.parsed, reservation.choice, exchange.body
+        model = reservation.view.name_at_backend(choice)
         if (upload := exchange.upload) is not None:
-            _rename(upload, exchange.form_model, choice.model)
-        elif choice.model != parsed.model:
-            body = _with_model(exchange, choice.model)
+            _rename(upload, exchange.form_model, model)
+        elif model != parsed.model:
+            body = _with_model(exchange, model)
         if (strip := exchange.endpoint.strip) and choice.backend.config.strips_attribution:
             body = strip(body)
         if drop := choice.backend.config.drop_fields:
@@ -254,8 +255,7 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
             and not attempt.dialect.asks_for_usage(body)
         )
         attempt.send(path, upload or body, ask_usage=ask_usage)
-        status = attempt.status
-        if not 200 <= status < 300:
+        if not 200 <= (status := attempt.status) < 300:
             raise attempt.failure()
         if (units := exchange.endpoint.units) is not None and units.in_request is not None:
             exchange.units = units.in_request(exchange.body)

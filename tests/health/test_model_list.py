@@ -64,3 +64,17 @@ def test_a_list_that_is_not_to_be_offered():
     models = models_of(answers, models=STATED, discover_models=False)
     assert [model.name for model in models] == ["plain", "added"]
     assert with_configured([], BackendConfig(name="b", url="http://b", models=STATED)) == models
+
+
+def test_a_backend_that_is_not_asked_for_a_list():
+    models = models_of({}, models=STATED, lists_models=False)
+    assert [model.name for model in models] == ["plain", "added"]
+
+
+def test_a_model_that_the_backend_calls_otherwise():
+    stated = [ModelConfig(name="mine", upstream="other"), ModelConfig(name="new", upstream="x")]
+    assert models_of(LIST, models=stated) == [
+        Model(name="plain"),
+        Model(name="mine", context_length=8192, upstream="other"),
+        Model(name="new", upstream="x"),
+    ]
