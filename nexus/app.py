@@ -20,6 +20,7 @@ from nexus.admin.my_key_page import my_key_page
 from nexus.admin.openapi import openapi_endpoint
 from nexus.admin.operations import operations_endpoints
 from nexus.config import Config, process_config
+from nexus.fleet.background_table import BackgroundTable
 from nexus.fleet.label_requests import LabelRequests
 from nexus.fleet.prefix_table import PrefixTable
 from nexus.fleet.records import Snapshot
@@ -102,6 +103,7 @@ def create_app(
         share_table=slot_lease.open_share_table,
         prefixes=_prefixes(slot_lease),
         sticky=_sticky(slot_lease),
+        background_table=lambda: _background(slot_lease),
         environ=environ,
         name=_gateway_name(slot_lease),
     )
@@ -192,6 +194,14 @@ def _sticky(slot_lease: SlotLease) -> StickyTable:
     except OSError as error:
         log.error("ids of responses are not shared with other processes", extra={"why": error})
         return StickyTable(None)
+
+
+def _background(slot_lease: SlotLease) -> BackgroundTable:
+    try:
+        return BackgroundTable(slot_lease.generation.background if slot_lease.generation else None)
+    except OSError as error:
+        log.error("ends of responses are not shared with other processes", extra={"why": error})
+        return BackgroundTable(None)
 
 
 def _snapshot_reader(path: Path) -> SnapshotReader | None:

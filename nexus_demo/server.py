@@ -328,7 +328,8 @@ class DemoBackend:
             self._stored.add(response, body)
             if body.get("stream") is True:
                 return self._stream(sock, response, fault, request.headers, usage=usage)
-            return self._whole(sock, response.whole(usage=usage), fault)
+            said = response.queued() if body.get("background") is True else None
+            return self._whole(sock, said or response.whole(usage=usage), fault)
         reply = responses.Reply(
             body, chat=responses.GENERATED[path], rng=self._rng, length=self.manner.length
         )

@@ -58,6 +58,10 @@ class ResponseReply:
             "usage": self.usage if usage else None,
         }
 
+    def queued(self) -> dict[str, Any]:
+        """What the client gets at once of a response in the background."""
+        return self._response("queued", [])
+
     def events(self, *, usage: bool) -> Iterator[dict[str, Any]]:
         """The start, each word, and the end with the usage, numbered."""
         for number, event in enumerate(self._events(usage=usage)):
@@ -88,7 +92,7 @@ class ResponseReply:
             "object": "response",
             "created_at": int(time.time()),
             "status": status,
-            "background": False,
+            "background": asked.get("background") is True,
             "error": None,
             "incomplete_details": None,
             "instructions": asked.get("instructions"),

@@ -93,6 +93,20 @@ class Prompt(Protocol):
         messages. These come last."""
 
 
+class BackgroundState(NamedTuple):
+    """A response that a backend makes after it has answered.
+
+    Attributes:
+        stored_id: Its id.
+        ended: Whether it is complete, or has failed.
+        usage: Its tokens; None if it does not say.
+    """
+
+    stored_id: str
+    ended: bool
+    usage: Usage | None
+
+
 class IdReader(NamedTuple):
     """Reads the ids under which a backend stores responses.
 
@@ -102,11 +116,13 @@ class IdReader(NamedTuple):
             has encrypted there.
         sealed: The name of the first thing in a request that only the account which encrypted it
             can read; None if there is nothing of that kind.
+        background: The state of a whole response; None if it is not made in the background.
     """
 
     in_request: Callable[[Prompt], list[str]]
     in_response: Callable[[bytes], tuple[str, ...]]
     sealed: Callable[[Prompt], str | None]
+    background: Callable[[bytes], BackgroundState | None]
 
 
 class UnitReader(NamedTuple):

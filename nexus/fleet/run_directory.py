@@ -23,6 +23,7 @@
     usage/             what requests used, if it is priced    (metrics/usage.py)
     prefixes           which backends served which prompts    (prefix_table.py)
     sticky             which backends store which responses   (sticky_table.py)
+    background         what responses in the background took  (background_table.py)
     recent             the last finished requests             (request_log.py)
     changes.json       changes of operators for this run      (health/changes.py)
     metrics/           prometheus_client's files, by slot
@@ -88,6 +89,7 @@ class Generation:
         self.circuits = path / "circuits"
         self.prefixes = path / "prefixes"
         self.sticky = path / "sticky"
+        self.background = path / "background"
         self.request_log = path / "recent"
         self.limits = path / "limits.db"
         self.usage = path / "usage"

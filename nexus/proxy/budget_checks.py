@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from nexus.access.budgets import Account
 from nexus.access.prices import FREE, Price, most
 from nexus.errors import RequestFailed
+from nexus.proxy.background import LONGEST_S, Pending
 from nexus.proxy.budgets import Hold, unpriced
 from nexus.proxy.exchange import Exchange
 
@@ -58,6 +59,19 @@ class RequestBudgets:
             else (hold, 0)
             for hold in self.holds
         ]
+
+    def pending(self) -> Pending:
+        """What is held for a response that the backend makes in the background."""
+        exchange, view = self._exchange, self._exchange.view
+        assert exchange.choice is not None
+        assert view.prices is not None
+        return Pending(
+            self.holds,
+            view.prices,
+            exchange.choice.backend,
+            exchange.model,
+            exchange.engine.clock() + LONGEST_S,
+        )
 
     def leave_cloud(self) -> None:
         """Hold nothing for cloud backends, which are not to serve the request."""

@@ -58,7 +58,9 @@ def _files(
     )
 
 
-_STORED = IdReader(responses.named_ids, responses.stored_ids, responses.sealed)
+_STORED = IdReader(
+    responses.named_ids, responses.stored_ids, responses.sealed, responses.background_state
+)
 ENDPOINTS = EndpointTable(
     (
         Endpoint(

@@ -15,6 +15,7 @@ from nexus.access.budgets import BudgetSummary
 from nexus.access.callers import Caller
 from nexus.config.records import Cors, Server
 from nexus.errors import RequestFailed
+from nexus.fleet.background_table import BackgroundTable
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.limit_table import LimitTable
 from nexus.fleet.load_table import WINDOW_S, LoadTable, Row
@@ -29,6 +30,7 @@ from nexus.http.connection_pool import ConnectionPool
 from nexus.metrics.recorder import Recorder
 from nexus.proxy.admission import Admission
 from nexus.proxy.audit_log import AuditLog
+from nexus.proxy.background import BackgroundHolds
 from nexus.proxy.buffers import Buffers
 from nexus.proxy.fair_share import FairShares
 from nexus.proxy.fleet_view import NO_FLEET, FleetView, View
@@ -64,6 +66,7 @@ class Engine:
         share_table: Callable[[], ShareTable],
         prefixes: PrefixTable | None = None,
         sticky: StickyTable | None = None,
+        background_table: Callable[[], BackgroundTable] | None = None,
         environ: Mapping[str, str],
         name: str | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -86,6 +89,9 @@ class Engine:
         self._audit_log: AuditLog | None = None
         self.sticky = sticky or StickyTable(None)
         self.limiter = Limiter(limit_table, recorder)
+        self.background = BackgroundHolds(
+            background_table or (lambda: BackgroundTable(None)), self.limiter, clock
+        )
         self.running: dict[int, Caller] = {}
         """The caller of each request with a key, by the `get_ident()` of what serves it."""
         self.places = PlaceQueue()
@@ -148,6 +154,7 @@ class Engine:
         view = self.fleet.current()
         if view is not None and view.budgets is not None:
             self.limiter.open()
+        self.background.settle()
         self.limiter.flush()
 
     def ended_keys(self) -> frozenset[str]:

@@ -61,6 +61,8 @@ class Exchange:
         upload: The form, until a backend's response has started; None if the body is no form.
         sealed: The names of what the request holds encrypted, and of its session, if backends have
             several accounts.
+        background: The id of the response that the backend makes in the background, if budgets
+            hold for it.
         form_model: The field of the form that names the model.
         usage: The tokens of a whole response; None if it reports none.
         units: The units of a whole response, or of the request, if its endpoint counts them.
@@ -81,6 +83,7 @@ class Exchange:
     choice: Choice | None = None
     upload: Upload | None = None
     sealed: tuple[str | None, str | None] = (None, None)
+    background: str | None = None
     form_model: FormField | None = None
     usage: Usage | None = None
     units = 0.0

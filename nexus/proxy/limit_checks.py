@@ -147,13 +147,16 @@ def _settle(
     budgets: RequestBudgets | None,
 ) -> None:
     """Charge the usage that the backend reports, else an estimate."""
+    costs = budgets.settle() if budgets is not None and exchange.background is None else ()
     exchange.engine.limiter.settle(
         [
             (reserve, _used(exchange, prompt, reserve.counter.limit.cached_weight))
             for reserve in reserves
         ],
-        budgets.settle() if budgets is not None else (),
+        costs,
     )
+    if budgets is not None and exchange.background is not None:
+        exchange.engine.background.keep(exchange.background, budgets.pending())
     exchange.engine.places.freed(reserve.counter for reserve in reserves)
 
 

@@ -23,7 +23,7 @@ from nexus.proxy.passive_health import BUSY_S
 from nexus.proxy.request import invalid_body
 from nexus.proxy.responses import stream_response, whole_response
 from nexus.proxy.session import session_reader
-from nexus.proxy.sticky import homes_of, remember
+from nexus.proxy.sticky import homes_of, remember_whole
 from nexus.proxy.upload import Upload
 from nexus.routing.context import RouteQuery
 from nexus.routing.policies import NO_CLOUD
@@ -272,7 +272,7 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
         if units is not None and units.in_response is not None:
             exchange.units = units.in_response(content)
         if (ids := exchange.endpoint.ids) is not None and choice.translation is None:
-            remember(exchange, ids.in_response(content))
+            remember_whole(exchange, ids, content)
     except BaseException as error:
         retry_after_s = error.retry_after_s if isinstance(error, RequestFailed) else None
         attempt.end(fault_of(error), retry_after_s=retry_after_s)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from nexus.dialects.base import IdReader
 from nexus.dialects.responses.usage import SEALED
 from nexus.errors import RequestFailed
 from nexus.proxy.exchange import Exchange
@@ -78,6 +79,22 @@ def home_of(exchange: Exchange) -> str | None:
             raise RequestFailed("response_unavailable", message)
     engine.recorder.sticky("unknown")
     return None
+
+
+def remember_whole(exchange: Exchange, ids: IdReader, content: bytes) -> None:
+    """The backend of the last attempt gave this whole response."""
+    remember(exchange, ids.in_response(content))
+    if exchange.budgets is not None and (state := ids.background(content)) and not state.ended:
+        exchange.background = state.stored_id
+
+
+def report_end(exchange: Exchange, content: bytes) -> None:
+    """A client got this stored response: budgets that hold for it are charged if it has ended."""
+    ids = exchange.endpoint.ids
+    if exchange.view.budgets is None or ids is None:
+        return
+    if (state := ids.background(content)) is not None and state.ended:
+        exchange.engine.background.ended(state.stored_id, state.usage)
 
 
 def remember(exchange: Exchange, ids: Iterable[str]) -> None:

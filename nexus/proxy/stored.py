@@ -20,7 +20,7 @@ from nexus.proxy.exchange import Exchange
 from nexus.proxy.pinned import pinned_backend
 from nexus.proxy.responses import stream_response, whole_response
 from nexus.proxy.retry import CONNECTING
-from nexus.proxy.sticky import home_of, remember
+from nexus.proxy.sticky import home_of, remember, report_end
 from nexus.routing.context import RouteQuery
 from nexus.routing.refusal import unavailable
 
@@ -125,6 +125,7 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
     attempt.end(None)
     if exchange.endpoint.ids is not None:
         remember(exchange, (request.target.stored_id,))
+        report_end(exchange, content)
     exchange.response_started(attempt)
     return whole_response(exchange, attempt.status, attempt.headers, content)
 

@@ -15,6 +15,7 @@ from nexus.dialects.responses.stream import open_stream
 from nexus.dialects.responses.usage import (
     ask_for_usage,
     asks_for_usage,
+    background_state,
     stored_ids,
     usage_in_response,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "TITLE",
     "ask_for_usage",
     "asks_for_usage",
+    "background_state",
     "error_body",
     "error_event",
     "error_in_response",

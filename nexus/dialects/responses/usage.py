@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from nexus.dialects.base import Usage
+from nexus.dialects.base import BackgroundState, Usage
 from nexus.dialects.lenient_json import UNREADABLE, lenient
 
 SEALED = "sealed "
@@ -61,6 +61,14 @@ class _Response(msgspec.Struct):
     usage: UsageFields | None = None
 
 
+class _State(StoredFields):
+    object: Any = None
+    background: Any = None
+    status: Any = None
+    usage: UsageFields | None = None
+
+
+_decode_state = lenient(msgspec.json.Decoder(_State).decode)
 _decode = msgspec.json.Decoder(_Response).decode
 _decode_leniently = lenient(_decode)
 _decode_stored = lenient(msgspec.json.Decoder(StoredFields).decode)
@@ -106,6 +114,21 @@ def stored_ids(response: bytes) -> tuple[str, ...]:
     except UNREADABLE:
         return ()
     return ids if (name := sealed_in(response)) is None else (*ids, name)
+
+
+def background_state(response: bytes) -> BackgroundState | None:
+    """The state of a response that is made in the background; None of another one."""
+    try:
+        state = _decode_state(response)
+    except UNREADABLE:
+        return None
+    ids = state.ids()
+    if state.background is not True or state.object != "response" or not ids:
+        return None
+    usage = usage_of(state.usage)
+    if usage is None and state.status in ("failed", "cancelled"):
+        usage = Usage(0, 0)
+    return BackgroundState(ids[0], state.status not in ("queued", "in_progress"), usage)
 
 
 def sealed_in(items: bytes) -> str | None:
