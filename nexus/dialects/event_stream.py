@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
+
+import msgspec
 
 from nexus.dialects.base import ReportedError, Usage
+from nexus.dialects.lenient_json import UNREADABLE, lenient
 from nexus.http.sse import Event, EventReader
 from nexus.runtime.text import mask_key
 
@@ -137,3 +141,44 @@ class EventStream(ABC):
         self.content = True
         if not self.first_token_at:
             self.first_token_at = self.last_at
+
+
+class NamedEventStream(EventStream):
+    """A reader of events that have names, of which one is the end. Each delta is counted.
+
+    Attributes:
+        deltas: How many events carried output.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        hide_usage: bool = False,  # noqa: ARG002 - nothing is asked for in the client's name
+        own_key: str | None = None,
+    ) -> None:
+        super().__init__(clock=clock, own_key=own_key)
+        self.deltas = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the event that is the end has come."""
+        return self.done and self.error is None
+
+    def counted_tokens(self) -> int:
+        return self.deltas
+
+
+def type_in(data: bytes) -> bytes:
+    """What an event says that it is, in the form of its name; empty if that cannot be read."""
+    try:
+        return str(_decode_type(data).type or "").encode()
+    except UNREADABLE:
+        return b""
+
+
+class _Type(msgspec.Struct):
+    type: Any = None
+
+
+_decode_type = lenient(msgspec.json.Decoder(_Type).decode)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
 from nexus.dialects.anthropic.errors import error_in
 from nexus.dialects.anthropic.usage import Counts, UsageFields
 from nexus.dialects.base import ReportedError, Usage
-from nexus.dialects.event_stream import EventStream
+from nexus.dialects.event_stream import NamedEventStream, type_in
 from nexus.dialects.lenient_json import UNREADABLE, lenient
 from nexus.http.sse import Event
 
@@ -23,7 +22,6 @@ class _Message(msgspec.Struct):
 
 
 class _Data(msgspec.Struct):
-    type: Any = None
     message: _Message | None = None
     usage: UsageFields | None = None
 
@@ -31,7 +29,7 @@ class _Data(msgspec.Struct):
 _decode = lenient(msgspec.json.Decoder(_Data).decode)
 
 
-class AnthropicStream(EventStream):
+class AnthropicStream(NamedEventStream):
     """Reads one stream; `StreamReader` documents the interface.
 
     The first `content_block_delta` is its first content, `message_stop` its end. A delta is not
@@ -42,30 +40,29 @@ class AnthropicStream(EventStream):
         self,
         *,
         clock: Callable[[], float],
-        hide_usage: bool = False,  # noqa: ARG002 - nothing is asked for in the client's name
+        hide_usage: bool = False,
         own_key: str | None = None,
     ) -> None:
-        super().__init__(clock=clock, own_key=own_key)
+        super().__init__(clock=clock, hide_usage=hide_usage, own_key=own_key)
         self._counts = Counts()
-        self._deltas = 0
 
     def _count_output(self, piece: bytes) -> bool:
         if piece[:_DELTA_DATA] != _DELTA or piece.find(b"\n", _DELTA_DATA) != len(piece) - 2:
             return False
-        self._deltas += 1
+        self.deltas += 1
         return True
 
     def _understand(self, event: Event, data: bytes) -> bytes:
-        kind = event.kind or _type_in(data)
+        kind = event.kind or type_in(data)
         if kind == b"ping":
             self.alive_at = self.last_at
             return event.raw
-        if kind == b"message_stop" and _type_in(data) == kind:  # else it is cut within
+        if kind == b"message_stop" and type_in(data) == kind:  # else it is cut within
             self.done = self.content = True
             return event.raw
         self.events += 1
         if kind == b"content_block_delta":
-            self._deltas += 1
+            self.deltas += 1
             self._mark_output()
         elif kind == b"error":
             self.error = error_in(data) or ReportedError("no message", 500, data)
@@ -88,22 +85,6 @@ class AnthropicStream(EventStream):
     @property
     def usage(self) -> Usage | None:
         return self._counts.usage
-
-    @property
-    def finished(self) -> bool:
-        """Whether `message_stop` has come."""
-        return self.done and self.error is None
-
-    def counted_tokens(self) -> int:
-        return self._deltas
-
-
-def _type_in(data: bytes) -> bytes:
-    """What an event without a name says that it is."""
-    try:
-        return str(_decode(data).type or "").encode()
-    except UNREADABLE:
-        return b""
 
 
 open_stream = AnthropicStream

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from nexus.dialects.base import Usage
-from nexus.dialects.event_stream import EventStream
+from nexus.dialects.event_stream import NamedEventStream, type_in
 from nexus.dialects.lenient_json import UNREADABLE, lenient
 from nexus.dialects.responses.errors import ErrorFields, reported_error
 from nexus.dialects.responses.usage import StoredFields, UsageFields, sealed_in, usage_of
@@ -37,24 +36,15 @@ class _Data(ErrorFields):
 _decode = lenient(msgspec.json.Decoder(_Data).decode)
 
 
-class ResponsesStream(EventStream):
+class ResponsesStream(NamedEventStream):
     """Reads one stream; `StreamReader` documents the interface.
 
     The first delta of any kind is its first content. A delta is not parsed: its name says what it
     is.
     """
 
-    def __init__(
-        self,
-        *,
-        clock: Callable[[], float],
-        hide_usage: bool = False,  # noqa: ARG002 - nothing is asked for in the client's name
-        own_key: str | None = None,
-    ) -> None:
-        super().__init__(clock=clock, own_key=own_key)
-        self._usage: Usage | None = None
-        self._deltas = 0
-        self._first_number = 0
+    _usage: Usage | None = None
+    _first_number = 0
 
     def _count_output(self, piece: bytes) -> bool:
         end = piece.find(b"\n")
@@ -64,17 +54,17 @@ class ResponsesStream(EventStream):
             or piece.find(b"\n", end + 1) != len(piece) - 2
         ):
             return False
-        self._deltas += 1
+        self.deltas += 1
         return True
 
     def _understand(self, event: Event, data: bytes) -> bytes:
-        kind = event.kind or _type_in(data)
+        kind = event.kind or type_in(data)
         if kind in _PINGS or data == b"[DONE]":
             self.alive_at = self.last_at
             return event.raw
         self.events += 1
         if kind.endswith(b".delta"):
-            self._deltas += 1
+            self.deltas += 1
             self._mark_output()
         elif kind in _STARTS:
             if not self.stored_ids:
@@ -114,22 +104,6 @@ class ResponsesStream(EventStream):
     @property
     def usage(self) -> Usage | None:
         return self._usage
-
-    @property
-    def finished(self) -> bool:
-        """Whether the event that ends a response has come."""
-        return self.done and self.error is None
-
-    def counted_tokens(self) -> int:
-        return self._deltas
-
-
-def _type_in(data: bytes) -> bytes:
-    """What an event without a name says that it is."""
-    try:
-        return str(_decode(data).type or "").encode()
-    except UNREADABLE:
-        return b""
 
 
 open_stream = ResponsesStream
