@@ -32,7 +32,7 @@ def gateway(request, tmp_path_factory) -> Iterator[Gateway]:
             backend_toml(a1, a2, account="a")
             + backend_toml(b, account="b")
             + backend_toml(c)
-            + '[routing]\nstrategy = "round_robin"\n'
+            + '[routing]\nstrategy = "random"\n'
         )
         with Gateway(directory, config, workers=4, environ=request.param) as gateway:
             yield gateway
@@ -71,28 +71,33 @@ def test_the_account_that_encrypted_it_reads_it(gateway, stream):
         whole = json.loads(made.content.strip().splitlines()[-1].removeprefix(b"data: "))
         content = whole.get("response", whole)["output"][0]["encrypted_content"]
         account = next(one for one in ACCOUNTS if home in one)
-        assert homes(gateway, input=sealed(content)) == account
-        seen |= account
+        found = homes(gateway, input=sealed(content))
+        assert found <= account
+        seen |= found
     assert len(seen) > 1
 
 
 @pytest.mark.parametrize("session", [True, False])
 def test_what_nobody_here_encrypted_stays_where_it_was(gateway, session):
-    for _ in range(4):
+    seen = set()
+    for _ in range(8):
         content, name = uuid4().hex, uuid4().hex if session else None
         before = gateway.settled()
         first = send(gateway, name, input=sealed(content)).headers["x-nexus-backend"]
         account = next(one for one in ACCOUNTS if first in one)
         # Within a session other encrypted content stays there, too.
         later = uuid4().hex if session else content
-        assert homes(gateway, session=name, input=sealed(later)) == account
+        found = homes(gateway, session=name, input=sealed(later))
+        assert found <= account
+        seen |= found
         moves = moved(before, gateway.settled(), ("nexus_sticky_total",))
         assert {dict(labels)["result"]: n for (_, labels), n in moves.items()} == {
             "unknown": 1,
             "hit": 12,
         }
+    assert len(seen) > 1
 
 
 def test_without_encrypted_content_a_session_is_not_bound(gateway):
-    assert len(homes(gateway, session=uuid4().hex)) == 4
-    assert len(homes(gateway)) == 4
+    assert len(homes(gateway, session=uuid4().hex)) > 2
+    assert len(homes(gateway)) > 2

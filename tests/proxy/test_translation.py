@@ -383,6 +383,7 @@ def test_a_whole_response_comes_from_a_backend_of_chat_completions(fleet):
         "nexus_tokens_total_sum chat chat_only completion": 4,
         "nexus_usage_total reported": 1,
         "nexus_translated_requests_total chat responses-to-chat": 1,
+        "nexus_dialect_requests_total responses translated": 1,
     }
     stored = requests.get(f"{fleet.base}/v1/responses/{response.id}", timeout=10)
     assert stored.status_code == 404
@@ -410,6 +411,7 @@ def test_a_stream_of_a_response_comes_from_a_backend_of_chat_completions(fleet):
         "nexus_stream_events_total chat chat_only": 7,
         "nexus_stream_longest_gap_seconds_count chat chat_only": 1,
         "nexus_translated_requests_total chat responses-to-chat": 1,
+        "nexus_dialect_requests_total responses translated": 1,
     }
 
 
