@@ -1,6 +1,7 @@
 """Folders are the architecture: imports point one way, for type checking too."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def part_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+@cache
 def modules(path: Path) -> set[str]:
     """Every module that a file imports, wherever in the file."""
     found = set()

@@ -6,9 +6,11 @@ where two readers could disagree. gunicorn's parser reads every other request.
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import msgspec
+from gunicorn.config import Config
 
 from nexus.http.head_cache import HeadCache
 from nexus.http.headers import RequestHeaders, simple_fields
@@ -29,6 +31,8 @@ _CONTINUE = "100-continue"
 _MAX_CACHED_BYTES = 8 * 1024
 """A longer head is not cached: thousands of connections may be idle, each with its own cache."""
 _MAX_LENGTH_DIGITS = 12
+_WITHOUT_FAST_PATH = "NEXUS_WITHOUT_SHORT_WAY"
+"""If this variable is set, every request goes through gunicorn's parser and Flask."""
 
 
 class RequestHead(msgspec.Struct):
@@ -57,6 +61,29 @@ class HeadLimits(NamedTuple):
     fields: int
     field: int
     line: int
+
+
+def fast_path_limits(settings: Config) -> HeadLimits | None:
+    """The limits of the fast path; None if every request must go through gunicorn.
+
+    That is so if gunicorn is to log or call a hook for each, or if connections carry more than
+    plain HTTP.
+    """
+    default = Config()
+    if (
+        settings.is_ssl
+        or settings.proxy_protocol != "off"
+        or settings.accesslog
+        or settings.pre_request is not default.pre_request
+        or settings.post_request is not default.post_request
+        or os.environ.get(_WITHOUT_FAST_PATH)
+    ):
+        return None
+    return HeadLimits(
+        fields=settings.limit_request_fields,
+        field=settings.limit_request_field_size,
+        line=settings.limit_request_line,
+    )
 
 
 def parse_request_head(data: bytes, limits: HeadLimits) -> RequestHead | None:

@@ -29,7 +29,6 @@ from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn import http, util
-from gunicorn.config import Config
 from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -46,7 +45,7 @@ from nexus.server.event_loop import WaitScheduler
 from nexus.server.fast_path import LINGER_S, FastPath, NotEligible
 from nexus.server.listener import DrainingListener
 from nexus.server.paced_socket import PacedSocket
-from nexus.server.request_head import HeadLimits
+from nexus.server.request_head import HeadLimits, fast_path_limits
 from nexus.server.worker_stage import DRAINING, RETIRING, SERVING, Stage
 
 _POLL_INTERVAL_S = 0.1
@@ -66,8 +65,6 @@ _GC_THRESHOLD = 20_000
 _RESERVED_DESCRIPTORS = 64
 """Descriptors for listeners, metrics files and the log. Each connection takes two of the others: a
 client's and a backend's."""
-_WITHOUT_FAST_PATH = "NEXUS_WITHOUT_SHORT_WAY"
-"""If this variable is set, every request goes through gunicorn's parser and Flask."""
 
 
 class GatewayWorker(GeventWorker):  # type: ignore[misc]
@@ -105,7 +102,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD, 20, 50)
-        self._limits = self._fast_path_limits()
+        self._limits = fast_path_limits(self.cfg)
         self._keepalive = bool(self.cfg.keepalive)
         self._head_timeout_s = self.cfg.keepalive or _HEAD_TIMEOUT_S
         self._engine = self.wsgi.extensions["nexus"].engine
@@ -160,28 +157,6 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         if self.cfg.workers > 1:
             server.max_accept = 1  # as gunicorn does, so that workers share new connections
         return server
-
-    def _fast_path_limits(self) -> HeadLimits | None:
-        """The limits of the fast path; None if every request must go through gunicorn.
-
-        That is so if gunicorn is to log or call a hook for each, or if connections carry more than
-        plain HTTP.
-        """
-        cfg, default = self.cfg, Config()
-        if (
-            cfg.is_ssl
-            or cfg.proxy_protocol != "off"
-            or cfg.accesslog
-            or cfg.pre_request is not default.pre_request
-            or cfg.post_request is not default.post_request
-            or os.environ.get(_WITHOUT_FAST_PATH)
-        ):
-            return None
-        return HeadLimits(
-            fields=cfg.limit_request_fields,
-            field=cfg.limit_request_field_size,
-            line=cfg.limit_request_line,
-        )
 
     # Background tasks
 
