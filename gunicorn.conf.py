@@ -33,6 +33,8 @@ def when_ready(_server: Any) -> None:
 
     Connections wait meanwhile: the listeners exist.
     """
+    # At a worker's end modules are cleared in reverse order. Flask's log handler needs this one.
+    importlib.import_module("gevent.thread")
     importlib.import_module("nexus.app")
     gc.collect()
     gc.freeze()  # the collector would write to objects, and so make each worker a copy of them
