@@ -528,7 +528,9 @@ def test_models_of_servers_without_a_usable_list_are_served_without_health_check
         )
         config += f'\n[[backends]]\nname = "none"\nurl = "{demos["bare"].url}"\ntype = "generic"\n'
         broken.fault("status=500,models")
-        with Gateway(tmp_path, config, workers=1, health_check="enabled = false") as gateway:
+        with Gateway(
+            tmp_path, config, workers=1, health_check="enabled = false", timeout_s=30
+        ) as gateway:
             assert sorted(listed(gateway)) == ["bare-model", "broken-model", "pinned-model"]
             lost = until(lambda: gateway.lines("the backend's models cannot be read"))
             assert [line["backend"] for line in lost] == ["none"], "said once"

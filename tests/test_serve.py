@@ -47,7 +47,7 @@ def served(module_dir):
     ) as process:
         process.base = f"http://127.0.0.1:{port}"
         process.began = began
-        until(lambda: "Ctrl-C stops it" in process.output(), within_s=20)
+        until(lambda: "Ctrl-C stops it" in process.output(), within_s=60)
         yield process
     assert "Traceback" not in process.output()
 
@@ -88,7 +88,7 @@ def test_options_of_the_start_hold_for_every_process(module_dir, tmp_path):
             log=tmp_path / "serve.log",
             environ=environ,
         ) as process:
-            until(lambda: "Ctrl-C stops it" in process.output(), within_s=20)
+            until(lambda: "Ctrl-C stops it" in process.output(), within_s=60)
             screen = process.output()
             assert f"in front of 3 backends from {file}." in screen
             assert "discovery" not in screen
@@ -260,7 +260,7 @@ def test_first_screen_when_no_backend_can_be_used(tmp_path):
     port = free_port()
     config = f'[[backends]]\nname = "gone"\nurl = "http://127.0.0.1:{port}"\n'
     with Gateway(tmp_path, config, ready=False) as gateway:
-        until(lambda: "is running, in front of 1 backend from" in gateway.output(), within_s=20)
+        until(lambda: "is running, in front of 1 backend from" in gateway.output(), within_s=60)
         assert (
             f"(no backend can be used yet; see the log above and {gateway.base}/readyz?verbose)"
             in gateway.output()

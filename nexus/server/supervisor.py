@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import signal
@@ -27,7 +28,7 @@ _FORWARDED = (signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _POLL_INTERVAL_S = 0.1
 _READY_TIMEOUT_S = 5.0
-"""A gateway that serves by then, but has no usable backend, is announced as not ready."""
+"""A gateway that has served for so long, but has no usable backend, is announced as not ready."""
 _HEARTBEAT_INTERVAL_S = 1.0
 _FROZEN_S = 5.0
 _BEYOND_GRACE_S = 10.0
@@ -65,7 +66,7 @@ class Supervisor:
         self._health = Child("health process", ["-m", "nexus.health"], self.environ)
         self.helpers.insert(0, self._health)
         self._gateway = Child("gateway", _gunicorn_command(), self.environ)
-        announced, timeout_at = False, time.monotonic() + _READY_TIMEOUT_S
+        announced, timeout_at = False, math.inf
         while True:
             received = self._next_signal(_POLL_INTERVAL_S)
             if received in _ENDING:
@@ -85,8 +86,9 @@ class Supervisor:
             self._check_health_process()
             if not announced:
                 ready = _responds(self._server, "/readyz")
-                timed_out = time.monotonic() > timeout_at
-                if ready or (timed_out and _responds(self._server, "/livez")):
+                if timeout_at == math.inf and _responds(self._server, "/livez"):
+                    timeout_at = time.monotonic() + _READY_TIMEOUT_S
+                if ready or time.monotonic() > timeout_at:
                     announce(ready)
                     announced = True
 

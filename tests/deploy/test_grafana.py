@@ -421,9 +421,10 @@ def test_variables_have_values(scraped, variable):
     }
     (query,) = queries
     selector, label = re.fullmatch(r"label_values\((.+), (\w+)\)", query).groups()
-    values = {entry["metric"][label] for entry in scraped.result(substituted(selector))}
     assert label == variable
-    assert values >= {"model": {"shared", "told"}, "backend": {"rack_1", "slow"}}.get(
-        variable, set()
-    )
-    assert values
+    expected = {"model": {"shared", "told"}, "backend": {"rack_1", "slow"}}.get(variable, set())
+
+    def values() -> set[str]:
+        return {entry["metric"][label] for entry in scraped.result(substituted(selector))}
+
+    until(lambda: (found := values()) and found >= expected)

@@ -197,14 +197,14 @@ def test_clients_that_do_not_read_are_ended(gateway):
         def all_ended() -> bool:
             for sock, path in list(going.items()):
                 try:
-                    sock.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 400)
+                    sock.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 100)
                 except BlockingIOError:
                     pass
                 except ConnectionError:
                     del going[sock]
             return not going
 
-        until(all_ended, within_s=60)
+        until(all_ended, within_s=120, every_s=0.1)
 
 
 @pytest.mark.e2e
