@@ -79,8 +79,7 @@ class Gateway:
             self._tables[key] = _table(up, self._affinity)
         table = self._tables[key]
         parsed = openai.parse_request(request.body, _FORM)
-        headers, seed = RequestHeaders.of([]), self._prefixes.seed
-        session = SessionReader(headers, parsed, table.affinity, "m", seed=seed)
+        session = SessionReader(RequestHeaders.of([]), parsed, table.affinity, "m", seed=1)
         query = RouteQuery("m", parsed.needs, session=session if table.uses_affinity else None)
         now = Conditions(
             load=load.__getitem__, holders=self._prefixes.holders, chance=self._random.random()

@@ -13,7 +13,7 @@ import pstats
 import socket
 import tempfile
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +26,8 @@ from nexus.config.access_records import Auth, Key
 from nexus.config.budget_records import Budget
 from nexus.config.cost_records import Costs, Price
 from nexus.config.limit_records import Limit
+from nexus.config.records import Routing
+from nexus.config.routing_records import Affinity
 from nexus.fleet.records import Backend, Labels, Model, Snapshot
 from nexus.fleet.run_directory import RunDirectory
 from nexus.fleet.slot_lease import SlotLease
@@ -88,6 +90,13 @@ EXTRAS = {
 }
 
 
+_TURN = '{"role":"user","content":"%s"}' % ("Nothing is like the start of a prompt. " * 105)
+PROMPT = b'{"model":"m","messages":[%b]}' % _TURN.encode()
+WITH_PROMPT = ASK.replace(BODY, PROMPT).replace(b" %d\r" % len(BODY), b" %d\r" % len(PROMPT))
+WITH_SESSION = WITH_PROMPT.replace(b"\r\n\r\n", b"\r\nx-session-id: a8f2c7d0\r\n\r\n")
+_WITHOUT_AFFINITY = Config(routing=Routing(affinity=Affinity(enabled=False)))
+
+
 class _Socket:
     def __init__(self) -> None:
         self._pair = (
@@ -114,8 +123,10 @@ class _Watch(DisconnectWatch):
         pass
 
 
-def fast_path(config: Config | None = None, ask: bytes = ASK) -> FastPath:
-    """The fast path of a busy worker whose client and backend are always ready, and cost
+def fast_path(
+    config: Config | None = None, ask: bytes = ASK, *, backends: Sequence[str] = ("up",)
+) -> FastPath:
+    """The fast path of a busy worker whose client and backends are always ready, and cost
     nothing."""
     logging.getLogger("nexus").setLevel(logging.WARNING)
     run_dir = RunDirectory(tempfile.mkdtemp())
@@ -123,21 +134,24 @@ def fast_path(config: Config | None = None, ask: bytes = ASK) -> FastPath:
     slot_lease = SlotLease.lease(run_dir.new_generation())
     recover_slot(slot_lease)
     slot_lease.open_limit_table().set_ready()  # as the health process does, with its ledger
-    backend = Backend(
-        config=BackendConfig(name="up", url="http://127.0.0.1:1", type="vllm"),
-        label="up",
-        column=0,
-        status="healthy",
-        latency_ms=1.0,
-        models=(Model(name="m", context_length=32768),),
+    fleet_of = tuple(
+        Backend(
+            config=BackendConfig(name=name, url=f"http://127.0.0.1:{n + 1}", type="vllm"),
+            label=name,
+            column=n,
+            status="healthy",
+            latency_ms=1.0,
+            models=(Model(name="m", context_length=32768),),
+        )
+        for n, name in enumerate(backends)
     )
-    labels = Labels(models={"m": "m"}, backends={"up": "up"})
+    labels = Labels(models={"m": "m"}, backends={name: name for name in backends})
     view = View.of(
         Snapshot(
             revision=1,
             published_at=0,
             config=config or Config(),
-            backends=(backend,),
+            backends=fleet_of,
             labels=labels,
         )
     )
@@ -215,6 +229,17 @@ def main() -> None:
     for name, config in EXTRAS.items():
         more = _microseconds(fast_path(config, WITH_KEY).serve, WITH_KEY) - whole
         print(f"| {name} | {more:.1f} |")
+    print_affinity()
+
+
+def print_affinity() -> None:
+    """What affinity takes for a prompt of 4 KiB and three backends."""
+    fleet = ("a", "b", "c")
+    without = fast_path(_WITHOUT_AFFINITY, WITH_PROMPT, backends=fleet)
+    least = _microseconds(without.serve, WITH_PROMPT)
+    for name, ask in (("a prompt of 4 KiB", WITH_PROMPT), ("the id of a session", WITH_SESSION)):
+        more = _microseconds(fast_path(None, ask, backends=fleet).serve, ask) - least
+        print(f"| more with affinity, by {name} | {more:.1f} |")
 
 
 if __name__ == "__main__":

@@ -16,4 +16,4 @@ def test_every_part_is_found():
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     parts, *rows = done.stdout.splitlines()
-    assert len(rows) == int(parts) + 4, "the rest, the sum, and a line of the log in two forms"
+    assert len(rows) == int(parts) + 6, "the rest, the sum, two forms of logs, two of affinity"

@@ -6,8 +6,12 @@ import pytest
 
 from nexus.config.records import Routing
 from nexus.config.routing_records import Affinity
+from nexus.dialects import openai
+from nexus.dialects.base import PromptField, RequestForm
 from nexus.errors import RequestFailed
 from nexus.fleet.status import EndpointStatus
+from nexus.http.headers import RequestHeaders
+from nexus.proxy.session import SessionReader
 from nexus.routing.affinity import Session, starts_of
 from nexus.routing.context import Conditions, RouteQuery
 from nexus.routing.router import choose
@@ -43,6 +47,14 @@ def test_gateways_that_share_nothing_agree():
     other = table(*reversed(fleet("dbca")))
     assert homes(one) == homes(other)
     assert {pick(one, name).affinity for name in IDS} == {("header", "hit")}
+
+
+def test_eight_requests_as_even_as_they_can_be_cause_no_spills():
+    """Eight workers with one request each: the last one comes when seven are in flight."""
+    routes = table(*fleet("abc"))
+    for loads in ((3, 2, 2), (2, 3, 2), (2, 2, 3)):
+        found = {pick(routes, name, load=loads.__getitem__).affinity for name in IDS}
+        assert found == {("header", "hit")}
 
 
 def test_only_the_sessions_of_a_lost_backend_move_and_they_come_back():
@@ -224,6 +236,46 @@ def test_the_backend_with_the_longest_known_start_is_home():
     assert spilled.affinity == ("prefix", "spill")
     assert spilled.backend.column == long, "the least loaded one"
     assert spilled.prefixes == keys, "it has none of them"
+
+
+def test_after_a_failure_of_its_home_the_least_loaded_backend_gets_a_prompt():
+    routes = table(*fleet("abc"))
+    session = prompt("x" * 5000)
+    query = RouteQuery("m", session=session)
+    now = Conditions(load=(1, 3, 2).__getitem__, holders=lambda _: (0,))
+    choice = choose(routes, query, tried={("a", "m")}, now=now)
+    assert (choice.backend.name, choice.affinity) == ("c", ("prefix", "spill"))
+    assert choice.prefixes == session().keys
+
+
+def test_gateways_with_different_seeds_place_an_unknown_prompt_alike():
+    form = RequestForm(prompts=(PromptField(name="messages", messages=True),), task="chat")
+    one, other = table(*fleet("abc")), table(*fleet("abc"))
+    homes = Counter()
+    for n in range(60):
+        body = b'{"model":"m","messages":[{"role":"user","content":"%d %b"}]}' % (n, b"x" * 700)
+        parsed = openai.parse_request(body, form)
+        found = set()
+        for seed, routes in enumerate((one, other), 1):
+            headers = RequestHeaders.of([])
+            session = SessionReader(headers, parsed, routes.affinity, "m", seed=seed)
+            query = RouteQuery("m", session=session)
+            now = Conditions(load=lambda _: 0)
+            choice = choose(routes, query, tried=frozenset(), now=now)
+            assert choice.affinity == ("prefix", "hit")
+            found.add(choice.backend.name)
+        assert len(found) == 1
+        homes.update(found)
+    assert set(homes) == {"a", "b", "c"}
+
+
+def test_a_prompt_of_less_than_512_bytes_has_no_session():
+    form = RequestForm(prompts=(PromptField(name="messages", messages=True),), task="chat")
+    for size, known in ((500, True), (400, False)):
+        body = b'{"model":"m","messages":[{"role":"user","content":"%b"}]}' % (b"x" * size)
+        parsed = openai.parse_request(body, form)
+        session = SessionReader(RequestHeaders.of([]), parsed, Affinity(), "m")()
+        assert (session is not None) is known
 
 
 def test_for_a_short_start_there_is_less_to_wait_for():
