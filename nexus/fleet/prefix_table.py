@@ -43,8 +43,8 @@ class PrefixTable:
     def seed(self) -> int:
         """A secret random number of this table, with which keys are made.
 
-        Nobody can compute prompts whose keys collide. Two workers that create the table at once may
-        both set it, so it is read each time.
+        Clients do not know it, so they cannot compute keys. Two workers that create the table at
+        once may both set it, so it is read each time.
         """
         return self._cells[_SEED]
 
