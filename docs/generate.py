@@ -24,6 +24,7 @@ from nexus.config.records import (
     BackendConfig,
     Budget,
     Config,
+    CustomEndpoint,
     Key,
     Limit,
     ModelConfig,
@@ -212,6 +213,8 @@ def configuration() -> str:
                     lines += _section(
                         "[keys.limits], [teams.limits]", OwnLimits, ("keys", "limits")
                     )
+        if name == "endpoints":
+            lines += _section("[[endpoints.custom]]", CustomEndpoint, (name, "custom"))
         if name == "routing":
             lines += _section("[[routing.policies]]", Policy, (name, "policies"))
         if name == "costs":
@@ -240,7 +243,7 @@ def _section(title: str, record: type[Section], path: tuple[str, ...]) -> list[s
     within: list[str] = []
     for name, hint in hints_of(record).items():
         dotted = ".".join((*path, name))
-        if dotted in (*NOT_SUPPORTED, "routing.policies", "backends.models"):
+        if dotted in (*NOT_SUPPORTED, "routing.policies", "backends.models", "endpoints.custom"):
             continue
         if isinstance(hint, type) and issubclass(hint, Section):
             within += _section(f"[{dotted}]", hint, (*path, name))

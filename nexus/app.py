@@ -30,8 +30,10 @@ from nexus.fleet.slot_lease import NoFreeSlotError, SlotLease
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.fleet.sticky_table import StickyTable
 from nexus.metrics.recorder import Recorder
+from nexus.proxy.endpoints import ENDPOINTS
 from nexus.proxy.engine import Engine
 from nexus.proxy.fleet_view import FleetView
+from nexus.proxy.own_endpoints import own_endpoints
 from nexus.runtime import log as logs
 from nexus.server.flask_endpoints import caller_of_request, openai_endpoints
 from nexus.server.ingress import Ingress
@@ -77,7 +79,7 @@ def create_app(
     leased = _lease_slot(run_dir, environ)  # first: it makes the run directory
     fleet = FleetView(
         _snapshot_reader(run_dir.path),
-        on_change=_apply_log_settings,
+        on_change=_apply_settings,
         want_label=LabelRequests(run_dir.path).request,
     )
 
@@ -124,7 +126,11 @@ def create_app(
     app.register_blueprint(openapi_endpoint(operations=False))
     register_error_handlers(app, rejected=recorder.rejected)
     app.wsgi_app = Ingress(  # type: ignore[assignment,method-assign]
-        app.wsgi_app, cors=engine.cors, rejected=recorder.rejected, preflight=recorder.preflight
+        app.wsgi_app,
+        follow=fleet.current,
+        cors=engine.cors,
+        rejected=recorder.rejected,
+        preflight=recorder.preflight,
     )
     app.extensions["nexus"] = Gateway(generation=generation, engine=engine, live=context.live)
     name = slot_lease.generation.name if slot_lease.generation else None
@@ -212,7 +218,8 @@ def _snapshot_reader(path: Path) -> SnapshotReader | None:
         return None
 
 
-def _apply_log_settings(snapshot: Snapshot) -> None:
+def _apply_settings(snapshot: Snapshot) -> None:
+    ENDPOINTS.replace_own(own_endpoints(snapshot.config))
     settings = snapshot.config.logging
     logs.configure(
         level=settings.level, kind=settings.format, component_levels=settings.component_levels

@@ -36,6 +36,8 @@ def routes(app: Flask) -> set[tuple[str, str]]:
     endpoint does not have."""
     found = set()
     for rule in app.url_map.iter_rules():
+        if rule.endpoint == "openai.own":
+            continue  # it matches only what the configuration adds
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
         path = path.replace("/models/{name}", "/models/{model}").replace("{stored_id}", "{id}")
         endpoint = ENDPOINTS.by_path.get(path)

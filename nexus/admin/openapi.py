@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -43,6 +43,8 @@ from nexus.config import BackendConfig
 from nexus.fleet.problems import ProblemList
 from nexus.fleet.status import Health
 from nexus.metrics.stats import Stats
+from nexus.proxy.endpoint_table import Endpoint
+from nexus.proxy.endpoints import ENDPOINTS
 
 _REFERENCE = re.compile(r"'#/components/schemas/(\w+)'")
 
@@ -285,9 +287,13 @@ def _components(paths: dict[str, Any]) -> dict[str, Schema]:
     return {name: every[name] for name in sorted(used)}
 
 
-@cache
 def document(*, operations: bool) -> dict[str, Any]:
     """The document of the clients' port, or of the operations port."""
+    return _document(operations, ENDPOINTS.own)
+
+
+@lru_cache(maxsize=4)
+def _document(operations: bool, _own: tuple[Endpoint, ...]) -> dict[str, Any]:
     paths = _operations_paths() | (_admin_paths() if operations else client_paths())
     return {
         "openapi": "3.1.0",

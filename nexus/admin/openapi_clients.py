@@ -126,11 +126,14 @@ def _request(prompt: PromptField) -> Schema:
 
 
 def _body(endpoint: Endpoint) -> Schema:
+    if not endpoint.by_model:
+        return {}
     if endpoint.body == "multipart":
         fields: Schema = {"model": {"type": "string", "minLength": 1}, "stream": TEXT}
         return {"type": "object", "properties": fields, "required": ["model"]}
-    if endpoint.body == "any":
-        return {}
+    if endpoint.own:
+        fields = {"model": {"type": "string", "minLength": 1}}
+        return {"type": "object", "properties": fields, "required": ["model"]}
     forms = [_request(prompt) for prompt in endpoint.form.prompts]
     return forms[0] if len(forms) == 1 else {"anyOf": forms}
 

@@ -21,6 +21,7 @@ from nexus.fleet.status import status_of
 from nexus.http.headers import RequestHeaders
 from nexus.proxy.endpoint_table import Endpoint
 from nexus.proxy.endpoints import ENDPOINTS
+from nexus.proxy.own_endpoints import own_endpoints
 from nexus.proxy.session import OVERRIDE, SessionReader
 from nexus.routing.context import Conditions, RouteQuery
 from nexus.routing.explain import Explanation, explain
@@ -50,6 +51,7 @@ def route_explain(
     routes, load_table = RouteTable(snapshot), LoadTable(generation.load)
     circuits, prefixes = CircuitTable(generation.circuits), PrefixTable(generation.prefixes)
     resolved = routes.resolve(model)
+    ENDPOINTS.replace_own(own_endpoints(snapshot.config))
     row = next((one for one in ENDPOINTS if one.name == endpoint), None)
     if endpoint is not None and row is None:
         known = ", ".join(sorted(ENDPOINTS.names))

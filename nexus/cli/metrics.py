@@ -50,7 +50,9 @@ def bound(config: str | None) -> Result:
     from nexus.metrics.series_bound import series_bound
     from nexus.proxy.endpoints import ENDPOINTS
 
-    series = series_bound(load(config).config, endpoints=len(ENDPOINTS.names))
+    loaded = load(config).config
+    count = len(ENDPOINTS.names) + len(loaded.endpoints.custom)
+    series = series_bound(loaded, endpoints=count)
     total = sum(series.values())
     rows = [
         (name, f"{count:,}") for name, count in sorted(series.items(), key=lambda item: -item[1])

@@ -11,6 +11,7 @@ from nexus.config.access_records import ENDPOINTS, KEY_HEADERS, RESERVED_KEYS, A
 from nexus.config.addresses import backend_problems, is_loopback, listen_address
 from nexus.config.budget_records import budget_conflicts
 from nexus.config.cost_records import price_conflicts
+from nexus.config.endpoint_records import endpoint_conflicts
 from nexus.config.limit_records import (
     counting_limit_problems,
     limit_conflicts,
@@ -35,7 +36,7 @@ def find_conflicts(config: Config) -> Iterator[str]:
     """Problems that concern several keys: repeated names, unusable addresses, endless aliases."""
     yield from _backend_conflicts(config)
     yield from _client_conflicts(config)
-    yield from _endpoint_conflicts(config)
+    yield from endpoint_conflicts(config.endpoints, [backend.name for backend in config.backends])
     yield from _access_conflicts(config)
     yield from limit_conflicts(config.limits)
     yield from counting_limit_problems(config.messages.count_tokens_limit)
@@ -97,14 +98,6 @@ def _client_conflicts(config: Config) -> Iterator[str]:
             )
 
 
-def _endpoint_conflicts(config: Config) -> Iterator[str]:
-    """What is wrong with `[endpoints]`."""
-    names, files = [backend.name for backend in config.backends], config.endpoints.files
-    if files is not None and files not in names:
-        hint = suggest(files, names) or "name one of [[backends]], or remove it."
-        yield f'[endpoints] files = "{files}" does not exist; {hint}'
-
-
 def _identity_conflicts(auth: Auth) -> Iterator[str]:
     """What is wrong with `[auth.identity]`."""
     for peer in auth.identity.peers:
@@ -155,13 +148,14 @@ def _access_conflicts(config: Config) -> Iterator[str]:
 
 def _unknown_endpoints(config: Config) -> Iterator[str]:
     """Names of endpoints that do not exist: a key with such a name only is refused everywhere."""
+    known = (*ENDPOINTS, *(one.label for one in config.endpoints.custom))
     for where, names in (
         *((f'[[teams]] "{team.name}"', team.endpoints) for team in config.teams),
         *((f'[[keys]] "{key.id}"', key.endpoints) for key in config.keys),
     ):
         for name in names or []:
-            if name not in ENDPOINTS:
-                hint = suggest(name, ENDPOINTS) or f"known are {', '.join(ENDPOINTS)}."
+            if name not in known:
+                hint = suggest(name, known) or f"known are {', '.join(known)}."
                 yield f'{where} endpoints = "{name}" does not exist; {hint}'
 
 

@@ -14,6 +14,7 @@ from msgspec import Meta
 from nexus.config.access_records import Auth, Key, Team
 from nexus.config.budget_records import Budget
 from nexus.config.cost_records import Costs, Price, Tier
+from nexus.config.endpoint_records import CustomEndpoint, DefaultModels, Endpoints
 from nexus.config.fields import (
     MAX_ALIAS_DEPTH,
     MAX_BACKENDS,
@@ -58,7 +59,9 @@ __all__ = [
     "Config",
     "Cors",
     "Costs",
+    "CustomEndpoint",
     "Dashboard",
+    "DefaultModels",
     "Discovery",
     "HealthCheck",
     "Key",
@@ -338,44 +341,6 @@ class Cors(Section, frozen=True):
         Annotated[int, Meta(ge=0, le=86400)],
         doc("How long a browser may cache that an origin is allowed."),
     ] = 600
-
-
-class DefaultModels(Section, frozen=True):
-    """The models of requests that name none, as clients may omit it."""
-
-    images: (
-        Annotated[
-            str,
-            Meta(min_length=1, max_length=256),
-            doc("Model of /v1/images/generations; unset: a request without a model gets 400."),
-        ]
-        | None
-    ) = None
-    moderations: (
-        Annotated[
-            str,
-            Meta(min_length=1, max_length=256),
-            doc("Model of /v1/moderations; unset: a request without a model gets 400."),
-        ]
-        | None
-    ) = None
-
-
-class Endpoints(Section, frozen=True):
-    """Settings of single endpoints."""
-
-    files: (
-        Annotated[
-            str,
-            Meta(min_length=1),
-            doc(
-                "Name of the backend that gets all requests to /v1/files and /v1/batches; unset: "
-                "they get 404."
-            ),
-        ]
-        | None
-    ) = None
-    default_models: DefaultModels = DefaultModels()
 
 
 class Messages(Section, frozen=True):

@@ -19,12 +19,13 @@ from nexus.config.records import (
     NOT_SUPPORTED,
     BackendConfig,
     Config,
+    CustomEndpoint,
     ModelConfig,
     Section,
 )
 
 _WIDTH = 100
-_LEFT_OUT = {*NOT_SUPPORTED, "backends.models"}
+_LEFT_OUT = {*NOT_SUPPORTED, "backends.models", "endpoints.custom"}
 
 
 def template() -> str:
@@ -62,6 +63,9 @@ def template() -> str:
             lines += [*_keys(Match, ("budgets", "match"), "# "), ""]
         elif isinstance(hint, type) and issubclass(hint, Section) and name not in NOT_SUPPORTED:
             lines += [*_table(hint, (name,)), ""]
+            if name == "endpoints":
+                lines += ["# Every key of an endpoint of your own:", "# [[endpoints.custom]]"]
+                lines += [*_keys(CustomEndpoint, (name, "custom"), "# "), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

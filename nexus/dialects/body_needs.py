@@ -108,13 +108,7 @@ def parse_body(
     """
     names = form.fields
     fields = read_fields(body, known if names <= known else known | names)
-    try:
-        name = _decode_model(fields.get("model", b"null"))
-    except msgspec.DecodeError as error:
-        raise InvalidBody("`model` must be a string.", param="model") from error
-    if not name:
-        problem = "You must name a model." if name is None else "`model` must not be empty."
-        raise ModelMissing(problem, param="model")
+    name = model_in(fields)
     stream = False
     if (raw := fields.get("stream")) is not None:
         value = _STREAM.get(bytes(raw))
@@ -126,6 +120,18 @@ def parse_body(
     return ParsedRequest(
         model=name, stream=stream, needs=needs, prompt=needs if form.task == "chat" else None
     )
+
+
+def model_in(fields: dict[str, Raw]) -> str:
+    """The model that a body names. Raises `InvalidBody`."""
+    try:
+        name: str | None = _decode_model(fields.get("model", b"null"))
+    except msgspec.DecodeError as error:
+        raise InvalidBody("`model` must be a string.", param="model") from error
+    if not name:
+        problem = "You must name a model." if name is None else "`model` must not be empty."
+        raise ModelMissing(problem, param="model")
+    return name
 
 
 def _prompt_in(fields: dict[str, Raw], form: RequestForm) -> PromptField:

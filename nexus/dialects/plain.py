@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nexus.dialects.base import ParsedRequest, ReportedError, RequestForm
 from nexus.dialects.binary_stream import BinaryStream
+from nexus.dialects.body_needs import model_in
 from nexus.dialects.estimate import estimate_tokens
-from nexus.dialects.json_body import replace_model
+from nexus.dialects.json_body import read_fields, replace_model
 from nexus.dialects.openai import (
     ERROR_SCHEMA,
     NAME,
@@ -16,11 +18,11 @@ from nexus.dialects.openai import (
     REQUEST_ID_HEADER,
     TITLE,
 )
-from nexus.dialects.openai.errors import error_body, error_in_response
+from nexus.dialects.openai.errors import error_body
 from nexus.dialects.openai.events import KEEPALIVE, error_event, response_events
 from nexus.dialects.openai.limits import LIMIT_KINDS, limit_headers
-from nexus.dialects.openai.request import parse_request
 from nexus.dialects.openai.usage import ask_for_usage, asks_for_usage, usage_in_response
+from nexus.routing.needs import Requirements
 
 __all__ = [
     "ERROR_SCHEMA",
@@ -44,6 +46,20 @@ __all__ = [
     "response_events",
     "usage_in_response",
 ]
+
+
+_FIELDS = frozenset({"model"})
+
+
+def parse_request(body: bytes, form: RequestForm) -> ParsedRequest:
+    """Read the model. Raises `InvalidBody`."""
+    needs = Requirements(dialect=NAME, task=form.task)
+    return ParsedRequest(model=model_in(read_fields(body, _FIELDS)), needs=needs)
+
+
+def error_in_response(response: bytes) -> ReportedError | None:  # noqa: ARG001
+    """None: what a response says is the client's to read."""
+    return None
 
 
 class PlainStream(BinaryStream):

@@ -103,7 +103,7 @@ class Attempt(BackendCall):
     def is_binary(self) -> bool:
         """Whether the response is no JSON, for an endpoint that may have such responses."""
         content_type = self.response.header("content-type") or ""
-        return not content_type.lower().startswith("application/json")
+        return content_type.partition(";")[0].strip().lower() != "application/json"
 
     def _starts_events(self) -> bool:
         start = b""

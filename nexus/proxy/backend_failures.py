@@ -91,15 +91,19 @@ class BackendFailures(msgspec.Struct, frozen=True):
         passed_on = PassedOn(status, list(_JSON_HEADERS), content)
         return RequestFailed(fault, message, passed_on=passed_on)
 
-    def usage_in(self, response: ResponseParser, content: bytes) -> Usage | None:
+    def usage_in(
+        self, response: ResponseParser, content: bytes, *, any_form: bool = False
+    ) -> Usage | None:
         """The usage that a whole response with a success status reports.
+
+        `any_form`: it may be something else than JSON.
 
         Raises `RequestFailed` if it reports an error, or cannot be a response.
         """
         if (error := self.dialect.error_in_response(content)) is not None:
             raise self.of_reported_error(error)
         usage = self.dialect.usage_in_response(content)  # this parses all of it, if there is one
-        if usage is not None:
+        if usage is not None or any_form:
             return usage
         if flaw := _flaw(content, plain=is_plain(response)):
             raise RequestFailed(

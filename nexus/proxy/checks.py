@@ -133,6 +133,16 @@ def parse(exchange: Exchange) -> None:
         raise invalid_body(error) from error
 
 
+def read_unparsed(exchange: Exchange) -> None:
+    """Read a body of which only the backend reads something."""
+    if exchange.endpoint.body in ("any", "multipart"):
+        store_body(exchange)
+        return
+    read_body(exchange)
+    if "content-encoding" in exchange.request.headers.first:
+        exchange.body = _decoded(exchange, exchange.body)
+
+
 def _decoded(exchange: Exchange, body: bytes) -> bytes:
     coding = content_coding.coding_of(exchange.request.headers.first["content-encoding"])
     if coding is None:
@@ -200,7 +210,7 @@ PINNED: tuple[Check, ...] = (
     *CALLER,
     check_endpoint,
     check_backend,
-    store_body,
+    read_unparsed,
     check_capacity,
     reserve_limits,
 )

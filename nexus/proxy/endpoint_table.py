@@ -19,8 +19,8 @@ class Endpoint:
 
     Attributes:
         name: Its label value in metrics, and its name in logs.
-        path: The canonical path, which begins with `/v1`. `{id}` stands for the id of what a
-            backend stores.
+        path: The canonical path, which begins with `/v1` unless the endpoint is `own`. `{id}`
+            stands for the id of what a backend stores.
         dialect: The protocol that its clients speak.
         form: The form of its requests, and the task that their model must have.
         summary: What it does, for OpenAPI.
@@ -38,6 +38,8 @@ class Endpoint:
             thing. Some backends do not get it.
         ids: Reads the ids under which backends store its responses; None if they store none.
         backend_key: The key of `[endpoints]` that names the backend of all its requests.
+        backend: The backend of all its requests, if the endpoint is one of the operators' own.
+        own: It is one of the operators' own, whose responses may have any form.
         by_model: Its requests name a model, which decides their backend.
         takes_tokens: A request to it can cost something.
     """
@@ -58,12 +60,16 @@ class Endpoint:
     strip: Callable[[bytes], bytes] | None = None
     ids: IdReader | None = None
     backend_key: str = ""
+    backend: str = ""
+    own: bool = False
     by_model: bool = field(init=False)
     takes_tokens: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "by_model", self.body in ("json", "multipart"))
-        object.__setattr__(self, "takes_tokens", self.by_model and not self.counts)
+        pinned = bool(self.backend_key or self.backend)
+        by_model = self.body in ("json", "multipart") and not pinned
+        object.__setattr__(self, "by_model", by_model)
+        object.__setattr__(self, "takes_tokens", by_model and not self.counts)
 
     @property
     def makes_images(self) -> bool:
@@ -118,7 +124,7 @@ class EndpointTable:
 
     def add(self, endpoint: Endpoint) -> None:
         """Add a row, before the process serves."""
-        if not endpoint.path.startswith(f"{_BASE}/"):
+        if not (endpoint.own or endpoint.path.startswith(f"{_BASE}/")):
             raise ValueError(f"{endpoint.path} does not begin with {_BASE}/")
         self.by_path[endpoint.path] = endpoint
         self._other_paths |= dict.fromkeys(endpoint.other_paths, endpoint.path)
@@ -127,6 +133,20 @@ class EndpointTable:
             self._patterns.append((re.compile(pattern), endpoint))
         elif endpoint.body == "json" and "POST" in endpoint.methods:
             self._targets[f"POST {endpoint.path} HTTP/1.1"] = Target(endpoint)
+        self._parse.cache_clear()
+
+    @property
+    def own(self) -> tuple[Endpoint, ...]:
+        """The endpoints of the operators."""
+        return tuple(row for row in self if row.own)
+
+    def replace_own(self, rows: tuple[Endpoint, ...]) -> None:
+        """Replace the endpoints of the operators, while the process serves."""
+        if rows == self.own:
+            return
+        table = EndpointTable((*(row for row in self if not row.own), *rows))
+        self.by_path, self._other_paths = table.by_path, table._other_paths
+        self._targets, self._patterns = table._targets, table._patterns
         self._parse.cache_clear()
 
     def __iter__(self) -> Iterator[Endpoint]:

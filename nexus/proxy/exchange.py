@@ -249,7 +249,7 @@ class Exchange:
 
     def token_estimate(self) -> TokenEstimate:
         """The estimate of what the request takes. It needs the body once."""
-        if self.endpoint.body != "json":
+        if self.endpoint.body != "json" or not self.endpoint.by_model:
             return _NO_TOKENS
         if self._estimate is None:
             self._estimate = self.endpoint.dialect.estimate_tokens(self.body, self.endpoint.form)

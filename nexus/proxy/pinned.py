@@ -14,9 +14,9 @@ def check_backend(exchange: Exchange) -> None:
 
 
 def pinned_backend(endpoint: Endpoint, snapshot: Snapshot) -> Backend:
-    """The backend of an endpoint with a `backend_key`. Raises `RequestFailed`."""
+    """The backend of an endpoint that has only one. Raises `RequestFailed`."""
     key = endpoint.backend_key
-    name = getattr(snapshot.config.endpoints, key)
+    name = getattr(snapshot.config.endpoints, key) if key else endpoint.backend
     if name is None:
         raise RequestFailed(
             "endpoint_not_configured",

@@ -27,11 +27,11 @@ from nexus.routing.refusal import unavailable
 
 def serve_stored(exchange: Exchange) -> ClientResponse:
     """Serve a request that names no model. Raises `RequestFailed`."""
-    pinned = exchange.endpoint.backend_key
+    pinned = exchange.endpoint.backend_key or exchange.endpoint.backend
     for check in checks.PINNED if pinned else checks.STORED:
         check(exchange)
     request = exchange.request
-    wants_stream = parse_qs(request.target.query).get("stream") == ["true"]
+    wants_stream = not pinned and parse_qs(request.target.query).get("stream") == ["true"]
     exchange.parsed = ParsedRequest(model="", stream=wants_stream)
     home = None if pinned else home_of(exchange)
     if pinned:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from flask import Blueprint, Response, abort, after_this_request, jsonify, request
+from werkzeug.routing import PathConverter, ValidationError
 
 from nexus.access.callers import ANONYMOUS, Caller
 from nexus.dialects import anthropic, openai
@@ -34,6 +35,16 @@ _ANTHROPIC_MODELS = replace(_MODELS, dialect=anthropic)
 _KEY = replace(_MODELS, name="key", path="/v1/key", summary="Show the caller's key")
 
 
+class _OwnPath(PathConverter):
+    """Matches the endpoints of the operators, which a reload may change."""
+
+    def to_python(self, value: str) -> Endpoint:
+        endpoint = ENDPOINTS.at(f"/{value}")
+        if endpoint is None or not endpoint.own:
+            raise ValidationError
+        return endpoint
+
+
 def _asks_in_anthropics_form() -> bool:
     """Whether it is a client of Anthropic's API, which sends this header."""
     return "anthropic-version" in request.headers
@@ -46,6 +57,14 @@ def _models_endpoint() -> Endpoint:
 def openai_endpoints(engine: Engine) -> Blueprint:
     """The proxied endpoints, which accept every method to count wrong ones, and the models list."""
     blueprint = Blueprint("openai", __name__)
+    blueprint.record_once(lambda state: state.app.url_map.converters.update(own=_OwnPath))
+    blueprint.add_url_rule(
+        "/<own:endpoint>",
+        view_func=lambda endpoint: _response(serve(engine, _given(engine, endpoint))),
+        endpoint="own",
+        methods=_ANY_METHOD,
+        provide_automatic_options=False,
+    )
     for endpoint in ENDPOINTS:
         view = _proxied(engine, endpoint)
         blueprint.add_url_rule(

@@ -18,18 +18,20 @@ _App = Callable[[dict[str, Any], _Start], Iterable[bytes]]
 
 
 class Ingress:
-    """A WSGI application around another. `rejected` counts refusals by reason, `preflight`
-    counts preflights."""
+    """A WSGI application around another. `follow` reads a new fleet, `rejected` counts refusals by
+    reason, `preflight` counts preflights."""
 
     def __init__(
         self,
         app: _App,
         *,
+        follow: Callable[[], object],
         cors: Callable[[], Cors],
         rejected: Callable[[str], None],
         preflight: Callable[[], None],
     ) -> None:
         self._app = app
+        self._follow = follow
         self._cors = cors
         self._rejected = rejected
         self._preflight = preflight
@@ -43,6 +45,7 @@ class Ingress:
                 "bad_request",
                 "A request must name a Host (RFC 9112, 3.2).",
             )
+        self._follow()  # its configuration may have other endpoints
         environ["PATH_INFO"], deployment = ENDPOINTS.canonical(environ["PATH_INFO"])
         if deployment is not None:
             environ[DEPLOYMENT] = deployment.encode("latin-1").decode("utf-8", "replace")

@@ -357,9 +357,10 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         held = self._clients[sock]
         if held.closing:
             raise StopIteration  # it came after the shutdown, which the client sees
+        server = self._engine.server()
+        most = server.max_request_bytes
         endpoint = ENDPOINTS.at(ENDPOINTS.canonical(req.path)[0])
         held.request_started(proxied=endpoint is not None)
-        server, most = self._engine.server(), self._engine.server().max_request_bytes
         if endpoint is not None and endpoint.body in ("multipart", "any"):
             most = server.max_upload_bytes
         sock.settimeout(server.client_timeout_seconds)

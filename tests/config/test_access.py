@@ -4,7 +4,7 @@ import pytest
 
 from nexus.config.access_records import ENDPOINTS, Key, Team
 from nexus.config.consistency import find_conflicts
-from nexus.config.records import Config, Endpoints
+from nexus.config.records import Config, CustomEndpoint, Endpoints
 from nexus.proxy import endpoints
 
 
@@ -25,8 +25,11 @@ def test_the_names_are_those_of_the_endpoints():
         ),
         (Config(teams=[Team(name="a", endpoints=list(ENDPOINTS))]), None),
         (
-            Config(endpoints=Endpoints(files="kept")),
-            '[endpoints] files = "kept" does not exist; name one of [[backends]], or remove it.',
+            Config(
+                teams=[Team(name="a", endpoints=["audio_voices"])],
+                endpoints=Endpoints(custom=[CustomEndpoint(path="/v1/audio/voices")]),
+            ),
+            None,
         ),
     ],
 )
