@@ -142,7 +142,7 @@ class Server(Section, frozen=True):
             str,
             Meta(min_length=1),
             doc(
-                "Directory for uploads over 256 KiB while they are sent; their files have no "
+                "Directory for uploads over 64 KiB while they are sent; their files have no "
                 "names. Unset: $TMPDIR."
             ),
         ]

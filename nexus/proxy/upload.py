@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from nexus.dialects.form_reader import FormField
 from nexus.errors import RequestFailed
 
-IN_MEMORY = 256 * 1024
+IN_MEMORY = 64 * 1024
 """Bytes of an upload that are kept in memory. A longer one is kept in a file without a name."""
 _PIECE = 64 * 1024
 

@@ -11,6 +11,8 @@ import sys
 import jsonschema
 import pytest
 
+from nexus.cli.doctor import host_checks
+from nexus.config.records import Config, Server
 from tests.cli.schemas import SCHEMAS
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml, clean_environ, free_port
@@ -128,6 +130,23 @@ def test_too_few_descriptors(place):
     what, mend = quick(place, limit=256)["descriptors"]
     assert "256" in what
     assert "ulimit -n 2064" in mend
+
+
+def test_uploads_that_cannot_be_stored(place):
+    config = (place / "nexus.toml").read_text()
+    (place / "nexus.toml").write_text(
+        config.replace("[server]", '[server]\nspool_dir = "/nowhere"')
+    )
+    what, mend = quick(place)["uploads"]
+    assert what == "/nowhere cannot store them (No such file or directory)."
+    assert "[server] spool_dir" in mend
+
+
+def test_uploads_without_room(tmp_path):
+    server = Server(spool_dir=str(tmp_path), max_upload_bytes=1 << 60)
+    (finding,) = host_checks.uploads(Config(server=server))
+    assert (finding.state, finding.text.partition(" has ")[0]) == ("warn", str(tmp_path))
+    assert "lower max_upload_bytes" in finding.fix
 
 
 @pytest.mark.parametrize(

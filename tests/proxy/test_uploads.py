@@ -1,18 +1,20 @@
 """Forms with files, with OpenAI's own client: stored, sent on byte for byte, and sent again."""
 
+import contextlib
 import hashlib
+import http.client
 import io
 import os
 import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
 import pytest
 import requests
 
+from nexus.proxy.upload import IN_MEMORY
 from tests.support.metrics import moved
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
@@ -215,34 +217,99 @@ def test_refusals(fleet, files, headers, status, code):
     assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
 
 
+HEAD = (
+    b"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n"
+    b"content-type: multipart/form-data; boundary=b\r\n\r\n"
+)
+
+
+def small_form(data: bytes, *, model: str = "scribe") -> bytes:
+    return (
+        b'--b\r\ncontent-disposition: form-data; name="model"\r\n\r\n%b\r\n'
+        b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n%b\r\n--b--\r\n'
+    ) % (model.encode(), data)
+
+
+def status_of(sock: socket.socket) -> int:
+    """The status of the next response, which is read to its end."""
+    response = http.client.HTTPResponse(sock)
+    response.begin()
+    response.read()
+    return response.status
+
+
+def test_a_large_file_by_openais_client(fleet):
+    said = fleet.client.audio.transcriptions.create(model="scribe", file=audio())
+    assert said.text == f"This audio has {len(AUDIO)} bytes."
+    assert fleet.moves()["nexus_units_total transcriptions seconds"] == SECONDS
+
+
+def test_a_form_that_is_cut_anywhere(fleet):
+    """It comes in two packets, of which each byte ends the first one once."""
+    body = small_form(b"\r\n--", model="whisper")
+    with socket.create_connection(("127.0.0.1", fleet.gateway.port), timeout=20) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(1, len(body)):
+            sock.sendall(HEAD % len(body) + body[:at])
+            sock.sendall(body[at:])
+            assert status_of(sock) == 200, at
+    sent = body.replace(b"whisper", b"scribe")
+    assert fleet.demo.last()["sha256"] == hashlib.sha256(sent).hexdigest()
+    assert fleet.moves()["nexus_upload_bytes_sum"] == len(body) * (len(body) - 1)
+
+
 def test_a_client_that_leaves_frees_what_is_stored(fleet):
-    head = (
-        b"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\ncontent-length: 20000000\r\n"
-        b"content-type: multipart/form-data; boundary=b\r\n\r\n"
-    )
+    [pid] = fleet.gateway.worker_pids()
+
+    def open_files() -> list[str]:
+        links = Path(f"/proc/{pid}/fd").iterdir()
+        return [str(link.readlink()) for link in links if link.is_symlink()]
+
+    def stored() -> int:
+        return sum(f"{fleet.gateway.directory}/spool/" in name for name in open_files())
+
+    assert stored() == 0
+    before = len(open_files())
     with socket.create_connection(("127.0.0.1", fleet.gateway.port)) as sock:
-        sock.sendall(head + b"--b\r\n\r\n" + bytes(5 * MB))
+        sock.sendall(HEAD % 20_000_000 + b"--b\r\n\r\n" + bytes(5 * MB))
         assert until(lambda: fleet.spooled() > 4 * MB)
-    assert until(lambda: fleet.spooled() == 0)
+        assert stored() == 1
+    assert until(lambda: fleet.spooled() == stored() == 0)
+    assert until(lambda: len(open_files()) <= before)
     fleet.moves()
 
 
-def test_many_uploads_at_once_take_little_memory(fleet):
-    def resident() -> int:
-        [pid] = fleet.gateway.worker_pids()
+@pytest.mark.parametrize("size", [IN_MEMORY - 1024, 2 * IN_MEMORY])
+def test_many_uploads_at_once_take_little_memory(fleet, size):
+    """All of them have come but for their last byte before the first one ends. The first size is
+    the most that is kept in memory."""
+    [pid] = fleet.gateway.worker_pids()
+
+    def memory(kind: str) -> int:
         status = Path(f"/proc/{pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        return int(status.partition(f"{kind}:")[2].split()[0]) * 1024
 
-    def upload(_: int) -> int:
-        return requests.post(
-            f"{fleet.gateway.base}/v1/audio/transcriptions",
-            files={"file": ("a.wav", data), "model": (None, "scribe")},
-            timeout=120,
-        ).status_code
-
-    data = bytes(MB)
-    before = resident()
-    with ThreadPoolExecutor(50) as pool:
-        statuses = list(pool.map(upload, range(100)))
-    assert statuses == 100 * [200]
-    assert resident() - before < 64 * MB
+    body = small_form(bytes(size))
+    count = 200
+    Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak counts from now on
+    before = memory("VmRSS")
+    started = fleet.gateway.scrape().total("nexus_requests_started_total")
+    with contextlib.ExitStack() as stack:
+        address = "127.0.0.1", fleet.gateway.port
+        socks = [
+            stack.enter_context(socket.create_connection(address, timeout=120))
+            for _ in range(count)
+        ]
+        for sock in socks:
+            sock.sendall(HEAD % len(body) + body[:-1])
+        assert until(
+            lambda: fleet.gateway.scrape().total("nexus_requests_started_total") == started + count
+        )
+        if size > IN_MEMORY:
+            assert until(lambda: fleet.spooled() > count * (len(body) - MB // 8))
+        for sock in socks:
+            sock.sendall(body[-1:])
+        for sock in socks:
+            assert status_of(sock) == 200
+    assert memory("VmHWM") - before < 64 * MB
+    assert fleet.moves()["nexus_requests_total demo scribe 200"] == count

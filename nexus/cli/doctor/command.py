@@ -53,6 +53,7 @@ def examine(config: str | None, *, request: bool) -> Iterator[Finding]:
     yield from settings
     gateway = find_gateway(config, None)
     yield from host_checks.descriptors(gateway.config)
+    yield from host_checks.uploads(gateway.config)
     if loaded is not None:
         yield from gateway_checks.secrets(loaded, os.environ)
         yield from gateway_checks.request_log(loaded.config.request_log)

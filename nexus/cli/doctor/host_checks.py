@@ -6,6 +6,8 @@ import itertools
 import platform
 import resource
 import shlex
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 
@@ -59,6 +61,30 @@ def descriptors(config: Config) -> Iterator[Finding]:
         f"raise it with `ulimit -n {needed}`, or LimitNOFILE= of the unit"
         + (f" (it may be {most:,} at most)" if limit < most < needed else ""),
     )
+
+
+def uploads(config: Config) -> Iterator[Finding]:
+    """Whether uploads can be stored while they are sent."""
+    server = config.server
+    directory = server.spool_dir or tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            free = shutil.disk_usage(directory).free
+    except OSError as error:
+        yield fail(
+            "uploads",
+            f"{directory} cannot store them ({error.strerror}).",
+            "name a directory that the gateway's user may write to, in [server] spool_dir",
+        )
+        return
+    if free < server.max_upload_bytes:
+        yield warn(
+            "uploads",
+            f"{directory} has {free:,} bytes left, and one may have {server.max_upload_bytes:,}.",
+            "name a directory with more room in [server] spool_dir, or lower max_upload_bytes",
+        )
+        return
+    yield ok("uploads", f"{directory} has room for them")
 
 
 def variables(environ: Mapping[str, str]) -> Iterator[Finding]:
