@@ -167,8 +167,9 @@ def running(request, tmp_path_factory) -> Iterator[Fleet]:
     directory = tmp_path_factory.mktemp("own")
     with Gateway(directory, config, workers=1, environ=request.param) as gateway:
         yield Fleet(gateway, one, two, config)
-    one.server.shutdown()
-    two.server.shutdown()
+    for backend in (one, two):
+        backend.server.shutdown()
+        backend.server.server_close()
 
 
 @pytest.fixture
