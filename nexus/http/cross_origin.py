@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from nexus.config.records import Cors
 
 _EVERY = "*"
-_METHODS = "GET, POST, OPTIONS"
+_METHODS = "GET, POST, DELETE, OPTIONS"
 _USUAL_HEADERS = "authorization, content-type, x-request-id"
 _NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2000}")
 REFUSAL = (

@@ -147,7 +147,7 @@ def test_a_preflight_is_counted_alone(gateway, path):
     assert (reply.status, reply.content) == (204, b"")
     assert cors_headers(reply.headers) == {
         "access-control-allow-origin": NAMED,
-        "access-control-allow-methods": "GET, POST, OPTIONS",
+        "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
         "access-control-allow-headers": "authorization,content-type",
         "access-control-max-age": "600",
         "access-control-expose-headers": "*",
@@ -237,7 +237,7 @@ def test_every_origin():
     assert dict(cross_origin.preflight({"origin": FOREIGN}, cors) or []) == {
         "access-control-allow-origin": "*",
         "access-control-expose-headers": "*",
-        "access-control-allow-methods": "GET, POST, OPTIONS",
+        "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
         "access-control-allow-headers": "authorization, content-type, x-request-id",
         "access-control-max-age": "600",
     }
