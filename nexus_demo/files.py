@@ -39,7 +39,10 @@ class FileStore:
             return 200, {"object": "list", "data": data[::-1], "has_more": False}
         if kind == "files":
             return self._store(form(content_type, body))
-        return self._start(json.loads(body))
+        asked = json.loads(body)
+        if not isinstance(asked, dict):
+            raise ValueError("the body must be an object")
+        return self._start(asked)
 
     def _new(self, kind: str, **fields: Any) -> dict[str, Any]:
         return {"id": f"{kind}-{next(self._ids)}", "created_at": int(time.time()), **fields}

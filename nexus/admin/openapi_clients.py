@@ -138,24 +138,27 @@ def _body(endpoint: Endpoint) -> Schema:
     return forms[0] if len(forms) == 1 else {"anyOf": forms}
 
 
+_OF_ROUTING = (
+    parameter(
+        "X-Nexus-Priority",
+        {"enum": ["high", "normal"]},
+        "Priority in the queue; without effect if the key may not have it.",
+        location="header",
+    ),
+    parameter("X-Nexus-Flexible", TEXT, "`true`: accepts a lower tier.", location="header"),
+    parameter("X-Nexus-Strict", TEXT, "`true`: accepts no lower tier.", location="header"),
+)
+
+
 def _proxied(endpoint: Endpoint) -> dict[str, Any]:
     media = content(component("Answer"))
     if endpoint.streams:
         media |= content(TEXT, "text/event-stream")
+    request_id = parameter("X-Request-Id", TEXT, "Identifies the request.", location="header")
     operation: dict[str, Any] = {
         "summary": endpoint.summary,
         "tags": [endpoint.dialect.TITLE],
-        "parameters": [
-            parameter(
-                "X-Nexus-Priority",
-                {"enum": ["high", "normal"]},
-                "Priority in the queue; without effect if the key may not have it.",
-                location="header",
-            ),
-            parameter("X-Nexus-Flexible", TEXT, "`true`: accepts a lower tier.", location="header"),
-            parameter("X-Nexus-Strict", TEXT, "`true`: accepts no lower tier.", location="header"),
-            parameter("X-Request-Id", TEXT, "Identifies the request.", location="header"),
-        ],
+        "parameters": [*(_OF_ROUTING if endpoint.by_model else ()), request_id],
         "responses": {
             "200": {"description": "The backend's response.", "content": media},
             **_faults(endpoint.dialect.ERROR_SCHEMA),
