@@ -118,39 +118,44 @@ def _try_until_served(exchange: Exchange, waiter: Waiter) -> ClientResponse:
     tried: set[tuple[str, str]] = set()
     failure: RequestFailed | None = None
     pauses = 0
-    while True:
-        try:
-            reservation = engine.admission.admit(waiter, tried=tried)
-        except RequestFailed as none_left:
-            if failure is None:
-                raise
-            pauses += 1
+    try:
+        while True:
+            try:
+                reservation = engine.admission.admit(waiter, tried=tried)
+            except RequestFailed as none_left:
+                if failure is None:
+                    raise
+                pauses += 1
+                if (
+                    not tried
+                    or none_left.fault.error_type == "queued"
+                    or not _pause(exchange, failure, pauses, waiter.deadline)
+                ):
+                    raise failure from none_left
+                tried.clear()
+                continue
             if (
-                not tried
-                or none_left.fault.error_type == "queued"
-                or not _pause(exchange, failure, pauses, waiter.deadline)
+                (budgets := exchange.budgets) is not None
+                and reservation.choice.model != exchange.resolved_model
+                and not budgets.hold_for(reservation.choice.model)
             ):
-                raise failure from none_left
-            tried.clear()
-            continue
-        if (
-            (budgets := exchange.budgets) is not None
-            and reservation.choice.model != exchange.resolved_model
-            and not budgets.hold_for(reservation.choice.model)
-        ):
-            # Another request has taken the money since it was looked at.
-            reservation.release(FAULTS["insufficient_quota"])
-            continue
-        if failure is not None and exchange.choice is not None:
-            engine.recorder.retried(exchange.choice.backend.label, failure.fault.error_type)
-        exchange.start_attempt(reservation)
-        try:
-            return _attempt(exchange, reservation)
-        except RequestFailed as failed:
-            failure = failed
-        tried.add((reservation.choice.backend.name, reservation.choice.model))
-        exchange.attempt_failed(reservation.choice, failure)
-        _check_retry(exchange, reservation, failure, waiter)
+                # Another request has taken the money since it was looked at.
+                reservation.release(FAULTS["insufficient_quota"])
+                continue
+            if failure is not None and exchange.choice is not None:
+                engine.recorder.retried(exchange.choice.backend.label, failure.fault.error_type)
+            exchange.start_attempt(reservation)
+            try:
+                return _attempt(exchange, reservation)
+            except RequestFailed as failed:
+                failure = failed
+            tried.add((reservation.choice.backend.name, reservation.choice.model))
+            exchange.attempt_failed(reservation.choice, failure)
+            if not _may_retry(exchange, reservation, failure, waiter):
+                raise failure
+    finally:
+        # Its traceback has this frame: the cycle would keep the request until the next collection.
+        failure = None
 
 
 def _pause(exchange: Exchange, failure: RequestFailed, nth: int, deadline: float) -> bool:
@@ -168,15 +173,15 @@ def _pause(exchange: Exchange, failure: RequestFailed, nth: int, deadline: float
     return True
 
 
-def _check_retry(
+def _may_retry(
     exchange: Exchange, reservation: Reservation, failure: RequestFailed, waiter: Waiter
-) -> None:
-    """Raise the failure if no other backend may be tried: by its fault, or by a retry budget."""
+) -> bool:
+    """Whether another backend may be tried, by the fault and by the retry budgets."""
     choice, engine = reservation.choice, exchange.engine
     if failure.fault is FAULTS["context_exceeded"] and choice.context_length:
         waiter.query = msgspec.structs.replace(waiter.query, longer_than=choice.context_length)
     elif not failure.fault.retry:
-        raise failure
+        return False
     log.warning(
         "attempt failed",
         extra={
@@ -188,10 +193,11 @@ def _check_retry(
     )
     max_retries = engine.view().snapshot.config.routing.max_retries
     if len(exchange.failed) > max_retries or engine.clock() >= waiter.deadline:
-        raise failure
+        return False
     if not engine.may_retry():
         engine.recorder.retry_denied(choice.backend.label)
-        raise failure
+        return False
+    return True
 
 
 def _why(failure: RequestFailed, address: Address, exchange: Exchange) -> str:

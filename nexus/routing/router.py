@@ -88,13 +88,13 @@ def choose(table: RouteTable, query: RouteQuery, *, tried: Tried, now: RoutingCo
         choice = _choose(table, query, tried, ignoring_circuits(now), blocked)
     if choice is not None:
         return choice
-    failure = no_route(table, query, now)
-    if blocked:
-        backends = tuple(
-            {candidate.backend.name: candidate.backend for candidate, _ in blocked}.values()
-        )
-        raise AtCapacity(failure, backends, min(status.busy_s for _, status in blocked))
-    raise failure
+    if not blocked:
+        raise no_route(table, query, now)
+    backends = tuple(
+        {candidate.backend.name: candidate.backend for candidate, _ in blocked}.values()
+    )
+    busy_s = min(status.busy_s for _, status in blocked)
+    raise AtCapacity(no_route(table, query, now), backends, busy_s)
 
 
 def _choose(
