@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 
+import anthropic
 import openai
 import pytest
 
@@ -115,6 +116,35 @@ def test_the_real_client(gateway):
         with pytest.raises(openai.PermissionDeniedError) as denied:
             client.chat.completions.create(**{**GOOD, "model": "spare"})
         assert denied.value.code == "model_not_allowed"
+
+
+@pytest.mark.parametrize("field", ["api_key", "auth_token"])
+def test_anthropics_client(gateway, demo, field):
+    asked = {"model": "demo-small", "max_tokens": 2, "messages": GOOD["messages"]}
+
+    def client(key: str) -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=gateway.base, max_retries=2, **{field: key})
+
+    with client(KEYS["small"]) as known, client("sk-nx-no-such-key-of-anybody") as unknown:
+        assert known.messages.create(**asked).content[0].text
+        assert not set(CREDENTIALS) & set(demo.last()["headers"])
+        assert [model.id for model in known.models.list()] == ["demo-small", "fast"]
+        before = gateway.settled()
+        with pytest.raises(anthropic.AuthenticationError) as refused:
+            unknown.messages.create(**asked)
+        with pytest.raises(anthropic.PermissionDeniedError) as denied:
+            known.messages.create(**{**asked, "model": "spare"})
+    for caught, kind, code in (
+        (refused, "authentication_error", "invalid_api_key"),
+        (denied, "permission_error", "model_not_allowed"),
+    ):
+        told = caught.value.body
+        assert (told["type"], told["error"]["type"]) == ("error", kind)
+        assert told["error"]["code"] == code
+        assert told["request_id"] == caught.value.response.headers["request-id"]
+    found = changes(before, gateway.settled())
+    assert found["nexus_key_requests_total unknown 401 unknown"] == 1, "it is not asked again"
+    assert found["nexus_key_requests_total small 403 research"] == 1
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
+import anthropic
 import openai
 import pytest
 
@@ -497,9 +499,25 @@ def test_a_reload_keeps_what_was_used(gateway):
 
 
 def test_an_anthropic_client_is_told_in_its_own_form(gateway):
-    refused = send(gateway, "closed", target="/v1/messages")
-    told = json.loads(refused.content)
-    assert (refused.status, told["type"]) == (429, "error")
-    assert told["error"]["type"] == "rate_limit_error"
-    assert refused.headers["anthropic-ratelimit-requests-remaining"] == "0"
-    assert "x-ratelimit-remaining-requests" not in refused.headers
+    asked = {"model": "demo-small", "max_tokens": 2, "messages": GOOD["messages"]}
+
+    def client(id_: str, retries: int) -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=gateway.base, api_key=key_of(id_), max_retries=retries)
+
+    with client("calm", 0) as calm, client("closed", 0) as closed, client("sdk", 2) as sdk:
+        raw = calm.messages.with_raw_response.create(**asked)
+        assert raw.headers["anthropic-ratelimit-requests-limit"] == "100"
+        reset = datetime.fromisoformat(raw.headers["anthropic-ratelimit-requests-reset"])
+        remaining = 100 - int(raw.headers["anthropic-ratelimit-requests-remaining"])
+        assert 0 < (reset - datetime.now(UTC)).total_seconds() <= remaining * 864 + 1
+        assert not any(name.startswith("x-ratelimit") for name in raw.headers)
+        with pytest.raises(anthropic.RateLimitError) as refused:
+            closed.messages.create(**asked)
+        for _ in range(2):  # it waits as told
+            assert sdk.messages.create(**asked).content
+    told = refused.value.body
+    assert (told["type"], told["error"]["type"]) == ("error", "rate_limit_error")
+    assert told["request_id"] == refused.value.response.headers["request-id"]
+    headers = refused.value.response.headers
+    assert headers["anthropic-ratelimit-requests-remaining"] == "0"
+    assert "x-ratelimit-remaining-requests" not in headers
