@@ -69,6 +69,16 @@ def test_every_cut_gives_the_same(name):
 
 
 @pytest.mark.parametrize("name", EXPECTED)
+def test_two_packets_give_the_same_wherever_they_are_cut(name):
+    data = (CORPUS / f"{name}.sse").read_bytes()
+    whole = read(name, [data])
+    for at in range(1, len(data)):
+        if at % 7 and b"\n" not in data[at - 2 : at + 2]:
+            continue  # within a long line any cut is like the next
+        assert read(name, [data[:at], data[at:]]) == whole, at
+
+
+@pytest.mark.parametrize("name", EXPECTED)
 def test_a_stream_that_stops_anywhere_is_not_finished(name):
     data = (CORPUS / f"{name}.sse").read_bytes()
     for at in range(0, len(data) - 4, 5):
