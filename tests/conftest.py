@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support.processes import Demo, Gateway, backend_toml
 
-settings.register_profile("default", deadline=None)  # a busy machine is no failure
-settings.load_profile("default")
-settings.register_profile("long", max_examples=5_000, deadline=None)
+# No test may fail because a host is slow.
+_ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("any speed", parent=_ANY_SPEED)
+settings.register_profile("long", parent=_ANY_SPEED, max_examples=5_000)
+settings.load_profile("any speed")
 
 # Otherwise each of the many processes here would compile the program again.
 sys.dont_write_bytecode = False
