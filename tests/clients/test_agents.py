@@ -1,6 +1,7 @@
 """Claude Code and Codex as their users run them, headless, through the gateway: each makes a file.
 
-The backend speaks the client's API, or only chat completions.
+The backend speaks the client's API, or only chat completions. The key may send one request at a
+time.
 
 `make check-clients` fetches them from npm into `bench/.peers`: 650 MB.
 """
@@ -13,6 +14,7 @@ import pytest
 
 from bench.rig import npm_peer
 from nexus.access.keys import digest
+from tests.access.limited import key_of, keys_toml
 from tests.clients.scripted import CONTENT, FILE, MODEL, Asked, ScriptedBackend
 from tests.support.metrics import Scrape
 from tests.support.processes import Gateway, clean_environ
@@ -40,7 +42,9 @@ def run(request, tmp_path: Path, programs: Path):
             f'[[backends]]\nname = "up"\nurl = "{backend.url}"\ntype = "vllm"\n'
             + "strip_attribution = false\n"
             + (f"dialects = {json.dumps(request.param)}\n" if request.param else "")
-            + f'[routing.aliases]\nhaiku = "{MODEL}"\n'
+            + f'[routing.aliases]\nhaiku = "{MODEL}"\n[auth]\nmode = "keys"\n'
+            + keys_toml("agent")
+            + "limits = { parallel = 1 }\n"
         )
         with Gateway(tmp_path, config, workers=2) as gateway:
 
@@ -48,7 +52,12 @@ def run(request, tmp_path: Path, programs: Path):
                 done = subprocess.run(
                     [str(programs / command[0]), *command[1:]],
                     cwd=work, timeout=240, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                    env=clean_environ(HOME=str(home), CODEX_HOME=str(home), **environ),
+                    env=clean_environ(
+                        HOME=str(home),
+                        CODEX_HOME=str(home),
+                        NEXUS_API_KEY=key_of("agent"),
+                        **environ,
+                    ),
                 )  # fmt: skip
                 assert done.returncode == 0, done.stdout + done.stderr
                 assert (work / FILE).read_text() == CONTENT, done.stdout + done.stderr
@@ -77,7 +86,7 @@ def check_translated(found: Scrape, name: str, count: int) -> None:
 def test_claude_code(run):
     asked, found = run(
         "claude", "-p", ASK, "--model", MODEL, "--allowedTools", "Write",
-        ANTHROPIC_BASE_URL=run.base, ANTHROPIC_AUTH_TOKEN="unused",
+        ANTHROPIC_BASE_URL=run.base, ANTHROPIC_AUTH_TOKEN=key_of("agent"),
         ANTHROPIC_DEFAULT_HAIKU_MODEL="haiku", CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
     )  # fmt: skip
     turns = [one for one in asked if one.body.get("tools")]
@@ -96,14 +105,16 @@ def test_claude_code(run):
         check_translated(found, "messages-to-chat", len(asked))
     assert tokens(found, "prompt") == (100 if run.translated else 120) * len(asked)
     assert tokens(found, "completion") == 7 * len(asked)
-    assert found.total("nexus_requests_total", status="200") >= len(asked)
-    assert found.total("nexus_requests_total") == found.total("nexus_requests_total", status="200")
+    served = found.total("nexus_requests_total", status="200")
+    assert served >= len(asked)
+    refused = found.total("nexus_key_refusals_total", key="agent", reason="parallel")
+    assert found.total("nexus_requests_total") == served + refused
 
 
 def test_codex(run):
     provider = (
         f'{{name="Nexus", base_url="{run.base}/v1", wire_api="responses", '
-        "supports_websockets=false}"
+        'supports_websockets=false, env_key="NEXUS_API_KEY"}'
     )
     asked, found = run(
         "codex", "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox",

@@ -101,6 +101,7 @@ def _compact(content: bytes) -> bytes:
 
 _CHAT = {"stream": True, "messages": HI, "max_tokens": WORDS}
 _USAGE = {"stream_options": {"include_usage": True}}
+_INPUT = {"stream": True, "input": "hi", "max_output_tokens": WORDS}
 _PROMPT = {"stream": True, "prompt": "hi"}
 _IN_ANTHROPICS = b'{"type":"error","error":'
 ROWS = (
@@ -109,7 +110,7 @@ ROWS = (
     Row("completions", "/v1/completions", _PROMPT | {"max_tokens": WORDS}, b'"text":"'),
     Row("messages", "/v1/messages", _CHAT, b'"text_delta"', _IN_ANTHROPICS, before=3, pings=1,
         prompt=12, passes_errors=True),
-    Row("responses", "/v1/responses", {"stream": True, "input": "hi", "max_output_tokens": WORDS},
+    Row("responses", "/v1/responses", _INPUT,
         b'"response.output_text.delta"', b'{"type":"error",', before=4,
         passes_errors=True),
     Row("images", "/v1/images/generations", _PROMPT | {"partial_images": WORDS},
@@ -121,6 +122,9 @@ ROWS = (
         task="transcription", label="transcriptions"),
     Row("to_chat", "/v1/messages", _CHAT, b'"text_delta"', _IN_ANTHROPICS, before=1, api="openai",
         label="messages", passes_errors=True, translation="messages-to-chat"),
+    Row("responses_to_chat", "/v1/responses", _INPUT, b'"response.output_text.delta"',
+        b'{"type":"error",', before=1, api="openai", label="responses", passes_errors=True,
+        translation="responses-to-chat"),
     Row("to_messages", "/v1/chat/completions", _CHAT, b'"delta":{"content":', before=3, pings=1,
         prompt=19, api="anthropic", label="chat_completions", translation="chat-to-messages"),
 )  # fmt: skip
