@@ -3,6 +3,7 @@ request anywhere, on any path."""
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -52,7 +53,10 @@ LINES = "nexus_request_log_lines_total"
 def gateway(request, tmp_path_factory, demo) -> Iterator[Gateway]:
     directory = tmp_path_factory.mktemp("gateway")
     (directory / "prices.toml").write_text(PRICES)
+    plain = backend_toml(demo, discover_models=False, dialects=["openai"])
     config = CONFIG % (directory / "requests.jsonl") + backend_toml(demo)
+    config += plain.replace(f'"{demo.name}"', '"plain"')
+    config += '[[backends.models]]\nname = "demo-plain"\n'
     environ = {**WAYS[request.param], "NEXUS_ADMIN_TOKEN": "token-of-the-operators"}
     with Gateway(directory, config, environ=environ) as gateway:
         yield gateway
@@ -79,6 +83,44 @@ def chat(**more: Any) -> bytes:
         **more,
     }
     return json.dumps(body).encode()
+
+
+def message(**more: Any) -> tuple[str, bytes]:
+    """The same for Anthropic's clients."""
+    call = {"type": "tool_use", "id": "1", "name": "look", "input": {"at": ARGUMENT}}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": ARGUMENT}
+    body = {
+        "model": "demo-small",
+        "max_tokens": 20,
+        "system": [{"type": "text", "text": SYSTEM}],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": PROMPT}]},
+            {"role": "assistant", "content": [call]},
+            {"role": "user", "content": [result]},
+        ],
+        "tools": [{"name": "look", "description": TOOL, "input_schema": {"type": "object"}}],
+        **more,
+    }
+    return "/v1/messages", json.dumps(body).encode()
+
+
+def response(**more: Any) -> tuple[str, bytes]:
+    """The same for clients of the Responses API."""
+    call = {"type": "function_call", "call_id": "1", "name": "look", "arguments": ARGUMENT}
+    body = {
+        "model": "demo-small",
+        "max_output_tokens": 20,
+        "instructions": SYSTEM,
+        "store": False,
+        "input": [
+            {"role": "user", "content": PROMPT},
+            call,
+            {"type": "function_call_output", "call_id": "1", "output": ARGUMENT},
+        ],
+        "tools": [{"type": "function", "name": "look", "description": TOOL, "parameters": {}}],
+        **more,
+    }
+    return "/v1/responses", json.dumps(body).encode()
 
 
 def send(gateway: Gateway, body: bytes, *, key: str = KEY, **headers: str):
@@ -231,6 +273,19 @@ def test_no_content_and_no_key_anywhere(gateway, demo):
     ):
         with faulty(demo, fault):
             assert send(gateway, chat(stream=stream, max_tokens=20)).status == status, fault
+    for make, model, stream in itertools.product(
+        (message, response), ("demo-small", "demo-plain"), (False, True)
+    ):
+        assert post(gateway, *make(model=model, stream=stream)) == 200
+        with faulty(demo, "break_after=5"):
+            assert post(gateway, *make(model=model, stream=True)) == 200
+        with faulty(demo, f"status=400,message=cannot read {PROMPT} of {SYSTEM}"):
+            assert post(gateway, *make(model=model, stream=stream)) == 400
+        assert post(gateway, *make(model=model, tools=[{"type": TOOL}], stream=stream)) in (
+            (400,) if model == "demo-plain" else (200,)
+        )
+    assert post(gateway, *message(model="demo-plain", mcp_servers=[{"url": PROMPT}])) == 400
+    assert post(gateway, *response(model="demo-plain", previous_response_id=PROMPT)) == 400
     kill_workers(gateway, demo)
     assert send(gateway, chat()).status == 200
     outputs = shown(gateway)
@@ -250,6 +305,10 @@ def faulty(demo: Demo, fault: str) -> Iterator[None]:
         yield
     finally:
         demo.fault("")
+
+
+def post(gateway: Gateway, path: str, body: bytes) -> int:
+    return ask(gateway, path, body=body, authorization=f"Bearer {KEY}").status
 
 
 def kill_workers(gateway: Gateway, demo: Demo) -> None:

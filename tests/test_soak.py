@@ -117,6 +117,9 @@ def test_nothing_grows(tmp_path, subjects):
         }
         assert quiet.total("nexus_requests_total") == sum(tally.values())
         assert quiet.value("nexus_accounting_imbalance") == 0
+        # The warm-up has met few of the keys: a worker keeps the series of 500, and counters of
+        # limits.
+        most = (8 << 20) + subjects * (24 << 10)
         for pid in pids:
             assert after[pid][0] <= before[pid][0] + 16, (before, after)
-            assert after[pid][1] <= before[pid][1] * 1.1 + (8 << 20), (before, after)
+            assert after[pid][1] <= before[pid][1] * 1.1 + most, (before, after)
