@@ -32,7 +32,8 @@ test-deps:  ## install the programs that the tests start (Debian packages; needs
 check: test-deps lint types test  ## everything that must pass
 
 check-long: $(VENV)/dev.stamp test-deps  ## chaos, hostile, soak and fuzz runs, beyond `make check`; an hour: SECONDS=3600
-	NEXUS_CHAOS_SECONDS=$(SECONDS) NEXUS_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/test_chaos.py tests/test_soak.py tests/test_money_soak.py
+	NEXUS_CHAOS_SECONDS=$(SECONDS) NEXUS_CHAOS_SEED=$(SEED) NEXUS_SOAK_SECONDS=$$(($(SECONDS) / 2)) \
+	    $(BIN)/python -m pytest -s tests/test_chaos.py tests/test_soak.py tests/test_money_soak.py
 	NEXUS_HOSTILE_SECONDS=$(SECONDS) NEXUS_HOSTILE_SEED=$(SEED) $(BIN)/python -m pytest -s tests/test_hostile.py
 	$(BIN)/python -m pytest tests/test_schemathesis.py
 	$(BIN)/python -m pytest --hypothesis-profile=long tests/proxy tests/metrics tests/routing
