@@ -144,7 +144,7 @@ class SlotLease:
     def claim_row(self) -> None:
         """Zero the row of the slot's last holder, after its lost requests have been recorded."""
         self.row.clear()
-        self.row.assign(os.getpid(), self._role)
+        self._assign_row()
 
     def restore_row(self) -> None:
         """Restore this process's row if the table was damaged. Call it a few times a second."""
@@ -158,10 +158,16 @@ class SlotLease:
                     extra={"slot": self.slot, "why": error},
                 )
                 return
-            # First the starts: a reader that sees this worker must see how many were started.
-            if self._role == WORKER:
-                self.row.set_worker_starts(self._nth)
-            self.row.assign(os.getpid(), self._role)
+            # Without one, the supervisor would see a process that has always been silent.
+            self.row.record_heartbeat(time.monotonic_ns())
+            self._assign_row()
+
+    def _assign_row(self) -> None:
+        # First the starts: a reader that sees this worker must see how many were started. They may
+        # be lost since the lease, if the table was truncated.
+        if self._role == WORKER:
+            self.row.set_worker_starts(self._nth)
+        self.row.assign(os.getpid(), self._role)
 
     @property
     def metrics(self) -> Path | None:

@@ -5,10 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from nexus.fleet.load_table import SLOTS
+from nexus.fleet.load_table import HEALTH, SLOTS
 from nexus.fleet.run_directory import RunDirectory
 from nexus.fleet.slot_lease import NoFreeSlotError, SlotLease
 from tests.support.polling import until
@@ -158,3 +159,27 @@ def test_private():
         slot_lease.reclaim_abandoned(print),
         slot_lease.table.in_flight(),
     ) == ([0], None, [], 1)
+
+
+def test_a_table_that_is_truncated_while_a_worker_starts_shows_its_start(generation):
+    worker = SlotLease.lease(generation, nth=7)
+    health = SlotLease.lease(generation, role=HEALTH)
+    health.claim_row()
+    os.truncate(generation.load, 0)
+    health.restore_row()
+    worker.claim_row()
+    worker.restore_row()
+    assert health.table.worker_starts() == 7
+    for lease in (worker, health):
+        lease.release()
+
+
+def test_a_restored_row_is_not_silent(generation):
+    """The supervisor would kill the health process, whose next heartbeat is yet to come."""
+    lease = SlotLease.lease(generation, role=HEALTH)
+    lease.claim_row()
+    os.truncate(generation.load, 0)
+    before = time.monotonic_ns()
+    lease.restore_row()
+    assert lease.table.last_heartbeat(HEALTH) >= before
+    lease.release()
