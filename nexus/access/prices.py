@@ -33,6 +33,10 @@ class Rates(msgspec.Struct, frozen=True):
     cache_write: int = 0
     output: int = 0
 
+    def most(self, prompt: int, output: int) -> int:
+        """The most that these tokens cost."""
+        return prompt * max(self.input, self.cached_input, self.cache_write) + output * self.output
+
 
 class Price(msgspec.Struct, frozen=True):
     """What requests to one backend and model cost, in 10^-12 USD.
@@ -92,12 +96,10 @@ def time_cost(price: Price, microseconds: int) -> int:
 
 def most(price: Price, *, prompt: int, output: int, images: int = 0) -> int:
     """The most that a response of up to so many tokens costs, in nano-dollars, without time."""
-    amounts = []
-    for rates in {price.rates, price.rates_for(prompt)}:
-        input_ = max(rates.input, rates.cached_input, rates.cache_write)
-        amounts.append(prompt * input_ + output * rates.output)
-    beside = price.per_request + images * price.per_image
-    return -(-(max(amounts) + beside) // 1000)
+    dearest = price.rates.most(prompt, output)
+    if price.long_rates is not None and prompt > price.long_above:
+        dearest = max(dearest, price.long_rates.most(prompt, output))
+    return -(-(dearest + price.per_request + images * price.per_image) // 1000)
 
 
 def total(parts: Parts) -> int:

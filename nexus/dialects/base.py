@@ -144,12 +144,14 @@ class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         prompt: Where its conversation is read from; None if the task has no conversations.
+        fields: The fields of its body as raw JSON; empty if it has no JSON.
     """
 
     model: str
     stream: bool = False
     needs: Needs = ANYTHING
     prompt: Prompt | None = None
+    fields: Mapping[str, bytes | msgspec.Raw] = {}
 
 
 class TokenEstimate(NamedTuple):
@@ -362,7 +364,7 @@ class Dialect(AttemptDialect, Protocol):
         ERROR_SCHEMA: The name of its errors' form in OpenAPI.
         REQUEST_ID_HEADER: The header of the gateway's errors that has the request's id, beside
             `x-request-id`; None for none.
-        LIMIT_KINDS: What its headers tell of limits: a kind, and the dimensions that it stands for.
+        LIMIT_KINDS: What its headers tell of limits: the kind that a dimension belongs to.
     """
 
     NAME: str
@@ -373,16 +375,13 @@ class Dialect(AttemptDialect, Protocol):
     def REQUEST_ID_HEADER(self) -> str | None: ...  # noqa: N802
 
     @property
-    def LIMIT_KINDS(self) -> Mapping[str, tuple[str, ...]]: ...  # noqa: N802
+    def LIMIT_KINDS(self) -> Mapping[str, str]: ...  # noqa: N802
 
     def parse_request(self, body: bytes, form: RequestForm, /) -> ParsedRequest:
         """Read what routing needs. Fields that it does not need may hold anything.
 
         Raises `InvalidBody`.
         """
-
-    def estimate_tokens(self, body: bytes, form: RequestForm, /) -> TokenEstimate:
-        """Estimate what a body that was parsed takes, for limits on tokens."""
 
     def limit_headers(
         self, kind: str, /, *, limit: int, remaining: int, reset_ns: int, now: float

@@ -117,9 +117,8 @@ def parse_body(
         stream = value
     prompt = _prompt_in(fields, form)
     needs = needs_of(fields, prompt, form.task, form.translations)
-    return ParsedRequest(
-        model=name, stream=stream, needs=needs, prompt=needs if form.task == "chat" else None
-    )
+    chat = needs if form.task == "chat" else None
+    return ParsedRequest(model=name, stream=stream, needs=needs, prompt=chat, fields=fields)
 
 
 def model_in(fields: dict[str, Raw]) -> str:

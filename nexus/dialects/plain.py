@@ -8,7 +8,6 @@ from collections.abc import Callable
 from nexus.dialects.base import ParsedRequest, ReportedError, RequestForm
 from nexus.dialects.binary_stream import BinaryStream
 from nexus.dialects.body_needs import model_in
-from nexus.dialects.estimate import estimate_tokens
 from nexus.dialects.json_body import read_fields, replace_model
 from nexus.dialects.openai import (
     ERROR_SCHEMA,
@@ -38,7 +37,6 @@ __all__ = [
     "error_body",
     "error_event",
     "error_in_response",
-    "estimate_tokens",
     "limit_headers",
     "open_stream",
     "parse_request",

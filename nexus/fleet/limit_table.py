@@ -15,9 +15,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from array import array
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 
 from nexus.fleet.accounts import CELLS, Accounts
@@ -82,31 +80,36 @@ class LimitTable:
         Returns False if another process holds it for too long: 20 ms, or half a second if
         `patient`.
         """
+        if not self._acquire_now() and not self._acquire_soon(patient=patient):
+            return False
+        if self._cells[_INTENT]:
+            self._complete()
+        self._staged.clear()
+        self._claimed.clear()
+        return True
+
+    def _acquire_now(self) -> bool:
+        if not self._process_lock.acquire(False):
+            return False
+        if self._locks is None or self._locks.acquire_file():
+            return True
+        self._process_lock.release()
+        return False
+
+    def _acquire_soon(self, *, patient: bool) -> bool:
         for tried in range(_SPINS + (_PATIENT_TRIES if patient else _TRIES)):
-            if self._acquire_now():
-                if self._cells[_INTENT]:
-                    self._complete()
-                self._staged.clear()
-                self._claimed.clear()
-                return True
             if tried < _SPINS:
                 os.sched_yield()
             else:
                 time.sleep(_PAUSE_S)
-        return False
-
-    def _acquire_now(self) -> bool:
-        if not self._process_lock.acquire(blocking=False):
-            return False
-        if self._locks is None or self._locks.acquire(0):
-            return True
-        self._process_lock.release()
+            if self._acquire_now():
+                return True
         return False
 
     def release(self) -> None:
         """Unlock the table, and drop staged changes that were not committed."""
         if self._locks is not None:
-            self._locks.release(0)
+            self._locks.release_file()
         self._process_lock.release()
 
     # Changes
@@ -116,12 +119,17 @@ class LimitTable:
         staged = self._staged
         if not staged:
             return
-        cells, pairs = self._cells, array("q", chain.from_iterable(staged))
-        cells[_INTENT + 1 : _INTENT + 1 + len(pairs)] = pairs
-        cells[_INTENT] = len(pairs)
+        cells, at = self._cells, _INTENT
+        if len(staged) > 1:  # a single cell changes as a whole
+            for cell, value in staged:
+                cells[at + 1] = cell
+                at += 2
+                cells[at] = value
+            cells[_INTENT] = at - _INTENT
         for cell, value in staged:
             cells[cell] = value
-        cells[_INTENT] = 0
+        if at > _INTENT:
+            cells[_INTENT] = 0
         staged.clear()
 
     def staged(self) -> int:
@@ -145,6 +153,17 @@ class LimitTable:
         """The record of a bucket, made if it is missing; None if the table is full."""
         record = self._find(digest)
         return self._claim(digest, now_ns, name) if record is None else record
+
+    def read_bucket(
+        self, digest: Digest, now_ns: int, name: str
+    ) -> tuple[int, int, int, int] | None:
+        """The record of a bucket, as of `bucket`, and its `level`."""
+        cells, record = self._cells, self._records_found.get(digest)
+        if record is None or (cells[record], cells[record + _KEY_REST]) != digest:
+            record = self.bucket(digest, now_ns, name)
+            if record is None:
+                return None
+        return record, cells[record + _LEVEL], cells[record + _UNIT], cells[record + _FULL_SEEN]
 
     def level(self, record: int) -> tuple[int, int, int]:
         """(when it is full again, how long a unit takes, when it was last seen to be full)."""

@@ -45,18 +45,15 @@ class Charge(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         parts: The cost of the response by its type, such as `input`; parts of 0 are left out.
+        total: Their sum, which the client is charged.
         unpriced: The cost is unknown, because the backend that served has no price.
         retried: The costs of failed attempts: label values of backend and model, and the amount.
     """
 
     parts: tuple[tuple[str, int], ...] = ()
+    total: int = 0
     unpriced: bool = False
     retried: tuple[tuple[str, str, int], ...] = ()
-
-    @property
-    def total(self) -> int:
-        """The cost of the response, which its client is charged."""
-        return sum([nano for _, nano in self.parts])
 
 
 class Outcome(msgspec.Struct, kw_only=True, gc=False):

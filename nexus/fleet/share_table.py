@@ -84,7 +84,7 @@ class ShareTable:
             start = 1
         charged = cells[_MEAN] or _FIRST_MEAN
         cells[_NOW] = start
-        cells[cell] = start + max(1, round(charged / weight))
+        cells[cell] = start + (charged if weight == 1 else max(1, round(charged / weight)))
         return charged
 
     def ended(self, cell: int, weight: float, *, charged: int, tokens: int) -> None:

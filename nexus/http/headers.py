@@ -69,12 +69,14 @@ class RequestHeaders(msgspec.Struct):
         first: The first value of each name.
         credentials: Whether one of them is a key of the client's.
         unusual: Whether one needs an extra check: an origin, or a coding.
+        identified: Who sends requests with these headers, and by which keys that was found.
     """
 
     pairs: list[Field]
     first: dict[str, str]
     credentials: bool
     unusual: bool
+    identified: tuple[object, object] | None = None
     _for_backend: dict[bool, str] = {}
 
     @classmethod

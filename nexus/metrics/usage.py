@@ -43,32 +43,32 @@ class UsageStore:
     def __init__(self, directory: Path, slot: int) -> None:
         self._directory, self._slot = directory, slot
         self._file: ReservedFile | None = None
-        self._known: dict[UsageKey, list[SharedCounter]] = {}
+        self._known: dict[tuple[str, ...], list[SharedCounter]] = {}
 
     def moves(
         self, outcome: Outcome, charge: Charge
     ) -> list[tuple[Callable[[float], None], float]]:
         """The counters that a request changes, each with its amount. Raises OSError."""
-        key = UsageKey(
+        key = (
             outcome.key or NONE,
             outcome.team or NONE,
             outcome.model,
             outcome.backend or NONE,
             outcome.endpoint,
         )
-        counters = self._known.get(key) or self._counters(key)
-        amounts = (
-            1,
-            outcome.prompt_tokens or 0,
-            outcome.cached_tokens or 0,
-            outcome.completion_tokens or 0,
-            charge.total,
+        requests, prompt, cached, completion, cost = self._known.get(key) or self._counters(
+            UsageKey(*key)
         )
-        return [
-            (counter.inc, amount)
-            for counter, amount in zip(counters, amounts, strict=True)
-            if amount
-        ]
+        moves: list[tuple[Callable[[float], None], float]] = [(requests.inc, 1)]
+        if outcome.prompt_tokens:
+            moves.append((prompt.inc, outcome.prompt_tokens))
+        if outcome.cached_tokens:
+            moves.append((cached.inc, outcome.cached_tokens))
+        if outcome.completion_tokens:
+            moves.append((completion.inc, outcome.completion_tokens))
+        if charge.total:
+            moves.append((cost.inc, charge.total))
+        return moves
 
     def _counters(self, key: UsageKey) -> list[SharedCounter]:
         if len(self._known) >= _MOST:

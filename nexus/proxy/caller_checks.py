@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import cast
 
-from nexus.access.callers import ANONYMOUS, REASONS, UNIDENTIFIED, Caller, Identities
+from nexus.access.callers import ANONYMOUS, REASONS, UNIDENTIFIED, Caller, Callers, Identities
 from nexus.errors import RequestFailed
+from nexus.http.headers import RequestHeaders
 from nexus.proxy.exchange import Exchange
 from nexus.proxy.request import Request
 
@@ -22,7 +24,7 @@ def identify(exchange: Exchange) -> None:
     headers = request.headers.first
     exchange.caller, request.client_keys = UNIDENTIFIED, False
     try:
-        caller = callers.identify(headers)
+        caller = _identified(request.headers, callers)
         if (identities := callers.identities) is not None:
             caller = _signed_in(request, identities, caller)
         if caller is not ANONYMOUS:
@@ -37,6 +39,15 @@ def identify(exchange: Exchange) -> None:
         running, served_by = exchange.engine.running, threading.get_ident()
         running[served_by] = caller
         exchange.on_release(lambda: running.pop(served_by, None))
+
+
+def _identified(headers: RequestHeaders, callers: Callers) -> Caller:
+    """The caller whose key the headers carry; looked up once for requests that share them."""
+    if (known := headers.identified) is not None and known[0] is callers:
+        return cast("Caller", known[1])
+    caller = callers.identify(headers.first)
+    headers.identified = callers, caller
+    return caller
 
 
 def _signed_in(request: Request, identities: Identities, caller: Caller) -> Caller:

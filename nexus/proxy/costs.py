@@ -36,17 +36,16 @@ def charge(
     if price is None:
         return Charge(unpriced=served)
     prompt = usage.prompt_tokens
-    return Charge(
-        cost(
-            price,
-            prompt=estimated_prompt() if prompt is None else prompt,
-            completion=usage.completion_tokens or 0,
-            cached=usage.cached_tokens or 0,
-            cache_write=usage.cache_write_tokens or 0,
-            images=images,
-            microseconds=round(seconds * 1e6),
-        )
+    parts = cost(
+        price,
+        prompt=estimated_prompt() if prompt is None else prompt,
+        completion=usage.completion_tokens or 0,
+        cached=usage.cached_tokens or 0,
+        cache_write=usage.cache_write_tokens or 0,
+        images=images,
+        microseconds=round(seconds * 1e6) if price.per_second else 0,
     )
+    return Charge(parts, total(parts))
 
 
 def retried(

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from nexus.access.callers import Caller
 from nexus.dialects.base import ParsedRequest, StreamReader, TokenEstimate, Usage
+from nexus.dialects.estimate import estimate_tokens
 from nexus.dialects.form_reader import FormField
 from nexus.errors import Fault, RequestFailed
 from nexus.fleet.outcome import AttemptRecord, Charge, Outcome, milliseconds
@@ -252,8 +253,14 @@ class Exchange:
         if self.endpoint.body != "json" or not self.endpoint.by_model:
             return _NO_TOKENS
         if self._estimate is None:
-            self._estimate = self.endpoint.dialect.estimate_tokens(self.body, self.endpoint.form)
+            fields, form = self.parsed.fields, self.endpoint.form
+            self._estimate = estimate_tokens(fields, len(self.body), form)
         return self._estimate
+
+    @property
+    def estimated_prompt(self) -> int:
+        """The tokens of its prompt as its limits have reserved them; 0 if they reserve none."""
+        return self._estimate.prompt if self._estimate is not None else 0
 
     def served_units(self) -> float:
         """The units of the response, or of the request, that its endpoint counts."""

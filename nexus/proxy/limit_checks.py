@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
-from nexus.access.limits import Amounts, Counter
+from msgspec.structs import replace
+
+from nexus.access.limits import Amounts, Counter, Dimension
 from nexus.config.limit_records import Limit
+from nexus.dialects.base import TokenEstimate
 from nexus.errors import RequestFailed
 from nexus.proxy.budget_checks import RequestBudgets, budgets_of
-from nexus.proxy.budgets import BudgetRefused
+from nexus.proxy.budgets import BudgetRefused, Hold
 from nexus.proxy.caller_checks import count_refusal
 from nexus.proxy.exchange import Exchange
-from nexus.proxy.limits import Level, Refused, Reserve, level_headers
+from nexus.proxy.limits import Refused, Reserve, level_headers
 
-_Reserved = tuple[list[Reserve], list[Level]]
+_ONE = ("requests", "parallel")
+"""Dimensions of which each request takes one unit."""
 
 
 def reserve_limits(exchange: Exchange) -> None:
@@ -67,63 +70,58 @@ def _reserve(
 ) -> None:
     """Reserve, in one locked step. Raises `RequestFailed`."""
     dialect = exchange.endpoint.dialect
-    prompt = 0
-    if any(counter.dimension.endswith("tokens") for counter in counters):
-        prompt = exchange.token_estimate().prompt
-    units = [_units(exchange, counter, prompt) for counter in counters]
+    units = [
+        1 if counter.dimension in _ONE else _tokens(exchange, counter.dimension, counter.limit)
+        for counter in counters
+    ]
     holds = budgets.holds if budgets is not None else ()
     exchange.limited = bool(counters)
-    limiter = exchange.engine.limiter
     try:
-        reserves, levels = _admit(
-            exchange, counters, partial(limiter.reserve, counters, units, holds)
-        )
+        reserves = _admit(exchange, counters, units, holds)
     except Refused as refusal:
-        limiter.refused(refusal)
+        exchange.engine.limiter.refused(refusal)
         exchange.own_headers = [*exchange.own_headers, *level_headers(dialect, refusal.levels)]
         count_refusal(exchange, refusal.kind or "")
         raise
-    exchange.own_headers = [*exchange.own_headers, *level_headers(dialect, levels)]
+    if reserves:
+        exchange.own_headers = [*exchange.own_headers, *level_headers(dialect, reserves)]
     if reserves or budgets is not None:
-        exchange.on_release(lambda: _settle(exchange, reserves, prompt, budgets))
+        exchange.on_release(lambda: _settle(exchange, reserves, budgets))
 
 
 def _admit(
-    exchange: Exchange, counters: Sequence[Counter], reserve: Callable[[], _Reserved]
-) -> _Reserved:
+    exchange: Exchange, counters: Sequence[Counter], units: Sequence[int], holds: Sequence[Hold]
+) -> list[Reserve]:
     """Reserve at once, or after a wait for a place if a limit allows that."""
-    places = exchange.engine.places
+    limiter, places = exchange.engine.limiter, exchange.engine.places
     counter = places.line_of(counters)
     if counter is None:
         try:
-            return reserve()
+            return limiter.reserve(counters, units, holds)
         except Refused as refusal:
             if not refusal.may_wait:
                 raise
             counter = refusal.counter
     started = time.monotonic()
     try:
-        return places.wait(counter, reserve, request=exchange.request)
+        return places.wait(
+            counter, lambda: limiter.reserve(counters, units, holds), request=exchange.request
+        )
     finally:
         exchange.waited_s += time.monotonic() - started
 
 
-def _units(exchange: Exchange, counter: Counter, prompt: int) -> int:
-    """What a request needs of one counter. Raises `RequestFailed`."""
-    match counter.dimension:
-        case "requests" | "parallel":
-            return 1
-        case "input_tokens":
-            return prompt
-        case "output_tokens":
-            return _output(exchange, counter.limit)
-        case "tokens":
-            return prompt + _output(exchange, counter.limit)
-
-
-def _output(exchange: Exchange, limit: Limit) -> int:
-    """The tokens to reserve for a response. Raises `RequestFailed`."""
+def _tokens(exchange: Exchange, dimension: Dimension, limit: Limit) -> int:
+    """The tokens that a request needs of a limit. Raises `RequestFailed`."""
     estimate = exchange.token_estimate()
+    if dimension == "input_tokens":
+        return estimate.prompt
+    output = _output(exchange, estimate, limit)
+    return output if dimension == "output_tokens" else estimate.prompt + output
+
+
+def _output(exchange: Exchange, estimate: TokenEstimate, limit: Limit) -> int:
+    """The tokens to reserve for a response. Raises `RequestFailed`."""
     stated, reserve = estimate.output_limit, limit.reserve_output
     if reserve != "full":
         return reserve if stated is None else min(stated, reserve)
@@ -141,36 +139,42 @@ def _output(exchange: Exchange, limit: Limit) -> int:
 
 
 def _settle(
-    exchange: Exchange,
-    reserves: Sequence[Reserve],
-    prompt: int,
-    budgets: RequestBudgets | None,
+    exchange: Exchange, reserves: Sequence[Reserve], budgets: RequestBudgets | None
 ) -> None:
     """Charge the usage that the backend reports, else an estimate."""
     costs = budgets.settle() if budgets is not None and exchange.background is None else ()
+    used, cached = _used(exchange)
     exchange.engine.limiter.settle(
         [
-            (reserve, _used(exchange, prompt, reserve.counter.limit.cached_weight))
+            (reserve, _weighted(used, cached, reserve.counter.limit) if cached else used)
             for reserve in reserves
         ],
         costs,
     )
     if budgets is not None and exchange.background is not None:
         exchange.engine.background.keep(exchange.background, budgets.pending())
-    exchange.engine.places.freed(reserve.counter for reserve in reserves)
+    exchange.engine.places.freed(reserves)
 
 
-def _used(exchange: Exchange, prompt: int, cached_weight: float) -> Amounts | None:
-    """What the request used; None if the usage of a served response is unknown."""
+def _used(exchange: Exchange) -> tuple[Amounts | None, int]:
+    """What the request used, and the cached tokens in it; None if a served response's usage is
+    unknown."""
     if exchange.choice is None and not exchange.endpoint.counts:
-        return Amounts()
+        return Amounts(), 0
     usage, source = exchange.known_usage()
     if source == "none":
-        return None
+        return None, 0
     if source is None:
         # No response went to the client. If it left during an attempt, the prompt was processed.
-        return Amounts(1, prompt if exchange.within_attempt else 0, 0)
-    input_tokens = prompt if usage.prompt_tokens is None else usage.prompt_tokens
-    if usage.cached_tokens and cached_weight < 1:
-        input_tokens -= round(usage.cached_tokens * (1 - cached_weight))
-    return Amounts(1, input_tokens, usage.completion_tokens or 0)
+        return Amounts(1, exchange.estimated_prompt if exchange.within_attempt else 0, 0), 0
+    prompt = usage.prompt_tokens
+    input_tokens = exchange.estimated_prompt if prompt is None else prompt
+    return Amounts(1, input_tokens, usage.completion_tokens or 0), usage.cached_tokens or 0
+
+
+def _weighted(used: Amounts | None, cached: int, limit: Limit) -> Amounts | None:
+    """What was used, with the limit's weight of cached tokens."""
+    if used is None or limit.cached_weight >= 1:
+        return used
+    less = round(cached * (1 - limit.cached_weight))
+    return replace(used, input_tokens=used.input_tokens - less)

@@ -29,21 +29,22 @@ _NEVER_NS = 3_600_000_000_000
 """`Retry-After` for a limit of 0."""
 
 
-class Level(msgspec.Struct, frozen=True):
-    """The state of a counter after a request: the remaining units, and when it is full again."""
-
-    counter: Counter
-    remaining: int
-    full_in_ns: int = 0
-    wait_ns: int = 0
-
-
 class Reserve(msgspec.Struct, frozen=True):
-    """The units that a request has reserved of one counter."""
+    """The units that a request has reserved of one counter, or was refused.
+
+    Attributes:
+        at_ns: When, on the monotonic clock.
+        remaining: The units that are left.
+        full_in_ns: How long the counter takes until all units are left again.
+        wait_ns: How long a request that was refused should wait.
+    """
 
     counter: Counter
     units: int
     at_ns: int
+    remaining: int
+    full_in_ns: int = 0
+    wait_ns: int = 0
 
 
 UsedReserve = tuple[Reserve, Amounts | None]
@@ -69,38 +70,48 @@ class Limiter:
         counters: Sequence[Counter],
         needed: Sequence[int],
         holds: Sequence[Hold] = (),
-    ) -> tuple[list[Reserve], list[Level]]:
+    ) -> list[Reserve]:
         """Reserve what a request needs of all counters and budgets, or of none.
 
-        `needed` are the units of each counter. Returns the reservations and the state of the
-        counters. Raises `RequestFailed` with `limits_unavailable`, `Refused`, and `BudgetRefused`.
-        A refusal is not counted: the request may wait.
+        `needed` are the units of each counter. Returns the reservations, of limits that hold and of
+        shadow limits. Raises `RequestFailed` with `limits_unavailable`, `Refused`, and
+        `BudgetRefused`. A refusal is not counted: the request may wait.
         """
         table = self._table()
-        if holds:
+        if holds and not table.ready:
             self._await_ledger(table, holds)
-        if not table.acquire():
-            strict = any(c.dimension == "parallel" and not c.limit.shadow for c in counters) or any(
-                hold.account.budget.mode == "hard" for hold in holds
-            )
-            if not (strict and table.acquire(patient=True)):
-                self._recorder.limits_missed()
-                if strict:
-                    raise RequestFailed("limits_unavailable", headers={"retry-after": "1"})
-                return [], []
+        if not table.acquire() and not self._acquire_late(table, counters, holds):
+            return []
         try:
             staged = _stage_all(table, counters, needed)
             if staged.refused is None:
-                stage_holds(table, holds, before=(), now=time.time())
+                if holds:
+                    stage_holds(table, holds, before=(), now=time.time())
                 table.commit()
         finally:
             table.release()
-        self._recorder.limits_untracked(staged.untracked)
-        shadow = staged.shadow_refused[0].counter if staged.shadow_refused is not None else None
+        if staged.untracked:
+            self._recorder.limits_untracked(staged.untracked)
+        shadow = staged.shadow_refused.counter if staged.shadow_refused is not None else None
         if staged.refused is not None:
-            raise Refused(*staged.refused, staged.levels, shadow=shadow)
+            raise Refused(staged.refused, staged.reserved, shadow=shadow)
         self._count(shadow, shadow=True)
-        return staged.reserved, staged.levels
+        return staged.reserved
+
+    def _acquire_late(
+        self, table: LimitTable, counters: Sequence[Counter], holds: Sequence[Hold]
+    ) -> bool:
+        """Lock the table if the request needs that, else count the miss. Raises
+        `RequestFailed`."""
+        strict = any(c.dimension == "parallel" and not c.limit.shadow for c in counters) or any(
+            hold.account.budget.mode == "hard" for hold in holds
+        )
+        if strict and table.acquire(patient=True):
+            return True
+        self._recorder.limits_missed()
+        if strict:
+            raise RequestFailed("limits_unavailable", headers={"retry-after": "1"})
+        return False
 
     def refused(self, refusal: Refused) -> None:
         """Count a refusal that is final."""
@@ -131,8 +142,10 @@ class Limiter:
         self, used_reserves: Sequence[UsedReserve], costs: Sequence[tuple[Hold, int]] = ()
     ) -> None:
         """Replace what a request reserved by what it used and cost, in one locked step."""
-        self._unsettled.append((used_reserves, costs))
-        self.flush()
+        changed = [(reserve, used) for reserve, used in used_reserves if _changes(reserve, used)]
+        if changed or costs:
+            self._unsettled.append((changed, costs))
+            self.flush()
 
     def flush(self) -> None:
         """Settle requests for which the table was locked earlier."""
@@ -148,8 +161,11 @@ class Limiter:
                 now_ns = time.monotonic_ns()
                 used_reserves, costs = self._unsettled.popleft()
                 for reserve, used in used_reserves:
-                    moved += _stage_use(table, reserve, used, now_ns)
-                overruns += stage_costs(table, costs, time.time())
+                    units = _stage_use(table, reserve, used, now_ns)
+                    if units:
+                        moved.append((reserve.counter.limit.name, units))
+                if costs:
+                    overruns += stage_costs(table, costs, time.time())
                 table.commit()
         finally:
             table.release()
@@ -208,20 +224,20 @@ class Refused(RequestFailed):
     """
 
     def __init__(
-        self, level: Level, asked: int, others: list[Level], *, shadow: Counter | None = None
+        self, refused: Reserve, others: list[Reserve], *, shadow: Counter | None = None
     ) -> None:
-        counter, wait_ns = level.counter, level.wait_ns
+        counter, wait_ns = refused.counter, refused.wait_ns
         kind = "parallel" if counter.dimension == "parallel" else "tokens"
         super().__init__(
             "rate_limit_exceeded",
-            counter.describe(left=level.remaining, asked=asked, wait_s=wait_ns / 1e9),
+            counter.describe(left=refused.remaining, asked=refused.units, wait_s=wait_ns / 1e9),
             headers={
                 "retry-after": str(-(-wait_ns // 1_000_000_000)),
                 "retry-after-ms": str(-(-wait_ns // 1_000_000)),
             },
             kind="requests" if counter.dimension == "requests" else kind,
         )
-        self.levels = [level, *others]
+        self.levels = [refused, *others]
         self.counter, self.shadow = counter, shadow
 
     @property
@@ -239,16 +255,15 @@ class _Staged(msgspec.Struct):
     """What is staged of a request's reservations.
 
     Attributes:
-        levels: The state of the counters that admit the request.
-        refused: The counter with the longest wait, and the units that it was asked for.
+        reserved: Those of the counters that admit the request.
+        refused: That of the counter with the longest wait.
         shadow_refused: The same of the limits that refuse nothing.
         untracked: How many counters had no room in the table.
     """
 
     reserved: list[Reserve]
-    levels: list[Level]
-    refused: tuple[Level, int] | None = None
-    shadow_refused: tuple[Level, int] | None = None
+    refused: Reserve | None = None
+    shadow_refused: Reserve | None = None
     untracked: int = 0
 
 
@@ -257,47 +272,51 @@ def _stage_all(table: LimitTable, counters: Sequence[Counter], needed: Sequence[
 
     If one of these would refuse the request, nothing of it is reserved of any of them.
     """
-    now_ns, staged, real = time.monotonic_ns(), _Staged([], []), None
+    now_ns, real = time.monotonic_ns(), None
+    staged = _Staged([])
     for counter, units in zip(counters, needed, strict=True):
         shadow = counter.limit.shadow
         if shadow and real is None:
             real = table.staged(), len(staged.reserved)
-        level = _stage(table, counter, units, now_ns)
-        if level is None:
+        stage = _stage_place if counter.dimension == "parallel" else _stage_units
+        reserve = stage(table, counter, units, now_ns)
+        if reserve is None:
             staged.untracked += 1
-        elif level.wait_ns <= 0:
-            staged.reserved.append(Reserve(counter, units, now_ns))
-            staged.levels.append(level)
+        elif reserve.wait_ns <= 0:
+            staged.reserved.append(reserve)
         elif shadow:
-            staged.shadow_refused = _longer(staged.shadow_refused, (level, units))
+            staged.shadow_refused = _longer(staged.shadow_refused, reserve)
         else:
-            staged.refused = _longer(staged.refused, (level, units))
+            staged.refused = _longer(staged.refused, reserve)
     if staged.shadow_refused is not None and real is not None:
         table.unstage(real[0])
         del staged.reserved[real[1] :]
     return staged
 
 
-def _longer(one: tuple[Level, int] | None, other: tuple[Level, int]) -> tuple[Level, int]:
-    return other if one is None or other[0].wait_ns > one[0].wait_ns else one
+def _longer(one: Reserve | None, other: Reserve) -> Reserve:
+    return other if one is None or other.wait_ns > one.wait_ns else one
 
 
-def _stage(table: LimitTable, counter: Counter, units: int, now_ns: int) -> Level | None:
-    """Stage a request's reservation of one counter; None if the table is full."""
-    if counter.dimension == "parallel":
-        left = counter.burst - table.in_progress(counter.digest)
-        if left <= 0:
-            wait_ns = _PARALLEL_WAIT_NS if counter.amount else _NEVER_NS
-            return Level(counter, 0, 0, wait_ns)
-        staged = table.stage_progress(counter.digest, 1, now_ns, counter.name)
-        return Level(counter, left - 1) if staged else None
+def _stage_place(table: LimitTable, counter: Counter, _: int, now_ns: int) -> Reserve | None:
+    """Stage one more request in progress; None if the table is full."""
+    left = counter.burst - table.in_progress(counter.digest)
+    if left <= 0:
+        wait_ns = _PARALLEL_WAIT_NS if counter.amount else _NEVER_NS
+        return Reserve(counter, 1, now_ns, 0, 0, wait_ns)
+    staged = table.stage_progress(counter.digest, 1, now_ns, counter.name)
+    return Reserve(counter, 1, now_ns, left - 1) if staged else None
+
+
+def _stage_units(table: LimitTable, counter: Counter, units: int, now_ns: int) -> Reserve | None:
+    """Stage units of a bucket; None if the table is full."""
     if not counter.amount:
-        return Level(counter, 0, 0, _NEVER_NS)
-    record = table.bucket(counter.digest, now_ns, counter.name)
-    if record is None:
+        return Reserve(counter, units, now_ns, 0, 0, _NEVER_NS)
+    bucket = table.read_bucket(counter.digest, now_ns, counter.name)
+    if bucket is None:
         return None
+    record, full_at, before, full_seen = bucket
     unit, burst = counter.unit_ns, counter.burst
-    full_at, before, full_seen = table.level(record)
     if before and before != unit:
         full_at = buckets.convert(full_at, now_ns, before=before, after=unit)
     wait_ns = buckets.wait_ns(full_at, units, now_ns, unit=unit, burst=burst)
@@ -306,27 +325,31 @@ def _stage(table: LimitTable, counter: Counter, units: int, now_ns: int) -> Leve
             full_seen = now_ns
         full_at = buckets.charge(full_at, units, now_ns, unit=unit)
         table.stage_level(record, full_at, unit, full_seen)
-    left = max(0, burst - buckets.used(full_at, now_ns, unit=unit))
-    return Level(counter, left, max(0, full_at - now_ns), wait_ns)
+    full_in_ns = max(0, full_at - now_ns)
+    left = burst - buckets.used(full_at, now_ns, unit=unit)
+    return Reserve(counter, units, now_ns, max(0, left), full_in_ns, wait_ns)
 
 
-def _stage_use(
-    table: LimitTable, reserve: Reserve, amounts: Amounts | None, now_ns: int
-) -> list[tuple[str, int]]:
+def _changes(reserve: Reserve, used: Amounts | None) -> bool:
+    """Whether what was used changes what is reserved."""
+    dimension = reserve.counter.dimension
+    return dimension == "parallel" or (used is not None and used.of(dimension) != reserve.units)
+
+
+def _stage_use(table: LimitTable, reserve: Reserve, amounts: Amounts | None, now_ns: int) -> int:
     """Stage the difference between reserved and used units.
 
-    Returns the limit and the tokens above (or, negative, below) the reservation.
+    Returns the tokens above (or, negative, below) the reservation.
     """
     counter = reserve.counter
     if counter.dimension == "parallel":
         table.stage_progress(counter.digest, -1, now_ns)
-        return []
-    if amounts is None or (used := amounts.of(counter.dimension)) == reserve.units:
-        return []
-    moved = [] if counter.dimension == "requests" else [(counter.limit.name, used - reserve.units)]
-    record = table.bucket(counter.digest, now_ns, counter.name)
-    if record is not None:
-        full_at, unit, full_seen = table.level(record)
+        return 0
+    assert amounts is not None, "of a change"
+    used = amounts.of(counter.dimension)
+    bucket = table.read_bucket(counter.digest, now_ns, counter.name)
+    if bucket is not None:
+        record, full_at, unit, full_seen = bucket
         unit = unit or counter.unit_ns
         since = full_seen > reserve.at_ns or full_at <= now_ns
         full_at = buckets.settle(
@@ -338,25 +361,29 @@ def _stage_use(
             full_since_reserve=since,
         )
         table.stage_level(record, full_at, unit, full_seen)
-    return moved
+    return 0 if counter.dimension == "requests" else used - reserve.units
 
 
-def level_headers(dialect: Dialect, levels: Sequence[Level]) -> list[tuple[str, str]]:
+def _is_tighter(one: Reserve, other: Reserve) -> bool:
+    return (one.remaining, -one.full_in_ns) < (other.remaining, -other.full_in_ns)
+
+
+def level_headers(dialect: Dialect, reserves: Sequence[Reserve]) -> list[tuple[str, str]]:
     """The headers that show a client its tightest limits."""
+    tightest: dict[str, Reserve] = {}
+    for reserve in reserves:
+        kind = dialect.LIMIT_KINDS.get(reserve.counter.dimension)
+        if kind is None or reserve.counter.limit.shadow:
+            continue
+        if (other := tightest.get(kind)) is None or _is_tighter(reserve, other):
+            tightest[kind] = reserve
     headers: list[tuple[str, str]] = []
-    for kind, dimensions in dialect.LIMIT_KINDS.items():
-        of_kind = [
-            level
-            for level in levels
-            if level.counter.dimension in dimensions and not level.counter.limit.shadow
-        ]
-        if of_kind:
-            tightest = min(of_kind, key=lambda level: (level.remaining, -level.full_in_ns))
-            headers += dialect.limit_headers(
-                kind,
-                limit=tightest.counter.burst,
-                remaining=tightest.remaining,
-                reset_ns=tightest.full_in_ns,
-                now=time.time(),
-            )
+    for kind, reserve in tightest.items():
+        headers += dialect.limit_headers(
+            kind,
+            limit=reserve.counter.burst,
+            remaining=reserve.remaining,
+            reset_ns=reserve.full_in_ns,
+            now=time.time(),
+        )
     return headers

@@ -15,7 +15,7 @@ from threading import Lock
 from typing import TypeVar
 
 from nexus.access.limits import Counter
-from nexus.proxy.limits import Refused
+from nexus.proxy.limits import Refused, Reserve
 from nexus.proxy.queue import Wakeup
 from nexus.proxy.request import Request
 
@@ -70,11 +70,11 @@ class PlaceQueue:
                     del self._lines[counter.digest]
             own.close()
 
-    def freed(self, counters: Iterable[Counter]) -> None:
+    def freed(self, reserves: Iterable[Reserve]) -> None:
         """Wake the first request of each line, because a place was released."""
         if not self._lines:
             return
         with self._lock:
-            for counter in counters:
-                if line := self._lines.get(counter.digest):
+            for reserve in reserves:
+                if line := self._lines.get(reserve.counter.digest):
                     line[0].notify()

@@ -9,13 +9,18 @@ from nexus.access.limits import Amounts, Limits
 from nexus.config.access_records import Key, Team
 from nexus.config.limit_records import Limit, Match, OwnLimits
 from nexus.config.records import Config
-from nexus.dialects import openai
 from nexus.dialects.anthropic.limits import limit_headers
 from nexus.dialects.base import PromptField, RequestForm
+from nexus.dialects.estimate import estimate_tokens
+from nexus.dialects.json_body import read_fields
 from nexus.dialects.openai.limits import duration
 
 CHAT = RequestForm(prompts=(PromptField(name="messages", messages=True),), task="chat")
 INPUT = RequestForm(prompts=(PromptField(name="input"),), task="embeddings")
+
+
+def estimated(body: bytes, form: RequestForm):
+    return estimate_tokens(read_fields(body), len(body), form)
 
 
 def subjects(limit, *requests):
@@ -131,7 +136,7 @@ def test_durations_as_openai_writes_them(ns, text):
 )  # fmt: skip
 def test_the_estimate_of_a_request(body, form, estimate):
     text = json.dumps({"model": "m", **body}, separators=(",", ":"))
-    assert openai.estimate_tokens(text.encode(), form)[:2] == estimate
+    assert estimated(text.encode(), form)[:2] == estimate
 
 
 def test_the_bound_of_a_request():
@@ -144,7 +149,7 @@ def test_the_bound_of_a_request():
         "n": 3,
     }
     text = json.dumps(body, ensure_ascii=False).encode()
-    found = openai.estimate_tokens(text, CHAT)
+    found = estimated(text, CHAT)
     assert (found.output_limit, found.choices) == (7, 3)
     assert found.beside == 2 * 16 + 1600 + 512
     assert 0 <= len(text) - 5000 - found.size < 100

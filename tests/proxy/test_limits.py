@@ -43,7 +43,7 @@ for _ in range(operations):
     else:
         units = rng.randint(1, 9)
         try:
-            reserves, _ = limiter.reserve(counters, [units])
+            reserves = limiter.reserve(counters, [units])
         except Refused:
             if rng.random() < 0.1:
                 time.sleep(rng.random() / 50)

@@ -9,7 +9,6 @@ from nexus.dialects.anthropic.limits import LIMIT_KINDS, limit_headers
 from nexus.dialects.anthropic.request import parse_request
 from nexus.dialects.anthropic.stream import open_stream
 from nexus.dialects.anthropic.usage import ask_for_usage, asks_for_usage, usage_in_response
-from nexus.dialects.estimate import estimate_tokens
 from nexus.dialects.json_body import replace_model
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "error_body",
     "error_event",
     "error_in_response",
-    "estimate_tokens",
     "limit_headers",
     "open_stream",
     "parse_request",

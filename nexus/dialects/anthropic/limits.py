@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-LIMIT_KINDS: Mapping[str, tuple[str, ...]] = {
-    "requests": ("requests",),
-    "tokens": ("tokens",),
-    "input-tokens": ("input_tokens",),
-    "output-tokens": ("output_tokens",),
+LIMIT_KINDS: Mapping[str, str] = {
+    "requests": "requests",
+    "tokens": "tokens",
+    "input_tokens": "input-tokens",
+    "output_tokens": "output-tokens",
 }
 
 

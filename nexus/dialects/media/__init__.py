@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from nexus.dialects.estimate import estimate_tokens
 from nexus.dialects.json_body import replace_model
 from nexus.dialects.media.request import characters, parse_request
 from nexus.dialects.media.stream import open_stream
@@ -36,7 +35,6 @@ __all__ = [
     "error_body",
     "error_event",
     "error_in_response",
-    "estimate_tokens",
     "images",
     "limit_headers",
     "open_stream",

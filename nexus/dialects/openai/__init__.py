@@ -3,7 +3,6 @@ contract."""
 
 from __future__ import annotations
 
-from nexus.dialects.estimate import estimate_tokens
 from nexus.dialects.json_body import replace_model
 from nexus.dialects.openai.errors import error_body, error_in_response
 from nexus.dialects.openai.events import KEEPALIVE, error_event, response_events
@@ -26,7 +25,6 @@ __all__ = [
     "error_body",
     "error_event",
     "error_in_response",
-    "estimate_tokens",
     "limit_headers",
     "open_stream",
     "parse_request",

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-LIMIT_KINDS: Mapping[str, tuple[str, ...]] = {
-    "requests": ("requests",),
-    "tokens": ("tokens", "input_tokens", "output_tokens"),
+LIMIT_KINDS: Mapping[str, str] = {
+    "requests": "requests",
+    "tokens": "tokens",
+    "input_tokens": "tokens",
+    "output_tokens": "tokens",
+}
+
+_NAMES = {
+    kind: (
+        f"x-ratelimit-limit-{kind}",
+        f"x-ratelimit-remaining-{kind}",
+        f"x-ratelimit-reset-{kind}",
+    )
+    for kind in LIMIT_KINDS.values()
 }
 
 
@@ -19,10 +30,11 @@ def limit_headers(
     now: float,  # noqa: ARG001 - other dialects tell a time of day
 ) -> list[tuple[str, str]]:
     """The headers of one kind of limit."""
+    limit_name, remaining_name, reset_name = _NAMES[kind]
     return [
-        (f"x-ratelimit-limit-{kind}", str(limit)),
-        (f"x-ratelimit-remaining-{kind}", str(remaining)),
-        (f"x-ratelimit-reset-{kind}", duration(reset_ns)),
+        (limit_name, str(limit)),
+        (remaining_name, str(remaining)),
+        (reset_name, duration(reset_ns)),
     ]
 
 

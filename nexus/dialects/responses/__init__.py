@@ -3,7 +3,6 @@ contract."""
 
 from __future__ import annotations
 
-from nexus.dialects.estimate import estimate_tokens
 from nexus.dialects.json_body import replace_model
 from nexus.dialects.openai.errors import error_body
 from nexus.dialects.openai.events import KEEPALIVE
@@ -35,7 +34,6 @@ __all__ = [
     "error_body",
     "error_event",
     "error_in_response",
-    "estimate_tokens",
     "limit_headers",
     "named_ids",
     "open_stream",
