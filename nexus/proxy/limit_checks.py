@@ -142,6 +142,7 @@ def _settle(
     exchange: Exchange, reserves: Sequence[Reserve], budgets: RequestBudgets | None
 ) -> None:
     """Charge the usage that the backend reports, else an estimate."""
+    exchange.budgets = None  # they refer to it: the cycle would wait for the collector
     costs = budgets.settle() if budgets is not None and exchange.background is None else ()
     used, cached = _used(exchange)
     exchange.engine.limiter.settle(
