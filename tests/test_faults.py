@@ -159,6 +159,7 @@ ELSEWHERE = {
     },
     "access/test_block_now.py": {"stream_key_blocked"},
     "server/test_encodings.py": {"unsupported_encoding"},
+    "server/test_paths.py": {"endpoint_not_configured"},
     "test_raw_requests.py": {"body_malformed"},
     "test_client_disconnect.py": {"client_gone"},
     "test_queue.py": {"queue_full", "queue_timeout", "at_capacity"},
