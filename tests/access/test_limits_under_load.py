@@ -32,7 +32,8 @@ lock, pids = LockFile(Path(sys.argv[1])), [int(pid) for pid in sys.argv[2:]]
 for pid in itertools.cycle(pids):
     os.kill(pid, signal.SIGSTOP)
     for _ in range(25):  # a worker that runs releases it
-        if not lock.held_elsewhere(0):
+        if lock.acquire_file():
+            lock.release_file()
             break
         time.sleep(0.002)
     else:
