@@ -27,14 +27,17 @@ class Silent(Recorder):
         backend: str,  # noqa: ARG002
         outcome: str,  # noqa: ARG002
         *,
-        success: bool | None,
+        success: bool,
+        in_flight: bool = True,
     ) -> None:
-        self._row.attempt_ended(column)
-        if success is not None:
-            self._row.count_outcome(column, time.monotonic_ns(), success=success)
+        if in_flight:
+            self._row.attempt_ended(column)
+        if success:
+            self._row.count_outcome(column, time.monotonic_ns(), success=True)
 
-    def attempt_started(self, column: int, decision_s: float) -> None:  # noqa: ARG002
-        self._row.attempt_started(column)
+    def attempt_started(self, column: int | None, decision_s: float) -> None:  # noqa: ARG002
+        if column is not None:
+            self._row.attempt_started(column)
 
     def routing_failed(self, decision_s: float) -> None:
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from nexus.errors import Fault
 
@@ -45,15 +46,18 @@ class Charge(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         parts: The cost of the response by its type, such as `input`; parts of 0 are left out.
-        total: Their sum, which the client is charged.
         unpriced: The cost is unknown, because the backend that served has no price.
         retried: The costs of failed attempts: label values of backend and model, and the amount.
+        total: The sum of `parts`, which the client is charged.
     """
 
     parts: tuple[tuple[str, int], ...] = ()
-    total: int = 0
     unpriced: bool = False
     retried: tuple[tuple[str, str, int], ...] = ()
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "total", sum([nano for _, nano in self.parts]))
 
 
 class Outcome(msgspec.Struct, kw_only=True, gc=False):

@@ -45,7 +45,7 @@ def charge(
         images=images,
         microseconds=round(seconds * 1e6) if price.per_second else 0,
     )
-    return Charge(parts, total(parts))
+    return Charge(parts)
 
 
 def retried(

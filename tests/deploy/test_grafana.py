@@ -314,7 +314,7 @@ def scraped(module_dir: Path) -> Iterator[Prometheus]:
                 for model in ("sick", "ailing"):
                     run(
                         gateway.port,
-                        [chat(model, model)] * 300,
+                        [chat(model, model, prompt_cache_key="session")] * 300,
                         concurrency=30,
                         seen=lambda *_: None,
                     )
