@@ -43,11 +43,14 @@ class StickyTable:
         cells, key = self._cells, _digest(stored_id)
         at = key % BUCKETS * WAYS * 2
         ways = range(at, at + 2 * WAYS, 2)
+        value = now_s << _NAME_BITS | _name_digest(backend)
         way = next((way for way in ways if cells[way] == key), None)
-        if way is None:
-            way = min(ways, key=lambda way: cells[way + 1])
+        if way is not None:
+            cells[way + 1] = value  # others find it at every moment
+            return
+        way = min(ways, key=lambda way: cells[way + 1])
         cells[way] = 0
-        cells[way + 1] = now_s << _NAME_BITS | _name_digest(backend)
+        cells[way + 1] = value
         cells[way] = key
         cells[_CELLS] = cells[_CELLS] + 1 & _NAME
 

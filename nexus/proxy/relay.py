@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 from nexus.errors import FAULTS, Fault, RequestFailed
@@ -46,8 +47,18 @@ class StreamBody:
         ended: whether the bytes returned last are the stream's end.
     """
 
-    def __init__(self, recording: Recording, attempt: Attempt, *, ping_s: float = 0.0) -> None:
-        """After `ping_s` of silence, and each time again, the client gets a ping; 0 for none."""
+    def __init__(
+        self,
+        recording: Recording,
+        attempt: Attempt,
+        *,
+        ping_s: float = 0.0,
+        before_end: Callable[[], object] | None = None,
+    ) -> None:
+        """After `ping_s` of silence, and each time again, the client gets a ping; 0 for none.
+
+        `before_end` is called before the client gets the stream's end.
+        """
         assert attempt.stream is not None
         self._recording = recording
         self._attempt = attempt
@@ -55,6 +66,7 @@ class StreamBody:
         self._stream = attempt.stream
         self._response = attempt.response
         self._status = attempt.status
+        self._before_end = before_end
         self._started = False
         self._ping_s = ping_s if ping_s and not attempt.stream.binary else math.inf
         self._pinged_s = self._quiet_s = 0.0
@@ -185,6 +197,8 @@ class StreamBody:
     def _end(self, fault: Fault | None) -> None:
         self.ended = True
         self._fault = fault
+        if self._before_end is not None:
+            self._before_end()
         self._attempt.end(fault)  # a slow client must not delay this
 
     def _report_first_token(self) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import msgspec
 
-from nexus.dialects.base import Dialect, ParsedRequest
+from nexus.dialects.base import Dialect, ParsedRequest, StreamReader
 from nexus.errors import FAULTS, Blame, Fault, RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.headers import header_text
@@ -87,16 +88,25 @@ def stream_response(exchange: Exchange, attempt: Attempt) -> ClientResponse:
     exchange.parsed = ParsedRequest(model=exchange.parsed.model, stream=True)
     if exchange.request.held:
         exchange.engine.buffers.release(exchange.request)
+    before_end: Callable[[], object] | None = None
     if exchange.endpoint.ids is not None and (stream := attempt.stream) is not None:
-        if stream.stored_ids:  # before the client can name them
+        # Ids are remembered before the client can name them.
+        if stream.stored_ids:
             remember(exchange, stream.stored_ids)
         if not stream.stored_ids or exchange.view.accounts is not None:
-            exchange.on_release(lambda: remember(exchange, stream.stored_ids))
+            before_end = _remembering(exchange, stream)
+            exchange.on_release(before_end)  # the client may leave earlier
     exchange.engine.recorder.stream_started()
     headers = base_headers(exchange) + _without_limits(exchange, attempt.headers)
     server = exchange.view.snapshot.config.server
     ping_s = server.stream_keepalive_seconds or exchange.endpoint.dialect.PING_S
-    return ClientResponse(attempt.status, headers, StreamBody(exchange, attempt, ping_s=ping_s))
+    body = StreamBody(exchange, attempt, ping_s=ping_s, before_end=before_end)
+    return ClientResponse(attempt.status, headers, body)
+
+
+def _remembering(exchange: Exchange, stream: StreamReader) -> Callable[[], None]:
+    """Remembers the ids that the stream has told until it is called."""
+    return lambda: remember(exchange, stream.stored_ids)
 
 
 def _without_limits(exchange: Exchange, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -39,3 +39,23 @@ def test_a_full_bucket_forgets_what_was_used_least_recently():
     known = [table.find(name, BACKENDS, 1002) for name in same]
     assert known == ["one", None, *["one"] * (WAYS - 2), "two"]
     assert (table.used(1002), ENTRIES) == (WAYS, 65536)
+
+
+def test_an_id_that_is_added_again_is_found_at_every_moment(tmp_path):
+    """Other processes read between any two writes."""
+    table, other = StickyTable(tmp_path / "sticky"), StickyTable(tmp_path / "sticky")
+    table.add("id", "a", 1)
+    cells, found = table._cells, []
+
+    class Watched:
+        def __getitem__(self, at):
+            return cells[at]
+
+        def __setitem__(self, at, value):
+            cells[at] = value
+            found.append(other.find("id", ["a", "b"], 2))
+
+    table._cells = Watched()
+    table.add("id", "a", 2)
+    table.add("id", "b", 2)
+    assert found == ["a", "b"]
