@@ -105,7 +105,7 @@ def stream_response(exchange: Exchange, attempt: Attempt) -> ClientResponse:
 
 
 def _remembering(exchange: Exchange, stream: StreamReader) -> Callable[[], None]:
-    """Remembers the ids that the stream has told until it is called."""
+    """Remembers the ids that have come in the stream when it is called."""
     return lambda: remember(exchange, stream.stored_ids)
 
 

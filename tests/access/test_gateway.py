@@ -138,10 +138,10 @@ def test_anthropics_client(gateway, demo, field):
         (refused, "authentication_error", "invalid_api_key"),
         (denied, "permission_error", "model_not_allowed"),
     ):
-        told = caught.value.body
-        assert (told["type"], told["error"]["type"]) == ("error", kind)
-        assert told["error"]["code"] == code
-        assert told["request_id"] == caught.value.response.headers["request-id"]
+        body = caught.value.body
+        assert (body["type"], body["error"]["type"]) == ("error", kind)
+        assert body["error"]["code"] == code
+        assert body["request_id"] == caught.value.response.headers["request-id"]
     found = changes(before, gateway.settled())
     assert found["nexus_key_requests_total unknown 401 unknown"] == 1, "it is not asked again"
     assert found["nexus_key_requests_total small 403 research"] == 1

@@ -142,12 +142,12 @@ def test_a_grant_admits_exactly_so_much_more_in_all_workers_and_a_second_adds(ga
         "left_usd": "0.3",
         "resets": None,
     }
-    time.sleep(1)  # the promise is: within a second
+    time.sleep(1)  # the promise is: for all requests from a second later on
     assert statuses(gateway, "ann", 12) == [200] * 3 + [429] * 9
     gateway.settled()
     assert amounts(gateway, "each", "key ann") == (500_000_000, 400_000_000, 500_000_000)
     assert grant(gateway, "each", "0.1", subject="ann")["granted_usd"] == "0.4"
-    time.sleep(1)
+    time.sleep(1)  # as above
     assert statuses(gateway, "ann", 12) == [200] + [429] * 11
     gateway.settled()
     assert amounts(gateway, "each", "key ann") == (600_000_000, 480_000_000, 600_000_000)

@@ -513,11 +513,11 @@ def test_an_anthropic_client_is_told_in_its_own_form(gateway):
         assert not any(name.startswith("x-ratelimit") for name in raw.headers)
         with pytest.raises(anthropic.RateLimitError) as refused:
             closed.messages.create(**asked)
-        for _ in range(2):  # it waits as told
+        for _ in range(2):  # it waits as long as the response says
             assert sdk.messages.create(**asked).content
-    told = refused.value.body
-    assert (told["type"], told["error"]["type"]) == ("error", "rate_limit_error")
-    assert told["request_id"] == refused.value.response.headers["request-id"]
+    body = refused.value.body
+    assert (body["type"], body["error"]["type"]) == ("error", "rate_limit_error")
+    assert body["request_id"] == refused.value.response.headers["request-id"]
     headers = refused.value.response.headers
     assert headers["anthropic-ratelimit-requests-remaining"] == "0"
     assert "x-ratelimit-remaining-requests" not in headers
