@@ -118,6 +118,10 @@ def test_first_screen_says_what_to_do(served):
     command = next(line for line in screen.splitlines() if line.strip().startswith("curl "))
     answered = subprocess.run(shlex.split(command), capture_output=True, check=True)
     assert json.loads(answered.stdout)["choices"][0]["message"]["content"]
+    [line] = [line for line in screen.splitlines() if " python3 -c " in line]
+    environ = clean_environ(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    said = subprocess.run(["sh", "-c", line], capture_output=True, env=environ, check=True).stdout
+    assert len(said.split()) == 40
 
 
 def test_the_first_screen_asks_for_a_model_that_is_there(tmp_path):
@@ -336,7 +340,10 @@ def test_the_first_screen_shows_how_a_key_is_made_and_used(tmp_path):
         shown = [line for line in gateway.output().splitlines() if line.startswith("    ")]
         [add] = [line for line in shown if line.startswith("    nexus keys add")]
         [curl] = [line for line in shown if line.startswith("    curl ")]
-        script = f'eval "$({add} | grep "export OPENAI_")" && {curl}'
+        [openai_client] = [line for line in shown if " python3 -c " in line]
+        script = f'eval "$({add} | grep "export OPENAI_")" && {curl} && echo && {openai_client}'
         environ = clean_environ(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         done = subprocess.run(["sh", "-c", script], capture_output=True, env=environ, check=False)
-    assert json.loads(done.stdout)["model"] == "demo-small", done.stderr
+    by_curl, _, by_openai = done.stdout.partition(b"\n")
+    assert json.loads(by_curl)["model"] == "demo-small", done.stderr
+    assert len(by_openai.split()) == 40, done.stderr

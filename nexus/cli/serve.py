@@ -99,9 +99,15 @@ def _who_may_use_it(config: Config) -> tuple[str, list[str]]:
     return f"(listens on {host})", opening
 
 
-def _agents(run_dir: RunDirectory, base: str, *, keys: bool) -> list[str]:
-    """How to start the agents whose APIs a backend speaks."""
-    lines = []
+def _clients(run_dir: RunDirectory, base: str, chats: str, *, keys: bool) -> list[str]:
+    """How to start OpenAI's client with a model that `chats`, and agents whose APIs are spoken."""
+    key = "" if keys else " OPENAI_API_KEY=unused"
+    script = (
+        "import openai; print(openai.OpenAI().chat.completions.create("
+        f'model={json.dumps(chats)}, messages=[{{"role": "user", "content": "Hello!"}}]'
+        ").choices[0].message.content)"
+    )
+    lines = [f"    OPENAI_BASE_URL={base}/v1{key} python3 -c {shlex.quote(script)}", ""]
     if (model := _model_to_try(run_dir, "anthropic")) is not None:
         token = "$OPENAI_API_KEY" if keys else "unused"
         settings = f"ANTHROPIC_BASE_URL={base} ANTHROPIC_AUTH_TOKEN={token}"
@@ -129,7 +135,8 @@ def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, re
     server, listen = loaded.config.server, loaded.config.health_check.listen
     base = url_to(server.host, server.port)
     messages = [{"role": "user", "content": "Hello!"}]
-    body = {"model": _model_to_try(run_dir, "openai") or "YOUR-MODEL", "messages": messages}
+    model = _model_to_try(run_dir, "openai") or "YOUR-MODEL"
+    body = {"model": model, "messages": messages}
     request = shlex.quote(json.dumps(body, ensure_ascii=False))
     keys = loaded.config.auth.mode == "keys"
     key = ' -H "authorization: Bearer $OPENAI_API_KEY"' if keys else ""
@@ -163,7 +170,7 @@ def _first_screen(loaded: LoadedConfig, run_dir: RunDirectory, *, demo: bool, re
         *steps,
         f"    curl {base}/v1/chat/completions{key} {json_type} -d {request}",
         "",
-        *_agents(run_dir, base, keys=keys),
+        *_clients(run_dir, base, model, keys=keys),
         *opening,
         "  Ctrl-C stops it.",
         "",
