@@ -12,13 +12,18 @@ def unit_ns(amount: int, period_ns: int) -> int:
     return -(-period_ns // amount)
 
 
-def wait_ns(full_at: int, units: int, now_ns: int, *, unit: int, burst: int) -> int:
-    """How long to wait until so many units are admitted; 0 or less if they are now.
+def admit(full_at: int, units: int, now_ns: int, unit: int, burst: int) -> tuple[int, int, int]:
+    """(when the bucket is full again, how long to wait, the units that are left).
 
-    They are if the bucket holds them, or is full: a request that is larger than the bucket is
-    served alone, and delays the next one.
+    The units are charged if the wait is 0 or less. It is if the bucket holds them, or is full: a
+    request that is larger than the bucket is served alone, and delays the next one.
     """
-    return full_at - now_ns - max(0, burst - units) * unit
+    room = burst - units
+    wait_ns = full_at - now_ns - (room * unit if room > 0 else 0)
+    if wait_ns <= 0:
+        full_at = (full_at if full_at > now_ns else now_ns) + units * unit
+    left = burst + (now_ns - full_at) // unit
+    return full_at, wait_ns, burst if left > burst else left if left > 0 else 0
 
 
 def charge(full_at: int, units: int, now_ns: int, *, unit: int) -> int:

@@ -32,7 +32,7 @@ _PERIODS = {"s": "a second", "min": "a minute", "h": "an hour", "d": "a day"}
 
 
 class Amounts(msgspec.Struct, frozen=True):
-    """What a request takes of each dimension."""
+    """What a request takes of each dimension but `parallel`."""
 
     requests: int = 0
     input_tokens: int = 0
@@ -41,10 +41,9 @@ class Amounts(msgspec.Struct, frozen=True):
     def of(self, dimension: Dimension) -> int:
         if dimension == "tokens":
             return self.input_tokens + self.output_tokens
-        if dimension == "parallel":
-            return 1
-        amount: int = getattr(self, dimension)
-        return amount
+        if dimension == "requests":
+            return self.requests
+        return self.input_tokens if dimension == "input_tokens" else self.output_tokens
 
 
 class Counter(msgspec.Struct, frozen=True, kw_only=True):

@@ -75,8 +75,9 @@ def cost(
     if price is FREE:
         return ()
     rates = price.rates_for(prompt)
-    cached = min(cached, prompt)
-    cache_write = min(cache_write, prompt - cached)
+    if cached or cache_write:
+        cached = min(cached, prompt)
+        cache_write = min(cache_write, prompt - cached)
     amounts = (
         (prompt - cached - cache_write) * rates.input,
         cached * rates.cached_input,
@@ -94,7 +95,7 @@ def time_cost(price: Price, microseconds: int) -> int:
     return (price.per_second * microseconds // _MICROSECONDS + 500) // 1000
 
 
-def most(price: Price, *, prompt: int, output: int, images: int = 0) -> int:
+def most(price: Price, prompt: int, output: int, images: int = 0) -> int:
     """The most that a response of up to so many tokens costs, in nano-dollars, without time."""
     dearest = price.rates.most(prompt, output)
     if price.long_rates is not None and prompt > price.long_above:
@@ -109,8 +110,8 @@ def total(parts: Parts) -> int:
 def usd(nano: int) -> str:
     """An amount in US dollars, exact, without trailing zeros: `0.00125`."""
     whole, rest = divmod(abs(nano), NANO)
-    decimals = f"{rest:09d}".rstrip("0")
-    return f"{'-' if nano < 0 else ''}{whole}{'.' if decimals else ''}{decimals}"
+    sign = "-" if nano < 0 else ""
+    return f"{sign}{whole}.{rest:09d}".rstrip("0") if rest else f"{sign}{whole}"
 
 
 def _rounded(amounts: tuple[int, ...]) -> Parts:

@@ -165,6 +165,8 @@ def _of_text(raw: bytes) -> int:
 def characters_in(raw: bytes) -> int:
     """Characters of a piece of JSON; an escape counts as the character that it stands for."""
     characters = len(raw) if raw.isascii() else len(raw.decode(errors="replace"))
+    if b"\\" not in raw:
+        return characters
     escapes = raw.count(b"\\") - raw.count(b"\\\\")
     return characters - escapes - 4 * raw.count(b"\\u")
 

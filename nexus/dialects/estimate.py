@@ -17,10 +17,11 @@ _IMAGE = re.compile(rb'"type"\s*:\s*"(?:image_url|input_image|image|document)"')
 _BASE64 = re.compile(rb'"data"\s*:\s*"[A-Za-z0-9+/=]*+"')
 _BESIDE = frozenset(("system", "tools", "instructions"))
 _MESSAGES = ("messages", "input")
-_CHOICES = dict.fromkeys(("n", "best_of"))
+_CHOICES = frozenset(("n", "best_of"))
 _decode_number = msgspec.json.Decoder(int).decode
-_OUTPUT_LIMITS = dict.fromkeys(("max_completion_tokens", "max_tokens", "max_output_tokens"))
+_OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 """In the order in which they count."""
+_IN_ANY_ORDER = frozenset(_OUTPUT_LIMITS)
 
 
 def estimate_tokens(
@@ -46,12 +47,12 @@ def estimate_tokens(
     prompt = max(1, characters // CHARACTERS_PER_TOKEN + ids + images * IMAGE_TOKENS)
     limit: int | None = 0
     choices = 1
-    if form.task == "chat" and _OUTPUT_LIMITS.keys().isdisjoint(fields):
+    if form.task == "chat" and _IN_ANY_ORDER.isdisjoint(fields):
         limit = None
     elif form.task == "chat":
         limits = (_number(fields, name) for name in _OUTPUT_LIMITS)
         limit = next((limit for limit in limits if limit is not None), None)
-    if form.task in ("chat", "images") and not _CHOICES.keys().isdisjoint(fields):
+    if not _CHOICES.isdisjoint(fields) and form.task in ("chat", "images"):
         choices = max(1, *[_number(fields, name) or 1 for name in _CHOICES])
     beside = messages * MESSAGE_TOKENS + images * IMAGE_TOKENS
     if "tools" in fields:

@@ -95,17 +95,16 @@ class RequestBudgets:
 
     def _holds(self, model: str) -> list[Hold]:
         """What a response of a model can cost at its dearest backend. Raises `RequestFailed`."""
-        holds = []
+        holds, known = [], self._exchange.view.prices_of(model)
         for account in self.accounts:
-            prices = [
-                price
-                for price, cloud in self._exchange.view.prices_of(model)
-                if cloud or account.action is None
-            ]
-            priced = [price for price in prices if price is not None]
-            refuses = account.budget.unpriced == "refuse" and account.budget.mode != "watch"
-            if refuses and len(priced) < len(prices):
-                raise unpriced(account.budget, model)
+            budget, priced = account.budget, []
+            for price, cloud in known:
+                if not cloud and account.action is not None:
+                    continue
+                if price is not None:
+                    priced.append(price)
+                elif budget.unpriced == "refuse" and budget.mode != "watch":
+                    raise unpriced(budget, model)
             holds.append(self._hold(account, model, priced))
         return holds
 
@@ -128,10 +127,7 @@ class RequestBudgets:
         prompt = estimate.bound(strict=budget.strict)
         output = limit * estimate.choices
         images = estimate.choices if self._exchange.endpoint.makes_images else 0
-        return Hold(
-            account,
-            max(most(price, prompt=prompt, output=output, images=images) for price in prices),
-        )
+        return Hold(account, max([most(price, prompt, output, images) for price in prices]))
 
 
 def budgets_of(exchange: Exchange) -> RequestBudgets | None:

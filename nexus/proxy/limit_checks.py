@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from msgspec.structs import replace
-
 from nexus.access.limits import Amounts, Counter, Dimension
 from nexus.config.limit_records import Limit
 from nexus.dialects.base import TokenEstimate
@@ -19,6 +17,7 @@ from nexus.proxy.limits import Refused, Reserve, level_headers
 
 _ONE = ("requests", "parallel")
 """Dimensions of which each request takes one unit."""
+_WITH_INPUT = ("tokens", "input_tokens")
 
 
 def reserve_limits(exchange: Exchange) -> None:
@@ -146,11 +145,7 @@ def _settle(
     costs = budgets.settle() if budgets is not None and exchange.background is None else ()
     used, cached = _used(exchange)
     exchange.engine.limiter.settle(
-        [
-            (reserve, _weighted(used, cached, reserve.counter.limit) if cached else used)
-            for reserve in reserves
-        ],
-        costs,
+        [(reserve, _units_used(reserve, used, cached)) for reserve in reserves], costs
     )
     if budgets is not None and exchange.background is not None:
         exchange.engine.background.keep(exchange.background, budgets.pending())
@@ -173,9 +168,14 @@ def _used(exchange: Exchange) -> tuple[Amounts | None, int]:
     return Amounts(1, input_tokens, usage.completion_tokens or 0), usage.cached_tokens or 0
 
 
-def _weighted(used: Amounts | None, cached: int, limit: Limit) -> Amounts | None:
-    """What was used, with the limit's weight of cached tokens."""
-    if used is None or limit.cached_weight >= 1:
-        return used
-    less = round(cached * (1 - limit.cached_weight))
-    return replace(used, input_tokens=used.input_tokens - less)
+def _units_used(reserve: Reserve, used: Amounts | None, cached: int) -> int:
+    """The units that a request used of what it reserved, with the limit's weight of cached
+    tokens. If they are unknown, the reservation stays."""
+    counter = reserve.counter
+    dimension, weight = counter.dimension, counter.limit.cached_weight
+    if dimension == "parallel":
+        return 0
+    if used is None:
+        return reserve.units
+    less = round(cached * (1 - weight)) if cached and dimension in _WITH_INPUT else 0
+    return used.of(dimension) - less

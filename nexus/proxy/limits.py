@@ -13,7 +13,7 @@ import msgspec
 from nexus.access import buckets
 from nexus.access.callers import Caller
 from nexus.access.limit_levels import LimitLevel, levels_of
-from nexus.access.limits import Amounts, Counter, Limits
+from nexus.access.limits import Counter, Limits
 from nexus.dialects.base import Dialect
 from nexus.errors import RequestFailed
 from nexus.fleet.accounts import StoredAccount
@@ -47,8 +47,8 @@ class Reserve(msgspec.Struct, frozen=True):
     wait_ns: int = 0
 
 
-UsedReserve = tuple[Reserve, Amounts | None]
-"""A reservation and what was used; None keeps the reservation."""
+UsedReserve = tuple[Reserve, int]
+"""A reservation, and the units that were used of it; a place is given back, so 0 of it."""
 
 
 class Limiter:
@@ -142,7 +142,7 @@ class Limiter:
         self, used_reserves: Sequence[UsedReserve], costs: Sequence[tuple[Hold, int]] = ()
     ) -> None:
         """Replace what a request reserved by what it used and cost, in one locked step."""
-        changed = [(reserve, used) for reserve, used in used_reserves if _changes(reserve, used)]
+        changed = [(reserve, used) for reserve, used in used_reserves if used != reserve.units]
         if changed or costs:
             self._unsettled.append((changed, costs))
             self.flush()
@@ -316,27 +316,19 @@ def _stage_units(table: LimitTable, counter: Counter, units: int, now_ns: int) -
     if bucket is None:
         return None
     record, full_at, before, full_seen = bucket
-    unit, burst = counter.unit_ns, counter.burst
+    unit = counter.unit_ns
     if before and before != unit:
         full_at = buckets.convert(full_at, now_ns, before=before, after=unit)
-    wait_ns = buckets.wait_ns(full_at, units, now_ns, unit=unit, burst=burst)
+    if full_at <= now_ns:
+        full_seen = now_ns
+    full_at, wait_ns, left = buckets.admit(full_at, units, now_ns, unit, counter.burst)
     if wait_ns <= 0:
-        if full_at <= now_ns:
-            full_seen = now_ns
-        full_at = buckets.charge(full_at, units, now_ns, unit=unit)
         table.stage_level(record, full_at, unit, full_seen)
-    full_in_ns = max(0, full_at - now_ns)
-    left = burst - buckets.used(full_at, now_ns, unit=unit)
-    return Reserve(counter, units, now_ns, max(0, left), full_in_ns, wait_ns)
+    full_in_ns = full_at - now_ns if full_at > now_ns else 0
+    return Reserve(counter, units, now_ns, left, full_in_ns, wait_ns)
 
 
-def _changes(reserve: Reserve, used: Amounts | None) -> bool:
-    """Whether what was used changes what is reserved."""
-    dimension = reserve.counter.dimension
-    return dimension == "parallel" or (used is not None and used.of(dimension) != reserve.units)
-
-
-def _stage_use(table: LimitTable, reserve: Reserve, amounts: Amounts | None, now_ns: int) -> int:
+def _stage_use(table: LimitTable, reserve: Reserve, used: int, now_ns: int) -> int:
     """Stage the difference between reserved and used units.
 
     Returns the tokens above (or, negative, below) the reservation.
@@ -345,8 +337,6 @@ def _stage_use(table: LimitTable, reserve: Reserve, amounts: Amounts | None, now
     if counter.dimension == "parallel":
         table.stage_progress(counter.digest, -1, now_ns)
         return 0
-    assert amounts is not None, "of a change"
-    used = amounts.of(counter.dimension)
     bucket = table.read_bucket(counter.digest, now_ns, counter.name)
     if bucket is not None:
         record, full_at, unit, full_seen = bucket

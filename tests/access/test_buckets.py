@@ -33,14 +33,17 @@ def test_admits_what_the_model_admits(steps, amount, burst):
     model, full_at, now = Model(burst, unit), 0, 0
     for pause, units in steps:
         now += pause
-        wait = buckets.wait_ns(full_at, units, now, unit=unit, burst=burst)
+        before = full_at
+        full_at, wait, left = buckets.admit(before, units, now, unit, burst)
         assert (wait <= 0) == model.take(now, units)
         if wait <= 0:
-            full_at = buckets.charge(full_at, units, now, unit=unit)
+            assert full_at == buckets.charge(before, units, now, unit=unit)
         else:
             later = now + wait
-            assert buckets.wait_ns(full_at, units, later, unit=unit, burst=burst) == 0
-            assert buckets.wait_ns(full_at, units, later - 1, unit=unit, burst=burst) == 1
+            assert full_at == before
+            assert buckets.admit(before, units, later, unit, burst)[1] == 0
+            assert buckets.admit(before, units, later - 1, unit, burst)[1] == 1
+        assert left == max(0, model.left // 1)
         assert burst - buckets.used(full_at, now, unit=unit) == model.left // 1
 
 
@@ -53,8 +56,8 @@ def test_no_interval_has_more_than_the_bound(steps, amount):
     for pause, units in steps:
         now += pause
         for _ in range(units):
-            if buckets.wait_ns(full_at, 1, now, unit=unit, burst=amount) <= 0:
-                full_at = buckets.charge(full_at, 1, now, unit=unit)
+            full_at, wait, _ = buckets.admit(full_at, 1, now, unit, amount)
+            if wait <= 0:
                 admitted.append(now)
     for first, start in enumerate(admitted):
         for last in range(first, len(admitted)):
@@ -78,10 +81,11 @@ def test_a_settled_bucket_is_as_if_the_use_had_been_charged(reserved, used, take
 
 
 def test_a_request_larger_than_the_bucket_is_served_alone():
-    assert buckets.wait_ns(0, 500, 100, unit=10, burst=20) <= 0
-    full_at = buckets.charge(0, 500, 100, unit=10)
-    assert buckets.wait_ns(full_at, 500, 100, unit=10, burst=20) == 5000
-    assert buckets.wait_ns(full_at, 1, 100, unit=10, burst=20) == 5000 - 190
+    full_at, wait, left = buckets.admit(0, 500, 100, 10, 20)
+    assert wait <= 0
+    assert (full_at, left) == (100 + 500 * 10, 0)
+    assert buckets.admit(full_at, 500, 100, 10, 20) == (full_at, 5000, 0)
+    assert buckets.admit(full_at, 1, 100, 10, 20) == (full_at, 5000 - 190, 0)
 
 
 def test_nothing_is_returned_to_a_bucket_that_was_full_since():

@@ -104,8 +104,8 @@ def test_keys_and_teams_have_limits_of_their_own():
 
 def test_amounts():
     amounts = Amounts(1, 20, 300)
-    named = ("requests", "tokens", "input_tokens", "output_tokens", "parallel")
-    assert [amounts.of(name) for name in named] == [1, 320, 20, 300, 1]
+    named = ("requests", "tokens", "input_tokens", "output_tokens")
+    assert [amounts.of(name) for name in named] == [1, 320, 20, 300]
 
 
 @pytest.mark.parametrize(

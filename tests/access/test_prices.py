@@ -93,7 +93,7 @@ def test_requests_and_time():
     assert dict(found) == {"request": 1_000_000, "time": 1_250_000}
     found = cost(PRICES.find(CLOUD, "gpu-7b"), prompt=9, completion=0, images=3)
     assert dict(found) == {"request": 1_000_000, "image": 120_000_000}
-    assert most(PRICES.find(CLOUD, "gpu-7b"), prompt=9, output=0, images=3) == 121_000_000
+    assert most(PRICES.find(CLOUD, "gpu-7b"), 9, 0, images=3) == 121_000_000
 
 
 def test_the_first_price_that_matches_counts():
@@ -131,7 +131,7 @@ def test_parts_add_up_to_the_cost_rounded_once(model, prompt, completion, cached
     )  # fmt: skip
     assert total(parts) == (exact + 500) // 1000
     without_time = total(cost(price, **counts))
-    assert without_time <= most(price, prompt=prompt, output=completion)
+    assert without_time <= most(price, prompt, completion)
 
 
 @pytest.mark.parametrize(

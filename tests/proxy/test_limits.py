@@ -21,7 +21,7 @@ CAPACITY, PERIOD_NS = 40, 10**9
 USER = """
 import json, random, sys, time
 from pathlib import Path
-from nexus.access.limits import Amounts, Limits
+from nexus.access.limits import Limits
 from nexus.config.limit_records import Limit
 from nexus.fleet.limit_table import LimitTable
 from nexus.proxy.limits import Limiter, Refused
@@ -39,7 +39,7 @@ admitted, open_ = [], []
 for _ in range(operations):
     if open_ and rng.random() < 0.4:
         reserve, used = open_.pop(rng.randrange(len(open_)))
-        limiter.settle([(reserve, Amounts(1, used, 0))])
+        limiter.settle([(reserve, used)])
     else:
         units = rng.randint(1, 9)
         try:
@@ -53,7 +53,7 @@ for _ in range(operations):
                 admitted.append((reserve.at_ns, used))
                 open_.append((reserve, used))
 for reserve, used in open_:
-    limiter.settle([(reserve, Amounts(1, used, 0))])
+    limiter.settle([(reserve, used)])
 print(json.dumps(admitted))
 """
 
