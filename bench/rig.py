@@ -149,10 +149,11 @@ def nexus(
     core: str = GATEWAY_CORE,
     python: Path | str = sys.executable,
     backend: str = "",
+    sections: str = "",
     **environ: str,
 ) -> Running:
     """`nexus serve` in front of one backend, with the default configuration except for the log
-    level. `backend`: more settings of the backend."""
+    level. `backend`: more settings of the backend. `sections`: more of the configuration."""
     port = free_port()
     place = directory / name
     shutil.rmtree(place, ignore_errors=True)
@@ -160,9 +161,11 @@ def nexus(
     file, run_dir = place / "nexus.toml", Path(f"/dev/shm/nexus-bench-{port}")
     file.write_text(
         f'[server]\nhost = "127.0.0.1"\nport = {port}\nworkers = {workers}\nrun_dir = "{run_dir}"\n'
+        f'state_dir = "{place / "state"}"\n'
         "max_concurrent_requests = 100000\n"
         '[health_check]\nlisten = "off"\ninterval_seconds = 5\n[logging]\nlevel = "warn"\n'
         f'[[backends]]\nname = "up"\nurl = "http://127.0.0.1:{upstream}"\ntype = "vllm"\n{backend}'
+        f"{sections}"
     )
     command = [str(python), "-m", module, "serve", "-c", str(file)]
     running = start(name, command, port, directory, core=core, ready="/readyz", **environ)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from bench import rig
 from bench.machine import machine, python_build, versions
+from nexus.access.keys import digest
 
 RESULTS = Path(__file__).parent / "results" / "throughput.md"
 PICTURE = RESULTS.with_suffix(".svg")
@@ -116,6 +117,50 @@ def without_metrics(directory: Path, upstream: int) -> rig.Running:
     )
 
 
+KEY = f"sk-{secrets.token_hex(24)}"
+LIMITED = f"""
+[auth]
+mode = "keys"
+[[keys]]
+id = "k"
+sha256 = ["{digest(KEY)}"]
+[[limits]]
+name = "requests"
+each = ["key"]
+requests = "1000000/s"
+[[limits]]
+name = "tokens"
+each = ["key"]
+tokens = "10M/s"
+"""
+BUDGETED = f"""{LIMITED}
+[[costs.price]]
+input = "1"
+output = "10"
+[[budgets]]
+name = "all"
+usd = "9000000"
+each = ["key"]
+reserve_output = 100
+"""
+
+
+def limited(directory: Path, upstream: int) -> rig.Running:
+    return _with_key(directory, upstream, "nexus-limited", LIMITED)
+
+
+def budgeted(directory: Path, upstream: int) -> rig.Running:
+    return _with_key(directory, upstream, "nexus-budgeted", BUDGETED)
+
+
+def _with_key(directory: Path, upstream: int, name: str, sections: str) -> rig.Running:
+    running = rig.nexus(directory, upstream, name=name, sections=sections)
+    running.headers = {"authorization": f"Bearer {KEY}"}
+    return running
+
+
+PLAIN, LIMITS = "Nexus", "Nexus, key, two limits"
+BUDGET = "Nexus, key, two limits, budget"
 GATEWAYS: dict[str, Callable[[Path, int], rig.Running]] = {
     "nginx": rig.nginx_proxy,
     "haproxy": haproxy,
@@ -125,8 +170,10 @@ GATEWAYS: dict[str, Callable[[Path, int], rig.Running]] = {
     "SGLang router, cache_aware": rig.sglang_router,
     "LiteLLM": litellm,
     "Portkey": portkey,
-    "Nexus": rig.nexus,
+    PLAIN: rig.nexus,
     "Nexus, distribution's Python": under_the_distribution,
+    LIMITS: limited,
+    BUDGET: budgeted,
     "Nexus through Flask": through_flask,
     "Nexus without metrics": without_metrics,
 }
@@ -264,7 +311,7 @@ def ratios(results: dict[str, list[dict[int, Run]]]) -> list[str]:
     connections."""
     rows = []
     for router in (name for name in results if "router" in name):
-        for ours in (name for name in ("Nexus", DISTRIBUTION) if name in results):
+        for ours in (name for name in (PLAIN, DISTRIBUTION, BUDGET) if name in results):
             cells = [
                 f"{median(results, ours, n, 'rate') / median(results, router, n, 'rate'):.2f} ×"
                 for n in CONNECTIONS
@@ -283,7 +330,7 @@ def goals(results: dict[str, list[dict[int, Run]]]) -> list[str]:
     policy."""
     of = partial(median, results)
     rows: list[tuple[str, str, str, bool]] = []
-    for ours in (name for name in ("Nexus", DISTRIBUTION) if name in results):
+    for ours in (name for name in (PLAIN, DISTRIBUTION) if name in results):
         for what, key, least in (
             ("requests/s", "rate", True),
             ("median", "median_ms", False),
@@ -414,6 +461,15 @@ def report(
             f"- Metrics cost {cost_us:.0f} µs of a request's processor time (*Nexus* less *Nexus "
             f"without metrics*)."
         )
+    for what, more, less in (
+        ("A key and two limits take", LIMITS, PLAIN),
+        ("A hard budget takes", BUDGET, LIMITS),
+    ):
+        if more in results:
+            cost_us = (of(more, 32, "cpu_ms") - of(less, 32, "cpu_ms")) * 1000
+            lines.append(
+                f"- {what} {cost_us:.0f} µs of a request's processor time (*{more}* less *{less}*)."
+            )
     one, two = (
         {key: statistics.median(run[n][key] for run in scaled) for key in scaled[0][n]}
         for n in (1, 2)

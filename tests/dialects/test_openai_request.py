@@ -282,7 +282,7 @@ def test_the_work_for_a_body_is_linear(item):
 @pytest.mark.parametrize(
     "form", [b'{"model":"m","messages":[%b{}]}', b'{"model":"m","messages":[{"content":[%b{}]}]}']
 )
-def test_ten_million_empty_objects_cost_no_more_than_three_texts_of_their_size(form):
+def test_ten_million_empty_objects_cost_no_more_than_six_texts_of_their_size(form):
     size = 31 * 1024 * 1024
     string = b'{"model":"m","messages":[{"content":"%b"}]}' % (b"x" * size)
-    assert processor_time(form % (b"{}," * (size // 3))) <= 3 * processor_time(string)
+    assert processor_time(form % (b"{}," * (size // 3))) <= 6 * processor_time(string)
