@@ -1,10 +1,12 @@
 """`/openapi.json` says what the running gateway does: every path, every status that is provoked,
 every key of every response."""
 
+import http.client
 import json
 import re
 import urllib.error
 import urllib.request
+from contextlib import closing
 
 import jsonschema
 import pytest
@@ -18,6 +20,7 @@ from nexus.admin.openapi import document
 from nexus.admin.usage import usage_endpoints
 from nexus.app import create_app
 from nexus.config import Config
+from nexus.config.cost_records import SOME_USD, nano_usd
 from nexus.config.records import Server
 from nexus.errors import FAULTS
 from nexus.proxy.endpoints import ENDPOINTS
@@ -80,6 +83,15 @@ def test_every_fault_is_described():
             )
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["1", "0.000000001", "1234567.123456789000", "10", "0", "0.0", "", "-1", "12345678", "1.",
+     ".5", "0.0000000001", "1.1234567890000", "1e3"],
+)  # fmt: skip
+def test_an_amount_is_described_as_it_is_read(text):
+    assert bool(re.search(SOME_USD, text)) == bool(nano_usd(text))
+
+
 class Port:
     """One of the gateway's ports, whose responses are held against its own document."""
 
@@ -100,6 +112,13 @@ class Port:
                 return answer.status, answer.headers["content-type"], answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.headers["content-type"], error.read()
+
+    def allowed(self, method: str, path: str) -> set[str]:
+        """The methods that the response to a method names."""
+        connection = http.client.HTTPConnection(self.base.removeprefix("http://"), timeout=10)
+        with closing(connection):
+            connection.request(method, path, headers={"authorization": f"Bearer {self.token}"})
+            return set(connection.getresponse().headers["allow"].split(", "))
 
     def check(
         self, method: str, template: str, path: str = "", body: object = None
@@ -198,3 +217,78 @@ def test_responses_to_operators(gateway):
     assert port.check("DELETE", one, "/admin/backends/spare")[0] == 200
     assert port.check("DELETE", one, "/admin/backends/spare")[0] == 404
     assert port.check("POST", drain, "/admin/backends/spare/drain", {})[0] == 404
+
+
+@pytest.mark.e2e
+def test_each_path_names_its_own_methods(gateway):
+    for base in (gateway.base, gateway.operations):
+        port = Port(base, gateway.token)
+        for template, methods in port.document["paths"].items():
+            path = re.sub(r"{\w+}", "x", template)
+            for method in ("OPTIONS", "TRACE"):
+                named = port.allowed(method, path) - {"HEAD", "OPTIONS"}
+                assert (template, named) == (template, {known.upper() for known in methods})
+        assert port.ask("TRACE", "/nothing")[0] == 404
+
+
+@pytest.mark.e2e
+def test_changes_of_keys(gateway):
+    port = Port(gateway.operations, gateway.token)
+    every, one, rotate = "/admin/keys", "/admin/keys/{key_id}", "/admin/keys/{key_id}/rotate"
+    last = "9999-12-31"
+    nulls = dict.fromkeys(("id", "sha256", "expires", "models", "endpoints", "limits"))
+    assert port.check("POST", every, body={"id": "mine"})[0] == 400
+    status, content = port.check("POST", every, body={**nulls, "expires": last})
+    made = json.loads(content)
+    assert (status, made["expires"], made["state"]) == (201, last, "active")
+    path = f"{every}/{made['id']}"
+    try:
+        limits = {"parallel": 2, "requests": "5/min"}
+        for change, wanted in (
+            ({"limits": limits}, (200, limits)),
+            ({"limits": {"parallel": {}}}, (400, limits)),
+            ({"limits": {"other": None}}, (400, limits)),
+            ({"other": None}, (400, limits)),
+            ({"name": {}}, (400, limits)),
+            ({}, (200, limits)),
+            ({"limits": {"requests": None}}, (200, {"parallel": 2})),
+            ({"limits": {"parallel": None}}, (200, None)),
+        ):
+            status, _ = port.check("PATCH", one, path, change)
+            state = json.loads(port.check("GET", one, path)[1])["limits"]
+            shown = state and {name: value for name, value in state.items() if value is not None}
+            assert (change, (status, shown)) == (change, wanted)
+        request = urllib.request.Request(
+            port.base + path, headers={"authorization": f"Bearer {port.token}"}, method="PATCH"
+        )
+        with pytest.raises(urllib.error.HTTPError, match="415"):
+            urllib.request.urlopen(request, timeout=10)
+        for grace_s, status in ((-1, 400), (366 * 86400 + 1, 400), (366 * 86400, 200)):
+            body = {"grace_seconds": grace_s}
+            assert port.check("POST", rotate, f"{path}/rotate", body)[0] == status
+    finally:
+        assert port.check("DELETE", one, path)[0] == 200
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("", 200),
+        ("by=hour,key&from=2026-11-01&to=2026-12-01T00:00:00%2B01:00", 200),
+        ("format=csv", 200),
+        ("format=xml", 400),
+        ("format=", 400),
+        ("by=hours", 400),
+        ("since=2026-11-01", 400),
+        ("from=", 400),
+        ("from=2026-02-30", 400),
+        ("from=0001-01-01T00:00:00%2B14:00", 400),
+        ("to=9999-12-31T23:59:59-10:00", 400),
+        ("from=0001-01-01T00:00:00Z&to=9999-12-31", 200),
+        ("by=key,key&format=csv", 200),
+    ],
+)
+def test_queries_of_usage(gateway, query, status):
+    port = Port(gateway.operations, gateway.token)
+    assert port.check("GET", "/admin/usage", f"/admin/usage?{query}")[0] == status

@@ -7,7 +7,7 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Literal
 
@@ -28,6 +28,7 @@ _SEPARATORS = re.compile(r"[,|]")
 """Between groups: most proxies write commas, authentik writes bars."""
 _LONGEST_USER = 256
 _MOST_USERS = 4096
+_LAST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 REASONS = {
     "invalid_api_key": "invalid",
     "key_expired": "expired",
@@ -296,6 +297,6 @@ def _lists(*lists: list[str] | None) -> tuple[tuple[str, ...], ...]:
 
 
 def _end_of(day: date) -> float:
-    """The end of a day in UTC, in Unix seconds."""
+    """The end of a day in UTC, in Unix seconds; that of the last day is a second early."""
     midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    return (midnight + timedelta(days=1)).timestamp()
+    return min(midnight.timestamp() + 86400, _LAST)

@@ -112,7 +112,7 @@ def require_same_site() -> Response | None:
         return error_response(
             403, "cross_origin", "A web page of another origin cannot change the gateway."
         )
-    if request.mimetype != "application/json" and (request.method == "POST" or request.mimetype):
+    if request.mimetype != "application/json" and (request.method != "DELETE" or request.mimetype):
         return error_response(
             415, "unsupported_media_type", "Changes take content-type: application/json."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 from flask import Blueprint, Response, request
@@ -14,6 +14,7 @@ from nexus.admin.backends import json_body
 from nexus.admin.context import AdminContext
 from nexus.admin.responses import json_response
 from nexus.config import ConfigError
+from nexus.config.cost_records import SOME_USD
 from nexus.runtime.documents import Document
 
 
@@ -34,7 +35,7 @@ class NewGrant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     budget: str
     subject: str = ""
-    usd: str
+    usd: Annotated[str, msgspec.Meta(extra_json_schema={"pattern": SOME_USD})]
 
 
 class BudgetAdmin(Protocol):

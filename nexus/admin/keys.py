@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date, datetime
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from flask import Blueprint, Response, request
@@ -122,7 +122,7 @@ class ChangedKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long the old secret is accepted beside the new one; a week if it is not given."""
 
-    grace_seconds: float = 7 * 86400
+    grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=366 * 86400)] = 7 * 86400
 
 
 class KeyAdmin(Protocol):

@@ -38,7 +38,7 @@ from nexus.admin.openapi_schema import (
     response,
 )
 from nexus.admin.responses import BackendList, BackendState, PastRequest, RemovedBackend
-from nexus.admin.usage import UsageReport
+from nexus.admin.usage import BY, FORMATS, UsageReport
 from nexus.config import BackendConfig
 from nexus.fleet.problems import ProblemList
 from nexus.fleet.status import Health
@@ -91,11 +91,15 @@ def _operation(
     parameters: Sequence[Schema] = (),
     body: Schema | None = None,
     security: list[Schema] | None = None,
+    also: Schema | None = None,
 ) -> Schema:
-    """One method of a path. `kind`: the struct that it sends as JSON, or a media type."""
+    """One method of a path.
+
+    `kind`: the struct that it sends as JSON, or a media type; `also`: other content.
+    """
     success: Schema = {"description": summary}
     if not isinstance(kind, str):
-        success["content"] = content(_schema_of(kind))
+        success["content"] = content(_schema_of(kind)) | (also or {})
     elif kind:
         success["content"] = content(TEXT, kind)
     operation: Schema = {
@@ -225,6 +229,7 @@ def _admin_paths() -> dict[str, Any]:
                 400,
                 tag="Budgets",
                 parameters=_USAGE,
+                also=content(TEXT, "text/csv"),
             )
         },
         "/admin/budgets": {"get": _admin("How the budgets stand", BudgetList, tag="Budgets")},
@@ -246,11 +251,20 @@ def _admin_paths() -> dict[str, Any]:
     }
 
 
+_ONE_OF = "|".join(BY)
+_DAY_OR_TIME: Schema = {
+    "type": "string",
+    "anyOf": [{"format": "date"}, {"format": "date-time"}],
+}
 _USAGE = [
-    parameter("by", TEXT, "Any of hour, key, team, model, backend, endpoint, with commas."),
-    parameter("from", TEXT, "A day, or a time."),
-    parameter("to", TEXT, "A day, or a time, which does not belong to the span."),
-    parameter("format", {"enum": ["json", "csv"]}, "The form of the report."),
+    parameter(
+        "by",
+        {"type": "string", "pattern": f"^(({_ONE_OF})(,({_ONE_OF}))*)?$"},
+        f"Any of {', '.join(BY)}, with commas.",
+    ),
+    parameter("from", _DAY_OR_TIME, "A day, or a time."),
+    parameter("to", _DAY_OR_TIME, "A day, or a time, which does not belong to the span."),
+    parameter("format", {"enum": list(FORMATS)}, "The form of the report."),
 ]
 _BACKENDS = (BackendList, RemovedBackend, NewBackend)
 _KEYS = (KeyList, MadeKey, NewKey, ChangedKey, Rotation, RemovedKey)

@@ -18,6 +18,8 @@ from nexus.runtime.documents import Document
 
 BY = ("hour", *NAMES)
 """What usage can be reported by. Hours are those of UTC."""
+FORMATS = ("json", "csv")
+_PARAMETERS = ("by", "from", "to", "format")
 SUMS = ("requests", "input_tokens", "cached_tokens", "output_tokens", "cost_usd")
 
 
@@ -73,9 +75,15 @@ def usage_endpoints(source: UsageSource, *, token: Callable[[], str]) -> Bluepri
     @blueprint.get("")
     def usage() -> Response:
         given = request.args
-        by = [name for name in given.get("by", "").split(",") if name]
+        if unknown := [name for name in given if name not in _PARAMETERS]:
+            raise BadSpan(
+                f"There is no {unknown[0][:100]!r} here; there are {', '.join(_PARAMETERS)}."
+            )
+        by = list(dict.fromkeys(name for name in given.get("by", "").split(",") if name))
         if unknown := [name for name in by if name not in BY]:
             raise BadSpan(f"by takes {', '.join(BY)}, not {unknown[0][:100]!r}.")
+        if (form := given.get("format", FORMATS[0])) not in FORMATS:
+            raise BadSpan(f"format takes {' or '.join(FORMATS)}, not {form[:100]!r}.")
         since, until = _time(given.get("from"), "from"), _time(given.get("to"), "to")
         found = source.report(
             by,
@@ -88,7 +96,7 @@ def usage_endpoints(source: UsageSource, *, token: Callable[[], str]) -> Bluepri
             until=until.isoformat() if until else None,
             rows=[_row(by, row) for row in found or ()],
         )
-        if given.get("format") != "csv":
+        if form == "json":
             return json_response(report)
         return Response(as_csv(report.by, report.rows), mimetype="text/csv")
 
@@ -123,13 +131,13 @@ def _row(by: Sequence[str], row: tuple[Any, ...]) -> dict[str, str | int]:
 
 def _time(text: str | None, name: str) -> datetime | None:
     """A day or a time in UTC; None if it is not given."""
-    if not text:
+    if text is None:
         return None
     try:
         if len(text) == len("2026-11-27"):
             day = date.fromisoformat(text)
             return datetime(day.year, day.month, day.day, tzinfo=UTC)
         given = datetime.fromisoformat(text)
-    except ValueError:
+        return given.astimezone(UTC) if given.tzinfo else given.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # its zone may shift a time out of the years 1 to 9999
         raise BadSpan(f"{name} takes a day such as 2026-11-27, or a time with a zone.") from None
-    return given.astimezone(UTC) if given.tzinfo else given.replace(tzinfo=UTC)

@@ -75,6 +75,8 @@ class _TableChecker:
             if isinstance(shape, shapes.UnionType)
             else [shape]
         )
+        if value is None and any(isinstance(option, shapes.NoneType) for option in options):
+            return None  # in JSON only
         for option in options:
             if isinstance(option, shapes.StructType):
                 return self.section(value, option.cls, path)

@@ -20,6 +20,8 @@ OTHERS = ("per_request", "per_image", "per_second")
 _PICO = 10**12
 _MILLION = 10**6
 _AMOUNT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?")
+SOME_USD = r"^(?=.*[1-9])[0-9]{1,7}(\.[0-9]{1,9}0{0,3})?$"
+"""The texts that `nano_usd` reads as more than 0, for JSON schemas."""
 _MAX_DECIMALS_PER_TOKEN = 6
 """Prices per million tokens with as many decimals are whole numbers of 10^-12 USD per token."""
 

@@ -25,7 +25,8 @@ RATES: tuple[Literal["requests", "tokens", "input_tokens", "output_tokens"], ...
 )
 """The settings of a limit that are rates."""
 
-_Rate = Annotated[str | None, doc("Such as 60/min or 200k/min: per s, min, h or d; k and M.")]
+_RateText = Annotated[str, Meta(extra_json_schema={"pattern": f"^{_RATE.pattern}$"})]
+_Rate = Annotated[_RateText | None, doc("Such as 60/min or 200k/min: per s, min, h or d; k and M.")]
 _Globs = Annotated[str, Meta(min_length=1)]
 _Parallel = Annotated[
     Annotated[int, Meta(ge=0, le=1_000_000)] | None, doc("Requests in progress at once.")

@@ -15,6 +15,7 @@ from nexus.access.keys import digest, new_key
 from nexus.admin.keys import KeyExists, KeyInFile, KeyList, KeyState, MadeKey, UnknownKey
 from nexus.config import Config, ConfigError
 from nexus.config.changes import Overlay, parse_key
+from nexus.config.limit_records import OwnLimits
 from nexus.config.records import Key
 from nexus.health.changes import ChangeFiles
 from nexus.health.monitor import FleetMonitor
@@ -22,7 +23,6 @@ from nexus.health.monitor import FleetMonitor
 log = logging.getLogger("nexus.health")
 
 _NEVER_CHANGED = ("id", "sha256", "grace_until")
-_MAX_GRACE_S = 366 * 86400.0
 
 
 class HealthKeyAdmin:
@@ -48,10 +48,10 @@ class HealthKeyAdmin:
     def add_key(self, data: dict[str, Any]) -> MadeKey:
         secret = None
         if (digests := data.get("sha256")) is None:
-            id_, secret = new_key()
-            data = {"id": id_, **data, "sha256": [digest(secret)]}
-            if data["id"] != id_:
+            if data.get("id") is not None:
                 raise ConfigError(["A key that is made here gets an id here; leave id out."])
+            id_, secret = new_key()
+            data = {**data, "id": id_, "sha256": [digest(secret)]}
         elif data.get("id") is None and isinstance(digests, list) and digests:
             data = {**data, "id": f"imported-{str(digests[0])[:12]}"}
         key = parse_key(data)
@@ -63,13 +63,15 @@ class HealthKeyAdmin:
     def change_key(self, id_: str, data: dict[str, Any]) -> KeyState:
         if fixed := [field for field in data if field in _NEVER_CHANGED]:
             raise ConfigError([f"{fixed[0]} of a key cannot be changed; rotate it, or make one."])
-        key = parse_key(_merged(msgspec.to_builtins(self._own(id_)), data))
+        before = msgspec.to_builtins(self._own(id_))
+        merged = _merged(before, data, Key)
+        if isinstance(limits := data.get("limits"), dict):
+            merged["limits"] = _merged(before["limits"] or {}, limits, OwnLimits) or None
+        key = parse_key(merged)
         self._apply(self._monitor.fleet.overlay.with_key(key), f"key {id_} changed")
         return self.key(id_)
 
     def rotate_key(self, id_: str, *, grace_s: float) -> MadeKey:
-        if not 0 <= grace_s <= _MAX_GRACE_S:
-            raise ConfigError(["grace_seconds takes a number from 0 to a year's seconds."])
         key = self._own(id_)
         secret = new_key(id_)[1]
         if grace_s:
@@ -123,16 +125,13 @@ class HealthKeyAdmin:
         log.info(event)
 
 
-def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The fields with their changes, as RFC 7396 merges them: null removes one."""
-    merged = dict(fields)
-    for field, value in changes.items():
-        if isinstance(value, dict):
-            before = merged.get(field)
-            merged[field] = _merged(before if isinstance(before, dict) else {}, value) or None
-        else:
-            merged[field] = value
-    return {field: value for field, value in merged.items() if value is not None}
+def _merged(
+    fields: dict[str, Any], changes: dict[str, Any], record: type[msgspec.Struct]
+) -> dict[str, Any]:
+    """The fields of a record with their changes, as RFC 7396 merges them: null removes one."""
+    merged = fields | changes
+    known = record.__struct_fields__
+    return {name: value for name, value in merged.items() if value is not None or name not in known}
 
 
 def _callers(config: Config) -> dict[str, Caller]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from flask import Blueprint, Response, abort, after_this_request, jsonify, request
-from werkzeug.routing import PathConverter, ValidationError
+from werkzeug.routing import PathConverter, Rule, ValidationError
 
 from nexus.access.callers import ANONYMOUS, Caller
 from nexus.dialects import anthropic, openai
@@ -21,7 +21,6 @@ from nexus.server.model_list import anthropic_list, find_model, in_anthropic_for
 from nexus.server.own_key import own_key
 from nexus.server.wsgi import release, request_from
 
-_ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _MODELS = Endpoint(
     name="models",
     path="/v1/models",
@@ -58,22 +57,21 @@ def openai_endpoints(engine: Engine) -> Blueprint:
     """The proxied endpoints, which accept every method to count wrong ones, and the models list."""
     blueprint = Blueprint("openai", __name__)
     blueprint.record_once(lambda state: state.app.url_map.converters.update(own=_OwnPath))
-    blueprint.add_url_rule(
+
+    def add(path: str, name: str, view: Callable[..., Response]) -> None:
+        # A rule with methods would allow them in 405 and OPTIONS of every path that it may match.
+        rule = Rule(path, endpoint=f"{blueprint.name}.{name}")
+        blueprint.record_once(lambda state: state.app.url_map.add(rule))
+        blueprint.endpoint(rule.endpoint)(view)
+
+    add(
         "/<own:endpoint>",
-        view_func=lambda endpoint: _response(serve(engine, _given(engine, endpoint))),
-        endpoint="own",
-        methods=_ANY_METHOD,
-        provide_automatic_options=False,
+        "own",
+        lambda endpoint: _response(serve(engine, _given(engine, endpoint))),
     )
     for endpoint in ENDPOINTS:
-        view = _proxied(engine, endpoint)
-        blueprint.add_url_rule(
-            endpoint.path.replace("{id}", "<stored_id>"),
-            endpoint.path,
-            view,
-            methods=_ANY_METHOD,
-            provide_automatic_options=False,
-        )
+        path = endpoint.path.replace("{id}", "<stored_id>")
+        add(path, endpoint.path, _proxied(engine, endpoint))
 
     @blueprint.get("/v1/models")
     def models() -> Response:

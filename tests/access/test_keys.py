@@ -12,6 +12,7 @@ from nexus.access.keys import digest, id_of, new_key
 from nexus.config.access_records import Auth, Key, Team
 from nexus.config.records import Config
 from nexus.errors import RequestFailed
+from nexus.server.own_key import own_key
 
 FIRST, SECOND = "sk-first-secret-of-a-test", "sk-second-secret-of-a-test"
 
@@ -90,6 +91,7 @@ def test_two_different_keys_are_ambiguous_and_two_digests_of_one_are_not():
         ({"expires": date(2030, 1, 1)}, date(2030, 1, 1), None),
         ({"expires": date(2030, 1, 1)}, date(2030, 1, 2), "key_expired"),
         ({"expires": date(2030, 1, 1), "blocked": True}, date(2030, 1, 2), "key_blocked"),
+        ({"expires": date.max}, date(2030, 1, 1), None),
     ],
 )
 @pytest.mark.parametrize("mode", ["keys", "optional"])
@@ -107,6 +109,11 @@ def test_states(more, day, code, mode):
     assert refusal.value.headers == {"www-authenticate": "Bearer", "x-should-retry": "false"}
     assert "first" in refusal.value.message
     assert FIRST not in refusal.value.message
+
+
+def test_a_caller_is_shown_the_last_day_of_all():
+    caller = callers(key(expires=date.max)).identify({"x-api-key": FIRST})
+    assert own_key(caller, (), ())["expires"] == "9999-12-31T23:59:59+00:00"
 
 
 def test_without_a_key():
