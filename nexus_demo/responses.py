@@ -165,6 +165,8 @@ def embeddings(request: dict[str, Any], *, usage: bool) -> dict[str, Any]:
 def rerank(request: dict[str, Any], *, usage: bool) -> dict[str, Any]:
     """The documents by the words that they share with the query, the best first."""
     query, documents = request.get("query"), request.get("documents") or []
+    if not isinstance(documents, list):
+        documents = [documents]
     results: list[dict[str, Any]] = [
         {"index": index, "document": {"text": text}, "relevance_score": _alike(query, text)}
         for index, text in enumerate(map(_text_of, documents))

@@ -148,7 +148,7 @@ class StoredResponses:
                 self._stored.popitem(last=False)
 
     def __contains__(self, stored_id: object) -> bool:
-        return stored_id in self._stored
+        return isinstance(stored_id, str) and stored_id in self._stored
 
     def answer(self, method: str, path: str) -> tuple[int, dict[str, Any]]:
         """The status and body for a request below `PATH`."""
@@ -179,6 +179,7 @@ def _items(request: dict[str, Any]) -> list[dict[str, Any]]:
         | message
         | {"content": [{"type": "input_text", "text": str(message.get("content"))}]}
         for n, message in enumerate(messages)
+        if isinstance(message, dict)
     ]
 
 

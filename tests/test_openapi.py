@@ -128,8 +128,9 @@ class Port:
         status, kind, content = self.ask(method, path or template, body)
         response = self.document["paths"][template][method.lower()]["responses"][str(status)]
         if "content" in response:
-            schema = response["content"][kind.partition(";")[0]]["schema"]
-            shown = json.loads(content) if "json" in kind else content.decode()
+            known = response["content"]
+            schema = (known.get(kind.partition(";")[0]) or known["*/*"])["schema"]
+            shown = json.loads(content) if "json" in kind else content.decode(errors="replace")
             jsonschema.validate(shown, schema | {"components": self.document["components"]})
         return status, content
 
@@ -188,6 +189,9 @@ def test_responses_to_clients(gateway):
     assert port.check("GET", "/v1/models/{model}", "/v1/models/nothing")[0] == 404
     assert port.check("POST", chats, body={"model": "m", **messages})[0] == 200
     assert port.check("POST", chats, body={"model": "m", "stream": True, **messages})[0] == 200
+    assert port.check("POST", chats, body={"model": "m", "stream": None, **messages})[0] == 200
+    assert port.check("POST", chats, body={"model": "m", "stream": "no", **messages})[0] == 400
+    assert port.check("POST", "/v1/audio/speech", body={"model": "m", "input": "x"})[0] == 200
     assert port.check("POST", "/v1/completions", body={"model": "m", "prompt": "x"})[0] == 200
     assert port.check("POST", "/v1/embeddings", body={"model": "m", "input": "x"})[0] == 200
     assert port.check("POST", chats, body={"model": "nothing", **messages})[0] == 404

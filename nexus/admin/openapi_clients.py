@@ -104,6 +104,7 @@ def _faults(schema: str) -> dict[str, Any]:
 
 
 _NOT_NULL: Schema = {"type": ["string", "array", "object", "number", "boolean"]}
+_STREAM: Schema = {"type": ["boolean", "null"]}
 _MESSAGES: Schema = {"type": "array", "minItems": 1}
 
 
@@ -119,7 +120,7 @@ def _request(prompt: PromptField) -> Schema:
     keys |= dict.fromkeys(prompt.beside, _NOT_NULL)
     return {
         "type": "object",
-        "properties": {"model": {"type": "string", "minLength": 1}, "stream": FLAG, **keys},
+        "properties": {"model": {"type": "string", "minLength": 1}, "stream": _STREAM, **keys},
         "required": ["model", *keys],
         "description": "Other fields go to the backend unchanged.",
     }
@@ -141,8 +142,8 @@ def _body(endpoint: Endpoint) -> Schema:
 _OF_ROUTING = (
     parameter(
         "X-Nexus-Priority",
-        {"enum": ["high", "normal"]},
-        "Priority in the queue; without effect if the key may not have it.",
+        TEXT,
+        "`high` or `normal`: priority in the queue. Without effect if the key may not have it.",
         location="header",
     ),
     parameter("X-Nexus-Flexible", TEXT, "`true`: accepts a lower tier.", location="header"),
@@ -153,7 +154,9 @@ _OF_ROUTING = (
 def _proxied(endpoint: Endpoint) -> dict[str, Any]:
     media = content(component("Answer"))
     if endpoint.streams:
-        media |= content(TEXT, "text/event-stream")
+        media |= content({}, "text/event-stream")
+    if endpoint.binary:
+        media |= content({}, "*/*")
     request_id = parameter("X-Request-Id", TEXT, "Identifies the request.", location="header")
     operation: dict[str, Any] = {
         "summary": endpoint.summary,
