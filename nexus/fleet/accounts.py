@@ -191,8 +191,13 @@ class Accounts:
             and cells[record + _SPENT] == cells[record + _SAVED]
         )
 
-    def _is_staged(self, cell: int) -> bool:
-        return any(cell == staged for staged, _ in self._staged)
+    def _staged_owner(self, own: int) -> int | None:
+        """The owner to whom staged changes give a record of holds; None if they leave it."""
+        cell = own + _OWNER
+        for staged, value in self._staged:
+            if staged == cell:
+                return value
+        return None
 
     def _owner(self, record: int) -> int:
         """What stands for an account and the slot of this process."""
@@ -201,17 +206,24 @@ class Accounts:
     def _hold_of(self, record: int, owner: int) -> int | None:
         """The record of what this process holds of an account, or a free one; None without room."""
         cells, known = self._cells, self._own.get(record)
-        if known is not None and cells[known + _OWNER] == owner:
+        if (
+            known is not None
+            and cells[known + _OWNER] == owner
+            and self._staged_owner(known) in (None, owner)
+        ):
             return known
-        number, free = owner * 0x9E3779B1 % _HOLDS, None
+        # The high bits of the product: owners of one slot differ in no low bit.
+        number, free = (owner * 0x9E3779B1 & 0xFFFF_FFFF) * _HOLDS >> 32, None
         for _ in range(_MOST_PROBES):
             own = self._holds + number * _HOLD
-            if cells[own + _OWNER] == owner:
+            # Another account of the same change may have taken a record that was free.
+            taken, stored = self._staged_owner(own), cells[own + _OWNER]
+            if stored == owner and taken in (None, owner):
                 self._own[record] = own
                 return own
-            if free is None and not cells[own + _AMOUNT] and not self._is_staged(own + _AMOUNT):
+            if free is None and not cells[own + _AMOUNT] and taken is None:
                 free = own
-            if not cells[own + _OWNER]:
+            if not stored and taken is None:
                 break
             number = (number + 1) % _HOLDS
         return free

@@ -307,9 +307,10 @@ class LimitTable:
         self._cells[_READY] = 1
 
     def spend_holds_of_dead(self) -> None:
-        """Count what killed processes held as spent."""
+        """Count what killed processes held as spent. For a process that holds nothing itself: its
+        slot may have been that of a worker."""
         self.accounts.spend_holds_of(
-            lambda slot: slot != self._slot and not self._lives(slot), self.commit
+            lambda slot: slot == self._slot or not self._lives(slot), self.commit
         )
 
     def close(self) -> None:

@@ -189,6 +189,12 @@ class SlotLease:
         rows = map(self.table.row, self.held_slots())
         return [row for row in rows if row.role == WORKER]
 
+    def _has_worker(self, slot: int) -> bool:
+        """Whether another live worker holds a slot. The health process may have got the slot of a
+        worker that was killed."""
+        assert self._locks is not None
+        return self._locks.held_elsewhere(slot) and self.table.row(slot).role != HEALTH
+
     def open_limit_table(self) -> LimitTable:
         """Open the table of limits for this process."""
         if self.generation is None or self._locks is None:
@@ -197,7 +203,7 @@ class SlotLease:
             self.generation.limits,
             slot=self.slot,
             slots=lambda: self.table.rows,
-            lives=self._locks.held_elsewhere,
+            lives=self._has_worker,
             starts=lambda slot: self.table.row(slot).worker_starts,
         )
 

@@ -57,17 +57,19 @@ def test_what_is_held_becomes_spent(tables):
     assert stored == (record, "b", "key a", 1_000, 2_000, 95, 0, 0)
 
 
-def test_what_a_killed_process_held_is_spent_once(tables):
+def test_what_a_killed_process_held_is_spent_once(tables, tmp_path):
     one, other, alive = tables
+    spender = LimitTable(tmp_path / "limits.db", slot=2, lives=alive.__contains__)
     records = [claim(one, name) for name in "bcd"]
     for record in records:
         hold(one, record, 5)
         hold(other, record, 7)
     alive.remove(1)
     for _ in range(2):
-        assert one.acquire()
-        one.spend_holds_of_dead()
-        one.release()
+        assert spender.acquire()
+        spender.spend_holds_of_dead()
+        spender.release()
+    spender.close()
     assert [one.accounts.amounts(record) for record in records] == [(7, 5)] * 3
     # The next process with that slot finds nothing more.
     assert other.acquire()
@@ -98,6 +100,52 @@ def test_one_change_holds_of_several_accounts(tables):
     for amount, record in enumerate(records, 1):
         spend(one, record, held=amount, cost=0)
     assert [one.accounts.amounts(record) for record in records] == [(0, 0)] * 7
+
+
+def test_a_change_does_not_give_one_record_of_holds_to_two_accounts(tables, monkeypatch):
+    """In a table with few records, the accounts of a change take each other's idle ones."""
+    one, other, _ = tables
+    monkeypatch.setattr(accounts_module, "_HOLDS", 4)
+    monkeypatch.setattr(accounts_module, "_MOST_PROBES", 4)
+    shared, *keys = records = [claim(one, name) for name in "abcdefghi"]
+    for turn in range(50):
+        for table in (one, other):
+            order = [keys[turn % len(keys)], shared]
+            for pair in (order, order[::-1]):
+                assert table.acquire()
+                for record in pair:
+                    assert table.accounts.stage_hold(record, 5)
+                table.commit()
+                for record in pair:
+                    table.accounts.stage_spent(record, held=5, cost=1)
+                table.commit()
+                table.release()
+        assert [one.accounts.amounts(record)[1] for record in records] == [0] * len(records)
+
+
+def test_holds_of_all_accounts_and_slots_have_room(tmp_path):
+    """2,000 accounts in 8 slots: their records are spread over the table."""
+    tables = [LimitTable(tmp_path / "limits.db", slot=slot, slots=lambda: 8) for slot in range(8)]
+    for number in range(2000):
+        record = claim(tables[0], str(number))
+        for table in tables if number < 1000 else tables[:4]:
+            hold(table, record, 1)
+    assert sum(entry.held for entry in tables[0].accounts.entries()) == 1000 * 8 + 1000 * 4
+    for table in tables:
+        table.close()
+
+
+def test_the_process_that_spends_for_others_spends_for_its_own_slot(tables):
+    """It may have got the slot of a worker that was killed."""
+    one, other, alive = tables
+    record = claim(one, "b")
+    hold(one, record, 5)
+    hold(other, record, 7)
+    assert one.acquire()
+    one.spend_holds_of_dead()
+    one.release()
+    assert one.accounts.amounts(record) == (5, 7)
+    assert alive == {0, 1}
 
 
 def test_a_change_that_was_not_committed_is_forgotten(tables):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from nexus.fleet.load_table import HEALTH, SLOTS
+from nexus.fleet.load_table import HEALTH, SLOTS, WORKER
 from nexus.fleet.run_directory import RunDirectory
 from nexus.fleet.slot_lease import NoFreeSlotError, SlotLease
 from tests.support.polling import until
@@ -63,6 +63,35 @@ def test_lowest_free_slot(generation):
     second.release()
     assert first.held_slots() == [0, 2]
     assert SlotLease.lease(generation).slot == 1
+
+
+@pytest.mark.parametrize("role", [WORKER, HEALTH])
+def test_places_of_a_killed_worker_are_free_whoever_gets_its_slot(generation, role):
+    """The health process may get it, which then holds the slot and is no worker."""
+    digest = (1, 2)
+    one, killed = (SlotLease.lease(generation) for _ in range(2))
+    for lease in (one, killed):
+        lease.claim_row()
+    table, left = one.open_limit_table(), killed.open_limit_table()
+
+    def in_progress() -> int:
+        assert table.acquire()
+        found = table.in_progress(digest)
+        table.release()
+        return found
+
+    assert left.acquire()
+    assert left.stage_progress(digest, 1, 1000, "a")
+    left.commit()
+    left.release()
+    assert in_progress() == 1
+    killed.release()
+    heir = SlotLease.lease(generation, role=role)
+    heir.claim_row()
+    assert heir.slot == killed.slot
+    assert in_progress() == 0
+    for opened in (table, left):
+        opened.close()
 
 
 def test_held_slots_whatever_their_order(generation):
