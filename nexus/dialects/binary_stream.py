@@ -8,7 +8,8 @@ from nexus.dialects.base import ReportedError, Usage
 
 
 class BinaryStream:
-    """A `StreamReader` for bytes without a form: the first ones are its content.
+    """A `StreamReader` for bytes without a form: the first ones are its content. A whole response
+    may have none, as speech of an empty text.
 
     Only the end of the HTTP message ends it, and no error can be reported within it.
     """
@@ -40,7 +41,7 @@ class BinaryStream:
         return piece
 
     def end(self) -> bytes:
-        return b""
+        return b"" if self.content else self.feed(b"")
 
     def interrupt(self) -> None:
         if self.first_token_at:

@@ -116,6 +116,21 @@ def test_speech_passes_piece_by_piece(fleet):
     }
 
 
+def test_speech_of_nothing_is_a_whole_response_without_bytes(fleet):
+    """Not a lost connection, which would count against the backend."""
+    with fleet.client.audio.speech.with_streaming_response.create(
+        **SPEECH | {"input": ""}
+    ) as response:
+        assert b"".join(response.iter_bytes()) == b""
+    assert fleet.moves() == {
+        "nexus_requests_started_total speech": 1,
+        "nexus_requests_total demo voice 200": 1,
+        "nexus_stream_ends_total demo complete": 1,
+        "nexus_upstream_attempts_total demo ok": 1,
+        "nexus_time_to_first_token_seconds_count demo voice": 1,
+    }
+
+
 def test_speech_as_events(fleet):
     with fleet.client.audio.speech.with_streaming_response.create(
         **SPEECH, stream_format="sse"
