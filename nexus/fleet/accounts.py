@@ -8,7 +8,7 @@ Amounts are nano-dollars, times Unix seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 ACCOUNTS = 4096
@@ -41,6 +41,14 @@ class StoredAccount(NamedTuple):
     spent: int
     held: int
     saved: int
+
+
+def value_after(staged: Sequence[tuple[int, int]], cells: memoryview[int], cell: int) -> int:
+    """The value of a cell once the staged changes are committed."""
+    for changed, value in reversed(staged):
+        if changed == cell:
+            return value
+    return cells[cell]
 
 
 class Accounts:
@@ -124,11 +132,10 @@ class Accounts:
         own = self._hold_of(record, owner)
         if own is None:
             return False
-        before = cells[own + _AMOUNT] if cells[own + _OWNER] == owner else 0
         self._staged += (
             (record + _HELD, cells[record + _HELD] + amount),
             (own + _OWNER, owner),
-            (own + _AMOUNT, before + amount),
+            (own + _AMOUNT, cells[own + _AMOUNT] + amount),  # 0 of a free one
         )
         return True
 
@@ -187,17 +194,12 @@ class Accounts:
         cells = self._cells
         return (
             cells[record + _END] <= now
-            and not cells[record + _HELD]
-            and cells[record + _SPENT] == cells[record + _SAVED]
+            and not self._after(record + _HELD)
+            and self._after(record + _SPENT) == cells[record + _SAVED]
         )
 
-    def _staged_owner(self, own: int) -> int | None:
-        """The owner to whom staged changes give a record of holds; None if they leave it."""
-        cell = own + _OWNER
-        for staged, value in self._staged:
-            if staged == cell:
-                return value
-        return None
+    def _after(self, cell: int) -> int:
+        return value_after(self._staged, self._cells, cell)
 
     def _owner(self, record: int) -> int:
         """What stands for an account and the slot of this process."""
@@ -205,25 +207,21 @@ class Accounts:
 
     def _hold_of(self, record: int, owner: int) -> int | None:
         """The record of what this process holds of an account, or a free one; None without room."""
-        cells, known = self._cells, self._own.get(record)
-        if (
-            known is not None
-            and cells[known + _OWNER] == owner
-            and self._staged_owner(known) in (None, owner)
-        ):
+        known = self._own.get(record)
+        # As after the staged changes: another account of them may have taken a record.
+        if known is not None and self._after(known + _OWNER) == owner:
             return known
         # The high bits of the product: owners of one slot differ in no low bit.
         number, free = (owner * 0x9E3779B1 & 0xFFFF_FFFF) * _HOLDS >> 32, None
         for _ in range(_MOST_PROBES):
             own = self._holds + number * _HOLD
-            # Another account of the same change may have taken a record that was free.
-            taken, stored = self._staged_owner(own), cells[own + _OWNER]
-            if stored == owner and taken in (None, owner):
+            stored = self._after(own + _OWNER)
+            if stored == owner:
                 self._own[record] = own
                 return own
-            if free is None and not cells[own + _AMOUNT] and taken is None:
+            if free is None and not self._after(own + _AMOUNT):
                 free = own
-            if not stored and taken is None:
+            if not stored:
                 break
             number = (number + 1) % _HOLDS
         return free

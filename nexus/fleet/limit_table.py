@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from nexus.fleet.accounts import CELLS, Accounts
+from nexus.fleet.accounts import CELLS, Accounts, value_after
 from nexus.fleet.limit_names import LimitNames
 from nexus.fleet.locks import LockFile
 from nexus.fleet.mapping import map_descriptor
@@ -293,7 +293,8 @@ class LimitTable:
     def _is_free(self, record: int, now_ns: int) -> bool:
         if record in self._claimed:
             return False
-        level, unit = self._cells[record + _LEVEL], self._cells[record + _UNIT]
+        level = value_after(self._staged, self._cells, record + _LEVEL)
+        unit = value_after(self._staged, self._cells, record + _UNIT)
         if unit >= 0:
             return level <= now_ns
         return not level or not self._owner_lives(-unit)

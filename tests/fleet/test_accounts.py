@@ -116,10 +116,9 @@ def test_a_change_does_not_give_one_record_of_holds_to_two_accounts(tables, monk
                 for record in pair:
                     assert table.accounts.stage_hold(record, 5)
                 table.commit()
-                for record in pair:
-                    table.accounts.stage_spent(record, held=5, cost=1)
-                table.commit()
                 table.release()
+                for record in pair:
+                    spend(table, record, held=5, cost=1)
         assert [one.accounts.amounts(record)[1] for record in records] == [0] * len(records)
 
 
@@ -137,7 +136,7 @@ def test_holds_of_all_accounts_and_slots_have_room(tmp_path):
 
 def test_the_process_that_spends_for_others_spends_for_its_own_slot(tables):
     """It may have got the slot of a worker that was killed."""
-    one, other, alive = tables
+    one, other, _ = tables
     record = claim(one, "b")
     hold(one, record, 5)
     hold(other, record, 7)
@@ -145,7 +144,21 @@ def test_the_process_that_spends_for_others_spends_for_its_own_slot(tables):
     one.spend_holds_of_dead()
     one.release()
     assert one.accounts.amounts(record) == (5, 7)
-    assert alive == {0, 1}
+
+
+def test_a_change_does_not_reuse_an_account_that_it_changes(tables, monkeypatch):
+    """Its window may end between the two."""
+    one, _, _ = tables
+    monkeypatch.setattr(accounts_module, "ACCOUNTS", 1)
+    record = claim(one, "b", start=1_000)
+    late = {"start": 2_000, "end": 3_000, "now": 2_500.0}
+    assert one.acquire()
+    one.accounts.stage_hold(record, 5)
+    assert one.accounts.claim(digest("c", "", 2_000), "c", "", **late) is None
+    one.release()
+    assert one.acquire()
+    assert one.accounts.claim(digest("c", "", 2_000), "c", "", **late) == record
+    one.release()
 
 
 def test_a_change_that_was_not_committed_is_forgotten(tables):

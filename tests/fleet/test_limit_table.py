@@ -234,3 +234,22 @@ def test_changes_of_several_processes_are_all_counted(tmp_path):
     ]
     assert [child.wait(60) for child in children] == [0] * 4
     assert level(LimitTable(tmp_path / "l"), A) == 3000
+
+
+def test_a_change_does_not_reuse_a_record_that_it_changes():
+    """An idle bucket's record is free for others, but not once it is charged."""
+    table = LimitTable(None, records=1)
+    assert table.acquire()
+    record = table.bucket(A, 1000)
+    assert record is not None
+    table.stage_level(record, 1000, 7, 1000)
+    table.commit()
+    table.release()
+    assert table.acquire()
+    table.stage_level(record, 9000, 7, 1000)
+    assert table.bucket(B, 2000) is None
+    table.release()
+    assert table.acquire()
+    assert table.bucket(B, 2000) == record
+    table.release()
+    table.close()
