@@ -18,12 +18,10 @@ def admit(full_at: int, units: int, now_ns: int, unit: int, burst: int) -> tuple
     The units are charged if the wait is 0 or less. It is if the bucket holds them, or is full: a
     request that is larger than the bucket is served alone, and delays the next one.
     """
-    room = burst - units
-    wait_ns = full_at - now_ns - (room * unit if room > 0 else 0)
+    wait_ns = full_at - now_ns - max(0, burst - units) * unit
     if wait_ns <= 0:
-        full_at = (full_at if full_at > now_ns else now_ns) + units * unit
-    left = burst + (now_ns - full_at) // unit
-    return full_at, wait_ns, burst if left > burst else left if left > 0 else 0
+        full_at = charge(full_at, units, now_ns, unit=unit)
+    return full_at, wait_ns, max(0, burst - used(full_at, now_ns, unit=unit))
 
 
 def charge(full_at: int, units: int, now_ns: int, *, unit: int) -> int:

@@ -75,9 +75,8 @@ def cost(
     if price is FREE:
         return ()
     rates = price.rates_for(prompt)
-    if cached or cache_write:
-        cached = min(cached, prompt)
-        cache_write = min(cache_write, prompt - cached)
+    cached = min(cached, prompt)
+    cache_write = min(cache_write, prompt - cached)
     amounts = (
         (prompt - cached - cache_write) * rates.input,
         cached * rates.cached_input,

@@ -21,7 +21,7 @@ _CHOICES = frozenset(("n", "best_of"))
 _decode_number = msgspec.json.Decoder(int).decode
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 """In the order in which they count."""
-_IN_ANY_ORDER = frozenset(_OUTPUT_LIMITS)
+_OUTPUT_LIMIT_NAMES = frozenset(_OUTPUT_LIMITS)
 
 
 def estimate_tokens(
@@ -47,7 +47,7 @@ def estimate_tokens(
     prompt = max(1, characters // CHARACTERS_PER_TOKEN + ids + images * IMAGE_TOKENS)
     limit: int | None = 0
     choices = 1
-    if form.task == "chat" and _IN_ANY_ORDER.isdisjoint(fields):
+    if form.task == "chat" and _OUTPUT_LIMIT_NAMES.isdisjoint(fields):
         limit = None
     elif form.task == "chat":
         limits = (_number(fields, name) for name in _OUTPUT_LIMITS)

@@ -127,7 +127,7 @@ class RequestBudgets:
         prompt = estimate.bound(strict=budget.strict)
         output = limit * estimate.choices
         images = estimate.choices if self._exchange.endpoint.makes_images else 0
-        return Hold(account, max([most(price, prompt, output, images) for price in prices]))
+        return Hold(account, max(most(price, prompt, output, images) for price in prices))
 
 
 def budgets_of(exchange: Exchange) -> RequestBudgets | None:

@@ -324,8 +324,7 @@ def _stage_units(table: LimitTable, counter: Counter, units: int, now_ns: int) -
     full_at, wait_ns, left = buckets.admit(full_at, units, now_ns, unit, counter.burst)
     if wait_ns <= 0:
         table.stage_level(record, full_at, unit, full_seen)
-    full_in_ns = full_at - now_ns if full_at > now_ns else 0
-    return Reserve(counter, units, now_ns, left, full_in_ns, wait_ns)
+    return Reserve(counter, units, now_ns, left, max(0, full_at - now_ns), wait_ns)
 
 
 def _stage_use(table: LimitTable, reserve: Reserve, used: int, now_ns: int) -> int:
