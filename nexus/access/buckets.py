@@ -18,10 +18,14 @@ def admit(full_at: int, units: int, now_ns: int, unit: int, burst: int) -> tuple
     The units are charged if the wait is 0 or less. It is if the bucket holds them, or is full: a
     request that is larger than the bucket is served alone, and delays the next one.
     """
-    wait_ns = full_at - now_ns - max(0, burst - units) * unit
+    wait_ns = full_at - now_ns
+    if units < burst:
+        wait_ns -= (burst - units) * unit
     if wait_ns <= 0:
-        full_at = charge(full_at, units, now_ns, unit=unit)
-    return full_at, wait_ns, max(0, burst - used(full_at, now_ns, unit=unit))
+        # As `charge`, without another call for each limit of each request.
+        full_at = (full_at if full_at > now_ns else now_ns) + units * unit
+    missing_ns = full_at - now_ns
+    return full_at, wait_ns, burst if missing_ns <= 0 else max(0, burst + -missing_ns // unit)
 
 
 def charge(full_at: int, units: int, now_ns: int, *, unit: int) -> int:

@@ -31,19 +31,19 @@ _MOST_CACHED = 4096
 _PERIODS = {"s": "a second", "min": "a minute", "h": "an hour", "d": "a day"}
 
 
-class Amounts(msgspec.Struct, frozen=True):
-    """What a request takes of each dimension but `parallel`."""
+Amounts = Mapping[str, int]
+"""What a request takes of each dimension but `parallel`."""
+NOTHING: Amounts = dict.fromkeys(("requests", "tokens", "input_tokens", "output_tokens"), 0)
 
-    requests: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
 
-    def of(self, dimension: Dimension) -> int:
-        if dimension == "tokens":
-            return self.input_tokens + self.output_tokens
-        if dimension == "requests":
-            return self.requests
-        return self.input_tokens if dimension == "input_tokens" else self.output_tokens
+def amounts(input_tokens: int, output_tokens: int) -> Amounts:
+    """What a request with so many tokens takes."""
+    return {
+        "requests": 1,
+        "tokens": input_tokens + output_tokens,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+    }
 
 
 class Counter(msgspec.Struct, frozen=True, kw_only=True):

@@ -77,15 +77,18 @@ def cost(
     rates = price.rates_for(prompt)
     cached = min(cached, prompt)
     cache_write = min(cache_write, prompt - cached)
-    amounts = (
-        (prompt - cached - cache_write) * rates.input,
-        cached * rates.cached_input,
-        cache_write * rates.cache_write,
-        completion * rates.output,
-        price.per_request,
-        images * price.per_image,
-        price.per_second * microseconds // _MICROSECONDS,
-    )
+    amounts = [("input", (prompt - cached - cache_write) * rates.input)]
+    if cached:
+        amounts.append(("cached", cached * rates.cached_input))
+    if cache_write:
+        amounts.append(("cache_write", cache_write * rates.cache_write))
+    amounts.append(("output", completion * rates.output))
+    if price.per_request:
+        amounts.append(("request", price.per_request))
+    if images:
+        amounts.append(("image", images * price.per_image))
+    if microseconds:
+        amounts.append(("time", price.per_second * microseconds // _MICROSECONDS))
     return _rounded(amounts)
 
 
@@ -113,16 +116,14 @@ def usd(nano: int) -> str:
     return f"{sign}{whole}.{rest:09d}".rstrip("0") if rest else f"{sign}{whole}"
 
 
-def _rounded(amounts: tuple[int, ...]) -> Parts:
+def _rounded(amounts: list[tuple[str, int]]) -> Parts:
     """Amounts of 10^-12 USD in nano-dollars. Each part is rounded so that the sums so far are."""
     parts, so_far, rounded = [], 0, 0
-    for type_, amount in zip(TYPES, amounts, strict=True):
-        if amount:
-            so_far += amount
-            nano = (so_far + 500) // 1000 - rounded
+    for type_, amount in amounts:
+        so_far += amount
+        if nano := (so_far + 500) // 1000 - rounded:
             rounded += nano
-            if nano:
-                parts.append((type_, nano))
+            parts.append((type_, nano))
     return tuple(parts)
 
 

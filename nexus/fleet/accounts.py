@@ -8,7 +8,7 @@ Amounts are nano-dollars, times Unix seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 ACCOUNTS = 4096
@@ -43,12 +43,9 @@ class StoredAccount(NamedTuple):
     saved: int
 
 
-def value_after(staged: Sequence[tuple[int, int]], cells: memoryview[int], cell: int) -> int:
+def value_after(staged: Mapping[int, int], cells: memoryview[int], cell: int) -> int:
     """The value of a cell once the staged changes are committed."""
-    for changed, value in reversed(staged):
-        if changed == cell:
-            return value
-    return cells[cell]
+    return staged[cell] if cell in staged else cells[cell]
 
 
 class Accounts:
@@ -60,9 +57,10 @@ class Accounts:
         *,
         first: int,
         slot: int,
-        staged: list[tuple[int, int]],
+        staged: dict[int, int],
     ) -> None:
-        """`first` is the number of their first cell; `staged` are changes for the next commit."""
+        """`first` is the number of their first cell; `staged` are changes for the next commit, by
+        cell."""
         self._cells, self._staged, self._slot = cells, staged, slot
         self._first, self._holds = first, first + ACCOUNTS * _ACCOUNT
         self._found: dict[tuple[int, int], int] = {}
@@ -128,30 +126,26 @@ class Accounts:
         """Hold an amount for a request of this process; returns False without room."""
         if not amount:
             return True
-        cells, owner = self._cells, self._owner(record)
+        cells, staged, owner = self._cells, self._staged, self._owner(record)
         own = self._hold_of(record, owner)
         if own is None:
             return False
-        self._staged += (
-            (record + _HELD, cells[record + _HELD] + amount),
-            (own + _OWNER, owner),
-            (own + _AMOUNT, cells[own + _AMOUNT] + amount),  # 0 of a free one
-        )
+        staged[record + _HELD] = cells[record + _HELD] + amount
+        staged[own + _OWNER] = owner
+        staged[own + _AMOUNT] = cells[own + _AMOUNT] + amount  # 0 of a free one
         return True
 
     def stage_spent(self, record: int, *, held: int, cost: int) -> None:
         """Replace what was held for a request of this process by what it cost."""
-        cells = self._cells
-        self._staged.append((record + _SPENT, cells[record + _SPENT] + cost))
+        cells, staged = self._cells, self._staged
+        staged[record + _SPENT] = cells[record + _SPENT] + cost
         if not held:
             return
         owner = self._owner(record)
         own = self._hold_of(record, owner)
         if own is not None and cells[own + _OWNER] == owner:
-            self._staged += (
-                (record + _HELD, max(0, cells[record + _HELD] - held)),
-                (own + _AMOUNT, max(0, cells[own + _AMOUNT] - held)),
-            )
+            staged[record + _HELD] = max(0, cells[record + _HELD] - held)
+            staged[own + _AMOUNT] = max(0, cells[own + _AMOUNT] - held)
 
     def spend_holds_of(self, dead: Callable[[int], bool], commit: Callable[[], None]) -> None:
         """Count what processes held that were killed as spent. `dead` is asked for each slot."""
@@ -163,11 +157,9 @@ class Accounts:
             if not dead(slot):
                 continue
             record, amount = self._first + account * _ACCOUNT, cells[own + _AMOUNT]
-            self._staged += (
-                (record + _SPENT, cells[record + _SPENT] + amount),
-                (record + _HELD, max(0, cells[record + _HELD] - amount)),
-                (own + _AMOUNT, 0),
-            )
+            self._staged[record + _SPENT] = cells[record + _SPENT] + amount
+            self._staged[record + _HELD] = max(0, cells[record + _HELD] - amount)
+            self._staged[own + _AMOUNT] = 0
             commit()
 
     def entries(self) -> list[StoredAccount]:

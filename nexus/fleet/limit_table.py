@@ -15,7 +15,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from array import array
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 from nexus.fleet.accounts import CELLS, Accounts, value_after
@@ -67,7 +69,7 @@ class LimitTable:
         self._map = map_descriptor(self._locks.fileno() if self._locks else None, size)
         self._cells = memoryview(self._map).cast("q")
         self._process_lock = threading.Lock()  # excludes other threads of this process
-        self._staged: list[tuple[int, int]] = []
+        self._staged: dict[int, int] = {}
         self._claimed: list[int] = []
         self._records_found: dict[Digest, int] = {}
         if path is None:
@@ -116,29 +118,26 @@ class LimitTable:
 
     def commit(self) -> None:
         """Apply all staged changes as one."""
-        staged = self._staged
-        if not staged:
-            return
-        cells, at = self._cells, _INTENT
-        if len(staged) > 1:  # a single cell changes as a whole
-            for cell, value in staged:
-                cells[at + 1] = cell
-                at += 2
-                cells[at] = value
-            cells[_INTENT] = at - _INTENT
-        for cell, value in staged:
+        cells, staged = self._cells, self._staged
+        several = len(staged) > 1  # a single cell changes as a whole
+        if several:
+            intent = array("q", chain.from_iterable(staged.items()))
+            cells[_INTENT + 1 : _INTENT + 1 + len(intent)] = intent
+            cells[_INTENT] = len(intent)
+        for cell, value in staged.items():
             cells[cell] = value
-        if at > _INTENT:
+        if several:
             cells[_INTENT] = 0
         staged.clear()
 
-    def staged(self) -> int:
-        """How many changes are staged, for `unstage`."""
-        return len(self._staged)
+    def staged(self) -> dict[int, int]:
+        """What is staged now, for `unstage`."""
+        return self._staged.copy()
 
-    def unstage(self, count: int) -> None:
-        """Drop the changes that were staged after the first `count`."""
-        del self._staged[count:]
+    def unstage(self, earlier: dict[int, int]) -> None:
+        """Drop the changes that were staged since `staged` returned `earlier`."""
+        self._staged.clear()
+        self._staged.update(earlier)
 
     def _complete(self) -> None:
         """Apply the changes of an intent that another process has left."""
@@ -173,11 +172,11 @@ class LimitTable:
     def stage_level(self, record: int, full_at: int, unit: int, full_seen: int) -> None:
         """Change a bucket at the next `commit`."""
         cells, staged = self._cells, self._staged
-        staged.append((record + _LEVEL, full_at))
+        staged[record + _LEVEL] = full_at
         if cells[record + _UNIT] != unit:
-            staged.append((record + _UNIT, unit))
+            staged[record + _UNIT] = unit
         if cells[record + _FULL_SEEN] != full_seen:
-            staged.append((record + _FULL_SEEN, full_seen))
+            staged[record + _FULL_SEEN] = full_seen
 
     # Requests in progress
 
@@ -213,9 +212,9 @@ class LimitTable:
             return False
         count = self._cells[record + _LEVEL]
         if self._cells[record + _UNIT] != -self._owner:  # of the slot's holder before
-            self._staged.append((record + _UNIT, -self._owner))
+            self._staged[record + _UNIT] = -self._owner
             count = 0
-        self._staged.append((record + _LEVEL, max(0, count + change)))
+        self._staged[record + _LEVEL] = max(0, count + change)
         return True
 
     def clear_slot(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from nexus.access.limits import Amounts, Counter, Dimension
+from nexus.access.limits import NOTHING, Amounts, Counter, Dimension, amounts
 from nexus.config.limit_records import Limit
 from nexus.dialects.base import TokenEstimate
 from nexus.errors import RequestFailed
@@ -13,7 +13,7 @@ from nexus.proxy.budget_checks import RequestBudgets, budgets_of
 from nexus.proxy.budgets import BudgetRefused, Hold
 from nexus.proxy.caller_checks import count_refusal
 from nexus.proxy.exchange import Exchange
-from nexus.proxy.limits import Refused, Reserve, level_headers
+from nexus.proxy.limits import Refused, Reserve, UsedReserve, level_headers
 
 _ONE = ("requests", "parallel")
 """Dimensions of which each request takes one unit."""
@@ -144,9 +144,7 @@ def _settle(
     exchange.budgets = None  # they refer to it: the cycle would wait for the collector
     costs = budgets.settle() if budgets is not None and exchange.background is None else ()
     used, cached = _used(exchange)
-    exchange.engine.limiter.settle(
-        [(reserve, _units_used(reserve, used, cached)) for reserve in reserves], costs
-    )
+    exchange.engine.limiter.settle(_used_reserves(reserves, used, cached), costs)
     if budgets is not None and exchange.background is not None:
         exchange.engine.background.keep(exchange.background, budgets.pending())
     exchange.engine.places.freed(reserves)
@@ -156,26 +154,35 @@ def _used(exchange: Exchange) -> tuple[Amounts | None, int]:
     """What the request used, and the cached tokens in it; None if a served response's usage is
     unknown."""
     if exchange.choice is None and not exchange.endpoint.counts:
-        return Amounts(), 0
+        return NOTHING, 0
     usage, source = exchange.known_usage()
     if source == "none":
         return None, 0
     if source is None:
         # No response went to the client. If it left during an attempt, the prompt was processed.
-        return Amounts(1, exchange.estimated_prompt if exchange.within_attempt else 0, 0), 0
+        return amounts(exchange.estimated_prompt if exchange.within_attempt else 0, 0), 0
     prompt = usage.prompt_tokens
     input_tokens = exchange.estimated_prompt if prompt is None else prompt
-    return Amounts(1, input_tokens, usage.completion_tokens or 0), usage.cached_tokens or 0
+    return amounts(input_tokens, usage.completion_tokens or 0), usage.cached_tokens or 0
 
 
-def _units_used(reserve: Reserve, used: Amounts | None, cached: int) -> int:
-    """The units that a request used of what it reserved, with the limit's weight of cached
-    tokens. If they are unknown, the reservation stays."""
-    counter = reserve.counter
-    dimension, weight = counter.dimension, counter.limit.cached_weight
-    if dimension == "parallel":
-        return 0
-    if used is None:
-        return reserve.units
-    less = round(cached * (1 - weight)) if cached and dimension in _WITH_INPUT else 0
-    return used.of(dimension) - less
+def _used_reserves(
+    reserves: Sequence[Reserve], used: Amounts | None, cached: int
+) -> list[UsedReserve]:
+    """The reservations of which the request used more or less, each with the units that it used.
+
+    A limit has its own weight of cached tokens. If the use is unknown, tokens stay reserved.
+    """
+    changed = []
+    for reserve in reserves:
+        units, counter = reserve.units, reserve.counter
+        dimension = counter.dimension
+        if dimension == "parallel":
+            units = 0
+        elif used is not None:
+            units = used[dimension]
+            if cached and dimension in _WITH_INPUT:
+                units -= round(cached * (1 - counter.limit.cached_weight))
+        if units != reserve.units:
+            changed.append((reserve, units))
+    return changed

@@ -141,10 +141,12 @@ class Limiter:
     def settle(
         self, used_reserves: Sequence[UsedReserve], costs: Sequence[tuple[Hold, int]] = ()
     ) -> None:
-        """Replace what a request reserved by what it used and cost, in one locked step."""
-        changed = [(reserve, used) for reserve, used in used_reserves if used != reserve.units]
-        if changed or costs:
-            self._unsettled.append((changed, costs))
+        """Replace what a request reserved by what it used and cost, in one locked step.
+
+        Reservations that were used up as they are need not be given.
+        """
+        if used_reserves or costs:
+            self._unsettled.append((used_reserves, costs))
             self.flush()
 
     def flush(self) -> None:
@@ -157,8 +159,8 @@ class Limiter:
         moved: list[tuple[str, int]] = []
         overruns: list[tuple[str, int]] = []
         try:
+            now_ns = time.monotonic_ns()
             while self._unsettled:
-                now_ns = time.monotonic_ns()
                 used_reserves, costs = self._unsettled.popleft()
                 for reserve, used in used_reserves:
                     units = _stage_use(table, reserve, used, now_ns)
@@ -317,14 +319,15 @@ def _stage_units(table: LimitTable, counter: Counter, units: int, now_ns: int) -
         return None
     record, full_at, before, full_seen = bucket
     unit = counter.unit_ns
-    if before and before != unit:
+    if before != unit and before:
         full_at = buckets.convert(full_at, now_ns, before=before, after=unit)
     if full_at <= now_ns:
         full_seen = now_ns
     full_at, wait_ns, left = buckets.admit(full_at, units, now_ns, unit, counter.burst)
     if wait_ns <= 0:
         table.stage_level(record, full_at, unit, full_seen)
-    return Reserve(counter, units, now_ns, left, max(0, full_at - now_ns), wait_ns)
+    full_in_ns = full_at - now_ns if full_at > now_ns else 0
+    return Reserve(counter, units, now_ns, left, full_in_ns, wait_ns)
 
 
 def _stage_use(table: LimitTable, reserve: Reserve, used: int, now_ns: int) -> int:
@@ -360,19 +363,21 @@ def _is_tighter(one: Reserve, other: Reserve) -> bool:
 def level_headers(dialect: Dialect, reserves: Sequence[Reserve]) -> list[tuple[str, str]]:
     """The headers that show a client its tightest limits."""
     tightest: dict[str, Reserve] = {}
+    kinds = dialect.LIMIT_KINDS
     for reserve in reserves:
-        kind = dialect.LIMIT_KINDS.get(reserve.counter.dimension)
-        if kind is None or reserve.counter.limit.shadow:
+        counter = reserve.counter
+        if (kind := kinds.get(counter.dimension)) is None or counter.limit.shadow:
             continue
         if (other := tightest.get(kind)) is None or _is_tighter(reserve, other):
             tightest[kind] = reserve
     headers: list[tuple[str, str]] = []
+    now = time.time()
     for kind, reserve in tightest.items():
         headers += dialect.limit_headers(
             kind,
             limit=reserve.counter.burst,
             remaining=reserve.remaining,
             reset_ns=reserve.full_in_ns,
-            now=time.time(),
+            now=now,
         )
     return headers

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nexus.access.callers import Caller
-from nexus.access.limits import Amounts, Limits
+from nexus.access.limits import Limits, amounts
 from nexus.config.access_records import Key, Team
 from nexus.config.limit_records import Limit, Match, OwnLimits
 from nexus.config.records import Config
@@ -103,9 +103,9 @@ def test_keys_and_teams_have_limits_of_their_own():
 
 
 def test_amounts():
-    amounts = Amounts(1, 20, 300)
-    named = ("requests", "tokens", "input_tokens", "output_tokens")
-    assert [amounts.of(name) for name in named] == [1, 320, 20, 300]
+    assert amounts(20, 300) == {
+        "requests": 1, "tokens": 320, "input_tokens": 20, "output_tokens": 300,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
