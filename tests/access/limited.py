@@ -43,6 +43,7 @@ def open_stream(gateway: Gateway, id_: str, **more: Any) -> socket.socket:
     client = socket.create_connection(("127.0.0.1", gateway.port), timeout=20)
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        "connection: close\r\n"
         f"authorization: Bearer {key_of(id_)}\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     client.sendall(head.encode() + body)

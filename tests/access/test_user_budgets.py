@@ -64,7 +64,9 @@ def spent(gateway) -> dict[str, int]:
 
 def test_each_user_has_a_budget(gateway):
     before = gateway.settled()
-    assert [send(gateway, "ann").status for _ in range(5)] == [200] * 3 + [429] * 2
+    assert [send(gateway, "ann").status for _ in range(3)] == [200] * 3
+    gateway.settled()  # until then, the third may be in progress
+    assert [send(gateway, "ann").status for _ in range(2)] == [429] * 2
     assert [send(gateway, "bo, the second").status for _ in range(2)] == [200] * 2
     # In no team of the budget, or with a key: not held to it.
     assert [send(gateway, "ann", "other").status for _ in range(2)] == [200] * 2
