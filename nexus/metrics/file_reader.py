@@ -11,9 +11,11 @@ import mmap
 import os
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import compress, count, pairwise
 from operator import ne
 from pathlib import Path
+from sys import intern
 from typing import NamedTuple
 
 from nexus.metrics.metrics_file import DamagedFile, bytes_in_use, entries
@@ -46,12 +48,19 @@ class SeriesIndex:
         number = self._numbers.get(encoded)
         if number is None:
             try:
-                key = Key(*json.loads(encoded))
-            except (ValueError, TypeError) as error:
+                key = _parsed(encoded)
+            except (ValueError, TypeError, AttributeError) as error:
                 raise DamagedFile("a key cannot be parsed") from error
             number = self._numbers[encoded] = len(self.keys)
             self.keys.append(key)
         return number
+
+
+def _parsed(encoded: bytes) -> Key:
+    """The key that these bytes stand for. Series share most of their strings."""
+    metric, name, labels, documentation = json.loads(encoded)
+    shared = {intern(label): intern(value) for label, value in labels.items()}
+    return Key(intern(metric), intern(name), shared, intern(documentation))
 
 
 class FileReader:
@@ -163,5 +172,9 @@ def _in_blocks(numbers: list[int]) -> list[list[int]]:
 
 def _format(offsets: list[int]) -> struct.Struct:
     """What decodes the values at these offsets of a block, skipping what lies between."""
-    gaps = "".join(f"{later - earlier - 8}xd" for earlier, later in pairwise(offsets))
-    return struct.Struct(f"=d{gaps}")
+    return _struct(tuple(later - earlier - 8 for earlier, later in pairwise(offsets)))
+
+
+@lru_cache(maxsize=4096)  # a format takes 1 KB, and most blocks have one of a few
+def _struct(gaps: tuple[int, ...]) -> struct.Struct:
+    return struct.Struct("=d" + "".join([f"{gap}xd" for gap in gaps]))

@@ -307,3 +307,15 @@ def test_a_request_is_read_with_the_series_that_it_needs(tmp_path, monkeypatch):
     assert 'tokens_sum{type="prompt"} 12.0' in text
     writer.close()
     reader.close()
+
+
+def test_series_share_their_strings(tmp_path, monkeypatch):
+    writer = Writer(tmp_path, "1")
+    for key in ("one", "two"):
+        writer.make(monkeypatch, Counter, "used", {"key": key, "team": "a team"}).inc()
+    writer.close()
+    (family,) = DirectoryReader(tmp_path).read()
+    one, two = family.layout.labels
+    assert (one["key"], two["key"]) == ("one", "two")
+    assert one["team"] is two["team"]
+    assert next(iter(one)) is next(iter(two))
