@@ -35,7 +35,7 @@ from nexus.proxy.engine import Engine
 from nexus.proxy.fleet_view import FleetView
 from nexus.proxy.own_endpoints import own_endpoints
 from nexus.runtime import log as logs
-from nexus.server.flask_endpoints import caller_of_request, openai_endpoints
+from nexus.server.flask_endpoints import caller_of_request, dialect_of_request, openai_endpoints
 from nexus.server.ingress import Ingress
 
 log = logging.getLogger("nexus.app")
@@ -124,7 +124,7 @@ def create_app(
     app.register_blueprint(dashboard_endpoints(context))
     app.register_blueprint(my_key_page(context, partial(caller_of_request, engine)))
     app.register_blueprint(openapi_endpoint(operations=False))
-    register_error_handlers(app, rejected=recorder.rejected)
+    register_error_handlers(app, rejected=recorder.rejected, dialect=dialect_of_request)
     app.wsgi_app = Ingress(  # type: ignore[assignment,method-assign]
         app.wsgi_app,
         follow=fleet.current,

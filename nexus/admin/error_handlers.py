@@ -1,4 +1,7 @@
-"""Flask's own errors (404, 405, …) in OpenAI's form, counted as rejected requests."""
+"""Errors that Flask finds itself, and those of a view that failed, in the client's dialect.
+
+They are counted as rejected requests.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,20 @@ from collections.abc import Callable
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
-from nexus.dialects.openai.errors import error_body
+from nexus.dialects import openai
+from nexus.dialects.base import Dialect
 
 
-def register_error_handlers(app: Flask, *, rejected: Callable[[str], None]) -> None:
-    """Answer requests that no view takes, without redirects. `rejected` counts them by reason."""
+def register_error_handlers(
+    app: Flask,
+    *,
+    rejected: Callable[[str], None],
+    dialect: Callable[[], Dialect] = lambda: openai,
+) -> None:
+    """Answer requests that no view takes, without redirects, or whose view has failed.
+
+    `rejected` counts them by reason; `dialect` returns that of the present request.
+    """
     app.url_map.merge_slashes = app.url_map.strict_slashes = False
 
     def handle(error: HTTPException) -> Response:
@@ -23,10 +35,12 @@ def register_error_handlers(app: Flask, *, rejected: Callable[[str], None]) -> N
             methods = sorted(error.valid_methods or ())
             reason = "method_not_allowed"
             message = f"{path} takes {', '.join(methods)}, not {request.method}."
+        elif status >= 500:  # Flask has logged the exception
+            reason, message = "internal", "The gateway failed; see its log."
         else:
             reason, message = "bad_request", error.description or "The request cannot be served."
         rejected(reason)
-        content = error_body(message, status=status, code=reason)
+        content = dialect().error_body(message, status=status, code=reason)
         response = Response(content, status, mimetype="application/json")
         if methods:
             response.headers["allow"] = ", ".join(methods)

@@ -199,7 +199,8 @@ LOST = counter(
 )
 REJECTED = counter(
     "nexus_http_rejected_total",
-    f"Requests that reached no endpoint, by reason: {', '.join(REJECTION_REASONS)}.",
+    "Requests that reached no endpoint, or whose view failed, by reason: "
+    f"{', '.join(REJECTION_REASONS)}.",
     reason=Label(REJECTION_REASONS),
 )
 PREFLIGHTS = counter(

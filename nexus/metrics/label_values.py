@@ -42,9 +42,9 @@ EXCLUSION_REASONS = (
 """Why a backend that has the model of a request is not considered for it."""
 REJECTION_REASONS = (
     "not_found", "method_not_allowed", "bad_request", "origin_refused", "head_too_slow",
-    "head_too_large",
+    "head_too_large", "internal",
 )  # fmt: skip
-"""Why a request reached no endpoint."""
+"""Why a request reached no endpoint; `internal` if the code of one failed."""
 
 TRANSLATION_NAMES = get_args(TranslationName)
 """The names of the translations between the APIs of clients and backends."""

@@ -135,3 +135,46 @@ def test_a_second_process_without_hooks_counts_in_memory(app, run_dir, capfd):
     assert other.extensions["nexus"].slot_lease.metrics is None
     assert other.test_client().get("/metrics").status_code == 200
     assert "metrics of this process stay in its memory" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "code", "anthropic"),
+    [
+        ("GET", "/v1/nothing", {}, 404, "not_found", False),
+        ("GET", "/v1/nothing", {"anthropic-version": "2023-06-01"}, 404, "not_found", True),
+        ("POST", "/v1/models", {}, 405, "method_not_allowed", False),
+        (
+            "POST",
+            "/v1/models",
+            {"anthropic-version": "2023-06-01"},
+            405,
+            "method_not_allowed",
+            True,
+        ),
+        ("POST", "/v1/chat/completions", {}, 500, "internal", False),
+        ("POST", "/v1/messages", {}, 500, "internal", True),
+        ("POST", "/v1/messages/count_tokens", {}, 500, "internal", True),
+        ("GET", "/v1/stats", {}, 500, "internal", False),
+    ],
+)
+def test_what_flask_finds_is_in_the_dialect_of_the_client(
+    app, method, path, headers, status, code, anthropic, monkeypatch, caplog
+):
+    def fail(*_, **__):
+        raise ZeroDivisionError("a fault of ours")
+
+    app.config["PROPAGATE_EXCEPTIONS"] = False  # as outside of tests
+    if status == 500:
+        app.before_request_funcs.setdefault(None, []).append(fail)
+    client = app.test_client()
+    answer = client.open(path, method=method, headers=headers)
+    assert answer.status_code == status
+    assert answer.json.get("type") == ("error" if anthropic else None)
+    assert answer.json["error"]["code"] == code
+    assert "fault of ours" not in answer.text
+    logged = [record for record in caplog.records if record.exc_info]
+    assert len(logged) == (status == 500)
+    app.before_request_funcs.clear()
+    scrape = Scrape(client.get("/metrics").text)
+    assert scrape.series("nexus_http_rejected_total", "reason") == {(code,): 1}
+    assert scrape.total("nexus_requests_total") == 0
