@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from flask import Flask
+from flask import Flask, request
 
 from nexus.admin.context import GenerationContext, WorkerContext
 from nexus.admin.dashboard import dashboard_endpoints
@@ -35,8 +35,8 @@ from nexus.proxy.engine import Engine
 from nexus.proxy.fleet_view import FleetView
 from nexus.proxy.own_endpoints import own_endpoints
 from nexus.runtime import log as logs
-from nexus.server.flask_endpoints import caller_of_request, dialect_of_request, openai_endpoints
-from nexus.server.ingress import Ingress
+from nexus.server.flask_endpoints import caller_of_request, openai_endpoints
+from nexus.server.ingress import Ingress, environ_dialect
 
 log = logging.getLogger("nexus.app")
 
@@ -124,7 +124,9 @@ def create_app(
     app.register_blueprint(dashboard_endpoints(context))
     app.register_blueprint(my_key_page(context, partial(caller_of_request, engine)))
     app.register_blueprint(openapi_endpoint(operations=False))
-    register_error_handlers(app, rejected=recorder.rejected, dialect=dialect_of_request)
+    register_error_handlers(
+        app, rejected=recorder.rejected, dialect=lambda: environ_dialect(request.environ)
+    )
     app.wsgi_app = Ingress(  # type: ignore[assignment,method-assign]
         app.wsgi_app,
         follow=fleet.current,

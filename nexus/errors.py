@@ -157,6 +157,9 @@ STREAM_ENDS: tuple[str, ...] = (
 )  # fmt: skip
 """How streams end."""
 
+INTERNAL_MESSAGE = "The gateway failed; see its log."
+"""What a client reads of the fault `internal`."""
+
 ERROR_TYPES: frozenset[str] = frozenset(fault.error_type for fault in FAULTS.values())
 
 _PASSED_ON = (200, 201, 202, 400, 401, 402, 403, 404, 408, 409, 413, 415, 422, 429, 503, 529)

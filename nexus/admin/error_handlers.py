@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from nexus.dialects import openai
 from nexus.dialects.base import Dialect
+from nexus.errors import INTERNAL_MESSAGE
 
 
 def register_error_handlers(
@@ -36,7 +37,7 @@ def register_error_handlers(
             reason = "method_not_allowed"
             message = f"{path} takes {', '.join(methods)}, not {request.method}."
         elif status >= 500:  # Flask has logged the exception
-            reason, message = "internal", "The gateway failed; see its log."
+            reason, message = "internal", INTERNAL_MESSAGE
         else:
             reason, message = "bad_request", error.description or "The request cannot be served."
         rejected(reason)
@@ -44,6 +45,8 @@ def register_error_handlers(
         response = Response(content, status, mimetype="application/json")
         if methods:
             response.headers["allow"] = ", ".join(methods)
+        if reason == "internal":
+            response.headers["x-should-retry"] = "false"
         return response
 
     app.register_error_handler(HTTPException, handle)

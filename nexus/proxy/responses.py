@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from nexus.dialects.base import Dialect, ParsedRequest, StreamReader
-from nexus.errors import FAULTS, Blame, Fault, RequestFailed
+from nexus.errors import FAULTS, INTERNAL_MESSAGE, Blame, Fault, RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.headers import header_text
 from nexus.proxy.attempt import Attempt
@@ -134,7 +134,7 @@ def error_response(exchange: Exchange, error: BaseException) -> ClientResponse:
         log.error(
             "request failed inside the gateway", exc_info=error, extra={"id": exchange.request_id}
         )
-        error = RequestFailed("internal", "The gateway failed; see its log.")
+        error = RequestFailed("internal", INTERNAL_MESSAGE)
     content = failure_content(error, exchange.endpoint.dialect, exchange.request_id)
     return whole_response(exchange, *content, error.fault)
 

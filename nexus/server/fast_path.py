@@ -17,8 +17,7 @@ from http import HTTPStatus
 import msgspec
 
 from nexus.config.records import Server
-from nexus.dialects.openai.errors import error_body
-from nexus.errors import RequestFailed
+from nexus.errors import INTERNAL_MESSAGE, RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.connection_pool import Connection
 from nexus.proxy.engine import ClientResponse, Engine
@@ -29,6 +28,7 @@ from nexus.proxy.responses import WholeBody
 from nexus.proxy.serve import serve
 from nexus.server.body_pace import BodyPace
 from nexus.server.event_loop import HubDisconnectWatch, WaitScheduler
+from nexus.server.refusals import dialect_of_head
 from nexus.server.request_head import HeadLimits, RequestHeadParser
 from nexus.server.stream_relay import BufferedWriter, StreamRelay
 
@@ -107,20 +107,22 @@ class FastPath:
         deadline = time.monotonic() + min(timeout_s, HEAD_S)
         while b"\r\n\r\n" not in data and data.count(b"\n") == data.count(b"\r\n"):
             if len(data) > _MAX_HEAD:
-                return self._refuse_head("431 Request Header Fields Too Large", "head_too_large")
+                return self._refuse_head(data, 431, "head_too_large")
             piece = self._watch.receive(max(0.0, deadline - time.monotonic()))
             if not piece:
                 if self._watch.closed():
                     return b""
-                return self._refuse_head("408 Request Timeout", "head_too_slow")
+                return self._refuse_head(data, 408, "head_too_slow")
             data += piece
         return data
 
-    def _refuse_head(self, status: str, reason: str) -> bytes:
+    def _refuse_head(self, data: bytes, status: int, reason: str) -> bytes:
         self._engine.recorder.rejected(reason)
-        content = error_body(_HEADS_REFUSED[reason], status=int(status[:3]), code=reason)
+        content = dialect_of_head(data).error_body(
+            _HEADS_REFUSED[reason], status=status, code=reason
+        )
         head = (
-            f"HTTP/1.1 {status}\r\n{self._clock.lines(keep_alive=False)}"
+            f"{_STATUS_LINES[status]}{self._clock.lines(keep_alive=False)}"
             f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         )
         with contextlib.suppress(OSError):
@@ -196,7 +198,8 @@ class FastPath:
         head = self._head(response, keep_alive=keep_alive, chunked=chunked)
         try:
             if isinstance(body, StreamBody) and (backend := body.backend) is not None:
-                send(head + chunk(body.start()))
+                first, head = head + chunk(body.start()), b""
+                send(first)
                 keep_alive = self._relay(body, backend) and keep_alive and not body.cut
                 send(b"" if body.cut else _LAST_CHUNK)
                 body.written()
@@ -206,6 +209,11 @@ class FastPath:
                     send(data)
                 send(head + (_LAST_CHUNK if chunked else b""))
         except (OSError, ClientGone):
+            return False
+        except Exception:
+            if head:
+                raise  # the client has got nothing yet
+            log.exception("response failed inside the gateway")
             return False
         except Stopping as stopping:
             if isinstance(body, StreamBody | CommentedBody):
@@ -238,7 +246,7 @@ class FastPath:
             ending = chunk(body.stop(stopping))
         except Exception:
             log.exception("stream failed inside the gateway")
-            failure = RequestFailed("internal", "The gateway failed; see its log.")
+            failure = RequestFailed("internal", INTERNAL_MESSAGE)
             ending = b"" if body.ended else chunk(body.fail(failure))
         else:
             return True

@@ -11,7 +11,7 @@ from werkzeug.routing import PathConverter, Rule, ValidationError
 
 from nexus.access.callers import ANONYMOUS, Caller
 from nexus.dialects import anthropic, openai
-from nexus.dialects.base import Dialect, RequestForm
+from nexus.dialects.base import RequestForm
 from nexus.proxy.endpoint_table import STORED_ID, Endpoint
 from nexus.proxy.endpoints import ENDPOINTS
 from nexus.proxy.engine import ClientResponse, Engine
@@ -51,11 +51,6 @@ def _asks_in_anthropics_form() -> bool:
 
 def _models_endpoint() -> Endpoint:
     return _ANTHROPIC_MODELS if _asks_in_anthropics_form() else _MODELS
-
-
-def dialect_of_request() -> Dialect:
-    """The dialect in which the client of the present request reads errors."""
-    return (ENDPOINTS.at(request.path) or _models_endpoint()).dialect
 
 
 def openai_endpoints(engine: Engine) -> Blueprint:

@@ -21,6 +21,7 @@ from nexus.runtime.host import raise_descriptor_limit
 from nexus.runtime.parent_death import end_with_parent
 from nexus.runtime.sd_notify import Notifier
 from nexus.server.arbiter import Master
+from nexus.server.refusals import ErrorWriter, dialect_of_parsed
 
 log = logging.getLogger("nexus.server")
 
@@ -86,7 +87,7 @@ def post_worker_init(worker: Any) -> None:
     except (AttributeError, KeyError) as error:
         log.error("worker has not loaded Nexus", extra={"pid": worker.pid, "why": error})
         return
-    _count_refused_heads(worker, gateway.recorder)
+    _respond_in_dialect(worker, gateway.recorder)
     gateway.live.stopping = lambda: not worker.alive  # the dashboard's viewers do not delay the end
     if worker.nexus_notifier:
         # gevent's patch makes this a greenlet, which first runs when the worker's loop does.
@@ -117,12 +118,15 @@ def _report_ready(notifier: Notifier, fleet: FleetView) -> None:
     notifier.ready("Serving.")
 
 
-def _count_refused_heads(worker: Any, recorder: Any) -> None:
-    """Count requests whose head gunicorn's parser refuses: they never reach the application."""
+def _respond_in_dialect(worker: Any, recorder: Any) -> None:
+    """Count requests that gunicorn responds to, and have it do so in their dialect: its parser
+    refused them, or the application raised."""
     respond = worker.handle_error
 
     def handle_error(req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        recorder.rejected("bad_request")
+        if not isinstance(client, ErrorWriter):
+            dialect = dialect_of_parsed(req or getattr(exc, "req", None))
+            client = ErrorWriter(client, exc, dialect=dialect, rejected=recorder.rejected)
         respond(req, client, addr, exc)
 
     worker.handle_error = handle_error

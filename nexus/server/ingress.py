@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from nexus.config.records import Cors
-from nexus.dialects.openai.errors import error_body
+from nexus.dialects.base import Dialect
 from nexus.http import cross_origin
 from nexus.proxy.endpoints import ENDPOINTS
+from nexus.server.refusals import dialect_of
 
 DEPLOYMENT = "nexus.deployment"
 """The key of the WSGI environment for the model that an Azure path names."""
@@ -40,6 +41,7 @@ class Ingress:
         host = environ.get("HTTP_HOST")
         if host is None and environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
             return self._refuse(
+                environ,
                 start,
                 "400 Bad Request",
                 "bad_request",
@@ -62,19 +64,25 @@ class Ingress:
             self._preflight()
             allowed = cross_origin.preflight(headers, cors)
             if allowed is None:
-                return _respond(start, "403 Forbidden", "origin_refused", cross_origin.REFUSAL)
+                return _respond(
+                    environ, start, "403 Forbidden", "origin_refused", cross_origin.REFUSAL
+                )
             start("204 No Content", allowed)
             return []
         if ENDPOINTS.at(environ["PATH_INFO"]) is not None:
             return self._app(environ, start)  # the endpoint counts it as a request
         if not cross_origin.admits(headers, cors.origins) and not _navigates(environ):
-            return self._refuse(start, "403 Forbidden", "origin_refused", cross_origin.REFUSAL)
+            return self._refuse(
+                environ, start, "403 Forbidden", "origin_refused", cross_origin.REFUSAL
+            )
         given = cross_origin.response_headers(headers.get("origin"), cors.origins)
         return self._app(environ, lambda status, ours, *more: start(status, [*ours, *given], *more))
 
-    def _refuse(self, start: _Start, status: str, reason: str, message: str) -> list[bytes]:
+    def _refuse(
+        self, environ: dict[str, Any], start: _Start, status: str, reason: str, message: str
+    ) -> list[bytes]:
         self._rejected(reason)
-        return _respond(start, status, reason, message)
+        return _respond(environ, start, status, reason, message)
 
 
 def _browser_headers(environ: dict[str, Any]) -> dict[str, str]:
@@ -99,7 +107,14 @@ def _navigates(environ: dict[str, Any]) -> bool:
     )
 
 
-def _respond(start: _Start, status: str, code: str, message: str) -> list[bytes]:
-    content = error_body(message, status=int(status[:3]), code=code)
+def environ_dialect(environ: dict[str, Any]) -> Dialect:
+    """The dialect in which the client of a WSGI call reads errors."""
+    return dialect_of(environ["PATH_INFO"], anthropic_client="HTTP_ANTHROPIC_VERSION" in environ)
+
+
+def _respond(
+    environ: dict[str, Any], start: _Start, status: str, code: str, message: str
+) -> list[bytes]:
+    content = environ_dialect(environ).error_body(message, status=int(status[:3]), code=code)
     start(status, [("content-type", "application/json"), ("content-length", str(len(content)))])
     return [content]

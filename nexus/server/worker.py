@@ -33,7 +33,7 @@ from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
 from nexus.config.records import Server
-from nexus.http.client_watch import Stopping
+from nexus.http.client_watch import ClientGone, Stopping
 from nexus.proxy.endpoints import ENDPOINTS
 from nexus.proxy.engine import Engine
 from nexus.runtime import stderr
@@ -45,6 +45,7 @@ from nexus.server.event_loop import WaitScheduler
 from nexus.server.fast_path import LINGER_S, FastPath, NotEligible
 from nexus.server.listener import DrainingListener
 from nexus.server.paced_socket import PacedSocket
+from nexus.server.refusals import ErrorWriter, dialect_of_head
 from nexus.server.request_head import HeadLimits, fast_path_limits
 from nexus.server.worker_stage import DRAINING, RETIRING, SERVING, Stage
 
@@ -268,11 +269,10 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
                 super().handle(listener, client, addr)
             else:
                 self._serve(held, listener, client, addr)
-        except (OSError, StopIteration, Stopping):
+        except (OSError, ClientGone, StopIteration, Stopping):
             pass  # the connection broke or is to be closed; its request has been recorded
-        except Exception as error:
+        except Exception:
             self.log.exception("connection failed")
-            self.handle_error(None, client, addr, error)
         finally:
             del self._clients[client]
             util.close(client)
@@ -311,6 +311,12 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
                     if rest is None and client.fileno() >= 0:
                         client.setblocking(False)
                         fast_path.linger()
+                except (OSError, ClientGone):
+                    raise
+                except Exception as error:  # noqa: BLE001 - `handle_error` logs it
+                    self._answer_failure(None, client, addr, error, data)
+                    fast_path.linger()
+                    rest = None
                 data = rest
                 held.request_ended()
                 if data:
@@ -348,10 +354,22 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         except OSError:
             raise
         except Exception as error:  # noqa: BLE001 - gunicorn responds to what its parser refuses
-            self.handle_error(req, client, addr, error)
+            self._answer_failure(req, client, addr, error, data)
             return None
         client.setblocking(False)
         return bytes(parser.unreader.take_buffered())
+
+    def _answer_failure(
+        self, req: Any, client: socket.socket, addr: Any, error: Exception, data: bytes
+    ) -> None:
+        """Log the failure and respond to the request that `data` starts with."""
+        writer = ErrorWriter(
+            client,
+            error,
+            dialect=dialect_of_head(data),
+            rejected=self._engine.recorder.rejected,
+        )
+        self.handle_error(req, writer, addr, error)
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
         held = self._clients[sock]

@@ -226,6 +226,7 @@ class Workers(Measured):
         *,
         workers: int = 1,
         environ: dict[str, str] | None = None,
+        app: str = "wsgi:app",
     ) -> None:
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
@@ -243,7 +244,7 @@ class Workers(Measured):
             **(environ or {}),
         )
         super().__init__(
-            [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"],
+            [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", app],
             log=directory / "workers.log",
             environ=settings,
         )
