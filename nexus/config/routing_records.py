@@ -116,7 +116,7 @@ class Affinity(Section, frozen=True):
         Meta(ge=0, le=10_000),
         doc(
             "How many requests more than the least loaded one it may always have; twice as many "
-            "for a prompt without an id whose start it has."
+            "for a prompt without an id whose start it has, four times for a long start."
         ),
     ] = 2
     kinds: Annotated[

@@ -29,6 +29,8 @@ SHORTEST_PREFIX = 512
 LONGEST_PREFIX = 64 * 1024
 """Bytes of a prompt that are compared with earlier ones."""
 _ROUNDING = 1e-9
+_IMPATIENT = 0.25
+"""The part of requests that do not wait longer for a long start."""
 _UNLIMITED = 16
 """The weight of a backend without a limit, in requests at once."""
 
@@ -135,7 +137,11 @@ class Placement(msgspec.Struct, gc=False):
         return keys[: self.longer] if self.longer and is_home else keys
 
     def within_load(
-        self, columns: Sequence[int], load: Callable[[int], int], settings: Affinity
+        self,
+        columns: Sequence[int],
+        load: Callable[[int], int],
+        settings: Affinity,
+        chance: float,
     ) -> Candidate:
         """The backend in these columns that should serve the request.
 
@@ -144,16 +150,20 @@ class Placement(msgspec.Struct, gc=False):
         order is taken.
 
         To compute a known prompt again costs more than to wait for a few requests, so its home may
-        have one more for each 512 bytes of it, up to twice `load_margin`. Instead of an overloaded
-        home the least loaded backend takes it: all others have to compute it anyway.
+        have one more for each 512 bytes of it, up to twice `load_margin`. Three of four requests
+        wait behind one for each 2 KiB, up to four times `load_margin`: the others suffice to spread
+        a start that many requests share, and a short burst rarely copies one that few share.
+        Instead of an overloaded home the least loaded backend takes it: all others have to compute
+        it anyway.
         """
         factor, margin = settings.load_factor, settings.load_margin
         known, homes = self.known, self.homes
         if known:
-            margin = min(1 + known // 512, 2 * margin)
+            patience = min(known // 2048, 4 * margin) if chance >= _IMPATIENT else 0
+            margin = max(min(1 + known // 512, 2 * margin), patience)
         elif known == 0:
-            # It is computed anyway, so its home must be among the least loaded.
-            factor, margin = 0.0, min(1, margin)
+            # It is computed anyway, so its home must be one of the least loaded.
+            factor, margin = 0.0, 0
         home = homes[0]
         at = home.backend.column
         if len(homes) == 1 and at in columns and load(at) <= margin:

@@ -1,6 +1,7 @@
 """Affinity: which backend is a session's home, and when another one serves it."""
 
 from collections import Counter
+from random import Random
 
 import pytest
 
@@ -9,6 +10,7 @@ from nexus.config.routing_records import Affinity
 from nexus.dialects import openai
 from nexus.dialects.base import PromptField, RequestForm
 from nexus.errors import RequestFailed
+from nexus.fleet.prefix_table import PrefixTable
 from nexus.fleet.status import EndpointStatus
 from nexus.http.headers import RequestHeaders
 from nexus.proxy.session import SessionReader
@@ -278,6 +280,43 @@ def test_a_prompt_of_less_than_512_bytes_has_no_session():
         assert (session is not None) is known
 
 
+@pytest.mark.parametrize(
+    ("size", "impatient", "patient"),
+    [(512, 2, 2), (1000, 2, 2), (2500, 4, 4), (9000, 4, 4), (13_000, 4, 6), (28_000, 4, 8)],
+)
+def test_three_of_four_requests_wait_longer_for_a_long_start(size, impatient, patient):
+    """So many requests more than the other backend its home may have, and no more."""
+    routes = table(*fleet("ab"))
+    session = prompt("x" * size)
+
+    def most(chance: float) -> int:
+        def hit(load: int) -> bool:
+            now = Conditions(load=(3 + load, 3).__getitem__, holders=lambda _: (0,), chance=chance)
+            query = RouteQuery("m", session=session)
+            choice = choose(routes, query, tried=frozenset(), now=now)
+            assert choice.affinity == ("prefix", "hit" if choice.backend.column == 0 else "spill")
+            return choice.backend.column == 0
+
+        return next(load for load in range(99) if not hit(load + 1))
+
+    assert [most(chance) for chance in (0.0, 0.24, 0.25, 0.99)] == [impatient] * 2 + [patient] * 2
+
+
+def test_equal_prompts_without_an_id_at_100_at_once_are_spread():
+    """Each becomes a home; none exceeds the load guard's bound."""
+    routes = table(*fleet("abc"))
+    session, prefixes, random = prompt("x" * 28_000), PrefixTable(None), Random(1)
+    loads = [0, 0, 0]
+    for _ in range(100):
+        now = Conditions(load=loads.__getitem__, holders=prefixes.holders, chance=random.random())
+        choice = choose(routes, RouteQuery("m", session=session), tried=frozenset(), now=now)
+        prefixes.add(choice.prefixes, choice.backend.column)
+        loads[choice.backend.column] += 1
+        assert max(loads) <= max(1.25 * sum(loads) / 3, min(loads) + 4 * 2) + 1
+    assert set(prefixes.holders(session().keys[0])) == {0, 1, 2}
+    assert max(loads) - min(loads) <= 1, "then the least loaded home takes each"
+
+
 def test_for_a_short_start_there_is_less_to_wait_for():
     routes = table(*fleet("ab"))
     session = prompt("x" * 1000)
@@ -311,6 +350,6 @@ def test_a_prompt_that_nobody_knows_goes_where_there_is_little_to_do():
         tried=frozenset(),
         now=Conditions(load=lambda _: 5),
     ).backend.column
-    now = Conditions(load=lambda column: 7 if column == home else 5)
+    now = Conditions(load=lambda column: 6 if column == home else 5)
     choice = choose(routes, RouteQuery("m", session=session), tried=frozenset(), now=now)
     assert choice.backend.column != home
