@@ -202,15 +202,20 @@ def router(directory: Path, ports: list[int], *, kind: str, policy: str) -> rig.
 
 
 OFF = "[routing.affinity]\nenabled = false\n"
+WITH_ID = "session id"
+"""To gateways of this name, clients send the id of their session as `x-session-id`."""
 GATEWAYS: dict[str, Callable[[Path, list[int]], rig.Running]] = {
     "Nexus": partial(nexus, name="nexus"),
+    "vLLM router, cache_aware": partial(router, kind="vllm-router", policy="cache_aware"),
+    "SGLang router, cache_aware": partial(router, kind="sglang-router", policy="cache_aware"),
     "Nexus, round robin": partial(
         nexus, name="nexus-rr", routing='[routing]\nstrategy = "round_robin"\n'
     ),
     "Nexus, least load": partial(nexus, name="nexus-least", routing=OFF),
-    "vLLM router, cache_aware": partial(router, kind="vllm-router", policy="cache_aware"),
-    "vLLM router, consistent_hash": partial(router, kind="vllm-router", policy="consistent_hash"),
-    "SGLang router, cache_aware": partial(router, kind="sglang-router", policy="cache_aware"),
+    f"Nexus, {WITH_ID}": partial(nexus, name="nexus-id"),
+    f"vLLM router, consistent_hash, {WITH_ID}": partial(
+        router, kind="vllm-router", policy="consistent_hash"
+    ),
 }
 
 
@@ -317,11 +322,11 @@ def main() -> None:
                                 backends,
                                 talks(f"{repeat} {key}"),
                                 disturb=key == "e",
-                                sessions="consistent" in name,
+                                sessions=name.endswith(WITH_ID),
                             )
                             results.setdefault(name, {}).setdefault(key, []).append(run)
                             print(
-                                f"{name:30} {key} cached {run.share:.2f}, "
+                                f"{name:42} {key} cached {run.share:.2f}, "
                                 f"TTFT {run.ttft_ms(0.5):.0f} and {run.ttft_ms(0.95):.0f} ms, "
                                 f"{run.rate:.0f}/s, spread {run.spread:.2f}, "
                                 f"{run.requests} ok, {run.failed} failed",
@@ -348,9 +353,13 @@ def report(results: dict[str, dict[str, list[Run]]]) -> str:
         f"Measured by `make bench-affinity` on {machine()}; vLLM router 0.1.17, SGLang router",
         f"0.3.2. {BACKENDS} simulated backends, each with a prefix cache of {BLOCKS} blocks of 256",
         f"characters, {SLOTS} requests at once, and {PREFILL_MS:g} ms for each block that is not",
-        f"cached; {CLIENTS} clients. Nexus has four workers. Clients send no id of their session,",
-        "except to the vLLM router with `consistent_hash`, which needs one. Caches are empty",
-        f"before each workload. {runs_made}",
+        f"cached; {CLIENTS} clients. Nexus has four workers. Caches are empty before each",
+        f"workload. {runs_made}",
+        "",
+        f"In rows with *{WITH_ID}*, clients send the id of their session in `x-session-id`. The",
+        "vLLM router needs it for `consistent_hash`; Nexus uses it by default. Compare these two",
+        "with each other. In all other rows clients send no id, and gateways have only the prompt",
+        "to go by.",
         "",
         "![cached share and time to first token](affinity.svg)",
         "",
@@ -380,7 +389,7 @@ def report(results: dict[str, dict[str, list[Run]]]) -> str:
     return "\n".join([*lines, ""])
 
 
-COLOURS = ("#2563eb", "#93c5fd", "#cbd5e1", "#f59e0b", "#fcd34d", "#16a34a")
+COLOURS = ("#2563eb", "#f59e0b", "#16a34a", "#cbd5e1", "#94a3b8", "#93c5fd", "#fcd34d")
 WIDTH, HEIGHT = 900, 190
 
 
@@ -391,10 +400,11 @@ def picture(results: dict[str, dict[str, list[Run]]]) -> str:
         for by_workload in results.values()
         for runs in by_workload.values()
     )
-    size = f"{WIDTH} {2 * HEIGHT + 110}"
+    height = 2 * HEIGHT + 126
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" '
-        f'font-size="12"><rect width="{WIDTH}" height="{2 * HEIGHT + 110}" fill="#fff"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        f'font-family="sans-serif" font-size="12"><rect width="{WIDTH}" height="{height}" '
+        'fill="#fff"/>',
         *_bars(
             results, 0, "cached share of prompt tokens", lambda run: run.share, most=1.0, form=".2f"
         ),
