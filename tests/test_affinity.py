@@ -231,6 +231,28 @@ def test_where_a_prompt_was_computed_is_known_to_all_workers(demos, gateway):
         assert usage["prompt_tokens_details"]["cached_tokens"] > 600
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/chat/completions?q=1"])
+def test_sessions_with_ids_share_a_long_start(gateway, path):
+    """Each worker finds it where one session had it computed, whatever the session's own order."""
+    before = gateway.settled()
+    rules = {"role": "system", "content": f"The rules by {path}. " + "Be kind to everybody. " * 900}
+    found = [
+        ask(gateway, [rules, *say(f"Question {n}")], path=path, session_id=f"{path} {n}")
+        for n in range(24)
+    ]
+    assert len({headers["x-nexus-backend"] for headers, _ in found}) == 1
+    assert {headers["x-nexus-affinity"] for headers, _ in found} == {"hit"}
+    cached = [usage["prompt_tokens_details"]["cached_tokens"] for _, usage in found]
+    assert cached[0] == 0
+    assert min(cached[1:]) > 4500
+    after = gateway.settled()
+    labels = {"source": "header", "result": "hit"}
+    assert (
+        after.value("nexus_affinity_total", **labels)
+        == before.value("nexus_affinity_total", **labels) + 24
+    )
+
+
 def test_a_slow_backend_gets_fewer_requests(demos, gateway):
     sessions = [f"slow-{n}" for n in range(30)]
     own = sum(home(gateway, name) == "a" for name in sessions)

@@ -99,7 +99,7 @@ class Affinity(Section, frozen=True):
         Meta(ge=0, le=65536),
         doc(
             "Without a name, the session is known by so many bytes of tools, system text and first "
-            "message, if the prompt has 512 bytes. 0: not at all."
+            "message, if the prompt has 512 bytes. 0: prompts are not looked at."
         ),
     ] = 4096
     scope: Annotated[
@@ -116,7 +116,7 @@ class Affinity(Section, frozen=True):
         Meta(ge=0, le=10_000),
         doc(
             "How many requests more than the least loaded one it may always have; twice as many "
-            "for a prompt without an id whose start it has, four times for a long start."
+            "for a prompt whose start it has, four times for a long start."
         ),
     ] = 2
     kinds: Annotated[

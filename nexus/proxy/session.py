@@ -1,4 +1,4 @@
-"""The session of a request: by a header, by its body, or by the start of its prompt."""
+"""The session of a request: by a header, by its body, and by the start of its prompt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from nexus.config.routing_records import Affinity
-from nexus.dialects.base import ParsedRequest
+from nexus.dialects.base import ParsedRequest, Prompt
 from nexus.dialects.conversation import first_message_end, prompt_start
 from nexus.http.headers import RequestHeaders
 from nexus.proxy.exchange import Exchange
@@ -47,28 +47,36 @@ class SessionReader(msgspec.Struct):
             return None if override == "off" else Session("header", override.encode(), self.scope)
         if prompt is None:
             return None
+        named = self._named(prompt)
+        if not settings.prefix_bytes:
+            return named
+        pieces = prompt.pieces()
+        if len(pieces) == 1 and len(pieces[0]) < SHORTEST_PREFIX:
+            return named
+        start, messages_at = prompt_start(pieces, LONGEST_PREFIX)
+        if len(start) < SHORTEST_PREFIX:
+            return named
+        keys, ends = starts_of(start, self.scope, self.model, self.seed)
+        if named is not None:
+            named.keys, named.ends = keys, ends
+            return named
+        return _PromptSession(
+            "prefix", b"", self.scope, keys, ends, b"", start, messages_at, settings.prefix_bytes
+        )
+
+    def _named(self, prompt: Prompt) -> Session | None:
+        """The session whose id the client gives; None if it gives none."""
+        settings, first, fields = self.settings, self.headers.first, prompt.fields
         if not first.keys().isdisjoint(settings.headers):
             for name in settings.headers:
                 if 0 < len(value := first.get(name, "")) <= _LONGEST_ID:
                     return Session("header", value.encode(), self.scope)
-        fields = prompt.fields
         for path in settings.body:
             if path.partition(".")[0] in fields:
                 text = prompt.text_of(path)
                 if text and len(text) <= _LONGEST_ID:
                     return Session("body", text.encode(errors="replace"), self.scope)
-        if not settings.prefix_bytes:
-            return None
-        pieces = prompt.pieces()
-        if len(pieces) == 1 and len(pieces[0]) < SHORTEST_PREFIX:
-            return None
-        start, messages_at = prompt_start(pieces, LONGEST_PREFIX)
-        if len(start) < SHORTEST_PREFIX:
-            return None
-        keys, ends = starts_of(start, self.scope, self.model, self.seed)
-        return _PromptSession(
-            "prefix", b"", self.scope, keys, ends, b"", start, messages_at, settings.prefix_bytes
-        )
+        return None
 
 
 class _PromptSession(Session):

@@ -1,8 +1,8 @@
 """Affinity: a conversation comes back to the backend that has its prompt in its cache.
 
 Every worker and every host puts the candidates of a session into the same order, so they agree on
-its home without talking to each other. For a session without an id, the backends that have served
-the longest start of its prompt go first.
+its home without talking to each other. The backends that have served the longest start of its
+prompt go first.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Session(msgspec.Struct):
         source: How the session is known.
         value: Its id, if it has one.
         scope: Sessions of different scopes never meet, whatever their ids.
-        keys: Those of starts of the prompt, the longest first; empty if it has an id.
+        keys: Those of starts of the prompt, the longest first; empty if only its id counts.
         ends: The lengths of these starts in bytes.
     """
 
@@ -115,10 +115,11 @@ class Placement(msgspec.Struct, gc=False):
     """Where a session's requests go.
 
     Attributes:
-        order: All candidates, in the session's order if no start of its prompt is known.
+        order: All candidates. They are in the session's order, its homes first, if it has an id or
+            no start of its prompt is known.
         homes: Those that have its prompts, or should get them.
-        known: The length of the longest known start of the prompt; 0 if none is, None if the
-            session has an id.
+        known: The length of the longest known start of the prompt; if none is, 0, or None for a
+            session with an id.
         longer: How many starts of the prompt are not shorter than that one.
     """
 
@@ -177,7 +178,7 @@ class Placement(msgspec.Struct, gc=False):
             allowed = max(part * weight(one), least * weight(one) + margin + _ROUNDING)
             return loads[one.backend.column] <= allowed
 
-        if not known:
+        if not known or self.session.source != "prefix":
             return next(one for one in order if is_within(one))
 
         # Of equally loaded ones, it is the same for all prompts with this start.

@@ -53,19 +53,23 @@ class CandidateSet:
     ) -> Placement:
         """Where a session's requests for the model go; `holders` finds who has a start of a
         prompt."""
-        keys, by_column = session.keys, self._by_column
-        if not keys:
-            order = self.order(session, model)
-            return Placement(session, order, order[:1])
-        if not by_column:
+        by_column, has_id = self._by_column, session.source != "prefix"
+        if session.keys and not by_column:
             by_column.update((one.backend.column, one) for one in self.candidates)
-        for n, key in enumerate(keys):
+        for n, key in enumerate(session.keys):
             if columns := holders(key):
                 homes = [by_column[column] for column in columns if column in by_column]
                 if homes:
-                    return Placement(session, self.candidates, homes, session.ends[n], n + 1)
+                    order: Sequence[Candidate] = self.candidates
+                    if has_id:
+                        order = sorted(
+                            self.order(session, model),
+                            key=lambda one: one.backend.column not in columns,
+                        )
+                        homes = order[: len(homes)]
+                    return Placement(session, order, homes, session.ends[n], n + 1)
         order = self.order(session, model)
-        return Placement(session, order, order[:1], 0)
+        return Placement(session, order, order[:1], None if has_id else 0)
 
     def order(self, session: Session, model: str) -> tuple[Candidate, ...]:
         """All of them, in the order in which the session's requests try them."""

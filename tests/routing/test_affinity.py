@@ -240,6 +240,38 @@ def test_the_backend_with_the_longest_known_start_is_home():
     assert spilled.prefixes == keys, "it has none of them"
 
 
+def test_a_session_with_an_id_goes_where_its_prompt_is_known():
+    routes = table(*fleet("abcd"))
+    keys, ends = starts_of(memoryview(b"x" * 28_000), "", "m", 1)
+    found = Session("header", b"s", "", keys, ends)
+    order = [one.backend.column for one in routes.suitable(
+        "m", RouteQuery("m").needs, RouteQuery("m").constraints
+    ).order(found, "m")]  # fmt: skip
+
+    def choice(known: dict[int, tuple[int, ...]], loads=(0, 0, 0, 0), tried=frozenset()):
+        now = Conditions(load=loads.__getitem__, holders=lambda key: known.get(key, ()), chance=0.5)
+        return choose(routes, RouteQuery("m", session=lambda: found), tried=tried, now=now)
+
+    def at(column: int, count: int) -> tuple[int, ...]:
+        return tuple(count if one == column else 0 for one in range(4))
+
+    first = choice({})
+    assert (first.backend.column, first.affinity) == (order[0], ("header", "hit"))
+    assert first.prefixes == keys, "so that other sessions with this start find it"
+    # The guard of an id, as its prompt is not known.
+    assert choice({}, at(order[0], 3)).backend.column == order[1]
+    known = choice({keys[1]: (order[3],)})
+    assert (known.backend.column, known.affinity) == (order[3], ("header", "hit"))
+    assert known.prefixes == keys[:2]
+    # Of several that have it, the first in the session's order, which need not be the idle one.
+    several = {keys[0]: (order[3], order[1])}
+    assert choice(several, at(order[1], 3)).backend.column == order[1]
+    assert choice(several, at(order[1], 9)).backend.column == order[3]
+    name = next(one.backend.name for one in routes.healthy["m"] if one.backend.column == order[3])
+    failed = choice({keys[0]: (order[3],)}, tried={(name, "m")})
+    assert (failed.backend.column, failed.affinity) == (order[0], ("header", "spill"))
+
+
 def test_after_a_failure_of_its_home_the_least_loaded_backend_gets_a_prompt():
     routes = table(*fleet("abc"))
     session = prompt("x" * 5000)
