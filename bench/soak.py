@@ -13,7 +13,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-from bench import rig, throughput
+from bench import rig, throughput_load
 
 WORKERS = 4
 CONNECTIONS = 64
@@ -33,11 +33,11 @@ def wrk(port: int, directory: Path, *, pause_ms: float, seconds: float) -> float
     RuntimeError for any error."""
     script = directory / "soak.lua"
     script.write_text(
-        throughput.LUA
+        throughput_load.LUA
         + f"function delay() return {int(pause_ms)} + (math.random() < {pause_ms % 1} and 1 or 0) "
         f"end\n"
     )
-    return throughput.wrk(port, CONNECTIONS, script, core=CORES, seconds=seconds)["rate"]
+    return throughput_load.wrk(port, CONNECTIONS, script, core=CORES, seconds=seconds)["rate"]
 
 
 def sizes(gateway: rig.Running) -> dict[int, tuple[int, int]]:
@@ -60,7 +60,7 @@ def figure(port: int, name: str) -> float:
 
 def soak(directory: Path, seconds: float) -> list[str]:
     """What was found wrong."""
-    upstream = rig.nginx_static(directory, throughput.ANSWER)
+    upstream = rig.nginx_static(directory, throughput_load.ANSWER)
     gateway = rig.nexus(directory, upstream.port, workers=WORKERS, core=CORES)
     try:
         segments = max(1, min(SEGMENTS, int(seconds)))

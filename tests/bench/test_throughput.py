@@ -5,7 +5,9 @@ import urllib.request
 
 import pytest
 
-from bench import throughput
+from bench.throughput_gateways import GATEWAYS
+from bench.throughput_load import CONNECTIONS
+from bench.throughput_report import report
 
 OURS = ["Nexus", "Nexus through Flask", "Nexus without metrics"]
 RUN = {
@@ -24,7 +26,7 @@ RUN = {
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", OURS)
 def test_a_gateway_of_the_benchmark_serves(name, tmp_path, demo):
-    gateway = throughput.GATEWAYS[name](tmp_path, demo.port)
+    gateway = GATEWAYS[name](tmp_path, demo.port)
     try:
         body = {"model": "demo-small", "messages": [{"role": "user", "content": "hi"}]}
         request = urllib.request.Request(
@@ -50,9 +52,9 @@ def scrape(port: int) -> str:
 
 @pytest.mark.parametrize("lacking", [None, "Nexus without metrics", "LiteLLM", "Portkey"])
 def test_the_report_names_what_is_left_out(lacking):
-    runs = [dict.fromkeys(throughput.CONNECTIONS, RUN)]
-    results = {name: runs for name in ("direct", *throughput.GATEWAYS) if name != lacking}
+    runs = [dict.fromkeys(CONNECTIONS, RUN)]
+    results = {name: runs for name in ("direct", *GATEWAYS) if name != lacking}
     missing = {} if lacking is None else {lacking: "it does not start"}
-    text = throughput.report(results, missing, [{1: RUN, 2: RUN}])
+    text = report(results, missing, [{1: RUN, 2: RUN}])
     assert ("is left out: it does not start" in text) == (lacking is not None)
     assert ("Metrics cost" in text) == (lacking != "Nexus without metrics")
