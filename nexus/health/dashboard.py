@@ -21,7 +21,7 @@ from nexus.fleet.request_log import RequestRecord
 from nexus.fleet.slot_lease import SlotLease
 from nexus.fleet.status import fleet_health
 from nexus.health.model_matrix import ModelMatrix
-from nexus.metrics import families
+from nexus.metrics import families, gateway_families
 from nexus.metrics.collector import MetricsSnapshot
 
 _RATES_OVER_S = 5.0
@@ -169,10 +169,11 @@ class Dashboard:
 
     def _processes(self, metrics: MetricsSnapshot, monotonic: float) -> list[dict[str, Any]]:
         memory = {
-            labels["pid"]: value for labels, value in metrics.samples(families.PROCESS_MEMORY.name)
+            labels["pid"]: value
+            for labels, value in metrics.samples(gateway_families.PROCESS_MEMORY.name)
         }
         processes, cpu = [], {}
-        for labels, seconds in metrics.samples(families.PROCESS_CPU.name):
+        for labels, seconds in metrics.samples(gateway_families.PROCESS_CPU.name):
             pid = labels["pid"]
             then, before = self._cpu.get(pid, (monotonic, seconds))
             share = (seconds - before) / (monotonic - then) if monotonic > then else 0.0
@@ -196,13 +197,13 @@ def _in_flight(slot_lease: SlotLease) -> int:
 
 def _process_metrics(metrics: MetricsSnapshot) -> dict[str, Any]:
     return {
-        "workers": int(metrics.total(families.WORKERS)),
-        "worker_restarts": int(metrics.total(families.WORKER_RESTARTS)),
-        "imbalance": metrics.total(families.IMBALANCE),
-        "scrape_ms": metrics.total(families.SCRAPE_DURATION) * 1000,
+        "workers": int(metrics.total(gateway_families.WORKERS)),
+        "worker_restarts": int(metrics.total(gateway_families.WORKER_RESTARTS)),
+        "imbalance": metrics.total(gateway_families.IMBALANCE),
+        "scrape_ms": metrics.total(gateway_families.SCRAPE_DURATION) * 1000,
         "fleet_updated": metrics.total(families.FLEET_UPDATED),
         "reload_good": bool(metrics.total(families.RELOAD_SUCCESSFUL)),
-        "run_directory_usable": bool(metrics.total(families.RUN_DIRECTORY)),
+        "run_directory_usable": bool(metrics.total(gateway_families.RUN_DIRECTORY)),
     }
 
 

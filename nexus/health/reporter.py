@@ -21,7 +21,7 @@ from nexus.health.dashboard import Dashboard
 from nexus.health.problems import Facts, find_problems
 from nexus.health.publisher import Publisher
 from nexus.health.windows import Windows
-from nexus.metrics import cost_families, families
+from nexus.metrics import cost_families, families, gateway_families
 from nexus.metrics.collector import MetricsSnapshot
 from nexus.metrics.family import Family
 
@@ -98,7 +98,7 @@ class Reporter:
         if snapshot is None:
             return
         self._metrics = metrics
-        self._workers.append(int(metrics.total(families.WORKERS)))
+        self._workers.append(int(metrics.total(gateway_families.WORKERS)))
         backends = backend_states(snapshot, generation.slot_lease)
         self._write_problems(metrics, backends)
         if snapshot.config.dashboard.enabled:
@@ -128,14 +128,14 @@ class Reporter:
             uptime_s=self._generation.uptime_s(),
             workers=max(self._workers, default=0),
             workers_configured=self._generation.started.workers,
-            workers_silent=int(metrics.total(families.WORKERS_SILENT)),
+            workers_silent=int(metrics.total(gateway_families.WORKERS_SILENT)),
             fleet_age_s=self._publisher.fleet_age_s(),
             fleet_age_limit_s=STALE_ROUNDS * probing.interval_seconds if probing.enabled else None,
             reload_problems=self._publisher.reload_problems,
-            run_directory_usable=bool(metrics.total(families.RUN_DIRECTORY)),
-            imbalance=metrics.total(families.IMBALANCE),
-            write_errors=int(metrics.total(families.WRITE_ERRORS)),
-            damaged_files=int(metrics.total(families.DAMAGED_FILES)),
+            run_directory_usable=bool(metrics.total(gateway_families.RUN_DIRECTORY)),
+            imbalance=metrics.total(gateway_families.IMBALANCE),
+            write_errors=int(metrics.total(gateway_families.WRITE_ERRORS)),
+            damaged_files=int(metrics.total(gateway_families.DAMAGED_FILES)),
             nearly_spent=_nearly_spent(metrics),
             ledger_failing=self._ledger_failing(),
             labels_over=int(metrics.total(families.LABELS_OVERFLOWED)),

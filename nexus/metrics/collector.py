@@ -26,7 +26,7 @@ from nexus.fleet.records import Snapshot
 from nexus.fleet.run_directory import Started
 from nexus.fleet.slot_lease import SlotLease
 from nexus.fleet.sticky_table import ENTRIES, StickyTable
-from nexus.metrics import access_families, cost_families, families
+from nexus.metrics import access_families, cost_families, families, gateway_families
 from nexus.metrics.directory_reader import DirectoryReader, Retired
 from nexus.metrics.exposition import FamilySnapshot, Labels, of_family, of_metric
 from nexus.metrics.family import NANO, Family
@@ -156,11 +156,11 @@ class Collector:
         def add(family: Family, value: float) -> None:
             snapshots[family.name] = of_family(family, [((), value)])
 
-        add(families.DAMAGED_FILES, damaged)
-        add(families.IMBALANCE, _imbalance(snapshots, in_flight))
+        add(gateway_families.DAMAGED_FILES, damaged)
+        add(gateway_families.IMBALANCE, _imbalance(snapshots, in_flight))
         if cost_families.COST.name in snapshots:
             add(cost_families.IMBALANCE, _cost_imbalance(snapshots))
-        add(families.SCRAPE_DURATION, time.perf_counter() - started)
+        add(gateway_families.SCRAPE_DURATION, time.perf_counter() - started)
         return MetricsSnapshot(snapshots, pending)
 
     def usage_reader(self, directory: Path) -> UsageReader:
@@ -209,7 +209,7 @@ class Collector:
             families.STICKY_IDS: {"used": used, "free": ENTRIES - used},
             families.PENDING: pending,
             families.CIRCUIT_STATE: self._circuit_states(now_ns),
-            families.BUILD_INFO: {__version__: 1},
+            gateway_families.BUILD_INFO: {__version__: 1},
         }
         for family, values in by_label.items():
             yield of_family(family, [((label,), value) for label, value in values.items()])
@@ -222,13 +222,13 @@ class Collector:
             families.BACKENDS: 0,
             families.BACKENDS_HEALTHY: 0,
             families.MODELS_AVAILABLE: 0,
-            families.HEALTH_PROCESS_UP: self._health_process_alive(),
-            families.WORKERS: len(workers) - draining,
-            families.WORKERS_DRAINING: draining,
-            families.WORKERS_SILENT: sum(row.is_silent(now_ns) for row in workers),
-            families.WORKER_RESTARTS: max(0, table.worker_starts() - self._started.workers),
-            families.WORKER_DEATHS: sum(row.worker_deaths for row in rows),
-            families.RUN_DIRECTORY: self._run_directory_usable(),
+            gateway_families.HEALTH_PROCESS_UP: self._health_process_alive(),
+            gateway_families.WORKERS: len(workers) - draining,
+            gateway_families.WORKERS_DRAINING: draining,
+            gateway_families.WORKERS_SILENT: sum(row.is_silent(now_ns) for row in workers),
+            gateway_families.WORKER_RESTARTS: max(0, table.worker_starts() - self._started.workers),
+            gateway_families.WORKER_DEATHS: sum(row.worker_deaths for row in rows),
+            gateway_families.RUN_DIRECTORY: self._run_directory_usable(),
         }
         snapshot = self._snapshot()
         if snapshot is not None and (version := snapshot.config.costs.version) is not None:
@@ -286,7 +286,10 @@ class Collector:
                     cpu.append((labels, usage[1]))
             self._processes = (
                 now,
-                [of_family(families.PROCESS_MEMORY, memory), of_family(families.PROCESS_CPU, cpu)],
+                [
+                    of_family(gateway_families.PROCESS_MEMORY, memory),
+                    of_family(gateway_families.PROCESS_CPU, cpu),
+                ],
             )
         return self._processes[1]
 

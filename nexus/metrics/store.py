@@ -20,7 +20,7 @@ from prometheus_client.mmap_dict import mmap_key
 from prometheus_client.utils import floatToGoString
 
 from nexus.fleet.slot_lease import SlotLease
-from nexus.metrics import families
+from nexus.metrics import gateway_families
 from nexus.metrics.family import NANO, Family
 from nexus.metrics.metrics_file import ReservedFile
 
@@ -84,7 +84,7 @@ class Store:
                 kind: _open(slot_lease.metrics, kind, slot_lease.slot)
                 for kind in ("counter", "histogram")
             }
-        self._write_errors = self.child(families.WRITE_ERRORS)
+        self._write_errors = self.child(gateway_families.WRITE_ERRORS)
 
     def child(self, family: Family, labels: Iterable[str] = ()) -> Any:
         """The counter or histogram of `family` with these label values. Slow: keep the result.

@@ -7,6 +7,7 @@ from nexus.fleet.run_directory import RunDirectory
 from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics import cost_families
 from nexus.metrics.recovery import complete_costs, recover_abandoned
+from nexus.metrics.request_series import RarerSeries
 from tests.metrics.test_recorder import Process
 
 PARTS = (("input", 3), ("output", 5))
@@ -57,7 +58,9 @@ def test_what_a_killed_process_left_is_completed(generation, made):
     """Every change of a request is tried as the last one."""
     process, other = (Process(SlotLease.lease(generation)) for _ in range(2))
     process.recorder.request_finished(outcome("k"))
-    charges = process.recorder._costs(outcome("k"), Charge(PARTS, retried=(("b", "m", 4),)))
+    charges = RarerSeries(process.recorder.child, process.recorder._usage).costs(
+        outcome("k"), Charge(PARTS, retried=(("b", "m", 4),))
+    )
     assert len(charges) == STEPS
     for move, amount in charges[:made]:
         move(amount)
