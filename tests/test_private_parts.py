@@ -17,6 +17,7 @@ from prometheus_client.mmap_dict import MmapedDict
 GUNICORN = [
     (Arbiter, "manage_workers"),
     (Arbiter, "reload"),
+    (Arbiter, "spawn_worker"),
     (Arbiter, "stop"),
     (Arbiter, "kill_worker"),
     (Arbiter, "kill_workers"),

@@ -23,7 +23,7 @@ from gunicorn.arbiter import Arbiter
 
 from nexus.fleet.load_table import SLOTS
 from nexus.runtime import stderr
-from nexus.server.worker_stage import DRAINING, RETIRING
+from nexus.server.worker_stage import DRAINING, ENDING, RETIRING
 
 _FROZEN_S = 5.0
 """The main loop iterates once a second. After a longer gap this process was frozen, and most likely
@@ -103,6 +103,18 @@ class Master(Arbiter):  # type: ignore[misc]
         super().reload()
 
     # Every worker, replaced ones included
+
+    def spawn_worker(self) -> int:
+        """Start a worker.
+
+        Signals that end it wait until it has its own handlers. The master's, which it inherits,
+        would swallow them: it would serve on, and be killed in the middle of requests.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            return int(super().spawn_worker())
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def stop(self, graceful: bool = True) -> None:
         self._restore()

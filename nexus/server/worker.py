@@ -47,7 +47,7 @@ from nexus.server.listener import DrainingListener
 from nexus.server.paced_socket import PacedSocket
 from nexus.server.refusals import ErrorWriter, dialect_of_head
 from nexus.server.request_head import HeadLimits, fast_path_limits
-from nexus.server.worker_stage import DRAINING, RETIRING, SERVING, Stage
+from nexus.server.worker_stage import DRAINING, ENDING, RETIRING, SERVING, Stage
 
 _POLL_INTERVAL_S = 0.1
 _NOTIFY_INTERVAL_S = 1.0
@@ -219,6 +219,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         # for ever for a lock that the interrupted greenlet is just acquiring.
         for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGWINCH):
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # see `Master.spawn_worker`
 
     def handle_exit(self, *_: Any) -> None:
         """TERM: the whole gateway stops."""

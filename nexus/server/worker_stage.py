@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import mmap
+import signal
 
 STARTING, SERVING, RETIRING, DRAINING = range(4)
 """A retiring worker serves and asks for a replacement. A draining one accepts nothing more."""
+ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+"""Signals with which the master ends a worker."""
 
 
 class Stage:
