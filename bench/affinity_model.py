@@ -91,7 +91,10 @@ class Gateway:
         session = SessionReader(headers, parsed, table.affinity, "m", seed=1)
         query = RouteQuery("m", parsed.needs, session=session if table.uses_affinity else None)
         now = Conditions(
-            load=load.__getitem__, holders=self._prefixes.holders, chance=self._random.random()
+            load=load.__getitem__,
+            holders=self._prefixes.holders,
+            repeats=self._prefixes.repeats,
+            chance=self._random.random(),
         )
         choice = choose(table, query, tried=frozenset(), now=now)
         self._prefixes.add(choice.prefixes, choice.backend.column)

@@ -11,7 +11,7 @@ be lost or stand there twice, which costs at most one miss in a backend's cache.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class PrefixTable:
         self._cells = memoryview(self._map).cast("Q")
         if not self._cells[_SEED]:
             self._cells[_SEED] = int.from_bytes(os.urandom(8), "little") | 1
+        self._last: Collection[int] = ()
 
     @property
     def seed(self) -> int:
@@ -60,9 +61,13 @@ class PrefixTable:
                 return _columns(value & _HOLDERS_MASK)
         return ()
 
-    def add(self, keys: Iterable[int], column: int) -> None:
-        """Record that the backend in `column` has served these prefixes."""
-        cells = self._cells
+    def repeats(self, key: int) -> bool:
+        """Whether the prompt that this process added last had this prefix."""
+        return key in self._last
+
+    def add(self, keys: Collection[int], column: int) -> None:
+        """Record that the backend in `column` has served these prefixes of a prompt."""
+        cells, self._last = self._cells, keys
         for key in keys:
             at, tag = key % BUCKETS * WAYS, key >> _TAG
             value = cells[at]

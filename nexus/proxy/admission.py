@@ -164,6 +164,10 @@ class _Now(msgspec.Struct):
         return self.admission.prefixes.holders
 
     @property
+    def repeats(self) -> Callable[[int], bool]:
+        return self.admission.prefixes.repeats
+
+    @property
     def cursor(self) -> int:
         if self.config.routing.strategy != "round_robin":
             return 0

@@ -29,8 +29,6 @@ SHORTEST_PREFIX = 512
 LONGEST_PREFIX = 64 * 1024
 """Bytes of a prompt that are compared with earlier ones."""
 _ROUNDING = 1e-9
-_IMPATIENT = 0.25
-"""The part of requests that do not wait longer for a long start."""
 _UNLIMITED = 16
 """The weight of a backend without a limit, in requests at once."""
 
@@ -142,7 +140,7 @@ class Placement(msgspec.Struct, gc=False):
         columns: Sequence[int],
         load: Callable[[int], int],
         settings: Affinity,
-        chance: float,
+        repeats: Callable[[int], bool],
     ) -> Candidate:
         """The backend in these columns that should serve the request.
 
@@ -151,17 +149,18 @@ class Placement(msgspec.Struct, gc=False):
         order is taken.
 
         To compute a known prompt again costs more than to wait for a few requests, so its home may
-        have one more for each 512 bytes of it, up to twice `load_margin`. Three of four requests
-        wait behind one for each 2 KiB, up to four times `load_margin`: the others suffice to spread
-        a start that many requests share, and a short burst rarely copies one that few share.
-        Instead of an overloaded home the least loaded backend takes it: all others have to compute
-        it anyway.
+        have one more for each 512 bytes of it, up to twice `load_margin`. If the process's last
+        prompt had another start, it may have one for each 2 KiB, up to four times `load_margin`: a
+        short burst rarely copies a start that few requests share, and one that most of them share
+        spreads. Instead of an overloaded home the least loaded backend takes it: all others have to
+        compute it anyway.
+
+        `repeats` says whether the process's last prompt had the start with this key.
         """
         factor, margin = settings.load_factor, settings.load_margin
         known, homes = self.known, self.homes
         if known:
-            patience = min(known // 2048, 4 * margin) if chance >= _IMPATIENT else 0
-            margin = max(min(1 + known // 512, 2 * margin), patience)
+            margin = min(1 + known // 512, 2 * margin)
         elif known == 0:
             # It is computed anyway, so its home must be one of the least loaded.
             factor, margin = 0.0, 0
@@ -169,6 +168,8 @@ class Placement(msgspec.Struct, gc=False):
         at = home.backend.column
         if len(homes) == 1 and at in columns and load(at) <= margin:
             return home
+        if known and not repeats(self.session.keys[self.longer - 1]):
+            margin = max(margin, min(known // 2048, 4 * settings.load_margin))
         loads = {column: load(column) for column in columns}
         order = [one for one in self.order if one.backend.column in loads]
         part = factor * sum(loads.values()) / sum(map(weight, order))

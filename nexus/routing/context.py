@@ -57,6 +57,7 @@ class RoutingContext(Protocol):
         status: What requests know of a backend and a model.
         waited_for: Whether an earlier request waits for capacity at a backend.
         holders: The backends that served a prefix, by its key.
+        repeats: Whether the process's last prompt had this prefix, by its key.
         cursor: Counts choices over all workers, for `round_robin`.
         chance: A random number in [0, 1).
     """
@@ -70,6 +71,8 @@ class RoutingContext(Protocol):
     @property
     def holders(self) -> Callable[[int], tuple[int, ...]]: ...
     @property
+    def repeats(self) -> Callable[[int], bool]: ...
+    @property
     def cursor(self) -> int: ...
     @property
     def chance(self) -> float: ...
@@ -82,6 +85,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     status: Callable[[int, str], EndpointStatus] = lambda *_: CLEAR
     waited_for: Callable[[int], bool] = lambda _: False
     holders: Callable[[int], tuple[int, ...]] = lambda _: ()
+    repeats: Callable[[int], bool] = lambda _: False
     cursor: int = 0
     chance: float = 0.0
 
@@ -93,6 +97,7 @@ def with_load(now: RoutingContext, load: Callable[[int], int]) -> Conditions:
         status=now.status,
         waited_for=now.waited_for,
         holders=now.holders,
+        repeats=now.repeats,
         cursor=now.cursor,
         chance=now.chance,
     )
@@ -110,6 +115,7 @@ def ignoring_circuits(now: RoutingContext) -> Conditions:
         status=status,
         waited_for=now.waited_for,
         holders=now.holders,
+        repeats=now.repeats,
         cursor=now.cursor,
         chance=now.chance,
     )

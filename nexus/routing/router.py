@@ -260,7 +260,7 @@ def _pick(
             for candidate, _ in usable
             if candidate.backend.config.priority == priority
         ]
-        picked = home.within_load(columns, now.load, table.affinity, now.chance)
+        picked = home.within_load(columns, now.load, table.affinity, now.repeats)
     return next(entry for entry in usable if entry[0] is picked)
 
 

@@ -43,3 +43,14 @@ def test_the_seed_is_that_of_the_table(tmp_path):
     one, other = PrefixTable(tmp_path / "prefixes"), PrefixTable(tmp_path / "prefixes")
     assert one.seed == other.seed
     assert len({one.seed, PrefixTable(tmp_path / "others").seed, PrefixTable(None).seed, 0}) == 4
+
+
+def test_a_process_knows_the_prefixes_of_its_own_last_prompt(tmp_path):
+    one, other = PrefixTable(tmp_path / "p"), PrefixTable(tmp_path / "p")
+    assert not one.repeats(KEY)
+    one.add([KEY, KEY + 1], 3)
+    assert one.repeats(KEY)
+    assert one.repeats(KEY + 1)
+    assert not other.repeats(KEY), "another process's"
+    one.add([KEY + 2], 3)
+    assert not one.repeats(KEY)

@@ -1,7 +1,6 @@
 """Affinity: which backend is a session's home, and when another one serves it."""
 
 from collections import Counter
-from random import Random
 
 import pytest
 
@@ -229,11 +228,11 @@ def test_the_backend_with_the_longest_known_start_is_home():
     loads = [0, 0, 0, 0]
     loads[short], loads[long] = 3, 1
     assert choice({keys[0]: (short, long)}, tuple(loads)).backend.column == long
-    # To wait behind four requests costs less than to compute 24 KiB again.
+    # To wait behind eight requests costs less than to compute 24 KiB again.
     loads = [2, 2, 2, 2]
-    loads[short] = 6
+    loads[short] = 10
     assert choice({keys[0]: (short,)}, tuple(loads)).affinity == ("prefix", "hit")
-    loads[short], loads[long] = 7, 1
+    loads[short], loads[long] = 10, 1
     spilled = choice({keys[0]: (short,)}, tuple(loads))
     assert spilled.affinity == ("prefix", "spill")
     assert spilled.backend.column == long, "the least loaded one"
@@ -313,17 +312,21 @@ def test_a_prompt_of_less_than_512_bytes_has_no_session():
 
 
 @pytest.mark.parametrize(
-    ("size", "impatient", "patient"),
+    ("size", "repeated", "alone"),
     [(512, 2, 2), (1000, 2, 2), (2500, 4, 4), (9000, 4, 4), (13_000, 4, 6), (28_000, 4, 8)],
 )
-def test_three_of_four_requests_wait_longer_for_a_long_start(size, impatient, patient):
+def test_requests_wait_longer_for_a_long_start_that_is_not_everybodys(size, repeated, alone):
     """So many requests more than the other backend its home may have, and no more."""
     routes = table(*fleet("ab"))
     session = prompt("x" * size)
 
-    def most(chance: float) -> int:
+    def most(*, repeats: bool) -> int:
         def hit(load: int) -> bool:
-            now = Conditions(load=(3 + load, 3).__getitem__, holders=lambda _: (0,), chance=chance)
+            now = Conditions(
+                load=(3 + load, 3).__getitem__,
+                holders=lambda _: (0,),
+                repeats=lambda key: repeats and key in session().keys,
+            )
             query = RouteQuery("m", session=session)
             choice = choose(routes, query, tried=frozenset(), now=now)
             assert choice.affinity == ("prefix", "hit" if choice.backend.column == 0 else "spill")
@@ -331,16 +334,36 @@ def test_three_of_four_requests_wait_longer_for_a_long_start(size, impatient, pa
 
         return next(load for load in range(99) if not hit(load + 1))
 
-    assert [most(chance) for chance in (0.0, 0.24, 0.25, 0.99)] == [impatient] * 2 + [patient] * 2
+    assert (most(repeats=True), most(repeats=False)) == (repeated, alone)
+
+
+def test_a_burst_of_one_start_spreads_and_bursts_of_several_do_not():
+    """Twelve requests at once, all with one start or three with each of four."""
+
+    def copies(starts: int) -> list[int]:
+        routes, prefixes, loads = table(*fleet("abc")), PrefixTable(None), [0, 0, 0]
+        sessions = [prompt(f"{n}" * 28_000) for n in range(starts)]
+        for n in range(12):
+            now = Conditions(
+                load=loads.__getitem__, holders=prefixes.holders, repeats=prefixes.repeats
+            )
+            query = RouteQuery("m", session=sessions[n % starts])
+            choice = choose(routes, query, tried=frozenset(), now=now)
+            prefixes.add(choice.prefixes, choice.backend.column)
+            loads[choice.backend.column] += 1
+        return [len(prefixes.holders(session().keys[0])) for session in sessions]
+
+    assert copies(1) == [3]
+    assert copies(4) == [1, 1, 1, 1]
 
 
 def test_equal_prompts_without_an_id_at_100_at_once_are_spread():
     """Each becomes a home; none exceeds the load guard's bound."""
     routes = table(*fleet("abc"))
-    session, prefixes, random = prompt("x" * 28_000), PrefixTable(None), Random(1)
+    session, prefixes = prompt("x" * 28_000), PrefixTable(None)
     loads = [0, 0, 0]
     for _ in range(100):
-        now = Conditions(load=loads.__getitem__, holders=prefixes.holders, chance=random.random())
+        now = Conditions(load=loads.__getitem__, holders=prefixes.holders, repeats=prefixes.repeats)
         choice = choose(routes, RouteQuery("m", session=session), tried=frozenset(), now=now)
         prefixes.add(choice.prefixes, choice.backend.column)
         loads[choice.backend.column] += 1
