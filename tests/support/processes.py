@@ -333,7 +333,7 @@ class Gateway(Measured):
         `timeout_s`: the limit for a probe.
         """
         self.directory = directory
-        self.host = host
+        self.host, self.workers = host, workers
         self.port, self.operations_port = free_port(), free_port()
         self.run_dir = directory / "run"
         self.file = directory / "nexus.toml"
@@ -391,6 +391,7 @@ class Gateway(Measured):
         try:
             until(ready, within_s=60)
             until(lambda: get_json(f"{self.operations}/health"))
+            until(lambda: len(self.worker_pids()) >= self.workers)  # gunicorn pauses between forks
         except AssertionError:
             self.child.terminate()
             raise
