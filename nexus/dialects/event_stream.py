@@ -15,11 +15,9 @@ import msgspec
 
 from nexus.dialects.base import ReportedError, Usage
 from nexus.dialects.lenient_json import UNREADABLE, lenient
-from nexus.http.sse import Event, EventReader
+from nexus.http.sse import CR, Event, EventReader
 from nexus.runtime.text import mask_key
 
-_CR = 13
-"""A number: to look for bytes in bytes with `in`, CPython raises and drops an exception first."""
 _LONGEST_HELD = 64 * 1024
 """A longer event is forwarded before it is complete, unmodified: it is not the one with the
 usage."""
@@ -84,7 +82,7 @@ class EventStream(ABC):
             if (
                 self._between_events
                 and piece[-2:] == b"\n\n"
-                and _CR not in piece
+                and CR not in piece
                 and self._count_output(piece)
             ):
                 self.events += 1

@@ -14,7 +14,8 @@ _LONGEST_END = 4
 _LONGEST_EVENT = 16 * 1024 * 1024
 """Longer events are forwarded in pieces that are not parsed."""
 _FIRST_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
-_LF, _CR = b"\n\r"
+LF, CR = b"\n\r"
+"""Numbers: to look for bytes in bytes with `in`, CPython raises and drops an exception first."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -70,7 +71,7 @@ class EventReader:
         ):
             # Nearly every packet of a stream is one whole event in one line.
             data = piece[6:-2]
-            if b"\n" not in data and b"\r" not in data:
+            if LF not in data and CR not in data:
                 self._started = True
                 return [Event(piece, data)]
         return self._split(piece)
@@ -80,7 +81,7 @@ class EventReader:
         events: list[Event] = []
         if self._after_cr and piece:
             self._after_cr = False
-            if piece[0] == _LF:
+            if piece[0] == LF:
                 events.append(_TAIL)
                 piece = piece[1:]
         pending += piece
@@ -90,7 +91,7 @@ class EventReader:
             events.append(self._event(bytes(pending[start:end])))
             start = end
         if start:
-            self._after_cr = start == len(pending) and pending[-1] == _CR
+            self._after_cr = start == len(pending) and pending[-1] == CR
             del pending[:start]
         if len(pending) > _LONGEST_EVENT:
             events.append(Event(bytes(pending), None))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from nexus.dialects.base import AttemptDialect, Dialect, ReportedError, StreamReader, Usage
 from nexus.dialects.translation.rules import Rules
-from nexus.http.sse import EventReader
+from nexus.http.sse import CR, EventReader
 from nexus.runtime.text import mask_key
 
 
@@ -292,6 +292,6 @@ def _only_data(packet: bytes) -> bytes | None:
     elif packet[:6] != b"data: ":
         return None
     end = len(packet) - 2
-    if packet.find(b"\n", start) != end or packet[-1:] != b"\n" or b"\r" in packet:
+    if packet.find(b"\n", start) != end or packet[-1:] != b"\n" or CR in packet:
         return None
     return packet[start:end]
