@@ -46,6 +46,9 @@ _ORDER = {family.name: number for number, family in enumerate(families.FAMILIES)
 class Pacer:
     """Lets other greenlets run every few milliseconds, however often it is called."""
 
+    def __init__(self) -> None:
+        self._last = 0.0
+
     def start(self) -> None:
         """Count from now."""
         self._last = time.perf_counter()

@@ -80,6 +80,16 @@ def test_what_a_killed_process_left_is_completed(generation, made):
     other.end()
 
 
+def test_usage_can_be_read_before_metrics_ever_were(generation):
+    """The ledger may be written before the first scrape."""
+    process, other = (Process(SlotLease.lease(generation)) for _ in range(2))
+    process.recorder.request_finished(outcome("k"))
+    [(key, amounts)] = other.figures.usage_reader(generation.usage).read().items()
+    assert (key.key, amounts) == ("k", (1, 7, 1, 2, 8))
+    process.end()
+    other.end()
+
+
 def test_a_cost_that_is_counted_by_backend_alone_shows(generation):
     process = Process(SlotLease.lease(generation))
     process.recorder.child(cost_families.COST, "b", "m", "input", "delivered").inc(2)

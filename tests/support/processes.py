@@ -391,7 +391,12 @@ class Gateway(Measured):
         try:
             until(ready, within_s=60)
             until(lambda: get_json(f"{self.operations}/health"))
-            until(lambda: len(self.worker_pids()) >= self.workers)  # gunicorn pauses between forks
+            # gunicorn pauses between forks. Without a log, the master's id is not known.
+            until(
+                lambda: (
+                    not self.lines("gateway starting") or len(self.worker_pids()) >= self.workers
+                )
+            )
         except AssertionError:
             self.child.terminate()
             raise
