@@ -397,7 +397,7 @@ class Gateway(Measured):
                     not self.lines("gateway starting") or len(self.worker_pids()) >= self.workers
                 )
             )
-        except AssertionError:
+        except BaseException:
             self.child.terminate()
             raise
 
