@@ -102,7 +102,8 @@ def test_names_and_lists_without_a_bound_are_kept_nowhere(gateway):
         assert len(error.read()) < 10_000
     scrape = gateway.settled()
     assert scrape.value("nexus_requests_total", model="unknown", backend="none", status="404") == 1
-    assert scrape.value("nexus_models_available") == 1, "names that cannot be printed are no models"
+    # Names that cannot be printed are no models. On a busy host a probe may fail for once.
+    until(lambda: gateway.scrape().value("nexus_models_available") == 1)
     assert size_of(gateway.run_dir) - before < MIB
     assert max(map(len, gateway.output().splitlines())) < 10_000
     assert "model-0" not in nexus(gateway, "models")

@@ -186,7 +186,7 @@ def test_order_within_a_worker(one: Workers, demo: Demo):
     demo.fault("delay=1.5")
     first = Client(one.port)
     until(lambda: demo.tally()["open"] == 1)
-    demo.fault("delay=0.05")
+    demo.fault("delay=0.15")  # far apart, so that a busy host sees the ends in their order
     waiting: list[Client] = []
     for number in range(20):
         waiting.append(

@@ -374,7 +374,7 @@ def test_a_stop_lets_a_stream_end(tmp_path: Path):
 
 def test_reload_under_load_fails_no_request(host: Host, serving: tuple[Service, Service]):
     gateway, health = serving
-    workers = processes_of(gateway.pid)
+    workers = until(lambda: two(processes_of(gateway.pid)))
     good = host.file.read_text()
     with Load(host) as load:
         for number in range(5):
