@@ -33,13 +33,14 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import fcntl
 import logging
 import os
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -296,6 +297,25 @@ class RunDirectory:
 
     def new_generation(self, *, workers: int = 0) -> Generation:
         """Make a generation, make it the current one, and delete those that no process holds."""
+        with self._generations_locked():
+            return self._make_generation(workers)
+
+    def current_or_new(self) -> Generation:
+        """The current generation; a new one if there is none."""
+        with self._generations_locked():
+            return self.current() or self._make_generation(0)
+
+    @contextlib.contextmanager
+    def _generations_locked(self) -> Iterator[None]:
+        """Let no other process make or delete generations meanwhile: a new one is held by none."""
+        fd = os.open(self.path / "generations", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _make_generation(self, workers: int) -> Generation:
         started = time.strftime(_NAMED_BY, time.gmtime())
         name = f"{started}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
         generation = Generation(self.path / "generations" / name)

@@ -1,6 +1,7 @@
 """The run directory: owned by one gateway, a generation for each start."""
 
 import os
+import threading
 
 import pytest
 
@@ -83,3 +84,18 @@ def test_default_directory(tmp_path):
     )
     assert default_run_dir(8000, {"XDG_RUNTIME_DIR": str(tmp_path)}) == tmp_path / "nexus-8000"
     assert default_run_dir(8001, {}).name == f"nexus-{os.geteuid()}-8001"
+
+
+def test_a_gateway_and_a_health_process_that_start_at_once_agree(tmp_path):
+    """Whoever comes second waits, and finds the generation of the first."""
+    run_dir = RunDirectory(tmp_path / "run")
+    run_dir.prepare()
+    found: list[str] = []
+    joins = threading.Thread(target=lambda: found.append(run_dir.current_or_new().name))
+    with run_dir._generations_locked():
+        joins.start()
+        made = run_dir._make_generation(2)
+        assert not found
+    joins.join()
+    assert found == [made.name]
+    assert [one.name for one in run_dir.generations()] == [made.name]
