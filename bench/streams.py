@@ -25,8 +25,8 @@ from pathlib import Path
 
 from bench import rig
 from bench.machine import machine, percentile, versions
-from bench.throughput_gateways import under_the_distribution
-from bench.throughput_report import DISTRIBUTION, distribution
+from bench.throughput_gateways import DISTRIBUTION, under_the_distribution
+from bench.throughput_report import distribution
 
 RESULTS = Path(__file__).parent / "results" / "streams.md"
 PACE = 50  # events a second in each stream

@@ -128,6 +128,7 @@ def _with_key(directory: Path, upstream: int, name: str, sections: str) -> rig.R
 
 
 PLAIN, LIMITS = "Nexus", "Nexus, key, two limits"
+DISTRIBUTION = "Nexus, distribution's Python"
 BUDGET = "Nexus, key, two limits, budget"
 GATEWAYS: dict[str, Callable[[Path, int], rig.Running]] = {
     "nginx": rig.nginx_proxy,
@@ -139,7 +140,7 @@ GATEWAYS: dict[str, Callable[[Path, int], rig.Running]] = {
     "LiteLLM": litellm,
     "Portkey": portkey,
     PLAIN: rig.nexus,
-    "Nexus, distribution's Python": under_the_distribution,
+    DISTRIBUTION: under_the_distribution,
     LIMITS: limited,
     BUDGET: budgeted,
     "Nexus through Flask": through_flask,

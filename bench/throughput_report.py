@@ -7,11 +7,10 @@ from functools import partial
 
 from bench import rig
 from bench.machine import machine, python_build, versions
-from bench.throughput_gateways import BUDGET, LIMITS, PLAIN
+from bench.throughput_gateways import BUDGET, DISTRIBUTION, LIMITS, PLAIN
 from bench.throughput_load import ANSWER, CONNECTIONS, REPEATS, SECONDS, Run
 
 CHEAPEST, DEFAULT = "vLLM router, round_robin", "vLLM router, cache_aware"
-DISTRIBUTION = "Nexus, distribution's Python"
 
 
 def ratios(results: dict[str, list[dict[int, Run]]]) -> list[str]:

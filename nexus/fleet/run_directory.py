@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import calendar
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -55,6 +54,7 @@ log = logging.getLogger("nexus.fleet")
 FORMAT = "5"
 _NAMED_BY = "%Y%m%dT%H%M%S"
 _PROBE_BYTES = 4096
+_LONGEST_START_S, _POLL_INTERVAL_S = 5.0, 0.005
 _RELOAD_REQUEST = "reload.wanted"
 
 
@@ -300,20 +300,28 @@ class RunDirectory:
         with self._generations_locked():
             return self._make_generation(workers)
 
-    def current_or_new(self) -> Generation:
-        """The current generation; a new one if there is none."""
+    @contextlib.contextmanager
+    def current_or_new(self) -> Iterator[Generation]:
+        """The current generation; a new one if there is none. Within the context, no process that
+        starts deletes it, although none holds it yet."""
         with self._generations_locked():
-            return self.current() or self._make_generation(0)
+            yield self.current() or self._make_generation(0)
 
     @contextlib.contextmanager
     def _generations_locked(self) -> Iterator[None]:
-        """Let no other process make or delete generations meanwhile: a new one is held by none."""
-        fd = os.open(self.path / "generations", os.O_RDONLY | os.O_CLOEXEC)
+        """Let no other process make or delete generations meanwhile. One that was stopped is not
+        waited for."""
+        place = self.path / "generations"
+        lock = LockFile(place, fd=os.open(place, os.O_RDONLY | os.O_CLOEXEC))
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            deadline = time.monotonic() + _LONGEST_START_S
+            while not (locked := lock.acquire_file()) and time.monotonic() < deadline:
+                time.sleep(_POLL_INTERVAL_S)
+            if not locked:
+                log.warning("another process has been starting for long", extra={"path": place})
             yield
         finally:
-            os.close(fd)
+            lock.close()
 
     def _make_generation(self, workers: int) -> Generation:
         started = time.strftime(_NAMED_BY, time.gmtime())

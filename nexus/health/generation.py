@@ -10,7 +10,7 @@ from nexus.admin.context import GenerationContext
 from nexus.fleet.load_table import HEALTH
 from nexus.fleet.records import Snapshot
 from nexus.fleet.run_directory import Generation, RunDirectory
-from nexus.fleet.slot_lease import NoFreeSlotError, SlotLease
+from nexus.fleet.slot_lease import SlotLease
 
 log = logging.getLogger("nexus.health")
 
@@ -27,11 +27,8 @@ class GenerationFollower:
         """Join the current generation; make the first one if the gateway has not started yet."""
         self._run_dir = run_dir
         self._snapshot = snapshot
-        try:
-            self._join(run_dir.current_or_new())
-        except (OSError, NoFreeSlotError):
-            # A gateway that started meanwhile has deleted it, since no process held it yet.
-            self._join(run_dir.current_or_new())
+        with run_dir.current_or_new() as generation:
+            self._join(generation)
 
     def follow(self) -> bool:
         """Join the current generation if it is a new one, in which all counters start at zero.

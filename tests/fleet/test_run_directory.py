@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from nexus.fleet import run_directory
 from nexus.fleet.run_directory import FORMAT, RunDirectory, RunDirectoryError, default_run_dir
 from nexus.fleet.slot_lease import SlotLease
 
@@ -86,16 +87,37 @@ def test_default_directory(tmp_path):
     assert default_run_dir(8001, {}).name == f"nexus-{os.geteuid()}-8001"
 
 
-def test_a_gateway_and_a_health_process_that_start_at_once_agree(tmp_path):
-    """Whoever comes second waits, and finds the generation of the first."""
+def test_a_gateway_that_starts_does_not_delete_what_is_about_to_be_held(tmp_path):
+    """A health process that has made a generation, or found one, gets a slot in it first."""
     run_dir = RunDirectory(tmp_path / "run")
     run_dir.prepare()
-    found: list[str] = []
-    joins = threading.Thread(target=lambda: found.append(run_dir.current_or_new().name))
-    with run_dir._generations_locked():
-        joins.start()
-        made = run_dir._make_generation(2)
-        assert not found
-    joins.join()
-    assert found == [made.name]
+    starts = threading.Thread(target=run_dir.new_generation)
+    with run_dir.current_or_new() as joined:
+        starts.start()
+        starts.join(0.3)
+        assert starts.is_alive()
+        lease = SlotLease.lease(joined)
+    starts.join()
+    assert joined.path.is_dir()
+    current = run_dir.current()
+    assert current is not None
+    assert {one.name for one in run_dir.generations()} == {joined.name, current.name}
+    assert current.name != joined.name
+    lease.release()
+
+
+def test_a_health_process_that_starts_joins_the_gateways_generation(tmp_path):
+    run_dir = RunDirectory(tmp_path / "run")
+    run_dir.prepare()
+    made = run_dir.new_generation()
+    with run_dir.current_or_new() as joined:
+        assert joined.name == made.name
     assert [one.name for one in run_dir.generations()] == [made.name]
+
+
+def test_a_process_that_was_stopped_while_it_started_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_directory, "_LONGEST_START_S", 0.05)
+    run_dir = RunDirectory(tmp_path / "run")
+    run_dir.prepare()
+    with run_dir.current_or_new():
+        assert run_dir.new_generation().path.is_dir()
