@@ -165,13 +165,16 @@ class Backends:
             running.stop()
 
 
-def nexus(directory: Path, ports: list[int], *, name: str, routing: str = "") -> rig.Running:
+def nexus(
+    directory: Path, ports: list[int], *, name: str, routing: str = "", workers: int = 2
+) -> rig.Running:
     port = rig.free_port()
     place = directory / name
     place.mkdir(exist_ok=True)
     file, run_dir = place / "nexus.toml", Path(f"/dev/shm/nexus-bench-{port}")
     file.write_text(
-        f'[server]\nhost = "127.0.0.1"\nport = {port}\nworkers = 4\nrun_dir = "{run_dir}"\n'
+        f'[server]\nhost = "127.0.0.1"\nport = {port}\nworkers = {workers}\n'
+        f'run_dir = "{run_dir}"\n'
         '[health_check]\nlisten = "off"\ninterval_seconds = 1\n[logging]\nlevel = "warn"\n'
         + routing
         + "".join(
@@ -206,6 +209,7 @@ WITH_ID = "session id"
 """To gateways of this name, clients send the id of their session as `x-session-id`."""
 GATEWAYS: dict[str, Callable[[Path, list[int]], rig.Running]] = {
     "Nexus": partial(nexus, name="nexus"),
+    "Nexus, four workers": partial(nexus, name="nexus-4", workers=4),
     "vLLM router, cache_aware": partial(router, kind="vllm-router", policy="cache_aware"),
     "SGLang router, cache_aware": partial(router, kind="sglang-router", policy="cache_aware"),
     "Nexus, round robin": partial(
@@ -353,8 +357,8 @@ def report(results: dict[str, dict[str, list[Run]]]) -> str:
         f"Measured by `make bench-affinity` on {machine()}; vLLM router 0.1.17, SGLang router",
         f"0.3.2. {BACKENDS} simulated backends, each with a prefix cache of {BLOCKS} blocks of 256",
         f"characters, {SLOTS} requests at once, and {PREFILL_MS:g} ms for each block that is not",
-        f"cached; {CLIENTS} clients. Nexus has four workers. Caches are empty before each",
-        f"workload. {runs_made}",
+        f"cached; {CLIENTS} clients. Nexus has two workers, one for each core, where a row",
+        f"does not say four. Caches are empty before each workload. {runs_made}",
         "",
         f"In rows with *{WITH_ID}*, clients send the id of their session in `x-session-id`. The",
         "vLLM router needs it for `consistent_hash`; Nexus uses it by default. Compare these two",
@@ -389,7 +393,7 @@ def report(results: dict[str, dict[str, list[Run]]]) -> str:
     return "\n".join([*lines, ""])
 
 
-COLOURS = ("#2563eb", "#f59e0b", "#16a34a", "#cbd5e1", "#94a3b8", "#93c5fd", "#fcd34d")
+COLOURS = ("#2563eb", "#7c3aed", "#f59e0b", "#16a34a", "#cbd5e1", "#94a3b8", "#93c5fd", "#fcd34d")
 WIDTH, HEIGHT = 900, 190
 
 
