@@ -25,6 +25,10 @@ CELLS = ACCOUNTS * _ACCOUNT + _HOLDS * _HOLD
 _MOST_PROBES = 64
 
 
+Window = tuple[str, str, int, int, int]
+"""Budget, subject, start, end, and the amount spent."""
+
+
 class StoredAccount(NamedTuple):
     """An account as it is stored.
 
@@ -41,6 +45,10 @@ class StoredAccount(NamedTuple):
     spent: int
     held: int
     saved: int
+
+    @property
+    def window(self) -> Window:
+        return self.budget, self.subject, self.start, self.end, self.spent
 
 
 def value_after(staged: Mapping[int, int], cells: memoryview[int], cell: int) -> int:
@@ -146,6 +154,12 @@ class Accounts:
         if own is not None and cells[own + _OWNER] == owner:
             staged[record + _HELD] = max(0, cells[record + _HELD] - held)
             staged[own + _AMOUNT] = max(0, cells[own + _AMOUNT] - held)
+
+    def stage_loaded(self, record: int, amount: int) -> None:
+        """Add what the ledger has of an account; what was added of it before counts once."""
+        cells, staged = self._cells, self._staged
+        staged[record + _SPENT] = cells[record + _SPENT] + amount - cells[record + _SAVED]
+        staged[record + _SAVED] = amount
 
     def spend_holds_of(self, dead: Callable[[int], bool], commit: Callable[[], None]) -> None:
         """Count what processes held that were killed as spent. `dead` is asked for each slot."""

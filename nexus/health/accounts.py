@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import gevent
 import gevent.lock
 
 from nexus.access.budgets import digest
 from nexus.admin.context import GenerationContext
+from nexus.fleet.accounts import Window
 from nexus.fleet.limit_table import LimitTable
 from nexus.fleet.state_directory import StateDirectory
 from nexus.health.ledger import FILE, Ledger
@@ -51,7 +52,8 @@ class AccountKeeper:
             snapshot, now = self._publisher.snapshot, time.monotonic()
             if snapshot is not None and (snapshot.config.budgets or snapshot.config.costs.price):
                 new = self._publisher.generation.context is not self._generation
-                if new or now >= due or (self._table is not None and not self._table.ready):
+                waited_for = self._table is not None and not self._table.ready
+                if now >= due or waited_for or (new and not self.failing):
                     due = now + snapshot.config.costs.persist_seconds
                     if not self.persist():
                         due = now + _RETRY_S
@@ -105,14 +107,20 @@ class AccountKeeper:
 
     def _follow(self) -> None:
         """Move on to the present generation, after the last changes of the one before."""
-        if self._generation is not None and self._ledger is not None:
-            self._write()
-        if self._table is not None:
-            self._table.close()
-        self._table = self._usage = None
         generation = self._publisher.generation
         lease = generation.context.slot_lease
-        self._table = lease.open_limit_table()
+        table = lease.open_limit_table()
+        if (before := self._table) is not None:
+            try:
+                self._write()
+            except (OSError, sqlite3.Error):
+                # Tried again later. Until then, requests must not wait for a disk.
+                _load(table, [one.window for one in before.accounts.entries()])
+                table.set_ready()
+                table.close()
+                raise
+            before.close()
+        self._table, self._usage = table, None
         if lease.generation is not None:
             self._usage = generation.context.collector.usage_reader(lease.generation.usage)
         self._generation = generation.context
@@ -124,8 +132,9 @@ class AccountKeeper:
             return
         if self._ledger is None:
             self._ledger = Ledger(self._state_dir.claim() / FILE)
-        if not table.ready:
-            self._load(table, self._ledger)
+        if not table.loaded:
+            _load(table, self._ledger.windows(time.time()))
+            table.set_loaded()
         if not _locked(table):
             return
         try:
@@ -140,23 +149,29 @@ class AccountKeeper:
             if one.spent != one.saved:
                 table.accounts.set_saved(one.record, one.spent)
 
-    def _load(self, table: LimitTable, ledger: Ledger) -> None:
-        """Let the accounts begin with what earlier runs of the gateway spent."""
-        now = time.time()
-        windows = ledger.windows(now)
-        if not _locked(table):
-            raise OSError("the accounts are locked")
-        try:
-            for budget, subject, start, end, spent in windows:
-                key = digest(budget, subject, start)
-                record = table.accounts.claim(key, budget, subject, start=start, end=end, now=now)
-                if record is not None:
-                    table.accounts.stage_spent(record, held=0, cost=spent)
-                    table.commit()
-                    table.accounts.set_saved(record, spent)
-            table.set_ready()
-        finally:
-            table.release()
+
+def _load(table: LimitTable, windows: Iterable[Window]) -> None:
+    """Let accounts go on from what was spent before.
+
+    What was loaded before is not added again, so it may be called again after a failure, or once
+    more is known. Requests may have used the accounts meanwhile.
+    """
+    accounts, now = table.accounts, time.time()
+    if not _locked(table):
+        raise OSError("the accounts are locked")
+    try:
+        for budget, subject, start, end, spent in windows:
+            if end <= now:
+                continue
+            key = digest(budget, subject, start)
+            record = accounts.find(key)
+            if record is None:
+                record = accounts.claim(key, budget, subject, start=start, end=end, now=now)
+            if record is not None:
+                accounts.stage_loaded(record, spent)
+                table.commit()
+    finally:
+        table.release()
 
 
 def _locked(table: LimitTable) -> bool:

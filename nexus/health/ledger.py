@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from nexus.fleet.accounts import StoredAccount
+from nexus.fleet.accounts import StoredAccount, Window
 from nexus.metrics.usage import AMOUNTS, NAMES, UsageKey
 
 FILE = "ledger.sqlite"
@@ -65,8 +65,8 @@ class Ledger:
         self._seen: dict[UsageKey, Sequence[int]] = {}
         self._generation: str | None = None
 
-    def windows(self, now: float) -> list[tuple[str, str, int, int, int]]:
-        """Budget, subject, start, end, and amount spent of each window that has not ended."""
+    def windows(self, now: float) -> list[Window]:
+        """The windows that have not ended."""
         select = 'SELECT budget, subject, start, "end", spent FROM windows WHERE "end" > ?'
         return self._database.execute(select, (now,)).fetchall()
 
@@ -82,11 +82,7 @@ class Ledger:
         if generation != self._generation:
             self._read_seen(generation)
         changed = {key: now_ for key, now_ in usage.items() if now_ != self._seen.get(key)}
-        spent = [
-            (one.budget, one.subject, one.start, one.end, one.spent)
-            for one in accounts
-            if one.spent != one.saved
-        ]
+        spent = [one.window for one in accounts if one.spent != one.saved]
         if not changed and not spent:
             return
         hour = int(now) // _HOUR_S * _HOUR_S
