@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from io import StringIO
 from pathlib import Path
 
@@ -64,9 +65,11 @@ class Place:
     def __init__(self, directory: Path, demo: Demo) -> None:
         self.directory, self.demo = directory, demo
 
-    def gateway(self) -> Gateway:
+    def gateway(self, name: str = "") -> Gateway:
+        directory = self.directory / name
+        directory.mkdir(exist_ok=True)
         server = f'state_dir = "{self.directory}/state"'
-        return Gateway(self.directory, CONFIG + backend_toml(self.demo), server=server)
+        return Gateway(directory, CONFIG + backend_toml(self.demo), server=server)
 
 
 @pytest.fixture
@@ -230,6 +233,27 @@ def test_the_whole_gateway_is_killed(place, demo):
         assert until(lambda: spent(gateway)) == total == served.cost
         [row] = reported(gateway, "--by", "team")
         assert money(row["cost_usd"]) == total
+
+
+def test_a_gateway_that_starts_before_the_last_one_has_ended(place):
+    """It cannot open the ledger before, and counts what the last one spent afterwards."""
+    with ExitStack() as stack:
+        last = stack.enter_context(place.gateway())
+        send_many(last, 4)
+        until(lambda: spent(last) == cost(last))
+        with place.gateway("next") as gateway:
+            send_many(gateway, 6)
+            until(lambda: gateway.scrape().value("nexus_ledger_write_errors_total") > 0)
+            send_many(last, 2)
+            earlier, own = cost(last), cost(gateway)
+            assert spent(gateway) == own > 0
+            stack.close()
+            until(lambda: spent(gateway) == earlier + own)
+            assert send(gateway).status == 200
+            total = earlier + cost(gateway)
+            until(lambda: written(place) == total)
+            [row] = reported(gateway, "--by", "team")
+            assert money(row["cost_usd"]) == total == spent(gateway)
 
 
 def written(place: Place) -> int:
