@@ -14,8 +14,8 @@ from nexus.access.budgets import digest
 from nexus.admin.context import GenerationContext
 from nexus.fleet.accounts import Window
 from nexus.fleet.limit_table import LimitTable
-from nexus.fleet.state_directory import StateDirectory
-from nexus.health.ledger import FILE, Ledger
+from nexus.fleet.state_directory import StateDirectory, StateDirectoryHeld
+from nexus.health.ledger import FILE, Ledger, windows_in
 from nexus.health.publisher import Publisher
 from nexus.metrics.usage import UsageReader
 
@@ -131,7 +131,7 @@ class AccountKeeper:
         if table is None:
             return
         if self._ledger is None:
-            self._ledger = Ledger(self._state_dir.claim() / FILE)
+            self._ledger = self._open(table)
         if not table.loaded:
             _load(table, self._ledger.windows(time.time()))
             table.set_loaded()
@@ -148,6 +148,14 @@ class AccountKeeper:
         for one in accounts:
             if one.spent != one.saved:
                 table.accounts.set_saved(one.record, one.spent)
+
+    def _open(self, table: LimitTable) -> Ledger:
+        try:
+            return Ledger(self._state_dir.claim() / FILE)
+        except StateDirectoryHeld:
+            # Until the other gateway has ended, what it has written counts.
+            _load(table, windows_in(self._state_dir.path / FILE, time.time()))
+            raise
 
 
 def _load(table: LimitTable, windows: Iterable[Window]) -> None:

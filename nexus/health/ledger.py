@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS seen (
     generation TEXT NOT NULL, {_TEXTS}, {_INTEGERS}, PRIMARY KEY (generation, {_NAMES})
 ) WITHOUT ROWID;
 """
+_WINDOWS = 'SELECT budget, subject, start, "end", spent FROM windows WHERE "end" > ?'
 _HOUR_S = 3600
 _MARKS = ", ".join("?" * (1 + len(NAMES) + len(AMOUNTS)))
 _ADDED = ", ".join(f"{name} = {name} + excluded.{name}" for name in AMOUNTS)
@@ -67,8 +68,7 @@ class Ledger:
 
     def windows(self, now: float) -> list[Window]:
         """The windows that have not ended."""
-        select = 'SELECT budget, subject, start, "end", spent FROM windows WHERE "end" > ?'
-        return self._database.execute(select, (now,)).fetchall()
+        return self._database.execute(_WINDOWS, (now,)).fetchall()
 
     def write(
         self,
@@ -137,3 +137,13 @@ class Ledger:
 
     def close(self) -> None:
         self._database.close()
+
+
+def windows_in(path: Path, now: float) -> list[Window]:
+    """The windows that have not ended, in a file that another gateway writes.
+
+    Raises `sqlite3.Error`.
+    """
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True, timeout=1.0)) as database:
+        return database.execute(_WINDOWS, (now,)).fetchall()

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from nexus.access.budgets import digest
+from nexus.fleet.accounts import StoredAccount
 from nexus.fleet.limit_table import LimitTable
 from nexus.fleet.state_directory import StateDirectoryHeld
 from nexus.health import accounts as accounts_module
@@ -36,7 +37,7 @@ class Place:
         self.generation = SimpleNamespace(context=context, path=SimpleNamespace(name=name))
 
     def another_keeper(self):
-        return AccountKeeper(self, SimpleNamespace(claim=self.claim))
+        return AccountKeeper(self, SimpleNamespace(claim=self.claim, path=self.path))
 
     def claim(self):
         if self.fault is not None:
@@ -92,8 +93,8 @@ def test_a_request_before_the_ledger_is_loaded_is_in_the_same_account(place):
     assert place.spent() == place.written() == {"b": 107, "c": 7}
 
 
-def test_a_ledger_that_is_free_later_keeps_what_earlier_runs_spent(place):
-    place.fault = StateDirectoryHeld("another gateway uses it")
+def test_a_ledger_that_can_be_opened_later_keeps_what_earlier_runs_spent(place):
+    place.fault = PermissionError("not yours")
     assert not place.keeper.persist()
     assert place.worker.ready, "requests do not wait for it"
     place.spend(3)
@@ -138,8 +139,23 @@ def test_a_new_generation_goes_on_while_the_ledger_cannot_be_written(place, monk
     assert place.spent() == place.written() == {"b": 108, "c": 7}
 
 
-def test_a_new_generation_before_the_ledger_could_be_opened(place):
+def test_what_another_gateway_spends_counts_while_it_has_the_ledger(place):
+    other = Ledger(place.path / FILE)
     place.fault = StateDirectoryHeld("another gateway uses it")
+    assert not place.keeper.persist()
+    place.spend(3)
+    assert (place.spent(), place.written()) == ({"b": 103, "c": 7}, {"b": 100, "c": 7})
+    other.write("other", {}, [StoredAccount(0, "b", "", 5, END, 150, 0, 100)], now=6)
+    other.close()
+    assert not place.keeper.persist()
+    assert place.spent() == {"b": 153, "c": 7}
+    place.fault = None
+    assert place.keeper.persist()
+    assert place.spent() == place.written() == {"b": 153, "c": 7}
+
+
+def test_a_new_generation_before_the_ledger_could_be_opened(place):
+    place.fault = PermissionError("not yours")
     assert not place.keeper.persist()
     place.spend(3)
     place.follow("two")
