@@ -91,9 +91,9 @@ class ChangeFiles:
         if after.session != before.session:
             _write(self.session_dir / _SESSION, after.session)
         if after.keys != before.keys:
-            self._write_state(_KEYS, _KeyFile(after.keys))
+            self._write_state(_KEYS, _KeyFile(before.keys), _KeyFile(after.keys))
         if after.grants != before.grants:
-            self._write_state(_GRANTS, _GrantFile(after.grants))
+            self._write_state(_GRANTS, _GrantFile(before.grants), _GrantFile(after.grants))
 
     def _read_state(self, name: str, kind: type[_StateFile]) -> _StateFile:
         try:
@@ -105,9 +105,16 @@ class ChangeFiles:
             problem = f"{file}: the {what} cannot be read ({why}); correct that, or move it away."
             raise ConfigError([problem]) from error
 
-    def _write_state(self, name: str, file: _KeyFile | _GrantFile) -> None:
-        content = msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
+    def _write_state(self, name: str, before: _StateFile, after: _StateFile) -> None:
+        content = msgspec.json.format(msgspec.json.encode(after), indent=2) + b"\n"
         try:
+            path = self._state_dir.claim() / name
+            if self._read_state(name, type(before)) != before:
+                problem = (
+                    f"{path} was changed by another gateway meanwhile; "
+                    "run `nexus reload`, then try again."
+                )
+                raise ConfigError([problem])
             self._state_dir.write(name, content)
         except OSError as error:
             problem = (

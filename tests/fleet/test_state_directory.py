@@ -11,7 +11,10 @@ from nexus.fleet.state_directory import StateDirectory
 from nexus.health.changes import ChangeFiles
 
 STRANGER = 4242
-KEY = Key(id="planted", sha256=["0" * 64])
+KEY, OTHER, THIRD = (
+    Key(id=id_, sha256=[digit * 64])
+    for id_, digit in (("planted", "0"), ("two", "1"), ("three", "2"))
+)
 
 
 def changes(path):
@@ -46,6 +49,18 @@ def test_an_empty_file_is_damage_and_not_no_keys(state):
     (state / "keys.json").write_bytes(b"")
     with pytest.raises(ConfigError, match="the keys cannot be read"):
         changes(state).overlay(Config())
+
+
+def test_keys_that_another_gateway_made_meanwhile_are_not_lost(state):
+    """As in a restart that overlaps: one gateway makes a key, another has read the file before."""
+    late = changes(state)
+    read = late.overlay(Config())
+    (state / "keys.json").write_bytes(msgspec.json.encode({"keys": [KEY, OTHER]}))
+    with pytest.raises(ConfigError, match="changed by another gateway meanwhile; run `nexus rel"):
+        late.write(read, read.with_key(THIRD))
+    again = late.overlay(Config())
+    late.write(again, again.with_key(THIRD))
+    assert late.overlay(Config()).keys == (KEY, OTHER, THIRD)
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
