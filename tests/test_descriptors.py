@@ -33,13 +33,8 @@ def limits(pid: int) -> tuple[str, str]:
 
 
 def test_every_process_takes_what_the_hard_limit_allows(tmp_path, demo):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-    try:
-        gateway = Gateway(tmp_path, backend_toml(demo))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    with gateway:
+    few = ["sh", "-c", 'ulimit -S -n 256; exec "$@"', "sh"]
+    with Gateway(tmp_path, backend_toml(demo), prefix=few) as gateway:
         for pid in (
             gateway.pid,
             gateway.master_pid(),

@@ -336,10 +336,19 @@ class RunDirectory:
         link = self.path / f".current-{name}"
         link.symlink_to(Path("generations") / name)
         link.replace(self.path / "current")
+        self._delete_others(name)
+        return generation
+
+    def delete_unused_generations(self) -> None:
+        """Delete those but the current one that no process holds."""
+        with self._generations_locked():
+            if (current := self.current()) is not None:
+                self._delete_others(current.name)
+
+    def _delete_others(self, name: str) -> None:
         for other in self.generations():
             if other.name != name and not other.held():
                 shutil.rmtree(other.path, ignore_errors=True)
-        return generation
 
     def current(self) -> Generation | None:
         """The generation that new processes join; None before the first start."""

@@ -104,6 +104,9 @@ class AccountKeeper:
         if self._ledger is not None:
             self._ledger.close()
             self._ledger = None
+        if self._table is not None:
+            self._table.close()
+            self._table = None
 
     def _follow(self) -> None:
         """Move on to the present generation, after the last changes of the one before."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from nexus.fleet.run_directory import Generation, RunDirectory
 from nexus.fleet.slot_lease import SlotLease
 
 log = logging.getLogger("nexus.health")
+
+_DELETE_AFTER_S = 10.0
+"""Until then, the last changes of the generation before can be read."""
 
 
 class GenerationFollower:
@@ -27,6 +32,7 @@ class GenerationFollower:
         """Join the current generation; make the first one if the gateway has not started yet."""
         self._run_dir = run_dir
         self._snapshot = snapshot
+        self._delete_at = time.monotonic()
         with run_dir.current_or_new() as generation:
             self._join(generation)
 
@@ -37,10 +43,14 @@ class GenerationFollower:
         """
         current = self._run_dir.current()
         if current is None or current.name == self.path.name:
+            if time.monotonic() >= self._delete_at:
+                self._delete_at = math.inf
+                self._run_dir.delete_unused_generations()
             return False
         before = self.context
         self._join(current)
         before.close()
+        self._delete_at = time.monotonic() + _DELETE_AFTER_S
         log.info("following the gateway's new start", extra={"generation": current.name})
         return True
 

@@ -21,6 +21,7 @@ class Place:
 
     def __init__(self, path):
         self.path, self.fault, self.failures = path, None, 0
+        self.tables, self.keepers = [], []
         self.follow("one")
         self.keeper = self.another_keeper()
 
@@ -28,6 +29,7 @@ class Place:
         """Start a new generation."""
         file = self.path / f"{name}.db"
         self.worker = LimitTable(file, slot=1)
+        self.tables.append(self.worker)
         context = SimpleNamespace(
             slot_lease=SimpleNamespace(
                 open_limit_table=lambda: LimitTable(file, slot=0), generation=None
@@ -37,7 +39,12 @@ class Place:
         self.generation = SimpleNamespace(context=context, path=SimpleNamespace(name=name))
 
     def another_keeper(self):
-        return AccountKeeper(self, SimpleNamespace(claim=self.claim, path=self.path))
+        self.keepers.append(AccountKeeper(self, SimpleNamespace(claim=self.claim, path=self.path)))
+        return self.keepers[-1]
+
+    def close(self):
+        for closing in (*self.keepers, *self.tables):
+            closing.close()
 
     def claim(self):
         if self.fault is not None:
@@ -82,7 +89,10 @@ def place(tmp_path):
         before.commit()
     ledger.write("before", {}, before.accounts.entries(), now=6)
     ledger.close()
-    return Place(tmp_path)
+    before.close()
+    place = Place(tmp_path)
+    yield place
+    place.close()
 
 
 def test_a_request_before_the_ledger_is_loaded_is_in_the_same_account(place):

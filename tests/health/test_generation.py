@@ -1,0 +1,52 @@
+"""The health process follows the gateway's starts, and leaves no generation behind."""
+
+import pytest
+
+from nexus.fleet.run_directory import RunDirectory
+from nexus.fleet.slot_lease import SlotLease
+from nexus.health import generation as generation_module
+from nexus.health.generation import GenerationFollower
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    run_dir = RunDirectory(tmp_path / "run")
+    run_dir.prepare()
+    return run_dir
+
+
+def names(run_dir):
+    return {generation.name for generation in run_dir.generations()}
+
+
+def test_a_generation_that_was_left_is_deleted_once_nobody_holds_it(run_dir, monkeypatch):
+    """As at each start at which the health process is faster than the gateway."""
+    follower = GenerationFollower(run_dir, lambda: None)
+    [first] = run_dir.generations()
+    worker = SlotLease.lease(first)
+    second = run_dir.new_generation()
+    assert follower.follow()
+    assert follower.path == second.path
+    assert not follower.follow()
+    assert names(run_dir) == {first.name, second.name}, "its last changes can be read"
+    worker.release()
+    monkeypatch.setattr(generation_module, "_DELETE_AFTER_S", 0.0)
+    third = run_dir.new_generation()
+    assert follower.follow()
+    assert names(run_dir) == {second.name, third.name}
+    assert not follower.follow()
+    assert names(run_dir) == {third.name}
+    follower.context.close()
+
+
+def test_a_generation_that_is_held_stays(run_dir, monkeypatch):
+    monkeypatch.setattr(generation_module, "_DELETE_AFTER_S", 0.0)
+    follower = GenerationFollower(run_dir, lambda: None)
+    [first] = run_dir.generations()
+    worker = SlotLease.lease(first)
+    second = run_dir.new_generation()
+    assert follower.follow()
+    assert not follower.follow()
+    assert names(run_dir) == {first.name, second.name}
+    worker.release()
+    follower.context.close()
