@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 from gunicorn.arbiter import Arbiter
 
@@ -26,6 +27,7 @@ def test_signals_wait_until_a_new_worker_has_its_handlers(monkeypatch):
         # What `init_signals` of the worker does.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        threading.Event().wait(60)  # the signal may come later
         os._exit(8)
 
     before = blocked()
