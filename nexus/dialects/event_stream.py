@@ -105,6 +105,9 @@ class EventStream(ABC):
                 self._forwarded = 0
             elif shown:
                 kept.append(shown)
+            if self.done:  # what follows in the same packet is no part of the stream
+                self._reader.pending.clear()
+                break
         pending = self._reader.pending
         if self._forwarded or len(pending) > _LONGEST_HELD:
             kept.append(bytes(pending[self._forwarded :]))

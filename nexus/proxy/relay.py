@@ -93,17 +93,17 @@ class StreamBody:
 
     def feed(self, data: bytes) -> bytes:
         """Feed bytes from the backend (empty: it closed); returns the bytes for the client."""
-        response = self._response
+        response, broken = self._response, not data
         try:
             response.feed(data)
         except MalformedResponse:
-            return self.fail(self.reset())
-        if not data and not response.complete:
-            return self.fail(self.reset())
+            broken = True  # but the end of the stream may have come before
         shown = self._stream.feed(piece) if (piece := response.body()) else b""
         if not self._first_token_reported:
             self._report_first_token()
-        return shown + self._conclude() if self._complete else shown
+        if self._complete:
+            return shown + self._conclude()
+        return shown + self.fail(self.reset()) if broken else shown
 
     def feed_chunk(self, data: bytes) -> bytes:
         """As `feed`, but returns chunks. A whole chunk without changes is forwarded as it is."""

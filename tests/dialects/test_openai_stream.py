@@ -329,3 +329,20 @@ def test_what_stands_beside_the_usage(usage_event, shown):
         b"" if shown is None else f"data: {usage_event if shown is ... else shown}\n\n".encode()
     )
     assert (stream.usage.prompt_tokens, stream.usage.completion_tokens) == (1, 2)
+
+
+WORD = b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    "done", [b"data: [DONE]\n\n", b"data: [DONE] \r\n\r\n", b"data:[DONE]\r\r"]
+)
+@pytest.mark.parametrize(
+    "after", [b"", b"data: [DONE]\n\n", WORD, b'data: {"error":{"message":"late"}}\n\n', b"data: {"]
+)
+def test_nothing_follows_done(done, after):
+    """Not in its packet either; and clients take it by its start."""
+    stream = OpenAIStream(clock=lambda: 1.0, hide_usage=True)
+    assert stream.feed(WORD) == WORD
+    assert stream.feed(WORD + done + after) + stream.end() == WORD + done
+    assert (stream.finished, stream.error, stream.counted_tokens()) == (True, None, 2)

@@ -19,6 +19,8 @@ from nexus.http.sse import Event
 
 _PINGS = frozenset({b"ping", b"keepalive", b"keep-alive", b"heartbeat"})
 """Names of events that only show that the backend is alive."""
+_DONE = b"[DONE]"
+"""The start of the event that ends a stream, as OpenAI's clients recognize it."""
 _LONGEST_KEPT = 4 * 1024
 """Bytes of an event that may be kept until the end of the stream. A longer event is parsed when
 it comes."""
@@ -50,7 +52,7 @@ class OpenAIStream(EventStream):
             or piece.find(b"\n") != end
             or piece.find(b'"usage"') >= 0  # faster than `in`, which raises an exception first
             or piece.find(b'"error"') >= 0
-            or piece == b"data: [DONE]\n\n"
+            or piece[6:12] == _DONE
         ):
             return False
         self._token_events += 1  # `counted_tokens` corrects it if it was only the end
@@ -58,7 +60,7 @@ class OpenAIStream(EventStream):
         return True
 
     def _understand(self, event: Event, data: bytes) -> bytes:
-        if data == b"[DONE]":
+        if data[:6] == _DONE:
             self.done = self.content = True
         elif not data or data.isspace() or event.kind in _PINGS:
             self.alive_at = self.last_at

@@ -210,7 +210,7 @@ class TranslatedStream:
         return shown
 
     def _one(self, data: bytes) -> bytes:
-        if self._closed or data == b"[DONE]":
+        if self._closed or data[:6] == b"[DONE]":
             return b""
         return self._events.event(data)
 
