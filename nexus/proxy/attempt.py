@@ -270,6 +270,9 @@ class Attempt(BackendCall):
             else:
                 withheld.append(stream.end())
                 if stream.error is None and not stream.content:
+                    # It may have sent an error as the whole body, not as an event.
+                    if error := self.dialect.error_in_response(b"".join(withheld)):
+                        raise self.failures.of_reported_error(error)
                     raise self._lost("before any content")
             if stream.error is not None:
                 raise self.failures.of_reported_error(stream.error)

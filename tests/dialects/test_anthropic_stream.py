@@ -126,3 +126,30 @@ def test_usage_is_the_last_value_over_zero(first, last, usage):
 )
 def test_usage_of_a_whole_response(response, lenient, usage):
     assert usage_in_response(response, lenient=lenient) == usage
+
+
+FOREIGN = b'data: {"error":{"message":"why","type":"None","code":"%d"}}\n\n'
+
+
+@pytest.mark.parametrize("status", [400, 429, 500])
+def test_an_error_in_openais_form_becomes_one_that_clients_see(status):
+    """LiteLLM sends such. Anthropic's clients skip an event without a name."""
+    stream, shown = read(STREAM + FOREIGN % status + delta("d"))
+    assert shown.startswith(STREAM + b"event: error\ndata: ")
+    form = json.loads(shown.removeprefix(STREAM + b"event: error\ndata: "))
+    assert (form["type"], form["error"]["message"]) == ("error", "why")
+    assert stream.error is not None
+    assert (stream.error.message, stream.error.status, stream.done) == ("why", status, True)
+    assert json.loads(stream.error.body) == form
+
+
+def test_an_error_without_a_form_gets_one():
+    stream, shown = read(b"event: error\ndata: what?\n\n")
+    assert shown == b"event: error\ndata: what?\n\n"
+    assert stream.error is not None
+    assert json.loads(stream.error.body)["error"]["message"] == stream.error.message == "what?"
+
+
+def test_nothing_follows_the_end():
+    stream, shown = read(WHOLE + event("error", error={"type": "api_error", "message": "late"}))
+    assert (shown, stream.error, stream.finished) == (WHOLE, None, True)

@@ -2,7 +2,9 @@
 
 import json
 
-from nexus.dialects.openai.errors import error_body
+import pytest
+
+from nexus.dialects.openai.errors import error_body, error_in_response
 
 
 def test_form():
@@ -13,3 +15,21 @@ def test_form():
         "error": {"message": "why", "type": "server_error", "param": None, "code": "no_backend"},
         "context": {"eta_seconds": None},
     }
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (404, 404),
+        ("429", 429),
+        (599, 599),
+        (200, 500),
+        ("302", 500),
+        (999, 500),
+        ("\u0664\u0660\u0660", 500),
+    ],
+)
+def test_a_code_that_is_no_status_of_an_error_is_none(code, status):
+    error = error_in_response(json.dumps({"error": {"message": "why", "code": code}}).encode())
+    assert error is not None
+    assert error.status == status

@@ -170,3 +170,18 @@ def test_a_whole_response_as_a_stream():
     ):
         stream, _ = read(response_events(body, 500))
         assert stream.error.message == message
+
+
+@pytest.mark.parametrize("status", [400, 429, 500])
+def test_an_error_in_the_form_of_other_streams_becomes_one_of_this(status):
+    foreign = b'data: {"error":{"message":"why","type":"None","code":%d}}\n\n' % status
+    stream, shown = read(STREAM + foreign + delta("d"))
+    number = stream.next_number - 1
+    assert shown == STREAM + error_event("why", status=status, code=None, number=number)
+    assert stream.error is not None
+    assert (stream.error.message, stream.error.status, stream.done) == ("why", status, True)
+
+
+def test_nothing_follows_the_end():
+    stream, shown = read(WHOLE + event("error", code="x", message="late"))
+    assert (shown, stream.error, stream.finished) == (WHOLE, None, True)

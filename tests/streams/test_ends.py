@@ -399,6 +399,46 @@ def test_the_connection_of_a_stream_is_kept_if_its_response_ends(gateway):
 
 
 @FLASK
+@pytest.mark.parametrize(
+    "rest",
+    [
+        DONE + b'data: {"error":{"message":"late"}}\n\n',
+        DONE + SAID,
+        (DONE, b"0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"),
+        (DONE, b"no chunk\r\n"),
+    ],
+    ids=["error", "event", "response", "garbage"],
+)
+def test_what_comes_with_done_is_no_part_of_the_stream(gateway, replay, rest, flask):
+    events, after = rest if isinstance(rest, tuple) else (rest, b"")
+
+    def script(_: object, sock: socket.socket) -> None:
+        sock.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(SAID), SAID))
+        time.sleep(0.1)
+        sock.sendall(b"%x\r\n%b\r\n%b" % (len(events), events, after))
+
+    replay.scripts["done"] = script
+    gateway.publish(CONFIG, [backend("up", replay.url, "done")])
+    before = gateway.settled()
+    with Client(gateway.port, "done", flask=flask) as client:
+        assert client.read() == SAID + DONE
+    changes = flat(before, gateway.settled())
+    assert changes["requests_total{up,done,200}"] == 1
+    assert changes["stream_ends_total{up,complete}"] == 1
+
+
+def test_an_error_that_is_no_event_is_an_error(gateway, replay):
+    """As the whole body of what claims to be a stream. It is the client's mistake here."""
+    error = b'{"error": {"message": "too hot", "type": "BadRequestError", "code": 400}}'
+    replay.scripts["refuses"] = in_packets(error, 10_000)
+    replay.asked.clear()
+    names = ["a", "b"]
+    gateway.publish(CONFIG, [backend(name, replay.url, "refuses") for name in names])
+    assert stream(gateway, "refuses") == (400, error)
+    assert len(replay.asked) == 1, "no other backend was tried"
+
+
+@FLASK
 @pytest.mark.parametrize("end", ["resets", "closes", "hangs"])
 def test_a_stream_that_has_finished_is_not_broken(gateway, replay, end, flask):
     """A backend without `[DONE]` that gave its reason for finishing has said all."""

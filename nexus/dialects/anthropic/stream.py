@@ -6,15 +6,18 @@ from collections.abc import Callable
 
 import msgspec
 
-from nexus.dialects.anthropic.errors import error_in
+from nexus.dialects.anthropic.errors import error_body, error_in
+from nexus.dialects.anthropic.events import error_event
 from nexus.dialects.anthropic.usage import Counts, UsageFields
 from nexus.dialects.base import ReportedError, Usage
 from nexus.dialects.event_stream import NamedEventStream, type_in
 from nexus.dialects.lenient_json import UNREADABLE, lenient
+from nexus.dialects.openai.errors import error_in_response as foreign_error_in
 from nexus.http.sse import Event
 
 _DELTA = b"event: content_block_delta\ndata: "
 _DELTA_DATA = len(_DELTA)
+_LONGEST_MESSAGE = 500
 
 
 class _Message(msgspec.Struct):
@@ -65,8 +68,12 @@ class AnthropicStream(NamedEventStream):
             self.deltas += 1
             self._mark_output()
         elif kind == b"error":
-            self.error = error_in(data) or ReportedError("no message", 500, data)
+            self.error = error_in(data) or _in_own_form(foreign_error_in(data), data)
             self.done = True  # nothing follows, and clients leave at once
+        elif not kind and (error := foreign_error_in(data)) is not None:
+            # In OpenAI's form, as LiteLLM sends it. Clients see only errors that have a name.
+            self.error, self.done = _in_own_form(error, data), True
+            return error_event(error.message, status=error.status, code=None)
         elif kind in (b"message_start", b"message_delta"):
             self._read_usage(data)
             if kind == b"message_delta":
@@ -85,6 +92,15 @@ class AnthropicStream(NamedEventStream):
     @property
     def usage(self) -> Usage | None:
         return self._counts.usage
+
+
+def _in_own_form(error: ReportedError | None, data: bytes) -> ReportedError:
+    """An error that is not in Anthropic's form, as one that is. Without `error`, `data` is its
+    text."""
+    text, status = data[:_LONGEST_MESSAGE].decode(errors="replace") or "no message", 500
+    if error is not None:
+        text, status = error.message, error.status
+    return ReportedError(text, status, error_body(text, status=status, code=None))
 
 
 open_stream = AnthropicStream

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from nexus.dialects.lenient_json import UNREADABLE, lenient
 _ERROR_WITHIN = 256
 """Only this prefix of a response is searched for `"error"`."""
 _LONGEST_MESSAGE = 500
+_IS_STATUS = re.compile("[45][0-9][0-9]").fullmatch
 _STATUSES = {
     "invalid_request_error": 400,
     "rate_limit_error": 429,
@@ -97,6 +99,6 @@ def _status_of(error: dict[str, Any]) -> int:
     """The status that an error stands for: its code if that is one, else what its code or type
     is known for."""
     code = str(error.get("code"))
-    if code.isascii() and code.isdecimal() and len(code) == 3:
+    if _IS_STATUS(code):
         return int(code)
     return _STATUSES.get(code) or _STATUSES.get(str(error.get("type")), 500)

@@ -9,7 +9,9 @@ import msgspec
 from nexus.dialects.base import Usage
 from nexus.dialects.event_stream import NamedEventStream, type_in
 from nexus.dialects.lenient_json import UNREADABLE, lenient
+from nexus.dialects.openai.errors import error_in_response as foreign_error_in
 from nexus.dialects.responses.errors import ErrorFields, reported_error
+from nexus.dialects.responses.events import error_event
 from nexus.dialects.responses.usage import StoredFields, UsageFields, sealed_in, usage_of
 from nexus.http.sse import Event
 
@@ -77,6 +79,12 @@ class ResponsesStream(NamedEventStream):
         elif kind in _FAILURES:
             self._read(data, failed=True)
             self.done = True  # nothing follows, and clients leave at once
+        elif not kind and (error := foreign_error_in(data)) is not None:
+            # In the form of OpenAI's other streams, in which some clients would not see it.
+            self.error, self.done = error, True
+            return error_event(
+                error.message, status=error.status, code=None, number=self.next_number - 1
+            )
         else:
             self.alive_at = self.last_at  # the backend works: it searches, it runs a tool
         return event.raw
