@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -175,11 +177,11 @@ def retry_after_s(
     `retry-after-ms` is finer and takes precedence.
     """
     fields = dict(headers)
+    value = fields.get("retry-after", "")
+    with contextlib.suppress(ValueError):
+        if math.isfinite(seconds := float(fields.get("retry-after-ms", "")) / 1000):
+            return max(0.0, seconds)
     try:
-        if (milliseconds := fields.get("retry-after-ms")) is not None:
-            return max(0.0, float(milliseconds) / 1000)
-        if (value := fields.get("retry-after")) is None:
-            return None
         if value.replace(".", "", 1).isdigit():
             return float(value)
         return max(0.0, parsedate_to_datetime(value).timestamp() - now())

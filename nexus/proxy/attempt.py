@@ -13,7 +13,7 @@ from nexus.errors import FAULTS, Fault, RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.sse import starts_events
 from nexus.proxy.backend_call import BackendCall
-from nexus.proxy.backend_failures import BackendFailures, is_plain
+from nexus.proxy.backend_failures import JSON_HEADER, BackendFailures, is_plain
 from nexus.proxy.upload import Upload
 
 _MAX_WITHHELD = 256 * 1024
@@ -62,6 +62,10 @@ class Attempt(BackendCall):
     def headers(self) -> list[tuple[str, str]]:
         """The response's headers that the client gets."""
         headers = self.response.client_headers()
+        if self.translation is not None and self.stream is None:
+            # They describe what the backend sent, not its translation.
+            headers = [field for field in headers if not field[0].startswith("content-")]
+            headers.append(JSON_HEADER)
         if self._dropped:
             headers = [*headers, ("x-nexus-translated-dropped", ", ".join(self._dropped))]
         if self._mislabelled:

@@ -13,7 +13,7 @@ from nexus.http.response_parser import ResponseParser
 from nexus.providers.errors import classify, is_page, message_of, printable, status_for_client
 from nexus.runtime.text import mask_key
 
-_JSON_HEADERS = [("content-type", "application/json")]
+JSON_HEADER = ("content-type", "application/json")
 
 
 class BackendFailures(msgspec.Struct, frozen=True):
@@ -62,7 +62,7 @@ class BackendFailures(msgspec.Struct, frozen=True):
         else:
             reported = message_of(readable)
             message += f": {reported}" if reported else "."
-        passes = self.dialect.PASSES_ERRORS and status >= 400 and whole and content
+        passes = self.dialect.PASSES_ERRORS and 400 <= status < 600 and whole and content
         if fault.status is not None and not passes:
             return RequestFailed(fault, message, retry_after_s=retry_s)
         headers = [(name, self._masked(value)) for name, value in headers]
@@ -71,7 +71,7 @@ class BackendFailures(msgspec.Struct, frozen=True):
         if self.translated or not whole or not content:
             content = self._in_clients_form(message, status, fault.code)
             headers = [field for field in headers if not field[0].startswith("content-")]
-            headers += _JSON_HEADERS
+            headers.append(JSON_HEADER)
         passed_on = PassedOn(status, headers, content)
         return RequestFailed(fault, message, passed_on=passed_on, retry_after_s=retry_s)
 
@@ -88,7 +88,7 @@ class BackendFailures(msgspec.Struct, frozen=True):
         status = error.status if passes else status_for_client(fault, error.status)
         if self.translated:
             content = self._in_clients_form(message, status, fault.code)
-        passed_on = PassedOn(status, list(_JSON_HEADERS), content)
+        passed_on = PassedOn(status, [JSON_HEADER], content)
         return RequestFailed(fault, message, passed_on=passed_on)
 
     def usage_in(

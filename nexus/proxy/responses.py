@@ -147,7 +147,9 @@ def failure_content(
     if passed is not None:
         headers = list(passed.headers)
         if fault.blame is Blame.BUSY and failure.retry_after_s is None:
-            headers.append(("retry-after", "1"))  # how long the backend counts as busy
+            # How long the backend counts as busy. One that it sent cannot be read.
+            headers = [field for field in headers if field[0] != "retry-after"]
+            headers.append(("retry-after", "1"))
         return passed.status, headers, passed.body
     status = fault.status or 502
     content = dialect.error_body(

@@ -174,9 +174,15 @@ def _given(engine: Engine, endpoint: Endpoint, stored_id: str = "") -> Request:
     )
 
 
+class _Untyped(Response):
+    """A response that gets no content type which the engine did not give it."""
+
+    default_mimetype = None
+
+
 def _response(client_response: ClientResponse) -> Response:
     return _released_when_written(
-        Response(client_response.body, client_response.status, client_response.headers)
+        _Untyped(client_response.body, client_response.status, client_response.headers)
     )
 
 
