@@ -91,7 +91,8 @@ class DisconnectWatch:
         return str(address[0]) if isinstance(address, tuple) else ""
 
     def wait(self, fd: int | None, event: int, timeout_s: float) -> None:
-        """Block until `event` (`select.POLLIN` or `POLLOUT`) holds for `fd`; without `fd`, sleep.
+        """Block until `event` (`select.POLLIN`, `POLLOUT`, or both) holds for `fd`; without `fd`,
+        sleep.
 
         Raises `ClientGone` if the client closes meanwhile, and `TimeoutError`. Bytes that the
         client sends ahead do not count as a disconnect.

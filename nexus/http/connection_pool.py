@@ -5,6 +5,7 @@ from __future__ import annotations
 import _socket
 import errno
 import os
+import re
 import select
 import socket
 import ssl
@@ -26,10 +27,15 @@ _SWEEP_EVERY_S = 1.0
 _GLANCE = 16
 _IDLE_TOO_LONG = b"HTTP/1.1 408 "
 """The response that some servers send before they close an idle connection."""
+_REFUSED = re.compile(rb"HTTP/1\.[01] [345]").match
 _DISTRUST_S = 300.0
 """For how long no connections are kept to a backend that sent bytes without a request."""
 _PREFERRED_S = 300.0
 """For how long a working address is tried first after another one failed."""
+
+
+class EarlyResponse(ConnectionError):
+    """The backend refused the request before it had read it."""
 
 
 class Connection:
@@ -37,6 +43,7 @@ class Connection:
 
     Attributes:
         reused: It has carried a request before.
+        refused: The backend refused a request that was not sent whole.
         good_until: When it will have been idle for too long to be reused.
         ends: When it becomes too old to be kept. A new connection resolves the name again.
     """
@@ -45,7 +52,7 @@ class Connection:
         self.sock = sock
         self.tls = isinstance(sock, ssl.SSLSocket)
         self.reused = reused
-        self.unsolicited = False
+        self.unsolicited = self.refused = False
         self.good_until = 0.0
         self.ends = float("inf")
         self.response = ResponseParser()
@@ -57,7 +64,8 @@ class Connection:
         """Send a request. Its response is for a new `response` to read.
 
         The backend may read nothing for `idle_s`, and must have read all by `deadline`. Raises
-        `ClientGone`, `TimeoutError`, or OSError.
+        `ClientGone`, `TimeoutError`, or OSError, of which `EarlyResponse` means that the response
+        can be read.
         """
         for data in (head + body,) if len(body) < READ_SIZE else (head, body):
             sent = self._send_some(data, watch, idle_s)
@@ -71,9 +79,25 @@ class Connection:
             try:
                 return self.sock.send(data)
             except (BlockingIOError, ssl.SSLWantWriteError):
-                watch.wait(self.sock.fileno(), select.POLLOUT, timeout_s)
+                watch.wait(self.sock.fileno(), self._writable_or_refused(), timeout_s)
             except ssl.SSLWantReadError:
                 watch.wait(self.sock.fileno(), select.POLLIN, timeout_s)
+
+    def _writable_or_refused(self) -> int:
+        """What to wait for while the backend does not read the request.
+
+        Raises `EarlyResponse` if it has sent an error meanwhile (RFC 9112, section 9.5).
+        """
+        if self.tls:
+            return select.POLLOUT
+        try:
+            start = self.sock.recv(_GLANCE, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return select.POLLOUT | select.POLLIN
+        if _REFUSED(start):
+            self.refused = True
+            raise EarlyResponse("it refused the request before it had read it")
+        return select.POLLOUT
 
     def receive(self, watch: DisconnectWatch, timeout_s: float) -> bytes:
         """The next bytes, to be fed to `response`; empty if the backend closed the connection.
@@ -328,7 +352,7 @@ class ConnectionPool:
         """
         response = connection.response
         now = self._clock()
-        keep = response.reusable or (ending and not response.complete)
+        keep = not connection.refused and (response.reusable or (ending and not response.complete))
         if not keep or (self._distrusted and now < self._distrusted.get(address, 0.0)):
             connection.close()
             if response.overrun:

@@ -9,7 +9,7 @@ from nexus.dialects.base import AttemptDialect, StreamReader
 from nexus.dialects.translation import Translation
 from nexus.errors import RequestFailed
 from nexus.http.address import Address
-from nexus.http.connection_pool import Connection
+from nexus.http.connection_pool import Connection, EarlyResponse
 from nexus.http.request_template import RequestTemplate
 from nexus.http.response_parser import MalformedResponse, ResponseParser
 from nexus.proxy.admission import Reservation
@@ -93,7 +93,11 @@ class BackendCall:
         )
         self.sent_at = self._engine.clock()
         connections, watch = self._engine.connections, self._request.watch
-        connection = self._connection = connections.acquire(self._address, config, watch=watch)
+        # No other backend gets such a request, because to repeat it may do harm: a second batch.
+        once = self.method == "POST"
+        connection = self._connection = connections.acquire(
+            self._address, config, watch=watch, fresh=once
+        )
         if connection.reused:
             try:
                 self._send_over(connection, head, body)
@@ -134,10 +138,10 @@ class BackendCall:
             raise RequestFailed(
                 "idle_timeout", f"Backend {self._backend.name} does not take the request."
             ) from error
-        except ConnectionError:
+        except ConnectionError as error:
             # It may have responded (with 413, say) and closed without reading everything: read
             # that response.
-            if connection.reused:
+            if connection.reused and not isinstance(error, EarlyResponse):
                 raise
         except OSError as error:  # TLS, or the network
             raise ConnectionResetError(str(error)) from error

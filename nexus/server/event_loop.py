@@ -181,7 +181,10 @@ class HubDisconnectWatch(DisconnectWatch):
         if fd is None:
             result = self._wait(switch, timeout_s)
         else:
-            watcher = get_hub().loop.io(fd, READ if event == select.POLLIN else WRITE)
+            events = (READ if event & select.POLLIN else 0) | (
+                WRITE if event & select.POLLOUT else 0
+            )
+            watcher = get_hub().loop.io(fd, events)
             watcher.start(switch, _READY)
             try:
                 result = self._wait(switch, timeout_s)

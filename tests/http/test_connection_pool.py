@@ -17,7 +17,7 @@ from nexus.config import BackendConfig
 from nexus.errors import RequestFailed
 from nexus.http.address import Address
 from nexus.http.client_watch import ClientGone, DisconnectWatch
-from nexus.http.connection_pool import Connection, ConnectionPool
+from nexus.http.connection_pool import Connection, ConnectionPool, EarlyResponse
 from nexus.http.resolver import Resolver
 from nexus.http.response_parser import MalformedResponse, ResponseParser
 
@@ -151,6 +151,30 @@ def test_client_that_leaves_while_the_backend_does_not_take_a_large_request(list
             )
 
         until_left(client, send)
+
+
+@pytest.mark.parametrize("early", [b"413 Content Too Large", b"100 Continue", b"200 OK", b""])
+def test_an_early_error_ends_a_large_request(listener, early):
+    """Nothing else does: the backend may read on. Its connection is not used again."""
+    pool, place = connections(), address(listener)
+    connection = pool.acquire(place, CONFIG, watch=DisconnectWatch(None))
+    sock, _ = listener.accept()
+    with sock:
+        sock.sendall(b"HTTP/1.1 %b\r\ncontent-length: 0\r\n\r\n" % early if early else b"HTTP/1.1 ")
+        with pytest.raises(EarlyResponse if early[:1] == b"4" else TimeoutError):
+            connection.send(
+                b"POST / HTTP/1.1\r\n\r\n",
+                b"x" * 50_000_000,
+                DisconnectWatch(None),
+                idle_s=0.2 if early[:1] != b"4" else 20,
+                deadline=time.monotonic() + 20,
+            )
+        if early[:1] == b"4":
+            connection.response.feed(connection.receive(DisconnectWatch(None), 5))
+            assert (connection.response.status, connection.response.reusable) == (413, True)
+            pool.release(place, connection, 60)
+            assert connection.fileno() == -1
+    connection.close()
 
 
 def test_time_limits(listener):
