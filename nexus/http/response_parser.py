@@ -141,7 +141,9 @@ class ResponseParser:
     state = _START
     status = 0
     _fault: str | None = None
-    _head_bytes = 0
+    _framing_bytes = 0
+    """Bytes since the last ones of the body: a head, a chunk's extensions, trailers, which llhttp
+    keeps."""
     _until_close = False
     _chunk_ended = False
     _keep_alive = False
@@ -224,8 +226,6 @@ class ResponseParser:
     def _parse(self, data: bytes) -> None:
         if self.state is _START:
             self.state, self._parser = _HEAD, HttpResponseParser(self)
-        if self.state is _HEAD:
-            self._head_bytes += len(data)
         assert self._parser is not None
         try:
             self._parser.feed_data(data)
@@ -234,10 +234,11 @@ class ResponseParser:
             raise MalformedResponse(self._fault) from error
         if self._fault:
             raise MalformedResponse(self._fault)
-        if self.state is _HEAD:
-            if self._head_bytes > MAX_HEAD_BYTES:
-                raise MalformedResponse(f"its head is over {MAX_HEAD_BYTES} bytes")
-        elif self.state is not _COMPLETE:
+        self._framing_bytes = 0 if self._pieces else self._framing_bytes + len(data)
+        if self._framing_bytes > MAX_HEAD_BYTES and self.state is not _COMPLETE:
+            part = "head" if self.state is _HEAD else "framing"
+            raise MalformedResponse(f"its {part} is over {MAX_HEAD_BYTES} bytes")
+        if self.state is _BODY or self.state is _BETWEEN_CHUNKS:
             # llhttp reports the end of a chunk, but not a part of the next one's size.
             between = self._chunk_ended and data.endswith(b"\r\n")
             self.state = _BETWEEN_CHUNKS if between else _BODY
@@ -306,5 +307,9 @@ class ResponseParser:
             return  # An interim response.
         self.state = _COMPLETE
         assert self._parser is not None
+        # Another reader of HTTP/1.0 knows no chunks (RFC 9112, section 6.1).
+        known = self._parser.get_http_version() != "1.0" or self.header("transfer-encoding") is None
         # llhttp forgets it after this call.
-        self._keep_alive = not self._until_close and bool(self._parser.should_keep_alive())
+        self._keep_alive = (
+            known and not self._until_close and bool(self._parser.should_keep_alive())
+        )

@@ -165,6 +165,30 @@ def test_any_bytes_are_read_or_refused(data):
     assert reader.head_complete or not reader.complete
 
 
+@pytest.mark.parametrize(
+    "end", [b"0\r\nX: " + b"y" * 99_000, b"0\r\n" + b"X: y\r\n" * 20_000, b"2;x"]
+)
+def test_what_is_no_content_is_bounded(end):
+    """llhttp keeps a trailer, whatever its length."""
+    data = HEAD + b"2\r\nok\r\n" + end + b"z" * 99_000
+    with pytest.raises(MalformedResponse, match="its framing is over 65536 bytes"):
+        read(data, list(range(0, len(data), 16_000)))
+
+
+def test_small_chunks_are_content():
+    """However long the stream, and wherever their packets are cut."""
+    data = HEAD + b"1\r\nx\r\n" * 30_000
+    _, body = read(data, list(range(len(HEAD), len(data), 3)))
+    assert body == b"x" * 30_000
+
+
+@pytest.mark.parametrize(("version", "reusable"), [(b"1.1", True), (b"1.0", False)])
+def test_chunks_of_http_1_0_end_the_connection(version, reusable):
+    head = HEAD.replace(b"1.1", version).replace(b"OK\r\n", b"OK\r\nConnection: keep-alive\r\n")
+    reader, body = read(head + b"2\r\nok\r\n0\r\n\r\n", [])
+    assert (body, reader.complete, reader.reusable) == (b"ok", True, reusable)
+
+
 @pytest.mark.parametrize("after", [PLAIN, b"{}", b"\0"])
 def test_bytes_after_the_end_spoil_the_connection(after):
     reader = ResponseParser()
