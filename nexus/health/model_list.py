@@ -11,7 +11,7 @@ from nexus.config.records import ModelConfig
 from nexus.providers.probing import BadProbeResponse, Fetch, Model, ProbeResult
 
 MAX_MODELS = 10_000
-"""Models that one backend may list."""
+"""Models that one backend may list, and names, their aliases included."""
 MAX_NAME_LENGTH = 256
 """Characters of a model's name."""
 
@@ -58,9 +58,12 @@ def _check_bounds(models: list[Model]) -> None:
     """Refuse a list that would flood metric labels and memory."""
     if len(models) > MAX_MODELS:
         raise BadProbeResponse(f"it lists {len(models)} models; the limit is {MAX_MODELS}")
-    longest = max(
-        (len(name) for model in models for name in (model.name, *model.aliases)), default=0
-    )
+    names = [name for model in models for name in (model.name, *model.aliases)]
+    if len(names) > MAX_MODELS:
+        raise BadProbeResponse(
+            f"it lists {len(names)} models and aliases; the limit is {MAX_MODELS}"
+        )
+    longest = max(map(len, names), default=0)
     if longest > MAX_NAME_LENGTH:
         raise BadProbeResponse(
             f"it lists a model whose name has {longest} characters; the limit is {MAX_NAME_LENGTH}"

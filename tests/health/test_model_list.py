@@ -33,6 +33,9 @@ def test_names_and_lists_without_a_bound_are_refused():
     many = {"data": [{"id": str(n)} for n in range(MAX_MODELS + 1)]}
     with pytest.raises(BadProbeResponse, match="10001 models; the limit is 10000"):
         models_of({"/v1/models": many})
+    aliases = {"data": [{"id": "m", "aliases": [f"a{n}" for n in range(MAX_MODELS)]}]}
+    with pytest.raises(BadProbeResponse, match="10001 models and aliases; the limit is 10000"):
+        models_of({"/v1/models": aliases})
 
 
 STATED = [
