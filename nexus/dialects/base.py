@@ -180,7 +180,7 @@ class Usage(msgspec.Struct):
     """The tokens that a response took, as far as the backend reports them.
 
     Tokens read from a cache or written to it are part of the prompt's, reasoning tokens of the
-    completion's.
+    completion's. So there are never more of them, whatever a backend reports.
     """
 
     prompt_tokens: int | None = None
@@ -188,6 +188,16 @@ class Usage(msgspec.Struct):
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
     cache_write_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        prompt, completion = self.prompt_tokens, self.completion_tokens
+        if self.cached_tokens:
+            self.cached_tokens = min(self.cached_tokens, prompt or 0)
+        if self.cache_write_tokens:
+            uncached = (prompt or 0) - (self.cached_tokens or 0)
+            self.cache_write_tokens = min(self.cache_write_tokens, uncached)
+        if self.reasoning_tokens:
+            self.reasoning_tokens = min(self.reasoning_tokens, completion or 0)
 
 
 class ReportedError(NamedTuple):

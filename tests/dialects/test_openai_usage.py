@@ -83,6 +83,15 @@ def test_usage_of_a_whole_response():
         ),
         ({"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": -1}}, Usage(3)),
         (
+            {
+                "prompt_tokens": 3,
+                "completion_tokens": 4,
+                "prompt_tokens_details": {"cached_tokens": 9},
+                "completion_tokens_details": {"reasoning_tokens": 9},
+            },
+            Usage(3, 4, cached_tokens=3, reasoning_tokens=4),
+        ),
+        (
             {"prompt_tokens": 100_000_000, "completion_tokens": 100_000_001},
             Usage(100_000_000, None),
         ),

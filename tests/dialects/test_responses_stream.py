@@ -120,6 +120,13 @@ def test_pings_and_the_mark_of_other_streams_are_no_events():
     assert (stream.events, stream.finished) == (5, False)
 
 
+@pytest.mark.parametrize("odd", ['"usage": 7', '"usage": null, "conversation": "conv_1"'])
+def test_a_last_event_with_fields_of_another_type_is_the_end(odd):
+    end = b'event: response.completed\ndata: {"response": {"id": "resp_1", %b}}\n\n' % odd.encode()
+    stream, _ = read(end)
+    assert (stream.done, stream.finished, stream.usage) == (True, True, None)
+
+
 def test_numbers_go_on_from_the_first_event():
     stream, _ = read(STREAM.replace(b'"sequence_number": 0', b'"sequence_number": 40'))
     assert stream.next_number == 45
@@ -136,6 +143,13 @@ def test_numbers_go_on_from_the_first_event():
         (b'{"x": NaN, "usage": {"input_tokens": 3}}', False, None),
         (b'{"usage": null}', False, None),
         (b'{"usage": {"input_tokens": -3}}', False, None),
+        (b'{"usage": {"input_tokens": 3.0, "input_tokens_details": []}}', False, Usage(3)),
+        (
+            b'{"usage": {"input_tokens": 3, "input_tokens_details": '
+            b'{"cached_tokens": 2, "cache_write_tokens": 7}}}',
+            False,
+            Usage(3, cached_tokens=2, cache_write_tokens=1),
+        ),
     ],
 )
 def test_usage_of_a_whole_response(response, lenient, usage):

@@ -7,11 +7,8 @@ from typing import Any
 import msgspec
 
 from nexus.dialects.base import Usage
+from nexus.dialects.counts import count
 from nexus.dialects.lenient_json import UNREADABLE, lenient
-
-_MOST = 10**8
-"""A larger number of tokens is ignored: one such response would spoil a sum for as long as the
-gateway runs."""
 
 
 class UsageFields(msgspec.Struct):
@@ -44,8 +41,8 @@ class Counts:
     def update(self, fields: UsageFields) -> None:
         counts = self._counts
         for name in UsageFields.__struct_fields__:
-            value = getattr(fields, name)
-            if type(value) is int and 0 <= value <= _MOST and (value or name not in counts):
+            value = count(getattr(fields, name))
+            if value is not None and (value or name not in counts):
                 counts[name] = value
 
     @property

@@ -49,6 +49,6 @@ def seconds(response: bytes) -> float:
 def seconds_in(usage: Any) -> float:
     """The seconds of audio in a `usage` object; 0 if it has none."""
     value = usage.get("seconds") if isinstance(usage, dict) else None
-    if not isinstance(value, int | float) or not 0 <= value <= _MOST_SECONDS:
+    if not isinstance(value, int | float) or value is True or not 0 <= value <= _MOST_SECONDS:
         return 0.0
     return float(value)

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from nexus.dialects.base import InvalidBody, Usage
+from nexus.dialects.counts import count, detail
 from nexus.dialects.json_body import read_fields, with_field
 
 
@@ -29,9 +30,6 @@ class _Timings(msgspec.Struct):
     predicted_n: Any = None
 
 
-_MOST = 10**8
-"""A larger number of tokens is ignored: one such response would spoil a sum for as long as the
-gateway runs."""
 _LONGEST_USAGE = 4 * 1024
 """Bytes after the key `usage` that are searched if a response is not strict JSON."""
 
@@ -56,7 +54,7 @@ def usage_in_response(response: bytes, *, lenient: bool = False) -> Usage | None
     if fields is None:
         return None
     usage = _usage(fields)
-    if usage is None and (total := _count(fields.total_tokens)) is not None:
+    if usage is None and (total := count(fields.total_tokens)) is not None:
         # Servers for embeddings and reranking report a total alone. Without `choices` nothing was
         # generated, so that all tokens are the prompt's.
         return Usage(prompt_tokens=total) if b'"choices"' not in response else None
@@ -89,7 +87,7 @@ def parse_timings(raw: bytes) -> Usage | None:
         fields = _decode_timings(raw)
     except (msgspec.DecodeError, RecursionError):
         return None
-    cached, read, completion = map(_count, (fields.cache_n, fields.prompt_n, fields.predicted_n))
+    cached, read, completion = map(count, (fields.cache_n, fields.prompt_n, fields.predicted_n))
     if completion is None:
         return None
     prompt = cached + read if cached is not None and read is not None else None
@@ -98,35 +96,15 @@ def parse_timings(raw: bytes) -> Usage | None:
 
 def _usage(fields: _Fields) -> Usage | None:
     """Each count by itself; None if both the prompt's and the completion's are missing."""
-    prompt, completion = _count(fields.prompt_tokens), _count(fields.completion_tokens)
+    prompt, completion = count(fields.prompt_tokens), count(fields.completion_tokens)
     if prompt is None and completion is None:
         return None
-    prompt_details, completion_details = (
-        fields.prompt_tokens_details,
-        fields.completion_tokens_details,
-    )
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        cached_tokens=_detail(prompt_details, "cached_tokens") if prompt_details else None,
-        reasoning_tokens=_detail(completion_details, "reasoning_tokens")
-        if completion_details
-        else None,
+        cached_tokens=detail(fields.prompt_tokens_details, "cached_tokens"),
+        reasoning_tokens=detail(fields.completion_tokens_details, "reasoning_tokens"),
     )
-
-
-def _detail(details: Any, name: str) -> int | None:
-    return _count(details.get(name)) if isinstance(details, dict) else None
-
-
-def _count(value: Any) -> int | None:
-    """A number of tokens; None for what is none: negative, not whole, or too large to be
-    believed."""
-    if value is None or (type(value) is int and 0 <= value <= _MOST):
-        return value
-    if type(value) not in (int, float) or not 0 <= value <= _MOST or value != int(value):
-        return None
-    return int(value)
 
 
 def asks_for_usage(body: bytes) -> bool:

@@ -90,11 +90,12 @@ class ResponsesStream(NamedEventStream):
         return event.raw
 
     def _read(self, data: bytes, *, failed: bool = False) -> bool:
-        """Read what an event says; False if it is not readable."""
+        """Read what an event says; False if it is cut within."""
+        odd = False
         try:
             fields = _decode(data)
-        except UNREADABLE:
-            fields = _Data()
+        except UNREADABLE as error:
+            fields, odd = _Data(), isinstance(error, msgspec.ValidationError)
         response = fields.response
         if response is not None:
             self.stored_ids = response.ids() or self.stored_ids
@@ -103,7 +104,7 @@ class ResponsesStream(NamedEventStream):
             self._first_number = fields.sequence_number
         if failed:
             self.error = reported_error((response and response.error) or fields.error or fields)
-        return response is not None
+        return odd or response is not None
 
     @property
     def next_number(self) -> int:

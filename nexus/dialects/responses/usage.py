@@ -12,25 +12,14 @@ from typing import Any
 import msgspec
 
 from nexus.dialects.base import BackgroundState, Usage
+from nexus.dialects.counts import count, detail
 from nexus.dialects.lenient_json import UNREADABLE, lenient
 
 SEALED = "sealed "
 """Begins the names of what is encrypted; no id has a space."""
 # A quote within a JSON string is escaped, so this matches a name and its value only.
 _SEALED = re.compile(rb'"encrypted_content"\s*:\s*"((?:[^"\\]++|\\.)++)"', re.DOTALL)
-_MOST = 10**8
-"""A larger number of tokens is ignored: one such response would spoil a sum for as long as the
-gateway runs."""
 _LONGEST_ID = 256
-
-
-class _InputDetails(msgspec.Struct):
-    cached_tokens: Any = None
-    cache_write_tokens: Any = None
-
-
-class _OutputDetails(msgspec.Struct):
-    reasoning_tokens: Any = None
 
 
 class UsageFields(msgspec.Struct):
@@ -38,8 +27,8 @@ class UsageFields(msgspec.Struct):
 
     input_tokens: Any = None
     output_tokens: Any = None
-    input_tokens_details: _InputDetails | None = None
-    output_tokens_details: _OutputDetails | None = None
+    input_tokens_details: Any = None
+    output_tokens_details: Any = None
 
 
 class _Conversation(msgspec.Struct):
@@ -89,21 +78,17 @@ def usage_of(fields: UsageFields | None) -> Usage | None:
     """The usage that these fields report; None if it is neither input nor output."""
     if fields is None:
         return None
-    prompt, completion = _count(fields.input_tokens), _count(fields.output_tokens)
+    prompt, completion = count(fields.input_tokens), count(fields.output_tokens)
     if prompt is None and completion is None:
         return None
     read, written = fields.input_tokens_details, fields.output_tokens_details
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        cached_tokens=_count(read.cached_tokens) if read else None,
-        reasoning_tokens=_count(written.reasoning_tokens) if written else None,
-        cache_write_tokens=_count(read.cache_write_tokens) if read else None,
+        cached_tokens=detail(read, "cached_tokens"),
+        reasoning_tokens=detail(written, "reasoning_tokens"),
+        cache_write_tokens=detail(read, "cache_write_tokens"),
     )
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and 0 <= value <= _MOST else None
 
 
 def stored_ids(response: bytes) -> tuple[str, ...]:
