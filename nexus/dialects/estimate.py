@@ -19,9 +19,12 @@ _BESIDE = frozenset(("system", "tools", "instructions"))
 _MESSAGES = ("messages", "input")
 _CHOICES = frozenset(("n", "best_of"))
 _decode_number = msgspec.json.Decoder(int).decode
-_OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-"""In the order in which they count."""
-_OUTPUT_LIMIT_NAMES = frozenset(_OUTPUT_LIMITS)
+_OUTPUT_LIMITS = frozenset(("max_completion_tokens", "max_tokens", "max_output_tokens"))
+"""The largest counts: backends differ in which of them they know."""
+_MOST = 10**9
+"""What a larger number counts as, so that no sum overflows."""
+STATED = _OUTPUT_LIMITS | _CHOICES
+"""The fields that say how long a response can be."""
 
 
 def estimate_tokens(
@@ -47,11 +50,11 @@ def estimate_tokens(
     prompt = max(1, characters // CHARACTERS_PER_TOKEN + ids + images * IMAGE_TOKENS)
     limit: int | None = 0
     choices = 1
-    if form.task == "chat" and _OUTPUT_LIMIT_NAMES.isdisjoint(fields):
+    if form.task == "chat" and _OUTPUT_LIMITS.isdisjoint(fields):
         limit = None
     elif form.task == "chat":
         limits = (_number(fields, name) for name in _OUTPUT_LIMITS)
-        limit = next((limit for limit in limits if limit is not None), None)
+        limit = max((limit for limit in limits if limit is not None), default=None)
     if not _CHOICES.isdisjoint(fields) and form.task in ("chat", "images"):
         choices = max(1, *[_number(fields, name) or 1 for name in _CHOICES])
     beside = messages * MESSAGE_TOKENS + images * IMAGE_TOKENS
@@ -67,4 +70,4 @@ def _number(fields: Mapping[str, bytes | msgspec.Raw], name: str) -> int | None:
         value = _decode_number(raw)
     except msgspec.DecodeError:
         return None
-    return value if value >= 0 else None
+    return min(value, _MOST) if value >= 0 else None

@@ -33,6 +33,8 @@ _RECORD = 8
 _KEY, _KEY_REST, _LEVEL, _UNIT, _FULL_SEEN = range(5)
 _SLOT_SPACE = 1 << 16
 _MOST_PROBES = 32
+_LATEST = 1 << 62
+"""The latest time at which a bucket is full again: in 146 years."""
 _SPINS, _TRIES, _PATIENT_TRIES, _PAUSE_S = 10, 20, 500, 0.001
 
 Digest = tuple[int, int]
@@ -172,6 +174,8 @@ class LimitTable:
     def stage_level(self, record: int, full_at: int, unit: int, full_seen: int) -> None:
         """Change a bucket at the next `commit`."""
         cells, staged = self._cells, self._staged
+        if not 0 <= full_at <= _LATEST:
+            full_at = 0 if full_at < 0 else _LATEST
         staged[record + _LEVEL] = full_at
         if cells[record + _UNIT] != unit:
             staged[record + _UNIT] = unit

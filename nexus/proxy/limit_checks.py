@@ -124,9 +124,8 @@ def _output(exchange: Exchange, estimate: TokenEstimate, limit: Limit) -> int:
     stated, reserve = estimate.output_limit, limit.reserve_output
     if reserve != "full":
         return reserve if stated is None else min(stated, reserve)
-    if stated is None:
-        stated = exchange.view.context_length(exchange.model)
-    if stated is None:
+    known = stated, exchange.view.context_length(exchange.model)
+    if (most := min((one for one in known if one is not None), default=None)) is None:
         if limit.shadow:
             return 0
         raise RequestFailed(
@@ -134,7 +133,7 @@ def _output(exchange: Exchange, estimate: TokenEstimate, limit: Limit) -> int:
             f"Limit '{limit.name}' reserves what a response can take; state max_tokens.",
             param="max_tokens",
         )
-    return stated * estimate.choices
+    return most * estimate.choices
 
 
 def _settle(

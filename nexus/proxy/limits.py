@@ -27,6 +27,8 @@ _PARALLEL_WAIT_NS = 1_000_000_000
 _LEDGER_WAIT_S, _LEDGER_POLL_S = 2.0, 0.02
 _NEVER_NS = 3_600_000_000_000
 """`Retry-After` for a limit of 0."""
+_LONGEST_NS = 1 << 61
+"""The most that one reservation delays others: 73 years."""
 
 
 class Reserve(msgspec.Struct, frozen=True):
@@ -319,6 +321,8 @@ def _stage_units(table: LimitTable, counter: Counter, units: int, now_ns: int) -
         return None
     record, full_at, before, full_seen = bucket
     unit = counter.unit_ns
+    if units * unit > _LONGEST_NS:
+        units = _LONGEST_NS // unit
     if before != unit and before:
         full_at = buckets.convert(full_at, now_ns, before=before, after=unit)
     if full_at <= now_ns:

@@ -129,6 +129,8 @@ def test_durations_as_openai_writes_them(ns, text):
         ({"messages": [{"content": "x" * 374}]}, CHAT, (97, None)),
         ({"messages": [{"content": "hi"}], "max_tokens": 9}, CHAT, (4, 9)),
         ({"messages": [{"content": "hi"}], "max_tokens": "many"}, CHAT, (4, None)),
+        ({"messages": [{}], "max_tokens": 9, "max_completion_tokens": 1}, CHAT, (1, 9)),
+        ({"messages": [{}], "max_tokens": 10**400, "n": 10**400}, CHAT, (1, 10**9)),
         ({"messages": [{"type": "image_url", "u": "data:image/png;base64,A"}]}, CHAT, (1606, None)),
         ({"input": [[1, 2, 3], [4, 5]]}, INPUT, (5, 0)),
         ({"input": "x" * 398}, INPUT, (100, 0)),

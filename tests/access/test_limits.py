@@ -294,6 +294,9 @@ def test_as_many_tokens_are_reserved_as_a_response_can_have(gateway):
     prompt = max(1, len(json.dumps(GOOD["messages"])) // 4)
     stated = send(gateway, "full", body=chat(max_tokens=2000))
     assert stated.headers["x-ratelimit-remaining-tokens"] == str(40_000 - prompt - 2000)
+    capped = send(gateway, "full", body=chat(max_tokens=10**30))
+    left = 40_000 - prompt - 32_768 - json.loads(stated.content)["usage"]["total_tokens"]
+    assert capped.headers["x-ratelimit-remaining-tokens"] == str(left)
     several = send(gateway, "full", body=chat(max_tokens=9000, n=5))
     assert (several.status, several.code) == (429, "rate_limit_exceeded")
     [used] = [at for (name, _), at in own_limits(gateway, "full").items() if name == "full"]

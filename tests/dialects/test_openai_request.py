@@ -132,10 +132,11 @@ KEYS = (
     "input",
     "tools",
     "response_format",
+    "max_tokens",
 )
 BASE = (
     b'"model":"m","messages":[{}],"stream":false,"stream_options":{},"prompt":"p","input":"i",'
-    b'"tools":[],"response_format":{}'
+    b'"tools":[],"response_format":{},"max_tokens":1'
 )
 
 

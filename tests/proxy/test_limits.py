@@ -114,3 +114,17 @@ def test_requests_that_come_while_the_table_is_opened_all_count(tmp_path):
     for thread in threads:
         thread.join()
     assert (len(opened), len(admitted)) == (1, 2)
+
+
+def test_numbers_beyond_all_bounds_leave_no_reservation(tmp_path):
+    """A client may state any `max_tokens`, and a backend may report any usage."""
+    table = LimitTable(tmp_path / "limits.db")
+    limiter = Limiter(lambda: table, Recorder(Store(SlotLease.private()), SlotLease.private()))
+    counters = Limits([Limit(name="a", tokens="1/d", parallel=1)]).counters(None, "m", "e")
+    stated, place = limiter.reserve(counters, [10**18, 1])
+    limiter.settle([(stated, 0), (place, 0)])  # all is returned
+    small, place = limiter.reserve(counters, [1, 1])
+    limiter.settle([(small, 10**9), (place, 0)])
+    with pytest.raises(Refused):
+        limiter.reserve(counters, [1, 1])
+    assert table.in_progress(place.counter.digest) == 0

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from nexus.dialects.base import ParsedRequest, RequestForm
 from nexus.dialects.body_needs import BodyNeeds, parse_body
+from nexus.dialects.estimate import STATED
 
-_FIELDS = frozenset(("model", "stream", "messages", "system", "tools"))
+_FIELDS = STATED | {"model", "stream", "messages", "system", "tools"}
 """Fields that the gateway reads."""
 
 

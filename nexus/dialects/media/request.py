@@ -9,9 +9,10 @@ import msgspec
 
 from nexus.dialects.base import ParsedRequest, RequestForm
 from nexus.dialects.body_needs import BodyNeeds, characters_in, parse_body
+from nexus.dialects.estimate import STATED
 from nexus.dialects.json_body import read_fields
 
-_FIELDS = frozenset(("model", "stream", "stream_format", "prompt", "input"))
+_FIELDS = STATED | {"model", "stream", "stream_format", "prompt", "input"}
 """Fields that the gateway reads."""
 
 

@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from nexus.dialects.base import ParsedRequest, RequestForm
 from nexus.dialects.body_needs import BodyNeeds, parse_body
+from nexus.dialects.estimate import STATED
 
-_FIELDS = frozenset(
-    ("model", "stream", "stream_options", "messages", "prompt", "input", "tools", "response_format")
-)
+_FIELDS = STATED | {
+    "model", "stream", "stream_options", "messages", "prompt", "input", "tools", "response_format",
+}  # fmt: skip
 """Fields that the gateway reads in requests to any endpoint, beside the prompts of the endpoint."""
 
 

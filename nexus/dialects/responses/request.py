@@ -7,14 +7,13 @@ from typing import ClassVar
 
 from nexus.dialects.base import ParsedRequest, Prompt, RequestForm
 from nexus.dialects.body_needs import BodyNeeds, parse_body
+from nexus.dialects.estimate import STATED
 from nexus.dialects.responses.usage import sealed_in
 
-_FIELDS = frozenset(
-    (
-        "model", "stream", "input", "instructions", "tools", "text", "prompt",
-        "previous_response_id", "conversation",
-    )
-)  # fmt: skip
+_FIELDS = STATED | {
+    "model", "stream", "input", "instructions", "tools", "text", "prompt",
+    "previous_response_id", "conversation",
+}  # fmt: skip
 """Fields that the gateway reads."""
 
 
