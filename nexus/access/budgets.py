@@ -26,7 +26,8 @@ MAX_SUBJECTS = 200
 Action = Literal["warn", "block_cloud", "block_all"]
 _CLOUD_OUTPUT = 1024
 _MOST_CACHED = 4096
-_LONGEST_VALUE = 64
+_LONGEST_VALUE, _MARK = 64, 6
+"""Bytes of a value in a subject; those of the digest in which a longer one ends."""
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
@@ -280,10 +281,7 @@ class Budgets:
             subject = f", {state.account.subject}, "
             if all(
                 (name not in rule.patterns or rule.patterns[name].match(value))
-                and (
-                    name not in rule.budget.each
-                    or f", {name} {value[:_LONGEST_VALUE]}, " in subject
-                )
+                and (name not in rule.budget.each or f", {name} {_short(value)}, " in subject)
                 for name, value in values.items()
             ):
                 yield state
@@ -306,7 +304,16 @@ def _cloud_rule(cloud: CloudBudget) -> _Rule:
 def subject_of(each: Iterable[str], values: Iterable[str]) -> str:
     """What a budget is counted for on its own, such as `key k7f3q2m9x4ta`."""
     named = zip(each, values, strict=True)
-    return ", ".join(f"{name} {value[:_LONGEST_VALUE]}" for name, value in named)
+    return ", ".join(f"{name} {_short(value)}" for name, value in named)
+
+
+def _short(value: str) -> str:
+    """A value that fits into an account's record; what is longer stays apart by its digest."""
+    text = value.encode(errors="replace")
+    if len(text) <= _LONGEST_VALUE:
+        return value
+    mark = hashlib.blake2b(text, digest_size=_MARK).hexdigest()
+    return f"{text[: _LONGEST_VALUE - len(mark) - 1].decode(errors='ignore')}~{mark}"
 
 
 def digest(budget: str, subject: str, start: int) -> tuple[int, int]:

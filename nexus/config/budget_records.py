@@ -107,6 +107,8 @@ def budget_conflicts(budgets: list[Budget]) -> Iterator[str]:
         yield f'[[budgets]] name = "{RESERVED}" is that of [routing.budget]; take another one.'
     for budget in budgets:
         where = f'[[budgets]] "{budget.name}"'
+        if "\0" in budget.name:
+            yield f"[[budgets]] name = {budget.name!r} has a null character, which none may have."
         if nano_usd(budget.usd) is None:
             yield (
                 f'{where} usd = "{budget.usd}" is not allowed; it takes US dollars with up to 9 '

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 ACCOUNTS = 4096
-_TEXT_CELLS = 56
+_TEXT_CELLS = 80
+"""Room for a budget's name of 64 characters and five values of 64 bytes."""
 _ACCOUNT = 8 + _TEXT_CELLS
 _KEY, _KEY_REST, _SPENT, _HELD, _START, _END, _LENGTH, _SAVED = range(8)
 _TEXT = 8
@@ -109,7 +110,7 @@ class Accounts:
         cells, number = self._cells, key % ACCOUNTS
         for _ in range(_MOST_PROBES):
             record = self._first + number * _ACCOUNT
-            if not cells[record] or self._is_over(record, now):
+            if not cells[record] or self._is_free(record, now):
                 text = f"{budget}\0{subject}".encode(errors="replace")[:_LONGEST_TEXT]
                 padded = text + bytes(-len(text) % 8)
                 # The key last: killed in between, it is a record that nobody finds.
@@ -188,6 +189,8 @@ class Accounts:
             spent, held = self.amounts(record)
             start, end = cells[record + _START], cells[record + _END]
             saved = cells[record + _SAVED]
+            if cells[record] != keys[number]:
+                continue  # another account took the record meanwhile
             found.append(StoredAccount(record, budget, subject, start, end, spent, held, saved))
         return found
 
@@ -195,13 +198,12 @@ class Accounts:
         """Record what the ledger has of an account; only the process that writes it does."""
         self._cells[record + _SAVED] = amount
 
-    def _is_over(self, record: int, now: float) -> bool:
-        """Whether an account's window has ended, and everything is in the ledger."""
-        cells = self._cells
-        return (
-            cells[record + _END] <= now
-            and not self._after(record + _HELD)
-            and self._after(record + _SPENT) == cells[record + _SAVED]
+    def _is_free(self, record: int, now: float) -> bool:
+        """Whether a record may be reused: nothing is spent and held, which a missing account
+        means, too; or its window has ended, and everything is in the ledger."""
+        cells, spent = self._cells, self._after(record + _SPENT)
+        return not self._after(record + _HELD) and (
+            not spent or (cells[record + _END] <= now and spent == cells[record + _SAVED])
         )
 
     def _after(self, cell: int) -> int:

@@ -2,13 +2,14 @@
 
 import pytest
 
-from nexus.access.budgets import Budgets, UnknownBudget
+from nexus.access.budgets import Budgets, BudgetState, UnknownBudget, digest
 from nexus.access.callers import Caller
 from nexus.config import Config, ConfigError
 from nexus.config.budget_records import Budget
 from nexus.config.changes import Overlay
 from nexus.config.limit_records import Match
 from nexus.fleet.accounts import StoredAccount
+from nexus.fleet.limit_table import LimitTable
 
 NOW = 1_790_000_000.0  # in September 2026
 ANN = Caller(key="ann", team="research")
@@ -95,7 +96,7 @@ def test_the_subject_of_a_grant():
         ("all", "", ""),
         ("others", "ann", "user ann"),
         ("others", "user ann", "user ann"),
-        ("each", f"key a, b, model {'m' * 99}", f"key a, b, model {'m' * 64}"),
+        ("each", f"key a, b, model {'m' * 64}", f"key a, b, model {'m' * 64}"),
     ):
         assert BUDGETS.granted(name, given, 1, NOW).subject == subject
     for name, given in (("all", "ann"), ("others", ""), ("each", "ann"), ("each", "model m")):
@@ -103,6 +104,33 @@ def test_the_subject_of_a_grant():
             BUDGETS.granted(name, given, 1, NOW)
     with pytest.raises(UnknownBudget):
         BUDGETS.granted("none", "", 1, NOW)
+
+
+def test_subjects_with_long_names_stay_apart_and_fit_into_their_records(tmp_path):
+    each = ["key", "user", "team", "model", "endpoint"]
+    budgets = Budgets([Budget(name="\u6f22" * 64, usd="1", each=each)])
+    table = LimitTable(tmp_path / "limits.db")
+    users = ["\U0001f600" * 64 + end for end in "ab"]
+    for user in users:
+        caller = Caller(key=f"user:{user}", user=user, team="\u6f22" * 99)
+        [account] = budgets.accounts(caller, "m" * 99, "chat_completions", NOW)
+        record = table.accounts.claim(
+            account.digest,
+            account.budget.name,
+            account.subject,
+            start=account.start,
+            end=account.end,
+            now=NOW,
+        )
+        table.accounts.stage_spent(record, held=0, cost=len(users))
+        table.commit()
+        [shown] = budgets.of_caller([BudgetState(account)], caller)
+        assert shown.account == account
+    stored = table.accounts.entries()
+    assert len({one.subject for one in stored}) == len(users)
+    for one in stored:  # as the ledger brings them back
+        assert table.accounts.find(digest(one.budget, one.subject, one.start)) == one.record
+    table.close()
 
 
 def test_grants_of_windows_that_ended_are_dropped():

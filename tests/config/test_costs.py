@@ -81,3 +81,9 @@ def test_what_is_wrong_with_it(tmp_path, text, sentence):
 def test_a_missing_file(tmp_path):
     told = problem(tmp_path, FILE, config='[costs]\nprices = "none.toml"\n')
     assert told == "none.toml: there is no such file; [costs] prices names it."
+
+
+def test_a_budget_whose_name_cannot_be_stored(tmp_path):
+    name = '[[budgets]]\nname = "a\\u0000b"\nusd = "1"\n'
+    told = problem(tmp_path, FILE, config=name)
+    assert told == "[[budgets]] name = 'a\\x00b' has a null character, which none may have."

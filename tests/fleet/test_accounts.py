@@ -177,13 +177,31 @@ def test_the_accounts_of_past_windows_make_room(tables, monkeypatch):
     monkeypatch.setattr(accounts_module, "ACCOUNTS", 4)
     held = claim(one, "held")
     hold(one, held, 1)
-    records = {claim(one, name) for name in "abc"}
+    records = set()
+    for name in "abc":
+        records.add(record := claim(one, name))
+        spend(one, record, held=0, cost=7)
+        one.accounts.set_saved(record, 7)
     unsaved = min(records)
-    spend(one, unsaved, held=0, cost=7)
+    spend(one, unsaved, held=0, cost=1)
     full = one.accounts.claim(digest("x", "", 0), "x", "", start=0, end=9, now=1_999)
     assert full is None
-    again = {claim(one, name, start=2_000, now=2_000) for name in "de"}
+    again = set()
+    for name in "de":
+        again.add(record := claim(one, name, start=2_000, now=2_000))
+        spend(one, record, held=0, cost=7)
     assert again == records - {unsaved}  # that of a request in progress stays, too
-    one.accounts.set_saved(unsaved, 7)
+    one.accounts.set_saved(unsaved, 8)
     assert claim(one, "f", start=2_000, now=2_000) == unsaved
     assert one.accounts.amounts(held) == (0, 1)
+
+
+def test_an_account_without_spending_leaves_room_for_another(tables):
+    """Whoever makes up models would fill the table, with a budget for each model."""
+    one, other, _ = tables
+    held, spent = claim(one, "held"), claim(one, "spent")
+    hold(one, held, 7)
+    spend(one, spent, held=0, cost=9)
+    for number in range(2 * accounts_module.ACCOUNTS):
+        claim(other, f"unspent {number}")
+    assert [one.accounts.amounts(record) for record in (held, spent)] == [(0, 7), (9, 0)]
