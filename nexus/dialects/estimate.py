@@ -18,7 +18,9 @@ _BASE64 = re.compile(rb'"data"\s*:\s*"[A-Za-z0-9+/=]*+"')
 _BESIDE = frozenset(("system", "tools", "instructions"))
 _MESSAGES = ("messages", "input")
 _CHOICES = frozenset(("n", "best_of"))
-_decode_number = msgspec.json.Decoder(int).decode
+_decode_number = msgspec.json.Decoder(int, strict=False).decode
+"""Takes "5" and 5.0, too, as backends do."""
+_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _OUTPUT_LIMITS = frozenset(("max_completion_tokens", "max_tokens", "max_output_tokens"))
 """The largest counts: backends differ in which of them they know."""
 _MOST = 10**9
@@ -57,10 +59,22 @@ def estimate_tokens(
         limit = max((limit for limit in limits if limit is not None), default=None)
     if not _CHOICES.isdisjoint(fields) and form.task in ("chat", "images"):
         choices = max(1, *[_number(fields, name) or 1 for name in _CHOICES])
+    if "prompt" in fields and form.task == "chat":
+        choices *= _prompts_in(bytes(fields["prompt"]))
     beside = messages * MESSAGE_TOKENS + images * IMAGE_TOKENS
     if "tools" in fields:
         beside += TOOLS_TOKENS
     return TokenEstimate(prompt, limit, choices, size - inline, beside)
+
+
+def _prompts_in(raw: bytes) -> int:
+    """How many prompts a field holds, each of which gets a response."""
+    if raw[:1] != b"[" or (b'"' not in raw and b"[" not in raw[1:]):  # a text, or token ids
+        return 1
+    try:
+        return max(1, len(_decode_items(raw)))
+    except msgspec.DecodeError:  # not strict JSON: at most so many
+        return raw.count(b",") + 1
 
 
 def _number(fields: Mapping[str, bytes | msgspec.Raw], name: str) -> int | None:

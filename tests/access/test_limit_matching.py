@@ -130,6 +130,7 @@ def test_durations_as_openai_writes_them(ns, text):
         ({"messages": [{"content": "hi"}], "max_tokens": 9}, CHAT, (4, 9)),
         ({"messages": [{"content": "hi"}], "max_tokens": "many"}, CHAT, (4, None)),
         ({"messages": [{}], "max_tokens": 9, "max_completion_tokens": 1}, CHAT, (1, 9)),
+        ({"messages": [{}], "max_tokens": "9"}, CHAT, (1, 9)),
         ({"messages": [{}], "max_tokens": 10**400, "n": 10**400}, CHAT, (1, 10**9)),
         ({"messages": [{"type": "image_url", "u": "data:image/png;base64,A"}]}, CHAT, (1606, None)),
         ({"input": [[1, 2, 3], [4, 5]]}, INPUT, (5, 0)),
@@ -139,6 +140,25 @@ def test_durations_as_openai_writes_them(ns, text):
 def test_the_estimate_of_a_request(body, form, estimate):
     text = json.dumps({"model": "m", **body}, separators=(",", ":"))
     assert estimated(text.encode(), form)[:2] == estimate
+
+
+@pytest.mark.parametrize(
+    ("fields", "choices"),
+    [
+        ('"prompt": "a, b"', 1),
+        ('"prompt": [1, 2, 3]', 1),
+        ('"prompt": ["a, b", "c"]', 2),
+        ('"prompt": [[1, 2], [3], [4]], "n": 2', 6),
+        ('"prompt": ["\\ud83d", "b"]', 2),
+        ('"prompt": [NaN, "b"]', 2),
+        ('"prompt": [], "n": "3"', 3),
+        ('"prompt": "a", "n": 3.0, "best_of": -4', 3),
+        ('"prompt": "a", "n": 1.5', 1),
+    ],
+)
+def test_how_many_responses_a_request_asks_for(fields, choices):
+    form = RequestForm(prompts=(PromptField(name="prompt"),), task="chat")
+    assert estimated(f'{{"model": "m", {fields}}}'.encode(), form).choices == choices
 
 
 def test_the_bound_of_a_request():

@@ -86,4 +86,7 @@ def test_a_missing_file(tmp_path):
 def test_a_budget_whose_name_cannot_be_stored(tmp_path):
     name = '[[budgets]]\nname = "a\\u0000b"\nusd = "1"\n'
     told = problem(tmp_path, FILE, config=name)
-    assert told == "[[budgets]] name = 'a\\x00b' has a null character, which none may have."
+    assert (
+        told
+        == "nexus.toml: [[budgets]] name = 'a\\x00b' has a null character, which none may have."
+    )
