@@ -28,7 +28,7 @@ _LEDGER_WAIT_S, _LEDGER_POLL_S = 2.0, 0.02
 _NEVER_NS = 3_600_000_000_000
 """`Retry-After` for a limit of 0."""
 _LONGEST_NS = 1 << 61
-"""The most that one reservation delays others: 73 years."""
+"""The most that one reservation, or a reload, delays others: 73 years."""
 
 
 class Reserve(msgspec.Struct, frozen=True):
@@ -325,6 +325,7 @@ def _stage_units(table: LimitTable, counter: Counter, units: int, now_ns: int) -
         units = _LONGEST_NS // unit
     if before != unit and before:
         full_at = buckets.convert(full_at, now_ns, before=before, after=unit)
+        full_at = min(full_at, now_ns + _LONGEST_NS)
     if full_at <= now_ns:
         full_seen = now_ns
     full_at, wait_ns, left = buckets.admit(full_at, units, now_ns, unit, counter.burst)

@@ -120,7 +120,10 @@ def test_numbers_beyond_all_bounds_leave_no_reservation(tmp_path):
     """A client may state any `max_tokens`, and a backend may report any usage."""
     table = LimitTable(tmp_path / "limits.db")
     limiter = Limiter(lambda: table, Recorder(Store(SlotLease.private()), SlotLease.private()))
-    counters = Limits([Limit(name="a", tokens="1/d", parallel=1)]).counters(None, "m", "e")
+    counters, fast = (
+        Limits([Limit(name="a", tokens=rate, parallel=1)]).counters(None, "m", "e")
+        for rate in ("1/d", "1M/s")
+    )
     stated, place = limiter.reserve(counters, [10**18, 1])
     limiter.settle([(stated, 0), (place, 0)])  # all is returned
     small, place = limiter.reserve(counters, [1, 1])
@@ -128,3 +131,9 @@ def test_numbers_beyond_all_bounds_leave_no_reservation(tmp_path):
     with pytest.raises(Refused):
         limiter.reserve(counters, [1, 1])
     assert table.in_progress(place.counter.digest) == 0
+    # A reload to another rate keeps what was used, as far as a date can tell it.
+    large, place = limiter.reserve(fast, [1, 1])
+    limiter.settle([(large, 10**15), (place, 0)])
+    with pytest.raises(Refused) as refused:
+        limiter.reserve(counters, [1, 1])
+    assert refused.value.levels[0].full_in_ns <= 1 << 61
