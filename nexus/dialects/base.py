@@ -144,7 +144,7 @@ class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         prompt: Where its conversation is read from; None if the task has no conversations.
-        fields: The fields of its body as raw JSON; empty if it has no JSON.
+        fields: The fields of its body as raw JSON; of a form, `n`.
     """
 
     model: str

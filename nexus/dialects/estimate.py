@@ -58,13 +58,18 @@ def estimate_tokens(
         limits = (_number(fields, name) for name in _OUTPUT_LIMITS)
         limit = max((limit for limit in limits if limit is not None), default=None)
     if not _CHOICES.isdisjoint(fields) and form.task in ("chat", "images"):
-        choices = max(1, *[_number(fields, name) or 1 for name in _CHOICES])
+        choices = choices_in(fields)
     if "prompt" in fields and form.task == "chat":
         choices *= _prompts_in(bytes(fields["prompt"]))
     beside = messages * MESSAGE_TOKENS + images * IMAGE_TOKENS
     if "tools" in fields:
         beside += TOOLS_TOKENS
     return TokenEstimate(prompt, limit, choices, size - inline, beside)
+
+
+def choices_in(fields: Mapping[str, bytes | msgspec.Raw]) -> int:
+    """How many responses to one prompt these fields ask for."""
+    return max(1, *[_number(fields, name) or 1 for name in _CHOICES])
 
 
 def _prompts_in(raw: bytes) -> int:

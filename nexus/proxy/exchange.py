@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from nexus.access.callers import Caller
 from nexus.dialects.base import ParsedRequest, StreamReader, TokenEstimate, Usage
-from nexus.dialects.estimate import estimate_tokens
+from nexus.dialects.estimate import choices_in, estimate_tokens
 from nexus.dialects.form_reader import FormField
 from nexus.errors import Fault, RequestFailed
 from nexus.fleet.outcome import AttemptRecord, Charge, Outcome, milliseconds
@@ -250,10 +250,10 @@ class Exchange:
 
     def token_estimate(self) -> TokenEstimate:
         """The estimate of what the request takes. It needs the body once."""
+        fields, form = self.parsed.fields, self.endpoint.form
         if self.endpoint.body != "json" or not self.endpoint.by_model:
-            return _NO_TOKENS
+            return TokenEstimate(0, 0, choices_in(fields)) if fields else _NO_TOKENS
         if self._estimate is None:
-            fields, form = self.parsed.fields, self.endpoint.form
             self._estimate = estimate_tokens(fields, len(self.body), form)
         return self._estimate
 

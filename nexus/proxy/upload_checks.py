@@ -11,7 +11,7 @@ from nexus.proxy.exchange import Exchange
 from nexus.proxy.upload import IN_MEMORY, Upload
 from nexus.routing.needs import Requirements
 
-_NAMES = frozenset({"model", "stream"})
+_NAMES = frozenset({"model", "stream", "n"})
 """Fields that the gateway reads."""
 
 
@@ -59,7 +59,7 @@ def store_body(exchange: Exchange, feed: Callable[[bytes], object] | None = None
 
 
 def _parse(exchange: Exchange, fields: dict[str, FormField]) -> None:
-    model, stream = fields.get("model"), fields.get("stream")
+    model, stream, choices = fields.get("model"), fields.get("stream"), fields.get("n")
     deployment = exchange.request.target.deployment
     name = deployment or (model.value if model else "")
     if not name:
@@ -71,4 +71,5 @@ def _parse(exchange: Exchange, fields: dict[str, FormField]) -> None:
         needs=Requirements(
             dialect=exchange.endpoint.dialect.NAME, task=exchange.endpoint.form.task
         ),
+        fields={} if choices is None else {"n": choices.value.strip().encode()},
     )

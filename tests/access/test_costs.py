@@ -11,6 +11,7 @@ from contextlib import closing
 
 import jsonschema
 import pytest
+import requests
 
 from nexus.access.keys import digest
 from nexus.config.loading import load
@@ -46,6 +47,10 @@ CONFIG = """
 mode = "optional"
 [costs]
 prices = "prices.toml"
+[[budgets]]
+name = "edits"
+match = { endpoint = "image_edits" }
+usd = "0.07"
 """ + "".join(f'[[keys]]\nid = "{id_}"\nsha256 = ["{digest(key)}"]\n' for id_, key in KEYS.items())
 FAMILIES = (
     "nexus_cost_usd_total",
@@ -163,6 +168,25 @@ def test_images_cost_by_their_number(gateway):
     assert reply.headers["x-nexus-cost-usd"] == "0.08"
     found = changes(before, gateway.settled())
     assert found["nexus_cost_usd_total good demo_image delivered image"] == 80_000_000
+
+
+def test_a_form_holds_for_the_images_that_it_asks_for(gateway):
+    def edit(number: int):
+        fields = {
+            "model": (None, "demo-image"),
+            "prompt": (None, "a cat"),
+            "n": (None, str(number)),
+        }
+        form = requests.Request(
+            "POST", gateway.base, files={**fields, "image": ("a.png", b"x")}
+        ).prepare()
+        headers = {"content-type": form.headers["content-type"]}
+        return send(gateway, target="/v1/images/edits", body=form.body, headers=headers)
+
+    refused = edit(2)
+    assert (refused.status, refused.code) == (429, "insufficient_quota")
+    assert "0.08 asked" in refused.content.decode()
+    assert edit(1).headers["x-nexus-cost-usd"] == "0.04"
 
 
 def test_a_local_model_costs_nothing(gateway):
