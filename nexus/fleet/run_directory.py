@@ -51,7 +51,7 @@ from nexus.runtime.files import who_else_writes, write_atomically
 
 log = logging.getLogger("nexus.fleet")
 
-FORMAT = "5"
+FORMAT = "6"
 _NAMED_BY = "%Y%m%dT%H%M%S"
 _PROBE_BYTES = 4096
 _LONGEST_START_S, _POLL_INTERVAL_S = 5.0, 0.005

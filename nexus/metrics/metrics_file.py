@@ -11,6 +11,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 from prometheus_client.mmap_dict import MmapedDict
 
@@ -33,11 +34,7 @@ class ReservedFile(MmapedDict):
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
         if not read_mode:
-            fd = os.open(filename, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.posix_fallocate(fd, 0, max(_FIRST_SIZE, os.fstat(fd).st_size))
-            finally:
-                os.close(fd)
+            _reserve(Path(filename))
         self._mapped: mmap.mmap | None = None
         self._views: list[memoryview[float]] = []
         super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
@@ -70,6 +67,21 @@ class ReservedFile(MmapedDict):
         for view in self._views:
             view.release()
         super().close()  # type: ignore[no-untyped-call]
+
+
+def _reserve(path: Path) -> None:
+    """Reserve the space of a file. Raises OSError.
+
+    A new one gets its name only then: readers would set it aside as damaged while it is empty.
+    """
+    place = path if path.exists() else path.with_suffix(".new")
+    fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, max(_FIRST_SIZE, os.fstat(fd).st_size))
+    finally:
+        os.close(fd)
+    if place != path:
+        place.rename(path)
 
 
 def entries(data: bytes, start: int, used: int) -> Iterator[tuple[bytes, int]]:
