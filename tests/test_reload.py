@@ -17,11 +17,11 @@ from tests.support.processes import ROOT, Demo, Gateway, backend_toml, clean_env
 pytestmark = pytest.mark.e2e
 
 
-def nexus(*arguments: str) -> subprocess.CompletedProcess[str]:
+def nexus(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "nexus", *arguments],
         cwd=ROOT,
-        env=clean_environ(),
+        env=clean_environ(**environ),
         capture_output=True,
         text=True,
         timeout=30,
@@ -127,6 +127,19 @@ def test_an_invalid_file_changes_nothing(tmp_path: Path):
         assert done.returncode == 0
         assert "These take effect at the next start: server.workers." in done.stdout
         until(lambda: gateway.scrape().value("nexus_config_last_reload_successful") == 1)
+
+
+def test_a_file_that_cannot_be_read_is_not_reloaded(tmp_path: Path):
+    """It does not say which gateway it is for; the one that is found may use another file."""
+    other = tmp_path / "other.toml"
+    other.write_text("[server\n")
+    with Demo(tmp_path) as demo, Gateway(tmp_path, backend_toml(demo)) as gateway:
+        done = nexus("reload", "-c", str(other), NEXUS_RUN_DIR=str(gateway.run_dir))
+        assert done.returncode == 2
+        assert f"{other}: this is not TOML" in done.stderr
+        assert (
+            f"The gateway of {gateway.run_dir} was reloaded; it uses another file." in done.stderr
+        )
 
 
 def test_without_a_gateway(tmp_path: Path):

@@ -318,6 +318,22 @@ def test_a_configuration_that_is_wrong_starts_nothing(tmp_path):
     assert ended.stderr == f"{tmp_path}/nexus.toml: [server] has no key prot; did you mean port?\n"
 
 
+def test_a_directory_of_keys_that_cannot_be_used_starts_nothing(tmp_path):
+    (tmp_path / "state").write_text("a file")
+    (tmp_path / "nexus.toml").write_text(
+        f'[server]\nport = {free_port()}\nrun_dir = "{tmp_path}/run"\n'
+        f'state_dir = "{tmp_path}/state"\n'
+        f'[health_check]\nlisten = "127.0.0.1:{free_port()}"\n'
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "nexus", "serve", "-c", str(tmp_path / "nexus.toml")],
+        capture_output=True, text=True, timeout=60, env=clean_environ(),
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert f"{tmp_path}/state/keys.json: the keys cannot be read" in ended.stderr
+    assert "starting it again" not in ended.stderr
+
+
 def test_port_is_free_again_at_once(tmp_path):
     with Demo(tmp_path) as demo:
         for _ in range(2):

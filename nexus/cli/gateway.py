@@ -301,6 +301,8 @@ def run_directory(config: str | None, given: str | None = None) -> RunDirectory:
     try:
         run_dir = RunDirectory(given) if given else RunDirectory.of(load(config).config)
     except ConfigError:
+        if not _file(config).exists():
+            raise  # the defaults may lead to another gateway
         run_dir = RunDirectory.of(partial_config(config, os.environ))
     try:
         run_dir.check()
@@ -318,11 +320,15 @@ def _settings(config: str | None) -> tuple[Config, str, list[str]]:
     try:
         loaded = load(config)
     except ConfigError as error:
-        file = Path(config or os.environ.get("NEXUS_CONFIG") or DEFAULT_FILE)
+        file = _file(config)
         if not file.exists():
             raise
         return partial_config(config, os.environ), str(file), error.problems
     return loaded.config, str(loaded.path) if loaded.path else "the default configuration", []
+
+
+def _file(config: str | None) -> Path:
+    return Path(config or os.environ.get("NEXUS_CONFIG") or DEFAULT_FILE)
 
 
 def _base_of(url: str) -> str:

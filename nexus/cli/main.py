@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -82,5 +84,10 @@ def main() -> None:
     except ConfigError as error:
         print_text(str(error), err=True)
         sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print_text(f"The output cannot be written ({error.strerror}).", err=True)
+        os._exit(1)  # a normal end would try to write the rest
     except KeyboardInterrupt:
         sys.exit(130)

@@ -8,7 +8,7 @@ import click
 
 from nexus.cli.gateway import config_option, run_directory
 from nexus.cli.output import Exit, Failure, Result, counted, returns_result
-from nexus.config import load
+from nexus.config import ConfigError, load
 
 _TIMEOUT_S = 15.0
 _POLL_INTERVAL_S = 0.02
@@ -39,6 +39,7 @@ def reload_command(config: str | None, run_dir: str | None) -> Result:
             "-c. If its port or run directory has changed there, name the old one with --run-dir.",
             status=Exit.UNREACHABLE,
         )
+    own = [] if run_dir else _problems(config)
     before = last_reload(directory.path).count
     directory.request_reload()
     deadline = time.monotonic() + _TIMEOUT_S
@@ -49,16 +50,28 @@ def reload_command(config: str | None, run_dir: str | None) -> Result:
                 status=Exit.NEGATIVE,
             )
         time.sleep(_POLL_INTERVAL_S)
-    failure = None
+    failure, lines = None, []
     if outcome.problems:
         lines = [*outcome.problems, "Nothing was changed; the gateway goes on as before."]
+    elif own:
+        lines = [*own, f"The gateway of {directory.path} was reloaded; it uses another file."]
+    if lines:
         failure = Failure("\n".join(lines), status=Exit.USAGE)
     text = "" if failure else f"Reloaded: {counted(outcome.backends, 'backend')}."
     if text and outcome.restart:
         text += f"\nThese take effect at the next start: {', '.join(outcome.restart)}."
     return Result(
-        {"reloaded": not outcome.problems, **msgspec.to_builtins(outcome)},
+        {"reloaded": not lines, **msgspec.to_builtins(outcome)},
         text,
         notes=[f"warning: {warning}" for warning in outcome.warnings],
         failure=failure,
     )
+
+
+def _problems(config: str | None) -> list[str]:
+    """What is wrong with the file, so that it may not have led to the gateway that uses it."""
+    try:
+        load(config)
+    except ConfigError as error:
+        return error.problems
+    return []

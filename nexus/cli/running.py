@@ -54,7 +54,13 @@ def serve(
 
 @click.command("demo-backend", short_help="Run a small backend that makes up text.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=0, show_default=True, help="0 takes a free one, and prints it.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    help="0 takes a free one, and prints it.",
+)
 @click.option("--name", default="demo", show_default=True, help="Shown as the owner of its models.")
 @click.option(
     "--model",

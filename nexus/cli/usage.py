@@ -43,6 +43,8 @@ def usage(
     from nexus.admin.usage import as_csv as csv_of
 
     if month is not None:
+        if since or until:
+            raise click.UsageError("--month states the whole span; leave out --from and --to.")
         since, until = _span(month)
     span = {"by": by, "from": since, "to": until}
     query = urlencode({name: value for name, value in span.items() if value})

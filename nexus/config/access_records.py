@@ -30,7 +30,9 @@ _Endpoints = Annotated[
 ]
 
 
-_HeaderName = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9-]*$", max_length=100)]
+_HeaderName = Annotated[
+    str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9-]*$", max_length=100, title="the name of a header")
+]
 
 
 class Identity(Section, frozen=True, rename={"peers": "from"}):
@@ -62,7 +64,10 @@ class Auth(Section, frozen=True):
     ] = "off"
     header: Annotated[
         str,
-        Meta(pattern=r"^[Xx]-[Nn]exus-[A-Za-z0-9-]+$"),
+        Meta(
+            pattern=r"^[Xx]-[Nn]exus-[A-Za-z0-9-]+$",
+            title="the name of a header that begins with X-Nexus-",
+        ),
         doc(
             "Header that may carry the key besides Authorization, x-api-key, api-key and "
             "x-goog-api-key. Its name begins with X-Nexus-, so that it never reaches a backend."
@@ -92,12 +97,16 @@ class Key(Section, frozen=True):
 
     id: Annotated[
         str,
-        Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$"),
+        Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$", title="1 to 64 letters, digits, _ and -"),
         doc("Its id, which metrics, logs and messages name."),
     ]
     sha256: Annotated[
         list[Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]],
-        Meta(min_length=1, max_length=2),
+        Meta(
+            min_length=1,
+            max_length=2,
+            title="a list of one or two, each of 64 hexadecimal digits in lower case",
+        ),
         doc("SHA-256 of the key in hexadecimal; two while a key is replaced by a new one."),
     ]
     grace_until: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -115,7 +116,7 @@ def _path_problem(path: str) -> str | None:
 def backend_problems(backend: BackendConfig) -> Iterator[str]:
     """Problems of a backend's address and of its TLS files, each as `key = "value" …`."""
     if problem := url_problem(backend.url):
-        yield f'url = "{backend.url}" is not allowed; {problem}.'
+        yield f"url = {json.dumps(backend.url, ensure_ascii=False)} is not allowed; {problem}."
     path = backend.base_path or ""
     if not path.isascii() or not path.isprintable() or set(path) & set(" ?#"):
         yield f'base_path = "{path}" is not allowed; it takes a path such as "/v1", without query.'

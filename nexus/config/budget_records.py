@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 from msgspec import Meta
 
-from nexus.config.cost_records import nano_usd
+from nexus.config.cost_records import Usd, nano_usd
 from nexus.config.fields import Count, Section, doc
 from nexus.config.limit_records import Match
 
@@ -29,7 +29,7 @@ class Budget(Section, frozen=True):
         Meta(min_length=1, max_length=64),
         doc("Its name, which messages and metrics have. With another name it starts anew."),
     ]
-    usd: Annotated[str, doc('US dollars in each period, in quotes, such as "500".')]
+    usd: Annotated[Usd, doc('US dollars in each period, in quotes, such as "500".')]
     match: Match = Match()
     each: Annotated[
         list[Literal["key", "user", "team", "model", "endpoint"]],

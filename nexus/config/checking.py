@@ -28,12 +28,17 @@ def check_table(
     source: str,
     path: tuple[str, ...],
     origins: Mapping[str, str] | None = None,
+    overridden: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The table, checked against its record. Raises `ConfigError` with every problem.
 
-    `origins` says by dotted key which values do not come from `source`.
+    `origins` says by dotted key which values do not come from `source`. `overridden` has values of
+    `source` that others replaced; they are checked, too.
     """
-    checker = _TableChecker(source=source, origins=origins or {})
+    checker = _TableChecker(source=source, origins={})
+    if overridden:
+        checker.section(overridden, record, path)
+    checker.origins = origins or {}
     checked = checker.section(data, record, path)
     if checker.problems:
         raise ConfigError(checker.problems)
@@ -103,16 +108,17 @@ class _TableChecker:
             text = self.origins.get(".".join(path), "").startswith("environment")
             return msgspec.convert(value, hint, strict=not text)
         except msgspec.ValidationError:
-            self._wrong(path, value, describe(hint))
+            allowed = describe(hint)
+            if isinstance(value, dict) and any(isinstance(one, dict) for one in value.values()):
+                allowed += "; write a name with dots in quotes"
+            self._wrong(path, value, allowed)
             return value
 
     def _wrong(self, path: tuple[str, ...], value: Any, allowed: str) -> None:
         origin = self.origins.get(".".join(path), self.source)
         shown = "true" if value is True else "false" if value is False else repr(value)
-        self.problems.append(
-            f"{origin}: {_table(path[:-1])} {path[-1]} = {shown} is not allowed; "
-            f"it takes {allowed}."
-        )
+        key = f"{_table(path[:-1])} {path[-1]}" if path[1:] else path[0]
+        self.problems.append(f"{origin}: {key} = {shown} is not allowed; it takes {allowed}.")
 
     def _unknown(self, key: str, known: list[str], path: tuple[str, ...]) -> None:
         hint = suggest(key, known) or f"known are {', '.join(sorted(known))}."
@@ -146,14 +152,16 @@ def _normalize_case(value: Any, options: list[Any]) -> Any:
 
 def describe(hint: Any) -> str:
     """What a setting accepts, in words: `a whole number from 1 to 65535`."""
-    return _describe(_unwrap(shapes.type_info(hint)))
+    return _describe(shapes.type_info(hint))
 
 
 def _describe(shape: Any) -> str:
     match shape:
+        case shapes.Metadata():
+            return (shape.extra_json_schema or {}).get("title") or _describe(shape.type)
         case shapes.UnionType():
             return " or ".join(
-                _describe(_unwrap(option))
+                _describe(option)
                 for option in shape.types
                 if not isinstance(option, shapes.NoneType)
             )
@@ -177,11 +185,13 @@ def _describe(shape: Any) -> str:
         case shapes.DateTimeType():
             return "a time such as 2027-06-30T12:00:00Z"
         case shapes.StrType():
+            if shape.max_length:
+                return f"a text of {shape.min_length or 0} to {shape.max_length} characters"
             return "a text" + (" that is not empty" if shape.min_length else "")
         case shapes.ListType():
-            return f"a list, each item {_describe(_unwrap(shape.item_type))}"
+            return f"a list, each item {_describe(shape.item_type)}"
         case shapes.DictType():
-            return f"a table, each value {_describe(_unwrap(shape.value_type))}"
+            return f"a table, each value {_describe(shape.value_type)}"
         case shapes.StructType():
             return "a table"
     return "any value"

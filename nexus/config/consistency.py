@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from nexus.config.access_records import ENDPOINTS, KEY_HEADERS, RESERVED_KEYS, Auth
 from nexus.config.addresses import backend_problems, is_loopback, listen_address
-from nexus.config.budget_records import budget_conflicts
+from nexus.config.admin_records import Admin
+from nexus.config.budget_records import Budget, budget_conflicts
 from nexus.config.cost_records import price_conflicts
 from nexus.config.endpoint_records import endpoint_conflicts
 from nexus.config.limit_records import (
+    Limit,
     counting_limit_problems,
     limit_conflicts,
     own_limit_problems,
@@ -46,13 +50,23 @@ def find_conflicts(config: Config) -> Iterator[str]:
     listen = config.health_check.listen
     if listen != "off":
         try:
-            listen_address(listen)
+            host, port = listen_address(listen)
+            if port == config.server.port and _overlap(host, config.server.host):
+                yield (
+                    f'[health_check] listen = "{listen}" is the address of clients; '
+                    "take another port than [server] port."
+                )
         except ValueError:
             yield (
                 f'[health_check] listen = "{listen}" is not allowed; '
                 'it takes host:port, such as "127.0.0.1:9464", or "off".'
             )
     yield from _routing_conflicts(config)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether servers of two hosts cannot have the same port."""
+    return one == other or bool({one, other} & {"0.0.0.0", "::"})
 
 
 def _backend_conflicts(config: Config) -> Iterator[str]:
@@ -123,6 +137,7 @@ def _access_conflicts(config: Config) -> Iterator[str]:
             where = f'[[teams]] "{team.name}" limits'
             yield from (f"{where}: {problem}" for problem in own_limit_problems(team.limits))
     yield from _unknown_endpoints(config)
+    yield from _empty_matches(config)
     ids = [key.id for key in config.keys]
     for id_ in sorted({id_ for id_ in ids if ids.count(id_) > 1}):
         yield f'[[keys]] id = "{id_}" is used twice; each key needs an id of its own.'
@@ -157,6 +172,22 @@ def _unknown_endpoints(config: Config) -> Iterator[str]:
             if name not in known:
                 hint = suggest(name, known) or f"known are {', '.join(known)}."
                 yield f'{where} endpoints = "{name}" does not exist; {hint}'
+
+
+def _empty_matches(config: Config) -> Iterator[str]:
+    """Limits and budgets for endpoints and teams that do not exist: they would hold nowhere."""
+    known = {
+        "endpoint": [*ENDPOINTS, *(one.label for one in config.endpoints.custom)],
+        "team": ["none", *(team.name for team in config.teams)],
+    }
+    held: list[Limit | Budget] = [*config.limits, *config.budgets]
+    for one in held:
+        where = "[[limits]]" if isinstance(one, Limit) else "[[budgets]]"
+        for setting, names in known.items():
+            glob = getattr(one.match, setting)
+            if not fnmatch.filter(names, glob):
+                hint = suggest(glob, names) or f"known are {', '.join(names)}."
+                yield f'{where} "{one.name}" match {setting} = "{glob}" matches nothing; {hint}'
 
 
 def _routing_conflicts(config: Config) -> Iterator[str]:
@@ -217,12 +248,29 @@ def find_warnings(
         )
     if config.auth.mode == "off" and config.auth.identity.peers:
         yield '[auth.identity] has no effect with [auth] mode = "off"; set it to "keys".'
+    elif open_ := [peer for peer in config.auth.identity.peers if peer.endswith("/0")]:
+        yield (
+            f"[auth.identity] from = {open_} believes everybody: whoever reaches port "
+            f"{config.server.port} can be any user. Name the proxy's addresses only."
+        )
+    spool_dir = config.server.spool_dir
+    if spool_dir is not None and not Path(spool_dir).is_dir():
+        yield (
+            f'[server] spool_dir = "{spool_dir}" is no directory here; workers that do not see it '
+            "either refuse uploads with 503."
+        )
     if config.server.max_buffered_bytes < config.server.max_answer_bytes:
         yield (
             "[server] max_buffered_bytes is below max_answer_bytes; "
             "a response of a size between them always becomes a 503."
         )
     token_env = config.admin.token_env
+    asked = token_env != Admin().token_env or "metrics" in config.admin.protect
+    if asked and not secret(token_env, environ):
+        yield (
+            f"[admin] protects nothing: token_env names {displayable_name(token_env)}, which is "
+            "not set in this environment."
+        )
     if len(secret(token_env, environ) or "") in range(1, _SHORT_TOKEN):
         yield (
             f"the token in {displayable_name(token_env)} can be guessed; "

@@ -25,6 +25,7 @@ SOME_USD = r"^(?=.*[1-9])[0-9]{1,7}(\.[0-9]{1,9}0{0,3})?$"
 _MAX_DECIMALS_PER_TOKEN = 6
 """Prices per million tokens with as many decimals are whole numbers of 10^-12 USD per token."""
 
+Usd = Annotated[str, Meta(title='US dollars in quotes, such as "1.25"')]
 _Glob = Annotated[str, Meta(min_length=1)]
 
 
@@ -52,14 +53,14 @@ class Tier(Section, frozen=True):
         Annotated[int, Meta(ge=1, le=100_000_000)],
         doc("Requests whose prompt has more tokens have the prices of this table."),
     ]
-    input: Annotated[str | None, doc("As `input`; unset: the same.")] = None
-    cached_input: Annotated[str | None, doc("As `cached_input`; unset: `input` of this table.")] = (
+    input: Annotated[Usd | None, doc("As `input`; unset: the same.")] = None
+    cached_input: Annotated[Usd | None, doc("As `cached_input`; unset: `input` of this table.")] = (
         None
     )
-    cache_write: Annotated[str | None, doc("As `cache_write`; unset: `input` of this table.")] = (
+    cache_write: Annotated[Usd | None, doc("As `cache_write`; unset: `input` of this table.")] = (
         None
     )
-    output: Annotated[str | None, doc("As `output`; unset: the same.")] = None
+    output: Annotated[Usd | None, doc("As `output`; unset: the same.")] = None
 
 
 class Price(Section, frozen=True):
@@ -67,21 +68,21 @@ class Price(Section, frozen=True):
 
     backend: Annotated[_Glob, doc("Glob on the name of the backend.")] = "*"
     model: Annotated[_Glob, doc("Glob on the name of the model at the backend.")] = "*"
-    input: Annotated[str, doc("US dollars per million prompt tokens, in quotes.")] = "0"
+    input: Annotated[Usd, doc("US dollars per million prompt tokens, in quotes.")] = "0"
     cached_input: Annotated[
-        str | None, doc("Of these, tokens that were read from a cache; unset: `input`.")
+        Usd | None, doc("Of these, tokens that were read from a cache; unset: `input`.")
     ] = None
     cache_write: Annotated[
-        str | None, doc("Of these, tokens that were written to a cache; unset: `input`.")
+        Usd | None, doc("Of these, tokens that were written to a cache; unset: `input`.")
     ] = None
-    output: Annotated[str, doc("US dollars per million completion tokens.")] = "0"
+    output: Annotated[Usd, doc("US dollars per million completion tokens.")] = "0"
     above: Annotated[
         Tier | None, doc("Other prices for long prompts: `{ input_tokens = 200000, … }`.")
     ] = None
-    per_request: Annotated[str, doc("US dollars for each response.")] = "0"
-    per_image: Annotated[str, doc("US dollars for each image that was made.")] = "0"
+    per_request: Annotated[Usd, doc("US dollars for each response.")] = "0"
+    per_image: Annotated[Usd, doc("US dollars for each image that was made.")] = "0"
     per_second: Annotated[
-        str, doc("US dollars for each second that a request takes at the backend.")
+        Usd, doc("US dollars for each second that a request takes at the backend.")
     ] = "0"
 
 

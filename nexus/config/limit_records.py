@@ -25,7 +25,13 @@ RATES: tuple[Literal["requests", "tokens", "input_tokens", "output_tokens"], ...
 )
 """The settings of a limit that are rates."""
 
-_RateText = Annotated[str, Meta(extra_json_schema={"pattern": f"^{_RATE.pattern}$"})]
+_RateText = Annotated[
+    str,
+    Meta(
+        title='a text such as "60/min"',
+        extra_json_schema={"pattern": f"^{_RATE.pattern}$"},
+    ),
+]
 _Rate = Annotated[_RateText | None, doc("Such as 60/min or 200k/min: per s, min, h or d; k and M.")]
 _Globs = Annotated[str, Meta(min_length=1)]
 _Parallel = Annotated[
@@ -143,7 +149,7 @@ def counting_limit_problems(rate: str) -> Iterator[str]:
     """What is wrong with `[messages] count_tokens_limit`."""
     if rate != "off":
         for problem in _rate_problems(OwnLimits(requests=rate), zero='"off" means no limit'):
-            yield f"[messages] count_tokens_limit: {problem}"
+            yield f"[messages] count_tokens_limit{problem.removeprefix('requests')}"
 
 
 def _problems(limit: Limit) -> Iterator[str]:

@@ -42,12 +42,15 @@ class _Layers:
         source: The file, or `defaults` without one.
         data: The merged table.
         origins: Dotted key → where its value comes from.
+        overridden: Values of the file that another layer replaced, as tables. They must be right,
+            too: the next start may use them.
     """
 
     def __init__(self, file: Path | None) -> None:
         self.source = str(file) if file else "defaults"
         self.data = _read(file) if file else {}
         self.origins = {key: self.source for key, _ in _leaves(self.data)}
+        self.overridden: dict[str, dict[str, Any]] = {}
 
     def add_environment(self, environ: Mapping[str, str]) -> None:
         for variable, (table, key) in ENVIRONMENT.items():
@@ -60,14 +63,13 @@ class _Layers:
                 self._set(dotted, value, COMMAND_LINE)
 
     def _set(self, dotted: str, value: Any, origin: str) -> None:
-        self.origins[dotted] = origin
-        *tables, key = dotted.split(".")
-        data = self.data
-        for table in tables:
-            data = data.setdefault(table, {})
-            if not isinstance(data, dict):
-                return  # the check reports it
-        data[key] = value
+        table, _, key = dotted.partition(".")
+        data = self.data.setdefault(table, {})
+        if not isinstance(data, dict):
+            return  # the check reports it
+        if key in data and self.origins.get(dotted) == self.source:
+            self.overridden.setdefault(table, {})[key] = data[key]
+        self.origins[dotted], data[key] = origin, value
 
 
 def load(
@@ -94,7 +96,14 @@ def load(
     unknown_targets |= _split_log_directives(layers.data)
     source = layers.source
 
-    checked = check_table(layers.data, Config, source=source, path=(), origins=layers.origins)
+    checked = check_table(
+        layers.data,
+        Config,
+        source=source,
+        path=(),
+        origins=layers.origins,
+        overridden=layers.overridden,
+    )
     config = msgspec.convert(checked, Config)
     host = config.server.host.strip("[]")  # IPv6 may be written as in a URL
     if config.auth.mode == "keys" and not _is_set(layers.data, ["server", "host"]):
@@ -166,11 +175,12 @@ def _read(
     file: Path, *, if_missing: str = "`nexus config init` writes one to start from"
 ) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError([f"{file}: there is no such file; {if_missing}."]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{file}: it cannot be read ({error})."]) from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError([f"{file}: it cannot be read ({why})."]) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"{file}: this is not TOML ({error})."]) from error
 

@@ -28,9 +28,11 @@ class Child:
         self._capture = capture
         self._backoff_s = _FIRST_BACKOFF_S
         self._restart_at: float | None = None
+        self.starts = 0
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[str]:
+        self.starts += 1
         self._started_at = time.monotonic()
         return subprocess.Popen(
             [sys.executable, *self._command],

@@ -31,6 +31,8 @@ _READY_TIMEOUT_S = 5.0
 """A gateway that has served for so long, but has no usable backend, is announced as not ready."""
 _HEARTBEAT_INTERVAL_S = 1.0
 _FROZEN_S = 5.0
+_UNUSABLE = 2
+"""The exit status of a health process that cannot use its configuration or a directory."""
 _BEYOND_GRACE_S = 10.0
 """gunicorn ends its workers within the grace. This is the time for gunicorn itself."""
 
@@ -80,6 +82,9 @@ class Supervisor:
                 return status or 1
             for helper in self.helpers:
                 if (ended := helper.keep_running()) is not None:
+                    if helper is self._health and ended == _UNUSABLE and helper.starts == 1:
+                        self._stop()  # it has said what is wrong
+                        return ended
                     log.error(
                         f"the {helper.name} ended, starting it again", extra={"status": ended}
                     )
@@ -190,7 +195,7 @@ def _check_free(loaded: LoadedConfig, run_dir: RunDirectory) -> None:
             ]
         )
     server, listen = loaded.config.server, loaded.config.health_check.listen
-    _check_port(server.host, server.port, "[server] port or --port")
+    _check_port(server.host, server.port, "[server] host and port, or --host and --port")
     if listen != "off":
         _check_port(*listen_address(listen), "[health_check] listen or $NEXUS_HEALTH_LISTEN")
 

@@ -136,4 +136,4 @@ def test_it_takes_no_capacity_and_waits_for_none(running):
 def test_a_rate_that_cannot_be(rate):
     config = Config(messages=Messages(count_tokens_limit=rate))
     [problem] = [text for text in find_conflicts(config) if "count_tokens_limit" in text]
-    assert problem.startswith("[messages] count_tokens_limit:")
+    assert problem.startswith("[messages] count_tokens_limit = ")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -108,6 +109,36 @@ def test_metrics_bound(tmp_path):
     assert families["nexus_backend_info"] == 3
     assert families["nexus_workers"] == 1
     assert shown["total"] == sum(families.values())
+
+
+def test_the_demo_backend_takes_a_port():
+    refused = nexus("demo-backend", "--port", "65536")
+    assert refused.returncode == 2
+    assert "65536 is not in the range 0<=x<=65535" in refused.stderr
+
+
+def test_output_that_cannot_be_written():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "nexus", "metrics", "list"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, env=clean_environ(),
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "The output cannot be written (No space left on device).\n"
+
+
+def test_a_month_is_a_whole_span():
+    refused = nexus("usage", "--month", "2026-11", "--to", "2026-11-05")
+    assert refused.returncode == 2
+    assert "leave out --from and --to" in refused.stderr
+
+
+@pytest.mark.parametrize("words", [["reload"], ["route", "explain", "m"]])
+def test_a_file_that_is_missing_leads_to_no_gateway(words, tmp_path):
+    """The defaults might lead to another gateway of this host."""
+    refused = nexus(*words, "-c", str(tmp_path / "absent.toml"), NEXUS_RUN_DIR=str(tmp_path))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"{tmp_path}/absent.toml: there is no such file;")
 
 
 def test_demo_backend_refuses_a_fault_that_there_is_not():

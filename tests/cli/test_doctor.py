@@ -7,11 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 
 import jsonschema
 import pytest
 
-from nexus.cli.doctor import host_checks
+from nexus.cli.doctor import host_checks, request_check
 from nexus.config.records import Config, Server
 from tests.cli.schemas import SCHEMAS
 from tests.support.polling import until
@@ -140,6 +141,16 @@ def test_uploads_that_cannot_be_stored(place):
     what, mend = quick(place)["uploads"]
     assert what == "/nowhere cannot store them (No such file or directory)."
     assert "[server] spool_dir" in mend
+
+
+def test_a_host_without_a_place_for_files(monkeypatch):
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    (finding,) = host_checks.uploads(Config())
+    assert finding.text == "$TMPDIR cannot store them (No usable temporary directory found)."
+    assert "set $TMPDIR to a directory" in request_check.request().fix
 
 
 def test_uploads_without_room(tmp_path):

@@ -66,7 +66,8 @@ def test_prices_in_the_configuration_come_first(tmp_path):
         ),
         (
             "[[price]]\ninput = 1.25\n",
-            "prices.toml: [price[0]] input = 1.25 is not allowed; it takes a text.",
+            "prices.toml: [price[0]] input = 1.25 is not allowed; it takes US dollars in quotes, "
+            'such as "1.25".',
         ),
         (
             '[[prices]]\ninput = "1"\n',

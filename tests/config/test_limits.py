@@ -36,7 +36,8 @@ def test_rates(text, amount, seconds):
 def test_every_setting_is_taken(tmp_path):
     assert not problems(
         tmp_path,
-        '[[limits]]\nname = "a"\nmatch = { key = "k*", team = "t", model = "m", endpoint = "e" }\n'
+        '[[teams]]\nname = "t"\n[[limits]]\nname = "a"\n'
+        'match = { key = "k*", team = "t", model = "m", endpoint = "e*" }\n'
         'each = ["key", "team", "model", "endpoint"]\nrequests = "60/min"\nburst_requests = 10\n'
         'tokens = "200k/min"\ninput_tokens = "1/s"\noutput_tokens = "1/s"\nparallel = 8\n'
         "parallel_wait_seconds = 2.5\n"

@@ -171,10 +171,10 @@ def test_older_spellings_are_accepted(file, older, section, key):
             '[routing]\nstrategy = "best"',
             "[routing] strategy = 'best' is not allowed; it takes one of",
         ),
-        ("server = 3", "the file server = 3 is not allowed; it takes a table."),
+        ("server = 3", "server = 3 is not allowed; it takes a table."),
         (
             "[backends]\nname = 'x'",
-            "the file backends = {'name': 'x'} is not allowed; it takes a list of tables, written "
+            "backends = {'name': 'x'} is not allowed; it takes a list of tables, written "
             "[[backends]]",
         ),
         ("[[backends]]\nname = 'x'", "[backends[0]] lacks url, which has no default."),
@@ -223,6 +223,39 @@ def test_older_spellings_are_accepted(file, older, section, key):
             '[routing.aliases] "a" does not end within 3 steps',
         ),
         ("[routing.fallbacks]\na = ['a']", '[routing.fallbacks] "a" falls back to itself'),
+        (
+            "[routing.aliases]\ngpt-4.1 = 'b'",
+            "it takes a table, each value a text; write a name with dots in quotes.",
+        ),
+        (
+            "[[backends]]\nname = 'x'\nurl = \"http://h\\n\"",
+            '[backends[0]] url = "http://h\\n" is not allowed; it takes scheme, host',
+        ),
+        (
+            "[auth]\nheader = 'X-Key'",
+            "[auth] header = 'X-Key' is not allowed; it takes the name of a header that begins "
+            "with X-Nexus-.",
+        ),
+        (
+            "[[keys]]\nid = 'k'\nsha256 = ['abc']",
+            "[keys[0]] sha256 = ['abc'] is not allowed; it takes a list of one or two, each of 64 "
+            "hexadecimal digits",
+        ),
+        (
+            "[health_check]\nlisten = '0.0.0.0:8000'",
+            '[health_check] listen = "0.0.0.0:8000" is the address of clients; take another port '
+            "than [server] port.",
+        ),
+        (
+            "[[limits]]\nname = 'a'\nparallel = 1\nmatch = { endpoint = 'chat_completion' }",
+            '[[limits]] "a" match endpoint = "chat_completion" matches nothing; did you mean '
+            "chat_completions?",
+        ),
+        (
+            "[[teams]]\nname = 'research'\n[[budgets]]\nname = 'a'\nusd = '1'\n"
+            "match = { team = 'reserch' }",
+            '[[budgets]] "a" match team = "reserch" matches nothing; did you mean research?',
+        ),
         ("[server", "this is not TOML"),
     ],
 )
@@ -253,6 +286,45 @@ def test_precedence(file):
         "server.host": "environment variable NEXUS_HOST",
         "server.workers": "the command line",
     }
+
+
+def test_a_wrong_value_is_reported_although_the_environment_replaces_it(file):
+    """The next start may not have that variable, or that option."""
+    found = problems(file, "[server]\nport = '80'\n[logging]\nlevel = 1", NEXUS_PORT="81")
+    assert found == [
+        "[server] port = '80' is not allowed; it takes a whole number from 1 to 65535.",
+        "[logging] level = 1 is not allowed; it takes one of "
+        '"debug", "error", "info", "trace", "warn".',
+    ]
+
+
+def test_a_byte_order_mark_is_no_fault(file):
+    file.write_text("\ufeff[server]\nport = 81", encoding="utf-8")
+    assert load(file, environ={}).config.server.port == 81
+
+
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        ("[admin]\ntoken_env = 'TOKEN'", "[admin] protects nothing: token_env names TOKEN, which"),
+        ("[admin]\nprotect = ['metrics']", "[admin] protects nothing: token_env names NEXUS_ADMIN"),
+        (
+            "[auth]\nmode = 'keys'\n[auth.identity]\nfrom = ['::1', '0.0.0.0/0']",
+            "[auth.identity] from = ['0.0.0.0/0'] believes everybody: whoever reaches port 8000 "
+            "can be any user.",
+        ),
+        (
+            "[server]\nspool_dir = '/nowhere'",
+            '[server] spool_dir = "/nowhere" is no directory here',
+        ),
+    ],
+)
+def test_what_protects_or_stores_nothing_is_a_warning(file, text, warned):
+    file.write_text(text)
+    (warning,) = load(file, environ={}).warnings
+    assert warned in warning
+    environ = {"TOKEN": "0123456789abcdef", "NEXUS_ADMIN_TOKEN": "0123456789abcdef"}
+    assert bool(load(file, environ=environ).warnings) == ("[admin]" not in text)
 
 
 def test_a_wrong_environment_variable_is_named(file):

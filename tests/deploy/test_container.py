@@ -198,6 +198,7 @@ def test_the_two_containers_share_what_they_must():
     )
     volume = next(volume for volume in POD["volumes"] if volume["name"] == "run")
     assert volume["emptyDir"]["medium"] == "Memory"
+    assert "/tmp" in {mount["mountPath"] for mount in gateway["volumeMounts"]}, "for uploads"
     for container in (gateway, health):
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}

@@ -66,8 +66,9 @@ def descriptors(config: Config) -> Iterator[Finding]:
 def uploads(config: Config) -> Iterator[Finding]:
     """Whether uploads can be stored while they are sent."""
     server = config.server
-    directory = server.spool_dir or tempfile.gettempdir()
+    directory = server.spool_dir or "$TMPDIR"
     try:
+        directory = server.spool_dir or tempfile.gettempdir()
         with tempfile.TemporaryFile(dir=directory):
             free = shutil.disk_usage(directory).free
     except OSError as error:

@@ -39,7 +39,15 @@ _UNMOVED = (
 
 def request() -> Finding:
     """Start a gateway with its demo fleet in a scratch directory, and send it one request."""
-    with tempfile.TemporaryDirectory(prefix="nexus-doctor-") as scratch:
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="nexus-doctor-")
+    except OSError as error:
+        return fail(
+            "request",
+            f"There is no place for a gateway of the doctor's own ({error.strerror}).",
+            "set $TMPDIR to a directory that this user may write to",
+        )
+    with directory as scratch:
         port, operations = _free_ports()
         environ = {key: value for key, value in os.environ.items() if not key.startswith("NEXUS_")}
         environ |= {
