@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.load import chat, run
+from tests.support.load import ParsedRequest, chat, run
 from tests.support.polling import until
 from tests.support.processes import ROOT, Demo, Gateway, backend_toml, clean_environ
 
@@ -127,6 +127,36 @@ def test_an_invalid_file_changes_nothing(tmp_path: Path):
         assert done.returncode == 0
         assert "These take effect at the next start: server.workers." in done.stdout
         until(lambda: gateway.scrape().value("nexus_config_last_reload_successful") == 1)
+
+
+def test_the_log_and_a_small_limit_of_bodies_change(tmp_path: Path):
+    """The limit holds for bodies that come in one piece with their headers, too."""
+
+    def statuses(of: ParsedRequest) -> set[int]:
+        found: list[int] = []
+        run(gateway.port, [of] * 4, concurrency=2, seen=lambda _, status, __: found.append(status))
+        return set(found)
+
+    large = chat("large", "m", user="x" * 3000)
+    with (
+        Demo(tmp_path, models=["m"], pace=0) as demo,
+        Gateway(tmp_path, backend_toml(demo)) as gateway,
+    ):
+        assert statuses(large) == {200}
+        until(lambda: len(gateway.lines("request")) == 4)
+        good = gateway.file.read_text()
+        assert "[logging]" in good
+        gateway.file.write_text(
+            good.replace("[server]", "[server]\nmax_request_bytes = 2048").replace(
+                "[logging]", '[logging]\nlevel = "warn"'
+            )
+        )
+        assert nexus("reload", "-c", str(gateway.file)).returncode == 0
+        until(lambda: statuses(large) == {413}, within_s=10)
+        logged = len(gateway.lines("request"))
+        assert statuses(chat("x", "m")) == {200}
+        until(lambda: gateway.scrape().value("nexus_pending_requests") == 0)
+        assert len(gateway.lines("request")) == logged
 
 
 def test_a_file_that_cannot_be_read_is_not_reloaded(tmp_path: Path):

@@ -85,16 +85,18 @@ def read_body(exchange: Exchange) -> None:
     """
     engine, body = exchange.engine, exchange.request.body
     exchange.view = engine.view()
+    limit = exchange.view.snapshot.config.server.max_request_bytes
     if isinstance(body, bytes):
+        if len(body) > limit:
+            raise RequestFailed(
+                "body_too_large", f"The body is {len(body)} bytes; at most {limit} are taken."
+            )
         exchange.body = body
         return
     started = engine.clock()
     engine.recorder.reading_body(1)
     try:
-        exchange.body = body(
-            exchange.view.snapshot.config.server.max_request_bytes,
-            lambda count: engine.buffers.hold(exchange.request, count),
-        )
+        exchange.body = body(limit, lambda count: engine.buffers.hold(exchange.request, count))
     finally:
         engine.recorder.reading_body(-1)
         exchange.waited_s = engine.clock() - started

@@ -51,6 +51,11 @@ class Supervisor:
         self._run_dir = run_dir
         self.environ = _child_environ(loaded, run_dir)
         """The environment of the children; it may be changed until `run`."""
+        self._of_file = {
+            variable
+            for variable in ("NEXUS_LOG_LEVEL", "NEXUS_LOG_FORMAT")
+            if _is_of_file(loaded, ".".join(ENVIRONMENT[variable]))
+        }
         self.helpers: list[Child] = []
         """Further children, which are restarted and ended with the gateway."""
         _check_free(loaded, run_dir)
@@ -65,7 +70,9 @@ class Supervisor:
         `announce` is called once, with whether the gateway is ready: when it is, or when it serves
         and has had time to become ready.
         """
-        self._health = Child("health process", ["-m", "nexus.health"], self.environ)
+        # The file's log settings are not forced on the process that reads the file again.
+        environ = {key: self.environ[key] for key in self.environ.keys() - self._of_file}
+        self._health = Child("health process", ["-m", "nexus.health"], environ)
         self.helpers.insert(0, self._health)
         self._gateway = Child("gateway", _gunicorn_command(), self.environ)
         announced, timeout_at = False, math.inf
@@ -157,6 +164,11 @@ def _gunicorn_command() -> list[str]:
     return ["-m", "gunicorn", "-c", str(files[0]), "nexus.app:create_app()"]
 
 
+def _is_of_file(loaded: LoadedConfig, dotted: str) -> bool:
+    """Whether a value comes from the file or is the default."""
+    return loaded.origins.get(dotted, str(loaded.path)) == str(loaded.path)
+
+
 def _child_environ(loaded: LoadedConfig, run_dir: RunDirectory) -> dict[str, str]:
     """The environment of the children, with the settings as resolved here, so that all agree."""
     server, logging_ = loaded.config.server, loaded.config.logging
@@ -176,7 +188,7 @@ def _child_environ(loaded: LoadedConfig, run_dir: RunDirectory) -> dict[str, str
         "NEXUS_LOG_LEVEL": logging_.level,
         "NEXUS_LOG_FORMAT": logging_.format,
     }
-    if loaded.origins.get("logging.level", str(loaded.path)) != str(loaded.path):
+    if not _is_of_file(loaded, "logging.level"):
         # An option or the environment gave the level; it may have had levels of components.
         levels = [f"nexus::{name}={level}" for name, level in logging_.component_levels.items()]
         environ["NEXUS_LOG_LEVEL"] = ",".join([logging_.level, *levels])
