@@ -61,6 +61,7 @@ def _decode_all(body: bytes) -> dict[_Key, Raw]:
 
 
 _NAME = re.compile(rb'[\s{,]*("(?:[^"\\]++|\\.)*+")\s*:\s*', re.DOTALL)
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _END = re.compile(rb"[\s{]*\}\s*")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -93,6 +94,11 @@ def read_fields(body: bytes, unambiguous: frozenset[str] = frozenset()) -> dict[
     if unambiguous:
         _check_names(text, fields, unambiguous)
     return fields
+
+
+def has_more_values(raw: bytes, most: int) -> bool:
+    """Whether valid JSON has more than `most` values, by the commas outside its texts."""
+    return raw.count(b",") > most and _TEXT.sub(b"", raw).count(b",") > most
 
 
 def with_field(body: bytes, name: str, value: bytes) -> bytes:

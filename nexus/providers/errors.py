@@ -19,7 +19,7 @@ from nexus.errors import FAULTS, Blame, Fault
 _LONGEST_MESSAGE = 300
 _LOOKED_AT = 4096
 """Bytes of an error's text that are searched for words."""
-_TITLE = re.compile(rb"<title>\s*([^<]{1,200}?)\s*</title>", re.IGNORECASE)
+_TITLE = re.compile(rb"<title>\s*+([^<]{1,200}?)\s*</title>", re.IGNORECASE)
 _CLIENT_ERRORS, _SERVER_ERRORS = range(400, 500), range(500, 600)
 
 

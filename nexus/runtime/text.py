@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
 
 MASK = "***"
@@ -71,10 +72,10 @@ def mask_quotes(text: str, source: bytes, *, keep: str = "") -> str:
         at = last
         if not is_quoted(text[first:last]):
             continue
-        while first > done and is_quoted(text[first - 1 : last]):
-            first -= 1
-        while last < len(text) and is_quoted(text[first : last + 1]):
-            last += 1
+        # What a quote holds is quoted, too. Each look reads the whole source.
+        starts, ends = range(done, first), range(last + 1, len(text) + 1)
+        first = done + bisect_left(starts, True, key=lambda start: is_quoted(text[start:last]))
+        last += bisect_left(ends, True, key=lambda end: not is_quoted(text[first:end]))
         at = last
         if last - first >= 2 * _BLOCK and text[first:last].strip("\"'` ") not in keep:
             masked, done = masked + text[done:first] + MASK, last

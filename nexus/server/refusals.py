@@ -15,7 +15,7 @@ from nexus.proxy.endpoints import ENDPOINTS
 _LONGEST_PATH = 256
 """Longer than the path of any endpoint. It bounds the search for one above a path."""
 _LONGEST_MESSAGE = 300
-_AUTHORITY = re.compile("[a-z]+://[^/?]*")
+_AUTHORITY = re.compile(r"\A[a-z]++://[^/?]*")
 """What precedes the path in an absolute target (RFC 9112, section 3.2.2)."""
 
 

@@ -1,6 +1,7 @@
 """System text without Claude Code's line about itself. All other bytes stay."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -57,4 +58,20 @@ def test_a_system_text_of_nothing_else_goes_as_a_whole(system):
 
 def test_a_body_without_that_line_is_the_same_object():
     body = json.dumps({"model": "m", "system": "Be kind."}).encode()
+    assert without_attribution(body) is body
+
+
+@pytest.mark.parametrize("text", [b"a", b'\\"', b"\\n", b"\\\\"])
+def test_a_long_line_takes_little_memory(text):
+    body = b'{"model":"m","system":"%b","messages":[]}' % (MARK + text * 1_000_000)
+    tracemalloc.start()
+    try:
+        assert without_attribution(body) == b'{"model":"m","messages":[]}'
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(body)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_list_of_very_many_values_is_left_as_it_is():
+    body = b'{"system":[%b%b]}' % (b"0," * 20_000, block(MARK))
     assert without_attribution(body) is body

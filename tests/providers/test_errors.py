@@ -1,6 +1,7 @@
 """Whose fault a backend's error is: every rule of the table, by what real servers send."""
 
 import json
+import time
 
 import pytest
 
@@ -306,3 +307,10 @@ def test_message(body, message):
 
 def test_printable_keeps_one_short_line():
     assert printable("a\r\n\x9b\u2028\u202eb" + "x" * 5000) == "a b" + "x" * 297 + "…"
+
+
+def test_the_work_for_the_title_of_a_page_is_linear():
+    started = time.process_time()
+    assert message_of(b"<html><title>" + b" " * 4000) == "an HTML page"
+    assert time.process_time() - started < 1
+    assert message_of(b"<title> \n A title  </title>") == "an HTML page, 'A title'"

@@ -32,3 +32,17 @@ def test_what_a_message_quotes_of_a_request_is_masked(text, shown):
         source = json.dumps(body, ensure_ascii=ascii_only).encode()
         found = mask_quotes(text, source, keep="meta-llama/Llama-3.1-70B")
         assert found == (text if shown is None else shown)
+
+
+def test_a_long_quote_takes_few_looks_at_the_source():
+    class Source(bytes):
+        looks = 0
+
+        def __contains__(self, piece) -> bool:
+            self.looks += 1
+            return super().__contains__(piece)
+
+    quote = "".join(f"{n:03}," for n in range(70))
+    source = Source(b'{"content":"%b and more"}' % quote.encode())
+    assert mask_quotes(f"it says {quote}!", source) == "it says ***!"
+    assert source.looks < 50

@@ -4,6 +4,7 @@ It is counted once.
 """
 
 import json
+import time
 
 import pytest
 
@@ -211,3 +212,9 @@ def test_a_client_of_anthropics_api_names_itself():
     assert dialect_of_head(body) is openai
     assert dialect_of_head(b"\x16\x03\x01") is openai
     assert dialect_of_head(b"") is openai
+
+
+def test_the_work_for_a_long_line_is_linear():
+    started = time.process_time()
+    assert dialect_of_head(b"POST /v1/messages?" + b"a" * 60_000 + b" HTTP/1.1\r\n") is anthropic
+    assert time.process_time() - started < 1

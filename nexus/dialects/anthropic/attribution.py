@@ -9,10 +9,12 @@ import re
 
 import msgspec
 
-from nexus.dialects.json_body import read_fields, with_field, without_fields
+from nexus.dialects.json_body import has_more_values, read_fields, with_field, without_fields
 
 _MARK = b"x-anthropic-billing-header:"
-_LINE = re.compile(rb'"' + _MARK + rb'(?:[^"\\]|\\[^n])*(?:\\n)*')
+_LINE = re.compile(rb'"' + _MARK + rb'(?:[^"\\]++|\\[^n])*+(?:\\n)*+')
+_MOST_VALUES = 10_000
+"""System text with more is left as it is."""
 _decode_blocks = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
@@ -45,6 +47,8 @@ def _rest(text: bytes) -> bytes:
 
 def _without_blocks(system: bytes) -> bytes:
     """A list of blocks without that line in any of them."""
+    if has_more_values(system, _MOST_VALUES):
+        return system
     try:
         blocks = _decode_blocks(system)
     except msgspec.DecodeError:
