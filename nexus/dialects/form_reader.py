@@ -11,6 +11,7 @@ _BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))', re.
 _DISPOSITION = re.compile(rb"content-disposition:[ \t]*form-data[ \t]*(.*)", re.IGNORECASE)
 _NAME = re.compile(rb';[ \t]*name=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))', re.IGNORECASE)
 _FILE = re.compile(rb";[ \t]*filename\*?=", re.IGNORECASE)
+_MOST_PARTS = 1000
 _LONGEST_HEADERS = 16 * 1024
 _LONGEST_VALUE = 1024
 _LONGEST_PADDING = 64
@@ -53,6 +54,7 @@ class FormReader:
         self._delimiter = b"\r\n--" + (boundary[1] or boundary[2]).encode("latin-1", "replace")
         self._buffer = bytearray(b"\r\n")  # as if a line came before the first delimiter
         self._offset = -2
+        self._parts = 0
         self._state = _State.DATA
         self._name: str | None = None
         self._start = 0
@@ -113,6 +115,9 @@ class FormReader:
             raise MalformedForm("A boundary of the form is followed by other characters.")
         if end < 0:
             return False
+        self._parts += 1
+        if self._parts > _MOST_PARTS:
+            raise MalformedForm(f"The form has over {_MOST_PARTS} parts.")
         self._drop(end)  # the line's end stays: the headers may be empty
         self._state = _State.HEADERS
         return True

@@ -79,6 +79,7 @@ def test_a_file_is_no_field():
         (part("model", b"a" * 2000) + b"--bound--", "too long"),
         (b"--bound\r\n" + b"x" * 20_000, "headers"),
         (b"--boundary\r\n\r\n--boundary--", "other characters"),
+        (b"--bound\r\n\r\n\r\n" * 1001 + b"--bound--", "1000 parts"),
     ],
 )
 def test_malformed(form, words):

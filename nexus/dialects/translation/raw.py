@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from nexus.dialects.json_body import Raw
+from nexus.dialects.json_body import Raw, has_more_values, read_fields
 from nexus.dialects.lenient_json import UNREADABLE, lenient
-from nexus.dialects.translation.rules import NULL, untranslatable
+from nexus.dialects.translation.rules import NULL, Untranslatable, untranslatable
 
 Fields = dict[str, Raw]
+
+_MOST_VALUES = 200_000
+"""A conversation has some thousands, and each is parsed and written anew."""
 
 _decode_text = lenient(msgspec.json.Decoder(str).decode)
 _decode_number = msgspec.json.Decoder(float).decode
@@ -16,8 +19,19 @@ _decode_object = lenient(msgspec.json.Decoder(dict[str, Raw]).decode)
 _decode_objects = lenient(msgspec.json.Decoder(list[dict[str, Raw]]).decode)
 
 
+def fields_of(body: bytes) -> Fields:
+    """The top-level fields of a request that are not null. Raises `Untranslatable`, as all of
+    these, if it has too many values."""
+    if has_more_values(body, _MOST_VALUES):
+        raise Untranslatable(
+            f"The body has over {_MOST_VALUES} values, too many to be translated for a backend "
+            "that speaks another API."
+        )
+    return {name: raw for name, raw in read_fields(body).items() if raw != NULL}
+
+
 def text_of(raw: Raw, path: str) -> str:
-    """A text. Raises `Untranslatable` for anything else, as all of these."""
+    """A text. Raises `Untranslatable` for anything else."""
     try:
         return _decode_text(bytes(raw))
     except UNREADABLE as error:

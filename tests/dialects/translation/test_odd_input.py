@@ -3,6 +3,7 @@ follows its grammar."""
 
 import contextlib
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -160,3 +161,37 @@ def test_a_response_is_translated_or_bad(name, data):
     body = data.draw(odd(MESSAGE if name == "chat-to-messages" else completion))
     with contextlib.suppress(BadResponse):
         json.loads(TRANSLATIONS[name].response(body, CONTEXT))
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_body_of_very_many_values_is_refused_before_they_are_parsed(name):
+    translate = TRANSLATIONS[name].request
+    body = json.dumps({"model": "m", **REQUESTS[name]}).encode()[:-1]
+    with pytest.raises(Untranslatable, match="over 200000 values"):
+        translate(body + b',"metadata":[%b{}]}' % (b"{}," * 200_000), Receiver())
+    # Commas in texts are none between values.
+    text = json.dumps('{"a": [], "b\\": 1},' * 100_000).encode()
+    assert translate(body.replace(b'"x"', text) + b"}", Receiver()).body.count(b",") > 200_000
+
+
+@pytest.mark.parametrize("more", ["", ";base64", ";charset=x", ";b64;" + "b=1;" * 9 + "c"])
+def test_parameters_of_an_image(more):
+    block = image_block(f"data:image/png{more};base64,AA==")
+    assert block["source"] == {"type": "base64", "media_type": "image/png", "data": "AA=="}
+
+
+def test_an_image_of_very_many_parameters_takes_little_memory():
+    tracemalloc.start()
+    try:
+        with pytest.raises(Untranslatable, match="no image in base64"):
+            image_block("data:a" + ";b" * 500_000)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def image_block(url: str) -> Any:
+    image = {"type": "image_url", "image_url": {"url": url}}
+    body = {"model": "m", "messages": [{"role": "user", "content": [image]}]}
+    sent = TRANSLATIONS["chat-to-messages"].request(json.dumps(body).encode(), Receiver())
+    return json.loads(sent.body)["messages"][0]["content"][0]

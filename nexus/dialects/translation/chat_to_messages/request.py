@@ -8,11 +8,12 @@ from typing import Any
 
 import msgspec
 
-from nexus.dialects.json_body import Raw, read_fields
+from nexus.dialects.json_body import Raw
 from nexus.dialects.lenient_json import UNREADABLE
 from nexus.dialects.translation.chat_to_messages.fields import RULES
 from nexus.dialects.translation.raw import (
     Fields,
+    fields_of,
     number_of,
     object_of,
     objects_of,
@@ -26,14 +27,14 @@ _DEFAULT_MAX_TOKENS = 4096
 _SAME = ("model", "top_p", "top_k", "stream")
 """Fields that have the same name and meaning in both protocols."""
 _CHOICES = {"auto": "auto", "required": "any", "none": "none"}
-_DATA_URL = re.compile(r"data:([\w.+/-]+)(?:;[\w=.-]+)*;base64,")
+_DATA_URL = re.compile(r"data:([\w.+/-]++)(?:;(?!base64,)[\w=.-]++)*+;base64,")
 _NO = (b"null", b"false")
 _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
     """The body of a request for a message. Raises `Untranslatable`."""
-    fields = {name: raw for name, raw in read_fields(body).items() if raw != NULL}
+    fields = fields_of(body)
     check = FieldCheck(RULES)
     check.fields(fields)
     for name, only in (("n", b"1"), ("logprobs", b"false")):

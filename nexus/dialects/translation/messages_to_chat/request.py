@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 
-from nexus.dialects.json_body import Raw, read_fields
+from nexus.dialects.json_body import Raw
 from nexus.dialects.translation.messages_to_chat.fields import RULES
 from nexus.dialects.translation.raw import (
     Fields,
+    fields_of,
     number_of,
     object_of,
     objects_of,
@@ -34,7 +35,7 @@ _BUDGETS = ((4096, "low"), (16384, "medium"))
 def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
     """The request for a chat completion. Raises `Untranslatable`."""
     takes = receiver.takes
-    fields = {name: raw for name, raw in read_fields(body).items() if raw != NULL}
+    fields = fields_of(body)
     check = FieldCheck(RULES)
     check.fields(fields)
     request: dict[str, Any] = {name: fields[name] for name in _SAME if name in fields}

@@ -7,8 +7,15 @@ from typing import Any
 
 import msgspec
 
-from nexus.dialects.json_body import Raw, read_fields
-from nexus.dialects.translation.raw import Fields, object_of, objects_of, text_of, type_of
+from nexus.dialects.json_body import Raw
+from nexus.dialects.translation.raw import (
+    Fields,
+    fields_of,
+    object_of,
+    objects_of,
+    text_of,
+    type_of,
+)
 from nexus.dialects.translation.responses_to_chat.conversation import Conversation
 from nexus.dialects.translation.responses_to_chat.fields import RULES
 from nexus.dialects.translation.responses_to_chat.tool_names import ToolNames
@@ -34,7 +41,7 @@ _REPEATED_IF_GIVEN = (
 def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
     """The request for a chat completion. Raises `Untranslatable`."""
     takes = receiver.takes
-    fields = {name: raw for name, raw in read_fields(body).items() if raw != NULL}
+    fields = fields_of(body)
     check = FieldCheck(RULES)
     check.fields(fields)
     _check_values(fields)
