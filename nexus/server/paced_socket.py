@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import time
 
+import gevent
+
 from nexus.server.body_pace import BodyPace
 
 
@@ -24,6 +26,8 @@ class PacedSocket:
         pace, client = self._pace, self._client
         if pace is None:
             return client.recv(size)
+        # A client that sends fast never lets `recv` wait, and gunicorn may parse each byte.
+        gevent.sleep(0)
         remaining_s = pace.remaining_s(time.monotonic(), self._received)
         if remaining_s <= 0:
             raise TimeoutError
