@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from nexus.config.access_records import Identity
 from nexus.proxy.endpoints import ENDPOINTS
 from tests.support.balancers import PUBLIC, Balancer, Haproxy, Nginx
 from tests.support.clients import CHAT, JSON, Asking, Load, answers, ask_once, body, new_id, stream
@@ -72,6 +73,15 @@ def before_one(
 def test_the_files_are_taken_without_a_complaint(balancer: Balancer, before_one: Balancer):
     for each in (balancer, before_one):
         assert not [line for line in each.verdict.splitlines() if "warn" in line.lower()]
+
+
+def test_no_client_can_say_who_it_is():
+    nginx = (ROOT / "deploy/nginx/proxy.conf").read_text()
+    haproxy = (ROOT / "deploy/haproxy/nexus.cfg").read_text()
+    assert "http-request del-header x-forwarded- -m beg\n" in haproxy
+    for name in (Identity().user, Identity().teams):
+        assert f'proxy_set_header {name} "";' in nginx
+        assert name.lower().startswith("x-forwarded-")
 
 
 PRIVATE = [
