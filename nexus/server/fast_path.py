@@ -114,6 +114,8 @@ class FastPath:
                     return b""
                 return self._refuse_head(data, 408, "head_too_slow")
             data += piece
+        if data.find(b"\r\n\r\n") > _MAX_HEAD:
+            return self._refuse_head(data, 431, "head_too_large")
         return data
 
     def _refuse_head(self, data: bytes, status: int, reason: str) -> bytes:

@@ -32,6 +32,13 @@ CASES = {
     "a long line": ("POST {}?" + LONG + " HTTP/1.1", [], b"{}", 414, "bad_request"),
     "a long header": ("POST {} HTTP/1.1", ["X: " + LONG * 2], b"{}", 431, "head_too_large"),
     "many headers": ("POST {} HTTP/1.1", ["X: 1"] * 120, b"{}", 431, "head_too_large"),
+    "a head a little too large": (
+        "POST {} HTTP/1.1",
+        [f"X-{n}: " + LONG for n in range(8)],
+        b"{}",
+        431,
+        "head_too_large",
+    ),
     "a large head": ("POST {} HTTP/1.1", ["X: " + LONG * 9], b"{}", 431, "head_too_large"),
     "not JSON": ("POST {} HTTP/1.1", [JSON], b"{", 400, "invalid_json"),
     "too large": ("POST {} HTTP/1.1", [JSON], b" " * 200_001, 413, "body_too_large"),
