@@ -23,6 +23,7 @@ from nexus.admin.usage_view import BAR, HEIGHT, MOST_SERIES, SPANS, UsageView
 from nexus.config.limit_records import OwnLimits
 from nexus.fleet.dashboard_state import Backlog, Tick
 from nexus.fleet.problems import Problem
+from nexus.runtime.text import printable
 
 TILES: tuple[tuple[str, str, str], ...] = (
     ("requests_per_s", "Requests", "/s"),
@@ -198,12 +199,18 @@ def _clock(unix: float) -> str:
     return time.strftime("%H:%M:%S", time.gmtime(unix))
 
 
+def _without_controls(value: object) -> object:
+    """A text with its unprintable characters escaped; anything else as it is."""
+    return printable(value, keep="\n\u2009\u202f\xa0") if type(value) is str else value
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("nexus.admin"),
         auto_reload=False,
         autoescape=True,
+        finalize=_without_controls,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
