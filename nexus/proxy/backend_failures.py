@@ -66,7 +66,7 @@ class BackendFailures(msgspec.Struct, frozen=True):
         if fault.status is not None and not passes:
             return RequestFailed(fault, message, retry_after_s=retry_s)
         headers = [(name, self._masked(value)) for name, value in headers]
-        if not passes:
+        if not passes or self.translated:
             status = status_for_client(fault, status)
         if self.translated or not whole or not content:
             content = self._in_clients_form(message, status, fault.code)
@@ -80,12 +80,11 @@ class BackendFailures(msgspec.Struct, frozen=True):
         content = mask_key(error.body, self.key)
         message = f"Backend {self.backend}: {printable(self._masked(error.message))}"
         fault = classify(error.status, content, own_key=self.own_key)
-        passes = self.dialect.PASSES_ERRORS
+        status = status_for_client(fault, error.status)
         if fault.status is not None:
             fault = FAULTS["error_event"]
-            if not passes:
+            if not self.dialect.PASSES_ERRORS:
                 return RequestFailed(fault, message)
-        status = error.status if passes else status_for_client(fault, error.status)
         if self.translated:
             content = self._in_clients_form(message, status, fault.code)
         passed_on = PassedOn(status, [JSON_HEADER], content)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nexus.dialects.openai.errors import error_body, error_in_response
+from nexus.dialects.responses.events import error_event
 
 
 def test_form():
@@ -33,3 +34,11 @@ def test_a_code_that_is_no_status_of_an_error_is_none(code, status):
     error = error_in_response(json.dumps({"error": {"message": "why", "code": code}}).encode())
     assert error is not None
     assert error.status == status
+
+
+def test_a_context_that_is_too_long_has_openais_code():
+    body = error_body("why", status=400, code="context_exceeded")
+    assert json.loads(body)["error"]["code"] == "context_length_exceeded"
+    event = error_event("why", status=400, code="context_exceeded")
+    data = json.loads(event.partition(b"data: ")[2])
+    assert data["code"] == data["error"]["code"] == "context_length_exceeded"

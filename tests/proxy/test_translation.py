@@ -246,21 +246,45 @@ def test_a_field_that_cannot_be_translated_is_named(fleet):
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"),
+    ("fault", "status", "kind", "words"),
     [
-        (400, "invalid_request_error"),
-        (429, "rate_limit_error"),
-        (500, "api_error"),
-        (503, "overloaded_error"),
+        ("status=400,message=odd words", 400, "invalid_request_error", "odd words"),
+        ("status=429,message=odd words", 429, "rate_limit_error", "odd words"),
+        ("status=500,message=odd words", 500, "api_error", "odd words"),
+        ("status=503,message=odd words", 503, "overloaded_error", "odd words"),
+        ("status=500,message=overloaded", 503, "overloaded_error", "overloaded"),
+        ("status=200,error_code=503", 503, "overloaded_error", "Backend chat: "),
+        (
+            "status=500,message=input is too large to process",
+            400,
+            "invalid_request_error",
+            "prompt is too long: Backend chat responded 500: input is too large to process",
+        ),
     ],
 )
-def test_an_error_of_the_backend_gets_the_clients_form(fleet, status, kind):
-    fleet.chat.fault(f"status={status},message=odd words")
+def test_an_error_of_the_backend_gets_the_clients_form(fleet, fault, status, kind, words):
+    fleet.chat.fault(fault)
     with pytest.raises(anthropic.APIStatusError) as caught:
         fleet.client.messages.create(**ASKED)
     assert caught.value.status_code == status
     assert caught.value.body["error"]["type"] == kind
-    assert "odd words" in caught.value.body["error"]["message"]
+    assert words in caught.value.body["error"]["message"]
+
+
+def test_the_tool_runner_does_without_a_thread(fleet):
+    """Anthropic's client has the server hold the conversation, unless that refuses `thread`."""
+
+    @anthropic.beta_tool
+    def weather(place: str) -> str:
+        """The weather at a place."""
+        raise AssertionError(place)
+
+    runner = fleet.client.beta.messages.tool_runner(**ASKED, tools=[weather])
+    [message] = list(runner)
+    assert message.usage.output_tokens == 4
+    moves = fleet.moves()
+    assert moves["nexus_requests_total chat chat_only 400"] == 1
+    assert moves["nexus_requests_total chat chat_only 200"] == 1
 
 
 @pytest.mark.parametrize(
@@ -349,6 +373,10 @@ def test_openais_client_gets_errors_in_its_form(fleet):
     with pytest.raises(openai.BadRequestError, match="odd words") as caught:
         fleet.openai.chat.completions.create(**CLAUDE)
     assert caught.value.type == "invalid_request_error"
+    fleet.claude.fault("status=400,message=prompt is too long")
+    with pytest.raises(openai.BadRequestError) as caught:
+        fleet.openai.chat.completions.create(**CLAUDE)
+    assert caught.value.code == "context_length_exceeded"
     fleet.claude.fault("break_after=5")
     with pytest.raises(openai.APIError):
         list(fleet.openai.chat.completions.create(**CLAUDE, stream=True))

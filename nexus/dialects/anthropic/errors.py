@@ -24,6 +24,10 @@ _TYPES = {
 }
 """Status → the type of an error that has it."""
 _STATUSES = {kind: status for status, kind in _TYPES.items()} | {"api_error": 500}
+_TOO_LONG = "prompt is too long"
+"""Words by which clients know that the context is exceeded."""
+_DETAILS = {("not_translatable", "thread"): {"error_code": "thread_unsupported_request"}}
+"""Code and field of a refusal → its details, for clients that then do without the field."""
 _ERROR_WITHIN = 256
 """Only this prefix of a response is searched for `"error"`."""
 _LONGEST_MESSAGE = 500
@@ -54,9 +58,13 @@ def error_body(
 ) -> bytes:
     """An error in Anthropic's form. `code` and `param` stand beside its type and message."""
     type_ = _TYPES.get(status) or ("invalid_request_error" if status < 500 else "api_error")
+    if code == "context_exceeded" and _TOO_LONG not in message.lower():
+        message = f"{_TOO_LONG}: {message}"
     error: dict[str, Any] = {"type": type_, "message": message, "code": code}
     if param is not None:
         error["param"] = param
+    if details := _DETAILS.get((code or "", param or "")):
+        error["details"] = details
     body: dict[str, Any] = {"type": "error", "error": error}
     if request_id is not None:
         body["request_id"] = request_id

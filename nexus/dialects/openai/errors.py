@@ -24,6 +24,8 @@ _STATUSES = {
 }
 """Types and codes of errors, as OpenAI and Anthropic name them, with the status that goes with
 them."""
+_CODES = {"context_exceeded": "context_length_exceeded"}
+"""Faults → the codes by which OpenAI's clients know them."""
 
 
 class ErrorFields(msgspec.Struct):
@@ -63,6 +65,7 @@ def error_body(
         kind = "invalid_request_error" if status < 500 else "server_error"
         if status == 429:
             kind = "rate_limit_error"
+    code = _CODES.get(code or "", code)
     body: dict[str, Any] = {
         "error": {"message": message, "type": kind, "param": param, "code": code}
     }

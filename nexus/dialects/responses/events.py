@@ -28,7 +28,7 @@ def error_event(message: str, *, status: int, code: str | None, number: int = 0)
     error = msgspec.json.decode(error_body(message, status=status, code=code))["error"]
     fields: dict[str, Any] = {
         "type": "error",
-        "code": code,
+        "code": error["code"],
         "message": message,
         "param": None,
         "sequence_number": number,
