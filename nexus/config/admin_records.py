@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from nexus.config.fields import Section, doc
+from nexus.config.fields import Section, Text, doc
 
 
 class Dashboard(Section, frozen=True):
@@ -26,8 +26,7 @@ class Admin(Section, frozen=True):
     """Who may see and change the gateway; by default, who has the run directory's token."""
 
     token_env: Annotated[
-        str,
-        Meta(min_length=1),
+        Text,
         doc("Environment variable or systemd credential that holds the admin token."),
     ] = "NEXUS_ADMIN_TOKEN"
     protect: Annotated[

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from nexus.config.fields import Section, doc
+from nexus.config.fields import Section, Text, doc
 
 PER_TOKEN = ("input", "cached_input", "cache_write", "output")
 """The prices in US dollars per million tokens."""
@@ -26,7 +26,6 @@ _MAX_DECIMALS_PER_TOKEN = 6
 """Prices per million tokens with as many decimals are whole numbers of 10^-12 USD per token."""
 
 Usd = Annotated[str, Meta(title='US dollars in quotes, such as "1.25"')]
-_Glob = Annotated[str, Meta(min_length=1)]
 
 
 def pico_usd(text: str) -> int | None:
@@ -66,8 +65,8 @@ class Tier(Section, frozen=True):
 class Price(Section, frozen=True):
     """What requests to matching backends and models cost. The first price that matches counts."""
 
-    backend: Annotated[_Glob, doc("Glob on the name of the backend.")] = "*"
-    model: Annotated[_Glob, doc("Glob on the name of the model at the backend.")] = "*"
+    backend: Annotated[Text, doc("Glob on the name of the backend.")] = "*"
+    model: Annotated[Text, doc("Glob on the name of the model at the backend.")] = "*"
     input: Annotated[Usd, doc("US dollars per million prompt tokens, in quotes.")] = "0"
     cached_input: Annotated[
         Usd | None, doc("Of these, tokens that were read from a cache; unset: `input`.")

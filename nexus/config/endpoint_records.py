@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from nexus.config.access_records import ENDPOINTS
-from nexus.config.fields import Section, doc
+from nexus.config.fields import ModelName, Section, Text, doc
 from nexus.runtime.text import suggest
 
 BACKEND = "backend:"
@@ -40,16 +40,13 @@ class CustomEndpoint(Section, frozen=True):
     path: Annotated[
         str, Meta(max_length=200), doc('Its path, such as "/v1/audio/voices" or "/tokenize".')
     ]
-    name: (
-        Annotated[
-            str,
-            doc(
-                "Its name in metrics, limits, and endpoints of keys: lower case letters, digits, "
-                "and _; unset: made of the path."
-            ),
-        ]
-        | None
-    ) = None
+    name: Annotated[
+        str | None,
+        doc(
+            "Its name in metrics, limits, and endpoints of keys: lower case letters, digits, "
+            "and _; unset: made of the path."
+        ),
+    ] = None
     body: Annotated[
         Literal["json", "multipart", "none"],
         doc("The form of its requests. With none, it takes GET; else POST."),
@@ -85,38 +82,26 @@ class CustomEndpoint(Section, frozen=True):
 class DefaultModels(Section, frozen=True):
     """The models of requests that name none, as clients may omit it."""
 
-    images: (
-        Annotated[
-            str,
-            Meta(min_length=1, max_length=256),
-            doc("Model of /v1/images/generations; unset: a request without a model gets 400."),
-        ]
-        | None
-    ) = None
-    moderations: (
-        Annotated[
-            str,
-            Meta(min_length=1, max_length=256),
-            doc("Model of /v1/moderations; unset: a request without a model gets 400."),
-        ]
-        | None
-    ) = None
+    images: Annotated[
+        ModelName | None,
+        doc("Model of /v1/images/generations; unset: a request without a model gets 400."),
+    ] = None
+    moderations: Annotated[
+        ModelName | None,
+        doc("Model of /v1/moderations; unset: a request without a model gets 400."),
+    ] = None
 
 
 class Endpoints(Section, frozen=True):
     """Settings of single endpoints."""
 
-    files: (
-        Annotated[
-            str,
-            Meta(min_length=1),
-            doc(
-                "Name of the backend that gets all requests to /v1/files and /v1/batches; unset: "
-                "they get 404."
-            ),
-        ]
-        | None
-    ) = None
+    files: Annotated[
+        Text | None,
+        doc(
+            "Name of the backend that gets all requests to /v1/files and /v1/batches; unset: "
+            "they get 404."
+        ),
+    ] = None
     default_models: DefaultModels = DefaultModels()
     custom: list[CustomEndpoint] = msgspec.field(default_factory=list)
 

@@ -12,6 +12,8 @@ from nexus.providers import PROVIDERS
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Text = Annotated[str, Meta(min_length=1)]
+ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 
 if TYPE_CHECKING:
     BackendType = str

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from nexus.config.fields import Count, Section, doc
+from nexus.config.fields import Count, Section, Text, doc
 
 MAX_LIMITS = 50
 """One request may be held to all of them at once."""
@@ -33,7 +33,6 @@ _RateText = Annotated[
     ),
 ]
 _Rate = Annotated[_RateText | None, doc("Such as 60/min or 200k/min: per s, min, h or d; k and M.")]
-_Globs = Annotated[str, Meta(min_length=1)]
 _Parallel = Annotated[
     Annotated[int, Meta(ge=0, le=1_000_000)] | None, doc("Requests in progress at once.")
 ]
@@ -67,13 +66,13 @@ def parse_rate(text: str) -> Rate | None:
 class Match(Section, frozen=True):
     """Which requests a limit is for; what is not set matches all."""
 
-    key: Annotated[_Globs, doc("Glob on the id of the key; `user:NAME` for a user.")] = "*"
-    user: Annotated[
-        _Globs, doc("Glob on the user's name of [auth.identity]; `none` for others.")
-    ] = "*"
-    team: Annotated[_Globs, doc("Glob on the name of the team.")] = "*"
-    model: Annotated[_Globs, doc("Glob on the model, with aliases resolved.")] = "*"
-    endpoint: Annotated[_Globs, doc('Glob on the endpoint, such as "chat_completions".')] = "*"
+    key: Annotated[Text, doc("Glob on the id of the key; `user:NAME` for a user.")] = "*"
+    user: Annotated[Text, doc("Glob on the user's name of [auth.identity]; `none` for others.")] = (
+        "*"
+    )
+    team: Annotated[Text, doc("Glob on the name of the team.")] = "*"
+    model: Annotated[Text, doc("Glob on the model, with aliases resolved.")] = "*"
+    endpoint: Annotated[Text, doc('Glob on the endpoint, such as "chat_completions".')] = "*"
 
 
 class Limit(Section, frozen=True):

@@ -28,6 +28,7 @@ from nexus.config.fields import (
     Section,
     Strategy,
     Task,
+    Text,
     Zone,
     doc,
 )
@@ -90,8 +91,7 @@ class Server(Section, frozen=True):
     """Where the gateway listens and what one request may take."""
 
     host: Annotated[
-        str,
-        Meta(min_length=1),
+        Text,
         doc(
             "Address to listen on. If it is not set, it is 127.0.0.1; with [auth] mode keys, "
             "0.0.0.0."
@@ -137,17 +137,13 @@ class Server(Section, frozen=True):
         Meta(ge=1024, le=1 << 34),
         doc("Largest form with files, such as audio; a larger one gets 413."),
     ] = 100 * 1024 * 1024
-    spool_dir: (
-        Annotated[
-            str,
-            Meta(min_length=1),
-            doc(
-                "Directory for uploads over 64 KiB while they are sent; their files have no "
-                "names. Unset: $TMPDIR."
-            ),
-        ]
-        | None
-    ) = None
+    spool_dir: Annotated[
+        Text | None,
+        doc(
+            "Directory for uploads over 64 KiB while they are sent; their files have no "
+            "names. Unset: $TMPDIR."
+        ),
+    ] = None
     max_buffered_bytes: Annotated[
         int,
         Meta(ge=1024, le=1 << 40),

@@ -28,39 +28,32 @@ class Weights(Section, frozen=True):
 class Policy(Section, frozen=True):
     """Constraints on the backends of a model. If several policies match, all apply."""
 
-    model_pattern: (
-        Annotated[
-            str,
-            doc("Glob over the model's name, as requested or after aliases; unset: every model."),
-        ]
-        | None
-    ) = None
+    model_pattern: Annotated[
+        str | None,
+        doc("Glob over the model's name, as requested or after aliases; unset: every model."),
+    ] = None
     privacy: Annotated[
         Literal["restricted", "unrestricted"],
         doc("restricted keeps requests on restricted backends."),
     ] = "unrestricted"
-    min_tier: (
-        Annotated[
-            int,
-            Meta(ge=1, le=5),
-            doc("Lowest tier that may serve; X-Nexus-Flexible lets a client accept lower ones."),
-        ]
-        | None
-    ) = None
+    min_tier: Annotated[
+        Annotated[int, Meta(ge=1, le=5)] | None,
+        doc("Lowest tier that may serve; X-Nexus-Flexible lets a client accept lower ones."),
+    ] = None
     fallback_allowed: Annotated[
         bool, doc("Let another model of the fallback chain serve if no backend has this one.")
     ] = True
-    max_cost_per_request: (
-        Annotated[float, Meta(ge=0), doc("Limit for one request in US dollars.")] | None
-    ) = None
+    max_cost_per_request: Annotated[
+        Annotated[float, Meta(ge=0)] | None, doc("Limit for one request in US dollars.")
+    ] = None
 
 
 class CloudBudget(Section, frozen=True):
     """A budget for what cloud backends cost. `[[budgets]]` can do more."""
 
-    monthly_limit_usd: (
-        Annotated[float, Meta(ge=0), doc("Limit per calendar month in US dollars.")] | None
-    ) = None
+    monthly_limit_usd: Annotated[
+        Annotated[float, Meta(ge=0)] | None, doc("Limit per calendar month in US dollars.")
+    ] = None
     soft_limit_percent: Annotated[
         float, Meta(ge=0, le=100), doc("Share of the limit that warns.")
     ] = 75.0
@@ -179,14 +172,14 @@ class Quality(Section, frozen=True):
     ttft_penalty_threshold_ms: Annotated[int, Meta(ge=0), doc("A later first token is slow.")] = (
         3000
     )
-    ttft_threshold_ms: (
-        Annotated[int, Meta(ge=0), doc("Older name of ttft_penalty_threshold_ms.")] | None
-    ) = None
+    ttft_threshold_ms: Annotated[
+        Annotated[int, Meta(ge=0)] | None, doc("Older name of ttft_penalty_threshold_ms.")
+    ] = None
     metrics_interval_seconds: Annotated[Seconds, doc("Time between two evaluations.")] = 30.0
     enabled: Annotated[bool, doc("Evaluate the quality of backends.")] = True
-    window_1h: Annotated[str | float, doc("Length of the short window.")] | None = None
-    window_24h: Annotated[str | float, doc("Length of the long window.")] | None = None
-    update_interval: Annotated[str | float, doc("Time between two evaluations.")] | None = None
+    window_1h: Annotated[str | float | None, doc("Length of the short window.")] = None
+    window_24h: Annotated[str | float | None, doc("Length of the long window.")] = None
+    update_interval: Annotated[str | float | None, doc("Time between two evaluations.")] = None
 
 
 class Queue(Section, frozen=True):
@@ -206,12 +199,12 @@ class Queue(Section, frozen=True):
             "for its team's weight is next; without keys, as arrival."
         ),
     ] = "fair"
-    default_timeout_seconds: Annotated[Seconds, doc("Older name of max_wait_seconds.")] | None = (
+    default_timeout_seconds: Annotated[Seconds | None, doc("Older name of max_wait_seconds.")] = (
         None
     )
-    max_queue_size: (
-        Annotated[int, Meta(ge=0, le=1_000_000), doc("Older name of max_size.")] | None
-    ) = None
+    max_queue_size: Annotated[
+        Annotated[int, Meta(ge=0, le=1_000_000)] | None, doc("Older name of max_size.")
+    ] = None
     priority_header: Annotated[str, doc("Request header that gives the priority.")] = (
         "X-Nexus-Priority"
     )
