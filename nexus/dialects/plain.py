@@ -23,29 +23,6 @@ from nexus.dialects.openai.limits import LIMIT_KINDS, limit_headers
 from nexus.dialects.openai.usage import ask_for_usage, asks_for_usage, usage_in_response
 from nexus.routing.needs import Requirements
 
-__all__ = [
-    "ERROR_SCHEMA",
-    "KEEPALIVE",
-    "LIMIT_KINDS",
-    "NAME",
-    "PASSES_ERRORS",
-    "PING_S",
-    "REQUEST_ID_HEADER",
-    "TITLE",
-    "ask_for_usage",
-    "asks_for_usage",
-    "error_body",
-    "error_event",
-    "error_in_response",
-    "limit_headers",
-    "open_stream",
-    "parse_request",
-    "replace_model",
-    "response_events",
-    "usage_in_response",
-]
-
-
 _FIELDS = frozenset({"model"})
 
 

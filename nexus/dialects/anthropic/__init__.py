@@ -8,30 +8,9 @@ from nexus.dialects.anthropic.events import KEEPALIVE, error_event, response_eve
 from nexus.dialects.anthropic.limits import LIMIT_KINDS, limit_headers
 from nexus.dialects.anthropic.request import parse_request
 from nexus.dialects.anthropic.stream import open_stream
-from nexus.dialects.anthropic.usage import ask_for_usage, asks_for_usage, usage_in_response
+from nexus.dialects.anthropic.usage import usage_in_response
 from nexus.dialects.json_body import replace_model
-
-__all__ = [
-    "ERROR_SCHEMA",
-    "KEEPALIVE",
-    "LIMIT_KINDS",
-    "NAME",
-    "PASSES_ERRORS",
-    "PING_S",
-    "REQUEST_ID_HEADER",
-    "TITLE",
-    "ask_for_usage",
-    "asks_for_usage",
-    "error_body",
-    "error_event",
-    "error_in_response",
-    "limit_headers",
-    "open_stream",
-    "parse_request",
-    "replace_model",
-    "response_events",
-    "usage_in_response",
-]
+from nexus.dialects.responses.usage import ask_for_usage, asks_for_usage
 
 NAME = "anthropic"
 TITLE = "Anthropic"

@@ -77,12 +77,3 @@ def usage_in_response(response: bytes, *, lenient: bool = False) -> Usage | None
     counts = Counts()
     counts.update(fields)
     return counts.usage
-
-
-def asks_for_usage(_body: bytes) -> bool:
-    """Every stream reports its usage."""
-    return True
-
-
-def ask_for_usage(body: bytes) -> bytes:
-    return body

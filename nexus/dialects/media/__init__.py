@@ -19,28 +19,3 @@ from nexus.dialects.openai.errors import error_body, error_in_response
 from nexus.dialects.openai.events import KEEPALIVE, error_event, response_events
 from nexus.dialects.openai.limits import LIMIT_KINDS, limit_headers
 from nexus.dialects.responses.usage import ask_for_usage, asks_for_usage
-
-__all__ = [
-    "ERROR_SCHEMA",
-    "KEEPALIVE",
-    "LIMIT_KINDS",
-    "NAME",
-    "PASSES_ERRORS",
-    "PING_S",
-    "REQUEST_ID_HEADER",
-    "TITLE",
-    "ask_for_usage",
-    "asks_for_usage",
-    "characters",
-    "error_body",
-    "error_event",
-    "error_in_response",
-    "images",
-    "limit_headers",
-    "open_stream",
-    "parse_request",
-    "replace_model",
-    "response_events",
-    "seconds",
-    "usage_in_response",
-]

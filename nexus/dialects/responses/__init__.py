@@ -19,32 +19,6 @@ from nexus.dialects.responses.usage import (
     usage_in_response,
 )
 
-__all__ = [
-    "ERROR_SCHEMA",
-    "KEEPALIVE",
-    "LIMIT_KINDS",
-    "NAME",
-    "PASSES_ERRORS",
-    "PING_S",
-    "REQUEST_ID_HEADER",
-    "TITLE",
-    "ask_for_usage",
-    "asks_for_usage",
-    "background_state",
-    "error_body",
-    "error_event",
-    "error_in_response",
-    "limit_headers",
-    "named_ids",
-    "open_stream",
-    "parse_request",
-    "replace_model",
-    "response_events",
-    "sealed",
-    "stored_ids",
-    "usage_in_response",
-]
-
 NAME = "responses"
 TITLE = "OpenAI Responses"
 ERROR_SCHEMA = "Error"

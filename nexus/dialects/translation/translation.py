@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -129,29 +130,16 @@ class Translation(AttemptDialect):
         source = self.backend.open_stream(clock=clock, hide_usage=False, own_key=own_key)
         return TranslatedStream(source, self.events(context), self.client, own_key)
 
-    def error_body(
-        self,
-        message: str,
-        *,
-        status: int,
-        code: str | None,
-        param: str | None = None,
-        context: Mapping[str, Any] | None = None,
-        request_id: str | None = None,
-        kind: str | None = None,
-    ) -> bytes:
-        return self.client.error_body(
-            message,
-            status=status,
-            code=code,
-            param=param,
-            context=context,
-            request_id=request_id,
-            kind=kind,
-        )
+    def error_body(self, message: str, **fields: Any) -> bytes:
+        return self.client.error_body(message, **fields)
 
     def error_event(self, message: str, *, status: int, code: str | None, number: int = 0) -> bytes:
         return self.client.error_event(message, status=status, code=code, number=number)
+
+
+def _of_source(name: str) -> Any:
+    """What the backend's reader says."""
+    return property(attrgetter(f"_source.{name}"))
 
 
 class TranslatedStream:
@@ -164,12 +152,22 @@ class TranslatedStream:
     within_event = False
     units = 0.0
     stored_ids: tuple[str, ...] = ()
+    content: bool = _of_source("content")
+    done: bool = _of_source("done")
+    error: ReportedError | None = _of_source("error")
+    events: int = _of_source("events")
+    first_token_at: float = _of_source("first_token_at")
+    alive_at: float = _of_source("alive_at")
+    last_at: float = _of_source("last_at")
+    longest_gap_s: float = _of_source("longest_gap_s")
+    usage: Usage | None = _of_source("usage")
+    finished: bool = _of_source("finished")
 
     def __init__(
         self, source: StreamReader, events: EventTranslator, client: Dialect, own_key: str | None
     ) -> None:
         self._source = source
-        self._events = events
+        self._translator = events
         self._client = client
         self._own_key = own_key
         self._reader = EventReader()
@@ -212,7 +210,7 @@ class TranslatedStream:
     def _one(self, data: bytes) -> bytes:
         if self._closed or data[:6] == b"[DONE]":
             return b""
-        return self._events.event(data)
+        return self._translator.event(data)
 
     def _close(self) -> bytes:
         """The last events of the client; after an error only that."""
@@ -221,7 +219,7 @@ class TranslatedStream:
         self._closed = True
         error = self._source.error
         if error is None:
-            return self._events.end(self._source.usage)
+            return self._translator.end(self._source.usage)
         event = self._client.error_event(
             error.message, status=error.status, code=None, number=self.next_number
         )
@@ -238,47 +236,7 @@ class TranslatedStream:
 
     @property
     def next_number(self) -> int:
-        return self._events.number
-
-    @property
-    def content(self) -> bool:
-        return self._source.content
-
-    @property
-    def done(self) -> bool:
-        return self._source.done
-
-    @property
-    def error(self) -> ReportedError | None:
-        return self._source.error
-
-    @property
-    def events(self) -> int:
-        return self._source.events
-
-    @property
-    def first_token_at(self) -> float:
-        return self._source.first_token_at
-
-    @property
-    def alive_at(self) -> float:
-        return self._source.alive_at
-
-    @property
-    def last_at(self) -> float:
-        return self._source.last_at
-
-    @property
-    def longest_gap_s(self) -> float:
-        return self._source.longest_gap_s
-
-    @property
-    def usage(self) -> Usage | None:
-        return self._source.usage
-
-    @property
-    def finished(self) -> bool:
-        return self._source.finished
+        return self._translator.number
 
 
 def _only_data(packet: bytes) -> bytes | None:
