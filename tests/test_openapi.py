@@ -64,7 +64,7 @@ def test_every_route_is_described(tmp_path):
     finally:
         app.extensions["nexus"].close()
     admin = Flask("admin", static_folder=None)
-    admin.register_blueprint(backend_endpoints(None))
+    admin.register_blueprint(backend_endpoints(None, token=str))
     admin.register_blueprint(key_endpoints(None, token=str))
     admin.register_blueprint(budget_endpoints(None, None, token=str))
     admin.register_blueprint(usage_endpoints(None, token=str))

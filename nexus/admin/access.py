@@ -16,7 +16,7 @@ from nexus.config.records import Admin
 from nexus.config.secrets import SecretError, secret
 from nexus.dialects.openai.errors import error_body
 
-_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _OWN_SITE = ("same-origin", "none")
 
 Guard = Callable[[], Response | None]
@@ -104,7 +104,7 @@ def _machine_names() -> frozenset[str]:
 
 def require_same_site() -> Response | None:
     """Refuse a change that a web page of another origin sends, and one that a form could send."""
-    if request.method in _SAFE_METHODS:
+    if request.method in SAFE_METHODS:
         return None
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-import msgspec
 from flask import Blueprint, Response, request
 from werkzeug.routing import PathConverter
 
-from nexus.admin.access import error_response, require_same_site, require_token
+from nexus.admin.access import error_response
+from nexus.admin.changes import admin_blueprint, json_body
 from nexus.admin.responses import BackendList, BackendState, RemovedBackend, json_response
 from nexus.config import ConfigError
 from nexus.config.changes import BackendExists, UnknownBackend
-from nexus.runtime.text import redact
 
 
 class _BackendConverter(PathConverter):
@@ -28,26 +27,18 @@ class BackendAdmin(Protocol):
     Changes raise `UnknownBackend`, `BackendExists`, or `ConfigError` if they are refused otherwise.
     """
 
-    def own_names(self) -> list[str]:
-        """The names by which the operations port is reached."""
-
-    def admin_token(self) -> str: ...
     def backends(self) -> list[BackendState]: ...
     def add_backend(self, data: dict[str, Any], *, save: bool) -> BackendState: ...
     def remove_backend(self, name: str, *, save: bool) -> None: ...
     def drain_backend(self, name: str, *, on: bool, save: bool) -> BackendState: ...
 
 
-def backend_endpoints(admin: BackendAdmin) -> Blueprint:
-    blueprint = Blueprint("admin", __name__, url_prefix="/admin")
+def backend_endpoints(admin: BackendAdmin, *, token: Callable[[], str]) -> Blueprint:
+    """The endpoints below `/admin/backends`. `token` returns the operators' token."""
+    blueprint = admin_blueprint("admin", "/admin", token)
     blueprint.record_once(
         lambda state: state.app.url_map.converters.update(backend=_BackendConverter)
     )
-    blueprint.before_request(require_same_site)
-
-    @blueprint.before_request
-    def check_token() -> Response | None:
-        return require_token(admin.admin_token(), bearer_only=request.method != "GET")
 
     @blueprint.get("/backends")
     def backends() -> Response:
@@ -74,10 +65,6 @@ def backend_endpoints(admin: BackendAdmin) -> Blueprint:
     def undrain(name: str) -> Response:
         return json_response(admin.drain_backend(name, on=False, save=_save_flag()))
 
-    @blueprint.errorhandler(ConfigError)
-    def invalid(error: ConfigError) -> Response:
-        return error_response(400, "invalid_request", redact(" ".join(error.problems)))
-
     @blueprint.errorhandler(UnknownBackend)
     def unknown(error: UnknownBackend) -> Response:
         return error_response(404, "unknown_backend", f"There is no backend {str(error)[:200]!r}.")
@@ -94,15 +81,6 @@ def backend_endpoints(admin: BackendAdmin) -> Blueprint:
 
 
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
-
-
-def json_body() -> dict[str, Any]:
-    """The object in the body; an empty body is an empty object. Raises `ConfigError`."""
-    content = request.get_data()
-    try:
-        return msgspec.json.decode(content, type=dict[str, Any]) if content else {}
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise ConfigError([f"The body is not a JSON object ({error})."]) from error
 
 
 def _save_flag() -> bool:

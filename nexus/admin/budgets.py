@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Annotated, Any, Protocol
 
 import msgspec
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
 from nexus.access.budgets import BudgetSummary, UnknownBudget
-from nexus.admin.access import error_response, require_same_site, require_token
-from nexus.admin.backends import json_body
+from nexus.admin.access import error_response
+from nexus.admin.changes import admin_blueprint, json_body
 from nexus.admin.context import AdminContext
 from nexus.admin.responses import json_response
-from nexus.config import ConfigError
 from nexus.config.cost_records import SOME_USD
 from nexus.runtime.documents import Document
 
@@ -53,12 +52,7 @@ def budget_endpoints(
     context: AdminContext, admin: BudgetAdmin, *, token: Callable[[], str]
 ) -> Blueprint:
     """The endpoints below `/admin/budgets`. `token` returns the operators' token."""
-    blueprint = Blueprint("admin_budgets", __name__, url_prefix="/admin/budgets")
-    blueprint.before_request(require_same_site)
-
-    @blueprint.before_request
-    def check_token() -> Response | None:
-        return require_token(token(), bearer_only=request.method != "GET")
+    blueprint = admin_blueprint("admin_budgets", "/admin/budgets", token)
 
     @blueprint.get("")
     def budgets() -> Response:
@@ -68,10 +62,6 @@ def budget_endpoints(
     @blueprint.post("/grants")
     def grant() -> Response:
         return json_response(admin.grant(json_body()), 201)
-
-    @blueprint.errorhandler(ConfigError)
-    def invalid(error: ConfigError) -> Response:
-        return error_response(400, "invalid_request", " ".join(error.problems))
 
     @blueprint.errorhandler(UnknownBudget)
     def unknown(error: UnknownBudget) -> Response:

@@ -7,16 +7,15 @@ from datetime import date, datetime
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
-from nexus.admin.access import error_response, require_same_site, require_token
-from nexus.admin.backends import json_body
+from nexus.admin.access import error_response
+from nexus.admin.changes import admin_blueprint, json_body
 from nexus.admin.responses import json_response
 from nexus.config import ConfigError
 from nexus.config.access_records import Priority
 from nexus.config.limit_records import OwnLimits
 from nexus.runtime.documents import Document
-from nexus.runtime.text import redact
 
 
 class UnknownKey(Exception):
@@ -142,12 +141,7 @@ class KeyAdmin(Protocol):
 
 def key_endpoints(admin: KeyAdmin, *, token: Callable[[], str]) -> Blueprint:
     """The endpoints below `/admin/keys`. `token` returns the operators' token."""
-    blueprint = Blueprint("admin_keys", __name__, url_prefix="/admin/keys")
-    blueprint.before_request(require_same_site)
-
-    @blueprint.before_request
-    def check_token() -> Response | None:
-        return require_token(token(), bearer_only=request.method != "GET")
+    blueprint = admin_blueprint("admin_keys", "/admin/keys", token)
 
     @blueprint.get("")
     def keys() -> Response:
@@ -189,10 +183,6 @@ def _with_secret(made: MadeKey, status: int = 200) -> Response:
 
 
 def _handle_errors(blueprint: Blueprint) -> None:
-    @blueprint.errorhandler(ConfigError)
-    def invalid(error: ConfigError) -> Response:
-        return error_response(400, "invalid_request", redact(" ".join(error.problems)))
-
     @blueprint.errorhandler(UnknownKey)
     def unknown(error: UnknownKey) -> Response:
         return error_response(404, "unknown_key", f"There is no key {str(error)[:200]!r}.")

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 from flask import Blueprint, Response, request
 
 from nexus.access.prices import usd
-from nexus.admin.access import error_response, require_same_site, require_token
+from nexus.admin.changes import admin_blueprint
 from nexus.admin.responses import json_response
+from nexus.config import ConfigError
 from nexus.metrics.usage import NAMES
 from nexus.runtime.documents import Document
 
@@ -55,35 +56,22 @@ class UsageSource(Protocol):
         """
 
 
-class BadSpan(ValueError):
-    """A parameter of the report is wrong; the message says which."""
-
-
 def usage_endpoints(source: UsageSource, *, token: Callable[[], str]) -> Blueprint:
     """`/admin/usage`. `token` returns the operators' token."""
-    blueprint = Blueprint("admin_usage", __name__, url_prefix="/admin/usage")
-    blueprint.before_request(require_same_site)
-
-    @blueprint.before_request
-    def check_token() -> Response | None:
-        return require_token(token())
-
-    @blueprint.errorhandler(BadSpan)
-    def bad_span(error: BadSpan) -> Response:
-        return error_response(400, "invalid_request", str(error))
+    blueprint = admin_blueprint("admin_usage", "/admin/usage", token)
 
     @blueprint.get("")
     def usage() -> Response:
         given = request.args
         if unknown := [name for name in given if name not in _PARAMETERS]:
-            raise BadSpan(
-                f"There is no {unknown[0][:100]!r} here; there are {', '.join(_PARAMETERS)}."
+            raise ConfigError(
+                [f"There is no {unknown[0][:100]!r} here; there are {', '.join(_PARAMETERS)}."]
             )
         by = list(dict.fromkeys(name for name in given.get("by", "").split(",") if name))
         if unknown := [name for name in by if name not in BY]:
-            raise BadSpan(f"by takes {', '.join(BY)}, not {unknown[0][:100]!r}.")
+            raise ConfigError([f"by takes {', '.join(BY)}, not {unknown[0][:100]!r}."])
         if (form := given.get("format", FORMATS[0])) not in FORMATS:
-            raise BadSpan(f"format takes {' or '.join(FORMATS)}, not {form[:100]!r}.")
+            raise ConfigError([f"format takes {' or '.join(FORMATS)}, not {form[:100]!r}."])
         since, until = _time(given.get("from"), "from"), _time(given.get("to"), "to")
         found = source.report(
             by,
@@ -140,4 +128,6 @@ def _time(text: str | None, name: str) -> datetime | None:
         given = datetime.fromisoformat(text)
         return given.astimezone(UTC) if given.tzinfo else given.replace(tzinfo=UTC)
     except (ValueError, OverflowError):  # its zone may shift a time out of the years 1 to 9999
-        raise BadSpan(f"{name} takes a day such as 2026-11-27, or a time with a zone.") from None
+        raise ConfigError(
+            [f"{name} takes a day such as 2026-11-27, or a time with a zone."]
+        ) from None

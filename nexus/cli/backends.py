@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import click
 
-from nexus.cli.gateway import Command, Gateway, admin_options, find_admin, path_part
+from nexus.cli.gateway import Command, Gateway, admin_options, path_part
 from nexus.cli.output import (
     Exit,
     Failure,
@@ -53,12 +53,12 @@ def _save_option(command: Command) -> Command:
 )
 @admin_options
 @returns_result
-def list_(status: str | None, config: str | None, url: str | None) -> Result:
+def list_(status: str | None, gateway: Gateway) -> Result:
     """Show every backend: its state, what it serves, how busy it is.
 
     It exits with 1 if there is none.
     """
-    everything = find_admin(config, url).backends()
+    everything = gateway.backends()
     shown = [backend for backend in everything if status in (None, backend["status"])]
     if shown:
         return Result({"backends": shown}, lambda: backend_table(shown))
@@ -149,8 +149,7 @@ def add(
     name: str | None,
     more: dict[str, Any],
     save: bool,
-    config: str | None,
-    url: str | None,
+    gateway: Gateway,
     **given: Any,
 ) -> Result:
     """Add a backend to the running gateway.
@@ -163,7 +162,7 @@ def add(
     settings = {"type": given.pop("kind"), **given, **more}
     body = {"name": name or address.partition("://")[2].split("/")[0], "url": address, "save": save}
     body |= {key: value for key, value in settings.items() if value is not None}
-    added = find_admin(config, url).admin("POST", "backends", body)
+    added = gateway.admin("POST", "backends", body)
     who = f"{added['name']} ({added['type']})"
     return Result(added, f"Added {who}{_kept(save)}; it gets requests once a probe succeeds.")
 
@@ -173,9 +172,8 @@ def add(
 @_save_option
 @admin_options
 @returns_result
-def remove(name: str, save: bool, config: str | None, url: str | None) -> Result:
+def remove(name: str, save: bool, gateway: Gateway) -> Result:
     """Remove a backend from the running gateway. Its requests in flight continue."""
-    gateway = find_admin(config, url)
     real_name = _named(gateway, name)["name"]
     path = f"backends/{path_part(real_name)}{'?save=1' if save else ''}"
     removed = gateway.admin("DELETE", path)
@@ -194,16 +192,13 @@ def remove(name: str, save: bool, config: str | None, url: str | None) -> Result
 @_save_option
 @admin_options
 @returns_result
-def drain(
-    name: str, wait_s: float | None, save: bool, config: str | None, url: str | None
-) -> Result:
+def drain(name: str, wait_s: float | None, save: bool, gateway: Gateway) -> Result:
     """Give a backend no new requests.
 
     It is still probed, and its requests in flight continue.
 
     With --wait it exits with 1 if some are still in flight after that time.
     """
-    gateway = find_admin(config, url)
     backend = _set_draining(gateway, name, on=True, save=save)
     deadline = time.monotonic() + (wait_s or 0)
     while backend["in_flight"] and time.monotonic() < deadline:
@@ -222,9 +217,9 @@ def drain(
 @_save_option
 @admin_options
 @returns_result
-def undrain(name: str, save: bool, config: str | None, url: str | None) -> Result:
+def undrain(name: str, save: bool, gateway: Gateway) -> Result:
     """Give a drained backend requests again."""
-    backend = _set_draining(find_admin(config, url), name, on=False, save=save)
+    backend = _set_draining(gateway, name, on=False, save=save)
     text = f"{backend['name']} gets requests again{_kept(save)}; it is {backend['status']}."
     return Result(backend, text)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nexus.cli.gateway import admin_options, find_admin
+from nexus.cli.gateway import Gateway, admin_options
 from nexus.cli.output import Result, json_option, returns_result, table
 
 
@@ -17,19 +17,19 @@ from nexus.cli.output import Result, json_option, returns_result, table
 @admin_options
 @json_option
 @click.pass_context
-def budgets(context: click.Context, /, **options: Any) -> None:
+def budgets(context: click.Context, /, gateway: Gateway, as_json: bool) -> None:
     """Show what each budget of [[budgets]] allows, what is spent, held, and left, in US dollars.
 
     What was granted for the present window is part of the limit.
     """
     if context.invoked_subcommand is None:
-        show(**options)
-    context.default_map = {"grant": options}
+        show(gateway=gateway, as_json=as_json)
+    context.default_map = {"grant": context.params}
 
 
 @returns_result
-def show(config: str | None, url: str | None) -> Result:
-    found = find_admin(config, url).admin("GET", "budgets")["budgets"]
+def show(gateway: Gateway) -> Result:
+    found = gateway.admin("GET", "budgets")["budgets"]
     return Result({"budgets": found}, _table(found) if found else "There are no [[budgets]].")
 
 
@@ -43,13 +43,13 @@ def show(config: str | None, url: str | None) -> Result:
 @click.option("--usd", metavar="AMOUNT", required=True, help="US dollars, such as 50.")
 @admin_options
 @returns_result
-def grant(name: str, subject: str, usd: str, config: str | None, url: str | None) -> Result:
+def grant(name: str, subject: str, usd: str, gateway: Gateway) -> Result:
     """Add to what the budget NAME allows until its present window ends.
 
     A second grant adds to the first. Grants outlast restarts.
     """
     body = {"budget": name, "subject": subject, "usd": usd}
-    granted = find_admin(config, url).admin("POST", "budgets/grants", body)
+    granted = gateway.admin("POST", "budgets/grants", body)
     return Result(granted, _table([granted]))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from nexus.cli.gateway import find_gateway, gateway_options
+from nexus.cli.gateway import Gateway, gateway_options
 from nexus.cli.http_client import NoResponse, error_message, open_request
 from nexus.cli.output import Exit, Failure, counted, json_option, milliseconds, print_json
 from nexus.http.sse import EventReader
@@ -81,8 +81,7 @@ def chat(
     max_tokens: int | None,
     temperature: float | None,
     headers: tuple[str, ...],
-    config: str | None,
-    url: str | None,
+    gateway: Gateway,
     as_json: bool,
 ) -> None:
     """Send TEXT, or standard input, to MODEL, and print the response as it comes.
@@ -95,7 +94,6 @@ def chat(
 
     It exits with 1 if the gateway responds with an error, or the stream breaks off.
     """
-    gateway = find_gateway(config, url)
     assert gateway.base is not None
     content = text if text not in (None, "-") else sys.stdin.read()
     messages = [{"role": "system", "content": system}] if system else []

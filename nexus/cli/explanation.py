@@ -8,15 +8,14 @@ from pathlib import Path
 
 import click
 
-from nexus.cli.gateway import run_directory
-from nexus.cli.output import Exit, Failure, Result, state, table
+from nexus.cli.gateway import last_fleet, run_directory
+from nexus.cli.output import Exit, Result, state, table
 from nexus.config import ConfigError
 from nexus.dialects.base import InvalidBody, ParsedRequest
 from nexus.dialects.json_body import read_fields
 from nexus.fleet.circuits import CircuitTable
 from nexus.fleet.load_table import LoadTable
 from nexus.fleet.prefix_table import PrefixTable
-from nexus.fleet.snapshot import SnapshotReader
 from nexus.fleet.status import status_of
 from nexus.http.headers import RequestHeaders
 from nexus.proxy.endpoint_table import Endpoint
@@ -40,14 +39,7 @@ def route_explain(
     flexible: bool,
 ) -> Result:
     """What the router would do."""
-    run_dir = run_directory(config)
-    snapshot = SnapshotReader(run_dir.path).read() if run_dir.path.is_dir() else None
-    generation = run_dir.current()
-    if snapshot is None or generation is None:
-        raise Failure(
-            f"No gateway has run in {run_dir.path}; name its configuration with -c.",
-            status=Exit.UNREACHABLE,
-        )
+    snapshot, generation = last_fleet(run_directory(config))
     routes, load_table = RouteTable(snapshot), LoadTable(generation.load)
     circuits, prefixes = CircuitTable(generation.circuits), PrefixTable(generation.prefixes)
     resolved = routes.resolve(model)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nexus.cli.gateway import find_gateway, gateway_options
+from nexus.cli.gateway import Gateway, gateway_options
 from nexus.cli.output import Exit, Failure, Result, counted, duration, returns_result, state, table
 
 
@@ -14,7 +14,7 @@ from nexus.cli.output import Exit, Failure, Result, counted, duration, returns_r
 @click.option("-b", "--backend", help="Only those of this backend.")
 @gateway_options
 @returns_result
-def models(backend: str | None, config: str | None, url: str | None) -> Result:
+def models(backend: str | None, gateway: Gateway) -> Result:
     """Show the models that clients can request, and which backends have them.
 
     It exits with 1 if there is none.
@@ -25,7 +25,7 @@ def models(backend: str | None, config: str | None, url: str | None) -> Result:
             **{key: entry.get(key) for key in ("backends", "alias_of", "context_length", "tasks")},
             "capabilities": entry.get("capabilities", {}),
         }
-        for entry in find_gateway(config, url).get("/v1/models").json()["data"]
+        for entry in gateway.get("/v1/models").json()["data"]
         if backend is None or backend in entry["backends"]
     ]
     shown.sort(key=lambda model: str(model["name"]))
@@ -51,9 +51,9 @@ def _table(models: list[dict[str, Any]]) -> str:
 @click.command("health", short_help="Show the health of the fleet.")
 @gateway_options
 @returns_result
-def health(config: str | None, url: str | None) -> Result:
+def health(gateway: Gateway) -> Result:
     """Show the health of the fleet: healthy (exit status 0), degraded or unhealthy (1)."""
-    shown = find_gateway(config, url).get("/health").json()
+    shown = gateway.get("/health").json()
     backends, models = shown["backends"], counted(shown["models"]["total"], "model")
     text = (
         f"{state(shown['status'])}: {backends['healthy']} of "

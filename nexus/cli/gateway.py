@@ -11,10 +11,11 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import wraps
 from hmac import compare_digest
 from pathlib import Path
 from secrets import token_urlsafe
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import click
@@ -27,11 +28,13 @@ from nexus.config.addresses import listen_address, url_to
 from nexus.config.loading import DEFAULT_FILE, partial_config
 from nexus.config.secrets import SecretError, secret
 from nexus.fleet.identity_proof import CHALLENGE, PROOF, proof
-from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
+from nexus.fleet.records import Snapshot
+from nexus.fleet.run_directory import Generation, RunDirectory, RunDirectoryError
+from nexus.fleet.snapshot import SnapshotReader
 
 _OF_CLIENT_KEYS = ("invalid_api_key", "key_expired", "key_blocked", "ambiguous_credentials")
 """Codes of a 401 for a client's key. Any other 401 requires the operators' token."""
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = Callable[..., Any]
 
 config_option = click.option(
     "-c",
@@ -43,18 +46,26 @@ config_option = click.option(
 
 
 def gateway_options(command: Command) -> Command:
-    """`-c` and `--url`, for commands that read from the gateway."""
+    """`-c` and `--url`, for a command that reads from the gateway: it gets it as `gateway`."""
     url = click.option(
         "--url", metavar="URL", envvar="NEXUS_URL", help="The gateway's address [$NEXUS_URL]."
     )
-    return config_option(url(command))
+    return config_option(url(_with_gateway(command, find_gateway)))
 
 
 def admin_options(command: Command) -> Command:
-    """`-c` and `--url`, for commands that change the gateway."""
+    """`-c` and `--url`, for a command that changes the gateway: it gets it as `gateway`."""
     note = "The address of its health process ([health_check] listen) [$NEXUS_OPERATIONS_URL]."
     url = click.option("--url", metavar="URL", envvar="NEXUS_OPERATIONS_URL", help=note)
-    return config_option(url(command))
+    return config_option(url(_with_gateway(command, find_admin)))
+
+
+def _with_gateway(command: Command, find: Callable[[str | None, str | None], Gateway]) -> Command:
+    @wraps(command)
+    def run(*args: Any, config: str | None, url: str | None, **options: Any) -> Any:
+        return command(*args, gateway=find(config, url), **options)
+
+    return run
 
 
 @dataclass
@@ -309,6 +320,18 @@ def run_directory(config: str | None, given: str | None = None) -> RunDirectory:
     except RunDirectoryError as error:
         raise Failure(str(error), status=Exit.USAGE) from error
     return run_dir
+
+
+def last_fleet(run_dir: RunDirectory) -> tuple[Snapshot, Generation]:
+    """The fleet that a gateway has published last. Raises `Failure` if none has run there."""
+    snapshot = SnapshotReader(run_dir.path).read() if run_dir.path.is_dir() else None
+    generation = run_dir.current()
+    if snapshot is None or generation is None:
+        raise Failure(
+            f"No gateway has run in {run_dir.path}; name its configuration with -c.",
+            status=Exit.UNREACHABLE,
+        )
+    return snapshot, generation
 
 
 def path_part(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from nexus.cli.gateway import Gateway, find_gateway, gateway_options
+from nexus.cli.gateway import Gateway, gateway_options
 from nexus.cli.output import (
     Exit,
     Failure,
@@ -51,8 +51,7 @@ def history(
     model: str | None,
     backend: str | None,
     follow: bool,
-    config: str | None,
-    url: str | None,
+    gateway: Gateway,
     as_json: bool,
 ) -> None:
     """Show the last requests, the newest at the end.
@@ -60,7 +59,6 @@ def history(
     --json lists them newest first, as /v1/history does. With --follow it prints one object a line.
     It exits with 1 if there is none.
     """
-    gateway = find_gateway(config, url)
     filters = {"status": status, "model": model, "backend": backend}
     requests = _ended(gateway, limit, filters)
     if follow:

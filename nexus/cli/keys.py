@@ -10,7 +10,7 @@ from typing import Any
 import click
 import msgspec
 
-from nexus.cli.gateway import Command, Gateway, admin_options, find_admin, path_part
+from nexus.cli.gateway import Command, Gateway, admin_options, path_part
 from nexus.cli.output import Result, returns_result, table
 
 _DURATION = re.compile(r"(\d+)([smhd])")
@@ -163,9 +163,8 @@ def _digest_of_input() -> str:
 @_field_options
 @admin_options
 @returns_result
-def add(config: str | None, url: str | None, **fields: Any) -> Result:
+def add(gateway: Gateway, **fields: Any) -> Result:
     """Make a key at the running gateway. The key is shown only once."""
-    gateway = find_admin(config, url)
     made = gateway.admin("POST", "keys", _fields(fields))
     return Result(made, _made(gateway, made, "shown this once"), notes=_notes(gateway))
 
@@ -175,13 +174,12 @@ def add(config: str | None, url: str | None, **fields: Any) -> Result:
 @_field_options
 @admin_options
 @returns_result
-def import_(sha256: str | None, config: str | None, url: str | None, **fields: Any) -> Result:
+def import_(sha256: str | None, gateway: Gateway, **fields: Any) -> Result:
     """Accept a key that another gateway has handed out.
 
     The key is read from standard input, or its SHA-256 is given.
     """
     given = sha256.lower() if sha256 else _digest_of_input()
-    gateway = find_admin(config, url)
     made = gateway.admin("POST", "keys", {**_fields(fields), "sha256": [given]})
     return Result(made, f"The key is accepted as {made['id']}.", notes=_notes(gateway))
 
@@ -189,9 +187,8 @@ def import_(sha256: str | None, config: str | None, url: str | None, **fields: A
 @keys.command("list")
 @admin_options
 @returns_result
-def list_(config: str | None, url: str | None) -> Result:
+def list_(gateway: Gateway) -> Result:
     """List the keys of the running gateway, with what each may use."""
-    gateway = find_admin(config, url)
     listed = gateway.admin("GET", "keys")
     entries = listed["keys"]
     text = _table(entries) if entries else "No keys; `nexus keys add` makes one."
@@ -202,9 +199,9 @@ def list_(config: str | None, url: str | None) -> Result:
 @click.argument("key", metavar="ID")
 @admin_options
 @returns_result
-def show(key: str, config: str | None, url: str | None) -> Result:
+def show(key: str, gateway: Gateway) -> Result:
     """Show one key."""
-    return _shown(find_admin(config, url).admin("GET", f"keys/{path_part(key)}"))
+    return _shown(gateway.admin("GET", f"keys/{path_part(key)}"))
 
 
 @keys.command("edit")
@@ -218,14 +215,12 @@ def show(key: str, config: str | None, url: str | None) -> Result:
 )
 @admin_options
 @returns_result
-def edit(
-    key: str, unset: tuple[str, ...], config: str | None, url: str | None, **fields: Any
-) -> Result:
+def edit(key: str, unset: tuple[str, ...], gateway: Gateway, **fields: Any) -> Result:
     """Change the fields of a key; the others stay."""
     changes = _fields(fields) | dict.fromkeys(unset)
     if not changes:
         raise click.UsageError("Name what changes, such as --team or --unset expires.")
-    return _change(key, changes, config, url)
+    return _change(gateway, key, changes)
 
 
 @keys.command("block")
@@ -233,18 +228,18 @@ def edit(
 @click.option("--now", is_flag=True, help="Also end its requests in progress, within a second.")
 @admin_options
 @returns_result
-def block(key: str, now: bool, config: str | None, url: str | None) -> Result:
+def block(key: str, now: bool, gateway: Gateway) -> Result:
     """Refuse a key's requests from now on. Without --now, those in progress continue."""
-    return _change(key, {"blocked": "now" if now else True}, config, url)
+    return _change(gateway, key, {"blocked": "now" if now else True})
 
 
 @keys.command("unblock")
 @click.argument("key", metavar="ID")
 @admin_options
 @returns_result
-def unblock(key: str, config: str | None, url: str | None) -> Result:
+def unblock(key: str, gateway: Gateway) -> Result:
     """Accept a blocked key again."""
-    return _change(key, {"blocked": False}, config, url)
+    return _change(gateway, key, {"blocked": False})
 
 
 @keys.command("rotate")
@@ -258,9 +253,8 @@ def unblock(key: str, config: str | None, url: str | None) -> Result:
 )
 @admin_options
 @returns_result
-def rotate(key: str, grace: int, config: str | None, url: str | None) -> Result:
+def rotate(key: str, grace: int, gateway: Gateway) -> Result:
     """Replace a key by a new one with the same id. The new key is shown only once."""
-    gateway = find_admin(config, url)
     made = gateway.admin("POST", f"keys/{path_part(key)}/rotate", {"grace_seconds": grace})
     until = made["grace_until"]
     old = f"the old one is accepted until {until}" if until else "the old one is refused now"
@@ -271,14 +265,14 @@ def rotate(key: str, grace: int, config: str | None, url: str | None) -> Result:
 @click.argument("key", metavar="ID")
 @admin_options
 @returns_result
-def remove(key: str, config: str | None, url: str | None) -> Result:
+def remove(key: str, gateway: Gateway) -> Result:
     """Remove a key; the gateway no longer knows it."""
-    removed = find_admin(config, url).admin("DELETE", f"keys/{path_part(key)}")
+    removed = gateway.admin("DELETE", f"keys/{path_part(key)}")
     return Result(removed, f"Removed {removed['removed']}.")
 
 
-def _change(key: str, changes: dict[str, Any], config: str | None, url: str | None) -> Result:
-    return _shown(find_admin(config, url).admin("PATCH", f"keys/{path_part(key)}", changes))
+def _change(gateway: Gateway, key: str, changes: dict[str, Any]) -> Result:
+    return _shown(gateway.admin("PATCH", f"keys/{path_part(key)}", changes))
 
 
 def _shown(key: dict[str, Any]) -> Result:

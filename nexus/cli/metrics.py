@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nexus.cli.gateway import config_option, find_gateway, gateway_options
+from nexus.cli.gateway import Gateway, config_option, gateway_options
 from nexus.cli.output import Exit, Failure, Result, format_number, returns_result, table
 from nexus.runtime.text import suggest
 
@@ -66,7 +66,7 @@ def bound(config: str | None) -> Result:
 @click.argument("labels", nargs=-1, metavar="[LABEL=VALUE]...")
 @gateway_options
 @returns_result
-def get(family: str, labels: tuple[str, ...], config: str | None, url: str | None) -> Result:
+def get(family: str, labels: tuple[str, ...], gateway: Gateway) -> Result:
     """Show a family's samples now, added up over all processes.
 
     LABEL=VALUE shows only samples with this label; * in the value stands for anything. The prefix
@@ -86,7 +86,7 @@ def get(family: str, labels: tuple[str, ...], config: str | None, url: str | Non
     names = {known.name} | {
         f"{known.name}_{part}" for part in ("bucket", "sum", "count") if known.kind == "histogram"
     }
-    scrape = parse(find_gateway(config, url).get("/metrics").content.decode())
+    scrape = parse(gateway.get("/metrics").content.decode())
     samples = sorted(
         (sample for sample in scrape if sample.name in names and _matches(sample, wanted)),
         key=_by_labels,

@@ -10,12 +10,11 @@ import click
 import msgspec
 
 from nexus.access.prices import Prices
-from nexus.cli.gateway import config_option, run_directory
+from nexus.cli.gateway import config_option, last_fleet, run_directory
 from nexus.cli.output import Exit, Failure, Result, counted, returns_result, table
 from nexus.config import load
 from nexus.config.cost_records import Costs
 from nexus.fleet.records import Snapshot
-from nexus.fleet.snapshot import SnapshotReader
 
 
 class UnpricedModel(msgspec.Struct, frozen=True, order=True):
@@ -56,18 +55,6 @@ def unpriced_models(costs: Costs, snapshot: Snapshot) -> tuple[list[UnpricedMode
     return sorted(unpriced), offered
 
 
-def _costs_and_fleet(config: str | None) -> tuple[Costs, Snapshot]:
-    """The prices of the file, and the fleet that the gateway saw last."""
-    costs, run_dir = load(config).config.costs, run_directory(config)
-    snapshot = SnapshotReader(run_dir.path).read() if run_dir.path.is_dir() else None
-    if snapshot is None:
-        raise Failure(
-            f"No gateway has run in {run_dir.path}; name its configuration with -c.",
-            status=Exit.UNREACHABLE,
-        )
-    return costs, snapshot
-
-
 @click.group("prices", short_help="What requests cost.")
 def prices() -> None:
     """The prices of [costs]: what requests to backends and models cost."""
@@ -82,7 +69,7 @@ def check(config: str | None) -> Result:
     The models are those that the gateway saw last, the prices those of the file now. It exits with
     1 if a model has no price.
     """
-    costs, snapshot = _costs_and_fleet(config)
+    costs, (snapshot, _) = load(config).config.costs, last_fleet(run_directory(config))
     unpriced, offered = unpriced_models(costs, snapshot)
     checked = PricesChecked(costs.version, len(costs.price), offered, unpriced)
     if not unpriced:
@@ -112,7 +99,7 @@ def update(config: str | None, output: str | None) -> Result:
     """
     from nexus.cli.price_proposal import as_toml, compiled, proposed_price
 
-    costs, snapshot = _costs_and_fleet(config)
+    costs, (snapshot, _) = load(config).config.costs, last_fleet(run_directory(config))
     known, now, proposed = Prices(costs.price), list[str](), list[str]()
     unknown, count = [], 0
     for backend in snapshot.backends:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nexus.cli.gateway import find_gateway, gateway_options
+from nexus.cli.gateway import Gateway, gateway_options
 from nexus.cli.output import (
     Result,
     counted,
@@ -22,9 +22,9 @@ from nexus.cli.output import (
 @click.command("stats", short_help="Show what was counted since the start.")
 @gateway_options
 @returns_result
-def stats(config: str | None, url: str | None) -> Result:
+def stats(gateway: Gateway) -> Result:
     """Show totals since the gateway was started: overall, by backend and by model."""
-    shown = find_gateway(config, url).get("/v1/stats").json()
+    shown = gateway.get("/v1/stats").json()
     return Result(shown, lambda: _text(shown))
 
 

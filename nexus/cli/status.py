@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from nexus.cli.gateway import Gateway, find_gateway, gateway_options
+from nexus.cli.gateway import Gateway, gateway_options
 from nexus.cli.http_client import NoResponse, http_request
 from nexus.cli.output import (
     Exit,
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 @click.command("status", short_help="Show the gateway's state, and what is wrong.")
 @gateway_options
 @returns_result
-def status(config: str | None, url: str | None) -> Result:
+def status(gateway: Gateway) -> Result:
     """Show on one screen the gateway's state: its metrics, its backends, and what is wrong.
 
     It exits with 0 if nothing is wrong, with 1 if something is.
     """
-    shown = gateway_status(find_gateway(config, url))
+    shown = gateway_status(gateway)
     exit_status = Exit.NEGATIVE if shown["problems"] else Exit.OK
     return Result(shown, lambda: _screen(shown), exit=exit_status)
 

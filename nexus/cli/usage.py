@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import click
 
-from nexus.cli.gateway import admin_options, find_admin
+from nexus.cli.gateway import Gateway, admin_options
 from nexus.cli.output import Result, returns_result, table
 
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
@@ -32,8 +32,7 @@ def usage(
     since: str | None,
     until: str | None,
     as_csv: bool,
-    config: str | None,
-    url: str | None,
+    gateway: Gateway,
 ) -> Result:
     """Report requests, tokens, and costs of all time or of a span, restarts included.
 
@@ -48,7 +47,7 @@ def usage(
         since, until = _span(month)
     span = {"by": by, "from": since, "to": until}
     query = urlencode({name: value for name, value in span.items() if value})
-    report = find_admin(config, url).admin("GET", f"usage?{query}")
+    report = gateway.admin("GET", f"usage?{query}")
     names, rows = report["by"], report["rows"]
     if as_csv:
         return Result(report, lambda: csv_of(names, rows).rstrip("\n"))

@@ -52,6 +52,7 @@ class HealthBackendAdmin:
         write_atomically(run_dir.path / "admin.token", self.run_dir_token.encode(), mode=PRIVATE)
 
     def own_names(self) -> list[str]:
+        """The names by which the operations port is reached."""
         config = self._monitor.fleet.config
         listen = config.health_check.listen
         return [*config.admin.hosts, *([] if listen == "off" else [listen_address(listen)[0]])]

@@ -97,7 +97,7 @@ def operations_app(
     app.before_request(require_own_host(admin.own_names))
     app.register_blueprint(dashboard_endpoints(context))
     app.register_blueprint(operations_endpoints(context))
-    app.register_blueprint(backend_endpoints(admin))
+    app.register_blueprint(backend_endpoints(admin, token=admin.admin_token))
     app.register_blueprint(key_endpoints(keys, token=admin.admin_token))
     app.register_blueprint(keys_page(context, keys, token=admin.admin_token))
     app.register_blueprint(budget_endpoints(context, budgets, token=admin.admin_token))
