@@ -133,10 +133,8 @@ class Dashboard:
         backends: Sequence[BackendState],
         latencies: Mapping[str | None, _Latencies],
     ) -> list[dict[str, Any]]:
-        requests: dict[str, float] = defaultdict(float)
+        requests = metrics.by("backend", families.REQUESTS)
         cached, prompts = _cached_by_backend(metrics)
-        for labels, value in metrics.samples(families.REQUESTS.name):
-            requests[labels["backend"]] += value
         return [
             {
                 **asdict(backend),
@@ -168,12 +166,9 @@ class Dashboard:
         }
 
     def _processes(self, metrics: MetricsSnapshot, monotonic: float) -> list[dict[str, Any]]:
-        memory = {
-            labels["pid"]: value
-            for labels, value in metrics.samples(gateway_families.PROCESS_MEMORY.name)
-        }
+        memory = metrics.by("pid", gateway_families.PROCESS_MEMORY)
         processes, cpu = [], {}
-        for labels, seconds in metrics.samples(gateway_families.PROCESS_CPU.name):
+        for labels, seconds in metrics.samples(gateway_families.PROCESS_CPU):
             pid = labels["pid"]
             then, before = self._cpu.get(pid, (monotonic, seconds))
             share = (seconds - before) / (monotonic - then) if monotonic > then else 0.0
@@ -183,7 +178,7 @@ class Dashboard:
                     "slot": labels["slot"],
                     "role": labels["role"],
                     "pid": pid,
-                    "memory_bytes": memory.get(pid, 0),
+                    "memory_bytes": memory[pid],
                     "cpu_share": max(0.0, share),
                 }
             )
@@ -208,11 +203,11 @@ def _process_metrics(metrics: MetricsSnapshot) -> dict[str, Any]:
 
 
 def _totals(metrics: MetricsSnapshot) -> dict[str, float]:
-    requests = metrics.samples(families.REQUESTS.name)
+    requests = metrics.samples(families.REQUESTS)
     return {
         "requests": sum(value for _, value in requests),
         "errors": sum(value for labels, value in requests if int(labels["status"][0]) >= 4),
-        "tokens": metrics.total(families.TOKENS_USED, f"{families.TOKENS_USED.name}_sum"),
+        "tokens": metrics.total(families.TOKENS_USED, "_sum"),
         "lost": metrics.total(families.LOST),
     }
 
@@ -266,9 +261,7 @@ def _quantile(ordered: list[float], share: float) -> float | None:
 
 def _affinity(metrics: MetricsSnapshot) -> dict[str, float | None] | None:
     """Shares in percent: hits of requests with a session, and cached of all prompt tokens."""
-    results: dict[str, float] = defaultdict(float)
-    for labels, value in metrics.samples(families.AFFINITY.name):
-        results[labels["result"]] += value
+    results = metrics.by("result", families.AFFINITY)
     if not results:
         return None
     cached, prompts = _cached_by_backend(metrics)
@@ -282,12 +275,10 @@ def _cached_by_backend(metrics: MetricsSnapshot) -> tuple[dict[str, float], dict
     """Cached prompt tokens, and all of them, by label value."""
     cached: dict[str, float] = defaultdict(float)
     prompts: dict[str, float] = defaultdict(float)
-    for labels, value in metrics.samples(families.TOKEN_DETAILS.name):
+    for labels, value in metrics.samples(families.TOKEN_DETAILS):
         if labels["type"] == "cached":
             cached[labels["backend"]] += value
-    for labels, value in metrics.samples(
-        f"{families.TOKENS_USED.name}_sum", family=families.TOKENS_USED.name
-    ):
+    for labels, value in metrics.samples(families.TOKENS_USED, "_sum"):
         if labels["type"] == "prompt":
             prompts[labels["backend"]] += value
     return cached, prompts

@@ -146,7 +146,7 @@ def _nearly_spent(metrics: MetricsSnapshot) -> list[str]:
     """The budgets that have reached the share that warns, each with its subject."""
 
     def amounts(family: Family) -> dict[tuple[str, str], float]:
-        samples = metrics.samples(family.name)
+        samples = metrics.samples(family)
         return {(labels["budget"], labels["subject"]): value for labels, value in samples}
 
     warns_at = amounts(cost_families.BUDGET_WARN)

@@ -80,7 +80,7 @@ def trouble_of(counts: _Counts) -> Trouble | None:
 
 def _counts(metrics: MetricsSnapshot) -> dict[str, _Counts]:
     by_backend: dict[str, _Counts] = {}
-    for labels, value in metrics.samples(families.ATTEMPTS.name):
+    for labels, value in metrics.samples(families.ATTEMPTS):
         counts, outcome = by_backend.setdefault(labels["backend"], _Counts()), labels["outcome"]
         if outcome == "ok":
             counts.ok += value
@@ -90,10 +90,10 @@ def _counts(metrics: MetricsSnapshot) -> dict[str, _Counts]:
             counts.refused += value
         elif outcome in _UNANSWERED:
             counts.unanswered += value
-    for labels, value in metrics.samples(f"{families.TTFT.name}_count", family=families.TTFT.name):
-        by_backend.setdefault(labels["backend"], _Counts()).first_tokens += value
-    for labels, value in metrics.samples(f"{families.TTFT.name}_sum", family=families.TTFT.name):
-        by_backend.setdefault(labels["backend"], _Counts()).first_tokens_s += value
+    for backend, value in metrics.by("backend", families.TTFT, "_count").items():
+        by_backend.setdefault(backend, _Counts()).first_tokens = value
+    for backend, value in metrics.by("backend", families.TTFT, "_sum").items():
+        by_backend.setdefault(backend, _Counts()).first_tokens_s = value
     return by_backend
 
 

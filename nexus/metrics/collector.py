@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import chain
@@ -71,17 +72,21 @@ class MetricsSnapshot:
         self._families = {name: snapshots[name] for name in names}
         self.pending = pending
 
-    def samples(self, name: str, *, family: str | None = None) -> list[tuple[Labels, float]]:
-        """Labels and value of the samples of this name.
+    def samples(self, family: Family, part: str = "") -> list[tuple[Labels, float]]:
+        """Labels and value of a family's samples; of a histogram, `part` is `_sum` or `_count`."""
+        snapshot = self._families.get(family.name)
+        return snapshot.samples(family.name + part) if snapshot else []
 
-        `family` is the family's name if it differs, as for the parts of a histogram.
-        """
-        snapshot = self._families.get(family or name)
-        return snapshot.samples(name) if snapshot else []
+    def total(self, family: Family, part: str = "") -> float:
+        """The sum of these samples."""
+        return sum(value for _, value in self.samples(family, part))
 
-    def total(self, family: Family, name: str | None = None) -> float:
-        """The sum of the samples of a family; `name` if they have another name than the family."""
-        return sum(value for _, value in self.samples(name or family.name, family=family.name))
+    def by(self, label: str, family: Family, part: str = "") -> dict[str, float]:
+        """Their sum for each value of a label; 0 for other values."""
+        sums: dict[str, float] = defaultdict(float)
+        for labels, value in self.samples(family, part):
+            sums[labels[label]] += value
+        return sums
 
     def exposition(self) -> bytes:
         """Prometheus's text format, version 0.0.4."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from nexus.fleet.circuits import STATES, State
 from nexus.fleet.records import Snapshot
 from nexus.fleet.windows import RecentOutcomes, Trouble, Window
 from nexus.metrics import families
 from nexus.metrics.collector import MetricsSnapshot
-from nexus.metrics.exposition import Labels
 from nexus.metrics.family import Family
 from nexus.runtime.documents import Amount, Count, Document
 
@@ -89,29 +87,21 @@ def stats(
 
     `lately`: how each backend did in the last hour and day, by its label value.
     """
-    requests = reading.samples(families.REQUESTS.name)
+    requests = reading.samples(families.REQUESTS)
     success = sum(int(value) for labels, value in requests if int(labels["status"][0]) < 4)
     total = sum(int(value) for _, value in requests)
-    duration = reading.samples(f"{families.DURATION.name}_sum", family=families.DURATION.name)
-    probes = reading.samples(
-        f"{families.PROBE_LATENCY.name}_sum", family=families.PROBE_LATENCY.name
-    )
-    probe_counts = reading.samples(
-        f"{families.PROBE_LATENCY.name}_count", family=families.PROBE_LATENCY.name
-    )
     backends = {b.label: b.name for b in snapshot.backends} if snapshot else {}
     names = {label: name for name, label in snapshot.labels.backends.items()} if snapshot else {}
     models = {label: name for name, label in snapshot.labels.models.items()} if snapshot else {}
-    count_of, time_of = _by("backend", requests), _by("backend", duration)
-    probe_time, probe_count = _by("backend", probes), _by("backend", probe_counts)
-    circuits = _by("backend", reading.samples(families.CIRCUIT_STATE.name))
-    model_count, model_time = _by("model", requests), _by("model", duration)
-    ttft_time = _by(
-        "model", reading.samples(f"{families.TTFT.name}_sum", family=families.TTFT.name)
-    )
-    ttft_count = _by(
-        "model", reading.samples(f"{families.TTFT.name}_count", family=families.TTFT.name)
-    )
+    by = reading.by
+    count_of = by("backend", families.REQUESTS)
+    time_of = by("backend", families.DURATION, "_sum")
+    probe_time = by("backend", families.PROBE_LATENCY, "_sum")
+    probe_count = by("backend", families.PROBE_LATENCY, "_count")
+    circuits = by("backend", families.CIRCUIT_STATE)
+    model_count = by("model", families.REQUESTS)
+    model_time = by("model", families.DURATION, "_sum")
+    ttft_time, ttft_count = (by("model", families.TTFT, part) for part in ("_sum", "_count"))
 
     def backend(label: str) -> BackendStats:
         recent = lately.get(label, _NOTHING)
@@ -132,9 +122,7 @@ def stats(
         uptime_seconds=int(uptime_s),
         requests=RequestTotals(total=total, success=success, errors=total - success),
         streams=_streams(reading),
-        queue=QueueStats(
-            depth=int(sum(value for _, value in reading.samples(families.QUEUE_DEPTH.name)))
-        ),
+        queue=QueueStats(depth=int(reading.total(families.QUEUE_DEPTH))),
         backends=[backend(label) for label in sorted({*backends, *count_of})],
         models=[
             ModelStats(
@@ -156,31 +144,19 @@ _NOTHING = RecentOutcomes(last_hour=_NO_WINDOW, last_day=_NO_WINDOW, trouble=Non
 
 def _streams(reading: MetricsSnapshot) -> StreamStats:
     def mean(family: Family) -> float | None:
-        count = sum(
-            value for _, value in reading.samples(f"{family.name}_count", family=family.name)
-        )
-        total = sum(value for _, value in reading.samples(f"{family.name}_sum", family=family.name))
-        return total / count if count else None
+        count = reading.total(family, "_count")
+        return reading.total(family, "_sum") / count if count else None
 
     ttft_s, tpot_s = mean(families.TTFT), mean(families.TPOT)
     return StreamStats(
-        active=int(sum(value for _, value in reading.samples(families.STREAMS_ACTIVE.name))),
+        active=int(reading.total(families.STREAMS_ACTIVE)),
         average_ttft_ms=round(ttft_s * 1000, 3) if ttft_s is not None else None,
         average_tokens_per_second=round(1 / tpot_s, 3) if tpot_s else None,
         ends={
             end: int(n)
-            for end, n in sorted(
-                _by("reason", reading.samples(families.STREAM_ENDS_TOTAL.name)).items()
-            )
+            for end, n in sorted(reading.by("reason", families.STREAM_ENDS_TOTAL).items())
         },
     )
-
-
-def _by(label: str, samples: Iterable[tuple[Labels, float]]) -> dict[str, float]:
-    sums: dict[str, float] = defaultdict(float)
-    for labels, value in samples:
-        sums[labels[label]] += value
-    return sums
 
 
 def _average_ms(seconds: float, count: float) -> float:

@@ -18,13 +18,13 @@ class Collector:
         for outcome, number in outcomes.items():
             self.attempts[backend, outcome] = self.attempts.get((backend, outcome), 0) + number
 
-    def samples(self, name: str, *, family: str | None = None):
-        if name == families.ATTEMPTS.name:
-            return [
-                ({"backend": b, "outcome": o}, value) for (b, o), value in self.attempts.items()
-            ]
-        which = 0 if name.endswith("_count") else 1
-        return [({"model": "m", "backend": b}, pair[which]) for b, pair in self.ttft.items()]
+    def samples(self, family):
+        assert family is families.ATTEMPTS
+        return [({"backend": b, "outcome": o}, value) for (b, o), value in self.attempts.items()]
+
+    def by(self, label, family, part):
+        assert (label, family) == ("backend", families.TTFT)
+        return {b: pair[0 if part == "_count" else 1] for b, pair in self.ttft.items()}
 
 
 def test_rates_are_of_what_says_something_of_the_backend():
