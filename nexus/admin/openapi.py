@@ -132,7 +132,9 @@ def _probe(summary: str, kind: type | str, *, unready: bool = False, **more: Any
     return {"get": operation}
 
 
-def _admin(summary: str, kind: type, *errors: int, tag: str = "Backends", **more: Any) -> Schema:
+def _admin(
+    summary: str, kind: type | str, *errors: int, tag: str = "Backends", **more: Any
+) -> Schema:
     """An operation that always requires the token."""
     return _operation(summary, tag, kind, 401, *errors, security=[{"token": []}], **more)
 
@@ -194,19 +196,10 @@ def _admin_paths() -> dict[str, Any]:
         "/admin/backends/{name}/undrain": {
             "post": _change("Send it requests again", state, 404, body=_SAVE_BODY, **one)
         },
-        "/keys": {
-            "get": _operation(
-                "The page of keys", "Dashboard", "text/html", 401, 404, security=[{"token": []}]
-            )
-        },
+        "/keys": {"get": _admin("The page of keys", "text/html", 404, tag="Dashboard")},
         "/usage": {
-            "get": _operation(
-                "The page of usage, budgets, and limits",
-                "Dashboard",
-                "text/html",
-                401,
-                404,
-                security=[{"token": []}],
+            "get": _admin(
+                "The page of usage, budgets, and limits", "text/html", 404, tag="Dashboard"
             )
         },
         "/admin/keys": {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from nexus.cli.gateway import config_option
@@ -34,21 +36,11 @@ def route() -> None:
 )
 @click.option("--flexible", is_flag=True, help="As with the header X-Nexus-Flexible.")
 @returns_result
-def explain(
-    model: str,
-    config: str | None,
-    body: str | None,
-    session: str | None,
-    key: str,
-    endpoint: str | None,
-    flexible: bool,
-) -> Result:
+def explain(model: str, config: str | None, **options: Any) -> Result:
     """Show every backend with its score or why it is out, and in which order they would be tried.
 
     It exits with 1 if nothing can serve.
     """
     from nexus.cli.explanation import route_explain
 
-    return route_explain(
-        config, model, body=body, session=session, key=key, endpoint=endpoint, flexible=flexible
-    )
+    return route_explain(config, model, **options)

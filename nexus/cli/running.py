@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -116,22 +116,7 @@ def serve(
     metavar="SPEC",
     help="Such as status=503,rate=0.3; also the header x-demo-fault.",
 )
-def demo_backend(
-    host: str,
-    port: int,
-    name: str,
-    models: tuple[str, ...],
-    pace: float,
-    length: int,
-    usage: str,
-    kind: str,
-    says: TextIO | None,
-    cache_blocks: int,
-    prefill_ms: float,
-    slots: int,
-    seed: int,
-    fault: str,
-) -> None:
+def demo_backend(host: str, port: int, fault: str, says: TextIO | None, **manner: Any) -> None:
     """Run a small OpenAI-compatible backend that generates text, and misbehaves on request."""
     from nexus.cli.demo import run_demo
     from nexus_demo.faults import FaultSpec
@@ -145,17 +130,4 @@ def demo_backend(
         answers = json.load(says) if says is not None else {}
     except ValueError as error:
         raise ConfigError([f"--says: this is not JSON ({error})."]) from error
-    manner = Behaviour(
-        name=name,
-        models=models,
-        pace=pace,
-        length=length,
-        usage=usage,
-        seed=seed,
-        kind=kind,
-        says=answers,
-        cache_blocks=cache_blocks,
-        prefill_ms=prefill_ms,
-        slots=slots,
-    )
-    run_demo(manner, spec, host=host, port=port)
+    run_demo(Behaviour(says=answers, **manner), spec, host=host, port=port)

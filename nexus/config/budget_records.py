@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from nexus.config.cost_records import Usd, nano_usd
-from nexus.config.fields import Count, Section, doc
+from nexus.config.fields import Count, Section, doc, repeated
 from nexus.config.limit_records import Match
 
 RESERVED = "routing.budget"
@@ -101,7 +101,7 @@ def budget_conflicts(budgets: list[Budget]) -> Iterator[str]:
     if len(budgets) > MAX_BUDGETS:
         yield f"[[budgets]] has {len(budgets)} entries; at most {MAX_BUDGETS} are allowed."
     names = [budget.name for budget in budgets]
-    for name in sorted({name for name in names if names.count(name) > 1}):
+    for name in repeated(names):
         yield f'[[budgets]] name = "{name}" is used twice; each budget needs a name of its own.'
     if RESERVED in names:
         yield f'[[budgets]] name = "{RESERVED}" is that of [routing.budget]; take another one.'

@@ -15,6 +15,7 @@ from nexus.config.admin_records import Admin
 from nexus.config.budget_records import Budget, budget_conflicts
 from nexus.config.cost_records import price_conflicts
 from nexus.config.endpoint_records import endpoint_conflicts
+from nexus.config.fields import repeated
 from nexus.config.limit_records import (
     Limit,
     counting_limit_problems,
@@ -91,8 +92,7 @@ def _model_conflicts(backend: BackendConfig) -> Iterator[str]:
         yield "list = false leaves it without models; state them in [[backends.models]]."
     elif not (backend.models or backend.discover_models):
         yield "discover_models = false leaves it without models; state them in [[backends.models]]."
-    names = [model.name for model in backend.models]
-    for name in sorted({name for name in names if names.count(name) > 1}):
+    for name in repeated(model.name for model in backend.models):
         yield f'models name = "{name}" is used twice; state each model once.'
 
 
@@ -130,7 +130,7 @@ def _identity_conflicts(auth: Auth) -> Iterator[str]:
 def _access_conflicts(config: Config) -> Iterator[str]:
     yield from _identity_conflicts(config.auth)
     teams = [team.name for team in config.teams]
-    for name in sorted({name for name in teams if teams.count(name) > 1}):
+    for name in repeated(teams):
         yield f'[[teams]] name = "{name}" is used twice; each team needs a name of its own.'
     for team in config.teams:
         if team.limits is not None:
@@ -138,8 +138,7 @@ def _access_conflicts(config: Config) -> Iterator[str]:
             yield from (f"{where}: {problem}" for problem in own_limit_problems(team.limits))
     yield from _unknown_endpoints(config)
     yield from _empty_matches(config)
-    ids = [key.id for key in config.keys]
-    for id_ in sorted({id_ for id_ in ids if ids.count(id_) > 1}):
+    for id_ in repeated(key.id for key in config.keys):
         yield f'[[keys]] id = "{id_}" is used twice; each key needs an id of its own.'
     owners: dict[str, str] = {}
     for key in config.keys:

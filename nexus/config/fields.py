@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -44,6 +46,11 @@ def hints_of(record: type[msgspec.Struct]) -> dict[str, Any]:
     """The type of each setting of a record, by its name in the file."""
     hints = get_type_hints(record, include_extras=True)
     return {field.encode_name: hints[field.name] for field in msgspec.structs.fields(record)}
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that are given more than once, sorted."""
+    return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
 def doc(text: str) -> Meta:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from nexus.config.fields import Count, Section, Text, doc
+from nexus.config.fields import Count, Section, Text, doc, repeated
 
 MAX_LIMITS = 50
 """One request may be held to all of them at once."""
@@ -134,8 +134,7 @@ def limit_conflicts(limits: list[Limit]) -> Iterator[str]:
     """What is wrong with limits whose values all have the right form."""
     if len(limits) > MAX_LIMITS:
         yield f"[[limits]] has {len(limits)} entries; at most {MAX_LIMITS} are allowed."
-    names = [limit.name for limit in limits]
-    for name in sorted({name for name in names if names.count(name) > 1}):
+    for name in repeated(limit.name for limit in limits):
         yield f'[[limits]] name = "{name}" is used twice; each limit needs a name of its own.'
     for limit in limits:
         where = f'[[limits]] "{limit.name}"'

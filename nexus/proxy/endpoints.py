@@ -61,6 +61,23 @@ def _files(
 _STORED = IdReader(
     responses.named_ids, responses.stored_ids, responses.sealed, responses.background_state
 )
+
+
+def _stored(path: str, summary: str, *methods: str, streams: bool = False) -> Endpoint:
+    """The row of an endpoint for a response that a backend stores; `path` follows its id."""
+    return Endpoint(
+        name="responses",
+        path=f"/v1/responses/{{id}}{path}",
+        dialect=responses,
+        form=_NOTHING,
+        summary=summary,
+        streams=streams,
+        methods=methods,
+        body="none",
+        ids=_STORED,
+    )
+
+
 ENDPOINTS = EndpointTable(
     (
         Endpoint(
@@ -189,36 +206,9 @@ ENDPOINTS = EndpointTable(
             streams=True,
             ids=_STORED,
         ),
-        Endpoint(
-            name="responses",
-            path="/v1/responses/{id}",
-            dialect=responses,
-            form=_NOTHING,
-            summary="Get or delete a stored response",
-            streams=True,
-            methods=("GET", "DELETE"),
-            body="none",
-            ids=_STORED,
-        ),
-        Endpoint(
-            name="responses",
-            path="/v1/responses/{id}/cancel",
-            dialect=responses,
-            form=_NOTHING,
-            summary="Stop a response that is made in the background",
-            body="none",
-            ids=_STORED,
-        ),
-        Endpoint(
-            name="responses",
-            path="/v1/responses/{id}/input_items",
-            dialect=responses,
-            form=_NOTHING,
-            summary="List the input of a stored response",
-            methods=("GET",),
-            body="none",
-            ids=_STORED,
-        ),
+        _stored("", "Get or delete a stored response", "GET", "DELETE", streams=True),
+        _stored("/cancel", "Stop a response that is made in the background", "POST"),
+        _stored("/input_items", "List the input of a stored response", "GET"),
         _files("files", "/v1/files", "List files, or store one", "GET", "POST", body="any"),
         _files("files", "/v1/files/{id}", "Describe or delete a file", "GET", "DELETE"),
         _files("files", "/v1/files/{id}/content", "Get the content of a file", "GET"),

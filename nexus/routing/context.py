@@ -110,12 +110,4 @@ def ignoring_circuits(now: RoutingContext) -> Conditions:
         found = now.status(column, model)
         return msgspec.structs.replace(found, state="closed") if found.state == "open" else found
 
-    return Conditions(
-        load=now.load,
-        status=status,
-        waited_for=now.waited_for,
-        holders=now.holders,
-        repeats=now.repeats,
-        cursor=now.cursor,
-        chance=now.chance,
-    )
+    return msgspec.structs.replace(with_load(now, now.load), status=status)

@@ -140,9 +140,7 @@ def test_a_second_process_without_hooks_counts_in_memory(app, run_dir, capfd):
 @pytest.mark.parametrize(
     ("method", "path", "headers", "status", "code", "anthropic"),
     [
-        ("GET", "/v1/nothing", {}, 404, "not_found", False),
         ("GET", "/v1/nothing", {"anthropic-version": "2023-06-01"}, 404, "not_found", True),
-        ("POST", "/v1/models", {}, 405, "method_not_allowed", False),
         (
             "POST",
             "/v1/models",
@@ -151,8 +149,6 @@ def test_a_second_process_without_hooks_counts_in_memory(app, run_dir, capfd):
             "method_not_allowed",
             True,
         ),
-        ("POST", "/v1/chat/completions", {}, 500, "internal", False),
-        ("POST", "/v1/messages", {}, 500, "internal", True),
         ("POST", "/v1/messages/count_tokens", {}, 500, "internal", True),
         ("GET", "/v1/stats", {}, 500, "internal", False),
     ],
