@@ -8,8 +8,7 @@ from typing import Any, Protocol
 from flask import Blueprint, Response, request
 from werkzeug.routing import PathConverter
 
-from nexus.admin.access import error_response
-from nexus.admin.changes import admin_blueprint, json_body
+from nexus.admin.changes import admin_blueprint, json_body, refuse
 from nexus.admin.responses import BackendList, BackendState, RemovedBackend, json_response
 from nexus.config import ConfigError
 from nexus.config.changes import BackendExists, UnknownBackend
@@ -65,18 +64,10 @@ def backend_endpoints(admin: BackendAdmin, *, token: Callable[[], str]) -> Bluep
     def undrain(name: str) -> Response:
         return json_response(admin.drain_backend(name, on=False, save=_save_flag()))
 
-    @blueprint.errorhandler(UnknownBackend)
-    def unknown(error: UnknownBackend) -> Response:
-        return error_response(404, "unknown_backend", f"There is no backend {str(error)[:200]!r}.")
-
-    @blueprint.errorhandler(BackendExists)
-    def exists(error: BackendExists) -> Response:
-        message = (
-            f"There is a backend {str(error)[:200]!r} already; "
-            "remove that one first, or give this another name."
-        )
-        return error_response(409, "backend_exists", message)
-
+    refuse(blueprint, UnknownBackend, 404, "unknown_backend", "There is no backend {!r}.")
+    hint = "remove that one first, or give this another name"
+    message = f"There is a backend {{!r}} already; {hint}."
+    refuse(blueprint, BackendExists, 409, "backend_exists", message)
     return blueprint
 
 

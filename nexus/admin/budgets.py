@@ -9,8 +9,7 @@ import msgspec
 from flask import Blueprint, Response
 
 from nexus.access.budgets import BudgetSummary, UnknownBudget
-from nexus.admin.access import error_response
-from nexus.admin.changes import admin_blueprint, json_body
+from nexus.admin.changes import admin_blueprint, json_body, refuse
 from nexus.admin.context import AdminContext
 from nexus.admin.responses import json_response
 from nexus.config.cost_records import SOME_USD
@@ -63,8 +62,5 @@ def budget_endpoints(
     def grant() -> Response:
         return json_response(admin.grant(json_body()), 201)
 
-    @blueprint.errorhandler(UnknownBudget)
-    def unknown(error: UnknownBudget) -> Response:
-        return error_response(404, "unknown_budget", f"There is no budget {str(error)[:200]!r}.")
-
+    refuse(blueprint, UnknownBudget, 404, "unknown_budget", "There is no budget {!r}.")
     return blueprint

@@ -32,6 +32,17 @@ def admin_blueprint(name: str, path: str, token: Callable[[], str]) -> Blueprint
     return blueprint
 
 
+def refuse(
+    blueprint: Blueprint, kind: type[Exception], status: int, code: str, message: str
+) -> None:
+    """Answer a view that raises such an exception; in `message`, `{}` is what that says."""
+
+    def handle(error: Exception) -> Response:
+        return error_response(status, code, message.format(str(error)[:200]))
+
+    blueprint.register_error_handler(kind, handle)
+
+
 def json_body() -> dict[str, Any]:
     """The object in the body; an empty body is an empty object. Raises `ConfigError`."""
     content = request.get_data()

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, Protocol
 import msgspec
 from flask import Blueprint, Response
 
-from nexus.admin.access import error_response
-from nexus.admin.changes import admin_blueprint, json_body
+from nexus.admin.changes import admin_blueprint, json_body, refuse
 from nexus.admin.responses import json_response
 from nexus.config import ConfigError
 from nexus.config.access_records import Priority
@@ -172,7 +171,11 @@ def key_endpoints(admin: KeyAdmin, *, token: Callable[[], str]) -> Blueprint:
             raise ConfigError([f"The rotation is not valid: {error}."]) from error
         return _with_secret(admin.rotate_key(key_id, grace_s=rotation.grace_seconds))
 
-    _handle_errors(blueprint)
+    refuse(blueprint, UnknownKey, 404, "unknown_key", "There is no key {!r}.")
+    refuse(blueprint, KeyExists, 409, "key_exists", "There is a key {!r} already.")
+    hint = "change it there, and run `nexus reload`"
+    message = f"The key {{}} is in the configuration file; {hint}."
+    refuse(blueprint, KeyInFile, 409, "key_in_file", message)
     return blueprint
 
 
@@ -180,21 +183,3 @@ def _with_secret(made: MadeKey, status: int = 200) -> Response:
     response = json_response(made, status)
     response.headers["cache-control"] = "no-store"
     return response
-
-
-def _handle_errors(blueprint: Blueprint) -> None:
-    @blueprint.errorhandler(UnknownKey)
-    def unknown(error: UnknownKey) -> Response:
-        return error_response(404, "unknown_key", f"There is no key {str(error)[:200]!r}.")
-
-    @blueprint.errorhandler(KeyExists)
-    def exists(error: KeyExists) -> Response:
-        return error_response(409, "key_exists", f"There is a key {str(error)[:200]!r} already.")
-
-    @blueprint.errorhandler(KeyInFile)
-    def in_file(error: KeyInFile) -> Response:
-        message = (
-            f"The key {error} is in the configuration file; "
-            "change it there, and run `nexus reload`."
-        )
-        return error_response(409, "key_in_file", message)

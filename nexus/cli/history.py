@@ -46,20 +46,13 @@ _HEAD = ("ENDED", "", "MODEL", "BACKEND", "TOOK", "FIRST", "TOKENS")
 @gateway_options
 @json_option
 def history(
-    limit: int,
-    status: str | None,
-    model: str | None,
-    backend: str | None,
-    follow: bool,
-    gateway: Gateway,
-    as_json: bool,
+    limit: int, follow: bool, gateway: Gateway, as_json: bool, **filters: str | None
 ) -> None:
     """Show the last requests, the newest at the end.
 
     --json lists them newest first, as /v1/history does. With --follow it prints one object a line.
     It exits with 1 if there is none.
     """
-    filters = {"status": status, "model": model, "backend": backend}
     requests = _ended(gateway, limit, filters)
     if follow:
         _follow(gateway, requests, filters, as_json=as_json)

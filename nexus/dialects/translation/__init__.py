@@ -9,8 +9,6 @@ from nexus.dialects.translation.messages_to_chat import MESSAGES_TO_CHAT
 from nexus.dialects.translation.responses_to_chat import RESPONSES_TO_CHAT
 from nexus.dialects.translation.translation import Translation
 
-__all__ = ["TRANSLATIONS", "Translation"]
-
 TRANSLATIONS: Mapping[str, Translation] = {
     one.name: one for one in (MESSAGES_TO_CHAT, RESPONSES_TO_CHAT, CHAT_TO_MESSAGES)
 }

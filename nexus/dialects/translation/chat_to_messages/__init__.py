@@ -9,8 +9,6 @@ from nexus.dialects.translation.chat_to_messages.request import translate_reques
 from nexus.dialects.translation.chat_to_messages.response import translate_response
 from nexus.dialects.translation.translation import Translation
 
-__all__ = ["CHAT_TO_MESSAGES"]
-
 CHAT_TO_MESSAGES = Translation(
     name="chat-to-messages",
     path="/v1/messages",

@@ -9,8 +9,6 @@ from nexus.dialects.translation.messages_to_chat.request import translate_reques
 from nexus.dialects.translation.messages_to_chat.response import translate_response
 from nexus.dialects.translation.translation import Translation
 
-__all__ = ["MESSAGES_TO_CHAT"]
-
 MESSAGES_TO_CHAT = Translation(
     name="messages-to-chat",
     path="/v1/chat/completions",

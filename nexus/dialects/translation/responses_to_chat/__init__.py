@@ -9,8 +9,6 @@ from nexus.dialects.translation.responses_to_chat.request import translate_reque
 from nexus.dialects.translation.responses_to_chat.response import translate_response
 from nexus.dialects.translation.translation import Translation
 
-__all__ = ["RESPONSES_TO_CHAT"]
-
 RESPONSES_TO_CHAT = Translation(
     name="responses-to-chat",
     path="/v1/chat/completions",
