@@ -32,8 +32,7 @@ from bench.affinity import (
     Talk,
 )
 from nexus.config import BackendConfig, Config
-from nexus.config.records import Routing
-from nexus.config.routing_records import Affinity
+from nexus.config.routing_records import Affinity, Routing
 from nexus.dialects import openai
 from nexus.dialects.base import PromptField, RequestForm
 from nexus.fleet.prefix_table import PrefixTable

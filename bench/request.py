@@ -26,8 +26,7 @@ from nexus.config.access_records import Auth, Key
 from nexus.config.budget_records import Budget
 from nexus.config.cost_records import Costs, Price
 from nexus.config.limit_records import Limit
-from nexus.config.records import Routing
-from nexus.config.routing_records import Affinity
+from nexus.config.routing_records import Affinity, Routing
 from nexus.fleet.records import Backend, Labels, Model, Snapshot
 from nexus.fleet.run_directory import RunDirectory
 from nexus.fleet.slot_lease import SlotLease

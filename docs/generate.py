@@ -14,26 +14,16 @@ import msgspec
 
 from nexus.cli.main import COMMANDS, cli
 from nexus.cli.output import EXIT_STATUSES
+from nexus.config.access_records import Key, Team
+from nexus.config.backend_records import BackendConfig, ModelConfig
+from nexus.config.budget_records import Budget
 from nexus.config.checking import describe
-from nexus.config.fields import hints_of
-from nexus.config.limit_records import OwnLimits
-from nexus.config.records import (
-    ENVIRONMENT,
-    NOT_SUPPORTED,
-    RESTART_ONLY,
-    BackendConfig,
-    Budget,
-    Config,
-    CustomEndpoint,
-    Key,
-    Limit,
-    ModelConfig,
-    Policy,
-    Price,
-    Section,
-    Team,
-    Tier,
-)
+from nexus.config.cost_records import Price, Tier
+from nexus.config.endpoint_records import CustomEndpoint
+from nexus.config.fields import Section, hints_of
+from nexus.config.limit_records import Limit, OwnLimits
+from nexus.config.records import ENVIRONMENT, NOT_SUPPORTED, RESTART_ONLY, Config
+from nexus.config.routing_records import Policy
 from nexus.config.template import documentation, field_default, template, toml
 from nexus.dialects.translation import TRANSLATIONS
 from nexus.errors import FAULTS

@@ -11,7 +11,8 @@ import time
 import pytest
 
 from nexus.config import Config
-from nexus.config.records import Queue, Server
+from nexus.config.records import Server
+from nexus.config.routing_records import Queue
 from tests.support.load import chat
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, Workers, backend, backend_toml

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from nexus.config import Config
-from nexus.config.records import Policy, Queue, Routing
+from nexus.config.routing_records import Policy, Queue, Routing
 from nexus.fleet.records import Model
 from nexus.metrics.label_values import EXCLUSION_REASONS
 from tests.support.polling import until

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from nexus.config import Config
-from nexus.config.records import CircuitBreaker, Routing, Server
+from nexus.config.records import Server
+from nexus.config.routing_records import CircuitBreaker, Routing
 from nexus.errors import FAULTS
 from tests.support.load import ParsedRequest, chat, run
 from tests.support.metrics import moved

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from nexus.config import Config
-from nexus.config.records import Queue, Routing, Server
+from nexus.config.records import Server
+from nexus.config.routing_records import Queue, Routing
 from tests.support.load import chat, run
 from tests.support.metrics import moved
 from tests.support.polling import until

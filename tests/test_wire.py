@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from nexus.config import Config
-from nexus.config.records import CircuitBreaker
+from nexus.config.routing_records import CircuitBreaker
 from tests.support.load import chat
 from tests.support.polling import until
 from tests.support.processes import Workers, backend

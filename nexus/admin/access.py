@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from flask import Response, request
 
-from nexus.config.records import Admin
+from nexus.config.admin_records import Admin
 from nexus.config.secrets import SecretError, secret
 from nexus.dialects.openai.errors import error_body
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from nexus.admin.access import admin_token
 from nexus.admin.live_updates import LiveUpdates
-from nexus.config.records import Admin
+from nexus.config.admin_records import Admin
 from nexus.fleet.problems import ProblemList, read_problems
 from nexus.fleet.records import Snapshot
 from nexus.fleet.request_log import RequestLog, RequestRecord

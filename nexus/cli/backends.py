@@ -20,7 +20,7 @@ from nexus.cli.output import (
     state,
     table,
 )
-from nexus.config.records import BackendType, Zone
+from nexus.config.fields import BackendType, Zone
 from nexus.fleet.records import Status
 from nexus.runtime.text import suggest
 

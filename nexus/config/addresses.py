@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from nexus.config.records import BackendConfig
+from nexus.config.backend_records import BackendConfig
 
 _APPENDED = (
     "/models",

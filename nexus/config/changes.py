@@ -11,10 +11,12 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
+from nexus.config.access_records import Key
+from nexus.config.backend_records import BackendConfig
 from nexus.config.budget_records import Grant
 from nexus.config.checking import ConfigError, check_table
 from nexus.config.consistency import find_conflicts
-from nexus.config.records import BackendConfig, Config, Key
+from nexus.config.records import Config
 
 Origin = Literal["file", "saved", "added"]
 

@@ -12,23 +12,18 @@ from urllib.parse import urlsplit
 from nexus.config.access_records import ENDPOINTS, KEY_HEADERS, RESERVED_KEYS, Auth
 from nexus.config.addresses import backend_problems, is_loopback, listen_address
 from nexus.config.admin_records import Admin
+from nexus.config.backend_records import BackendConfig
 from nexus.config.budget_records import Budget, budget_conflicts
 from nexus.config.cost_records import price_conflicts
 from nexus.config.endpoint_records import endpoint_conflicts
-from nexus.config.fields import repeated
+from nexus.config.fields import MAX_ALIAS_DEPTH, MAX_BACKENDS, repeated
 from nexus.config.limit_records import (
     Limit,
     counting_limit_problems,
     limit_conflicts,
     own_limit_problems,
 )
-from nexus.config.records import (
-    MAX_ALIAS_DEPTH,
-    MAX_BACKENDS,
-    NOT_SUPPORTED,
-    BackendConfig,
-    Config,
-)
+from nexus.config.records import NOT_SUPPORTED, Config
 from nexus.config.request_log_records import request_log_conflicts
 from nexus.config.secrets import SecretError, displayable_name, secret
 from nexus.runtime.text import suggest

@@ -13,78 +13,27 @@ from msgspec import Meta
 
 from nexus.config.access_records import Auth, Key, Team
 from nexus.config.admin_records import Admin, Cors, Dashboard
-from nexus.config.backend_records import BackendConfig, ModelConfig
+from nexus.config.backend_records import BackendConfig
 from nexus.config.budget_records import Budget
-from nexus.config.cost_records import Costs, Price, Tier
-from nexus.config.endpoint_records import CustomEndpoint, DefaultModels, Endpoints
+from nexus.config.cost_records import Costs
+from nexus.config.endpoint_records import Endpoints
 from nexus.config.fields import (
-    MAX_ALIAS_DEPTH,
-    MAX_BACKENDS,
-    BackendType,
     Count,
     LogFormat,
     LogLevel,
     Seconds,
     Section,
-    Strategy,
-    Task,
     Text,
-    Zone,
     doc,
 )
 from nexus.config.limit_records import Limit
 from nexus.config.request_log_records import RequestLog
 from nexus.config.routing_records import (
     CircuitBreaker,
-    CloudBudget,
-    Policy,
     Quality,
     Queue,
     Routing,
-    Weights,
 )
-
-__all__ = [
-    "ENVIRONMENT",
-    "MAX_ALIAS_DEPTH",
-    "MAX_BACKENDS",
-    "NOT_SUPPORTED",
-    "RESTART_ONLY",
-    "Admin",
-    "Auth",
-    "BackendConfig",
-    "BackendType",
-    "Budget",
-    "CircuitBreaker",
-    "CloudBudget",
-    "Config",
-    "Cors",
-    "Costs",
-    "CustomEndpoint",
-    "Dashboard",
-    "DefaultModels",
-    "Discovery",
-    "HealthCheck",
-    "Key",
-    "Limit",
-    "Logging",
-    "Metrics",
-    "ModelConfig",
-    "Policy",
-    "Price",
-    "Quality",
-    "Queue",
-    "RequestLog",
-    "Routing",
-    "Section",
-    "Server",
-    "Strategy",
-    "Task",
-    "Team",
-    "Tier",
-    "Weights",
-    "Zone",
-]
 
 
 class Server(Section, frozen=True):

@@ -10,19 +10,13 @@ from typing import Any
 import msgspec
 from msgspec import inspect as shapes
 
+from nexus.config.backend_records import BackendConfig, ModelConfig
 from nexus.config.budget_records import Budget
 from nexus.config.checking import describe
-from nexus.config.fields import hints_of
+from nexus.config.endpoint_records import CustomEndpoint
+from nexus.config.fields import Section, hints_of
 from nexus.config.limit_records import Limit, Match
-from nexus.config.records import (
-    ENVIRONMENT,
-    NOT_SUPPORTED,
-    BackendConfig,
-    Config,
-    CustomEndpoint,
-    ModelConfig,
-    Section,
-)
+from nexus.config.records import ENVIRONMENT, NOT_SUPPORTED, Config
 
 _WIDTH = 100
 _LEFT_OUT = {*NOT_SUPPORTED, "backends.models", "endpoints.custom"}

@@ -22,7 +22,7 @@ from typing import Literal
 import msgspec
 
 from nexus.config import Config
-from nexus.config.records import CircuitBreaker as Settings
+from nexus.config.routing_records import CircuitBreaker as Settings
 from nexus.fleet.circuits import Circuit, CircuitTable
 from nexus.fleet.load_table import LoadTable
 

@@ -8,7 +8,7 @@ import gevent
 from msgspec.structs import replace
 
 from nexus.config import BackendConfig
-from nexus.config.records import BackendType
+from nexus.config.fields import BackendType
 from nexus.health.prober import ProbeOutcome, Prober
 from nexus.providers import PROVIDERS, Provider
 from nexus.providers.probing import ProbeResult

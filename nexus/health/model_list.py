@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from nexus.config import BackendConfig
-from nexus.config.records import ModelConfig
+from nexus.config.backend_records import ModelConfig
 from nexus.providers.probing import BadProbeResponse, Fetch, Model, ProbeResult
 
 MAX_MODELS = 10_000

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from nexus.config.records import Cors
+from nexus.config.admin_records import Cors
 
 _EVERY = "*"
 _METHODS = "GET, POST, DELETE, OPTIONS"

@@ -13,7 +13,8 @@ import msgspec
 
 from nexus.access.budgets import BudgetSummary
 from nexus.access.callers import Caller
-from nexus.config.records import Cors, Server
+from nexus.config.admin_records import Cors
+from nexus.config.records import Server
 from nexus.errors import RequestFailed
 from nexus.fleet.background_table import BackgroundTable
 from nexus.fleet.circuits import CircuitTable

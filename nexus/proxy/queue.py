@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from nexus.config.records import Queue as Settings
+from nexus.config.routing_records import Queue as Settings
 from nexus.errors import RequestFailed
 from nexus.fleet.load_table import LoadTable, Row
 from nexus.fleet.records import Backend

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
-from nexus.config.records import Policy
+from nexus.config.routing_records import Policy
 from nexus.fleet.records import Backend
 
 POLICY_REASONS = ("privacy_restricted", "tier_below_minimum", "budget_exhausted")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from nexus.config.records import Weights
+from nexus.config.routing_records import Weights
 from nexus.routing.candidate import Candidate
 from nexus.routing.context import RoutingContext
 

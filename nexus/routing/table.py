@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from nexus.config.records import MAX_ALIAS_DEPTH, Routing
-from nexus.config.routing_records import Affinity
+from nexus.config.fields import MAX_ALIAS_DEPTH
+from nexus.config.routing_records import Affinity, Routing
 from nexus.fleet.records import Backend, Snapshot
 from nexus.providers.base import DIALECTS
 from nexus.routing.affinity import Placement, Session, rendezvous_order

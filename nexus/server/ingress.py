@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from nexus.config.records import Cors
+from nexus.config.admin_records import Cors
 from nexus.dialects.base import Dialect
 from nexus.http import cross_origin
 from nexus.proxy.endpoints import ENDPOINTS

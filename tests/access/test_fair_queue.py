@@ -13,7 +13,7 @@ import pytest
 from nexus.access.keys import digest
 from nexus.config import Config
 from nexus.config.access_records import Auth, Key, Team
-from nexus.config.records import Queue
+from nexus.config.routing_records import Queue
 from tests.support.polling import until
 from tests.support.processes import Workers, backend
 from tests.support.replay import Replay, whole

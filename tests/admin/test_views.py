@@ -6,7 +6,8 @@ import pytest
 
 from nexus.app import create_app
 from nexus.config import Config
-from nexus.config.records import Admin, Server
+from nexus.config.admin_records import Admin
+from nexus.config.records import Server
 from tests.support.metrics import Scrape
 
 CHAT = {"model": "demo-small", "messages": [{"role": "user", "content": "hi"}]}

@@ -4,7 +4,8 @@ import pytest
 
 from nexus.config.access_records import ENDPOINTS, Key, Team
 from nexus.config.consistency import find_conflicts
-from nexus.config.records import Config, CustomEndpoint, Endpoints
+from nexus.config.endpoint_records import CustomEndpoint, Endpoints
+from nexus.config.records import Config
 from nexus.proxy import endpoints
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from nexus.config import ConfigError, load
-from nexus.config.records import Weights
+from nexus.config.routing_records import Weights
 from nexus.fleet.records import Backend, Model
 from nexus.routing.candidate import Candidate
 from nexus.routing.context import Conditions

@@ -5,9 +5,10 @@ import re
 import pytest
 
 from nexus.app import create_app
+from nexus.config.backend_records import BackendConfig
 from nexus.config.consistency import find_conflicts
-from nexus.config.endpoint_records import PATHS
-from nexus.config.records import BackendConfig, Config, CustomEndpoint, Endpoints, Server
+from nexus.config.endpoint_records import PATHS, CustomEndpoint, Endpoints
+from nexus.config.records import Config, Server
 from nexus.proxy.endpoints import ENDPOINTS
 
 VOICES = CustomEndpoint(path="/v1/audio/voices")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.config import Config
-from nexus.config.records import CircuitBreaker as Settings
+from nexus.config.routing_records import CircuitBreaker as Settings
 from nexus.fleet.circuit_breaker import CircuitBreaker, Event, open_for_s, report
 from nexus.fleet.circuits import Circuit, CircuitTable
 from nexus.fleet.load_table import LoadTable

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from nexus.config import Config, ConfigError
-from nexus.config.records import Key
+from nexus.config.access_records import Key
 from nexus.fleet.state_directory import StateDirectory
 from nexus.health.changes import ChangeFiles
 

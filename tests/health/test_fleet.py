@@ -2,7 +2,8 @@
 
 from nexus.config import BackendConfig, Config
 from nexus.config.changes import Overlay
-from nexus.config.records import HealthCheck, Metrics, Routing
+from nexus.config.records import HealthCheck, Metrics
+from nexus.config.routing_records import Routing
 from nexus.fleet.records import Model
 from nexus.health.fleet import Fleet
 from nexus.health.prober import ProbeOutcome

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from nexus.config import BackendConfig
-from nexus.config.records import ModelConfig
+from nexus.config.backend_records import ModelConfig
 from nexus.health.model_list import MAX_MODELS, MAX_NAME_LENGTH, probe, with_configured
 from nexus.providers.probing import BadProbeResponse, Model
 

@@ -11,7 +11,7 @@ import anthropic
 import pytest
 
 from nexus.config import Config
-from nexus.config.records import Routing
+from nexus.config.routing_records import Routing
 from tests.corpus import __file__ as corpus
 from tests.support.processes import Workers, backend
 from tests.support.replay import HEAD, Replay

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from nexus.config import BackendConfig, Config
-from nexus.config.records import Auth, Queue
+from nexus.config.access_records import Auth
+from nexus.config.routing_records import Queue
 from nexus.fleet.records import Backend, Model, Snapshot
 from nexus.fleet.snapshot import SnapshotReader, SnapshotWriter
 from nexus.proxy.fleet_view import FleetView, View

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from nexus.config import BackendConfig, Config
-from nexus.config.records import CircuitBreaker
+from nexus.config.routing_records import CircuitBreaker
 from nexus.errors import FAULTS, Blame
 from nexus.fleet.circuits import Circuit
 from nexus.fleet.records import Backend

@@ -4,8 +4,7 @@ from collections import Counter
 
 import pytest
 
-from nexus.config.records import Routing
-from nexus.config.routing_records import Affinity
+from nexus.config.routing_records import Affinity, Routing
 from nexus.dialects import openai
 from nexus.dialects.base import PromptField, RequestForm
 from nexus.errors import RequestFailed

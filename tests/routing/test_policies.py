@@ -2,7 +2,7 @@
 
 import pytest
 
-from nexus.config.records import Policy
+from nexus.config.routing_records import Policy
 from nexus.routing.policies import Constraints, Policies
 
 SECRET = Policy(model_pattern="secret-*", privacy="restricted")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.config import BackendConfig, Config
-from nexus.config.records import Policy, Routing
+from nexus.config.routing_records import Policy, Routing
 from nexus.errors import RequestFailed
 from nexus.fleet.records import Backend, Model, Snapshot
 from nexus.fleet.status import CLEAR, EndpointStatus

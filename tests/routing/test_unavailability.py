@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 
-from nexus.config.records import Policy
+from nexus.config.routing_records import Policy
 from nexus.errors import RequestFailed
 from nexus.fleet.records import Model
 from nexus.fleet.status import CLEAR, EndpointStatus

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from nexus.config.records import Cors
+from nexus.config.admin_records import Cors
 from nexus.http import cross_origin
 from tests.server.asking import (
     CHAT,

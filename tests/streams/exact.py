@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from nexus.config import Config
-from nexus.config.records import CircuitBreaker, Routing
+from nexus.config.routing_records import CircuitBreaker, Routing
 from tests.corpus import RECORDINGS
 from tests.support.load import chat, run
 from tests.support.metrics import moved

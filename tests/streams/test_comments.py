@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from nexus.config import Config
-from nexus.config.records import Routing, Server
+from nexus.config.records import Server
+from nexus.config.routing_records import Routing
 from tests.streams.exact import flat, stream
 from tests.support.load import chat
 from tests.support.polling import until

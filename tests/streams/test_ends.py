@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nexus.config import Config
-from nexus.config.records import CircuitBreaker
+from nexus.config.routing_records import CircuitBreaker
 from tests.streams.exact import CONFIG, Client, flat, stream
 from tests.support.load import chat, run
 from tests.support.metrics import moved

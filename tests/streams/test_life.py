@@ -9,7 +9,8 @@ import time
 import pytest
 
 from nexus.config import Config
-from nexus.config.records import CircuitBreaker, Routing, Server
+from nexus.config.records import Server
+from nexus.config.routing_records import CircuitBreaker, Routing
 from tests.streams.exact import CONFIG, Client, flat
 from tests.support.processes import backend
 from tests.support.replay import HEAD, Replay

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from nexus.config import Config
-from nexus.config.records import Routing, Server
+from nexus.config.records import Server
+from nexus.config.routing_records import Routing
 from tests.support.processes import ROOT, Workers, backend
 from tests.support.replay import HEAD, Replay
 

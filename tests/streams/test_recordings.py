@@ -8,7 +8,7 @@ import time
 import pytest
 
 from nexus.config import Config
-from nexus.config.records import Routing
+from nexus.config.routing_records import Routing
 from tests.corpus import RECORDINGS, recorded
 from tests.streams.exact import CONFIG, NAMES, Client, flat, stream
 from tests.support.load import chat, run
