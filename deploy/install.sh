@@ -7,7 +7,7 @@ usage() {
 Usage: deploy/install.sh [options]
 
   --dry-run       print what it would do, and do nothing
-  --uninstall     remove the installation, but keep the configuration and saved backends
+  --uninstall     remove the installation, but keep the configuration and /var/lib/nexus
   --purge         with --uninstall: remove those, too
   --wheels DIR    take the packages from this directory instead of the network; in the checkout,
                   `pip wheel -r requirements.txt . -w DIR` fills it

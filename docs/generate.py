@@ -143,7 +143,7 @@ def errors() -> str:
 CONFIGURATION = """\
 # Configuration
 
-Every section and key, generated from `nexus/config/records.py`.
+Every section and key, generated from the records in `nexus/config`.
 [nexus.example.toml](../nexus.example.toml) has the same as a file, which `nexus config init`
 writes. `nexus config check` finds mistakes in your file. `nexus config show --origin` prints the
 values in use and their sources.
