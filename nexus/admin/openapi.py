@@ -15,15 +15,7 @@ from nexus import __version__
 from nexus.access.budgets import BudgetSummary
 from nexus.admin.budgets import BudgetList, NewGrant
 from nexus.admin.history import MAX_REQUESTS
-from nexus.admin.keys import (
-    ChangedKey,
-    KeyList,
-    KeyState,
-    MadeKey,
-    NewKey,
-    RemovedKey,
-    Rotation,
-)
+from nexus.admin.keys import ChangedKey, KeyList, KeyState, MadeKey, NewKey, RemovedKey, Rotation
 from nexus.admin.openapi_clients import SCHEMAS, client_paths
 from nexus.admin.openapi_schema import (
     FLAG,

@@ -17,23 +17,10 @@ from nexus.config.backend_records import BackendConfig
 from nexus.config.budget_records import Budget
 from nexus.config.cost_records import Costs
 from nexus.config.endpoint_records import Endpoints
-from nexus.config.fields import (
-    Count,
-    LogFormat,
-    LogLevel,
-    Seconds,
-    Section,
-    Text,
-    doc,
-)
+from nexus.config.fields import Count, LogFormat, LogLevel, Seconds, Section, Text, doc
 from nexus.config.limit_records import Limit
 from nexus.config.request_log_records import RequestLog
-from nexus.config.routing_records import (
-    CircuitBreaker,
-    Quality,
-    Queue,
-    Routing,
-)
+from nexus.config.routing_records import CircuitBreaker, Quality, Queue, Routing
 
 
 class Server(Section, frozen=True):

@@ -7,14 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from nexus.config.fields import (
-    BackendType,
-    Count,
-    Seconds,
-    Section,
-    Strategy,
-    doc,
-)
+from nexus.config.fields import BackendType, Count, Seconds, Section, Strategy, doc
 
 
 class Weights(Section, frozen=True):

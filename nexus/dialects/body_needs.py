@@ -13,13 +13,7 @@ from typing import ClassVar
 
 import msgspec
 
-from nexus.dialects.base import (
-    InvalidBody,
-    ModelMissing,
-    ParsedRequest,
-    PromptField,
-    RequestForm,
-)
+from nexus.dialects.base import InvalidBody, ModelMissing, ParsedRequest, PromptField, RequestForm
 from nexus.dialects.conversation import text_at
 from nexus.dialects.json_body import Raw, read_fields
 

@@ -13,13 +13,7 @@ from nexus.fleet.records import Backend
 from nexus.fleet.status import CLEAR, EndpointStatus
 from nexus.routing.affinity import Placement, Result, Source
 from nexus.routing.candidate import Candidate
-from nexus.routing.context import (
-    RouteQuery,
-    RoutingContext,
-    Tried,
-    ignoring_circuits,
-    with_load,
-)
+from nexus.routing.context import RouteQuery, RoutingContext, Tried, ignoring_circuits, with_load
 from nexus.routing.evaluation import allowed_chain, evaluate_chain, unavailable_now
 from nexus.routing.needs import Needs
 from nexus.routing.refusal import no_route

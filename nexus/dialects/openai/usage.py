@@ -99,11 +99,12 @@ def _usage(fields: _Fields) -> Usage | None:
     prompt, completion = count(fields.prompt_tokens), count(fields.completion_tokens)
     if prompt is None and completion is None:
         return None
+    of_prompt, of_completion = fields.prompt_tokens_details, fields.completion_tokens_details
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        cached_tokens=detail(fields.prompt_tokens_details, "cached_tokens"),
-        reasoning_tokens=detail(fields.completion_tokens_details, "reasoning_tokens"),
+        cached_tokens=detail(of_prompt, "cached_tokens") if of_prompt else None,
+        reasoning_tokens=detail(of_completion, "reasoning_tokens") if of_completion else None,
     )
 
 

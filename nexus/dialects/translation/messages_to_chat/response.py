@@ -9,13 +9,7 @@ import msgspec
 from nexus.dialects import openai
 from nexus.dialects.base import Usage
 from nexus.dialects.lenient_json import UNREADABLE
-from nexus.dialects.translation.completion import (
-    Call,
-    Function,
-    call_id,
-    first_choice,
-    text_in,
-)
+from nexus.dialects.translation.completion import Call, Function, call_id, first_choice, text_in
 from nexus.dialects.translation.rules import BadResponse
 from nexus.dialects.translation.translation import ClientContext
 

@@ -6,10 +6,9 @@ from nexus.dialects.translation.rules import Rule, Rules
 
 _TYPE = Rule("map", "decides the form")
 _ID = Rule("drop", "it names what nobody has stored")
-_STATUS = Rule("drop", "it says nothing to the model")
+_UNUSED = Rule("drop", "it says nothing to the model")
 _CACHE = Rule("drop", "backends cache prompts by themselves")
 _SERVICE = Rule("drop", "it is a setting of OpenAI's service")
-_CALLERS = Rule("drop", "it says nothing to the model")
 _SEARCH = Rule("drop", "the backend does not search; clients send it with every request")
 _STORED = Rule("refuse", "only a backend that stores responses has it", stored=True)
 
@@ -53,27 +52,27 @@ RULES: Rules = {
     "input.message.role": Rule("map", "`role`; developer: `system`"),
     "input.message.content": Rule("map", "`content`"),
     "input.message.id": _ID,
-    "input.message.status": _STATUS,
-    "input.message.phase": _STATUS,
+    "input.message.status": _UNUSED,
+    "input.message.phase": _UNUSED,
     "input.function_call.type": _TYPE,
     "input.function_call.call_id": Rule("map", "`tool_calls.id`"),
     "input.function_call.name": Rule("map", "`tool_calls.function.name`"),
     "input.function_call.namespace": Rule("map", "the start of `tool_calls.function.name`"),
     "input.function_call.arguments": Rule("map", "`tool_calls.function.arguments`"),
     "input.function_call.id": _ID,
-    "input.function_call.status": _STATUS,
-    "input.function_call.caller": _CALLERS,
-    "input.function_call.async": _CALLERS,
+    "input.function_call.status": _UNUSED,
+    "input.function_call.caller": _UNUSED,
+    "input.function_call.async": _UNUSED,
     "input.function_call_output.type": _TYPE,
     "input.function_call_output.call_id": Rule("map", "`tool_call_id`"),
     "input.function_call_output.output": Rule(
         "map", "`content` of a tool message; images follow in a user message"
     ),
-    "input.function_call_output.name": _STATUS,
-    "input.function_call_output.namespace": _STATUS,
+    "input.function_call_output.name": _UNUSED,
+    "input.function_call_output.namespace": _UNUSED,
     "input.function_call_output.id": _ID,
-    "input.function_call_output.status": _STATUS,
-    "input.function_call_output.caller": _CALLERS,
+    "input.function_call_output.status": _UNUSED,
+    "input.function_call_output.caller": _UNUSED,
     "input.reasoning": Rule("drop", "earlier reasoning is not shown to the model again"),
     "input.web_search_call": Rule("drop", "what was searched elsewhere is not shown"),
     "input.item_reference": _STORED,
@@ -100,8 +99,8 @@ RULES: Rules = {
     "tools.function.strict": Rule("map", "`function.strict` if it is true"),
     "tools.function.output_schema": Rule("drop", "chat completions have no place for it"),
     "tools.function.defer_loading": Rule("drop", "all tools are sent at once"),
-    "tools.function.allowed_callers": _CALLERS,
-    "tools.function.async": _CALLERS,
+    "tools.function.allowed_callers": _UNUSED,
+    "tools.function.async": _UNUSED,
     "tools.namespace.type": _TYPE,
     "tools.namespace.name": Rule(
         "map", "the start of each function's name: `NAMESPACE__NAME`; calls get both back"
