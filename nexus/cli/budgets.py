@@ -7,29 +7,29 @@ from typing import Any
 
 import click
 
-from nexus.cli.gateway import Gateway, admin_options
+from nexus.cli.gateway import Gateway, admin_addresses, admin_options, find_admin
 from nexus.cli.output import Result, json_option, returns_result, table
 
 
 @click.group(
     "budgets", invoke_without_command=True, short_help="Show how the budgets stand; grant more."
 )
-@admin_options
+@admin_addresses
 @json_option
 @click.pass_context
-def budgets(context: click.Context, /, gateway: Gateway, as_json: bool) -> None:
+def budgets(context: click.Context, /, **options: Any) -> None:
     """Show what each budget of [[budgets]] allows, what is spent, held, and left, in US dollars.
 
     What was granted for the present window is part of the limit.
     """
     if context.invoked_subcommand is None:
-        show(gateway=gateway, as_json=as_json)
-    context.default_map = {"grant": context.params}
+        show(**options)
+    context.default_map = {"grant": options}
 
 
 @returns_result
-def show(gateway: Gateway) -> Result:
-    found = gateway.admin("GET", "budgets")["budgets"]
+def show(config: str | None, url: str | None) -> Result:
+    found = find_admin(config, url).admin("GET", "budgets")["budgets"]
     return Result({"budgets": found}, _table(found) if found else "There are no [[budgets]].")
 
 

@@ -46,7 +46,7 @@ config_option = click.option(
 
 
 def gateway_options(command: Command) -> Command:
-    """`-c` and `--url`, for a command that reads from the gateway: it gets it as `gateway`."""
+    """`-c` and `--url`, for a command that reads from a gateway, which it gets as `gateway`."""
     url = click.option(
         "--url", metavar="URL", envvar="NEXUS_URL", help="The gateway's address [$NEXUS_URL]."
     )
@@ -54,10 +54,15 @@ def gateway_options(command: Command) -> Command:
 
 
 def admin_options(command: Command) -> Command:
-    """`-c` and `--url`, for a command that changes the gateway: it gets it as `gateway`."""
+    """`-c` and `--url`, for a command that changes a gateway, which it gets as `gateway`."""
+    return admin_addresses(_with_gateway(command, find_admin))
+
+
+def admin_addresses(command: Command) -> Command:
+    """`-c` and `--url`, as they are given."""
     note = "The address of its health process ([health_check] listen) [$NEXUS_OPERATIONS_URL]."
     url = click.option("--url", metavar="URL", envvar="NEXUS_OPERATIONS_URL", help=note)
-    return config_option(url(_with_gateway(command, find_admin)))
+    return config_option(url(command))
 
 
 def _with_gateway(command: Command, find: Callable[[str | None, str | None], Gateway]) -> Command:
@@ -312,7 +317,7 @@ def run_directory(config: str | None, given: str | None = None) -> RunDirectory:
     try:
         run_dir = RunDirectory(given) if given else RunDirectory.of(load(config).config)
     except ConfigError:
-        if not _file(config).exists():
+        if not config_file(config).exists():
             raise  # the defaults may lead to another gateway
         run_dir = RunDirectory.of(partial_config(config, os.environ))
     try:
@@ -343,14 +348,15 @@ def _settings(config: str | None) -> tuple[Config, str, list[str]]:
     try:
         loaded = load(config)
     except ConfigError as error:
-        file = _file(config)
+        file = config_file(config)
         if not file.exists():
             raise
         return partial_config(config, os.environ), str(file), error.problems
     return loaded.config, str(loaded.path) if loaded.path else "the default configuration", []
 
 
-def _file(config: str | None) -> Path:
+def config_file(config: str | None) -> Path:
+    """The file that a command reads."""
     return Path(config or os.environ.get("NEXUS_CONFIG") or DEFAULT_FILE)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+import tomllib
+from contextlib import suppress
 
 import click
 
-from nexus.cli.gateway import config_option, run_directory
+from nexus.cli.gateway import config_file, config_option, run_directory
 from nexus.cli.output import Exit, Failure, Result, counted, returns_result
 from nexus.config import ConfigError, load
 
@@ -69,8 +71,11 @@ def reload_command(config: str | None, run_dir: str | None) -> Result:
 
 
 def _problems(config: str | None) -> list[str]:
-    """What is wrong with the file, so that it may not have led to the gateway that uses it."""
+    """Why the file cannot be read, so that it may not have led to the gateway that uses it."""
     try:
+        with suppress(OSError, ValueError):
+            tomllib.loads(config_file(config).read_text(encoding="utf-8-sig"))
+            return []  # the gateway says what else is wrong with it
         load(config)
     except ConfigError as error:
         return error.problems

@@ -46,12 +46,7 @@ def find_conflicts(config: Config) -> Iterator[str]:
     listen = config.health_check.listen
     if listen != "off":
         try:
-            host, port = listen_address(listen)
-            if port == config.server.port and _overlap(host, config.server.host):
-                yield (
-                    f'[health_check] listen = "{listen}" is the address of clients; '
-                    "take another port than [server] port."
-                )
+            listen_address(listen)
         except ValueError:
             yield (
                 f'[health_check] listen = "{listen}" is not allowed; '
@@ -60,9 +55,23 @@ def find_conflicts(config: Config) -> Iterator[str]:
     yield from _routing_conflicts(config)
 
 
+def find_address_conflicts(config: Config) -> Iterator[str]:
+    """Problems of addresses that the file and the environment state together."""
+    listen = config.health_check.listen
+    if listen == "off":
+        return
+    host, port = listen_address(listen)
+    if port == config.server.port and _overlap(host, config.server.host):
+        yield (
+            f'[health_check] listen = "{listen}" is the address of clients; '
+            "take another port than [server] port."
+        )
+
+
 def _overlap(one: str, other: str) -> bool:
     """Whether servers of two hosts cannot have the same port."""
-    return one == other or bool({one, other} & {"0.0.0.0", "::"})
+    hosts = {one, other}
+    return one == other or "::" in hosts or ("0.0.0.0" in hosts and ":" not in one + other)
 
 
 def _backend_conflicts(config: Config) -> Iterator[str]:
@@ -132,7 +141,7 @@ def _access_conflicts(config: Config) -> Iterator[str]:
             where = f'[[teams]] "{team.name}" limits'
             yield from (f"{where}: {problem}" for problem in own_limit_problems(team.limits))
     yield from _unknown_endpoints(config)
-    yield from _empty_matches(config)
+    yield from _empty_matches(config, patterns=False)
     for id_ in repeated(key.id for key in config.keys):
         yield f'[[keys]] id = "{id_}" is used twice; each key needs an id of its own.'
     owners: dict[str, str] = {}
@@ -168,8 +177,11 @@ def _unknown_endpoints(config: Config) -> Iterator[str]:
                 yield f'{where} endpoints = "{name}" does not exist; {hint}'
 
 
-def _empty_matches(config: Config) -> Iterator[str]:
-    """Limits and budgets for endpoints and teams that do not exist: they would hold nowhere."""
+def _empty_matches(config: Config, *, patterns: bool) -> Iterator[str]:
+    """Limits and budgets for endpoints and teams that do not exist: they would hold nowhere.
+
+    `patterns`: those that a pattern names, which may be meant for later; else those by name.
+    """
     known = {
         "endpoint": [*ENDPOINTS, *(one.label for one in config.endpoints.custom)],
         "team": ["none", *(team.name for team in config.teams)],
@@ -179,7 +191,7 @@ def _empty_matches(config: Config) -> Iterator[str]:
         where = "[[limits]]" if isinstance(one, Limit) else "[[budgets]]"
         for setting, names in known.items():
             glob = getattr(one.match, setting)
-            if not fnmatch.filter(names, glob):
+            if patterns == any(c in glob for c in "*?[") and not fnmatch.filter(names, glob):
                 hint = suggest(glob, names) or f"known are {', '.join(names)}."
                 yield f'{where} "{one.name}" match {setting} = "{glob}" matches nothing; {hint}'
 
@@ -229,6 +241,7 @@ def find_warnings(
     if ignored:
         yield f"not supported yet, ignored: {', '.join(ignored)}."
     yield from _backend_warnings(config, environ)
+    yield from _empty_matches(config, patterns=True)
     if config.routing.budget.monthly_limit_usd is not None and not config.costs.price:
         yield (
             "[routing.budget] monthly_limit_usd has no effect without prices; name a file of them "
@@ -259,8 +272,8 @@ def find_warnings(
             "a response of a size between them always becomes a 503."
         )
     token_env = config.admin.token_env
-    asked = token_env != Admin().token_env or "metrics" in config.admin.protect
-    if asked and not secret(token_env, environ):
+    wanted = token_env != Admin().token_env or "metrics" in config.admin.protect
+    if wanted and not secret(token_env, environ):
         yield (
             f"[admin] protects nothing: token_env names {displayable_name(token_env)}, which is "
             "not set in this environment."

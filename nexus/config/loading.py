@@ -17,7 +17,12 @@ from msgspec.structs import replace
 
 from nexus.config.addresses import proxies_ignored
 from nexus.config.checking import ConfigError, check_table
-from nexus.config.consistency import find_conflicts, find_secret_problems, find_warnings
+from nexus.config.consistency import (
+    find_address_conflicts,
+    find_conflicts,
+    find_secret_problems,
+    find_warnings,
+)
 from nexus.config.cost_records import Costs, PriceFile, price_conflicts
 from nexus.config.records import ENVIRONMENT, NOT_SUPPORTED, RESTART_ONLY, Config
 
@@ -110,6 +115,8 @@ def load(
         host = "0.0.0.0"
     config = replace(config, server=replace(config.server, host=host))
     problems = [*find_conflicts(config), *find_secret_problems(config, environ)]
+    if not problems and file != Path(os.devnull):
+        problems += find_address_conflicts(config)
     if problems:
         raise ConfigError([f"{source}: {problem}" for problem in problems])
     if config.costs.prices:

@@ -14,9 +14,8 @@ from typing import NamedTuple
 ACCOUNTS = 4096
 _TEXT_CELLS = 80
 """Room for a budget's name of 64 characters and five values of 64 bytes."""
-_ACCOUNT = 8 + _TEXT_CELLS
-_KEY, _KEY_REST, _SPENT, _HELD, _START, _END, _LENGTH, _SAVED = range(8)
-_TEXT = 8
+_KEY, _KEY_REST, _SPENT, _HELD, _START, _END, _LENGTH, _SAVED, _LOADED, _TEXT = range(10)
+_ACCOUNT = _TEXT + _TEXT_CELLS
 _LONGEST_TEXT = _TEXT_CELLS * 8
 _HOLDS = 16_384
 _HOLD = 2
@@ -36,6 +35,7 @@ class StoredAccount(NamedTuple):
     Attributes:
         record: Where.
         saved: What was spent as the ledger has it.
+        loaded: What was spent elsewhere: in other generations, and by other gateways.
     """
 
     record: int
@@ -46,6 +46,7 @@ class StoredAccount(NamedTuple):
     spent: int
     held: int
     saved: int
+    loaded: int = 0
 
     @property
     def window(self) -> Window:
@@ -114,7 +115,7 @@ class Accounts:
                 text = f"{budget}\0{subject}".encode(errors="replace")[:_LONGEST_TEXT]
                 padded = text + bytes(-len(text) % 8)
                 # The key last: killed in between, it is a record that nobody finds.
-                cells[record + _SPENT] = cells[record + _SAVED] = 0
+                cells[record + _SPENT] = cells[record + _SAVED] = cells[record + _LOADED] = 0
                 cells[record + _START], cells[record + _END] = start, end
                 cells[record + _LENGTH] = len(text)
                 for at in range(0, len(padded), 8):
@@ -157,10 +158,12 @@ class Accounts:
             staged[own + _AMOUNT] = max(0, cells[own + _AMOUNT] - held)
 
     def stage_loaded(self, record: int, amount: int) -> None:
-        """Add what the ledger has of an account; what was added of it before counts once."""
+        """Raise what an account has of what was spent elsewhere to this amount."""
         cells, staged = self._cells, self._staged
-        staged[record + _SPENT] = cells[record + _SPENT] + amount - cells[record + _SAVED]
-        staged[record + _SAVED] = amount
+        if (more := amount - cells[record + _LOADED]) > 0:
+            staged[record + _SPENT] = cells[record + _SPENT] + more
+            staged[record + _SAVED] = cells[record + _SAVED] + more
+            staged[record + _LOADED] = amount
 
     def spend_holds_of(self, dead: Callable[[int], bool], commit: Callable[[], None]) -> None:
         """Count what processes held that were killed as spent. `dead` is asked for each slot."""
@@ -188,10 +191,12 @@ class Accounts:
             budget, _, subject = text.decode(errors="replace").partition("\0")
             spent, held = self.amounts(record)
             start, end = cells[record + _START], cells[record + _END]
-            saved = cells[record + _SAVED]
+            saved, loaded = cells[record + _SAVED], cells[record + _LOADED]
             if cells[record] != keys[number]:
                 continue  # another account took the record meanwhile
-            found.append(StoredAccount(record, budget, subject, start, end, spent, held, saved))
+            found.append(
+                StoredAccount(record, budget, subject, start, end, spent, held, saved, loaded)
+            )
         return found
 
     def set_saved(self, record: int, amount: int) -> None:
@@ -199,8 +204,8 @@ class Accounts:
         self._cells[record + _SAVED] = amount
 
     def _is_free(self, record: int, now: float) -> bool:
-        """Whether a record may be reused: nothing is spent and held, which a missing account
-        means, too; or its window has ended, and everything is in the ledger."""
+        """Whether a record may be reused: nothing is spent or held, as in a missing account; or its
+        window has ended, and everything is in the ledger."""
         cells, spent = self._cells, self._after(record + _SPENT)
         return not self._after(record + _HELD) and (
             not spent or (cells[record + _END] <= now and spent == cells[record + _SAVED])

@@ -28,7 +28,7 @@ from nexus.fleet.mapping import map_descriptor
 RECORDS = 16_384
 _HEAD = 2048
 _INTENT = 1  # how many numbers follow: cell, value, …; 0 if no change is in progress
-_READY, _LOADED = _HEAD - 1, _HEAD - 2
+_READY = _HEAD - 1
 _RECORD = 8
 _KEY, _KEY_REST, _LEVEL, _UNIT, _FULL_SEEN = range(5)
 _SLOT_SPACE = 1 << 16
@@ -309,15 +309,6 @@ class LimitTable:
 
     def set_ready(self) -> None:
         self._cells[_READY] = 1
-
-    @property
-    def loaded(self) -> bool:
-        """Whether the accounts have what the ledger says of earlier runs."""
-        return bool(self._cells[_LOADED])
-
-    def set_loaded(self) -> None:
-        self._cells[_LOADED] = 1
-        self.set_ready()
 
     def spend_holds_of_dead(self) -> None:
         """Count what killed processes held as spent. For a process that holds nothing itself: its

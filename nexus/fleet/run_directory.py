@@ -211,8 +211,8 @@ class RunDirectory:
                     f"The run directory {self.path} is in use by another version of Nexus; "
                     "stop that first."
                 )
-            for stale in (self.path / "fleet.json", self.path / "fleet.revision"):
-                stale.unlink(missing_ok=True)
+            for stale in ("fleet.json", "fleet.revision", "current"):
+                (self.path / stale).unlink(missing_ok=True)
             write_atomically(version, FORMAT.encode())
 
     def claim(self, owner: str) -> LockFile:

@@ -6,6 +6,8 @@ import logging
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import NamedTuple
 
 import gevent
 import gevent.lock
@@ -26,6 +28,14 @@ _RETRY_S = 5.0
 _BUSY_S = 0.2
 
 
+class _Followed(NamedTuple):
+    """The accounts and the usage of one generation."""
+
+    name: str
+    table: LimitTable
+    usage: UsageReader | None
+
+
 class AccountKeeper:
     """Keeps the accounts of the present generation, and writes the ledger.
 
@@ -39,9 +49,10 @@ class AccountKeeper:
         self._publisher = publisher
         self._state_dir = state_dir
         self._ledger: Ledger | None = None
-        self._generation: GenerationContext | None = None
-        self._table: LimitTable | None = None
-        self._usage: UsageReader | None = None
+        self._context: GenerationContext | None = None
+        self._current: _Followed | None = None
+        self._unwritten: list[_Followed] = []  # generations before, until their last changes are
+        self._loaded = False  # whether the current accounts have what the ledger says
         self.failing = False
         self._lock = gevent.lock.RLock()
 
@@ -51,9 +62,9 @@ class AccountKeeper:
         while True:
             snapshot, now = self._publisher.snapshot, time.monotonic()
             if snapshot is not None and (snapshot.config.budgets or snapshot.config.costs.price):
-                new = self._publisher.generation.context is not self._generation
-                waited_for = self._table is not None and not self._table.ready
-                if now >= due or waited_for or (new and not self.failing):
+                new = self._publisher.generation.context is not self._context
+                waited_for = self._current is not None and not self._current.table.ready
+                if now >= due or new or waited_for:
                     due = now + snapshot.config.costs.persist_seconds
                     if not self.persist():
                         due = now + _RETRY_S
@@ -66,7 +77,7 @@ class AccountKeeper:
         """
         try:
             with self._lock:
-                if self._publisher.generation.context is not self._generation:
+                if self._publisher.generation.context is not self._context:
                     self._follow()
                 self._write()
         except (OSError, sqlite3.Error) as error:
@@ -74,8 +85,8 @@ class AccountKeeper:
             if not self.failing:
                 log.error("the ledger cannot be written", extra={"why": error})
             self.failing = True
-            if self._table is not None and self._ledger is None:
-                self._table.set_ready()  # a ledger that cannot be opened must not stop requests
+            if self._current is not None and self._ledger is None:
+                self._current.table.set_ready()  # a missing ledger must not stop requests
             return False
         if self.failing:
             log.info("the ledger is written again")
@@ -91,7 +102,7 @@ class AccountKeeper:
         only: tuple[str, Sequence[str]] | None = None,
     ) -> list[tuple[object, ...]] | None:
         """The sums of usage up to now; None without a ledger."""
-        if self._generation is not None:
+        if self._current is not None:
             self.persist()
         if self._ledger is None:
             return None
@@ -99,81 +110,86 @@ class AccountKeeper:
 
     def close(self) -> None:
         """Write the rest, and close the ledger."""
-        if self._generation is not None:
+        if self._current is not None:
             self.persist()
+            for one in (*self._unwritten, self._current):
+                one.table.close()
+            self._current = None
         if self._ledger is not None:
             self._ledger.close()
             self._ledger = None
-        if self._table is not None:
-            self._table.close()
-            self._table = None
 
     def _follow(self) -> None:
-        """Move on to the present generation, after the last changes of the one before."""
-        generation = self._publisher.generation
+        """Move on to the present generation. Its accounts go on from those of the one before, whose
+        last changes are written as soon as that is possible."""
+        generation, before = self._publisher.generation, self._current
         lease = generation.context.slot_lease
-        table = lease.open_limit_table()
-        if (before := self._table) is not None:
-            try:
-                self._write()
-            except (OSError, sqlite3.Error):
-                # Tried again later. Until then, requests must not wait for a disk.
-                _load(table, [one.window for one in before.accounts.entries()])
-                table.set_ready()
-                table.close()
-                raise
-            before.close()
-        self._table, self._usage = table, None
+        table, usage = lease.open_limit_table(), None
         if lease.generation is not None:
-            self._usage = generation.context.collector.usage_reader(lease.generation.usage)
-        self._generation = generation.context
-        self._name = generation.path.name
+            usage = generation.context.collector.usage_reader(lease.generation.usage)
+        self._current = _Followed(generation.path.name, table, usage)
+        self._context, self._loaded = generation.context, False
+        if before is not None:
+            self._unwritten.append(before)
+            if before.usage is not None:
+                before.usage.read()  # it keeps the files open, which are deleted soon
+            _load(table, [one.window for one in before.table.accounts.entries()])
+            table.set_ready()
 
     def _write(self) -> None:
-        table = self._table
-        if table is None:
+        current = self._current
+        if current is None:
             return
         if self._ledger is None:
-            self._ledger = self._open(table)
-        if not table.loaded:
-            _load(table, self._ledger.windows(time.time()))
-            table.set_loaded()
-        if not _locked(table):
-            return
-        try:
-            if self._publisher.generation.context is self._generation:
-                table.spend_holds_of_dead()
-        finally:
-            table.release()
-        accounts = table.accounts.entries()
-        usage = self._usage.read() if self._usage is not None else {}
-        self._ledger.write(self._name, usage, accounts, now=time.time())
-        for one in accounts:
-            if one.spent != one.saved:
-                table.accounts.set_saved(one.record, one.spent)
+            self._ledger, self._loaded = self._open(current), False
+        while self._unwritten:
+            self._write_changes(self._unwritten[0], self._ledger)
+            self._unwritten.pop(0).table.close()
+        if not self._loaded:
+            _load(current.table, self._ledger.windows(current.name, time.time()))
+            current.table.set_ready()
+            self._loaded = True
+        self._write_changes(current, self._ledger)
 
-    def _open(self, table: LimitTable) -> Ledger:
+    def _write_changes(self, one: _Followed, ledger: Ledger) -> None:
+        accounts, locked = one.table.accounts, _locked(one.table)
+        try:
+            if locked and one is self._current:
+                one.table.spend_holds_of_dead()
+            entries = accounts.entries()
+        finally:
+            if locked:
+                one.table.release()
+        usage = one.usage.read() if one.usage is not None else {}
+        ledger.write(one.name, usage, entries, now=time.time())
+        for entry in entries:
+            if entry.spent != entry.saved:
+                accounts.set_saved(entry.record, entry.spent)
+
+    def _open(self, current: _Followed) -> Ledger:
         try:
             return Ledger(self._state_dir.claim() / FILE)
         except StateDirectoryHeld:
-            # Until the other gateway has ended, what it has written counts.
-            _load(table, windows_in(self._state_dir.path / FILE, time.time()))
+            if not self._unwritten:
+                # Until the other gateway has ended, what it has written counts.
+                file = self._state_dir.path / FILE
+                with suppress(sqlite3.Error):
+                    _load(current.table, windows_in(file, current.name, time.time()))
             raise
 
 
 def _load(table: LimitTable, windows: Iterable[Window]) -> None:
-    """Let accounts go on from what was spent before.
+    """Let accounts go on from what was spent elsewhere. Requests may have used them meanwhile.
 
-    What was loaded before is not added again, so it may be called again after a failure, or once
-    more is known. Requests may have used the accounts meanwhile.
+    It may be called again once more is known. Raises OSError.
     """
     accounts, now = table.accounts, time.time()
-    if not _locked(table):
-        raise OSError("the accounts are locked")
-    try:
-        for budget, subject, start, end, spent in windows:
-            if end <= now:
-                continue
+    for budget, subject, start, end, spent in windows:
+        if end <= now:
+            continue
+        if not _locked(table):
+            raise OSError("the accounts are locked")
+        try:
             key = digest(budget, subject, start)
             record = accounts.find(key)
             if record is None:
@@ -181,8 +197,8 @@ def _load(table: LimitTable, windows: Iterable[Window]) -> None:
             if record is not None:
                 accounts.stage_loaded(record, spent)
                 table.commit()
-    finally:
-        table.release()
+        finally:
+            table.release()
 
 
 def _locked(table: LimitTable) -> bool:

@@ -111,7 +111,7 @@ class ChangeFiles:
             path = self._state_dir.claim() / name
             if self._read_state(name, type(before)) != before:
                 problem = (
-                    f"{path} was changed by another gateway meanwhile; "
+                    f"{path} was changed meanwhile, by another gateway or by hand; "
                     "run `nexus reload`, then try again."
                 )
                 raise ConfigError([problem])

@@ -44,8 +44,8 @@ class GenerationFollower:
         current = self._run_dir.current()
         if current is None or current.name == self.path.name:
             if time.monotonic() >= self._delete_at:
-                self._delete_at = math.inf
                 self._run_dir.delete_unused_generations()
+                self._delete_at = math.inf
             return False
         before = self.context
         self._join(current)

@@ -27,8 +27,19 @@ CREATE TABLE IF NOT EXISTS usage (
 CREATE TABLE IF NOT EXISTS seen (
     generation TEXT NOT NULL, {_TEXTS}, {_INTEGERS}, PRIMARY KEY (generation, {_NAMES})
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seen_windows (
+    generation TEXT NOT NULL, budget TEXT NOT NULL, subject TEXT NOT NULL, start INTEGER NOT NULL,
+    spent INTEGER NOT NULL, PRIMARY KEY (generation, budget, subject, start)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS generations (
+    generation TEXT NOT NULL PRIMARY KEY, written INTEGER NOT NULL
+) WITHOUT ROWID;
 """
-_WINDOWS = 'SELECT budget, subject, start, "end", spent FROM windows WHERE "end" > ?'
+_WINDOWS = """
+SELECT budget, subject, start, "end", windows.spent - COALESCE(seen.spent, 0)
+FROM windows LEFT JOIN (SELECT * FROM seen_windows WHERE generation = ?) AS seen
+USING (budget, subject, start) WHERE "end" > ?
+"""
 _HOUR_S = 3600
 _MARKS = ", ".join("?" * (1 + len(NAMES) + len(AMOUNTS)))
 _ADDED = ", ".join(f"{name} = {name} + excluded.{name}" for name in AMOUNTS)
@@ -40,16 +51,26 @@ _SEE = (
 )
 _SPEND = (
     "INSERT INTO windows VALUES (?, ?, ?, ?, ?) "
-    "ON CONFLICT (budget, subject, start) DO UPDATE SET spent = excluded.spent"
+    "ON CONFLICT (budget, subject, start) DO UPDATE SET spent = spent + excluded.spent"
 )
+_SEE_WINDOW = (
+    "INSERT INTO seen_windows VALUES (?, ?, ?, ?, ?) "
+    "ON CONFLICT (generation, budget, subject, start) DO UPDATE SET spent = excluded.spent"
+)
+_WRITTEN = (
+    "INSERT INTO generations VALUES (?, ?) "
+    "ON CONFLICT (generation) DO UPDATE SET written = excluded.written"
+)
+_FORGET_AFTER_S = 30 * 86400
+"""A generation that has written nothing for so long is over."""
 
 
 class Ledger:
     """The ledger of one gateway. Only the health process writes it.
 
-    Counters of a generation only grow. The ledger keeps what it has seen of each, in the same
-    transaction as the hourly sums, so that nothing is counted twice or lost, whenever the process
-    is killed.
+    What a generation has used and spent only grows. The ledger keeps what it has seen of that, in
+    the same transaction as the sums over all generations. So nothing is counted twice or lost,
+    whenever the process is killed, and whichever generation is written next.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,11 +85,12 @@ class Ledger:
             self._database.close()
             raise
         self._seen: dict[UsageKey, Sequence[int]] = {}
+        self._seen_windows: dict[tuple[str, str, int], int] = {}
         self._generation: str | None = None
 
-    def windows(self, now: float) -> list[Window]:
-        """The windows that have not ended."""
-        return self._database.execute(_WINDOWS, (now,)).fetchall()
+    def windows(self, generation: str, now: float) -> list[Window]:
+        """The windows that have not ended, without what this generation spent."""
+        return self._database.execute(_WINDOWS, (generation, now)).fetchall()
 
     def write(
         self,
@@ -80,10 +102,14 @@ class Ledger:
     ) -> None:
         """Write what has changed, in one transaction. Raises `sqlite3.Error`."""
         if generation != self._generation:
-            self._read_seen(generation)
+            self._read_seen(generation, now)
         changed = {key: now_ for key, now_ in usage.items() if now_ != self._seen.get(key)}
-        spent = [one.window for one in accounts if one.spent != one.saved]
-        if not changed and not spent:
+        own = {
+            (one.budget, one.subject, one.start): (one.end, one.spent - one.loaded)
+            for one in accounts
+            if one.spent != one.saved
+        }
+        if not changed and not own:
             return
         hour = int(now) // _HOUR_S * _HOUR_S
         added = []
@@ -96,8 +122,19 @@ class Ledger:
             self._database.executemany(
                 _SEE, [(generation, *key, *amounts) for key, amounts in changed.items()]
             )
-            self._database.executemany(_SPEND, spent)
+            self._database.executemany(
+                _SPEND,
+                [
+                    (*key, end, spent - self._seen_windows.get(key, 0))
+                    for key, (end, spent) in own.items()
+                ],
+            )
+            self._database.executemany(
+                _SEE_WINDOW, [(generation, *key, spent) for key, (_, spent) in own.items()]
+            )
+            self._database.execute(_WRITTEN, (generation, int(now)))
         self._seen.update(changed)
+        self._seen_windows.update((key, spent) for key, (_, spent) in own.items())
 
     def report(
         self,
@@ -126,24 +163,32 @@ class Ledger:
         with closing(self._database.execute(select, (*span, *values))) as rows:
             return [row for row in rows.fetchall() if row[-1] is not None]
 
-    def _read_seen(self, generation: str) -> None:
+    def _read_seen(self, generation: str, now: float) -> None:
+        """Read what was seen of a generation; forget those that are over."""
+        over = (generation, int(now) - _FORGET_AFTER_S)
+        with self._database:
+            for table in ("seen", "seen_windows"):
+                self._database.execute(
+                    f"DELETE FROM {table} WHERE generation != ? AND generation NOT IN "
+                    "(SELECT generation FROM generations WHERE written > ?)",
+                    over,
+                )
+            self._database.execute("DELETE FROM generations WHERE written <= ?", over[1:])
         select = f"SELECT {_NAMES}, {_AMOUNTS} FROM seen WHERE generation = ?"
         rows = self._database.execute(select, (generation,)).fetchall()
-        with self._database:
-            self._database.execute("DELETE FROM seen WHERE generation != ?", (generation,))
         names = len(NAMES)
         self._seen = {UsageKey(*row[:names]): tuple(row[names:]) for row in rows}
+        select = "SELECT budget, subject, start, spent FROM seen_windows WHERE generation = ?"
+        rows = self._database.execute(select, (generation,)).fetchall()
+        self._seen_windows = {(budget, *rest): spent for budget, *rest, spent in rows}
         self._generation = generation
 
     def close(self) -> None:
         self._database.close()
 
 
-def windows_in(path: Path, now: float) -> list[Window]:
-    """The windows that have not ended, in a file that another gateway writes.
-
-    Raises `sqlite3.Error`.
-    """
+def windows_in(path: Path, generation: str, now: float) -> list[Window]:
+    """As `Ledger.windows`, of a file that another gateway writes. Raises `sqlite3.Error`."""
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, timeout=1.0)) as database:
-        return database.execute(_WINDOWS, (now,)).fetchall()
+        return database.execute(_WINDOWS, (generation, now)).fetchall()

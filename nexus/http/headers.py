@@ -183,7 +183,7 @@ def retry_after_s(
             return max(0.0, seconds)
     try:
         if value.replace(".", "", 1).isdigit():
-            return float(value)
+            return seconds if math.isfinite(seconds := float(value)) else None
         return max(0.0, parsedate_to_datetime(value).timestamp() - now())
     except (ValueError, OverflowError):
         return None

@@ -74,14 +74,14 @@ def _reserve(path: Path) -> None:
 
     A new one gets its name only then: readers would set it aside as damaged while it is empty.
     """
-    place = path if path.exists() else path.with_suffix(".new")
-    fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    made = path if path.exists() else path.with_suffix(".new")
+    fd = os.open(made, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(fd, 0, max(_FIRST_SIZE, os.fstat(fd).st_size))
     finally:
         os.close(fd)
-    if place != path:
-        place.rename(path)
+    if made != path:
+        made.rename(path)
 
 
 def entries(data: bytes, start: int, used: int) -> Iterator[tuple[bytes, int]]:

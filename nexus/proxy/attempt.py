@@ -262,6 +262,7 @@ class Attempt(BackendCall):
         self.stream = stream
         ping_at = self.sent_at + ping_s if ping_s and show_life else None
         self._withheld = withheld = []
+        came: list[bytes] = []
         size = 0
         while not stream.content and size < _MAX_WITHHELD:
             data = self._read_before_content(ping_at if size else None)
@@ -270,12 +271,13 @@ class Attempt(BackendCall):
                 break
             if data:
                 withheld.append(stream.feed(data))
+                came.append(data)
                 size += len(data)
             else:
                 withheld.append(stream.end())
                 if stream.error is None and not stream.content:
                     # It may have sent an error as the whole body, not as an event.
-                    if error := self.dialect.error_in_response(b"".join(withheld)):
+                    if error := self.dialect.error_in_response(b"".join(came)):
                         raise self.failures.of_reported_error(error)
                     raise self._lost("before any content")
             if stream.error is not None:

@@ -93,11 +93,14 @@ class BackendCall:
         )
         self.sent_at = self._engine.clock()
         connections, watch = self._engine.connections, self._request.watch
-        # No other backend gets such a request, because to repeat it may do harm: a second batch.
+        # A POST to something stored is not idempotent. A new connection cannot have died while it
+        # was idle, so the request is never sent twice.
         once = self.method == "POST"
         connection = self._connection = connections.acquire(
             self._address, config, watch=watch, fresh=once
         )
+        if once:
+            connection.ends = 0.0  # nor is it kept: only such requests would use it
         if connection.reused:
             try:
                 self._send_over(connection, head, body)

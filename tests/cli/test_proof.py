@@ -91,16 +91,21 @@ def test_an_impostor_gets_no_token(gateway, tmp_path, words):
     configured ports."""
     Impostor.heads.clear()
     Impostor.real = gateway.operations
-    with ThreadingHTTPServer(("127.0.0.1", 0), Impostor) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        port = server.server_port
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), Impostor) as clients,
+        ThreadingHTTPServer(("127.0.0.1", 0), Impostor) as operations,
+    ):
+        for server in (clients, operations):
+            Thread(target=server.serve_forever, daemon=True).start()
         file = tmp_path / "nexus.toml"
         file.write_text(
-            f'[server]\nhost = "127.0.0.1"\nport = {port}\nrun_dir = "{gateway.run_dir}"\n'
-            f'[health_check]\nlisten = "127.0.0.1:{port}"\n'
+            f'[server]\nhost = "127.0.0.1"\nport = {clients.server_port}\n'
+            f'run_dir = "{gateway.run_dir}"\n'
+            f'[health_check]\nlisten = "127.0.0.1:{operations.server_port}"\n'
         )
         found = nexus(*words, file=file, NEXUS_ADMIN_TOKEN=TOKEN)
-        server.shutdown()
+        for server in (clients, operations):
+            server.shutdown()
     assert found.returncode == 2
     assert "does not prove to be this gateway and was sent no token" in found.stderr
     assert Impostor.heads

@@ -6,6 +6,7 @@ import pytest
 
 from nexus.config import ConfigError, load
 from nexus.config.addresses import listen_address
+from nexus.config.loading import process_config
 
 ORIGINAL = """
 [server]
@@ -263,6 +264,22 @@ def test_each_fault_is_one_sentence_that_names_it(file, text, message):
     found = problems(file, text)
     assert message in found[0]
     assert "\n" not in found[0]
+
+
+def test_a_pattern_that_matches_nothing_yet_is_a_warning(file):
+    file.write_text("[[limits]]\nname = 'a'\nparallel = 1\nmatch = { team = 'research*' }\n")
+    [warning] = [text for text in load(file, environ={}).warnings if "matches nothing" in text]
+    assert '[[limits]] "a" match team = "research*" matches nothing' in warning
+
+
+def test_ports_are_compared_where_both_are_known(file):
+    """A worker knows the environment alone, which may have one of them."""
+    file.write_text("[server]\nport = 9464\n[health_check]\nlisten = '127.0.0.1:19464'\n")
+    environ = {"NEXUS_PORT": "9464"}
+    assert load(file, environ=environ).config.server.port == 9464
+    assert process_config(environ).server.port == 9464
+    file.write_text("[server]\nhost = '::1'\n[health_check]\nlisten = '0.0.0.0:8000'\n")
+    assert load(file, environ={}).config.server.host == "::1"
 
 
 def test_too_many_backends(file):

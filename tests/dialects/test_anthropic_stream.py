@@ -143,6 +143,13 @@ def test_an_error_in_openais_form_becomes_one_that_clients_see(status):
     assert json.loads(stream.error.body) == form
 
 
+def test_a_named_error_in_openais_form_means_what_its_code_says():
+    stream, _ = read(b"event: error\n" + FOREIGN % 429)
+    assert stream.error is not None
+    assert (stream.error.message, stream.error.status) == ("why", 429)
+    assert json.loads(stream.error.body)["type"] == "error"
+
+
 def test_an_error_without_a_form_gets_one():
     stream, shown = read(b"event: error\ndata: what?\n\n")
     assert shown == b"event: error\ndata: what?\n\n"

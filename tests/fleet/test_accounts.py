@@ -54,7 +54,7 @@ def test_what_is_held_becomes_spent(tables):
     assert other.accounts.amounts(record) == (50, 30)
     spend(other, record, held=30, cost=45)
     [stored] = one.accounts.entries()
-    assert stored == (record, "b", "key a", 1_000, 2_000, 95, 0, 0)
+    assert stored == (record, "b", "key a", 1_000, 2_000, 95, 0, 0, 0)
 
 
 def test_what_a_killed_process_held_is_spent_once(tables, tmp_path):

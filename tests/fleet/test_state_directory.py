@@ -56,7 +56,9 @@ def test_keys_that_another_gateway_made_meanwhile_are_not_lost(state):
     late = changes(state)
     read = late.overlay(Config())
     (state / "keys.json").write_bytes(msgspec.json.encode({"keys": [KEY, OTHER]}))
-    with pytest.raises(ConfigError, match="changed by another gateway meanwhile; run `nexus rel"):
+    with pytest.raises(
+        ConfigError, match="changed meanwhile, by another gateway or by hand; run `nexus rel"
+    ):
         late.write(read, read.with_key(THIRD))
     again = late.overlay(Config())
     late.write(again, again.with_key(THIRD))

@@ -20,8 +20,8 @@ def ledger(tmp_path):
     ledger.close()
 
 
-def account(name: str, spent: int, *, saved: int = 0, end: int = 9_000) -> StoredAccount:
-    return StoredAccount(0, name, "key a", 5, end, spent, 0, saved)
+def account(name, spent, *, saved=0, loaded=0, end=9_000) -> StoredAccount:
+    return StoredAccount(0, name, "key a", 5, end, spent, 0, saved, loaded)
 
 
 def everything(ledger, by=()):
@@ -58,8 +58,8 @@ def test_a_new_ledger_process_continues_where_the_last_one_ended(tmp_path):
 def test_windows_are_kept_until_they_end(ledger):
     ledger.write("one", {}, [account("b", 7), account("old", 3, end=50)], now=5)
     ledger.write("one", {}, [account("b", 9, saved=7), account("same", 4, saved=4)], now=6)
-    assert ledger.windows(now=100) == [("b", "key a", 5, 9_000, 9)]
-    assert len(ledger.windows(now=0)) == 2
+    assert ledger.windows("two", now=100) == [("b", "key a", 5, 9_000, 9)]
+    assert len(ledger.windows("two", now=0)) == 2
 
 
 def test_what_could_not_be_written_is_written_later(ledger):
@@ -71,4 +71,22 @@ def test_what_could_not_be_written_is_written_later(ledger):
     ledger._database.execute("PRAGMA query_only = 0")
     ledger.write("one", usage, accounts, now=5)
     assert everything(ledger) == [(1, 0, 0, 0, 10)]
-    assert ledger.windows(0) == [("b", "key a", 5, 9_000, 7)]
+    assert ledger.windows("two", 0) == [("b", "key a", 5, 9_000, 7)]
+
+
+def test_what_generations_spend_adds_up_in_any_order(ledger):
+    ledger.write("one", {}, [account("b", 7)], now=5)
+    ledger.write("two", {}, [account("b", 17, loaded=7)], now=6)
+    ledger.write("one", {}, [account("b", 9, saved=7)], now=7)
+    ledger.write("two", {}, [account("b", 18, saved=17, loaded=7)], now=8)
+    ledger.write("two", {}, [account("b", 18, saved=17, loaded=7)], now=8)
+    found = [("b", "key a", 5, 9_000, spent) for spent in (20, 11, 9)]
+    assert [ledger.windows(name, 0)[0] for name in ("three", "one", "two")] == found
+
+
+def test_a_generation_that_is_over_is_forgotten(ledger):
+    ledger.write("one", {KEY: (1, 0, 0, 0, 10)}, [account("b", 7)], now=5)
+    late = 5 + 31 * 86400
+    ledger.write("two", {KEY: (1, 0, 0, 0, 10)}, [account("b", 8, saved=7, loaded=7)], now=late)
+    assert everything(ledger) == [(2, 0, 0, 0, 20)]
+    assert ledger.windows("one", 0) == [("b", "key a", 5, 9_000, 8)], "as if it was another one"

@@ -68,7 +68,8 @@ class AnthropicStream(NamedEventStream):
             self.deltas += 1
             self._mark_output()
         elif kind == b"error":
-            self.error = error_in(data) or _in_own_form(foreign_error_in(data), data)
+            own = error_in(data) if type_in(data) == b"error" else None
+            self.error = own or _in_own_form(foreign_error_in(data), data)
             self.done = True  # nothing follows, and clients leave at once
         elif not kind and (error := foreign_error_in(data)) is not None:
             # In OpenAI's form, as LiteLLM sends it. Clients see only errors that have a name.
