@@ -62,11 +62,14 @@ def test_directory_of_another_user(run_dir):
 
 def test_older_format_is_not_read(run_dir):
     run_dir.prepare()
+    old = run_dir.new_generation()
     (run_dir.path / "format").write_text("0")
     (run_dir.path / "fleet.json").write_text("{}")
     run_dir.prepare()
     assert (run_dir.path / "format").read_text() == FORMAT
     assert not (run_dir.path / "fleet.json").exists()
+    with run_dir.current_or_new() as generation:
+        assert generation.name != old.name
 
 
 def test_older_format_in_use_is_refused(run_dir):
