@@ -14,7 +14,7 @@ from nexus import __version__
 from nexus.config.template import template
 from nexus.metrics.families import FAMILIES
 from tests.cli.schemas import SCHEMAS
-from tests.support.processes import ROOT, Demo, clean_environ
+from tests.support.processes import ROOT, Demo, clean_environ, free_port
 
 
 def nexus(*words: str, cwd=None, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -95,6 +95,19 @@ def test_metrics_list_is_the_table():
     assert [family["name"] for family in shown] == [family.name for family in FAMILIES]
     text = nexus("metrics", "list").stdout
     assert all(family.name in text for family in FAMILIES)
+
+
+def test_a_command_of_a_group_has_addresses_of_its_own(tmp_path):
+    """Those of the group, or of the environment, are not looked at before."""
+    ports = free_port(), free_port()
+    file = tmp_path / "n.toml"
+    file.write_text(
+        f"[server]\nport = {ports[0]}\n[health_check]\nlisten = '127.0.0.1:{ports[1]}'\n"
+    )
+    words = ("budgets", "grant", "x", "--usd", "5", "-c", str(file))
+    found = nexus(*words, NEXUS_CONFIG=str(tmp_path / "absent.toml"))
+    assert found.returncode == 3, found.stderr
+    assert f"127.0.0.1:{ports[1]}" in found.stderr
 
 
 def test_metrics_bound(tmp_path):
