@@ -6,6 +6,8 @@ import sys
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 ROOT = Path(__file__).parent.parent
 OWN = {"nexus", "nexus_demo", "tests", "bench"}
 
@@ -16,8 +18,10 @@ def named(file: str) -> set[str]:
     for line in (ROOT / file).read_text().splitlines():
         if included := re.match(r"-r (\S+)", line):
             found |= named(included[1])
-        elif distribution := re.match(r"[\w.-]+", line):
-            found.add(_normal(distribution[0]))
+        elif re.match(r"\w", line):
+            required = Requirement(line)
+            if required.marker is None or required.marker.evaluate():
+                found.add(_normal(required.name))
     return found
 
 

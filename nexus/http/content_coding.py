@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import sys
 import zlib
 from collections.abc import Callable
 from io import BytesIO
 from typing import Protocol
 
-from backports.zstd import DecompressionParameter, ZstdError, ZstdFile
-
 from nexus.errors import RequestFailed
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import DecompressionParameter, ZstdError, ZstdFile
+else:
+    from backports.zstd import DecompressionParameter, ZstdError, ZstdFile
 
 _PIECE = 1024 * 1024
 _ZSTD_WINDOW_LOG = 23

@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.support.load import chat, run
 from tests.support.processes import ROOT, backend_toml, free_port
@@ -16,6 +18,12 @@ from tests.support.services import UNITS, Service, Unit, held_listener, here
 
 pytestmark = pytest.mark.e2e
 
+_PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYTHONS = [
+    classifier.rpartition(" ")[2]
+    for classifier in _PROJECT["classifiers"]
+    if "Python :: 3." in classifier
+]
 SCRIPT = ROOT / "deploy" / "install.sh"
 FILES = {
     "etc/systemd/system/nexus.socket": "nexus.socket",
@@ -207,13 +215,42 @@ def test_dry_run_does_nothing(root: Path, tmp_path: Path):
     assert listing(root) == before
 
 
+@pytest.mark.parametrize("version", PYTHONS)
+def test_packages_exist_for_each_python(version: str, tmp_path: Path):
+    """pip evaluates markers for the Python that runs it, so they are evaluated here."""
+    wanted = tmp_path / "requirements.txt"
+    required = [
+        Requirement(line)
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    environment = {"python_version": version, "python_full_version": f"{version}.0"}
+    wanted.write_text(
+        "\n".join(
+            f"{one.name}{one.specifier}"
+            for one in required
+            if one.marker is None or one.marker.evaluate(environment)
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+         "--dry-run", "--ignore-installed", "--no-deps", "--only-binary", ":all:",
+         "--python-version", version, "--target", str(tmp_path), "-r", str(wanted)],
+        cwd=ROOT, check=False, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_packages_from_the_network_are_taken_by_hash(tmp_path: Path):
     lock = (ROOT / "deploy" / "requirements.lock").read_text()
     locked = re.findall(
-        r"^([\w-]+==\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", lock, re.MULTILINE
+        r"^([\w-]+==\S+)(?: ; [^\\\n]+)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$",
+        lock,
+        re.MULTILINE,
     )
     assert len(locked) == lock.count("==")
-    pinned = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pinned = [line.partition(";")[0] for line in lines if "==" in line]
     assert {pin.replace(".", "-", pin.partition("==")[0].count(".")) for pin in pinned} <= {
         pin for pin, _ in locked
     }

@@ -2,15 +2,20 @@
 
 import gzip
 import http.client
+import sys
 import zlib
 from contextlib import closing
 
 import pytest
-from backports.zstd import CompressionParameter, compress
 
 from nexus.errors import RequestFailed
 from nexus.http.content_coding import coding_of, decode
 from tests.server.asking import BODY, CHAT, JSON, Counting, ask, counted, refused
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import CompressionParameter, compress
+else:
+    from backports.zstd import CompressionParameter, compress
 
 
 def bare_deflate(data: bytes) -> bytes:
