@@ -151,7 +151,7 @@ def _of_text(raw: bytes) -> int:
     """Tokens of all texts in a piece of JSON; escapes count as the characters that they stand
     for."""
     images = 0
-    if b";base64," in raw:
+    if raw.find(b";base64,") >= 0:
         raw, images = INLINE_DATA.subn(b"", raw)
     return characters_in(raw) // CHARACTERS_PER_TOKEN + images * IMAGE_TOKENS
 
@@ -159,7 +159,7 @@ def _of_text(raw: bytes) -> int:
 def characters_in(raw: bytes) -> int:
     """Characters of a piece of JSON; an escape counts as the character that it stands for."""
     characters = len(raw) if raw.isascii() else len(raw.decode(errors="replace"))
-    if b"\\" not in raw:
+    if ord("\\") not in raw:  # a number: CPython searches bytes for bytes ten times slower
         return characters
     escapes = raw.count(b"\\") - raw.count(b"\\\\")
     return characters - escapes - 4 * raw.count(b"\\u")
@@ -169,7 +169,7 @@ def _of_longest(raw: bytes) -> int:
     """Tokens of a text, of a list of token ids, or of the longest of a list of either."""
     if raw[:1] != b"[":
         return _of_text(raw)
-    if b'"' in raw:
+    if ord('"') in raw:
         return max(_of_text(item[0]) for item in islice(_STRINGS.finditer(raw), _MOST_ITEMS))
     if b"[" in raw[1:]:
         return max(
