@@ -1,6 +1,7 @@
 """The accounts go on from what was spent before, whatever happens to the ledger's file."""
 
 import sqlite3
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -43,8 +44,8 @@ class Place:
         return self.keepers[-1]
 
     def close(self):
-        for closing in (*self.keepers, *self.tables):
-            closing.close()
+        for one in (*self.keepers, *self.tables):
+            one.close()
 
     def claim(self):
         if self.fault is not None:
@@ -74,7 +75,7 @@ class Place:
 
     def written(self):
         """By name, as the file has it."""
-        with sqlite3.connect(self.path / FILE) as database:
+        with closing(sqlite3.connect(self.path / FILE)) as database:
             return dict(database.execute("SELECT budget, spent FROM windows"))
 
 
