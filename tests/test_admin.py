@@ -35,7 +35,8 @@ def call(base, method, path, body=None, *, token):
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+        with error:
+            return error.code, json.load(error)
 
 
 def token_of(gateway):
@@ -55,6 +56,7 @@ def served_by(gateway):
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.headers["x-nexus-backend"]
     except urllib.error.HTTPError as error:
+        error.close()
         return error.code
 
 

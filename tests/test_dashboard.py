@@ -124,7 +124,8 @@ def fetch(url, body=None, **headers):
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, answer.headers, answer.read()
     except urllib.error.HTTPError as error:
-        return error.code, error.headers, error.read()
+        with error:
+            return error.code, error.headers, error.read()
 
 
 def test_the_page_shows_the_metrics_and_follows_without_a_reload(fleet, open_page):

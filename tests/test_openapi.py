@@ -111,7 +111,8 @@ class Port:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.status, answer.headers["content-type"], answer.read()
         except urllib.error.HTTPError as error:
-            return error.code, error.headers["content-type"], error.read()
+            with error:
+                return error.code, error.headers["content-type"], error.read()
 
     def allowed(self, method: str, path: str) -> set[str]:
         """The methods that the response to a method names."""
@@ -265,8 +266,9 @@ def test_changes_of_keys(gateway):
         request = urllib.request.Request(
             port.base + path, headers={"authorization": f"Bearer {port.token}"}, method="PATCH"
         )
-        with pytest.raises(urllib.error.HTTPError, match="415"):
+        with pytest.raises(urllib.error.HTTPError, match="415") as refused:
             urllib.request.urlopen(request, timeout=10)
+        refused.value.close()
         for grace_s, status in ((-1, 400), (366 * 86400 + 1, 400), (366 * 86400, 200)):
             body = {"grace_seconds": grace_s}
             assert port.check("POST", rotate, f"{path}/rotate", body)[0] == status

@@ -229,6 +229,7 @@ def test_deep_json_is_a_bad_request(health):
     )
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=10)
-    assert refused.value.code == 400
-    assert "not a JSON object" in json.load(refused.value)["error"]["message"]
+    with refused.value as error:
+        assert error.code == 400
+        assert "not a JSON object" in json.load(error)["error"]["message"]
     assert "Traceback" not in health.output()
