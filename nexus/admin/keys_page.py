@@ -9,7 +9,7 @@ from flask import Blueprint, Response
 from nexus.admin.context import AdminContext
 from nexus.admin.dashboard import PAGE_HEADERS, require_operator
 from nexus.admin.keys import KeyAdmin
-from nexus.admin.pages import render_keys
+from nexus.admin.pages import render
 
 
 def keys_page(context: AdminContext, admin: KeyAdmin, *, token: Callable[[], str]) -> Blueprint:
@@ -24,8 +24,9 @@ def keys_page(context: AdminContext, admin: KeyAdmin, *, token: Callable[[], str
     @blueprint.get("/keys")
     def keys() -> Response:
         snapshot = context.snapshot()
-        page = render_keys(
-            admin.keys(),
+        page = render(
+            "keys.html",
+            listed=admin.keys(),
             teams=[team.name for team in snapshot.config.teams] if snapshot else [],
             port=snapshot.config.server.port if snapshot else 0,
         )

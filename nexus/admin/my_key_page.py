@@ -9,7 +9,7 @@ from flask import Blueprint, Response, abort, send_from_directory
 
 from nexus.admin.context import AdminContext
 from nexus.admin.dashboard import ASSETS, PAGE_HEADERS
-from nexus.admin.pages import render_my_key
+from nexus.admin.pages import render
 
 _FILES = ("styles.css", "my_key.js", "icon.svg")
 
@@ -33,7 +33,8 @@ def my_key_page(
         if isinstance(key, Response):
             key.headers["cache-control"] = "no-store"
             return key
-        return Response(render_my_key(key), mimetype="text/html", headers=PAGE_HEADERS)
+        page = render("my_key.html", key=key)
+        return Response(page, mimetype="text/html", headers=PAGE_HEADERS)
 
     @blueprint.get("/<name>")
     def file(name: str) -> Response:

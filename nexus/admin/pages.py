@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,11 +15,8 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nexus import __version__
-from nexus.access.budgets import BudgetSummary
 from nexus.admin.history import Filter
-from nexus.admin.keys import KeyList
 from nexus.admin.responses import PastRequest
-from nexus.admin.usage_view import BAR, HEIGHT, MOST_SERIES, SPANS, UsageView
 from nexus.config.limit_records import OwnLimits
 from nexus.fleet.dashboard_state import Backlog, Tick
 from nexus.fleet.problems import Problem
@@ -63,63 +60,23 @@ def render_page(
     """
     series = backlog.series if backlog else {}
     charts = {key: _chart(series.get(key, ())) for key, _, _ in TILES}
-    return (
-        _environment()
-        .get_template("dashboard.html")
-        .render(
-            time=tick.time if tick else 0,
-            parts=tick.parts if tick else {},
-            tiles=_part("tiles", tick, charts) if tick else "",
-            rows=render_rows(requests),
-            wanted=wanted,
-            version=__version__,
-            age_s=age_s,
-            late_s=_LATE_S,
-            operations=operations,
-        )
+    return render(
+        "dashboard.html",
+        time=tick.time if tick else 0,
+        parts=tick.parts if tick else {},
+        tiles=_part("tiles", tick, charts) if tick else "",
+        rows=render_rows(requests),
+        wanted=wanted,
+        version=__version__,
+        age_s=age_s,
+        late_s=_LATE_S,
+        operations=operations,
     )
 
 
-def render_keys(listed: KeyList, *, teams: Sequence[str], port: int) -> str:
-    """The page of keys. `port` is the clients'."""
-    template = _environment().get_template("keys.html")
-    return template.render(listed=listed, teams=teams, port=port)
-
-
-def render_usage(
-    view: UsageView,
-    *,
-    by: Sequence[str],
-    report: str,
-    names: Mapping[str, str],
-    budgets: Sequence[BudgetSummary],
-    more_budgets: int,
-    levels: Sequence[tuple[tuple[str, str, str], float]],
-) -> str:
-    """The page of usage, budgets, and limits.
-
-    `by` are the choices, `report` the query of the same usage as CSV, `names` those of keys.
-    `levels` are limit, subject and dimension, and the share that is left.
-    """
-    template = _environment().get_template("usage.html")
-    return template.render(
-        view=view,
-        by=by,
-        spans=SPANS,
-        report=report,
-        names=names,
-        budgets=budgets,
-        more_budgets=more_budgets,
-        levels=levels,
-        top=MOST_SERIES,
-        bar=BAR,
-        height=HEIGHT,
-    )
-
-
-def render_my_key(key: dict[str, Any] | None) -> str:
-    """The page of one caller; without a key, it asks for one."""
-    return _environment().get_template("my_key.html").render(key=key)
+def render(template: str, **values: Any) -> str:
+    """A page by the name of its template."""
+    return _environment().get_template(template).render(values)
 
 
 def render_parts(state: Any) -> dict[str, str]:

@@ -12,9 +12,18 @@ from flask import Blueprint, Response, request
 from nexus.access.budgets import MAX_SUBJECTS
 from nexus.admin.context import AdminContext
 from nexus.admin.dashboard import PAGE_HEADERS, require_operator
-from nexus.admin.pages import render_usage
+from nexus.admin.pages import render
 from nexus.admin.usage import UsageSource
-from nexus.admin.usage_view import MOST_SERIES, SPANS, UsageView, ranked, span_of, usage_view
+from nexus.admin.usage_view import (
+    BAR,
+    HEIGHT,
+    MOST_SERIES,
+    SPANS,
+    UsageView,
+    ranked,
+    span_of,
+    usage_view,
+)
 
 _BY = ("team", "key", "model")
 
@@ -31,14 +40,19 @@ def usage_page(
         collector, snapshot = context.generation().collector, context.snapshot()
         view, report = _view(source, request.args.get("by"), request.args.get("days"))
         states = collector.budget_states()
-        page = render_usage(
-            view,
+        page = render(
+            "usage.html",
+            view=view,
             by=_BY,
+            spans=SPANS,
             report=report,
             names={key.id: key.name for key in snapshot.config.keys} if snapshot else {},
             budgets=[state.summary for state in states[:MAX_SUBJECTS]],
             more_budgets=max(0, len(states) - MAX_SUBJECTS),
             levels=collector.limit_levels(),
+            top=MOST_SERIES,
+            bar=BAR,
+            height=HEIGHT,
         )
         return Response(page, mimetype="text/html", headers=PAGE_HEADERS)
 
