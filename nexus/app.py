@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flask import Flask, request
 
-from nexus.admin.context import GenerationContext, WorkerContext
+from nexus.admin.context import GenerationContext, worker_context
 from nexus.admin.dashboard import dashboard_endpoints
 from nexus.admin.error_handlers import register_error_handlers
 from nexus.admin.live_updates import LiveUpdates
@@ -109,7 +109,7 @@ def create_app(
         environ=environ,
         name=_gateway_name(slot_lease),
     )
-    context = WorkerContext(
+    context = worker_context(
         run_dir,
         generation,
         snapshot=fleet.snapshot,

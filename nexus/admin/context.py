@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from nexus.admin.access import admin_token
@@ -53,56 +53,43 @@ class GenerationContext:
     def uptime_s(self) -> float:
         return max(0.0, time.monotonic() - self.started.monotonic)
 
-    def latest_requests(self, limit: int) -> list[RequestRecord]:
-        """The requests of all processes that ended last, newest first."""
-        return self.slot_lease.request_log.latest(range(self.slot_lease.table.rows), limit=limit)
-
     def close(self) -> None:
         self.recorder.close()
         self.store.close()
         self.slot_lease.release()
 
 
-class AdminContext(ABC):
+@dataclass(frozen=True, kw_only=True)
+class AdminContext:
     """One process, as the admin endpoints see it. Generation and fleet change between two calls.
 
     Attributes:
         environ: Holds the operators' token.
         live: The viewers of the dashboard in this process.
+        fleet_age_s: Returns the seconds since the last round of probes ended; None before the
+            first.
+        recent_outcomes: Returns the last hour and day of each backend, by its label value.
+        run_dir_token: Returns the token in the run directory, which only its owner can read.
+        flush_request_log: Writes what this process holds back of the requests that have ended.
     """
 
     role: Role
-
-    def __init__(self, environ: Mapping[str, str], live: LiveUpdates) -> None:
-        self.environ = environ
-        self.live = live
-
-    @abstractmethod
-    def generation(self) -> GenerationContext: ...
-
-    @abstractmethod
-    def snapshot(self) -> Snapshot | None: ...
-
-    @abstractmethod
-    def health_process_alive(self) -> bool: ...
-
-    @abstractmethod
-    def fleet_age_s(self) -> float | None:
-        """Seconds since the last round of probes ended; None before the first."""
-
-    @abstractmethod
-    def recent_outcomes(self) -> Mapping[str, RecentOutcomes]:
-        """The last hour and day of each backend, by its label value."""
-
-    @abstractmethod
-    def problems(self) -> ProblemList: ...
-
-    @abstractmethod
-    def run_dir_token(self) -> str | None:
-        """The token in the run directory, which only its owner can read."""
+    environ: Mapping[str, str]
+    live: LiveUpdates
+    generation: Callable[[], GenerationContext]
+    snapshot: Callable[[], Snapshot | None]
+    health_process_alive: Callable[[], bool]
+    fleet_age_s: Callable[[], float | None]
+    recent_outcomes: Callable[[], Mapping[str, RecentOutcomes]]
+    problems: Callable[[], ProblemList]
+    run_dir_token: Callable[[], str | None]
+    flush_request_log: Callable[[], None] = lambda: None
 
     def latest_requests(self, limit: int) -> list[RequestRecord]:
-        return self.generation().latest_requests(limit)
+        """The requests of all processes that ended last, newest first."""
+        self.flush_request_log()
+        lease = self.generation().slot_lease
+        return lease.request_log.latest(range(lease.table.rows), limit=limit)
 
     def token_for(self, what: Protected) -> str | None:
         """The token that this requires; None if it is open.
@@ -122,54 +109,36 @@ class AdminContext(ABC):
         return snapshot.config.admin if snapshot else None
 
 
-class WorkerContext(AdminContext):
+def worker_context(
+    run_dir: RunDirectory,
+    generation: GenerationContext,
+    *,
+    snapshot: Callable[[], Snapshot | None],
+    health_process_alive: Callable[[], bool],
+    request_log: RequestLog,
+    environ: Mapping[str, str],
+) -> AdminContext:
     """A worker, which reads what the health process has written into the run directory."""
+    path = run_dir.path
 
-    role = "worker"
-
-    def __init__(
-        self,
-        run_dir: RunDirectory,
-        generation: GenerationContext,
-        *,
-        snapshot: Callable[[], Snapshot | None],
-        health_process_alive: Callable[[], bool],
-        request_log: RequestLog,
-        environ: Mapping[str, str],
-    ) -> None:
-        super().__init__(environ, LiveUpdates(run_dir.path))
-        self._run_dir = run_dir
-        self._generation = generation
-        self._snapshot = snapshot
-        self._health_process_alive = health_process_alive
-        self._request_log = request_log
-
-    def generation(self) -> GenerationContext:
-        return self._generation
-
-    def snapshot(self) -> Snapshot | None:
-        return self._snapshot()
-
-    def health_process_alive(self) -> bool:
-        return self._health_process_alive()
-
-    def fleet_age_s(self) -> float | None:
-        metrics = self._generation.slot_lease.metrics
+    def fleet_age_s() -> float | None:
+        metrics = generation.slot_lease.metrics
         try:
             written_at = (metrics / GAUGE_FILE).stat().st_mtime if metrics else None
         except OSError:
             written_at = None
         return None if written_at is None else max(0.0, time.time() - written_at)
 
-    def recent_outcomes(self) -> Mapping[str, RecentOutcomes]:
-        return read_windows(self._run_dir.path)
-
-    def problems(self) -> ProblemList:
-        return read_problems(self._run_dir.path, health_process_alive=self._health_process_alive())
-
-    def run_dir_token(self) -> str | None:
-        return self._run_dir.own_token()
-
-    def latest_requests(self, limit: int) -> list[RequestRecord]:
-        self._request_log.flush()
-        return super().latest_requests(limit)
+    return AdminContext(
+        role="worker",
+        environ=environ,
+        live=LiveUpdates(path),
+        generation=lambda: generation,
+        snapshot=snapshot,
+        health_process_alive=health_process_alive,
+        fleet_age_s=fleet_age_s,
+        recent_outcomes=lambda: read_windows(path),
+        problems=lambda: read_problems(path, health_process_alive=health_process_alive()),
+        run_dir_token=run_dir.own_token,
+        flush_request_log=request_log.flush,
+    )

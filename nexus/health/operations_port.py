@@ -6,8 +6,6 @@ It responds even if every worker is busy or dead.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import gevent
 from flask import Flask
@@ -15,73 +13,24 @@ from flask import Flask
 from nexus.admin.access import require_own_host
 from nexus.admin.backends import backend_endpoints
 from nexus.admin.budgets import budget_endpoints
-from nexus.admin.context import AdminContext, GenerationContext
+from nexus.admin.context import AdminContext
 from nexus.admin.dashboard import dashboard_endpoints
 from nexus.admin.error_handlers import register_error_handlers
 from nexus.admin.keys import key_endpoints
 from nexus.admin.keys_page import keys_page
-from nexus.admin.live_updates import LiveUpdates
 from nexus.admin.openapi import openapi_endpoint
 from nexus.admin.operations import operations_endpoints
 from nexus.admin.usage import UsageSource, usage_endpoints
 from nexus.admin.usage_page import usage_page
 from nexus.config.addresses import listen_address
-from nexus.fleet.problems import ProblemList
-from nexus.fleet.records import Snapshot
-from nexus.fleet.windows import RecentOutcomes
 from nexus.health.backend_admin import HealthBackendAdmin
 from nexus.health.budget_admin import HealthBudgetAdmin
 from nexus.health.key_admin import HealthKeyAdmin
-from nexus.health.publisher import Publisher
-from nexus.health.reporter import Reporter
 from nexus.health.server import OperationsServer
 
 log = logging.getLogger("nexus.health")
 
 _RETRY_S = 5.0
-
-
-class HealthContext(AdminContext):
-    """The health process, which knows at first hand what workers read from the run directory."""
-
-    role = "health_process"
-
-    def __init__(
-        self,
-        run_dir: Path,
-        *,
-        publisher: Publisher,
-        reporter: Reporter,
-        run_dir_token: str,
-        environ: Mapping[str, str],
-        stopping: Callable[[], bool],
-    ) -> None:
-        super().__init__(environ, LiveUpdates(run_dir))
-        self.live.stopping = stopping
-        self._publisher = publisher
-        self._reporter = reporter
-        self._run_dir_token = run_dir_token
-
-    def generation(self) -> GenerationContext:
-        return self._publisher.generation.context
-
-    def snapshot(self) -> Snapshot | None:
-        return self._publisher.snapshot
-
-    def health_process_alive(self) -> bool:
-        return True
-
-    def fleet_age_s(self) -> float | None:
-        return self._publisher.fleet_age_s()
-
-    def recent_outcomes(self) -> Mapping[str, RecentOutcomes]:
-        return self._reporter.outcomes
-
-    def problems(self) -> ProblemList:
-        return self._reporter.problems
-
-    def run_dir_token(self) -> str | None:
-        return self._run_dir_token
 
 
 def operations_app(

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 import gevent
 import gevent.event
 
+from nexus.admin.context import AdminContext
+from nexus.admin.live_updates import LiveUpdates
 from nexus.config import LoadedConfig
 from nexus.fleet.label_requests import LabelRequests
 from nexus.fleet.run_directory import RunDirectory
@@ -22,7 +24,7 @@ from nexus.health.budget_admin import HealthBudgetAdmin
 from nexus.health.changes import ChangeFiles
 from nexus.health.key_admin import HealthKeyAdmin
 from nexus.health.monitor import FleetMonitor
-from nexus.health.operations_port import HealthContext, operations_app, serve_operations
+from nexus.health.operations_port import operations_app, serve_operations
 from nexus.health.publisher import Publisher
 from nexus.health.reload import Reloader
 from nexus.health.reporter import Reporter
@@ -141,13 +143,19 @@ class HealthProcess:
         listen = self._monitor.fleet.config.health_check.listen
         if listen == "off":
             return
-        context = HealthContext(
-            self._run_dir.path,
-            publisher=self._publisher,
-            reporter=self._reporter,
-            run_dir_token=self._admin.run_dir_token,
+        live = LiveUpdates(self._run_dir.path)
+        live.stopping = self._stopping.is_set
+        context = AdminContext(
+            role="health_process",
             environ=self._environ,
-            stopping=self._stopping.is_set,
+            live=live,
+            generation=lambda: self._publisher.generation.context,
+            snapshot=lambda: self._publisher.snapshot,
+            health_process_alive=lambda: True,
+            fleet_age_s=self._publisher.fleet_age_s,
+            recent_outcomes=lambda: self._reporter.outcomes,
+            problems=lambda: self._reporter.problems,
+            run_dir_token=lambda: self._admin.run_dir_token,
         )
         app = operations_app(
             context, self._admin, keys=self._keys, budgets=self._budgets, usage=self._accounts
