@@ -2,63 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from msgspec.structs import replace
 
 from nexus.config import BackendConfig
 from nexus.config.changes import Overlay
 from nexus.fleet.load_table import COLUMNS
-from nexus.fleet.records import Backend, Labels, Model, Snapshot, spoken
+from nexus.fleet.records import Backend, Labels, Snapshot
 from nexus.health.model_list import with_configured
 from nexus.health.prober import ProbeOutcome
 from nexus.health.thresholds import ProbeState
 from nexus.metrics.labels import OTHER, assign, retire
 from nexus.routing.table import configured_models
-
-
-@dataclass(slots=True)
-class MonitoredBackend:
-    """One backend, as its probes have shown it.
-
-    Attributes:
-        column: Its column in the shared tables; -1 until it is assigned one.
-        since: When its status last changed, in Unix seconds.
-        capacity: How many requests it works on at once, if it reports that.
-        dialects: Those that it was found to speak; None until it was asked.
-    """
-
-    config: BackendConfig
-    column: int
-    probe_state: ProbeState = field(default_factory=ProbeState)
-    since: float = 0.0
-    latency_ms: float | None = None
-    last_error: str | None = None
-    models: tuple[Model, ...] = ()
-    capacity: int | None = None
-    dialects: frozenset[str] | None = None
-
-    @property
-    def spoken(self) -> Collection[str]:
-        return spoken(self.config, self.dialects)
-
-    @classmethod
-    def of(cls, config: BackendConfig, before: Backend | None, *, now: float) -> MonitoredBackend:
-        """A backend that keeps what was known of it, unless it is another server now."""
-        if before is None or (before.config.url, before.config.type) != (config.url, config.type):
-            return cls(config, column=-1, since=now, models=tuple(with_configured((), config)))
-        return cls(
-            config,
-            column=before.column,
-            probe_state=ProbeState(before.status),
-            since=before.since,
-            latency_ms=before.latency_ms,
-            last_error=before.last_error,
-            models=tuple(with_configured(before.models, config)),
-            capacity=before.capacity,
-            dialects=before.dialects,
-        )
 
 
 class Fleet:
@@ -67,6 +24,8 @@ class Fleet:
     Attributes:
         overlay: The configuration file with the changes of operators.
         config: The configuration that follows from it.
+        backends: As the probes have shown them. The snapshot adds what follows from labels and
+            operators. `column` is -1 until one is assigned.
     """
 
     def __init__(self, overlay: Overlay, *, now: float, before: Snapshot | None) -> None:
@@ -79,12 +38,13 @@ class Fleet:
         self.labels = before.labels if before else Labels()
         known = {b.name: b for b in before.backends} if before else {}
         self.backends = {
-            wanted.name: MonitoredBackend.of(wanted, known.get(wanted.name), now=now)
+            wanted.name: _known(wanted, known.get(wanted.name), now=now)
             for wanted in config.backends
         }
         if not config.health_check.enabled:
-            for backend in self.backends.values():
-                backend.probe_state = ProbeState("healthy")
+            for name in self.backends:
+                self._update(name, status="healthy")
+        self._probe_states = {name: ProbeState(one.status) for name, one in self.backends.items()}
 
     def assign_columns(self, idle: Callable[[list[int]], list[int]]) -> list[int]:
         """Assign a column of the shared tables to every backend that has none.
@@ -95,53 +55,51 @@ class Fleet:
         used = {backend.column for backend in self.backends.values()}
         free = iter(idle([column for column in range(COLUMNS) if column not in used]))
         assigned = []
-        for backend in self.backends.values():
+        for name, backend in self.backends.items():
             if backend.column < 0:
-                backend.column = next(free)
-                assigned.append(backend.column)
+                assigned.append(next(free))
+                self._update(name, column=assigned[-1])
         return assigned
 
     def apply_result(
         self, name: str, result: ProbeOutcome, *, now: float
     ) -> tuple[str, str] | None:
         """Apply a probe's result; returns (old, new) status if it changed."""
-        backend = self.backends[name]
         health = self.config.health_check
         if result.models is not None:
             self.apply_models(name, result)
-            backend.latency_ms = round((result.latency_s or 0.0) * 1000, 3)
-            backend.last_error = None
+            latency_ms = round((result.latency_s or 0.0) * 1000, 3)
+            self._update(name, latency_ms=latency_ms, last_error=None)
         else:
-            backend.last_error = result.error
+            self._update(name, last_error=result.error)
         if not health.enabled:
             return None
-        old = backend.probe_state.status
-        backend.probe_state = backend.probe_state.after(
+        old = self.backends[name].status
+        state = self._probe_states[name] = self._probe_states[name].after(
             result.success,
             failure_threshold=health.failure_threshold,
             recovery_threshold=health.recovery_threshold,
         )
-        if backend.probe_state.status == old:
+        if state.status == old:
             return None
-        backend.since = now
-        return old, backend.probe_state.status
+        self._update(name, status=state.status, since=now)
+        return old, state.status
 
     def apply_models(self, name: str, result: ProbeOutcome) -> bool:
         """Apply the models and the capacity of a probe; returns whether anything changed.
 
         Equal models stay the same object, so that their pages are not encoded again.
         """
-        backend = self.backends[name]
-        before = backend.models, backend.capacity
-        if result.models is not None and result.models != backend.models:
-            backend.models = result.models
-        backend.capacity = result.capacity or backend.capacity
-        return before != (backend.models, backend.capacity)
+        before = self.backends[name]
+        if result.models is not None and result.models != before.models:
+            self._update(name, models=result.models)
+        self._update(name, capacity=result.capacity or before.capacity)
+        return before != self.backends[name]
 
     def apply_dialects(self, name: str, dialects: frozenset[str]) -> bool:
         """Apply what a backend was found to speak; returns whether that is something else."""
-        backend = self.backends[name]
-        before, backend.dialects = set(backend.spoken), dialects
+        before = set(self.backends[name].spoken)
+        self._update(name, dialects=dialects)
         return before != dialects
 
     def label(self, name: str) -> str:
@@ -206,23 +164,18 @@ class Fleet:
             labels=self.labels,
             grants=self.overlay.grants,
             backends=tuple(
-                Backend(
-                    config=backend.config,
+                replace(
+                    backend,
                     label=self.label(name),
-                    column=backend.column,
-                    status=backend.probe_state.status,
-                    since=backend.since,
-                    latency_ms=backend.latency_ms,
-                    last_error=backend.last_error,
-                    models=backend.models,
-                    capacity=backend.capacity,
-                    dialects=backend.dialects,
                     draining=self.overlay.is_drained(name),
                     origin=self.overlay.origin(name),
                 )
                 for name, backend in self.backends.items()
             ),
         )
+
+    def _update(self, name: str, **changes: Any) -> None:
+        self.backends[name] = replace(self.backends[name], **changes)
 
     def _extended_labels(self) -> Labels:
         """The labels, with new ones for backends and models.
@@ -268,3 +221,10 @@ class Fleet:
         return dict.fromkeys(
             model.name for backend in self.backends.values() for model in backend.models
         )
+
+
+def _known(config: BackendConfig, before: Backend | None, *, now: float) -> Backend:
+    """A backend that keeps what was known of it, unless it is another server now."""
+    if before is None or (before.config.url, before.config.type) != (config.url, config.type):
+        before = Backend(config=config, label="", column=-1, since=now)
+    return replace(before, config=config, models=tuple(with_configured(before.models, config)))

@@ -97,28 +97,27 @@ class FleetMonitor:
 
     def _apply_result(self, name: str, result: ProbeOutcome) -> None:
         """Apply one probe's result; publish the fleet at once if it changed."""
-        fleet, backend = self.fleet, self.fleet.backends[name]
+        fleet, before = self.fleet, self.fleet.backends[name]
         if result.latency_s is not None:
             recorder = self._publisher.generation.context.recorder
             recorder.probe_answered(fleet.label(name), result.latency_s)
-        models, last_error = backend.models, backend.last_error
         change = fleet.apply_result(name, result, now=time.time())
         if change:
-            before, status = change
+            was, status = change
             write = log.info if status == "healthy" else log.warning
             write(
                 f"backend is now {status}",
-                extra={"backend": name, "was": before, "why": result.error},
+                extra={"backend": name, "was": was, "why": result.error},
             )
             if status == "healthy":
-                self._report(Event.HEALTH_RECOVERED, backend.column)
+                self._report(Event.HEALTH_RECOVERED, before.column)
         elif result.success:
-            self._report(Event.HEALTH_PASSED, backend.column)
-        elif not fleet.config.health_check.enabled and result.error != last_error:
+            self._report(Event.HEALTH_PASSED, before.column)
+        elif not fleet.config.health_check.enabled and result.error != before.last_error:
             log.warning(
                 "the backend's models cannot be read", extra={"backend": name, "why": result.error}
             )
-        if change or backend.models is not models:
+        if change or fleet.backends[name].models is not before.models:
             self.publish()
 
     def _report(self, event: Event, column: int) -> None:
