@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from flask import Blueprint, Response, request
 from werkzeug.routing import PathConverter
 
-from nexus.admin.changes import admin_blueprint, json_body, refuse
+from nexus.admin.admin_blueprint import admin_blueprint, json_body, refuse
 from nexus.admin.responses import BackendList, BackendState, RemovedBackend, json_response
 from nexus.config import ConfigError
-from nexus.config.changes import BackendExists, UnknownBackend
+from nexus.config.overlay import BackendExists, UnknownBackend
 
 
 class _BackendConverter(PathConverter):

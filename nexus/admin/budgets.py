@@ -9,7 +9,7 @@ import msgspec
 from flask import Blueprint, Response
 
 from nexus.access.budgets import BudgetSummary, UnknownBudget
-from nexus.admin.changes import admin_blueprint, json_body, refuse
+from nexus.admin.admin_blueprint import admin_blueprint, json_body, refuse
 from nexus.admin.context import AdminContext
 from nexus.admin.responses import json_response
 from nexus.config.cost_records import SOME_USD

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Protocol
 import msgspec
 from flask import Blueprint, Response
 
-from nexus.admin.changes import admin_blueprint, json_body, refuse
+from nexus.admin.admin_blueprint import admin_blueprint, json_body, refuse
 from nexus.admin.responses import json_response
 from nexus.config import ConfigError
 from nexus.config.access_records import Priority

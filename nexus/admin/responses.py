@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 from flask import Response
 
-from nexus.config.changes import Origin
+from nexus.config.overlay import Origin
 from nexus.fleet.circuits import State
 from nexus.fleet.records import Status
 from nexus.fleet.request_log import RequestRecord

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from flask import Blueprint, Response, request
 
 from nexus.access.prices import usd
-from nexus.admin.changes import admin_blueprint
+from nexus.admin.admin_blueprint import admin_blueprint
 from nexus.admin.responses import json_response
 from nexus.config import ConfigError
 from nexus.metrics.usage import NAMES

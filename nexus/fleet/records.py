@@ -10,7 +10,7 @@ import msgspec
 
 from nexus.config import BackendConfig, Config
 from nexus.config.budget_records import Grant
-from nexus.config.changes import Origin
+from nexus.config.overlay import Origin
 from nexus.providers.probing import Model
 
 __all__ = ["Backend", "Labels", "Model", "Snapshot", "Status"]

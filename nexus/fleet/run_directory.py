@@ -25,7 +25,7 @@
     sticky             which backends store which responses   (sticky_table.py)
     background         what responses in the background took  (background_table.py)
     recent             the last finished requests             (request_log.py)
-    changes.json       changes of operators for this run      (health/changes.py)
+    changes.json       changes of operators for this run      (health/change_files.py)
     metrics/           prometheus_client's files, by slot
 """
 

@@ -13,10 +13,10 @@ from nexus.admin.access import admin_token
 from nexus.admin.responses import BackendState
 from nexus.config import ConfigError
 from nexus.config.addresses import listen_address
-from nexus.config.changes import BackendExists, Overlay, UnknownBackend, parse_backend
+from nexus.config.overlay import BackendExists, Overlay, UnknownBackend, parse_backend
 from nexus.fleet.run_directory import RunDirectory
 from nexus.health.backend_states import backend_states
-from nexus.health.changes import ChangeFiles
+from nexus.health.change_files import ChangeFiles
 from nexus.health.detection import detect_kind
 from nexus.health.monitor import FleetMonitor
 from nexus.health.publisher import Publisher

@@ -14,7 +14,7 @@ from nexus.admin.budgets import NewGrant
 from nexus.config import ConfigError
 from nexus.config.cost_records import nano_usd
 from nexus.fleet.accounts import ACCOUNTS
-from nexus.health.changes import ChangeFiles
+from nexus.health.change_files import ChangeFiles
 from nexus.health.monitor import FleetMonitor
 from nexus.health.publisher import Publisher
 

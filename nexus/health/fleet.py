@@ -8,7 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from nexus.config import BackendConfig
-from nexus.config.changes import Overlay
+from nexus.config.overlay import Overlay
 from nexus.fleet.load_table import COLUMNS
 from nexus.fleet.records import Backend, Labels, Snapshot
 from nexus.health.model_list import with_configured

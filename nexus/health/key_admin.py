@@ -15,9 +15,9 @@ from nexus.access.keys import digest, new_key
 from nexus.admin.keys import KeyExists, KeyInFile, KeyList, KeyState, MadeKey, UnknownKey
 from nexus.config import Config, ConfigError
 from nexus.config.access_records import Key
-from nexus.config.changes import Overlay, parse_key
 from nexus.config.limit_records import OwnLimits
-from nexus.health.changes import ChangeFiles
+from nexus.config.overlay import Overlay, parse_key
+from nexus.health.change_files import ChangeFiles
 from nexus.health.monitor import FleetMonitor
 
 log = logging.getLogger("nexus.health")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import gevent
 from msgspec.structs import replace
 
-from nexus.config.changes import Overlay, OverlayLayer
+from nexus.config.overlay import Overlay, OverlayLayer
 from nexus.fleet.circuit_breaker import Event, report
 from nexus.fleet.circuits import CircuitTable
 from nexus.health.fleet import Fleet

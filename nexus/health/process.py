@@ -21,7 +21,7 @@ from nexus.fleet.state_directory import StateDirectory
 from nexus.health.accounts import AccountKeeper
 from nexus.health.backend_admin import HealthBackendAdmin
 from nexus.health.budget_admin import HealthBudgetAdmin
-from nexus.health.changes import ChangeFiles
+from nexus.health.change_files import ChangeFiles
 from nexus.health.key_admin import HealthKeyAdmin
 from nexus.health.monitor import FleetMonitor
 from nexus.health.operations_port import operations_app, serve_operations

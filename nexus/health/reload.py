@@ -10,7 +10,7 @@ from nexus.config import Config, ConfigError, LoadedConfig, load
 from nexus.config.loading import restart_needed
 from nexus.fleet.reload_report import ReloadReport, last_reload, write_reload_report
 from nexus.fleet.run_directory import RunDirectory
-from nexus.health.changes import ChangeFiles
+from nexus.health.change_files import ChangeFiles
 from nexus.health.monitor import FleetMonitor
 from nexus.health.publisher import Publisher
 from nexus.runtime import log as logs

@@ -6,8 +6,8 @@ from nexus.access.budgets import Budgets, BudgetState, UnknownBudget, digest
 from nexus.access.callers import Caller
 from nexus.config import Config, ConfigError
 from nexus.config.budget_records import Budget
-from nexus.config.changes import Overlay
 from nexus.config.limit_records import Match
+from nexus.config.overlay import Overlay
 from nexus.fleet.accounts import StoredAccount
 from nexus.fleet.limit_table import LimitTable
 

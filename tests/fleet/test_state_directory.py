@@ -8,7 +8,7 @@ import pytest
 from nexus.config import Config, ConfigError
 from nexus.config.access_records import Key
 from nexus.fleet.state_directory import StateDirectory
-from nexus.health.changes import ChangeFiles
+from nexus.health.change_files import ChangeFiles
 
 STRANGER = 4242
 KEY, OTHER, THIRD = (

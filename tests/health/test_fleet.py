@@ -1,7 +1,7 @@
 """The fleet as the health process holds it."""
 
 from nexus.config import BackendConfig, Config
-from nexus.config.changes import Overlay
+from nexus.config.overlay import Overlay
 from nexus.config.records import HealthCheck, Metrics
 from nexus.config.routing_records import Routing
 from nexus.fleet.records import Model

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexus.config import BackendConfig, Config
-from nexus.config.changes import Overlay
+from nexus.config.overlay import Overlay
 from nexus.config.records import Metrics
 from nexus.fleet.records import Model
 from nexus.health.fleet import Fleet

@@ -3,7 +3,7 @@
 import pytest
 
 from nexus.config import BackendConfig, Config, ConfigError
-from nexus.config.changes import Overlay, parse_backend
+from nexus.config.overlay import Overlay, parse_backend
 
 
 def backend(name, port=1):

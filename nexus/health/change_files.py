@@ -12,7 +12,7 @@ import msgspec
 from nexus.config import Config, ConfigError
 from nexus.config.access_records import Key
 from nexus.config.budget_records import Grant
-from nexus.config.changes import Overlay, OverlayLayer
+from nexus.config.overlay import Overlay, OverlayLayer
 from nexus.fleet.state_directory import StateDirectory
 from nexus.runtime.files import write_atomically
 
