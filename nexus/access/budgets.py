@@ -167,7 +167,7 @@ class _Rule(msgspec.Struct, frozen=True):
             wants = (
                 f'takes a subject such as "{form}"' if each else "is for all and takes no subject"
             )
-            raise ConfigError([f"Budget '{self.budget.name}' {wants}, not {given[:200]!r}."])
+            raise ConfigError(f"Budget '{self.budget.name}' {wants}, not {given[:200]!r}.")
         return subject_of(each, match.groups())
 
 

@@ -49,4 +49,4 @@ def json_body() -> dict[str, Any]:
     try:
         return msgspec.json.decode(content, type=dict[str, Any]) if content else {}
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise ConfigError([f"The body is not a JSON object ({error})."]) from error
+        raise ConfigError(f"The body is not a JSON object ({error}).") from error

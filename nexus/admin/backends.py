@@ -83,10 +83,10 @@ def _save_flag() -> bool:
 
 def _allow_only(given: Iterable[str], known: str) -> None:
     if unknown := [key for key in given if key != known]:
-        raise ConfigError([f"There is no {unknown[0][:100]!r} here; this takes {known}."])
+        raise ConfigError(f"There is no {unknown[0][:100]!r} here; this takes {known}.")
 
 
 def _flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    raise ConfigError(["save takes true or false."])
+    raise ConfigError("save takes true or false.")

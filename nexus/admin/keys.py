@@ -168,7 +168,7 @@ def key_endpoints(admin: KeyAdmin, *, token: Callable[[], str]) -> Blueprint:
         try:
             rotation = msgspec.convert(json_body(), Rotation)
         except msgspec.ValidationError as error:
-            raise ConfigError([f"The rotation is not valid: {error}."]) from error
+            raise ConfigError(f"The rotation is not valid: {error}.") from error
         return _with_secret(admin.rotate_key(key_id, grace_s=rotation.grace_seconds))
 
     refuse(blueprint, UnknownKey, 404, "unknown_key", "There is no key {!r}.")

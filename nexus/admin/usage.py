@@ -65,13 +65,13 @@ def usage_endpoints(source: UsageSource, *, token: Callable[[], str]) -> Bluepri
         given = request.args
         if unknown := [name for name in given if name not in _PARAMETERS]:
             raise ConfigError(
-                [f"There is no {unknown[0][:100]!r} here; there are {', '.join(_PARAMETERS)}."]
+                f"There is no {unknown[0][:100]!r} here; there are {', '.join(_PARAMETERS)}."
             )
         by = list(dict.fromkeys(name for name in given.get("by", "").split(",") if name))
         if unknown := [name for name in by if name not in BY]:
-            raise ConfigError([f"by takes {', '.join(BY)}, not {unknown[0][:100]!r}."])
+            raise ConfigError(f"by takes {', '.join(BY)}, not {unknown[0][:100]!r}.")
         if (form := given.get("format", FORMATS[0])) not in FORMATS:
-            raise ConfigError([f"format takes {' or '.join(FORMATS)}, not {form[:100]!r}."])
+            raise ConfigError(f"format takes {' or '.join(FORMATS)}, not {form[:100]!r}.")
         since, until = _time(given.get("from"), "from"), _time(given.get("to"), "to")
         found = source.report(
             by,
@@ -129,5 +129,5 @@ def _time(text: str | None, name: str) -> datetime | None:
         return given.astimezone(UTC) if given.tzinfo else given.replace(tzinfo=UTC)
     except (ValueError, OverflowError):  # its zone may shift a time out of the years 1 to 9999
         raise ConfigError(
-            [f"{name} takes a day such as 2026-11-27, or a time with a zone."]
+            f"{name} takes a day such as 2026-11-27, or a time with a zone."
         ) from None

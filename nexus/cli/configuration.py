@@ -64,12 +64,12 @@ def init(output: str, force: bool) -> Result:
         click.get_current_context().exit()
     path = Path(output)
     if path.exists() and not force:
-        raise ConfigError([f"{path} exists already; --force replaces it."])
+        raise ConfigError(f"{path} exists already; --force replaces it.")
     try:
         path.write_text(template(), encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            [f"{path} cannot be written ({error.strerror}); name another file with -o."]
+            f"{path} cannot be written ({error.strerror}); name another file with -o."
         ) from error
     text = f"Wrote {path}; name your backends in it, then run `nexus serve`."
     return Result({"file": str(path)}, text)

@@ -22,7 +22,7 @@ def run_demo(manner: Behaviour, fault: FaultSpec, *, host: str, port: int) -> No
         server = DemoBackend(manner, fault).serve(host, port)
     except OSError as error:
         raise ConfigError(
-            [f"The demo backend cannot listen on {host}:{port} ({error.strerror})."]
+            f"The demo backend cannot listen on {host}:{port} ({error.strerror})."
         ) from error
     stop = gevent.event.Event()
     gevent.signal_handler(signal.SIGTERM, stop.set)

@@ -95,9 +95,9 @@ def _parsed(file: str, endpoint: Endpoint | None) -> ParsedRequest:
             content = endpoint.dialect.replace_model(content, "any")
         return endpoint.dialect.parse_request(content, endpoint.form)
     except OSError as error:
-        raise ConfigError([f"{file}: it cannot be read ({error.strerror})."]) from error
+        raise ConfigError(f"{file}: it cannot be read ({error.strerror}).") from error
     except InvalidBody as error:
-        raise ConfigError([f"{file}: this is not a request ({error})."]) from error
+        raise ConfigError(f"{file}: this is not a request ({error}).") from error
 
 
 def _text(shown: Explanation) -> str:

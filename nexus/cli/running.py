@@ -125,9 +125,9 @@ def demo_backend(host: str, port: int, fault: str, says: TextIO | None, **manner
     try:
         spec = FaultSpec.parse(fault)
     except ValueError as error:
-        raise ConfigError([str(error)]) from error
+        raise ConfigError(str(error)) from error
     try:
         answers = json.load(says) if says is not None else {}
     except ValueError as error:
-        raise ConfigError([f"--says: this is not JSON ({error})."]) from error
+        raise ConfigError(f"--says: this is not JSON ({error}).") from error
     run_demo(Behaviour(says=answers, **manner), spec, host=host, port=port)

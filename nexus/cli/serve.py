@@ -35,7 +35,7 @@ def serve(config: str | None, overrides: Mapping[str, Any]) -> int:
     try:
         run_dir.prepare()
     except RunDirectoryError as error:
-        raise ConfigError([str(error)]) from error
+        raise ConfigError(str(error)) from error
     supervisor = Supervisor(loaded, run_dir)
     demo = loaded.path is None and not settings.backends
     try:
@@ -58,14 +58,14 @@ def _start_demo_fleet(supervisor: Supervisor, run_dir: RunDirectory) -> None:
         assert child.process.stdout is not None
         address = child.process.stdout.readline().strip()
         if not address:
-            raise ConfigError([f"The demo backend {child.name} did not start."])
+            raise ConfigError(f"The demo backend {child.name} did not start.")
         child.pin(*listen_address(address.removeprefix("http://")))
         tables.append(f'[[backends]]\nname = "{child.name}"\nurl = "{address}"\ntype = "vllm"\n')
     file = run_dir.path / "demo.toml"
     try:
         file.write_text("\n".join(tables))
     except OSError as error:
-        raise ConfigError([f"{file} cannot be written ({error.strerror})."]) from error
+        raise ConfigError(f"{file} cannot be written ({error.strerror}).") from error
     supervisor.environ["NEXUS_CONFIG"] = str(file.absolute())
 
 

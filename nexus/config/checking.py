@@ -16,9 +16,9 @@ from nexus.runtime.text import suggest
 class ConfigError(Exception):
     """The configuration cannot be used; `problems` has one sentence for each problem."""
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = list(problems)
 
 
 def check_table(
@@ -41,7 +41,7 @@ def check_table(
     checker.origins = origins or {}
     checked = checker.section(data, record, path)
     if checker.problems:
-        raise ConfigError(checker.problems)
+        raise ConfigError(*checker.problems)
     return checked
 
 

@@ -118,7 +118,7 @@ def load(
     if not problems and file != Path(os.devnull):
         problems += find_address_conflicts(config)
     if problems:
-        raise ConfigError([f"{source}: {problem}" for problem in problems])
+        raise ConfigError(*(f"{source}: {problem}" for problem in problems))
     if config.costs.prices:
         config = replace(config, costs=_with_price_file(config.costs, beside=file))
     warnings = [f"{source}: {warning}" for warning in find_warnings(config, given, environ)]
@@ -139,7 +139,7 @@ def _with_price_file(costs: Costs, *, beside: Path) -> Costs:
     checked = check_table(table, PriceFile, source=str(path), path=())
     read = msgspec.convert(checked, PriceFile)
     if problems := [f"{path}: {problem}" for problem in price_conflicts(read.price)]:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     version = read.version or costs.version
     return replace(costs, version=version, price=[*costs.price, *read.price])
 
@@ -184,12 +184,12 @@ def _read(
     try:
         return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError([f"{file}: there is no such file; {if_missing}."]) from None
+        raise ConfigError(f"{file}: there is no such file; {if_missing}.") from None
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError([f"{file}: it cannot be read ({why})."]) from error
+        raise ConfigError(f"{file}: it cannot be read ({why}).") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([f"{file}: this is not TOML ({error})."]) from error
+        raise ConfigError(f"{file}: this is not TOML ({error}).") from error
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

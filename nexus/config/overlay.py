@@ -80,7 +80,7 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
             keys=[*self.file.keys, *self.keys],
         )
         if problems := list(find_conflicts(config)):
-            raise ConfigError(problems)
+            raise ConfigError(*problems)
         return config
 
     def origin(self, name: str) -> Origin:

@@ -106,8 +106,9 @@ class HealthBackendAdmin:
         fleet = self._monitor.new_fleet(overlay)
         self._changes.write(self._monitor.fleet.overlay, overlay)
         if not self._monitor.adopt(fleet):
-            problem = f"The fleet cannot be written into {self._run_dir.path}; the log says why."
-            raise ConfigError([problem])
+            raise ConfigError(
+                f"The fleet cannot be written into {self._run_dir.path}; the log says why."
+            )
         log.info(event, extra={"saved": saved, "backends": len(fleet.backends)})
 
 
@@ -115,9 +116,8 @@ def _check_key_name(overlay: Overlay, name: str | None) -> None:
     """Raise `ConfigError` for a secret that the file does not allow to backends."""
     used = {backend.api_key_env for backend in overlay.file.backends}
     if name is not None and name not in used and name not in overlay.file.admin.api_key_envs:
-        problem = (
+        raise ConfigError(
             f"[backends] api_key_env = {name!r} is not allowed here: a backend that is added to "
             "the running gateway takes a name that the file uses already, or that "
             "[admin] api_key_envs lists."
         )
-        raise ConfigError([problem])

@@ -35,10 +35,11 @@ class HealthBudgetAdmin:
         try:
             given = msgspec.convert(data, NewGrant)
         except msgspec.ValidationError as error:
-            raise ConfigError([f"The grant is not valid: {error}."]) from error
+            raise ConfigError(f"The grant is not valid: {error}.") from error
         if not (nano := nano_usd(given.usd)):
-            problem = f'usd takes US dollars in quotes, such as "50", not {given.usd[:100]!r}.'
-            raise ConfigError([problem])
+            raise ConfigError(
+                f'usd takes US dollars in quotes, such as "50", not {given.usd[:100]!r}.'
+            )
         before, now = self._monitor.fleet.overlay, time.time()
         budgets = Budgets.of(before.config(), before.grants)
         if budgets is None:
@@ -46,7 +47,7 @@ class HealthBudgetAdmin:
         grant = budgets.granted(given.budget, given.subject, nano, now)
         after = before.with_grant(grant, now=now)
         if len(after.grants) > ACCOUNTS:
-            raise ConfigError([f"There are {ACCOUNTS} grants already; raise the budget instead."])
+            raise ConfigError(f"There are {ACCOUNTS} grants already; raise the budget instead.")
         fleet = self._monitor.new_fleet(after)
         self._changes.write(before, after)
         published = self._monitor.adopt(fleet)
@@ -58,4 +59,4 @@ class HealthBudgetAdmin:
         for state in states if published else ():
             if (state.account.budget.name, state.account.subject) == (grant.budget, grant.subject):
                 return state.summary
-        raise ConfigError(["The grant is kept, but not published yet; the log says why."])
+        raise ConfigError("The grant is kept, but not published yet; the log says why.")

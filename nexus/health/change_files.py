@@ -65,11 +65,10 @@ class ChangeFiles:
         own = {key.id for key in keys}
         if twice := [key.id for key in config.keys if key.id in own]:
             path = self._state_dir.path / _KEYS
-            problem = (
+            raise ConfigError(
                 f'[[keys]] id = "{twice[0]}" is in the configuration file and in {path}; '
                 "remove one of them."
             )
-            raise ConfigError([problem])
         return Overlay(
             file=config,
             saved=self._read_saved(),
@@ -82,11 +81,10 @@ class ChangeFiles:
         """Keep what changed. Raises `ConfigError` if it cannot be kept; then nothing is."""
         if after.saved != before.saved:
             if self._saved_file is None:
-                problem = (
+                raise ConfigError(
                     "There is no configuration file beside which this could be saved; "
                     "name a file in $NEXUS_SAVED."
                 )
-                raise ConfigError([problem])
             _write(self._saved_file, after.saved)
         if after.session != before.session:
             _write(self.session_dir / _SESSION, after.session)
@@ -102,36 +100,34 @@ class ChangeFiles:
         except (OSError, msgspec.DecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             file, what = self._state_dir.path / name, name.removesuffix(".json")
-            problem = f"{file}: the {what} cannot be read ({why}); correct that, or move it away."
-            raise ConfigError([problem]) from error
+            raise ConfigError(
+                f"{file}: the {what} cannot be read ({why}); correct that, or move it away."
+            ) from error
 
     def _write_state(self, name: str, before: _StateFile, after: _StateFile) -> None:
         content = msgspec.json.format(msgspec.json.encode(after), indent=2) + b"\n"
         try:
             path = self._state_dir.claim() / name
             if self._read_state(name, type(before)) != before:
-                problem = (
+                raise ConfigError(
                     f"{path} was changed meanwhile, by another gateway or by hand; "
                     "run `nexus reload`, then try again."
                 )
-                raise ConfigError([problem])
             self._state_dir.write(name, content)
         except OSError as error:
-            problem = (
+            raise ConfigError(
                 f"{self._state_dir.path}: {name.removesuffix('.json')} cannot be kept there "
                 f"({error.strerror}); name another directory in [server] state_dir."
-            )
-            raise ConfigError([problem]) from error
+            ) from error
 
     def _read_saved(self) -> OverlayLayer:
         try:
             return _read(self._saved_file) if self._saved_file else OverlayLayer()
         except (OSError, msgspec.DecodeError) as error:
-            problem = (
+            raise ConfigError(
                 f"{self._saved_file}: the saved changes cannot be read ({error}); "
                 "correct the file, or move it away."
-            )
-            raise ConfigError([problem]) from error
+            ) from error
 
     def _read_session(self) -> OverlayLayer:
         file = self.session_dir / _SESSION
@@ -157,8 +153,7 @@ def _write(file: Path, layer: OverlayLayer) -> None:
     try:
         write_atomically(file, content)
     except OSError as error:
-        problem = (
+        raise ConfigError(
             f"{file}: the change cannot be kept there ({error.strerror}); "
             "name another file in $NEXUS_SAVED."
-        )
-        raise ConfigError([problem]) from error
+        ) from error

@@ -49,7 +49,7 @@ class HealthKeyAdmin:
         secret = None
         if (digests := data.get("sha256")) is None:
             if data.get("id") is not None:
-                raise ConfigError(["A key that is made here gets an id here; leave id out."])
+                raise ConfigError("A key that is made here gets an id here; leave id out.")
             id_, secret = new_key()
             data = {**data, "id": id_, "sha256": [digest(secret)]}
         elif data.get("id") is None and isinstance(digests, list) and digests:
@@ -62,7 +62,7 @@ class HealthKeyAdmin:
 
     def change_key(self, id_: str, data: dict[str, Any]) -> KeyState:
         if fixed := [field for field in data if field in _NEVER_CHANGED]:
-            raise ConfigError([f"{fixed[0]} of a key cannot be changed; rotate it, or make one."])
+            raise ConfigError(f"{fixed[0]} of a key cannot be changed; rotate it, or make one.")
         before = msgspec.to_builtins(self._own(id_))
         merged = _merged(before, data, Key)
         if isinstance(limits := data.get("limits"), dict):
@@ -121,7 +121,7 @@ class HealthKeyAdmin:
         fleet = self._monitor.new_fleet(overlay)
         self._changes.write(self._monitor.fleet.overlay, overlay)
         if not self._monitor.adopt(fleet):
-            raise ConfigError(["The keys are kept, but not published yet; the log says why."])
+            raise ConfigError("The keys are kept, but not published yet; the log says why.")
         log.info(event)
 
 

@@ -201,10 +201,8 @@ def _check_free(loaded: LoadedConfig, run_dir: RunDirectory) -> None:
     """Raise `ConfigError` if another gateway has the run directory, or a port is taken."""
     if owner := run_dir.owner():
         raise ConfigError(
-            [
-                f"The run directory {run_dir.path} is in use by {owner}. Stop that gateway, or "
-                "give this one another port or its own [server] run_dir."
-            ]
+            f"The run directory {run_dir.path} is in use by {owner}. Stop that gateway, or "
+            "give this one another port or its own [server] run_dir."
         )
     server, listen = loaded.config.server, loaded.config.health_check.listen
     _check_port(server.host, server.port, "[server] host and port, or --host and --port")
@@ -222,7 +220,7 @@ def _check_port(host: str, port: int, key: str) -> None:
     except OSError as error:
         where = f"{bracketed(host)}:{port}"
         raise ConfigError(
-            [f"Cannot listen on {where} ({error.strerror}); set another address with {key}."]
+            f"Cannot listen on {where} ({error.strerror}); set another address with {key}."
         ) from error
 
 
