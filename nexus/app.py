@@ -9,6 +9,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from flask import Flask, request
 
@@ -39,6 +40,8 @@ from nexus.server.flask_endpoints import caller_of_request, openai_endpoints
 from nexus.server.ingress import Ingress, environ_dialect
 
 log = logging.getLogger("nexus.app")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,7 @@ def create_app(
 
     generation = _open(leased, open_generation)
     slot_lease, recorder = generation.slot_lease, generation.recorder
+    files = slot_lease.generation
     engine = Engine(
         fleet=fleet,
         recorder=recorder,
@@ -103,9 +107,11 @@ def create_app(
         ring=_ring(slot_lease),
         limit_table=slot_lease.open_limit_table,
         share_table=slot_lease.open_share_table,
-        prefixes=_prefixes(slot_lease),
-        sticky=_sticky(slot_lease),
-        background_table=lambda: _background(slot_lease),
+        prefixes=_shared(PrefixTable, files.prefixes if files else None, "prefixes of prompts"),
+        sticky=_shared(StickyTable, files.sticky if files else None, "ids of responses"),
+        background_table=lambda: _shared(
+            BackgroundTable, files.background if files else None, "ends of responses"
+        ),
         environ=environ,
         name=_gateway_name(slot_lease),
     )
@@ -135,7 +141,7 @@ def create_app(
         preflight=recorder.preflight,
     )
     app.extensions["nexus"] = Gateway(generation=generation, engine=engine, live=context.live)
-    name = slot_lease.generation.name if slot_lease.generation else None
+    name = files.name if files else None
     log.info(
         "worker ready", extra={"pid": os.getpid(), "slot": slot_lease.slot, "generation": name}
     )
@@ -188,28 +194,13 @@ def _ring(slot_lease: SlotLease) -> Ring:
         return RequestLogTable(None).ring(0)
 
 
-def _prefixes(slot_lease: SlotLease) -> PrefixTable:
+def _shared(kind: Callable[[Path | None], T], path: Path | None, what: str) -> T:
+    """A table at `path`; one of this process alone if that cannot be opened."""
     try:
-        return PrefixTable(slot_lease.generation.prefixes if slot_lease.generation else None)
+        return kind(path)
     except OSError as error:
-        log.error("prefixes of prompts are not shared with other processes", extra={"why": error})
-        return PrefixTable(None)
-
-
-def _sticky(slot_lease: SlotLease) -> StickyTable:
-    try:
-        return StickyTable(slot_lease.generation.sticky if slot_lease.generation else None)
-    except OSError as error:
-        log.error("ids of responses are not shared with other processes", extra={"why": error})
-        return StickyTable(None)
-
-
-def _background(slot_lease: SlotLease) -> BackgroundTable:
-    try:
-        return BackgroundTable(slot_lease.generation.background if slot_lease.generation else None)
-    except OSError as error:
-        log.error("ends of responses are not shared with other processes", extra={"why": error})
-        return BackgroundTable(None)
+        log.error(f"{what} are not shared with other processes", extra={"why": error})
+        return kind(None)
 
 
 def _snapshot_reader(path: Path) -> SnapshotReader | None:
