@@ -34,13 +34,17 @@ def check(file: str | None, config: str | None) -> Result:
         loaded = load(file or config)
     except ConfigError as error:
         named = file or config or os.environ.get("NEXUS_CONFIG") or DEFAULT_FILE
-        return Result(_report(named, problems=error.problems), failure=error)
+        problems = error.problems
+        data = {"file": named, "usable": False, "problems": problems, "warnings": []}
+        return Result({**data, "backends": None}, failure=error)
     count = len(loaded.config.backends)
     used = str(loaded.path) if loaded.path else None
+    warnings = loaded.warnings
+    data = {"file": used, "usable": True, "problems": [], "warnings": warnings}
     return Result(
-        _report(used, warnings=loaded.warnings, backends=count),
+        {**data, "backends": count},
         f"{used or 'defaults'}: ok, {counted(count, 'backend')}.",
-        notes=[f"warning: {warning}" for warning in loaded.warnings],
+        notes=[f"warning: {warning}" for warning in warnings],
     )
 
 
@@ -96,22 +100,6 @@ def show(file: str | None, config: str | None, origin: bool) -> Result:
         paths = (path for path, _ in _settings(settings))
         data["origins"] = {".".join(path): _origin(loaded, path) for path in paths}
     return Result(data, lambda: "\n".join(_toml(settings, loaded if origin else None)))
-
-
-def _report(
-    file: str | None,
-    *,
-    problems: list[str] | None = None,
-    warnings: list[str] | None = None,
-    backends: int | None = None,
-) -> dict[str, Any]:
-    return {
-        "file": file,
-        "usable": not problems,
-        "problems": problems or [],
-        "warnings": warnings or [],
-        "backends": backends,
-    }
 
 
 def _masked(value: Any) -> Any:

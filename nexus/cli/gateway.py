@@ -314,12 +314,7 @@ def find_admin(config: str | None, url: str | None) -> Gateway:
 
 def run_directory(config: str | None, given: str | None = None) -> RunDirectory:
     """The run directory of a configuration, even of one that cannot be used."""
-    try:
-        run_dir = RunDirectory(given) if given else RunDirectory.of(load(config).config)
-    except ConfigError:
-        if not config_file(config).exists():
-            raise  # the defaults may lead to another gateway
-        run_dir = RunDirectory.of(partial_config(config, os.environ))
+    run_dir = RunDirectory(given) if given else RunDirectory.of(_settings(config)[0])
     try:
         run_dir.check()
     except RunDirectoryError as error:
@@ -345,12 +340,13 @@ def path_part(name: str) -> str:
 
 
 def _settings(config: str | None) -> tuple[Config, str, list[str]]:
+    """The settings, where they come from, and why the file cannot be used."""
     try:
         loaded = load(config)
     except ConfigError as error:
         file = config_file(config)
         if not file.exists():
-            raise
+            raise  # the defaults may lead to another gateway
         return partial_config(config, os.environ), str(file), error.problems
     return loaded.config, str(loaded.path) if loaded.path else "the default configuration", []
 

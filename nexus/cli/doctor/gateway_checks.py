@@ -156,6 +156,8 @@ def addresses(gateway: Gateway) -> Iterator[Finding]:
     ):
         if base is None:
             continue
+        fix = f"stop it, or name another in {key}"
+        foreign = fail(area, f"Something that is not Nexus has {base}.", fix)
         try:
             response = http_request("GET", f"{base}/livez", timeout_s=2)
         except NoResponse as why:
@@ -163,22 +165,14 @@ def addresses(gateway: Gateway) -> Iterator[Finding]:
                 fix = "see its log, `journalctl -u nexus` under systemd"
                 yield fail(area, f"{running} runs, and does not respond at {base} ({why}).", fix)
             elif _accepts_connections(base):
-                yield fail(
-                    area,
-                    f"Something that is not Nexus has {base}.",
-                    f"stop it, or name another in {key}",
-                )
+                yield foreign
             else:
                 yield ok(area, f"{base} is free; no gateway runs")
             continue
         if response.status != 200 or b"ok" not in response.content:
-            yield fail(
-                area,
-                f"Something that is not Nexus has {base}.",
-                f"stop it, or name another in {key}",
-            )
+            yield foreign
         elif not running:
-            yield fail(area, f"Another gateway has {base}.", f"stop it, or name another in {key}")
+            yield fail(area, f"Another gateway has {base}.", fix)
         else:
             yield ok(area, f"{base} responds")
 
