@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -89,19 +89,11 @@ def _idna(host: str) -> str:
 
 
 def _literal_problem(host: str) -> str | None:
-    if ":" not in host:
-        return None
-    import ipaddress
-
     try:
-        literal = ipaddress.ip_address(host.replace("%25", "%"))
+        literal = ip_address(host.replace("%25", "%"))
     except ValueError:
         return None
-    if (
-        isinstance(literal, ipaddress.IPv6Address)
-        and literal.is_link_local
-        and not literal.scope_id
-    ):
+    if isinstance(literal, IPv6Address) and literal.is_link_local and not literal.scope_id:
         return f"a link-local address needs its interface, as in [{host}%eth0]"
     return None
 
@@ -126,10 +118,8 @@ def backend_problems(backend: BackendConfig) -> Iterator[str]:
 
 
 def _tls_problems(backend: BackendConfig) -> Iterator[str]:
-    named = {
-        key: getattr(backend, key) for key in ("ca_file", "client_cert_file", "client_key_file")
-    }
-    given = {key: path for key, path in named.items() if path is not None}
+    keys = ("ca_file", "client_cert_file", "client_key_file")
+    given = {key: path for key in keys if (path := getattr(backend, key)) is not None}
     for key, path in given.items():
         if not backend.url.startswith("https://"):
             yield f'{key} = "{path}" has no effect, because url is not https://; change one.'

@@ -36,31 +36,30 @@ def template() -> str:
     ]
     for name, hint in hints_of(Config).items():
         if name == "backends":
-            lines += [
-                "# Every key of a backend:",
-                "# [[backends]]",
-                *_keys(BackendConfig, ("backends",), "# "),
-                "",
-            ]
-            lines += [
-                "# Every key of what is stated of a backend's model:",
-                "# [[backends.models]]",
-            ]
-            lines += [*_keys(ModelConfig, ("backends", "models"), "# "), ""]
+            lines += _list("a backend", BackendConfig, name)
+            lines += _list("what is stated of a backend's model", ModelConfig, name, "models")
         elif name == "limits":
-            lines += ["# Every key of a limit:", "# [[limits]]"]
-            lines += [*_keys(Limit, ("limits",), "# "), "# [limits.match]"]
-            lines += [*_keys(Match, ("limits", "match"), "# "), ""]
+            lines += _list("a limit", Limit, name, match=Match)
         elif name == "budgets":
-            lines += ["# Every key of a budget:", "# [[budgets]]"]
-            lines += [*_keys(Budget, ("budgets",), "# "), "# [budgets.match]"]
-            lines += [*_keys(Match, ("budgets", "match"), "# "), ""]
+            lines += _list("a budget", Budget, name, match=Match)
         elif isinstance(hint, type) and issubclass(hint, Section) and name not in NOT_SUPPORTED:
             lines += [*_table(hint, (name,)), ""]
             if name == "endpoints":
-                lines += ["# Every key of an endpoint of your own:", "# [[endpoints.custom]]"]
-                lines += [*_keys(CustomEndpoint, (name, "custom"), "# "), ""]
+                lines += _list("an endpoint of your own", CustomEndpoint, name, "custom")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _list(
+    what: str, record: type[Section], *path: str, match: type[Section] | None = None
+) -> Iterator[str]:
+    """A table of a list, and its table `match` if there is one, as comments."""
+    yield f"# Every key of {what}:"
+    yield f"# [[{'.'.join(path)}]]"
+    yield from _keys(record, path, "# ")
+    if match is not None:
+        yield f"# [{'.'.join(path)}.match]"
+        yield from _keys(match, (*path, "match"), "# ")
+    yield ""
 
 
 def _table(record: type[Section], path: tuple[str, ...]) -> Iterator[str]:
