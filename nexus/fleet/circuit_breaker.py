@@ -98,15 +98,9 @@ class CircuitBreaker(msgspec.Struct, frozen=True, kw_only=True):
 
     def open(self, event: Event) -> Transition | None:
         """Requests go elsewhere. A half-open probe whose lease has ended may still be under way."""
-        match event:
-            case Event.PROBE_CONFIRMED:
-                return self._close()
-            case Event.PROBE_FAILED:
-                return self._open("reopened", self.circuit.consecutive_opens + 1)
-            case Event.HEALTH_RECOVERED:
-                return Transition(replace(self.circuit, open_until=self.now_ns), "half_opened")
-            case _:
-                return None
+        if event is Event.HEALTH_RECOVERED:
+            return Transition(replace(self.circuit, open_until=self.now_ns), "half_opened")
+        return self._probed(event)
 
     def half_open(self, event: Event) -> Transition | None:
         """One request at a time probes the backend.
@@ -114,16 +108,18 @@ class CircuitBreaker(msgspec.Struct, frozen=True, kw_only=True):
         Health probes close the circuit only if no request probed it for `open_seconds`: a backend
         may pass health probes while its requests hang.
         """
-        match event:
-            case Event.PROBE_CONFIRMED:
-                return self._close()
-            case Event.PROBE_FAILED:
-                return self._open("reopened", self.circuit.consecutive_opens + 1)
-            case Event.HEALTH_PASSED if not self.circuit.probe_lease:
-                waited_ns = self.now_ns - self.circuit.open_until
-                return self._close() if waited_ns >= self.settings.open_seconds * 1e9 else None
-            case _:
-                return None
+        if event is Event.HEALTH_PASSED and not self.circuit.probe_lease:
+            waited_ns = self.now_ns - self.circuit.open_until
+            return self._close() if waited_ns >= self.settings.open_seconds * 1e9 else None
+        return self._probed(event)
+
+    def _probed(self, event: Event) -> Transition | None:
+        """What the result of a half-open probe does; None for another event."""
+        if event is Event.PROBE_CONFIRMED:
+            return self._close()
+        if event is Event.PROBE_FAILED:
+            return self._open("reopened", self.circuit.consecutive_opens + 1)
+        return None
 
     def _too_many_failures(self) -> bool:
         """Whether enough requests failed in a row, or in the last window and of all in it."""
