@@ -238,28 +238,17 @@ class StreamReader(Protocol):
         units: The images or seconds that came, in a dialect that counts them.
     """
 
-    @property
-    def content(self) -> bool: ...
-    @property
-    def done(self) -> bool: ...
-    @property
-    def error(self) -> ReportedError | None: ...
-    @property
-    def events(self) -> int: ...
-    @property
-    def first_token_at(self) -> float: ...
-    @property
-    def alive_at(self) -> float: ...
-    @property
-    def last_at(self) -> float: ...
-    @property
-    def longest_gap_s(self) -> float: ...
-    @property
-    def stored_ids(self) -> tuple[str, ...]: ...
-    @property
-    def binary(self) -> bool: ...
-    @property
-    def units(self) -> float: ...
+    content: bool
+    done: bool
+    error: ReportedError | None
+    events: int
+    first_token_at: float
+    alive_at: float
+    last_at: float
+    longest_gap_s: float
+    stored_ids: tuple[str, ...]
+    binary: bool
+    units: float
 
     def feed(self, piece: bytes) -> bytes:
         """Read the next bytes; returns what is to be forwarded now."""

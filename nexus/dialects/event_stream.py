@@ -30,9 +30,16 @@ class EventStream(ABC):
     stored_ids: tuple[str, ...] = ()
     units = 0.0
 
-    def __init__(self, *, clock: Callable[[], float], own_key: str | None = None) -> None:
-        """`own_key` is the gateway's key at the backend, which is masked if an error repeats it."""
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        hide_usage: bool = False,
+        own_key: str | None = None,
+    ) -> None:
+        """The arguments are those of `AttemptDialect.open_stream`."""
         self._clock = clock
+        self._hide_usage = hide_usage
         self._own_key = own_key
         self._reader = EventReader()
         self._between_events = True
@@ -153,15 +160,7 @@ class NamedEventStream(EventStream):
         deltas: How many events carried output.
     """
 
-    def __init__(
-        self,
-        *,
-        clock: Callable[[], float],
-        hide_usage: bool = False,  # noqa: ARG002 - nothing is asked for in the client's name
-        own_key: str | None = None,
-    ) -> None:
-        super().__init__(clock=clock, own_key=own_key)
-        self.deltas = 0
+    deltas = 0
 
     @property
     def finished(self) -> bool:

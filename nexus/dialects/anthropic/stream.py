@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -39,14 +39,8 @@ class AnthropicStream(NamedEventStream):
     parsed: its name says what it is.
     """
 
-    def __init__(
-        self,
-        *,
-        clock: Callable[[], float],
-        hide_usage: bool = False,
-        own_key: str | None = None,
-    ) -> None:
-        super().__init__(clock=clock, hide_usage=hide_usage, own_key=own_key)
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
         self._counts = Counts()
 
     def _count_output(self, piece: bytes) -> bool:

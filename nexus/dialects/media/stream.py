@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -33,16 +32,8 @@ class MediaStream(EventStream):
     `[DONE]`.
     """
 
-    def __init__(
-        self,
-        *,
-        clock: Callable[[], float],
-        hide_usage: bool = False,  # noqa: ARG002 - nothing is asked for in the client's name
-        own_key: str | None = None,
-    ) -> None:
-        super().__init__(clock=clock, own_key=own_key)
-        self._usage: Usage | None = None
-        self._ended = False
+    _usage: Usage | None = None
+    _ended = False
 
     def _count_output(self, piece: bytes) -> bool:  # noqa: ARG002 - each event is parsed
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from typing import Any
 
 from nexus.dialects.base import Usage
 from nexus.dialects.event_stream import EventStream
@@ -36,11 +36,8 @@ class OpenAIStream(EventStream):
     last of them are kept, because only they can have finish reasons, and parsed if somebody asks.
     """
 
-    def __init__(
-        self, *, clock: Callable[[], float], hide_usage: bool, own_key: str | None = None
-    ) -> None:
-        super().__init__(clock=clock, own_key=own_key)
-        self._hide_usage = hide_usage
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
         self._usage: Usage | None = None
         self._token_events = 0
         self._last: deque[bytes | list[Choice]] = deque(maxlen=_LAST)
