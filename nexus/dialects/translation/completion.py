@@ -1,4 +1,5 @@
-"""What a chat completion says, whole or in chunks, as translations from it read it."""
+"""What a chat completion says, whole or in chunks, as translations from it read it, and the content
+of a message that is sent for one."""
 
 from __future__ import annotations
 
@@ -77,3 +78,11 @@ def call_id(given: Any, message_id: str, number: int) -> str:
 def text_in(value: Any) -> str:
     """A text; empty if it is anything else."""
     return value if isinstance(value, str) else ""
+
+
+def content_of(parts: list[dict[str, Any]]) -> Any:
+    """The content of a message: a single text as a text, which every server takes; else the
+    parts."""
+    if not parts:
+        return ""
+    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from nexus.dialects.json_body import Raw
+from nexus.dialects.translation.completion import content_of
 from nexus.dialects.translation.messages_to_chat.fields import RULES
 from nexus.dialects.translation.raw import (
     Fields,
@@ -142,7 +143,7 @@ def _assistant(check: FieldCheck, blocks: list[Fields], path: str) -> dict[str, 
             calls.append({"id": block.get("id"), "type": "function", "function": function})
         elif kind not in ("thinking", "redacted_thinking"):
             raise untranslatable(f"{path}.{n}", f"the assistant's message has {kind!r}")
-    message: dict[str, Any] = {"role": "assistant", "content": _content(parts)}
+    message: dict[str, Any] = {"role": "assistant", "content": content_of(parts)}
     if calls:
         message["tool_calls"] = calls
         message["content"] = message["content"] or None
@@ -166,7 +167,7 @@ def _user(check: FieldCheck, blocks: list[Fields], path: str) -> Iterator[dict[s
         else:
             raise untranslatable(f"{path}.{n}", f"the user's message has {kind!r}")
     if parts := images + parts:
-        yield {"role": "user", "content": _content(parts)}
+        yield {"role": "user", "content": content_of(parts)}
 
 
 def _result(check: FieldCheck, raw: Raw, path: str) -> tuple[str, list[dict[str, Any]]]:
@@ -199,13 +200,6 @@ def _image(block: Fields, path: str) -> dict[str, Any]:
     else:
         raise untranslatable(f"{path}.source", f"an image from {kind!r} is stored elsewhere")
     return {"type": "image_url", "image_url": {"url": url}}
-
-
-def _content(parts: list[dict[str, Any]]) -> Any:
-    """A single text as a text, which every server takes; else the parts."""
-    if not parts:
-        return ""
-    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
 
 
 def _tool(check: FieldCheck, tool: Fields, n: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from nexus.dialects.json_body import Raw
+from nexus.dialects.translation.completion import content_of
 from nexus.dialects.translation.raw import Fields, objects_of, text_of, type_of
 from nexus.dialects.translation.responses_to_chat.tool_names import ToolNames
 from nexus.dialects.translation.rules import NULL, FieldCheck, untranslatable
@@ -37,10 +38,10 @@ class _Turn:
             texts = [part["text"] for part in self.parts]
             made = [{"role": "system", "content": "\n\n".join(texts)}]
         elif self.calls:
-            content = _content(self.parts) or None
+            content = content_of(self.parts) or None
             made = [{"role": self.role, "content": content, "tool_calls": self.calls}]
         elif self.parts or not self.results:
-            made = [{"role": self.role, "content": _content(self.parts)}]
+            made = [{"role": self.role, "content": content_of(self.parts)}]
         made += self.results
         if self.images:
             made.append({"role": "user", "content": self.images})
@@ -137,10 +138,3 @@ def _image(block: Fields, path: str) -> Message:
     if block.get("detail", NULL) not in (NULL, b'"original"'):
         image["detail"] = block["detail"]
     return {"type": "image_url", "image_url": image}
-
-
-def _content(parts: list[Message]) -> Any:
-    """A single text as a text, which every server takes; else the parts."""
-    if not parts:
-        return ""
-    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
