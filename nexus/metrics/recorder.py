@@ -61,6 +61,10 @@ class Recorder:
             child = self._children[key] = self._store.child(family, labels)
         return child
 
+    def _count(self, family: Family, *labels: str) -> None:
+        with self._lock:
+            self.child(family, *labels).inc()
+
     def close(self) -> None:
         """Close the file of usage; nothing may be counted afterwards."""
         if self._usage is not None:
@@ -121,8 +125,7 @@ class Recorder:
 
     def stream_ping(self) -> None:
         """A client got a ping of the gateway's own in its stream."""
-        with self._lock:
-            self.child(families.STREAM_PINGS).inc()
+        self._count(families.STREAM_PINGS)
 
     def count_dropped_log_lines(self) -> None:
         """Count the lines of this process's log that were lost since the last call."""
@@ -186,19 +189,16 @@ class Recorder:
 
     def ledger_failed(self) -> None:
         """The ledger could not be read or written."""
-        with self._lock:
-            self.child(cost_families.LEDGER_ERRORS).inc()
+        self._count(cost_families.LEDGER_ERRORS)
 
     def caller_refused(self, key: str, team: str, reason: str) -> None:
         """Count a request that was refused for its key; `key` and `team` are label values."""
-        with self._lock:
-            self.child(access_families.KEY_REFUSALS, key, team, reason).inc()
+        self._count(access_families.KEY_REFUSALS, key, team, reason)
 
     def limit_refused(self, limit: str, dimension: str, *, shadow: bool) -> None:
         """A limit refused a request, or would have (`shadow`)."""
         family = access_families.LIMIT_SHADOW_REFUSALS if shadow else access_families.LIMIT_REFUSALS
-        with self._lock:
-            self.child(family, limit, dimension).inc()
+        self._count(family, limit, dimension)
 
     def limit_settled(self, limit: str, tokens: int) -> None:
         """Count the tokens that a request used beyond (or, negative, below) its reservation."""
@@ -208,8 +208,7 @@ class Recorder:
 
     def budget_refused(self, budget: str, reason: str) -> None:
         """A budget refused a request."""
-        with self._lock:
-            self.child(cost_families.BUDGET_REFUSALS, budget, reason).inc()
+        self._count(cost_families.BUDGET_REFUSALS, budget, reason)
 
     def budget_overrun(self, budget: str, nano: int) -> None:
         """A request cost so many nano-dollars more than a budget held for it."""
@@ -224,8 +223,7 @@ class Recorder:
 
     def limits_missed(self) -> None:
         """Count a request for which the table of limits was locked."""
-        with self._lock:
-            self.child(access_families.LIMIT_LOCK_MISSES).inc()
+        self._count(access_families.LIMIT_LOCK_MISSES)
 
     def request_log_opened(self) -> None:
         """Create the series of the request log, so that rates of them exist."""
@@ -245,17 +243,14 @@ class Recorder:
 
     def backend_excluded(self, reason: str) -> None:
         """A backend that has the model of a request was not considered for it."""
-        with self._lock:
-            self.child(families.EXCLUSIONS, reason).inc()
+        self._count(families.EXCLUSIONS, reason)
 
     def sticky(self, result: str) -> None:
         """A request named what a backend stores."""
-        with self._lock:
-            self.child(families.STICKY, result).inc()
+        self._count(families.STICKY, result)
 
     def retry_denied(self, backend: str) -> None:
-        with self._lock:
-            self.child(families.RETRIES_DENIED, backend).inc()
+        self._count(families.RETRIES_DENIED, backend)
 
     def routing_failed(self, decision_s: float) -> None:
         """Record how long it took to find that no backend can serve."""
@@ -263,12 +258,10 @@ class Recorder:
             self._decision.observe(decision_s)
 
     def circuit_opened(self, backend: str) -> None:
-        with self._lock:
-            self.child(families.CIRCUIT_OPENED, backend).inc()
+        self._count(families.CIRCUIT_OPENED, backend)
 
     def unsolicited_response(self, backend: str) -> None:
-        with self._lock:
-            self.child(families.UNSOLICITED, backend).inc()
+        self._count(families.UNSOLICITED, backend)
 
     def reading_body(self, change: int) -> None:
         """One body more (1) or fewer (-1) is being read."""
@@ -296,21 +289,18 @@ class Recorder:
             self._queue_wait.observe(waited_s)
 
     def queue_rejected(self, reason: str) -> None:
-        with self._lock:
-            self.child(families.QUEUE_REJECTIONS, reason).inc()
+        self._count(families.QUEUE_REJECTIONS, reason)
 
     def unknown_model(self) -> None:
         with self._lock:
             self._unknown_models.inc()
 
     def rejected(self, reason: str) -> None:
-        with self._lock:
-            self.child(families.REJECTED, reason).inc()
+        self._count(families.REJECTED, reason)
 
     def preflight(self) -> None:
         """Count a preflight of a browser."""
-        with self._lock:
-            self.child(families.PREFLIGHTS).inc()
+        self._count(families.PREFLIGHTS)
 
     def probe_answered(self, backend: str, latency_s: float) -> None:
         with self._lock:
