@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gevent
 import gevent.lock
@@ -93,20 +93,11 @@ class AccountKeeper:
         self.failing = False
         return True
 
-    def report(
-        self,
-        by: Sequence[str],
-        *,
-        since: float | None,
-        until: float | None,
-        only: tuple[str, Sequence[str]] | None = None,
-    ) -> list[tuple[object, ...]] | None:
-        """The sums of usage up to now; None without a ledger."""
+    def report(self, by: Sequence[str], **span: Any) -> list[tuple[object, ...]] | None:
+        """As `Ledger.report`, up to now; None without a ledger."""
         if self._current is not None:
             self.persist()
-        if self._ledger is None:
-            return None
-        return self._ledger.report(by, since=since, until=until, only=only)
+        return self._ledger.report(by, **span) if self._ledger is not None else None
 
     def close(self) -> None:
         """Write the rest, and close the ledger."""
