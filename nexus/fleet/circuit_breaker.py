@@ -1,12 +1,9 @@
 """The circuit breaker of a backend: a state machine over a record that all processes share.
 
-                     too many failures                  its time is over, or health probes succeed
-                                                        again closed ─────────────────────────▶ open
-                                                        ─────────────────────────▶ half-open ▲
-                                                        ▲                               │   │ │
-                                                        └── half-open probe failed ─────┘   │ └────
-                                                        half-open probe confirmed, or health probes
-                                                        pass untried ───────┘
+    closed → open: too many requests fail.
+    open → half-open: its time is over, or health probes succeed again.
+    half-open → open: the half-open probe fails.
+    half-open → closed: the half-open probe is confirmed, or health probes pass and none was tried.
 
 While a circuit is open, requests go to other backends. While it is half open, one request at a time
 holds a lease and is the half-open probe. Routing gets the state from `fleet/status.py`. After
@@ -65,8 +62,8 @@ class CircuitBreaker(msgspec.Struct, frozen=True, kw_only=True):
         circuit: The record as it was read.
         settings: What the configuration says.
         error_rate: Share of failures in the window that opens a circuit.
-        now_ns: The time on the host's monotonic clock. successes, failures: Requests in the last
-        window, since the circuit last closed.
+        now_ns: The time on the host's monotonic clock.
+        successes, failures: Requests in the last window, since the circuit last closed.
         chance: A random number in [0, 1), for the jitter.
     """
 
