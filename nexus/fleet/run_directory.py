@@ -235,20 +235,24 @@ class RunDirectory:
 
     def owner(self) -> str | None:
         """The description of the process that owns the directory; None if none does."""
-        if not (self.path / "gateway.lock").exists():
-            return None
-        lock = LockFile(self.path / "gateway.lock")
-        try:
-            return (lock.read_note() or "another gateway") if lock.held_elsewhere(0) else None
-        finally:
-            lock.close()
+        note = self._holder_of("gateway.lock")
+        return None if note is None else note or "another gateway"
 
     def health_process_alive(self) -> bool:
-        if not (self.path / "health.lock").exists():
-            return False
-        lock = LockFile(self.path / "health.lock")
+        return self._holder_of("health.lock") is not None
+
+    def health_process_pid(self) -> int | None:
+        """The process id of the health process; None if none runs."""
+        note = (self._holder_of("health.lock") or "").removeprefix("pid ")
+        return int(note) if note.isdigit() else None
+
+    def _holder_of(self, name: str) -> str | None:
+        """What the holder of a lock has written into its file; None if nobody holds it."""
+        if not (self.path / name).exists():
+            return None
+        lock = LockFile(self.path / name)
         try:
-            return lock.held_elsewhere(0)
+            return lock.read_note() if lock.held_elsewhere(0) else None
         finally:
             lock.close()
 
@@ -270,17 +274,6 @@ class RunDirectory:
             return (self.path / "admin.token").read_text(encoding="ascii").strip() or None
         except (OSError, UnicodeDecodeError):
             return None
-
-    def health_process_pid(self) -> int | None:
-        """The process id of the health process; None if none runs."""
-        if not self.health_process_alive():
-            return None
-        lock = LockFile(self.path / "health.lock")
-        try:
-            note = lock.read_note().removeprefix("pid ")
-            return int(note) if note.isdigit() else None
-        finally:
-            lock.close()
 
     def health_heartbeat_ns(self) -> int | None:
         """The last heartbeat of the health process's event loop; None if unknown."""
