@@ -60,10 +60,9 @@ def problem(
     warning: bool = False,
     since: float | None = None,
 ) -> Problem:
-    severity: Literal["error", "warning"] = "warning" if warning else "error"
     return Problem(
         code=code,
-        severity=severity,
+        severity="warning" if warning else "error",
         subject=subject,
         message=message,
         detail=detail,

@@ -7,8 +7,6 @@ many models, which rarely change: only new pages are encoded and decoded.
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from nexus.fleet.mapping import map_file
 from nexus.fleet.records import Backend, Model, Snapshot
 from nexus.runtime.files import write_atomically
 
@@ -30,25 +29,9 @@ class _Head(msgspec.Struct, frozen=True):
     pages: tuple[int, ...]
 
 
-class _SharedRevision:
-    """Eight bytes that all processes map; one process writes them."""
-
-    def __init__(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if os.fstat(fd).st_size < 8:
-                os.posix_fallocate(fd, 0, 8)
-            self._cell = memoryview(mmap.mmap(fd, 8)).cast("q")
-        finally:
-            os.close(fd)
-
-    @property
-    def value(self) -> int:
-        return self._cell[0]
-
-    @value.setter
-    def value(self, number: int) -> None:
-        self._cell[0] = number
+def _shared_revision(run_dir: Path) -> memoryview:
+    """One number that all processes map; one process writes it."""
+    return memoryview(map_file(run_dir / "fleet.revision", 8)).cast("q")
 
 
 class SnapshotReader:
@@ -60,7 +43,7 @@ class SnapshotReader:
 
     def __init__(self, run_dir: Path) -> None:
         self._file = run_dir / "fleet.json"
-        self._number = _SharedRevision(run_dir / "fleet.revision")
+        self._number = _shared_revision(run_dir)
         self._pages: dict[bytes, tuple[Model, ...]] = {}
         self._models: dict[str, tuple[list[bytes], tuple[Model, ...]]] = {}
         self.decoded = 0
@@ -68,7 +51,7 @@ class SnapshotReader:
     @property
     def revision(self) -> int:
         """The revision of the newest snapshot; 0 before the first."""
-        return self._number.value
+        return self._number[0]
 
     def read(self, pause: Callable[[], object] = lambda: None) -> Snapshot | None:
         """The current snapshot; None before the first, or if the file cannot be decoded.
@@ -123,12 +106,12 @@ class SnapshotWriter:
 
     def __init__(self, run_dir: Path) -> None:
         self._file = run_dir / "fleet.json"
-        self._number = _SharedRevision(run_dir / "fleet.revision")
+        self._number = _shared_revision(run_dir)
         self._pages: dict[str, tuple[tuple[Model, ...], list[bytes]]] = {}
         self.encoded = 0
 
     def next_revision(self) -> int:
-        return self._number.value + 1
+        return self._number[0] + 1
 
     def publish(self, snapshot: Snapshot) -> None:
         self._pages = {
@@ -140,7 +123,7 @@ class SnapshotWriter:
         )
         head = msgspec.json.encode(_Head(without, tuple(map(len, pages))))
         write_atomically(self._file, b"\n".join([head, *chain.from_iterable(pages)]))
-        self._number.value = snapshot.revision
+        self._number[0] = snapshot.revision
 
     def _pages_of(self, backend: Backend) -> list[bytes]:
         before = self._pages.get(backend.name)
