@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 
 def is_pattern(name: str) -> bool:
     """Whether a listed name stands for many, as LiteLLM's `provider/*` does."""
     return "*" in name
-
-
-def matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern)

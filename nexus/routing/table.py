@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import msgspec
 
@@ -15,7 +16,6 @@ from nexus.providers.base import DIALECTS
 from nexus.routing.affinity import Placement, Session, rendezvous_order
 from nexus.routing.candidate import CAPABILITIES, Candidate
 from nexus.routing.listing import Listing
-from nexus.routing.names import matches
 from nexus.routing.needs import Needs
 from nexus.routing.policies import NOTHING, Constraints, Policies
 
@@ -185,7 +185,7 @@ class RouteTable:
         """The listed name or pattern that covers a resolved name; itself if none does."""
         if name not in self.listing.by_name and self.listing.patterns:
             return next(
-                (pattern for pattern in self.listing.patterns if matches(name, pattern)), name
+                (pattern for pattern in self.listing.patterns if fnmatchcase(name, pattern)), name
             )
         return name
 
