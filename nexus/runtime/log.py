@@ -173,30 +173,21 @@ def fatal(text: str) -> None:
     sys.stderr.write((_with_priority(text, logging.ERROR) if goes_to_journal() else text) + "\n")
 
 
-def _dropped_notice(handler: logging.Handler, lines: int) -> str:
+def _dropped_notice(formatter: LineFormatter, lines: int) -> str:
     """The line that reports how many lines were dropped while nobody read standard error."""
-    record = logging.LogRecord(
-        "nexus.log",
-        logging.WARNING,
-        __file__,
-        0,
-        "log lines were dropped, nobody read them",
-        None,
-        None,
-    )
-    vars(record).update(lines=lines, pid=os.getpid())
-    return handler.format(record)
+    text, fields = "log lines were dropped, nobody read them", {"lines": lines, "pid": os.getpid()}
+    return formatter.line(Event(time.time(), logging.WARNING, "nexus.log", text, fields))
 
 
 def configure(*, level: str, kind: str, component_levels: Mapping[str, str] | None = None) -> None:
     """Send the logs of this process to standard error. Call it again to change the settings."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(make_formatter(kind))
+    handler, formatter = logging.StreamHandler(sys.stderr), make_formatter(kind)
+    handler.setFormatter(formatter)
     _ROOT.handlers[:] = [handler]
     _ROOT.propagate = False
     _ROOT.setLevel(LEVELS[level])
     if isinstance(sys.stderr, NonBlockingText):
-        sys.stderr.notice = partial(_dropped_notice, handler)
+        sys.stderr.notice = partial(_dropped_notice, formatter)
     for name, chosen in (component_levels or {}).items():
         logging.getLogger(f"nexus.{name}").setLevel(LEVELS[chosen])
 
