@@ -32,12 +32,11 @@ class ReservedFile(MmapedDict):
     for threads.
     """
 
-    def __init__(self, filename: str, read_mode: bool = False) -> None:
-        if not read_mode:
-            _reserve(Path(filename))
+    def __init__(self, filename: str) -> None:
+        _reserve(Path(filename))
         self._mapped: mmap.mmap | None = None
         self._views: list[memoryview[float]] = []
-        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+        super().__init__(filename)  # type: ignore[no-untyped-call]
 
     def _init_value(self, key: str) -> None:
         needed = self._used + len(key.encode()) + 32

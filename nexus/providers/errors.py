@@ -206,10 +206,11 @@ def message_of(content: bytes) -> str:
     return printable(_parts(content)[0])
 
 
-def printable(text: str, *, longest: int = _LONGEST_MESSAGE) -> str:
+def printable(text: str) -> str:
     """`text` as one line without control characters, shortened."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * longest]).split())
-    return line if len(line) <= longest else line[:longest] + "…"
+    start = text[: 4 * _LONGEST_MESSAGE]
+    line = " ".join("".join(c if c.isprintable() else " " for c in start).split())
+    return line if len(line) <= _LONGEST_MESSAGE else line[:_LONGEST_MESSAGE] + "…"
 
 
 def _parts(content: bytes) -> tuple[str, str, str]:
