@@ -74,12 +74,10 @@ def backend_table(shown: list[dict[str, Any]]) -> str:
             backend["name"],
             backend["type"],
             backend["url"],
-            _status(backend),
+            status_word(backend),
             since(backend["since"]) if backend["since"] else "-",
             state(backend["circuit"].replace("_", " ")),
-            f"{backend['in_flight']}/{backend['capacity']}"
-            if backend["capacity"]
-            else str(backend["in_flight"]),
+            in_flight(backend),
             milliseconds(backend["latency_ms"]),
             str(len(backend["models"])),
             "" if backend["origin"] == "file" else backend["origin"],
@@ -92,9 +90,15 @@ def backend_table(shown: list[dict[str, Any]]) -> str:
     return table(columns, rows, right=("FOR", "IN FLIGHT", "PROBE", "MODELS"))
 
 
-def _status(backend: dict[str, Any]) -> str:
+def status_word(backend: dict[str, Any]) -> str:
     shown = state(backend["status"])
     return f"{shown}, {state('draining')}" if backend["draining"] else shown
+
+
+def in_flight(backend: dict[str, Any]) -> str:
+    """Its requests in flight, and how many it takes if that is known."""
+    count, capacity = backend["in_flight"], backend["capacity"]
+    return f"{count}/{capacity}" if capacity else str(count)
 
 
 def _setting(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:

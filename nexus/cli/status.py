@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from nexus.cli.backends import in_flight, status_word
 from nexus.cli.gateway import Gateway, gateway_options
 from nexus.cli.http_client import NoResponse, http_request
 from nexus.cli.output import (
@@ -173,12 +174,11 @@ def _screen(shown: dict[str, Any]) -> str:
 
 
 def _row(backend: dict[str, Any]) -> tuple[str, ...]:
-    in_flight = str(backend["in_flight"])
     return (
         backend["name"],
-        state(backend["status"]) + (f", {state('draining')}" if backend["draining"] else ""),
+        status_word(backend),
         state(backend["circuit"].replace("_", " ")),
-        f"{in_flight}/{backend['capacity']}" if backend["capacity"] else in_flight,
+        in_flight(backend),
         f"{backend['requests']:,}",
         milliseconds(backend["average_latency_ms"]),
     )
