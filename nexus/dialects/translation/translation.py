@@ -71,6 +71,11 @@ class EventTranslator(Protocol):
         """The client's last events. Called once, if the stream came to its end."""
 
 
+def _of(name: str) -> Any:
+    """What a part of the object says; dots lead into it."""
+    return property(attrgetter(name))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Translation(AttemptDialect):
     """One direction between two protocols.
@@ -95,29 +100,15 @@ class Translation(AttemptDialect):
     response: Callable[[bytes, ClientContext], bytes]
     events: Callable[[ClientContext], EventTranslator]
 
-    @property
-    def PASSES_ERRORS(self) -> bool:  # noqa: N802 - the dialects' own name for it
-        return self.client.PASSES_ERRORS
-
-    @property
-    def KEEPALIVE(self) -> bytes:  # noqa: N802
-        return self.client.KEEPALIVE
-
-    @property
-    def PING_S(self) -> float:  # noqa: N802
-        return self.client.PING_S
-
-    def asks_for_usage(self, body: bytes) -> bool:
-        return self.backend.asks_for_usage(body)
-
-    def ask_for_usage(self, body: bytes) -> bytes:
-        return self.backend.ask_for_usage(body)
-
-    def usage_in_response(self, response: bytes, *, lenient: bool = False) -> Usage | None:
-        return self.backend.usage_in_response(response, lenient=lenient)
-
-    def error_in_response(self, response: bytes) -> ReportedError | None:
-        return self.backend.error_in_response(response)
+    PASSES_ERRORS = _of("client.PASSES_ERRORS")
+    KEEPALIVE = _of("client.KEEPALIVE")
+    PING_S = _of("client.PING_S")
+    error_body = _of("client.error_body")
+    error_event = _of("client.error_event")
+    asks_for_usage = _of("backend.asks_for_usage")
+    ask_for_usage = _of("backend.ask_for_usage")
+    usage_in_response = _of("backend.usage_in_response")
+    error_in_response = _of("backend.error_in_response")
 
     def open_stream(
         self,
@@ -130,17 +121,6 @@ class Translation(AttemptDialect):
         source = self.backend.open_stream(clock=clock, hide_usage=False, own_key=own_key)
         return TranslatedStream(source, self.events(context), self.client, own_key)
 
-    def error_body(self, message: str, **fields: Any) -> bytes:
-        return self.client.error_body(message, **fields)
-
-    def error_event(self, message: str, *, status: int, code: str | None, number: int = 0) -> bytes:
-        return self.client.error_event(message, status=status, code=code, number=number)
-
-
-def _of_source(name: str) -> Any:
-    """What the backend's reader says."""
-    return property(attrgetter(f"_source.{name}"))
-
 
 class TranslatedStream:
     """A `StreamReader` that counts as the backend's reader does, and returns the client's events.
@@ -152,16 +132,20 @@ class TranslatedStream:
     within_event = False
     units = 0.0
     stored_ids: tuple[str, ...] = ()
-    content: bool = _of_source("content")
-    done: bool = _of_source("done")
-    error: ReportedError | None = _of_source("error")
-    events: int = _of_source("events")
-    first_token_at: float = _of_source("first_token_at")
-    alive_at: float = _of_source("alive_at")
-    last_at: float = _of_source("last_at")
-    longest_gap_s: float = _of_source("longest_gap_s")
-    usage: Usage | None = _of_source("usage")
-    finished: bool = _of_source("finished")
+    content: bool = _of("_source.content")
+    done: bool = _of("_source.done")
+    error: ReportedError | None = _of("_source.error")
+    events: int = _of("_source.events")
+    first_token_at: float = _of("_source.first_token_at")
+    alive_at: float = _of("_source.alive_at")
+    last_at: float = _of("_source.last_at")
+    longest_gap_s: float = _of("_source.longest_gap_s")
+    usage: Usage | None = _of("_source.usage")
+    finished: bool = _of("_source.finished")
+    interrupt = _of("_source.interrupt")
+    quiet_s = _of("_source.quiet_s")
+    counted_tokens = _of("_source.counted_tokens")
+    next_number: int = _of("_translator.number")
 
     def __init__(
         self, source: StreamReader, events: EventTranslator, client: Dialect, own_key: str | None
@@ -224,19 +208,6 @@ class TranslatedStream:
             error.message, status=error.status, code=None, number=self.next_number
         )
         return mask_key(event, self._own_key)
-
-    def interrupt(self) -> None:
-        self._source.interrupt()
-
-    def quiet_s(self) -> float:
-        return self._source.quiet_s()
-
-    def counted_tokens(self) -> int:
-        return self._source.counted_tokens()
-
-    @property
-    def next_number(self) -> int:
-        return self._translator.number
 
 
 def _only_data(packet: bytes) -> bytes | None:
