@@ -68,13 +68,12 @@ def _samples(snapshot: Snapshot, updated_at: float) -> list[tuple[Family, list[s
         by_label.setdefault(backend.label, []).append(backend)
     # Several backends may share `other`: it has the worst of their gauges, and no facts.
     for label, members in by_label.items():
-        samples.append(
-            (families.BACKEND_UP, [label], all(backend.status == "healthy" for backend in members))
-        )
-        samples.append(
-            (families.BACKEND_DRAINING, [label], all(backend.draining for backend in members))
-        )
-        samples.append((families.BACKEND_INFO, _info(label, members), 1))
+        up = all(backend.status == "healthy" for backend in members)
+        samples += [
+            (families.BACKEND_UP, [label], up),
+            (families.BACKEND_DRAINING, [label], all(one.draining for one in members)),
+            (families.BACKEND_INFO, _info(label, members), 1),
+        ]
     # A model keeps its series while a backend has it, even one that is down: alerts wait for a 0.
     offered = Counter({model.name: 0 for backend in backends for model in backend.models})
     for backend in backends:
