@@ -12,9 +12,10 @@ import msgspec
 
 from nexus.cli.gateway import Command, Gateway, admin_options, path_part
 from nexus.cli.output import Result, returns_result, table
+from nexus.config.limit_records import RATES
 
 _DURATION = re.compile(r"(\d+)([smhd])")
-_LIMITS = ("requests", "tokens", "input_tokens", "output_tokens", "parallel")
+_LIMITS = (*RATES, "parallel")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 

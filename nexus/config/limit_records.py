@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -17,12 +17,8 @@ _PERIODS_S = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
 _RATE = re.compile(r"([0-9]{1,12})([kM]?)/(s|min|h|d)")
 _MOST_A_SECOND = 10_000_000
 _FACTORS = {"": 1, "k": 1000, "M": 1_000_000}
-RATES: tuple[Literal["requests", "tokens", "input_tokens", "output_tokens"], ...] = (
-    "requests",
-    "tokens",
-    "input_tokens",
-    "output_tokens",
-)
+RateName = Literal["requests", "tokens", "input_tokens", "output_tokens"]
+RATES: tuple[RateName, ...] = get_args(RateName)
 """The settings of a limit that are rates."""
 
 _RateText = Annotated[
