@@ -14,7 +14,7 @@ from nexus.config import Config, ConfigError, LoadedConfig, load
 from nexus.config.addresses import bracketed, is_loopback, listen_address, url_to
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
 from nexus.fleet.snapshot import SnapshotReader
-from nexus.routing.names import is_pattern
+from nexus.routing.listing import is_pattern
 from nexus.runtime import log as logs
 from nexus.runtime import stderr
 from nexus.runtime.host import raise_descriptor_limit

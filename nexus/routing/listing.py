@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 
 from nexus.fleet.records import Backend, Model
-from nexus.routing.names import is_pattern
 
 _Canonical = Callable[[str], str]
 """`Provider.canonical_name` of a kind."""
@@ -14,6 +13,11 @@ _Listed = tuple[int, Model]
 """A backend's position in the snapshot, and the model as it lists it."""
 _PAUSE_EVERY = 500
 """Models between two pauses, about half a millisecond."""
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a listed name stands for many, as LiteLLM's `provider/*` does."""
+    return "*" in name
 
 
 class Listing:
