@@ -86,46 +86,37 @@ def consume_body(environ: dict[str, Any], limit: int, take: Callable[[bytes], ob
         )
     if expected is None and not environ.get("wsgi.input_terminated"):
         return  # without a length or an end that the server marks there is no body (PEP 3333)
-    try:
-        size = 0
-        for piece in _pieces(stream, limit, expected):
-            size += len(piece)
-            try:
-                take(piece)
-            except Exception as error:
-                raise _Taken(error) from error
-    except _Taken as taken:
-        raise taken.error from None
-    except TimeoutError as error:
-        raise RequestFailed("body_too_slow", "The body did not arrive in time.") from error
-    except ConnectionError as error:
-        raise ClientGone from error
-    except OSError as error:
-        raise RequestFailed("body_cut_short", f"The body cannot be read: {error}.") from error
-    except RequestFailed:
-        raise
-    except Exception as error:  # each server has its own errors
-        raise RequestFailed("body_malformed", f"The body cannot be read: {error}.") from error
+    size = 0
+    for piece in _pieces(stream, limit, expected):
+        size += len(piece)
+        take(piece)
     if expected is not None and size < expected:
         raise RequestFailed("body_cut_short", f"The body ended after {size} of {expected} bytes.")
-
-
-class _Taken(Exception):
-    """Whoever takes the pieces failed, not the body."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
 
 
 def _pieces(stream: Any, limit: int, expected: int | None) -> Iterator[bytes]:
     """The expected bytes of the stream, or all of it."""
     size = 0
     while size != expected:
-        piece = stream.read(_PIECE if expected is None else min(_PIECE, expected - size))
+        piece = _read(stream, _PIECE if expected is None else min(_PIECE, expected - size))
         if not piece:
             break
         size += len(piece)
         if size > limit:
             raise RequestFailed("body_too_large", f"The body is over {limit} bytes.")
         yield piece
+
+
+def _read(stream: Any, size: int) -> bytes:
+    """The next bytes of the stream. Raises `RequestFailed`, and `ClientGone`."""
+    try:
+        piece: bytes = stream.read(size)
+    except TimeoutError as error:
+        raise RequestFailed("body_too_slow", "The body did not arrive in time.") from error
+    except ConnectionError as error:
+        raise ClientGone from error
+    except OSError as error:
+        raise RequestFailed("body_cut_short", f"The body cannot be read: {error}.") from error
+    except Exception as error:  # each server has its own errors
+        raise RequestFailed("body_malformed", f"The body cannot be read: {error}.") from error
+    return piece
