@@ -106,12 +106,7 @@ def with_field(body: bytes, name: str, value: bytes) -> bytes:
 
     Raises `InvalidBody` if it has too many fields, and RecursionError if it is nested too deeply.
     """
-    text = body
-    try:
-        fields = _decode(text)
-    except msgspec.DecodeError:
-        text = _strict(body)
-        fields = _decode(text)
+    text, fields = _decode_leniently(body)
     spans = _all_spans(text, fields)
     if name in spans:
         start, end = spans[name]
@@ -122,12 +117,7 @@ def with_field(body: bytes, name: str, value: bytes) -> bytes:
 def without_fields(body: bytes, names: Collection[str]) -> bytes:
     """A body that was parsed, without these fields. The others keep their bytes and order."""
     try:
-        text = body
-        try:
-            fields = _decode(text)
-        except msgspec.DecodeError:
-            text = _strict(body)
-            fields = _decode(text)
+        text, fields = _decode_leniently(body)
         if fields.keys().isdisjoint(names):
             return body
         pairs = [(key.name, raw) for key, raw in _decode_all(text).items()]
@@ -167,6 +157,15 @@ def _strict(body: bytes) -> bytes:
         .replace(b"NaN", b"[] ")
     )
     return text.replace(b"\\ud", b"\\uf").replace(b"\\uD", b"\\uF")  # no surrogate is left
+
+
+def _decode_leniently(body: bytes) -> tuple[bytes, dict[str, Raw]]:
+    """The body as strict JSON, and its fields. Raises as `_decode` does."""
+    try:
+        return body, _decode(body)
+    except msgspec.DecodeError:
+        text = _strict(body)
+        return text, _decode(text)
 
 
 def _check_names(text: bytes, fields: dict[str, Raw], unambiguous: frozenset[str]) -> None:
