@@ -25,6 +25,7 @@ class Rule(NamedTuple):
     stored: bool = False
 
 
+DECIDES_FORM = Rule("map", "decides the form")
 Rules = Mapping[str, Rule]
 """Field → its rule. Dots lead into objects. Of a list of objects with types, the type comes before
 the field. `*` stands for all types that are not named."""

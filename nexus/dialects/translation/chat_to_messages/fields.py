@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from nexus.dialects.translation.rules import Rule, Rules
+from nexus.dialects.translation.rules import DECIDES_FORM, Rule, Rules
 
-_TYPE = Rule("map", "decides the form")
 _NAME = Rule("drop", "messages have no names there")
 _CACHE = Rule("drop", "the backend decides what it caches")
 _SERVICE = Rule("drop", "it is a setting of OpenAI's service")
@@ -64,18 +63,18 @@ RULES: Rules = {
     "messages.annotations": Rule("drop", "marks in a text that has been written"),
     "messages.audio": Rule("refuse", "responses are texts"),
     "messages.function_call": _LEGACY,
-    "content.text.type": _TYPE,
+    "content.text.type": DECIDES_FORM,
     "content.text.text": Rule("map", "`text`"),
     "content.text.cache_control": Rule("map", "`cache_control`"),
     "content.text.prompt_cache_breakpoint": _CACHE,
-    "content.refusal.type": _TYPE,
+    "content.refusal.type": DECIDES_FORM,
     "content.refusal.refusal": Rule("map", "`text`"),
-    "content.image_url.type": _TYPE,
+    "content.image_url.type": DECIDES_FORM,
     "content.image_url.image_url": Rule("map", "`source`: base64 for a data URL, else the URL"),
     "content.image_url.cache_control": Rule("map", "`cache_control`"),
     "content.image_url.prompt_cache_breakpoint": _CACHE,
     "content.*": Rule("refuse", "messages have no such content"),
-    "tools.function.type": _TYPE,
+    "tools.function.type": DECIDES_FORM,
     "tools.function.function": Rule("map", "`name`, `description`, `input_schema`, `strict`"),
     "tools.function.cache_control": Rule("map", "`cache_control`"),
     "tools.*": Rule("refuse", "the backend knows only functions"),

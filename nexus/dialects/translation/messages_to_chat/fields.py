@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from nexus.dialects.translation.rules import Rule, Rules
+from nexus.dialects.translation.rules import DECIDES_FORM, Rule, Rules
 
 _CACHE = Rule("drop", "backends cache prompts by themselves")
-_TYPE = Rule("map", "decides the form")
 _PARALLEL = Rule("map", "`parallel_tool_calls`, negated")
 _UNUSED = Rule("drop", "it says nothing to the model")
 _ANTHROPIC = Rule("drop", "it is a setting of Anthropic's service")
@@ -51,29 +50,29 @@ RULES: Rules = {
     "messages.content": Rule("map", "`content`, `tool_calls`, and messages of the role tool"),
     "messages.clear_at": Rule("drop", "the client keeps the context small by itself"),
     "messages.output_config": Rule("refuse", "one conversation has one setting"),
-    "system.text.type": _TYPE,
+    "system.text.type": DECIDES_FORM,
     "system.text.text": Rule(
         "map", "part of the system message; dropped if it begins `x-anthropic-billing-header:`"
     ),
     "system.text.cache_control": _CACHE,
     "system.text.citations": Rule("drop", "marks in a text that has been written"),
     "system.*": Rule("refuse", "a system message has only texts"),
-    "content.text.type": _TYPE,
+    "content.text.type": DECIDES_FORM,
     "content.text.text": Rule("map", "`content`"),
     "content.text.cache_control": _CACHE,
     "content.text.citations": Rule("drop", "marks in a text that has been written"),
-    "content.image.type": _TYPE,
+    "content.image.type": DECIDES_FORM,
     "content.image.source": Rule("map", "`image_url`: a data URL for base64, or the URL"),
     "content.image.cache_control": _CACHE,
     "content.image.transformations": Rule("drop", "the backend scales images itself"),
-    "content.tool_use.type": _TYPE,
+    "content.tool_use.type": DECIDES_FORM,
     "content.tool_use.id": Rule("map", "`tool_calls.id`"),
     "content.tool_use.name": Rule("map", "`tool_calls.function.name`"),
     "content.tool_use.input": Rule("map", "`tool_calls.function.arguments`, its own JSON text"),
     "content.tool_use.cache_control": _CACHE,
     "content.tool_use.caller": _UNUSED,
     "content.tool_use.toolset_name": _SERVICE,
-    "content.tool_result.type": _TYPE,
+    "content.tool_result.type": DECIDES_FORM,
     "content.tool_result.tool_use_id": Rule("map", "`tool_call_id`"),
     "content.tool_result.content": Rule(
         "map", "`content` of a tool message; images follow in the user message"
@@ -84,7 +83,7 @@ RULES: Rules = {
     "content.thinking": Rule("drop", "earlier reasoning is not shown to the model again"),
     "content.redacted_thinking": Rule("drop", "only Anthropic's service can read it"),
     "content.*": Rule("refuse", "chat completions have no such content"),
-    "tools.custom.type": _TYPE,
+    "tools.custom.type": DECIDES_FORM,
     "tools.custom.name": Rule("map", "`function.name`"),
     "tools.custom.description": Rule("map", "`function.description`"),
     "tools.custom.input_schema": Rule("map", "`function.parameters`"),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from nexus.dialects.translation.rules import Rule, Rules
+from nexus.dialects.translation.rules import DECIDES_FORM, Rule, Rules
 
-_TYPE = Rule("map", "decides the form")
 _ID = Rule("drop", "it names what nobody has stored")
 _UNUSED = Rule("drop", "it says nothing to the model")
 _CACHE = Rule("drop", "backends cache prompts by themselves")
@@ -48,13 +47,13 @@ RULES: Rules = {
     "safety_identifier": _SERVICE,
     "service_tier": _SERVICE,
     "user": _SERVICE,
-    "input.message.type": _TYPE,
+    "input.message.type": DECIDES_FORM,
     "input.message.role": Rule("map", "`role`; developer: `system`"),
     "input.message.content": Rule("map", "`content`"),
     "input.message.id": _ID,
     "input.message.status": _UNUSED,
     "input.message.phase": _UNUSED,
-    "input.function_call.type": _TYPE,
+    "input.function_call.type": DECIDES_FORM,
     "input.function_call.call_id": Rule("map", "`tool_calls.id`"),
     "input.function_call.name": Rule("map", "`tool_calls.function.name`"),
     "input.function_call.namespace": Rule("map", "the start of `tool_calls.function.name`"),
@@ -63,7 +62,7 @@ RULES: Rules = {
     "input.function_call.status": _UNUSED,
     "input.function_call.caller": _UNUSED,
     "input.function_call.async": _UNUSED,
-    "input.function_call_output.type": _TYPE,
+    "input.function_call_output.type": DECIDES_FORM,
     "input.function_call_output.call_id": Rule("map", "`tool_call_id`"),
     "input.function_call_output.output": Rule(
         "map", "`content` of a tool message; images follow in a user message"
@@ -77,22 +76,22 @@ RULES: Rules = {
     "input.web_search_call": Rule("drop", "what was searched elsewhere is not shown"),
     "input.item_reference": _STORED,
     "input.*": Rule("refuse", "chat completions have no such item"),
-    "content.input_text.type": _TYPE,
+    "content.input_text.type": DECIDES_FORM,
     "content.input_text.text": Rule("map", "`content`"),
     "content.input_text.prompt_cache_breakpoint": _CACHE,
-    "content.input_image.type": _TYPE,
+    "content.input_image.type": DECIDES_FORM,
     "content.input_image.image_url": Rule("map", "`image_url.url`"),
     "content.input_image.detail": Rule("map", "`image_url.detail`"),
     "content.input_image.file_id": _STORED,
     "content.input_image.prompt_cache_breakpoint": _CACHE,
-    "content.output_text.type": _TYPE,
+    "content.output_text.type": DECIDES_FORM,
     "content.output_text.text": Rule("map", "`content`"),
     "content.output_text.annotations": Rule("drop", "marks in a text that has been written"),
     "content.output_text.logprobs": Rule("drop", "marks in a text that has been written"),
-    "content.refusal.type": _TYPE,
+    "content.refusal.type": DECIDES_FORM,
     "content.refusal.refusal": Rule("map", "`content`"),
     "content.*": Rule("refuse", "chat completions have no such content"),
-    "tools.function.type": _TYPE,
+    "tools.function.type": DECIDES_FORM,
     "tools.function.name": Rule("map", "`function.name`"),
     "tools.function.description": Rule("map", "`function.description`"),
     "tools.function.parameters": Rule("map", "`function.parameters`"),
@@ -101,7 +100,7 @@ RULES: Rules = {
     "tools.function.defer_loading": Rule("drop", "all tools are sent at once"),
     "tools.function.allowed_callers": _UNUSED,
     "tools.function.async": _UNUSED,
-    "tools.namespace.type": _TYPE,
+    "tools.namespace.type": DECIDES_FORM,
     "tools.namespace.name": Rule(
         "map", "the start of each function's name: `NAMESPACE__NAME`; calls get both back"
     ),
@@ -117,7 +116,7 @@ RULES: Rules = {
     "tool_choice.auto": Rule("map", "`auto`"),
     "tool_choice.required": Rule("map", "`required`"),
     "tool_choice.none": Rule("map", "`none`"),
-    "tool_choice.function.type": _TYPE,
+    "tool_choice.function.type": DECIDES_FORM,
     "tool_choice.function.name": Rule("map", "`function.name`"),
     "tool_choice.*": Rule("refuse", "it is none of auto, required, none, and a function"),
     "reasoning.effort": Rule(
