@@ -10,6 +10,7 @@ from nexus.providers.probing import (
     Fetch,
     Model,
     ProbeResult,
+    dicts,
     fetch_optional,
     first_length,
     text,
@@ -19,12 +20,8 @@ from nexus.providers.probing import (
 
 def probe(fetch: Fetch) -> ProbeResult:
     models = read_model_list(fetch).models
-    listed = fetch_optional(fetch, "/api/v0/models").get("data")
-    details = {
-        text(item, "id"): item
-        for item in (listed if isinstance(listed, list) else ())
-        if isinstance(item, dict)
-    }
+    listed = dicts(fetch_optional(fetch, "/api/v0/models").get("data"))
+    details = {text(item, "id"): item for item in listed}
     return ProbeResult([_read(details[m.name], m.name) if m.name in details else m for m in models])
 
 

@@ -12,6 +12,7 @@ from nexus.providers.probing import (
     Fetch,
     Model,
     ProbeResult,
+    dicts,
     fetch_optional,
     first_length,
     objects,
@@ -26,12 +27,8 @@ _NUM_CTX = re.compile(r"^num_ctx\s+(\d+)\s*$", re.MULTILINE)
 
 def probe(fetch: Fetch) -> ProbeResult:
     listed = objects(fetch("/api/tags"), "models")
-    running = fetch_optional(fetch, "/api/ps").get("models")
-    loaded = {
-        item.get("name"): item.get("context_length")
-        for item in (running if isinstance(running, list) else ())
-        if isinstance(item, dict)
-    }
+    running = dicts(fetch_optional(fetch, "/api/ps").get("models"))
+    loaded = {item.get("name"): item.get("context_length") for item in running}
     models = []
     for item in listed:
         if name := text(item, "name") or text(item, "model"):

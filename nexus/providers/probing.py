@@ -86,7 +86,12 @@ def objects(response: Any, key: str) -> list[dict[str, Any]]:
     items = response.get(key) if isinstance(response, dict) else None
     if not isinstance(items, list):
         raise BadProbeResponse(f"the response has no list `{key}`", alive=True)
-    return [item for item in items if isinstance(item, dict)]
+    return dicts(items)
+
+
+def dicts(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list; none if `value` is no list."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def text(item: dict[str, Any], key: str) -> str | None:
