@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from nexus.access.callers import NONE, Caller, callers_of
 from nexus.access.keys import digest, new_key
@@ -96,9 +96,7 @@ class HealthKeyAdmin:
         raise UnknownKey(id_)
 
     def _made(self, id_: str, secret: str | None) -> MadeKey:
-        state = self.key(id_)
-        fields = {field: getattr(state, field) for field in state.__struct_fields__}
-        return MadeKey(key=secret, **fields)
+        return MadeKey(key=secret, **asdict(self.key(id_)))
 
     def _state(self, key: Key, caller: Caller) -> KeyState:
         added = any(key.id == own.id for own in self._monitor.fleet.overlay.keys)
