@@ -9,6 +9,8 @@ import gevent
 
 from nexus.server.body_pace import BodyPace
 
+_PIECE = 64 * 1024
+
 
 class PacedSocket:
     """Reads from a client's socket, without a limit of its own until `start_body` sets one."""
@@ -24,6 +26,8 @@ class PacedSocket:
     def recv(self, size: int) -> bytes:
         """Raises TimeoutError if the body is too slow."""
         pace, client = self._pace, self._client
+        # gunicorn asks for up to 1 MiB, and copies the rest of it at each read of 1 KiB.
+        size = min(size, _PIECE)
         if pace is None:
             return client.recv(size)
         # A client that sends fast never lets `recv` wait, and gunicorn may parse each byte.

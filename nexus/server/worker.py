@@ -63,6 +63,8 @@ _HEAD_TIMEOUT_S = 60.0
 """Limit for receiving the headers of a request, if connections are not kept alive."""
 _GC_THRESHOLD = 20_000
 """Objects made, less those freed, before the collector looks for cycles. Requests leave none."""
+_MOST_DRAINED = 64 * 1024
+"""Bytes of a body that nobody has read which are skipped to keep the connection."""
 _RESERVED_DESCRIPTORS = 64
 """Descriptors for listeners, metrics files and the log. Each connection takes two of the others: a
 client's and a backend's."""
@@ -347,7 +349,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             self.handle_request(listener.getsockname(), req, client, addr)
             drained = False
             with _silent_timeout(min(LINGER_S, self._head_timeout_s)):
-                drained = parser.finish_body()
+                drained = parser.finish_body(max_bytes=_MOST_DRAINED + 1)
             if not drained:
                 return None
         except (http.errors.NoMoreData, StopIteration):
