@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from nexus.access.budgets import Account
+from nexus.access.budgets import Account, Budgets
 from nexus.access.prices import FREE, Price, most
 from nexus.errors import RequestFailed
 from nexus.proxy.background import LONGEST_S, Pending
@@ -14,50 +14,50 @@ from nexus.proxy.exchange import Exchange
 
 
 class RequestBudgets:
-    """The budgets of one request: what they hold for it, and for which models that is enough.
+    """The budgets of one request: what they hold for it, and what it has cost them.
+
+    A fallback may have other budgets than the model that was requested. Those of the model that
+    serves the request are charged.
 
     Attributes:
-        accounts: The accounts of the windows in which the request was admitted.
         holds: What is held, one for each account.
     """
 
-    def __init__(self, exchange: Exchange, accounts: Sequence[Account]) -> None:
-        self.accounts = accounts
-        self._exchange = exchange
+    def __init__(self, exchange: Exchange, budgets: Budgets) -> None:
+        self._exchange, self._budgets = exchange, budgets
+        self._admitted = time.time()
         self.holds: Sequence[Hold] = self._holds(exchange.model)
-        self._enough: dict[str, Sequence[Hold] | None] = {exchange.model: self.holds}
+        self._needed: dict[str, Sequence[Hold] | None] = {}
 
     def allows(self, model: str) -> bool:
         """Whether the budgets have room for a fallback, as far as that shows without the lock."""
         holds = self._for_fallback(model)
-        return holds is not None and self._exchange.engine.limiter.has_room(holds, self.holds)
+        return holds is not None and self._exchange.engine.limiter.has_room(*holds)
 
     def hold_for(self, model: str) -> bool:
         """Hold what a model can cost, if that is more; returns False if a budget refuses it."""
-        holds = self._for_fallback(model)
-        if holds is None:
+        if (holds := self._for_fallback(model)) is None:
             return False
-        if any(new.nano > old.nano for new, old in zip(holds, self.holds, strict=True)):
+        after, before = holds
+        if any(new.nano > old.nano for new, old in zip(after, before, strict=True)):
             try:
-                self._exchange.engine.limiter.raise_holds(holds, self.holds)
+                self._exchange.engine.limiter.raise_holds(after, before)
             except RequestFailed:
-                self._enough[model] = None
+                self._needed[model] = None
                 return False
-            self.holds = holds
+        self.holds = after
         return True
 
     def settle(self) -> list[tuple[Hold, int]]:
-        """What the request has cost each account."""
+        """What the request has cost each account, except those of `pending`."""
         exchange = self._exchange
-        charge, choice = exchange.charge(), exchange.choice
+        charge, charged = exchange.charge(), self._charged()
         cost = 0 if charge is None else charge.total
         unknown = exchange.known_usage()[1] == "none"
-        cloud = choice is not None and choice.backend.cloud
         return [
-            (hold, max(hold.nano, cost) if unknown else cost)
-            if cloud or hold.account.action is None
-            else (hold, 0)
+            (hold, (max(hold.nano, cost) if unknown else cost) if hold in charged else 0)
             for hold in self.holds
+            if exchange.background is None or hold not in charged
         ]
 
     def pending(self) -> Pending:
@@ -66,7 +66,7 @@ class RequestBudgets:
         assert exchange.choice is not None
         assert view.prices is not None
         return Pending(
-            self.holds,
+            self._charged(),
             view.prices,
             exchange.choice.backend,
             exchange.model,
@@ -75,28 +75,51 @@ class RequestBudgets:
 
     def leave_cloud(self) -> None:
         """Hold nothing for cloud backends, which are not to serve the request."""
-        self.accounts = [account for account in self.accounts if account.action is None]
         self.holds = [hold for hold in self.holds if hold.account.action is None]
-        self._enough = {self._exchange.model: self.holds}
 
-    def _for_fallback(self, model: str) -> Sequence[Hold] | None:
-        """At least what is held, and what a model needs; None if it is refused."""
-        if model not in self._enough:
+    def _charged(self) -> list[Hold]:
+        """What is held of the accounts that the response is charged to."""
+        exchange, choice = self._exchange, self._exchange.choice
+        cloud = choice is not None and choice.backend.cloud
+        holds = [hold for hold in self.holds if cloud or hold.account.action is None]
+        if not self._needed:
+            return holds  # no fallback was considered
+        accounts = self._accounts(exchange.model)
+        return [hold for hold in holds if hold.account in accounts]
+
+    def _accounts(self, model: str) -> list[Account]:
+        """The accounts of a model, of the windows in which the request was admitted."""
+        exchange = self._exchange
+        caller, endpoint = exchange.caller, exchange.endpoint.name
+        accounts = self._budgets.accounts(caller, model, endpoint, self._admitted)
+        return [one for one in accounts if not exchange.without_cloud or one.action is None]
+
+    def _for_fallback(self, model: str) -> tuple[list[Hold], list[Hold]] | None:
+        """At least what is held, and what a model needs; and what is held of the same accounts.
+
+        None if the model is refused.
+        """
+        if model not in self._needed:
             try:
-                needed = self._holds(model)
+                self._needed[model] = self._holds(model)
             except RequestFailed:
-                self._enough[model] = None
-            else:
-                self._enough[model] = [
-                    new if new.nano > old.nano else old
-                    for new, old in zip(needed, self.holds, strict=True)
-                ]
-        return self._enough[model]
+                self._needed[model] = None
+        if (needed := self._needed[model]) is None:
+            return None
+        by_account = {hold.account.digest: hold for hold in needed}
+        before = list(self.holds)
+        held = {hold.account.digest for hold in before}
+        before += [Hold(hold.account) for hold in needed if hold.account.digest not in held]
+        after = [
+            max(hold, by_account.get(hold.account.digest, hold), key=lambda one: one.nano)
+            for hold in before
+        ]
+        return after, before
 
     def _holds(self, model: str) -> list[Hold]:
         """What a response of a model can cost at its dearest backend. Raises `RequestFailed`."""
         holds, known = [], self._exchange.view.prices_of(model)
-        for account in self.accounts:
+        for account in self._accounts(model):
             budget, priced = account.budget, []
             for price, cloud in known:
                 if not cloud and account.action is not None:
@@ -132,10 +155,8 @@ class RequestBudgets:
 
 def budgets_of(exchange: Exchange) -> RequestBudgets | None:
     """The budgets that a request is held to; None if there are none. Raises `RequestFailed`."""
-    budgets = exchange.view.budgets
-    if budgets is None:
+    view = exchange.view
+    if view.budgets is None:
         return None
-    accounts = budgets.accounts(
-        exchange.caller, exchange.model, exchange.endpoint.name, time.time()
-    )
-    return RequestBudgets(exchange, accounts) if accounts else None
+    budgets = RequestBudgets(exchange, view.budgets)
+    return budgets if budgets.holds or len(view.table.chain(exchange.model)) > 1 else None

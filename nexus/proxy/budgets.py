@@ -29,9 +29,11 @@ class BudgetRefused(RequestFailed):
         budget: Its name.
         reason: Why, as metrics name it.
         blocks_cloud: It only keeps cloud backends from serving the request.
+        levels: The limits that would have admitted it.
     """
 
     blocks_cloud = False
+    levels: Sequence[Any] = ()
 
     def __init__(
         self, fault: str, message: str, *, budget: Budget, reason: str, **more: Any

@@ -46,6 +46,8 @@ def reserve_limits(exchange: Exchange) -> None:
             _reserve(exchange, counters, budgets)
     except BudgetRefused as refusal:
         exchange.engine.recorder.budget_refused(refusal.budget, refusal.reason)
+        levels = level_headers(exchange.endpoint.dialect, refusal.levels)
+        exchange.own_headers = [*exchange.own_headers, *levels]
         count_refusal(exchange, "budget")
         raise
 
@@ -141,7 +143,7 @@ def _settle(
 ) -> None:
     """Charge the usage that the backend reports, else an estimate."""
     exchange.budgets = None  # they refer to it: the cycle would wait for the collector
-    costs = budgets.settle() if budgets is not None and exchange.background is None else ()
+    costs = budgets.settle() if budgets is not None else ()
     used, cached = _used(exchange)
     exchange.engine.limiter.settle(_used_reserves(reserves, used, cached), costs)
     if budgets is not None and exchange.background is not None:

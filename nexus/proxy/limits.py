@@ -19,7 +19,7 @@ from nexus.errors import RequestFailed
 from nexus.fleet.accounts import StoredAccount
 from nexus.fleet.limit_table import LimitTable
 from nexus.metrics.recorder import Recorder
-from nexus.proxy.budgets import Hold, has_room, stage_costs, stage_holds
+from nexus.proxy.budgets import BudgetRefused, Hold, has_room, stage_costs, stage_holds
 
 log = logging.getLogger("nexus.proxy")
 
@@ -90,6 +90,9 @@ class Limiter:
                 if holds:
                     stage_holds(table, holds, before=(), now=time.time())
                 table.commit()
+        except BudgetRefused as refusal:
+            refusal.levels = staged.reserved
+            raise
         finally:
             table.release()
         if staged.untracked:

@@ -23,7 +23,10 @@ from tests.support.processes import Demo, Gateway, backend_toml
 pytestmark = pytest.mark.e2e
 
 WAYS = {"fast path": {}, "Flask": {"NEXUS_WITHOUT_SHORT_WAY": "1"}}
-IDS = ("ten", "tokens", "soft", "watch", "empty", "cloud", "killed", "both", "small", "long")
+IDS = (
+    "ten", "tokens", "soft", "watch", "empty", "cloud", "killed", "both", "small", "long", "paid",
+    "model", "limited",
+)  # fmt: skip
 NANO = 10**9
 
 
@@ -43,6 +46,7 @@ mode = "keys"
 [routing.fallbacks]
 demo-free = ["demo-paid"]
 demo-gone = ["demo-paid"]
+demo-out = ["demo-paid"]
 [[costs.price]]
 model = "demo-paid"
 per_request = "0.1"
@@ -67,12 +71,16 @@ unpriced = "free"
     + budget("soft", "0.15", mode='"soft"', per='"day"', timezone='"Europe/Berlin"')
     + budget("watch", "0.05", mode='"watch"')
     + budget("empty", "0")
+    + budget("limited", "0")
     + budget("cloud", "1", per='"total"')
     + budget("killed", "1", reserve_output="100")
     + budget("both", "100")
     + budget("small", "0.002", reserve_output="1")
+    + budget("paid", "0.2").replace("key = ", 'model = "*-paid", key = ')
+    + budget("model", "100", each='["model"]', reserve_output="1")
     + budget("long", "100", each='["key", "model"]')
     + '[[limits]]\nname = "both"\nmatch = { key = "both" }\nrequests = "2/d"\n'
+    + '[[limits]]\nname = "limited"\nmatch = { key = "limited" }\nrequests = "100/d"\n'
     + "".join(f'[[keys]]\nid = "{id_}"\nsha256 = ["{digest(key_of(id_))}"]\n' for id_ in IDS)
 )
 FAMILIES = (
@@ -264,6 +272,28 @@ def test_a_free_model_is_served_by_an_empty_budget_and_its_paid_fallback_is_not(
     assert account(gateway, "both") == (100_000_000, 0)
 
 
+def test_a_fallback_is_held_to_the_budgets_of_its_model(gateway):
+    """Whether the requested model has budgets of its own or not."""
+    replies = [send(gateway, "paid", body=chat("demo-gone")) for _ in range(2)]
+    assert [reply.headers["x-nexus-fallback-model"] for reply in replies] == ["demo-paid"] * 2
+    gateway.settled()
+    assert account(gateway, "paid") == (200_000_000, 0)
+    refused = send(gateway, "paid", body=chat("demo-gone"))
+    assert (refused.status, refused.code) == (404, "fallback_exhausted")
+    assert send(gateway, "paid", body=chat("demo-free")).status == 200
+    assert account(gateway, "paid") == (200_000_000, 0)
+
+
+def test_only_the_budget_of_the_model_that_serves_is_charged(gateway):
+    send(gateway, "model", fault="status=500", body=chat("demo-out"))
+    served = send(gateway, "model", body=chat("demo-gone"))
+    assert served.headers["x-nexus-fallback-model"] == "demo-paid"
+    gateway.settled()
+    assert account(gateway, "model", "model demo-paid") == (100_000_000, 0)
+    assert account(gateway, "model", "model demo-out") == (0, 0)
+    assert account(gateway, "model", "model demo-gone") == (0, 0)
+
+
 def test_a_model_without_a_price_is_refused_and_a_local_one_is_free(gateway):
     before = gateway.settled()
     refused = send(gateway, "cloud", body=chat("demo-unpriced"))
@@ -281,6 +311,22 @@ def test_without_a_known_length_the_request_must_state_one(gateway):
     refused = send(gateway, "long", body=body)
     assert (refused.status, refused.code) == (400, "max_tokens_required")
     assert send(gateway, "tokens", body=chat("demo-tokens", max_tokens=5)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/v1/chat/completions", "x-ratelimit-{}-requests"),
+        ("/v1/messages", "anthropic-ratelimit-requests-{}"),
+    ],
+)
+def test_a_refusal_by_a_budget_shows_the_limits_and_uses_nothing_of_them(gateway, path, name):
+    shown = set()
+    for _ in range(3):
+        refused = send(gateway, "limited", target=path, body=chat())
+        assert refused.code == "insufficient_quota"
+        shown.add(tuple(refused.headers[name.format(what)] for what in ("limit", "remaining")))
+    assert shown == {("100", "99")}
 
 
 def test_a_refusal_by_a_limit_holds_nothing(gateway):
