@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Literal
@@ -139,22 +139,17 @@ class Callers:
         for name in self._headers:
             if (value := headers.get(name)) is None:
                 continue
-            if name == "authorization":
-                scheme, _, value = value.partition(" ")
-                if scheme.lower() != "bearer":
+            for secret in _secrets(name, value):
+                digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+                caller = self._by_digest.get(digest)
+                if caller is None:
                     continue
-            digest = hashlib.sha256(value.strip().encode("utf-8", "surrogateescape")).digest()
-            caller = self._by_digest.get(digest)
-            if caller is None:
-                continue
-            if known is not None:
-                if caller.key == known.key:
-                    continue
-                raise _refused(
-                    "ambiguous_credentials",
-                    f"The request carries two keys, {known.key} and {caller.key}; send one.",
-                )
-            known = caller
+                if known is not None and caller.key != known.key:
+                    raise _refused(
+                        "ambiguous_credentials",
+                        f"The request carries two keys, {known.key} and {caller.key}; send one.",
+                    )
+                known = known or caller
         return known or ANONYMOUS
 
     def carries_key(self, headers: Mapping[str, str]) -> bool:
@@ -176,6 +171,17 @@ class Callers:
                 raise _refused("key_blocked", f"The {caller} is blocked.")
             case "expired":
                 raise _refused("key_expired", f"The {caller} has expired.")
+
+
+def _secrets(name: str, value: str) -> Iterator[str]:
+    """What a header has that may be a key. Servers join a repeated header with commas."""
+    for part in (value, *value.split(",")) if "," in value else (value,):
+        secret = part.strip()
+        if name == "authorization":
+            scheme, _, secret = secret.partition(" ")
+            if scheme.lower() != "bearer":
+                continue
+        yield secret.strip()
 
 
 class Identities:

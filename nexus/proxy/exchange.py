@@ -9,7 +9,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from nexus.access.callers import Caller
+from nexus.access.callers import UNIDENTIFIED, Caller
 from nexus.dialects.base import ParsedRequest, StreamReader, TokenEstimate, Usage
 from nexus.dialects.estimate import choices_in, estimate_tokens
 from nexus.dialects.form_reader import FormField
@@ -224,7 +224,11 @@ class Exchange:
         outcome.cache_write_tokens = usage.cache_write_tokens
         outcome.affinity = choice.affinity if choice else None
         outcome.before_s, outcome.after_s = self._before_s, self._after_s
-        if (caller := self.caller) is not None:
+        caller = self.caller
+        if caller is None and self.view is NO_FLEET:  # refused by its head alone
+            view = self.engine.fleet.current() or NO_FLEET
+            caller = None if view.callers is None else UNIDENTIFIED
+        if caller is not None:
             outcome.key, outcome.team = caller.key, caller.team
             outcome.key_label, outcome.team_label = caller.key_label, caller.team_label
         if self.view.prices is not None:

@@ -12,17 +12,16 @@ from typing import NamedTuple
 import msgspec
 from gunicorn.config import Config
 
+from nexus.http.credentials import CREDENTIALS
 from nexus.http.head_cache import HeadCache
 from nexus.http.headers import RequestHeaders, simple_fields
 from nexus.proxy.endpoint_table import Target
 from nexus.proxy.endpoints import ENDPOINTS
 
-_SINGLETONS = frozenset(
-    {
-        "host", "content-length", "content-type", "content-encoding", "authorization", "connection",
-        "x-request-id", "origin", "sec-fetch-site", "expect",
-    }
-)  # fmt: skip
+_SINGLETONS = CREDENTIALS | {
+    "host", "content-length", "content-type", "content-encoding", "connection", "x-request-id",
+    "origin", "sec-fetch-site", "expect",
+}  # fmt: skip
 """Headers that decide something here. A request that repeats one is not eligible."""
 _NOT_ELIGIBLE = frozenset(
     {"transfer-encoding", "upgrade", "te", "trailer", "proxy-connection", "keep-alive"}
@@ -120,7 +119,11 @@ def _within(limits: HeadLimits, lines: list[str], end: int) -> bool:
 def _ambiguous(headers: list[tuple[str, str]]) -> bool:
     """Whether a header is repeated that must be given once (RFC 9110, section 5.3)."""
     names = [name for name, _ in headers]
-    return any(names.count(name) > 1 for name in _SINGLETONS)
+    return any(
+        names.count(name) > 1
+        for name in names
+        if name in _SINGLETONS or name.startswith("x-nexus-")
+    )
 
 
 def _body_length(fields: dict[str, str]) -> int | None:

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from nexus.access.keys import digest
-from tests.server.asking import GOOD, ask
+from tests.server.asking import GOOD, ask, raw
 from tests.support.metrics import moved
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml, get_json
@@ -261,6 +261,49 @@ def test_a_caller_sees_what_its_key_may_use(gateway):
     assert shown(authorization=f"Bearer {KEYS['old']}").code == "key_expired"
     vectors = json.loads(shown(**{"x-api-key": KEYS["vectors"]}).content)
     assert vectors["endpoints"] == [["embeddings"]]
+
+
+@pytest.mark.parametrize(("size", "kept"), [(65536, True), (65537, False)])
+def test_a_long_body_that_nobody_reads_ends_the_connection(gateway, size, kept):
+    """A form goes through gunicorn's parser, which has no limit for what it skips."""
+    head = (
+        "POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\n"
+        f"content-type: multipart/form-data; boundary=b\r\ncontent-length: {size}\r\n\r\n"
+    )
+    last = "GET /v1/key HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    received = raw(gateway, f"{head}{'x' * size}{last}".encode())
+    assert received.count(b"HTTP/1.1 401 ") == (2 if kept else 1)
+
+
+@pytest.mark.parametrize("header", CREDENTIALS)
+def test_a_header_that_is_given_twice_may_carry_a_key(gateway, header):
+    scheme = "Bearer " if header == "authorization" else ""
+    codes = []
+    for first, second in (("foreign", "all"), ("all", "all"), ("all", "small")):
+        keys = [KEYS.get(id_, "a-key-of-another-gateway") for id_ in (first, second)]
+        lines = "".join(f"{header}: {scheme}{key}\r\n" for key in keys)
+        body = json.dumps(GOOD)
+        received = raw(
+            gateway,
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{lines}"
+            "content-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n{body}".encode(),
+        )
+        codes.append(json.loads(received.partition(b"\r\n\r\n")[2]).get("error", {}).get("code"))
+    assert codes == [None, None, "ambiguous_credentials"]
+
+
+def test_what_its_head_alone_refuses_counts_at_an_unknown_key(gateway):
+    before = gateway.settled()
+    given = {"authorization": f"Bearer {KEYS['all']}"}
+    assert ask(gateway, method="GET", body=None, headers=given).status == 405
+    assert ask(gateway, headers={"content-type": "text/plain", **given}).status == 415
+    assert ask(gateway, origin="https://evil.example", **given).status == 403
+    found = changes(before, gateway.settled())
+    for status in (405, 415, 403):
+        assert found[f"nexus_key_requests_total unknown {status} unknown"] == 1
+        assert found[f"nexus_team_requests_total unknown {status} unknown"] == 1
+    assert not any(name.startswith("nexus_key_refusals") for name in found)
 
 
 def test_every_request_counts_at_one_key(gateway):

@@ -64,6 +64,9 @@ def test_anything_else_has_no_id_and_is_nobody(text):
         {"x-goog-api-key": FIRST},
         {"authorization": "Bearer of another", "x-api-key": FIRST},
         {"authorization": f"Bearer {FIRST}", "x-api-key": FIRST},
+        {"authorization": f"Bearer of another,Bearer {FIRST}"},
+        {"authorization": f"Basic of another, Bearer {FIRST}"},
+        {"x-api-key": f"of another, {FIRST}"},
     ],
 )
 def test_a_key_is_read_from_each_header(headers):
@@ -79,6 +82,8 @@ def test_two_different_keys_are_ambiguous_and_two_digests_of_one_are_not():
     with pytest.raises(RequestFailed) as refusal:
         callers(key(), key("second", SECOND)).identify(headers)
     assert refusal.value.fault.code == "ambiguous_credentials"
+    with pytest.raises(RequestFailed):
+        callers(key(), key("second", SECOND)).identify({"x-api-key": f"{FIRST},{SECOND}"})
     both = Key(id="first", sha256=[digest(FIRST), digest(SECOND)])
     assert callers(both).identify(headers).key == "first"
 
