@@ -346,7 +346,14 @@ class AttemptDialect(Protocol):
         """
 
     def error_event(
-        self, message: str, /, *, status: int, code: str | None, number: int = 0
+        self,
+        message: str,
+        /,
+        *,
+        status: int,
+        code: str | None,
+        number: int = 0,
+        request_id: str | None = None,
     ) -> bytes:
         """The event that reports an error of the gateway within a stream, which it ends.
 

@@ -84,7 +84,7 @@ class Attempt(BackendCall):
             self._backend.name,
             self._template.key,
             not client_key,
-            self._request_id,
+            self.request_id,
             self.translation is not None,
         )
 

@@ -60,7 +60,7 @@ class BackendCall:
         self.dialect: AttemptDialect = request.target.endpoint.dialect
         self._reservation = reservation
         self._backend = reservation.choice.backend
-        self._request_id = request_id
+        self.request_id = request_id
         config = self._backend.config
         self._first_byte_s = config.first_byte_timeout_seconds or timeout_s
         self.idle_s = config.idle_timeout_seconds or timeout_s
@@ -85,7 +85,7 @@ class BackendCall:
         head = template.head(
             self._request.headers,
             path=path,
-            request_id=self._request_id,
+            request_id=self.request_id,
             length=len(body),
             query=self._request.target.query if self.translation is None else "",
             client_keys=self._request.client_keys,

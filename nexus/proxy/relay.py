@@ -165,6 +165,7 @@ class StreamBody:
             status=failure.fault.status or 502,
             code=failure.fault.code,
             number=stream.next_number,
+            request_id=self._attempt.request_id,
         )
 
     def stop(self, stopping: Stopping) -> bytes:

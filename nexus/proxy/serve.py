@@ -69,7 +69,10 @@ def _with_comments(exchange: Exchange, every_s: float) -> ClientResponse:
         fault = failure.fault
         exchange.finish(fault)
         return exchange.endpoint.dialect.error_event(
-            failure.message, status=fault.status or 502, code=fault.code
+            failure.message,
+            status=fault.status or 502,
+            code=fault.code,
+            request_id=exchange.request_id,
         )
 
     return respond_with_comments(

@@ -9,7 +9,7 @@ import pytest
 from nexus.metrics.labels import sanitize
 from tests.access.test_gateway import WAYS
 from tests.access.test_run_time_keys import codes, keys
-from tests.server.asking import GOOD, Reply, ask
+from tests.server.asking import CHAT, GOOD, Reply, ask
 from tests.support.metrics import moved
 from tests.support.polling import until
 from tests.support.processes import Demo, Gateway, backend_toml
@@ -44,15 +44,18 @@ def gateway(request, tmp_path_factory, demo) -> Iterator[Gateway]:
 class Asking(threading.Thread):
     """A request, and what came of it."""
 
-    def __init__(self, gateway: Gateway, key: str, *, stream: bool, **headers: str) -> None:
+    def __init__(
+        self, gateway: Gateway, key: str, *, stream: bool, path: str = CHAT, **headers: str
+    ) -> None:
         super().__init__(daemon=True)
+        self._path = path
         self._body = json.dumps({**GOOD, "max_tokens": 5000, "stream": stream}).encode()
         self._gateway, self._headers = gateway, {"authorization": f"Bearer {key}", **headers}
         self.reply: Reply
         self.start()
 
     def run(self) -> None:
-        self.reply = ask(self._gateway, body=self._body, **self._headers)
+        self.reply = ask(self._gateway, self._path, body=self._body, **self._headers)
 
     def ended(self) -> Reply:
         self.join(20)
@@ -115,3 +118,21 @@ def test_streams_and_waiting_requests_of_the_key_end_and_others_go_on(gateway, d
         "nexus_upstream_attempts_total demo stream_interrupted": 4,
     }
     assert gateway.scrape().value("nexus_streams_active") == 0
+
+
+def test_an_error_in_a_stream_of_messages_has_the_id_of_its_request(gateway, demo):
+    key = keys(gateway, "add")
+    stream = Asking(gateway, key["key"], stream=True, path="/v1/messages", x_request_id="the-id")
+    until(lambda: gateway.scrape().value("nexus_streams_active") == 1)
+    keys(gateway, "block", key["id"], "--now")
+    name, _, data = stream.ended().content.strip().split(b"\n\n")[-1].partition(b"\n")
+    assert name == b"event: error"
+    assert json.loads(data.removeprefix(b"data: ")) == {
+        "type": "error",
+        "error": {
+            "type": "api_error",
+            "message": f"The key {key['id']} was blocked while it was used.",
+            "code": "stream_key_blocked",
+        },
+        "request_id": "the-id",
+    }

@@ -15,9 +15,10 @@ def error_event(
     status: int,
     code: str | None,
     number: int = 0,  # noqa: ARG001 - other dialects number their events
+    request_id: str | None = None,
 ) -> bytes:
     """An error as the last event of a stream."""
-    return _event(error_body(message, status=status, code=code))
+    return _event(error_body(message, status=status, code=code, request_id=request_id))
 
 
 def response_events(response: bytes, status: int) -> bytes:

@@ -17,6 +17,7 @@ def error_event(
     status: int,
     code: str | None,
     number: int = 0,  # noqa: ARG001 - other dialects number their events
+    request_id: str | None = None,  # noqa: ARG001 - other dialects have it
 ) -> bytes:
     """An error as the last event of a stream."""
     return b"data: " + error_body(message, status=status, code=code) + b"\n\n"

@@ -20,7 +20,14 @@ class _Failed(msgspec.Struct):
 _decode_failed = msgspec.json.Decoder(_Failed).decode
 
 
-def error_event(message: str, *, status: int, code: str | None, number: int = 0) -> bytes:
+def error_event(
+    message: str,
+    *,
+    status: int,
+    code: str | None,
+    number: int = 0,
+    request_id: str | None = None,  # noqa: ARG001 - other dialects have it
+) -> bytes:
     """An error as the last event of a stream.
 
     Its fields are those of the API's `error` event. OpenAI's clients raise for the object `error`.
