@@ -38,7 +38,6 @@ from nexus.metrics.usage import UsageReader
 log = logging.getLogger("nexus.metrics")
 
 _ROLES = {WORKER: "worker", HEALTH: "health"}
-_PROCESSES_MAX_AGE_S = 1.0
 _MAX_STRETCH_S = 0.002
 _MIN_FREE_BYTES = 1 << 20
 _ORDER = {family.name: number for number, family in enumerate(families.FAMILIES)}
@@ -129,7 +128,6 @@ class Collector:
         self._collections = 0
         self.waiting = 0
         self._latest: MetricsSnapshot | None = None
-        self._processes: tuple[float, list[FamilySnapshot]] = (-_PROCESSES_MAX_AGE_S, [])
         self._was_usable = True
         self._limit_table: LimitTable | None = None
 
@@ -281,25 +279,19 @@ class Collector:
             samples = zip(names, numbers, strict=True)
             yield of_family(family, [(key, one) for key, one in samples if one is not None])
 
-    def _of_processes(self, held: list[int]) -> list[FamilySnapshot]:
-        """Memory and CPU time of each process, read from the kernel at most once a second."""
-        now = time.monotonic()
-        if now - self._processes[0] >= _PROCESSES_MAX_AGE_S:
-            memory, cpu = [], []
-            for slot in held:
-                row = self._lease.table.row(slot)
-                if row.pid and row.in_our_namespace and (usage := memory_and_cpu(row.pid)):
-                    labels = (str(slot), _ROLES.get(row.role, "unknown"), str(row.pid))
-                    memory.append((labels, usage[0]))
-                    cpu.append((labels, usage[1]))
-            self._processes = (
-                now,
-                [
-                    of_family(gateway_families.PROCESS_MEMORY, memory),
-                    of_family(gateway_families.PROCESS_CPU, cpu),
-                ],
-            )
-        return self._processes[1]
+    def _of_processes(self, held: list[int]) -> Iterator[FamilySnapshot]:
+        """Memory and CPU time of each process, read from the kernel now: a counter that is older
+        than another process has shown it would fall."""
+        memory, cpu = [], []
+        for slot in held:
+            row = self._lease.table.row(slot)
+            if row.pid and row.in_our_namespace and (usage := memory_and_cpu(row.pid)):
+                labels = (str(slot), _ROLES.get(row.role, "unknown"), str(row.pid))
+                memory.append((labels, usage[0]))
+                cpu.append((labels, usage[1]))
+            self._pacer()
+        yield of_family(gateway_families.PROCESS_MEMORY, memory)
+        yield of_family(gateway_families.PROCESS_CPU, cpu)
 
     def _run_directory_usable(self) -> bool:
         """Whether new processes and series can use the directory; a change is logged."""

@@ -11,6 +11,7 @@ from nexus.fleet.run_directory import RunDirectory, Started
 from nexus.fleet.slot_lease import SlotLease
 from nexus.metrics import families
 from nexus.metrics.collector import Collector
+from nexus.metrics.processes import memory_and_cpu
 from nexus.metrics.recorder import Recorder
 from nexus.metrics.recovery import record_lost, recover_abandoned, recover_slot
 from nexus.metrics.store import Store
@@ -206,6 +207,15 @@ def test_processes_show_their_memory(generation, process_at):
     s = process.scrape()
     assert s.value("nexus_process_resident_memory_bytes", **labels) > 1 << 20
     assert s.value("nexus_process_cpu_seconds_total", **labels) > 0
+
+
+def test_no_process_shows_less_processor_time_than_another_has_shown(generation, process_at):
+    one, other = (process_at(SlotLease.lease(generation)) for _ in range(2))
+    started_s = other.scrape().total("nexus_process_cpu_seconds_total", slot="0")
+    while (used := memory_and_cpu(os.getpid())) and used[1] <= started_s:
+        pass  # this takes processor time
+    shown_s = one.scrape().total("nexus_process_cpu_seconds_total", slot="0")
+    assert other.scrape().total("nexus_process_cpu_seconds_total", slot="0") >= shown_s > started_s
 
 
 def test_series_that_find_no_space_are_counted_in_the_process(generation, process_at, monkeypatch):
