@@ -292,6 +292,8 @@ class AttemptDialect(Protocol):
             connection.
         PING_S: The silence in seconds after which a client gets `KEEPALIVE` within its stream, if
             the configuration says nothing else; 0 for never.
+        REQUEST_ID_HEADER: The header of the gateway's errors that has the request's id, beside
+            `x-request-id`; None for none.
     """
 
     @property
@@ -300,6 +302,8 @@ class AttemptDialect(Protocol):
     def PING_S(self) -> float: ...  # noqa: N802
     @property
     def PASSES_ERRORS(self) -> bool: ...  # noqa: N802
+    @property
+    def REQUEST_ID_HEADER(self) -> str | None: ...  # noqa: N802
 
     def asks_for_usage(self, body: bytes, /) -> bool:
         """Whether a request for a stream gets its usage without our doing."""
@@ -368,17 +372,12 @@ class Dialect(AttemptDialect, Protocol):
         NAME: Its name in configuration and metrics.
         TITLE: Its name in documentation.
         ERROR_SCHEMA: The name of its errors' form in OpenAPI.
-        REQUEST_ID_HEADER: The header of the gateway's errors that has the request's id, beside
-            `x-request-id`; None for none.
         LIMIT_KINDS: What its headers tell of limits: the kind that a dimension belongs to.
     """
 
     NAME: str
     TITLE: str
     ERROR_SCHEMA: str
-
-    @property
-    def REQUEST_ID_HEADER(self) -> str | None: ...  # noqa: N802
 
     @property
     def LIMIT_KINDS(self) -> Mapping[str, str]: ...  # noqa: N802

@@ -70,8 +70,7 @@ class BackendFailures(msgspec.Struct, frozen=True):
             status = status_for_client(fault, status)
         if self.translated or not whole or not content:
             content = self._in_clients_form(message, status, fault.code)
-            headers = [field for field in headers if not field[0].startswith("content-")]
-            headers.append(JSON_HEADER)
+            headers = self._headers_of_form(headers)
         passed_on = PassedOn(status, headers, content)
         return RequestFailed(fault, message, passed_on=passed_on, retry_after_s=retry_s)
 
@@ -85,9 +84,11 @@ class BackendFailures(msgspec.Struct, frozen=True):
             fault = FAULTS["error_event"]
             if not self.dialect.PASSES_ERRORS:
                 return RequestFailed(fault, message)
+        headers = [JSON_HEADER]
         if self.translated:
             content = self._in_clients_form(message, status, fault.code)
-        passed_on = PassedOn(status, [JSON_HEADER], content)
+            headers = self._headers_of_form([])
+        passed_on = PassedOn(status, headers, content)
         return RequestFailed(fault, message, passed_on=passed_on)
 
     def usage_in(
@@ -115,6 +116,15 @@ class BackendFailures(msgspec.Struct, frozen=True):
         return self.dialect.error_body(
             message, status=status, code=code, request_id=self.request_id
         )
+
+    def _headers_of_form(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The headers of an error in the client's form, in place of the backend's."""
+        headers = [field for field in headers if not field[0].startswith("content-")]
+        headers.append(JSON_HEADER)
+        if (name := self.dialect.REQUEST_ID_HEADER) is not None:
+            headers = [field for field in headers if field[0] != name]
+            headers.append((name, self.request_id))
+        return headers
 
     def _masked(self, text: str) -> str:
         return mask_key(text.encode(errors="replace"), self.key).decode()

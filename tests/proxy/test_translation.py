@@ -269,6 +269,7 @@ def test_an_error_of_the_backend_gets_the_clients_form(fleet, fault, status, kin
     assert caught.value.status_code == status
     assert caught.value.body["error"]["type"] == kind
     assert words in caught.value.body["error"]["message"]
+    assert caught.value.request_id == caught.value.body["request_id"] is not None
 
 
 def test_the_tool_runner_does_without_a_thread(fleet):

@@ -101,6 +101,7 @@ class Translation(AttemptDialect):
     events: Callable[[ClientContext], EventTranslator]
 
     PASSES_ERRORS = _of("client.PASSES_ERRORS")
+    REQUEST_ID_HEADER = _of("client.REQUEST_ID_HEADER")
     KEEPALIVE = _of("client.KEEPALIVE")
     PING_S = _of("client.PING_S")
     error_body = _of("client.error_body")
