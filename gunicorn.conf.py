@@ -17,7 +17,8 @@ _host = os.environ.get("NEXUS_HOST", "127.0.0.1").strip("[]")
 bind = f"{f'[{_host}]' if ':' in _host else _host}:{os.environ.get('NEXUS_PORT', '8000')}"
 workers = int(os.environ.get("NEXUS_WORKERS") or 0) or host.usable_cores()
 # Requests mostly wait for backends: one process serves thousands of them on greenlets. The stock
-# worker ("gevent") gives the same responses and metrics, without the fast path and our stop.
+# worker ("gevent") gives the same responses and metrics, without the fast path and our stop; it
+# drops headers with underscores in their names.
 worker_class = "nexus.server.worker.GatewayWorker"
 # Connections of one worker, most of them idle. `max_concurrent_requests` bounds requests; this
 # bounds descriptors, of which each connection may take two: the client's and the backend's.

@@ -52,11 +52,11 @@ def gateway(demos, tmp_path_factory):
         yield gateway
 
 
-def ask(gateway, messages, *, path="/v1/chat/completions", **headers):
+def ask(gateway, messages, *, path="/v1/chat/completions", headers=None, **dashed):
     """The response's headers, and its usage; `path` with a query goes through Flask."""
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
     body = json.dumps({"model": "m", "messages": messages})
-    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    given = {name.replace("_", "-"): value for name, value in dashed.items()} | (headers or {})
     connection.request("POST", path, body, {"content-type": "application/json", **given})
     response = connection.getresponse()
     content = json.loads(response.read())
@@ -161,6 +161,19 @@ def test_header_and_count(gateway, path):
         for labels, value in after.series("nexus_affinity_total", "source", "result").items()
     }
     assert {labels: value for labels, value in moved.items() if value} == {("header", "hit"): 3}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/chat/completions?q=1"])
+def test_a_name_with_underscores_names_the_session(gateway, demos, path):
+    """Codex sent `session_id`. Backends get no such header: CGI has one name for `x_a` and
+    `x-a`."""
+    named = {name: {"session_id": name, "x_real_ip": "1.2.3.4"} for name in "pqrstu"}
+    for name, given in named.items():
+        reply, _ = ask(gateway, say("Hi"), path=path, headers=given)
+        assert reply["x-nexus-affinity"] == "hit"
+        assert reply["x-nexus-backend"] == home(gateway, name)
+    for demo in demos.values():
+        assert not {"session_id", "x_real_ip", "x-real-ip"} & demo.last()["headers"].keys()
 
 
 def test_keys_have_sessions_of_their_own(demos, tmp_path):

@@ -4,6 +4,7 @@ series, one log line."""
 import http.client
 import json
 import socket
+import time
 from typing import Any
 
 import pytest
@@ -288,6 +289,51 @@ def test_body_cut_off(gateway):
             }
         )
     )
+
+
+@pytest.mark.parametrize("query", ["", "?through=flask"])
+def test_body_cut_off_by_a_client_that_is_gone(gateway, query):
+    """It closes its connection in the middle of the body, so nobody reads the response."""
+    before = gateway.settled()
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=5) as sock:
+        sock.sendall(
+            b"POST /v1/chat/completions%s HTTP/1.1\r\nhost: x\r\n"
+            b"content-type: application/json\r\ncontent-length: 100\r\n\r\n{" % query.encode()
+        )
+    counted = ("nexus_requests_total", "nexus_errors_total")
+    unread = {("model", "unknown"), ("backend", "none"), ("status", "400")}
+    error = {("model", "unknown"), ("error_type", "invalid_request")}
+    until(
+        lambda: (
+            moved(before, gateway.settled(), counted)
+            == {
+                ("nexus_requests_total", frozenset(unread)): 1.0,
+                ("nexus_errors_total", frozenset(error)): 1.0,
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize("query", ["", "?through=flask"])
+def test_a_duration_starts_with_the_first_byte(gateway, query):
+    """A head that arrives slowly counts, once, for the request that it starts."""
+    body = json.dumps(GOOD).encode()
+    head = (
+        f"POST {CHAT}{query} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    ).encode()
+    name, before = "nexus_request_duration_seconds_sum", gateway.settled()
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as sock:
+        sock.sendall(head[:30])
+        time.sleep(1.5)
+        sock.sendall(head[30:] + body)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+        slow = gateway.settled()
+        sock.sendall(head + body)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+    first, second = slow.total(name) - before.total(name), gateway.settled().total(name)
+    assert first >= 1.5
+    assert second - slow.total(name) < first
 
 
 def test_chunked_body_is_read(gateway):

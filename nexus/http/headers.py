@@ -44,7 +44,7 @@ _NOT_FOR_CLIENTS_PREFIXES = ("x-nexus-", "access-control-")
 """Our own headers, and permissions for browsers, which only the gateway gives."""
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[ \t\x21-\x7e\x80-\xff]*")
-_SIMPLE_FIELD = re.compile(r"([A-Za-z0-9-]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?) *")
+_SIMPLE_FIELD = re.compile(r"([A-Za-z0-9_-]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?) *")
 
 
 @lru_cache(maxsize=512)
@@ -102,8 +102,15 @@ class RequestHeaders(msgspec.Struct):
 
 
 def is_for_backends(name: str) -> bool:
-    """Whether backends get a client's header of this name, given in lower case."""
-    return name not in _NOT_FOR_BACKENDS and not name.startswith(_NOT_FOR_BACKENDS_PREFIXES)
+    """Whether backends get a client's header of this name, given in lower case.
+
+    CGI has one name for `x_real_ip` and `x-real-ip`, so a backend may take one for the other.
+    """
+    return (
+        name not in _NOT_FOR_BACKENDS
+        and not name.startswith(_NOT_FOR_BACKENDS_PREFIXES)
+        and "_" not in name
+    )
 
 
 def _lines_for_backend(headers: Sequence[Field], client_keys: bool) -> str:

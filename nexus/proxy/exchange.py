@@ -173,7 +173,7 @@ class Exchange:
         """Record when the first content of the stream arrived, on the engine's clock."""
         backend = self.choice.backend.label if self.choice else labels.NONE
         self.engine.recorder.first_token(
-            self.view.model_label(self.model), backend, at - self.request.received
+            self.view.model_label(self.model), backend, at - self.request.started
         )
 
     def report_ping(self) -> None:
@@ -195,7 +195,7 @@ class Exchange:
             self.release()
 
     def _outcome(self, fault: Fault | None, status: int) -> Outcome:
-        ended, received = self.engine.clock(), self.request.received
+        ended, received = self.engine.clock(), self.request.started
         choice, stream, started = self.choice, self.stream, self._attempt_started
         label = self.view.model_label
         usage, source = self.known_usage()

@@ -20,7 +20,8 @@ class Request(msgspec.Struct):
         body: The whole body if it arrived with the headers. Else a function that reads it, up to a
             limit in bytes, and calls its second argument with the size of each piece. It raises
             `RequestFailed`.
-        received: On the monotonic clock.
+        received: When the whole head had arrived, on the monotonic clock.
+        head_s: How long the head took to arrive, from its first byte.
         watch: Waits for backends while it watches the client.
         held: Bytes counted for it in the process's `Buffers`.
         client_keys: Whether its credentials may be for a backend, and not for the gateway.
@@ -35,6 +36,12 @@ class Request(msgspec.Struct):
     held: int = 0
     client_keys: bool = True
     consume: Callable[[int, Callable[[bytes], object]], None] | None = None
+    head_s: float = 0.0
+
+    @property
+    def started(self) -> float:
+        """When its first byte arrived."""
+        return self.received - self.head_s
 
     def header(self, name: str) -> str | None:
         """The value of a header by its name in lower case."""

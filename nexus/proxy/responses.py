@@ -136,6 +136,8 @@ def error_response(exchange: Exchange, error: BaseException) -> ClientResponse:
         )
         error = RequestFailed("internal", INTERNAL_MESSAGE)
     content = failure_content(error, exchange.endpoint.dialect, exchange.request_id)
+    if error.fault.code == "body_cut_short":
+        exchange.finish(error.fault)  # now: its client may have closed, and get no response
     return whole_response(exchange, *content, error.fault)
 
 

@@ -26,15 +26,17 @@ class ClientConnection:
         idle_since: When its last request ended, on the monotonic clock; None while one is served.
         proxied: Whether that request goes to a proxied endpoint.
         closing: It was shut down while idle.
+        head_s: How long the head of the request took to arrive.
     """
 
-    __slots__ = ("closing", "greenlet", "idle_since", "proxied")
+    __slots__ = ("closing", "greenlet", "head_s", "idle_since", "proxied")
 
     def __init__(self) -> None:
         self.greenlet = gevent.getcurrent()
         self.idle_since: float | None = time.monotonic()
         self.closing = False
         self.proxied = True
+        self.head_s = 0.0
 
     def request_started(self, *, proxied: bool) -> None:
         """A request has come. `proxied` is of this request, whatever came before it."""

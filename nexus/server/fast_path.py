@@ -75,6 +75,7 @@ class FastPath:
     """Serves one connection while its requests are eligible."""
 
     _clock = _Clock()
+    _head_s = 0.0
 
     def __init__(
         self,
@@ -104,7 +105,8 @@ class FastPath:
 
         A head with bare line feeds is returned incomplete: gunicorn's parser refuses it.
         """
-        deadline = time.monotonic() + min(timeout_s, HEAD_S)
+        started = time.monotonic()
+        deadline = started + min(timeout_s, HEAD_S)
         while b"\r\n\r\n" not in data and data.count(b"\n") == data.count(b"\r\n"):
             if len(data) > _MAX_HEAD:
                 return self._refuse_head(data, 431, "head_too_large")
@@ -114,9 +116,15 @@ class FastPath:
                     return b""
                 return self._refuse_head(data, 408, "head_too_slow")
             data += piece
+            self._head_s = time.monotonic() - started
         if data.find(b"\r\n\r\n") > _MAX_HEAD:
             return self._refuse_head(data, 431, "head_too_large")
         return data
+
+    def take_head_s(self) -> float:
+        """How long the head of the request that is served now took to arrive."""
+        head_s, self._head_s = self._head_s, 0.0
+        return head_s
 
     def _refuse_head(self, data: bytes, status: int, reason: str) -> bytes:
         self._engine.recorder.rejected(reason)
@@ -162,11 +170,14 @@ class FastPath:
             request = Request(
                 "POST", head.target, head.headers, data[head.end : end], received, self._watch
             )
+            if self._head_s:
+                request.head_s = self.take_head_s()
             response = serve(engine, request)
             kept = self._write(response, keep_alive=head.keep_alive and self._keep_alive())
             return data[end:] if kept else None
         body = _Body(self._watch, self._writer, server, data[head.end :], head.length, head.expects)
         request = Request("POST", head.target, head.headers, body.read, received, self._watch)
+        request.head_s = self.take_head_s()
         response = serve(engine, request)
         keep_alive = head.keep_alive and self._keep_alive() and body.complete
         if self._write(response, keep_alive=keep_alive):

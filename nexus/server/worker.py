@@ -48,6 +48,7 @@ from nexus.server.paced_socket import PacedSocket
 from nexus.server.refusals import ErrorWriter, dialect_of_head
 from nexus.server.request_head import HeadLimits, fast_path_limits
 from nexus.server.worker_stage import DRAINING, ENDING, RETIRING, SERVING, Stage
+from nexus.server.wsgi import HEAD_SECONDS, distinct
 
 _POLL_INTERVAL_S = 0.1
 _NOTIFY_INTERVAL_S = 1.0
@@ -98,6 +99,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         with metadata_read_once():
             super().patch()
         self._stopping = Event()
+        self.cfg.set("header_map", "dangerous")  # `distinct` takes the danger away
 
     def run(self) -> None:
         # What exists now stays: the collector need not scan it again, nor pause every stream while
@@ -310,6 +312,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
                         data = whole or None
                         continue
                     held.request_started(proxied=True)
+                    held.head_s = fast_path.take_head_s()
                     rest = self._serve_by_gunicorn(listener, client, addr, data)
                     if rest is None and client.fileno() >= 0:
                         client.setblocking(False)
@@ -384,6 +387,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         held.request_started(proxied=endpoint is not None)
         if endpoint is not None and endpoint.body in ("multipart", "any"):
             most = server.max_upload_bytes
+        req.headers = [*map(distinct, req.headers), (HEAD_SECONDS, str(held.head_s))]
         sock.settimeout(server.client_timeout_seconds)
         length = dict(req.headers).get("CONTENT-LENGTH", "")
         too_large = length.isdigit() and int(length) > most

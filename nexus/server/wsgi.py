@@ -13,7 +13,17 @@ from nexus.proxy.endpoint_table import Endpoint, Target
 from nexus.proxy.request import Request
 from nexus.server.ingress import DEPLOYMENT
 
+HEAD_SECONDS = "NEXUS HEAD SECONDS"
+"""The header by which the worker says how long a head took to arrive. No client's header can have
+a name with blanks."""
+_UNDERSCORE = ":"
 _PIECE = 64 * 1024
+
+
+def distinct(field: tuple[str, str]) -> tuple[str, str]:
+    """A header for gunicorn, which would give `X_A` and `X-A` one name in the WSGI environment."""
+    name, value = field
+    return name.replace("_", _UNDERSCORE), value
 
 
 def request_from(
@@ -29,6 +39,7 @@ def request_from(
     sock = given if isinstance(given, socket.socket) else None
     if sock is not None:
         sock.settimeout(client_timeout_s)
+    head_s = float(environ.pop(f"HTTP_{HEAD_SECONDS}", 0.0))
     return Request(
         method=environ["REQUEST_METHOD"],
         target=Target(
@@ -39,6 +50,7 @@ def request_from(
         consume=lambda limit, take: consume_body(environ, limit, take),
         received=received,
         watch=DisconnectWatch(watchable(sock), connection=sock),
+        head_s=head_s,
     )
 
 
@@ -52,7 +64,7 @@ def release(environ: dict[str, Any]) -> None:
 def _headers(environ: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in environ.items():
         if key.startswith("HTTP_"):
-            yield key[5:].replace("_", "-").lower(), value
+            yield key[5:].replace("_", "-").replace(_UNDERSCORE, "_").lower(), value
     if environ.get("CONTENT_TYPE"):
         yield "content-type", environ["CONTENT_TYPE"]
 
