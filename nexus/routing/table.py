@@ -162,7 +162,7 @@ class RouteTable:
         )
         self._decisive: dict[str, tuple[str, ...]] = {}
         self._chains = {
-            self.listed(name): tuple(dict.fromkeys(map(self.listed, (name, *chain))))
+            (key := self.listed(name)): tuple(dict.fromkeys((key, *map(self.resolve, chain))))
             for name, chain in self.routing.fallbacks.items()
         }
         self.undiscovered = any(backend.status == "unknown" for backend in self.backends)

@@ -401,6 +401,16 @@ def test_a_listed_name_goes_before_an_equivalent_one_and_both_serve():
     assert [candidate.backend.name for candidate in routes.candidates_for("tiny")] == ["l"]
 
 
+def test_a_fallback_may_be_an_alias():
+    routes = table(
+        backend("a", "m"),
+        aliases={"other": "second", "second": "m", "own": "gone"},
+        fallbacks={"gone": ["own", "other"]},
+    )
+    assert routes.chain("gone") == ("gone", "m")
+    assert pick(routes, "gone").model == "m"
+
+
 def test_fallbacks_know_equivalent_names():
     routes = table(backend("o", "b:latest", type="ollama"), fallbacks={"a": ["b"], "B": ["c"]})
     assert routes.chain("a") == ("a", "b:latest")
