@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 
 import msgspec
 
-from nexus.dialects.base import Dialect, ParsedRequest, StreamReader
+from nexus.dialects.base import ParsedRequest, StreamReader
 from nexus.errors import FAULTS, INTERNAL_MESSAGE, Blame, Fault, RequestFailed
 from nexus.http.client_watch import ClientGone, Stopping
-from nexus.http.headers import header_text
+from nexus.http.headers import header_text, retry_after_s
 from nexus.proxy.attempt import Attempt
 from nexus.proxy.engine import ClientResponse
 from nexus.proxy.exchange import Exchange
 from nexus.proxy.relay import Recording, StreamBody
 from nexus.proxy.sticky import remember
+from nexus.routing.refusal import availability
 
 log = logging.getLogger("nexus.proxy")
 
@@ -135,17 +137,18 @@ def error_response(exchange: Exchange, error: BaseException) -> ClientResponse:
             "request failed inside the gateway", exc_info=error, extra={"id": exchange.request_id}
         )
         error = RequestFailed("internal", INTERNAL_MESSAGE)
-    content = failure_content(error, exchange.endpoint.dialect, exchange.request_id)
+    content = failure_content(error, exchange)
     if error.fault.code == "body_cut_short":
         exchange.finish(error.fault)  # now: its client may have closed, and get no response
     return whole_response(exchange, *content, error.fault)
 
 
 def failure_content(
-    failure: RequestFailed, dialect: Dialect, request_id: str
+    failure: RequestFailed, exchange: Exchange
 ) -> tuple[int, list[tuple[str, str]], bytes]:
     """Status, headers, and body of an error response."""
     fault, passed = failure.fault, failure.passed_on
+    dialect, request_id = exchange.endpoint.dialect, exchange.request_id
     if passed is not None:
         headers = list(passed.headers)
         if fault.blame is Blame.BUSY and failure.retry_after_s is None:
@@ -153,13 +156,17 @@ def failure_content(
             headers = [field for field in headers if field[0] != "retry-after"]
             headers.append(("retry-after", "1"))
         return passed.status, headers, passed.body
-    status = fault.status or 502
+    status, context = fault.status or 502, failure.context
+    if status == 503 and context is None:
+        wait_s = retry_after_s(failure.headers.items())
+        eta_s = None if wait_s is None else math.ceil(wait_s)
+        context = availability(exchange.view.table, retry_after_s=eta_s)
     content = dialect.error_body(
         failure.message,
         status=status,
         code=fault.code,
         param=failure.param,
-        context=failure.context,
+        context=context,
         request_id=request_id,
         kind=failure.kind,
     )

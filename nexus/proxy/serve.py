@@ -45,9 +45,7 @@ def check_caller(engine: Engine, request: Request) -> tuple[Caller | None, Clien
         for check in checks.CALLER:
             check(exchange)
     except RequestFailed as failure:
-        status, headers, content = failure_content(
-            failure, exchange.endpoint.dialect, exchange.request_id
-        )
+        status, headers, content = failure_content(failure, exchange)
         headers = base_headers(exchange) + headers
         return exchange.caller, ClientResponse(status, headers, iter((content,)))
     finally:

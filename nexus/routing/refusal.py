@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from heapq import nsmallest
+from typing import Any
 
 from nexus.errors import RequestFailed
 from nexus.routing.context import RouteQuery, RoutingContext
@@ -16,7 +17,7 @@ from nexus.routing.evaluation import (
     backend_reason,
     evaluate_chain,
 )
-from nexus.routing.policies import POLICY_REASONS
+from nexus.routing.policies import NOTHING, POLICY_REASONS, Constraints
 from nexus.routing.table import RouteTable
 
 _LISTED = 20
@@ -139,7 +140,6 @@ def _unavailable(
     retry_after_s: int | None = None,
 ) -> RequestFailed:
     """A 503, with the reason of each backend in headers and body."""
-    constraints = query.constraints
     rejected = [
         {
             "backend": backend.name,
@@ -155,10 +155,17 @@ def _unavailable(
             sorted({entry["reason"] for entry in rejected})
         )
         headers["x-nexus-rejection-details"] = json.dumps(rejected)  # in ASCII, whatever the names
-    context = {
+    context = availability(table, query.constraints, retry_after_s=retry_after_s)
+    return RequestFailed(fault, message, headers=headers, context=context)
+
+
+def availability(
+    table: RouteTable, constraints: Constraints = NOTHING, *, retry_after_s: int | None
+) -> dict[str, Any]:
+    """The `context` of a 503: what the request requires, what could serve, and when."""
+    return {
         "required_tier": constraints.min_tier or None,
         "available_backends": [backend.name for backend in table.backends if backend.usable],
         "eta_seconds": retry_after_s,
         "privacy_zone_required": "restricted" if constraints.restricted else None,
     }
-    return RequestFailed(fault, message, headers=headers, context=context)

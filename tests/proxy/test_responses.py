@@ -322,4 +322,7 @@ def test_nobody_else_has_what_a_stopped_backend_stores(fleet):
             call()
         assert caught.value.status_code == 503
         assert caught.value.code == "response_unavailable"
+        assert caught.value.response.json()["context"].keys() == {
+            "required_tier", "available_backends", "eta_seconds", "privacy_zone_required"
+        }  # fmt: skip
     assert fleet.moves()["nexus_sticky_total hit"] == 2
