@@ -36,6 +36,9 @@ log = logging.getLogger("nexus.proxy")
 CONNECTING = frozenset({"connect_failed", "connect_timeout", "dns_failed", "tls_failed"})
 """Faults of a backend that cannot be reached."""
 
+UNTRANSLATABLE = frozenset({"not_translatable", "response_not_stored"})
+"""Faults of requests that only a backend which speaks the client's API can serve."""
+
 _MOST_SEARCHED = 128 * 1024
 """Bytes of a request in which quotes are looked for; searching longer ones would stall others."""
 
@@ -176,8 +179,14 @@ def _pause(exchange: Exchange, failure: RequestFailed, nth: int, deadline: float
 def _may_retry(
     exchange: Exchange, reservation: Reservation, failure: RequestFailed, waiter: Waiter
 ) -> bool:
-    """Whether another backend may be tried, by the fault and by the retry budgets."""
+    """Whether another backend may be tried, by the fault and by the retry budgets.
+
+    What has no translation was not sent. It needs no budget, and other translations of it no try.
+    """
     choice, engine = reservation.choice, exchange.engine
+    if failure.fault.code in UNTRANSLATABLE:
+        waiter.query = msgspec.structs.replace(waiter.query, native=True)
+        return True
     if failure.fault is FAULTS["context_exceeded"] and choice.context_length:
         waiter.query = msgspec.structs.replace(waiter.query, longer_than=choice.context_length)
     elif not failure.fault.retry:

@@ -24,6 +24,7 @@ class RouteQuery(msgspec.Struct, frozen=True, gc=False):
         flexible: A backend below the required tier may serve if none of that tier can.
         longer_than: Only models with a longer known context may serve; one with this length
             reported that the request exceeds it.
+        native: Only backends that need no translation may serve; the request has none.
         allows: Whether a model may serve in the place of the requested one; None for all.
         only: The backends that have what the request names, or can read what it holds encrypted;
             None if any may serve.
@@ -36,6 +37,7 @@ class RouteQuery(msgspec.Struct, frozen=True, gc=False):
     constraints: Constraints = NOTHING
     flexible: bool = False
     longer_than: int = 0
+    native: bool = False
     allows: Callable[[str], bool] | None = None
     only: frozenset[str] | None = None
     session: Callable[[], Session | None] | None = None

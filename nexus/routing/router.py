@@ -106,14 +106,7 @@ def _choose(
                 translations = suitable.translations
                 if tried:
                     candidates = _untried(candidates, tried, name, again=again)
-                if query.longer_than:
-                    candidates = [
-                        candidate
-                        for candidate in candidates
-                        if (candidate.model.context_length or 0) > query.longer_than
-                    ]
-                if query.only is not None:
-                    candidates = [one for one in candidates if one.backend.name in query.only]
+                candidates = _accepted(candidates, query, translations)
                 usable = _usable(candidates, name, now, blocked)
                 if usable:
                     has_exclusions = len(usable) < suitable.known or name != query.model
@@ -158,6 +151,21 @@ def _untried(
         ]
     failed = {backend for backend, _ in tried}
     return [candidate for candidate in candidates if candidate.backend.name not in failed]
+
+
+def _accepted(
+    candidates: Sequence[Candidate], query: RouteQuery, translations: Mapping[int, str]
+) -> Sequence[Candidate]:
+    """Those that the request accepts, after what backends said of it, and by what it names."""
+    if query.longer_than:
+        candidates = [
+            one for one in candidates if (one.model.context_length or 0) > query.longer_than
+        ]
+    if query.native:
+        candidates = [one for one in candidates if one.backend.column not in translations]
+    if query.only is not None:
+        candidates = [one for one in candidates if one.backend.name in query.only]
+    return candidates
 
 
 def _native_first(
