@@ -15,7 +15,7 @@ from flask import Flask, request
 
 from nexus.admin.context import GenerationContext, worker_context
 from nexus.admin.dashboard import dashboard_endpoints
-from nexus.admin.error_handlers import register_error_handlers
+from nexus.admin.error_handlers import HttpOnly, register_error_handlers
 from nexus.admin.live_updates import LiveUpdates
 from nexus.admin.my_key_page import my_key_page
 from nexus.admin.openapi import openapi_endpoint
@@ -124,7 +124,7 @@ def create_app(
         environ=environ,
     )
 
-    app = Flask("nexus", static_folder=None)
+    app = HttpOnly("nexus", static_folder=None)
     app.register_blueprint(openai_endpoints(engine))
     app.register_blueprint(operations_endpoints(context))
     app.register_blueprint(dashboard_endpoints(context))

@@ -7,12 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flask import Flask, Response, request
+from flask import Flask, Request, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.routing import MapAdapter
 
 from nexus.dialects import openai
 from nexus.dialects.base import Dialect
 from nexus.errors import INTERNAL_MESSAGE
+
+
+class HttpOnly(Flask):
+    """Routes a request that asks for a WebSocket as if it did not (RFC 9110, section 7.8).
+
+    werkzeug would refuse it with 400 before its endpoint can.
+    """
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        adapter = super().create_url_adapter(request)
+        if adapter is not None:
+            adapter.websocket = False
+        return adapter
 
 
 def register_error_handlers(

@@ -15,7 +15,7 @@ from nexus.admin.backends import backend_endpoints
 from nexus.admin.budgets import budget_endpoints
 from nexus.admin.context import AdminContext
 from nexus.admin.dashboard import dashboard_endpoints
-from nexus.admin.error_handlers import register_error_handlers
+from nexus.admin.error_handlers import HttpOnly, register_error_handlers
 from nexus.admin.keys import key_endpoints
 from nexus.admin.keys_page import keys_page
 from nexus.admin.openapi import openapi_endpoint
@@ -42,7 +42,7 @@ def operations_app(
     usage: UsageSource,
 ) -> Flask:
     """Metrics, dashboard and changes as a WSGI application."""
-    app = Flask("nexus.health", static_folder=None)
+    app = HttpOnly("nexus.health", static_folder=None)
     app.before_request(require_own_host(admin.own_names))
     app.register_blueprint(dashboard_endpoints(context))
     app.register_blueprint(operations_endpoints(context))

@@ -118,6 +118,25 @@ def test_head_is_counted_as_a_wrong_method(client):
     assert client.get("/v1/stats").json["requests"] == {"total": 1, "success": 0, "errors": 1}
 
 
+@pytest.mark.usefixtures("fleet")
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/v1/responses", 426, "websocket_unsupported"),
+        ("/v1/chat/completions", 426, "websocket_unsupported"),
+        ("/v1/realtime", 404, "not_found"),
+        ("/v1/models", 200, None),
+    ],
+)
+def test_a_websocket_handshake_reaches_its_endpoint(client, path, status, code):
+    """An endpoint that takes GET responds as usual (RFC 9110, section 7.8)."""
+    answer = client.get(path, headers={"connection": "Upgrade", "upgrade": "websocket"})
+    assert (answer.status_code, answer.json.get("error", {}).get("code")) == (status, code)
+    scrape = Scrape(client.get("/metrics").text)
+    counted = {("426",): 1} if status == 426 else {}
+    assert scrape.series("nexus_requests_total", "status") == counted
+
+
 def test_max_concurrent_requests(app, client, publish, backend_at, demo):
     publish(backend_at(demo.url, "demo-small"), server=Server(max_concurrent_requests=1))
     app.extensions["nexus"].recorder.request_started("chat_completions")  # one that is in progress

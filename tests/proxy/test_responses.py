@@ -289,6 +289,15 @@ def test_after_content_the_client_is_told_within_the_stream(fleet, fault, code, 
     assert "nexus_requests_total one one_only 502" in moves
 
 
+WEBSOCKET = {
+    "connection": "Upgrade",
+    "upgrade": "websocket",
+    "sec-websocket-version": "13",
+    "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+"""The head of a real handshake (RFC 6455, section 4.1)."""
+
+
 @pytest.mark.parametrize(
     ("method", "path", "headers", "status", "code"),
     [
@@ -297,6 +306,7 @@ def test_after_content_the_client_is_told_within_the_stream(fleet, fault, code, 
         ("GET", f"{PATH}/a%20b", {}, 404, "not_found"),
         ("GET", f"{PATH}/..%2Fx", {}, 404, "not_found"),
         ("GET", PATH, {"upgrade": "websocket"}, 426, "websocket_unsupported"),
+        ("GET", PATH, WEBSOCKET, 426, "websocket_unsupported"),
     ],
 )
 def test_what_cannot_be_asked(fleet, method, path, headers, status, code):
