@@ -71,7 +71,7 @@ control_socket_disable = True
 accesslog = None
 errorlog = "-"
 loglevel = os.environ.get("NEXUS_GUNICORN_LOG_LEVEL", "warning")
-logconfig_dict = hooks.log_config(os.environ.get("NEXUS_LOG_FORMAT", "pretty"), loglevel)
+nworkers_changed = hooks.nworkers_changed
 proc_name = "nexus"
 
 on_starting = hooks.on_starting

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
 from gunicorn.http.parser import Parser
 from gunicorn.http.unreader import Unreader
 from gunicorn.workers.ggevent import GeventWorker
@@ -25,6 +26,7 @@ GUNICORN = [
     (Arbiter, "murder_workers"),
     (Arbiter, "handle_usr2"),
     (Arbiter, "WORKERS"),
+    (Logger, "access_log_enabled"),
     (Parser, "finish_body"),
     (Unreader, "unread"),
     (Unreader, "take_buffered"),

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from nexus.config import ConfigError, process_config
@@ -26,6 +27,27 @@ from nexus.server.refusals import ErrorWriter, dialect_of_parsed
 log = logging.getLogger("nexus.server")
 
 _POLL_INTERVAL_S = 0.05
+
+_UNSUPPORTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "--preload": (
+        lambda cfg: cfg.preload_app,
+        "each worker makes its own application (the program is imported before the fork anyway)",
+    ),
+    "--user": (
+        lambda cfg: cfg.uid != os.geteuid(),
+        "the run directory belongs to the user who starts gunicorn; start it as the other user",
+    ),
+    "--worker-class": (
+        lambda cfg: "asgi" in cfg.worker_class_str,
+        "Nexus is a WSGI application; leave the option out",
+    ),
+    "--protocol": (lambda cfg: cfg.protocol != "http", "workers speak HTTP only"),
+    "--http2-cleartext": (
+        lambda cfg: cfg.http2_cleartext != "off",
+        "workers speak HTTP/1.1 only; let a balancer in front speak HTTP/2",
+    ),
+}
+"""gunicorn's options with which requests would fail or not be counted: when, and why."""
 
 
 def on_starting(server: Any) -> None:
@@ -63,6 +85,30 @@ def _check_worker_tmp_dir(directory: str | None) -> None:
             f"No file can be created in {where} ({error.strerror}); "
             "name another directory with --worker-tmp-dir or $TMPDIR."
         ) from error
+
+
+def unsupported_option(cfg: Any) -> str | None:
+    """Why gunicorn's settings cannot be used; None if they can."""
+    for option, (is_used, why) in _UNSUPPORTED.items():
+        if is_used(cfg):
+            return f"gunicorn's option {option} cannot be used: {why}."
+    return None
+
+
+def nworkers_changed(server: Any, _new: int, old: int | None) -> None:
+    """Give gunicorn's own log the format of Nexus's; at the start, refuse unsupported options.
+
+    gunicorn calls this whenever it has set up its log: at the start before its first line, and at a
+    reload. A `logconfig_dict` would do it too, but it would override all of gunicorn's options that
+    concern logs. Handlers of an operator's `--log-config` keep their format.
+    """
+    if old is None and (refusal := unsupported_option(server.cfg)):
+        logs.fatal(refusal)
+        sys.exit(2)  # before gunicorn would preload the application
+    formatter = logs.make_formatter(os.environ.get("NEXUS_LOG_FORMAT", "pretty"))
+    for handler in server.log.error_log.handlers:
+        if isinstance(handler, logging.StreamHandler) and hasattr(handler, "_gunicorn"):
+            handler.setFormatter(formatter)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -130,24 +176,3 @@ def _respond_in_dialect(worker: Any, recorder: Any) -> None:
         respond(req, client, addr, exc)
 
     worker.handle_error = handle_error
-
-
-def log_config(kind: str, level: str) -> dict[str, Any]:
-    """gunicorn's logging configuration, in the format of Nexus's own log."""
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"nexus": {"()": "nexus.runtime.log.make_formatter", "kind": kind}},
-        "handlers": {
-            "stderr": {
-                "class": "logging.StreamHandler",
-                "formatter": "nexus",
-                "stream": "ext://sys.stderr",
-            }
-        },
-        "root": {"level": "WARNING", "handlers": []},
-        "loggers": {
-            "gunicorn.error": {"level": level.upper(), "handlers": ["stderr"], "propagate": False},
-            "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": False},
-        },
-    }

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 from gunicorn.config import Config
+from gunicorn.glogging import Logger
 
 from nexus.http.credentials import CREDENTIALS
 from nexus.http.head_cache import HeadCache
@@ -62,17 +63,18 @@ class HeadLimits(NamedTuple):
     line: int
 
 
-def fast_path_limits(settings: Config) -> HeadLimits | None:
+def fast_path_limits(settings: Config, gunicorn_log: Logger) -> HeadLimits | None:
     """The limits of the fast path; None if every request must go through gunicorn.
 
-    That is so if gunicorn is to log or call a hook for each, or if connections carry more than
-    plain HTTP.
+    That is so if gunicorn is to log, report to statsd, or call a hook for each, or if connections
+    carry more than plain HTTP.
     """
     default = Config()
     if (
         settings.is_ssl
         or settings.proxy_protocol != "off"
-        or settings.accesslog
+        or gunicorn_log.access_log_enabled
+        or type(gunicorn_log) is not Logger  # as that for statsd, which counts requests
         or settings.pre_request is not default.pre_request
         or settings.post_request is not default.post_request
         or os.environ.get(_WITHOUT_FAST_PATH)

@@ -107,7 +107,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD, 20, 50)
-        self._limits = fast_path_limits(self.cfg)
+        self._limits = fast_path_limits(self.cfg, self.log)
         self._keepalive = bool(self.cfg.keepalive)
         self._head_timeout_s = self.cfg.keepalive or _HEAD_TIMEOUT_S
         self._engine = self.wsgi.extensions["nexus"].engine
