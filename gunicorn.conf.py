@@ -8,14 +8,15 @@ import importlib
 import os
 from typing import Any
 
+from nexus.config.addresses import bracketed
 from nexus.runtime import host, stderr
 from nexus.server import hooks
 
 stderr.make_nonblocking()  # before gunicorn's own log takes hold of it
 
-_host = os.environ.get("NEXUS_HOST", "127.0.0.1").strip("[]")
-bind = f"{f'[{_host}]' if ':' in _host else _host}:{os.environ.get('NEXUS_PORT', '8000')}"
-workers = int(os.environ.get("NEXUS_WORKERS") or 0) or host.usable_cores()
+_config, max_requests = hooks.environment()
+bind = f"{bracketed(_config.server.host)}:{_config.server.port}"
+workers = _config.server.workers or host.usable_cores()
 # Requests mostly wait for backends: one process serves thousands of them on greenlets. The stock
 # worker ("gevent") gives the same responses and metrics, without the fast path and our stop; it
 # drops headers with underscores in their names.
@@ -44,13 +45,12 @@ def when_ready(_server: Any) -> None:
 # A worker whose event loop blocks for so long is replaced. Requests may take longer.
 timeout = 60
 # How long requests in progress may go on at a stop.
-graceful_timeout = int(os.environ.get("NEXUS_GRACEFUL_TIMEOUT") or 30)
+graceful_timeout = _config.server.graceful_timeout_seconds
 # Longer than the idle timeout of balancers (nginx: 60 s), so that they close first and never send a
 # request on a connection that was just closed. It also bounds how long request headers may take.
 keepalive = 75
 
-# Recycling is off because nothing needs it. Counters survive it.
-max_requests = int(os.environ.get("NEXUS_MAX_REQUESTS") or 0)
+# Recycling (NEXUS_MAX_REQUESTS) is off because nothing needs it. Counters survive it.
 max_requests_jitter = max_requests // 10
 
 # Long bearer tokens and tracing headers fit. `max_request_bytes` bounds bodies.

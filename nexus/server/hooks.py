@@ -10,9 +10,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
-from nexus.config import ConfigError, process_config
+from nexus.config import Config, ConfigError, process_config
 from nexus.fleet.locks import LockFile
 from nexus.fleet.run_directory import Generation, RunDirectory, RunDirectoryError
 from nexus.fleet.slot_lease import NoFreeSlotError, SlotLease
@@ -48,6 +49,21 @@ _UNSUPPORTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 """gunicorn's options with which requests would fail or not be counted: when, and why."""
+
+
+@cache  # HUP reads gunicorn.conf.py again, and must not end the master
+def environment() -> tuple[Config, int]:
+    """The environment's settings, and `$NEXUS_MAX_REQUESTS`; ends the process if one is wrong."""
+    recycle_after = os.environ.get("NEXUS_MAX_REQUESTS") or "0"
+    try:
+        config = process_config()
+        if not recycle_after.isdecimal():
+            problem = f"{recycle_after!r} is not allowed; it takes a whole number from 0."
+            raise ConfigError(f"environment variable NEXUS_MAX_REQUESTS: {problem}")
+    except ConfigError as error:
+        logs.fatal(str(error))
+        sys.exit(2)
+    return config, int(recycle_after)
 
 
 def on_starting(server: Any) -> None:
@@ -105,7 +121,7 @@ def nworkers_changed(server: Any, _new: int, old: int | None) -> None:
     if old is None and (refusal := unsupported_option(server.cfg)):
         logs.fatal(refusal)
         sys.exit(2)  # before gunicorn would preload the application
-    formatter = logs.make_formatter(os.environ.get("NEXUS_LOG_FORMAT", "pretty"))
+    formatter = logs.make_formatter(environment()[0].logging.format)
     for handler in server.log.error_log.handlers:
         if isinstance(handler, logging.StreamHandler) and hasattr(handler, "_gunicorn"):
             handler.setFormatter(formatter)

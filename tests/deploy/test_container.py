@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from nexus.config import Config, load
+from nexus.config.records import ENVIRONMENT
 from tests.support.load import chat, run
 from tests.support.metrics import scrape
 from tests.support.polling import until
@@ -150,6 +151,13 @@ POD: dict[str, Any] = MANIFESTS["deployment"]["spec"]["template"]["spec"]
 CONTAINERS: dict[str, dict[str, Any]] = {
     container["name"]: container for container in POD["containers"]
 }
+
+
+def test_a_service_sets_no_setting():
+    """Kubernetes sets NAME_PORT and the like for each Service, unless links are off."""
+    variable = f"{MANIFESTS['service']['metadata']['name'].upper()}_PORT"
+    assert variable in ENVIRONMENT
+    assert POD["enableServiceLinks"] is False
 
 
 def ports() -> dict[str, int]:
