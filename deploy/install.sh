@@ -22,6 +22,7 @@ Installed files:
   /etc/systemd/system/        nexus.socket, nexus.service, nexus-health.service, nexus.target
   /etc/tmpfiles.d/nexus.conf  the run directory, /run/nexus
   /etc/sysusers.d/nexus.conf  the user
+  /usr/local/bin/nexus        the command line, with /etc/nexus/nexus.toml
   /etc/nexus/                 nexus.toml, nexus.env, credentials/: yours; existing files are never overwritten
 END
 }
@@ -45,6 +46,7 @@ root=${root%/}
 source=$(cd "$(dirname "$0")/.." && pwd)
 opt=$root/opt/nexus
 etc=$root/etc/nexus
+command=$root/usr/local/bin/nexus
 units="nexus.socket nexus.service nexus-health.service nexus.target"
 
 say() { printf '%s\n' "$*"; }
@@ -77,6 +79,9 @@ release_name() {
         LC_ALL=C sort | while read -r file; do sha256sum "$file"; done | sha256sum | cut -c 1-8)
     say "$version-$digest"
 }
+
+# Whether /usr/local/bin/nexus is free, or was installed by this script.
+command_is_ours() { [ ! -e "$command" ] || grep -q /opt/nexus/current/ "$command"; }
 
 make_release() {
     say "$release"
@@ -135,6 +140,11 @@ install_all() {
     put 644 "$source/deploy/systemd/sysusers.conf" "$root/etc/sysusers.d/nexus.conf"
     offer 644 "$source/deploy/systemd/nexus.toml" "$etc/nexus.toml"
     offer 644 "$source/deploy/systemd/nexus.env" "$etc/nexus.env"
+    if command_is_ours; then
+        put 755 "$source/deploy/systemd/nexus" "$command"
+    else
+        say "$command is another program and stays as it is; the command line is /opt/nexus/current/bin/nexus."
+    fi
     [ -d "$etc/credentials" ] || run install -d -m 700 "$etc/credentials"
 
     if live; then
@@ -153,6 +163,7 @@ uninstall_all() {
     fi
     for unit in $units; do run rm -f "$root/etc/systemd/system/$unit"; done
     run rm -f "$root/etc/tmpfiles.d/nexus.conf" "$root/etc/sysusers.d/nexus.conf"
+    if command_is_ours; then run rm -f "$command"; fi
     run rm -rf "$opt"
     [ "$root" ] || run rm -rf /run/nexus
     if [ "$purge" ]; then
@@ -163,7 +174,7 @@ uninstall_all() {
     fi
     if live; then run systemctl daemon-reload; fi
     # Remove directories that are empty now.
-    [ -z "$root" ] || for directory in opt etc/systemd/system etc/tmpfiles.d etc/sysusers.d etc var/lib; do
+    [ -z "$root" ] || for directory in opt usr/local/bin etc/systemd/system etc/tmpfiles.d etc/sysusers.d etc var/lib; do
         [ ! -d "$root/$directory" ] || (cd "$root" && run rmdir -p --ignore-fail-on-non-empty "$directory")
     done
 }

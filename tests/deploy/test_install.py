@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.support.load import chat, run
-from tests.support.processes import ROOT, backend_toml, free_port
+from tests.support.processes import ROOT, backend_toml, clean_environ, free_port
 from tests.support.services import UNITS, Service, Unit, held_listener, here
 
 pytestmark = pytest.mark.e2e
@@ -35,6 +35,9 @@ FILES = {
     "etc/nexus/nexus.toml": "nexus.toml",
     "etc/nexus/nexus.env": "nexus.env",
 }
+
+
+COMMAND = "usr/local/bin/nexus"
 
 
 def install(root: Path, *options: str) -> str:
@@ -99,7 +102,9 @@ def outside_releases(root: Path) -> set[str]:
 
 
 def test_what_it_lays_down(root: Path):
-    assert outside_releases(root) == {*FILES, "opt/nexus/current"}
+    assert outside_releases(root) == {*FILES, "opt/nexus/current", COMMAND}
+    assert (root / COMMAND).read_bytes() == (UNITS / "nexus").read_bytes()
+    assert (root / COMMAND).stat().st_mode & 0o777 == 0o755
     for there, source in FILES.items():
         assert (root / there).read_bytes() == (UNITS / source).read_bytes()
         assert (root / there).stat().st_mode & 0o777 == 0o644
@@ -181,7 +186,29 @@ def test_what_was_installed_serves(root: Path, tmp_path: Path, demo):
         assert statuses == [200] * 4
         assert str(release).encode() in Path(f"/proc/{gateway.pid}/cmdline").read_bytes()
         assert gateway.unit.run("ExecReload").stdout == "Reloaded: 1 backend.\n"
+        # The command finds the configuration, and the operations port of nexus.env.
+        command = (root / COMMAND).read_text().replace("/etc/nexus/", f"{tmp_path}/etc/")
+        command = command.replace("/opt/nexus/current/bin/", paths["/opt/nexus/current/bin/"])
+        for arguments in ("reload", "keys list"):
+            ran = subprocess.run(
+                ["sh", "-c", command, "nexus", *arguments.split()],
+                cwd="/",
+                env=clean_environ(),
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert ran.returncode == 0, (arguments, ran.stdout, ran.stderr)
     listener.close()
+
+
+def test_another_program_called_nexus_stays(root: Path, wheels: Path):
+    command = root / COMMAND
+    before = command.read_bytes()
+    command.write_text("#!/bin/sh\n")
+    assert f"{command} is another program" in install(root, "--wheels", str(wheels))
+    assert command.read_text() == "#!/bin/sh\n"
+    command.write_bytes(before)
 
 
 def test_the_operators_files_stay(root: Path, wheels: Path):
@@ -277,7 +304,7 @@ def test_options_that_are_none():
 
 
 def test_shellcheck():
-    for script in (SCRIPT, ROOT / "tests/install-packages.sh"):
+    for script in (SCRIPT, UNITS / "nexus", ROOT / "tests/install-packages.sh"):
         done = subprocess.run(
             ["shellcheck", "--shell=sh", str(script)], capture_output=True, text=True
         )
