@@ -114,7 +114,10 @@ def test_commands(running, page, command):
     if "-sN" in command:
         assert ran.stdout.endswith("data: [DONE]\n\n")
     elif "/v1/" in command:
-        assert ("error" in json.loads(ran.stdout)) == ("gpt-9" in command)
+        response = json.loads(ran.stdout)
+        assert ("error" in response) == ("gpt-9" in command)
+        if "gpt-9" in command:
+            assert "demo-small" in response["error"]["message"]
     elif command not in prelude:
         assert ran.stdout
 

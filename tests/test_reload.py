@@ -172,6 +172,25 @@ def test_a_file_that_cannot_be_read_is_not_reloaded(tmp_path: Path):
         )
 
 
+def test_a_file_that_the_gateway_does_not_use(tmp_path: Path):
+    """Without -c, `nexus.toml` in the working directory is meant; it may be another one."""
+    other = tmp_path / "other.toml"
+    other.write_text('[auth]\nmode = "keys"\n')
+    with Demo(tmp_path) as demo, Gateway(tmp_path, backend_toml(demo)) as gateway:
+        run_dir = str(gateway.run_dir)
+        done = nexus("reload", "-c", str(other), NEXUS_RUN_DIR=run_dir)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == (
+            f"{other} was not read: the gateway of {run_dir} was reloaded; it uses "
+            f"{gateway.file}. Change that file, or start the gateway again with {other}.\n"
+        )
+        link = tmp_path / "link.toml"
+        link.symlink_to(gateway.file)
+        for options in (["-c", str(link)], ["-c", str(other), "--run-dir", run_dir]):
+            done = nexus("reload", *options, NEXUS_RUN_DIR=run_dir)
+            assert (done.returncode, done.stdout) == (0, "Reloaded: 1 backend.\n"), done.stderr
+
+
 def test_without_a_gateway(tmp_path: Path):
     file = tmp_path / "nexus.toml"
     file.write_text(f'[server]\nrun_dir = "{tmp_path / "run"}"\n')

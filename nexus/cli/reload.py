@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import tomllib
 from contextlib import suppress
+from pathlib import Path
 
 import click
 
@@ -41,6 +42,7 @@ def reload_command(config: str | None, run_dir: str | None) -> Result:
             "-c. If its port or run directory has changed there, name the old one with --run-dir.",
             status=Exit.UNREACHABLE,
         )
+    file = config_file(config)
     own = [] if run_dir else _problems(config)
     before = last_reload(directory.path).count
     directory.request_reload()
@@ -52,11 +54,16 @@ def reload_command(config: str | None, run_dir: str | None) -> Result:
                 status=Exit.NEGATIVE,
             )
         time.sleep(_POLL_INTERVAL_S)
-    failure, lines = None, []
+    failure, lines, used = None, [], Path(outcome.file)
     if outcome.problems:
         lines = [*outcome.problems, "Nothing was changed; the gateway goes on as before."]
     elif own:
         lines = [*own, f"The gateway of {directory.path} was reloaded; it uses another file."]
+    elif not run_dir and outcome.file and _is_other(used, than=file):
+        lines = [
+            f"{file} was not read: the gateway of {directory.path} was reloaded; it uses {used}. "
+            f"Change that file, or start the gateway again with {file}."
+        ]
     if lines:
         failure = Failure("\n".join(lines), status=Exit.USAGE)
     text = "" if failure else f"Reloaded: {counted(outcome.backends, 'backend')}."
@@ -68,6 +75,11 @@ def reload_command(config: str | None, run_dir: str | None) -> Result:
         notes=[f"warning: {warning}" for warning in outcome.warnings],
         failure=failure,
     )
+
+
+def _is_other(used: Path, *, than: Path) -> bool:
+    """Whether they are two files of this host; a gateway in a container may name a path there."""
+    return used.exists() and than.exists() and not used.samefile(than)
 
 
 def _problems(config: str | None) -> list[str]:

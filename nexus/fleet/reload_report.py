@@ -19,6 +19,7 @@ class ReloadReport(msgspec.Struct, frozen=True, kw_only=True):
         problems: Why it was refused; empty if it was not.
         restart: Changed keys that take effect only after a restart.
         backends: Number of backends after it.
+        file: The file that was read; empty if there is none.
     """
 
     count: int = 0
@@ -26,6 +27,7 @@ class ReloadReport(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     restart: tuple[str, ...] = ()
     backends: int = 0
+    file: str = ""
 
 
 def last_reload(run_dir: Path) -> ReloadReport:

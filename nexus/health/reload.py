@@ -65,6 +65,7 @@ class Reloader:
             )
             self._publisher.record_reload(problems)
             return ReloadReport(count=count, problems=problems)
+        used = str(loaded.path.absolute()) if loaded.path else ""
         before = self._monitor.fleet.config
         file = _file_alone(self._path)
         restart = restart_needed(self._file_at_start, file) if self._file_at_start and file else []
@@ -90,6 +91,7 @@ class Reloader:
             warnings=warnings,
             restart=tuple(restart),
             backends=backends,
+            file=used,
         )
 
     def _write_report(self, report: ReloadReport) -> None:
