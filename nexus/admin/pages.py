@@ -143,7 +143,7 @@ def _ago(seconds: float) -> str:
 
 
 def _globs(lists: list[list[str]]) -> str:
-    return " and ".join(map(", ".join, lists)) or "all"
+    return " and ".join(", ".join(names) or "none" for names in lists) or "all"
 
 
 def _limits(limits: OwnLimits | None) -> list[tuple[str, str]]:

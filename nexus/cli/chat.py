@@ -16,6 +16,7 @@ import click
 from nexus.cli.gateway import Gateway, gateway_options
 from nexus.cli.http_client import NoResponse, error_message, open_request
 from nexus.cli.output import Exit, Failure, counted, json_option, milliseconds, print_json
+from nexus.config.access_records import KEY_HEADERS
 from nexus.http.sse import EventReader
 from nexus.runtime.text import printable
 
@@ -86,7 +87,8 @@ def chat(
 ) -> None:
     """Send TEXT, or standard input, to MODEL, and print the response as it comes.
 
-    The backend, the reason for its choice and the timings are printed on standard error.
+    The backend, the reason for its choice and the timings are printed on standard error. A
+    client's key is taken from $NEXUS_API_KEY.
 
     \b
     nexus chat llama3.1:8b "What is a gateway?"
@@ -103,15 +105,18 @@ def chat(
     }
     body |= {"max_tokens": max_tokens} if max_tokens else {}
     body |= {"temperature": temperature} if temperature is not None else {}
-    base = gateway.base
+    base, given = gateway.base, _headers(headers)
+    with_key = not given.keys().isdisjoint([gateway.config.auth.header.lower(), *KEY_HEADERS])
     try:
         try:
-            result, response = _send(base, body, _headers(headers), quiet=as_json)
+            key = {} if with_key else gateway.client_key(base)
+            result, response = _send(base, body, given | key, quiet=as_json)
         except NoResponse:
             if not gateway.relocate():
                 raise
             base = gateway.base
-            result, response = _send(base, body, _headers(headers), quiet=as_json)
+            key = {} if with_key else gateway.client_key(base)
+            result, response = _send(base, body, given | key, quiet=as_json)
     except NoResponse as why:
         raise gateway.unreachable({base: str(why)}) from why
     route = _route(response, result, model)
@@ -155,7 +160,10 @@ def _send(
                     continue
                 raise Failure(error_message(refusal, response.status), status=Exit.NEGATIVE)
             if response.status != 200:
-                raise Failure(error_message(response.read(), response.status), status=Exit.NEGATIVE)
+                message = error_message(response.read(), response.status)
+                if response.status == 401:
+                    message += " This command takes a key from $NEXUS_API_KEY."
+                raise Failure(message, status=Exit.NEGATIVE)
             try:
                 for event in _events(response):
                     piece = result.add_event(event)

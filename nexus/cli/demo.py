@@ -21,8 +21,9 @@ def run_demo(manner: Behaviour, fault: FaultSpec, *, host: str, port: int) -> No
     try:
         server = DemoBackend(manner, fault).serve(host, port)
     except OSError as error:
+        why = str(error.strerror).partition(": (")[0]  # gevent adds the address
         raise ConfigError(
-            f"The demo backend cannot listen on {host}:{port} ({error.strerror})."
+            f"The demo backend cannot listen on {host}:{port} ({why}); choose another --port."
         ) from error
     stop = gevent.event.Event()
     gevent.signal_handler(signal.SIGTERM, stop.set)

@@ -31,6 +31,7 @@ from nexus.fleet.identity_proof import CHALLENGE, PROOF, proof
 from nexus.fleet.records import Snapshot
 from nexus.fleet.run_directory import Generation, RunDirectory, RunDirectoryError
 from nexus.fleet.snapshot import SnapshotReader
+from nexus.runtime.files import exists
 
 _OF_CLIENT_KEYS = ("invalid_api_key", "key_expired", "key_blocked", "ambiguous_credentials")
 """Codes of a 401 for a client's key. Any other 401 requires the operators' token."""
@@ -120,7 +121,7 @@ class Gateway:
             try:
                 headers = self._credentials(base, self.secret())
                 if base == self.base:
-                    headers |= self._client_key(base)
+                    headers |= self.client_key(base)
                 response = http_request("GET", base + target, headers=headers)
             except NoResponse as why:
                 errors[base] = str(why)
@@ -220,7 +221,7 @@ class Gateway:
             return {}
         return {"authorization": f"Bearer {token}"}
 
-    def _client_key(self, base: str) -> dict[str, str]:
+    def client_key(self, base: str) -> dict[str, str]:
         """The header with `$NEXUS_API_KEY`; none for a local address without proof."""
         key = os.environ.get("NEXUS_API_KEY")
         if not key or (self.local and not self._proves(base)):
@@ -345,7 +346,7 @@ def _settings(config: str | None) -> tuple[Config, str, list[str]]:
         loaded = load(config)
     except ConfigError as error:
         file = config_file(config)
-        if not file.exists():
+        if not exists(file):
             raise  # the defaults may lead to another gateway
         return partial_config(config, os.environ), str(file), error.problems
     return loaded.config, str(loaded.path) if loaded.path else "the default configuration", []

@@ -49,6 +49,12 @@ def _seconds(_: click.Context, __: click.Parameter, given: str) -> int:
     return int(match[1]) * _UNITS_S[match[2]]
 
 
+def _named(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
+    if given == "":
+        raise click.BadParameter("the name is empty; `nexus keys edit --unset` removes one.")
+    return given
+
+
 _expires_option = click.option(
     "--expires", metavar="DAY", callback=_day, help="The last day it is accepted, as 2027-06-30."
 )
@@ -91,7 +97,7 @@ def _field_options(command: Command) -> Command:
         ),
         click.option("--model", "models", multiple=True, help="A glob of models it may use [all]."),
         _expires_option,
-        click.option("--team", help="Its team in [[teams]]."),
+        click.option("--team", callback=_named, help="Its team in [[teams]]."),
         click.option("--name", help="A name for people."),
     ):
         command = option(command)
@@ -109,10 +115,10 @@ def _fields(given: dict[str, Any]) -> dict[str, Any]:
 
 @keys.command("new")
 @click.option("--name", default="", help="A name for people.")
-@click.option("--team", default="", help="Its team in [[teams]].")
+@click.option("--team", callback=_named, help="Its team in [[teams]].")
 @_expires_option
 @returns_result
-def new(name: str, team: str, expires: str | None) -> Result:
+def new(name: str, team: str | None, expires: str | None) -> Result:
     """Make a key for the configuration, and print its entry.
 
     The key is shown only once. The configuration contains its SHA-256, from which it cannot be
@@ -167,7 +173,10 @@ def _digest_of_input() -> str:
 def add(gateway: Gateway, **fields: Any) -> Result:
     """Make a key at the running gateway. The key is shown only once."""
     made = gateway.admin("POST", "keys", _fields(fields))
-    return Result(made, _made(gateway, made, "shown this once"), notes=_notes(gateway))
+    notes = _notes(gateway)
+    if made["state"] == "expired":
+        notes.append("warning: the key is not accepted; it has expired.")
+    return Result(made, _made(gateway, made, "shown this once"), notes=notes)
 
 
 @keys.command("import")
@@ -310,7 +319,7 @@ def _notes(gateway: Gateway, mode: str | None = None) -> list[str]:
 
 
 def _all_of(lists: list[list[str]]) -> str:
-    return " and ".join(map(", ".join, lists)) or "all"
+    return " and ".join(", ".join(names) or "none" for names in lists) or "all"
 
 
 def _shown_limits(limits: dict[str, Any]) -> str:

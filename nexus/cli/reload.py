@@ -12,6 +12,7 @@ import click
 from nexus.cli.gateway import config_file, config_option, run_directory
 from nexus.cli.output import Exit, Failure, Result, counted, returns_result
 from nexus.config import ConfigError, load
+from nexus.runtime.files import exists
 
 _TIMEOUT_S = 15.0
 _POLL_INTERVAL_S = 0.02
@@ -79,7 +80,7 @@ def reload_command(config: str | None, run_dir: str | None) -> Result:
 
 def _is_other(used: Path, *, than: Path) -> bool:
     """Whether they are two files of this host; a gateway in a container may name a path there."""
-    return used.exists() and than.exists() and not used.samefile(than)
+    return exists(used) and exists(than) and not used.samefile(than)
 
 
 def _problems(config: str | None) -> list[str]:

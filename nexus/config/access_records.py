@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from nexus.config.fields import Section, doc
+from nexus.config.fields import Section, Text, doc
 from nexus.config.limit_records import OwnLimits
 
 RESERVED_KEYS = frozenset({"none", "unknown", "other", "retired", "user"})
@@ -23,7 +23,7 @@ ENDPOINTS = (
 )  # fmt: skip
 """The names of the endpoints that a key or a team can be restricted to."""
 _Name = Annotated[str, Meta(min_length=1, max_length=100)]
-_Models = Annotated[list[str] | None, doc("Globs on the model's name as requested; unset: all.")]
+_Models = Annotated[list[Text] | None, doc("Globs on the model's name as requested; unset: all.")]
 _Endpoints = Annotated[
     list[str] | None,
     doc('Names of endpoints, such as "chat_completions"; unset: all.'),

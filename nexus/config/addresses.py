@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -18,6 +19,7 @@ _APPENDED = (
     "/messages",
     "/responses",
 )
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,252})")
 _PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
@@ -36,6 +38,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_host(text: str) -> bool:
+    """Whether it is an IP address, IPv6 without brackets, or looks like the name of a host."""
+    try:
+        return bool(ip_address(text))
+    except ValueError:
+        return _HOST.fullmatch(text) is not None
+
+
 def reachable_host(host: str) -> str:
     """The host by which a server that listens at `host` can be reached from this machine."""
     return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -49,9 +59,10 @@ def url_to(host: str, port: int) -> str:
 def listen_address(text: str) -> tuple[str, int]:
     """Host and port of `host:port`, with IPv6 in brackets. Raises ValueError."""
     host, _, port = text.rpartition(":")
-    if not host or not 0 <= int(port) <= 65535:
+    host = host.strip("[]")
+    if not is_host(host) or not 0 <= int(port) <= 65535:
         raise ValueError(text)
-    return host.strip("[]"), int(port)
+    return host, int(port)
 
 
 def url_problem(url: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from nexus.config.access_records import ENDPOINTS, KEY_HEADERS, RESERVED_KEYS, Auth
-from nexus.config.addresses import backend_problems, is_loopback, listen_address
+from nexus.config.addresses import backend_problems, is_host, is_loopback, listen_address
 from nexus.config.admin_records import Admin
 from nexus.config.backend_records import BackendConfig
 from nexus.config.budget_records import Budget, budget_conflicts
@@ -23,9 +24,10 @@ from nexus.config.limit_records import (
     limit_conflicts,
     own_limit_problems,
 )
-from nexus.config.records import NOT_SUPPORTED, Config
+from nexus.config.records import ENVIRONMENT, NOT_SUPPORTED, Config
 from nexus.config.request_log_records import request_log_conflicts
 from nexus.config.secrets import SecretError, displayable_name, secret
+from nexus.runtime.files import is_directory
 from nexus.runtime.text import suggest
 
 _SHORT_TOKEN = 16
@@ -102,6 +104,18 @@ def _model_conflicts(backend: BackendConfig) -> Iterator[str]:
 
 def _client_conflicts(config: Config) -> Iterator[str]:
     server = config.server
+    for where, name in [
+        ("[server] host", server.host),
+        *(("[admin] hosts", name) for name in config.admin.hosts),
+    ]:
+        if not is_host(name):
+            yield (
+                f'{where} = "{name}" is not allowed; it takes an IP address or the name of a host, '
+                "without a port."
+            )
+    for key in ("run_dir", "state_dir", "spool_dir"):
+        if (getattr(server, key) or "").startswith("~"):
+            yield f"[server] {key} is not allowed to begin with ~; write the whole path."
     if server.max_buffered_bytes < server.max_request_bytes:
         yield (
             f"[server] max_buffered_bytes = {server.max_buffered_bytes} is not allowed; "
@@ -136,6 +150,8 @@ def _access_conflicts(config: Config) -> Iterator[str]:
     teams = [team.name for team in config.teams]
     for name in repeated(teams):
         yield f'[[teams]] name = "{name}" is used twice; each team needs a name of its own.'
+    if "none" in teams:
+        yield '[[teams]] name = "none" is not allowed; it stands for keys without a team.'
     for team in config.teams:
         if team.limits is not None:
             where = f'[[teams]] "{team.name}" limits'
@@ -260,12 +276,10 @@ def find_warnings(
             f"[auth.identity] from = {open_} believes everybody: whoever reaches port "
             f"{config.server.port} can be any user. Name the proxy's addresses only."
         )
-    spool_dir = config.server.spool_dir
-    if spool_dir is not None and not Path(spool_dir).is_dir():
-        yield (
-            f'[server] spool_dir = "{spool_dir}" is no directory here; workers that do not see it '
-            "either refuse uploads with 503."
-        )
+    if config.keys and config.auth.mode == "off":
+        yield '[[keys]] have no effect with [auth] mode = "off"; set it to "keys".'
+    yield from _path_warnings(config)
+    yield from _misspelt_variables(config, environ)
     if config.server.max_buffered_bytes < config.server.max_answer_bytes:
         yield (
             "[server] max_buffered_bytes is below max_answer_bytes; "
@@ -287,6 +301,31 @@ def find_warnings(
         yield (
             "[logging] enable_content_logging has no effect: no prompt and no response is logged."
         )
+
+
+def _path_warnings(config: Config) -> Iterator[str]:
+    """Directories that do not exist, as far as this process sees."""
+    spool_dir, log = config.server.spool_dir, Path(config.request_log.path)
+    if spool_dir is not None and not is_directory(Path(spool_dir)):
+        yield (
+            f'[server] spool_dir = "{spool_dir}" is no directory here; workers that do not see it '
+            "either refuse uploads with 503."
+        )
+    if log.is_absolute() and (is_directory(log) or not is_directory(log.parent)):
+        yield (
+            f'[request_log] path = "{log}" is not a file in a directory that exists here; workers '
+            "that cannot write it lose its lines."
+        )
+
+
+def _misspelt_variables(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
+    """Variables whose names are nearly those of settings. Others may belong to anybody."""
+    known = [*ENVIRONMENT, "NEXUS_CONFIG", "NEXUS_MAX_REQUESTS"]
+    secrets = {config.admin.token_env, *(backend.api_key_env for backend in config.backends)}
+    for name in environ:
+        if name.startswith("NEXUS_") and name not in secrets.union(known):
+            for meant in difflib.get_close_matches(name, known, n=1, cutoff=0.84):
+                yield f"the environment variable {name} has no effect; did you mean {meant}?"
 
 
 def _backend_warnings(config: Config, environ: Mapping[str, str]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from nexus.config.consistency import (
 )
 from nexus.config.cost_records import Costs, PriceFile, price_conflicts
 from nexus.config.records import ENVIRONMENT, NOT_SUPPORTED, RESTART_ONLY, Config
+from nexus.runtime.files import exists
 
 DEFAULT_FILE = "nexus.toml"
 COMMAND_LINE = "the command line"
@@ -92,7 +93,7 @@ def load(
     environ = os.environ if environ is None else environ
     named = path or environ.get("NEXUS_CONFIG")
     file = Path(named or DEFAULT_FILE)
-    used = file if named or file.exists() else None
+    used = file if named or exists(file) else None
     layers = _Layers(used)
     unknown_targets = _split_log_directives(layers.data)
     given = frozenset(key for key in NOT_SUPPORTED if _is_set(layers.data, key.split(".")))

@@ -162,6 +162,7 @@ class HealthCheck(Section, frozen=True):
     ] = 20.0
     listen: Annotated[
         str,
+        Meta(title='host:port, such as "127.0.0.1:9464", or "off"'),
         doc(
             'Address of the health process\'s own /metrics and /v1/stats, as host:port; "off" for '
             "none."
@@ -228,6 +229,7 @@ class Messages(Section, frozen=True):
     ] = "backend"
     count_tokens_limit: Annotated[
         str,
+        Meta(title='a text such as "100/s", or "off"'),
         doc(
             "Requests to /v1/messages/count_tokens of each key, and without keys of each address: "
             "a number per s, min, h or d, or off. Limits on requests do not count them."

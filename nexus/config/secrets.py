@@ -50,8 +50,6 @@ def _checked(name: str, value: str) -> str | None:
 
 def displayable_name(name: str) -> str:
     """The name of a secret for a message; `***` if it could be the secret itself."""
-    return (
-        name
-        if name.replace("-", "_").replace(".", "_").isidentifier() and len(name) <= 64
-        else "***"
-    )
+    is_name = name.replace("-", "_").replace(".", "_").isidentifier() and len(name) <= 64
+    is_random = len(name) >= 16 and name != name.upper() and any(map(str.isdigit, name))
+    return name if is_name and not is_random else "***"

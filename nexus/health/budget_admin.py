@@ -38,7 +38,7 @@ class HealthBudgetAdmin:
             raise ConfigError(f"The grant is not valid: {error}.") from error
         if not (nano := nano_usd(given.usd)):
             raise ConfigError(
-                f'usd takes US dollars in quotes, such as "50", not {given.usd[:100]!r}.'
+                f'usd takes more than 0 US dollars as text, such as "50", not {given.usd[:100]!r}.'
             )
         before, now = self._monitor.fleet.overlay, time.time()
         budgets = Budgets.of(before.config(), before.grants)

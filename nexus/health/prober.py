@@ -239,6 +239,9 @@ class Prober:
                 "it), and models of a server without this list go into [[backends.models]]",
                 alive=True,
             )
+        if status == 404:
+            why = f"{path} responded 404; is its type {self.config.type}?"
+            raise BadProbeResponse(why, alive=True)
         if status != 200:
             raise BadProbeResponse(f"{path} responded {status}", alive=status not in _NOT_READY)
         try:

@@ -10,6 +10,16 @@ from typing import Literal
 PRIVATE = 0o600
 
 
+def exists(path: Path) -> bool:
+    """Whether this process sees a file there. `Path.exists` raises errors before Python 3.14."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_directory(path: Path) -> bool:
+    """Whether this process sees a directory there. `Path.is_dir` raises errors, too."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Replace a file, so that readers see the old content or the new one, never a part.
 

@@ -124,20 +124,37 @@ def test_a_key_of_another_gateway(gateway):
 
 
 def test_commands_take_a_key_from_the_environment(gateway):
-    def models(**environ: str) -> subprocess.CompletedProcess[str]:
+    def command(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "nexus", "models", "-c", str(gateway.file)],
+            [sys.executable, "-m", "nexus", *words, "-c", str(gateway.file)],
             capture_output=True, text=True, timeout=30, env=clean_environ(**environ), check=False,
         )  # fmt: skip
 
     made = keys(gateway, "add", "--model", "other")
-    shown = models(NEXUS_API_KEY=made["key"]).stdout
+    shown = command("models", NEXUS_API_KEY=made["key"]).stdout
     assert "other" in shown
     assert "demo-small" not in shown
-    refused = models()
-    assert refused.returncode == 2
-    assert "An API key is required" in refused.stderr
-    assert "$NEXUS_API_KEY" in refused.stderr
+    chat = ("chat", "other", "Hello!")
+    header = ("--header", f"Authorization: Bearer {made['key']}")
+    assert command(*chat, NEXUS_API_KEY=made["key"]).returncode == 0
+    assert command(*chat, *header, NEXUS_API_KEY="another").returncode == 0
+    for words, status in ((("models",), 2), (chat, 1)):
+        refused = command(*words)
+        assert refused.returncode == status
+        assert "An API key is required" in refused.stderr
+        assert "$NEXUS_API_KEY" in refused.stderr
+
+
+def test_a_key_that_has_expired_is_noticed(gateway):
+    def note(day: str) -> str:
+        words = ("keys", "add", "--expires", day, "-c", str(gateway.file))
+        return subprocess.run(
+            [sys.executable, "-m", "nexus", *words],
+            capture_output=True, text=True, timeout=30, env=clean_environ(), check=True,
+        ).stderr  # fmt: skip
+
+    assert note("2020-01-01") == "warning: the key is not accepted; it has expired.\n"
+    assert note("2120-01-01") == ""
 
 
 def test_what_is_refused(gateway):

@@ -8,7 +8,10 @@ import tomllib
 
 import jsonschema
 import pytest
+from click.testing import CliRunner
 
+from nexus.admin.pages import _globs
+from nexus.cli.keys import _all_of, keys
 from nexus.config import ConfigError, load
 from tests.cli.schemas import SCHEMAS
 from tests.cli.test_commands import nexus
@@ -71,6 +74,11 @@ def test_digest_of_a_key_from_elsewhere(given, status):
             '[[teams]]\nname = "research"\n[[keys]]\nid = "a"\nteam = "reserch"\nsha256 = ["{0}"]',
             '[[keys]] "a" team = "reserch" does not exist; did you mean research?',
         ),
+        (
+            '[[keys]]\nid = "a"\nsha256 = ["{0}"]\nmodels = [""]',
+            "models = [''] is not allowed; it takes a list, each item a text that is not empty.",
+        ),
+        ('[[teams]]\nname = "none"', '[[teams]] name = "none" is not allowed; it stands for'),
         ('[[teams]]\nname = "t"\n[[teams]]\nname = "t"', '[[teams]] name = "t" is used twice'),
         (
             '[[keys]]\nid = "a"\nsha256 = ["{0}"]\n[[keys]]\nid = "a"\nsha256 = ["{1}"]',
@@ -96,6 +104,19 @@ def test_what_is_wrong_is_said(tmp_path, text, problem):
     with pytest.raises(ConfigError) as refused:
         load(file, environ={})
     assert problem in str(refused.value)
+
+
+@pytest.mark.parametrize("words", [["add"], ["edit", "a"], ["new"], ["import"]])
+def test_an_empty_team_is_a_mistake(words):
+    """Such as of a variable that is not set: the key could use everything."""
+    done = CliRunner().invoke(keys, [*words, "--team", ""])
+    assert done.exit_code == 2
+    assert "the name is empty; `nexus keys edit --unset` removes one." in done.output
+
+
+def test_a_key_that_may_use_nothing_does_not_look_like_one_that_may_use_all():
+    assert _all_of([]) == _globs([]) == "all"
+    assert _all_of([["a", "b"], []]) == _globs([["a", "b"], []]) == "a, b and none"
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,34 @@ def test_older_spellings_are_accepted(file, older, section, key):
             "[[backends.models]]\nname = 'm'",
             '[backends[0]] models name = "m" is used twice; state each model once.',
         ),
+        *(
+            (
+                f"[{table}]\n{key} = {value}",
+                f"[{table}] {where} is not allowed; it takes an IP address or the name of a host, "
+                "without a port.",
+            )
+            for table, key, value, where in (
+                ("server", "host", "'127.0.0.1:8000'", 'host = "127.0.0.1:8000"'),
+                ("server", "host", "'http://localhost'", 'host = "http://localhost"'),
+                ("server", "host", "'*'", 'host = "*"'),
+                ("admin", "hosts", "['prom', 'prom:9464']", 'hosts = "prom:9464"'),
+            )
+        ),
+        *(
+            (
+                f"[server]\n{key} = '~/nexus'",
+                f"[server] {key} is not allowed to begin with ~; write the whole path.",
+            )
+            for key in ("run_dir", "state_dir", "spool_dir")
+        ),
+        (
+            "[health_check]\nlisten = '*:9464'",
+            '[health_check] listen = "*:9464" is not allowed; it takes host:port',
+        ),
+        (
+            "[health_check]\nlisten = 9464",
+            "[health_check] listen = 9464 is not allowed; it takes host:port, such as",
+        ),
         (
             "[health_check]\nlisten = 'nine'",
             '[health_check] listen = "nine" is not allowed; it takes host:port',
@@ -334,6 +362,19 @@ def test_a_byte_order_mark_is_no_fault(file):
             "[server]\nspool_dir = '/nowhere'",
             '[server] spool_dir = "/nowhere" is no directory here',
         ),
+        # A name that is too long stands for any error but "there is none".
+        (f"[server]\nspool_dir = '/{'x' * 300}/y'", "is no directory here"),
+        *(
+            (
+                f"[request_log]\npath = '{path}'",
+                f'[request_log] path = "{path}" is not a file in a directory that exists here',
+            )
+            for path in ("/", "/nowhere/x.jsonl")
+        ),
+        (
+            f"[[keys]]\nid = 'a'\nsha256 = ['{'0' * 64}']",
+            '[[keys]] have no effect with [auth] mode = "off"; set it to "keys".',
+        ),
     ],
 )
 def test_what_protects_or_stores_nothing_is_a_warning(file, text, warned):
@@ -342,6 +383,22 @@ def test_what_protects_or_stores_nothing_is_a_warning(file, text, warned):
     assert warned in warning
     environ = {"TOKEN": "0123456789abcdef", "NEXUS_ADMIN_TOKEN": "0123456789abcdef"}
     assert bool(load(file, environ=environ).warnings) == ("[admin]" not in text)
+
+
+def test_a_misspelt_variable_is_a_warning(file):
+    file.write_text("[[backends]]\nname = 'x'\nurl = 'http://h'\napi_key_env = 'NEXUS_WORKERS_'")
+    environ = dict.fromkeys(
+        ("NEXUS_WORKER", "NEXUS_WORKERS", "NEXUS_WORKERS_", "NEXUS_API_KEY", "NEXUS_PORT_80_TCP"),
+        "1",
+    )
+    assert load(file, environ=environ).warnings == [
+        f"{file}: the environment variable NEXUS_WORKER has no effect; did you mean NEXUS_WORKERS?"
+    ]
+
+
+def test_a_file_that_cannot_be_looked_for(tmp_path):
+    with pytest.raises(ConfigError, match="it cannot be read"):
+        load(tmp_path / ("x" * 300), environ={})
 
 
 def test_a_wrong_environment_variable_is_named(file):

@@ -83,10 +83,12 @@ def test_a_secret_is_masked_however_it_is_quoted():
     assert redact("nothing of it") == "nothing of it"
 
 
-def test_a_key_instead_of_its_name_is_not_shown(tmp_path):
-    assert displayable_name("RACK_1_KEY") == "RACK_1_KEY"
+@pytest.mark.parametrize("key", ["sk-" + "abcdef0123456789" * 6, "hf_abcdefGHIJKL01234567"])
+def test_a_key_instead_of_its_name_is_not_shown(tmp_path, key):
+    for name in ("RACK_1_KEY", "rack-1.key", "VENDOR_OF_MODELS_2_API_KEY"):
+        assert displayable_name(name) == name
     file = tmp_path / "nexus.toml"
-    key = "sk-" + "abcdef0123456789" * 6
     file.write_text(f'[[backends]]\nname = "b"\nurl = "http://h"\napi_key_env = "{key}"\n')
     [warning] = load(file, environ={}).warnings
     assert "abcdef" not in warning
+    assert "api_key_env names ***" in warning

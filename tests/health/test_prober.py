@@ -112,6 +112,12 @@ def prober_of(server: Server, **settings: Any) -> Prober:
 # What fails, in words
 
 
+def test_a_type_that_is_not_the_servers():
+    with Server(always(404, {})) as server:
+        result = prober_of(server, type="ollama").probe(10)
+    assert result.error == "/api/tags responded 404; is its type ollama?"
+
+
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
