@@ -16,7 +16,14 @@ from nexus.cli.doctor import host_checks, request_check
 from nexus.config.records import Config, Server
 from tests.cli.schemas import SCHEMAS
 from tests.support.polling import until
-from tests.support.processes import Demo, Gateway, backend_toml, clean_environ, free_port
+from tests.support.processes import (
+    Demo,
+    Gateway,
+    Process,
+    backend_toml,
+    clean_environ,
+    free_port,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -209,6 +216,15 @@ def test_backends_each_in_its_own_way(place):
     assert "check its key" in found["backend closed"][1]
     assert "nothing listens there" in found["backend away"][0]
     assert "the DNS" in found["backend nowhere"][1]
+
+
+def test_a_health_process_without_workers(place):
+    """Its port is no other gateway's, and stopping it would mend nothing."""
+    command = [sys.executable, "-m", "nexus.health", "-c", str(place / "nexus.toml")]
+    with Process(command, log=place / "health.log", environ=clean_environ()):
+        faults = until(lambda: (found := quick(place)).get("address") and found)
+        assert "The health process runs, but no worker responds" in faults["address"][0]
+        assert "operations address" not in faults
 
 
 def test_health_process_that_is_gone(tmp_path):

@@ -149,7 +149,9 @@ def _file_system(path: Path) -> str:
 
 def addresses(gateway: Gateway) -> Iterator[Finding]:
     """Whether the ports are free, or in use by this gateway."""
-    running = gateway.run_dir.owner() if gateway.run_dir and gateway.run_dir.path.is_dir() else None
+    running, health = None, False
+    if gateway.run_dir and gateway.run_dir.path.is_dir():
+        running, health = gateway.run_dir.owner(), gateway.run_dir.health_process_alive()
     for area, base, key in (
         ("address", gateway.base, "[server] port or $NEXUS_PORT"),
         ("operations address", gateway.operations, "[health_check] listen or $NEXUS_HEALTH_LISTEN"),
@@ -164,6 +166,9 @@ def addresses(gateway: Gateway) -> Iterator[Finding]:
             if running:
                 fix = "see its log, `journalctl -u nexus` under systemd"
                 yield fail(area, f"{running} runs, and does not respond at {base} ({why}).", fix)
+            elif health and base == gateway.base:
+                fix = "start the gateway, or see why its workers end: `journalctl -u nexus`"
+                yield fail(area, f"The health process runs, but no worker responds at {base}.", fix)
             elif _accepts_connections(base):
                 yield foreign
             else:
@@ -171,7 +176,7 @@ def addresses(gateway: Gateway) -> Iterator[Finding]:
             continue
         if response.status != 200 or b"ok" not in response.content:
             yield foreign
-        elif not running:
+        elif not running and not health:
             yield fail(area, f"Another gateway has {base}.", fix)
         else:
             yield ok(area, f"{base} responds")
@@ -197,9 +202,9 @@ def limits(gateway: Gateway) -> Iterator[Finding]:
 
 def problems(run_dir: RunDirectory) -> Iterator[Finding]:
     """The problems that a running gateway reports."""
-    if not run_dir.path.is_dir() or not run_dir.owner():
+    alive = run_dir.path.is_dir() and run_dir.health_process_alive()
+    if not alive and not (run_dir.path.is_dir() and run_dir.owner()):
         return
-    alive = run_dir.health_process_alive()
     if alive:
         yield ok("health process", f"runs (pid {run_dir.health_process_pid()})")
     for one in read_problems(run_dir.path, health_process_alive=alive).problems:
