@@ -120,7 +120,11 @@ def update(config: str | None, output: str | None) -> Result:
             proposed += ["", *as_toml(backend, model.name, compiled(record, backend, model.name))]
     file = Path(output or "proposed.toml")
     version = f'version = "{datetime.now(UTC).date()}"'
-    file.write_text("\n".join([version, *proposed]) + "\n")
+    try:
+        file.write_text("\n".join([version, *proposed]) + "\n")
+    except OSError as error:
+        message = f"{file} cannot be written ({error.strerror}); name another with --output."
+        raise Failure(message, status=Exit.USAGE) from error
     diff = "\n".join(unified_diff(now, proposed, "in use", str(file), lineterm=""))
     text = diff or "The proposal has the prices that are in use."
     written = f"Wrote {file} with {counted(count, 'price')}"

@@ -291,9 +291,15 @@ def test_a_proposal_of_prices(tmp_path):
         file, state = tmp_path / "proposed.toml", {"XDG_STATE_HOME": str(tmp_path)}
         with Gateway(tmp_path, config + costs, environ=state) as gateway:
             run = nexus(gateway, "prices", "update", "--json", "--output", str(file))
+            unwritten = nexus(gateway, "prices", "update", "--output", "/nowhere/prices.toml")
     assert run.returncode == 0, run.stderr
     told = json.loads(run.stdout)
     jsonschema.validate(told, SCHEMAS["prices update"])
+    assert unwritten.returncode == 2
+    assert unwritten.stderr == (
+        "/nowhere/prices.toml cannot be written (No such file or directory); "
+        "name another with --output.\n"
+    )
     assert {"backend": "cloud", "model": "own"} in told["unknown"]
     assert '-input = "1"\n' in told["diff"]
     other = tmp_path / "other.toml"
