@@ -176,9 +176,9 @@ def test_what_is_refused(gateway):
         (("each", "--usd", "1"), 2, "Budget 'each' takes a subject such as \"key …\", not ''."),
         (("all", "--subject", "x", "--usd", "1"), 2, "is for all and takes no subject, not 'x'."),
         (("pairs", "--subject", "ann", "--usd", "1"), 2, 'such as "key …, model …", not'),
-        (("all", "--usd", "-1"), 2, "usd takes US dollars in quotes"),
-        (("all", "--usd", "0"), 2, "usd takes US dollars in quotes"),
-        (("all", "--usd", "0.0000000001"), 2, "usd takes US dollars in quotes"),
+        (("all", "--usd", "-1"), 2, "usd takes more than 0 US dollars"),
+        (("all", "--usd", "0"), 2, "usd takes more than 0 US dollars"),
+        (("all", "--usd", "0.0000000001"), 2, "usd takes more than 0 US dollars"),
     ):
         done = nexus(gateway, "budgets", "grant", *words)
         assert (done.returncode, why in done.stderr) == (status, True), done.stderr

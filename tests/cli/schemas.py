@@ -207,7 +207,13 @@ SCHEMAS: dict[str, Schema] = {
         tokens_per_second=maybe(NUMBER),
     ),
     "reload": record(
-        reloaded=FLAG, count=COUNT, problems=TEXTS, warnings=TEXTS, restart=TEXTS, backends=COUNT
+        reloaded=FLAG,
+        count=COUNT,
+        problems=TEXTS,
+        warnings=TEXTS,
+        restart=TEXTS,
+        backends=COUNT,
+        file=TEXT,
     ),
     "doctor": record(healthy=FLAG, findings=every(FINDING)),
 }

@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from nexus.admin.pages import _globs
-from nexus.cli.keys import _all_of, keys
+from nexus.cli.keys import _all_of
+from nexus.cli.main import cli
 from nexus.config import ConfigError, load
 from tests.cli.schemas import SCHEMAS
 from tests.cli.test_commands import nexus
@@ -109,7 +110,7 @@ def test_what_is_wrong_is_said(tmp_path, text, problem):
 @pytest.mark.parametrize("words", [["add"], ["edit", "a"], ["new"], ["import"]])
 def test_an_empty_team_is_a_mistake(words):
     """Such as of a variable that is not set: the key could use everything."""
-    done = CliRunner().invoke(keys, [*words, "--team", ""])
+    done = CliRunner().invoke(cli, ["keys", *words, "--team", ""])
     assert done.exit_code == 2
     assert "the name is empty; `nexus keys edit --unset` removes one." in done.output
 
