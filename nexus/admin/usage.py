@@ -74,9 +74,7 @@ def usage_endpoints(source: UsageSource, *, token: Callable[[], str]) -> Bluepri
             raise ConfigError(f"format takes {' or '.join(FORMATS)}, not {form[:100]!r}.")
         since, until = _time(given.get("from"), "from"), _time(given.get("to"), "to")
         if since and until and until <= since:
-            raise ConfigError(
-                ["to takes a time after from; the end does not belong to the report."]
-            )
+            raise ConfigError("to takes a time after from; the end does not belong to the report.")
         found = source.report(
             by,
             since=since.timestamp() if since else None,
