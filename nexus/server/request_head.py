@@ -73,6 +73,7 @@ def fast_path_limits(settings: Config, gunicorn_log: Logger) -> HeadLimits | Non
     if (
         settings.is_ssl
         or settings.proxy_protocol != "off"
+        or settings.header_map == "refuse"  # underscores, which the fast path takes
         or gunicorn_log.access_log_enabled
         or type(gunicorn_log) is not Logger  # as that for statsd, which counts requests
         or settings.pre_request is not default.pre_request

@@ -99,7 +99,8 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         with metadata_read_once():
             super().patch()
         self._stopping = Event()
-        self.cfg.set("header_map", "dangerous")  # `distinct` takes the danger away
+        if self.cfg.header_map == "drop":
+            self.cfg.set("header_map", "dangerous")  # `distinct` takes the danger away
 
     def run(self) -> None:
         # What exists now stays: the collector need not scan it again, nor pause every stream while

@@ -36,6 +36,7 @@ GUNICORN = Config()
 GUNICORN.set("limit_request_field_size", LIMITS.field)
 GUNICORN.set("limit_request_line", LIMITS.line)
 GUNICORN.set("limit_request_fields", LIMITS.fields)
+GUNICORN.set("header_map", "dangerous")  # as the worker does
 
 
 def fuzz(parser: str) -> str:
