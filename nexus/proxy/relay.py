@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Callable
 from typing import Protocol
 
 from nexus.errors import FAULTS, Fault, RequestFailed
@@ -30,6 +29,9 @@ class Recording(Protocol):
 
     def report_ping(self) -> None:
         """Record that the client got a ping of the gateway's own."""
+
+    def release(self) -> None:
+        """Release what the request holds. May be called again."""
 
     def finish(self, fault: Fault | None, status: int | None = None) -> None:
         """Record the end of the request. Only the first call counts."""
@@ -53,12 +55,8 @@ class StreamBody:
         attempt: Attempt,
         *,
         ping_s: float = 0.0,
-        before_end: Callable[[], object] | None = None,
     ) -> None:
-        """After `ping_s` of silence, and each time again, the client gets a ping; 0 for none.
-
-        `before_end` is called before the client gets the stream's end.
-        """
+        """After `ping_s` of silence, and each time again, the client gets a ping; 0 for none."""
         assert attempt.stream is not None
         self._recording = recording
         self._attempt = attempt
@@ -66,7 +64,6 @@ class StreamBody:
         self._stream = attempt.stream
         self._response = attempt.response
         self._status = attempt.status
-        self._before_end = before_end
         self._started = False
         self._ping_s = ping_s if ping_s and not attempt.stream.binary else math.inf
         self._pinged_s = self._quiet_s = 0.0
@@ -89,7 +86,10 @@ class StreamBody:
         self._started = True
         shown = self._attempt.release_withheld()
         self._report_first_token()
-        return shown + self._conclude() if self._complete else shown
+        if self._complete:
+            shown += self._conclude()
+            self.release()
+        return shown
 
     def feed(self, data: bytes) -> bytes:
         """Feed bytes from the backend (empty: it closed); returns the bytes for the client."""
@@ -198,14 +198,17 @@ class StreamBody:
     def _end(self, fault: Fault | None) -> None:
         self.ended = True
         self._fault = fault
-        if self._before_end is not None:
-            self._before_end()
         self._attempt.end(fault)  # a slow client must not delay this
 
     def _report_first_token(self) -> None:
         if not self._first_token_reported and self._stream.first_token_at:
             self._first_token_reported = True
             self._recording.report_first_token(self._stream.first_token_at)
+
+    def release(self) -> None:
+        """Release what the request holds, once it has ended and before the client gets its end: a
+        quick client sends its next request, which may need the same place. Not for the hub."""
+        self._recording.release()
 
     def written(self) -> None:
         """Report that all returned bytes have been written."""
@@ -263,6 +266,8 @@ class StreamBody:
             self._attempt.end(FAULTS["shutdown"])
             self._recording.finish(FAULTS["shutdown"])
             raise
+        if self.ended:
+            self.release()
         if shown or not self.ended:
             return shown
         self.written()

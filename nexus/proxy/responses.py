@@ -90,19 +90,17 @@ def stream_response(exchange: Exchange, attempt: Attempt) -> ClientResponse:
     exchange.parsed = ParsedRequest(model=exchange.parsed.model, stream=True)
     if exchange.request.held:
         exchange.engine.buffers.release(exchange.request)
-    before_end: Callable[[], object] | None = None
     if exchange.endpoint.ids is not None and (stream := attempt.stream) is not None:
         # Ids are remembered before the client can name them.
         if stream.stored_ids:
             remember(exchange, stream.stored_ids)
         if not stream.stored_ids or exchange.view.accounts is not None:
-            before_end = _remembering(exchange, stream)
-            exchange.on_release(before_end)  # the client may leave earlier
+            exchange.on_release(_remembering(exchange, stream))
     exchange.engine.recorder.stream_started()
     headers = base_headers(exchange) + _without_limits(exchange, attempt.headers)
     server = exchange.view.snapshot.config.server
     ping_s = server.stream_keepalive_seconds or exchange.endpoint.dialect.PING_S
-    body = StreamBody(exchange, attempt, ping_s=ping_s, before_end=before_end)
+    body = StreamBody(exchange, attempt, ping_s=ping_s)
     return ClientResponse(attempt.status, headers, body)
 
 

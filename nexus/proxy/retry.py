@@ -298,6 +298,7 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
     headers = attempt.headers
     if exchange.view.prices is not None:
         headers = headers + cost_header(exchange.charge())
+    exchange.release()  # now: the client's next request may come before this one is recorded
     return whole_response(exchange, status, headers, content)
 
 

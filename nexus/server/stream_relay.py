@@ -81,6 +81,8 @@ class StreamRelay:
         """
         while not self._body.ended:
             self._relay_in_hub()
+            if self._body.ended:
+                self._body.release()
             self._writer.flush(self._timeout_s)
 
     def _relay_in_hub(self) -> None:
@@ -130,7 +132,7 @@ class StreamRelay:
 
     def _send(self, shown: bytes) -> None:
         sent = 0
-        if shown:
+        if shown and not self._body.ended:  # `run` sends the end
             try:
                 sent = self._put(shown)
             except BlockingIOError:

@@ -78,6 +78,7 @@ def test_stream_that_closes_its_connection_leaves_no_watcher(sockets):
         next_check_s=lambda _: LONG_S,
         ping=lambda _: b"",
         feed_chunk=feed,
+        release=lambda: None,
     )
 
     def serve() -> Any:
