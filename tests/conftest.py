@@ -1,8 +1,11 @@
 """Fixtures that all tests may use."""
 
+import atexit
 import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +24,9 @@ settings.load_profile("any speed")
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# Gateways without `state_dir` keep keys and ledgers here, and not among those of the user.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="nexus-state-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 _MARKS = re.compile(r"^pytestmark = (.*)$", re.MULTILINE)
 

@@ -31,20 +31,26 @@ from tests.support.polling import until
 
 ROOT = Path(__file__).parent.parent.parent
 
+_given: set[int] = set()
+
 
 def free_port() -> int:
     """A port that nobody listens at, below those that the kernel hands out by itself: nothing
     that binds to port 0, and no connection, can take it between this call and the server that is
-    to have it. Tests that run in parallel have ports of their own."""
+    to have it. Tests that run in parallel have ports of their own. No port is given twice, since
+    the state of a gateway is kept by its port."""
     lowest, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     nth = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     jobs = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     for _ in range(1000):
         port = random.randrange(10_000 + nth, lowest, jobs)
+        if port in _given:
+            continue
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
                 sock.bind(("127.0.0.1", port))
+                _given.add(port)
                 return port
     raise AssertionError("no free port found")
 
