@@ -76,7 +76,7 @@ def _of(name: str) -> Any:
     return property(attrgetter(name))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Translation(AttemptDialect):
     """One direction between two protocols.
 
