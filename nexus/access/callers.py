@@ -28,6 +28,8 @@ _SEPARATORS = re.compile(r"[,|]")
 """Between groups: most proxies write commas, authentik writes bars."""
 _LONGEST_USER = 256
 _MOST_USERS = 4096
+_MOST_KEYS = 16
+"""Parts of one header that may be keys."""
 _LAST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 REASONS = {
     "invalid_api_key": "invalid",
@@ -174,8 +176,11 @@ class Callers:
 
 
 def _secrets(name: str, value: str) -> Iterator[str]:
-    """What a header has that may be a key. Servers join a repeated header with commas."""
-    for part in (value, *value.split(",")) if "," in value else (value,):
+    """What a header has that may be a key. Servers join a repeated header with commas.
+
+    Only its first parts are looked at: each is hashed, for whoever sends it.
+    """
+    for part in (value, *value.split(",", _MOST_KEYS)[:_MOST_KEYS]) if "," in value else (value,):
         secret = part.strip()
         if name == "authorization":
             scheme, _, secret = secret.partition(" ")

@@ -77,6 +77,13 @@ def test_a_key_in_basic_credentials_is_none():
     assert callers(key()).identify({"authorization": f"Basic {FIRST}"}) is ANONYMOUS
 
 
+def test_only_the_first_parts_of_a_header_are_hashed(monkeypatch):
+    hashed, sha256 = [], hashlib.sha256
+    monkeypatch.setattr(hashlib, "sha256", lambda data: hashed.append(data) or sha256(data))
+    assert callers(key()).identify({"x-api-key": "," * 60_000}) is ANONYMOUS
+    assert 2 <= len(hashed) <= 20
+
+
 def test_two_different_keys_are_ambiguous_and_two_digests_of_one_are_not():
     headers = {"authorization": f"Bearer {FIRST}", "x-api-key": SECOND}
     with pytest.raises(RequestFailed) as refusal:
