@@ -201,7 +201,8 @@ def _may_retry(
         },
     )
     max_retries = engine.view().snapshot.config.routing.max_retries
-    if len(exchange.failed) > max_retries or engine.clock() >= waiter.deadline:
+    sent = sum(one.outcome not in UNTRANSLATABLE for one in exchange.failed)
+    if sent > max_retries or engine.clock() >= waiter.deadline:
         return False
     if not engine.may_retry():
         engine.recorder.retry_denied(choice.backend.label)
