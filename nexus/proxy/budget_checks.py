@@ -27,7 +27,7 @@ class RequestBudgets:
         self._exchange, self._budgets = exchange, budgets
         self._admitted = time.time()
         self.holds: Sequence[Hold] = self._holds(exchange.model)
-        self._needed: dict[str, Sequence[Hold] | None] = {}
+        self._fallbacks: dict[str, Sequence[Hold] | None] = {}  # None: refused
 
     def allows(self, model: str) -> bool:
         """Whether the budgets have room for a fallback, as far as that shows without the lock."""
@@ -43,7 +43,7 @@ class RequestBudgets:
             try:
                 self._exchange.engine.limiter.raise_holds(after, before)
             except RequestFailed:
-                self._needed[model] = None
+                self._fallbacks[model] = None
                 return False
         self.holds = after
         return True
@@ -82,10 +82,10 @@ class RequestBudgets:
         exchange, choice = self._exchange, self._exchange.choice
         cloud = choice is not None and choice.backend.cloud
         holds = [hold for hold in self.holds if cloud or hold.account.action is None]
-        if not self._needed:
-            return holds  # no fallback was considered
-        accounts = self._accounts(exchange.model)
-        return [hold for hold in holds if hold.account in accounts]
+        if not self._fallbacks:
+            return holds
+        accounts = {account.digest for account in self._accounts(exchange.model)}
+        return [hold for hold in holds if hold.account.digest in accounts]
 
     def _accounts(self, model: str) -> list[Account]:
         """The accounts of a model, of the windows in which the request was admitted."""
@@ -99,12 +99,12 @@ class RequestBudgets:
 
         None if the model is refused.
         """
-        if model not in self._needed:
+        if model not in self._fallbacks:
             try:
-                self._needed[model] = self._holds(model)
+                self._fallbacks[model] = self._holds(model)
             except RequestFailed:
-                self._needed[model] = None
-        if (needed := self._needed[model]) is None:
+                self._fallbacks[model] = None
+        if (needed := self._fallbacks[model]) is None:
             return None
         by_account = {hold.account.digest: hold for hold in needed}
         before = list(self.holds)

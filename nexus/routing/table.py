@@ -162,8 +162,11 @@ class RouteTable:
         )
         self._decisive: dict[str, tuple[str, ...]] = {}
         self._chains = {
-            (key := self.listed(name)): tuple(dict.fromkeys((key, *map(self.resolve, chain))))
-            for name, chain in self.routing.fallbacks.items()
+            chain[0]: chain
+            for chain in (
+                tuple(dict.fromkeys((self.listed(name), *map(self.resolve, fallbacks))))
+                for name, fallbacks in self.routing.fallbacks.items()
+            )
         }
         self.undiscovered = any(backend.status == "unknown" for backend in self.backends)
         self._candidates: dict[tuple[str, Constraints, tuple[object, ...]], CandidateSet] = {}

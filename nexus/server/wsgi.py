@@ -17,6 +17,7 @@ HEAD_SECONDS = "NEXUS HEAD SECONDS"
 """The header by which the worker says how long a head took to arrive. No client's header can have
 a name with blanks."""
 _UNDERSCORE = ":"
+"""No client's header can have it in its name."""
 _PIECE = 64 * 1024
 
 
