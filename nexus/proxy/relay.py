@@ -216,17 +216,19 @@ class StreamBody:
             self._recording.finish(self._fault, None if self._fault else self._status)
 
     def client_left(self) -> None:
-        """Report that the client disconnected. After `[DONE]` it had the whole stream."""
-        if self._stream.done and self._stream.error is None and not self.ended:
-            self._end(None)
+        """Report that the client disconnected. After `[DONE]` it had the whole stream, and after an
+        error event all that it needs to know."""
+        if not self.ended and (self._stream.done or self._stream.error is not None):
+            self._conclude()
             self.written()
         else:
             self.close()
 
     def close(self) -> None:
-        """Report that the server is done. Before the end, this means that the client is gone."""
-        self._attempt.end(FAULTS["client_gone"])
-        self._recording.finish(FAULTS["client_gone"])
+        """Report that the server is done. Before `written`, this means that the client is gone."""
+        fault = self._fault or FAULTS["client_gone"]
+        self._attempt.end(fault)
+        self._recording.finish(fault)
 
     def _next(self) -> bytes:
         """Wait for the backend, or until a ping is due."""

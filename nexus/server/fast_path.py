@@ -214,8 +214,8 @@ class FastPath:
                 first, head = head + chunk(body.start()), b""
                 send(first)
                 keep_alive = self._relay(body, backend) and keep_alive and not body.cut
+                body.written()  # a client that has all events may close now
                 send(b"" if body.cut else _LAST_CHUNK)
-                body.written()
             else:
                 for piece in body:
                     data, head = head + (chunk(piece) if chunked else piece), b""

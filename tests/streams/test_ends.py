@@ -165,6 +165,37 @@ def test_a_client_that_closes_at_done_has_all_it_requested(gateway, replay):
     assert after.total("nexus_requests_total", model="at_done") == 1
 
 
+@pytest.mark.parametrize("flask", [False, True], ids=["fast path", "Flask"])
+@pytest.mark.parametrize("more", [b"", b"data: [DONE]\n\n"], ids=["alone", "with [DONE]"])
+def test_a_client_that_closes_at_an_error_is_not_its_reason(gateway, replay, flask, more):
+    said = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+    error = b'data: {"error":{"message":"engine died","type":"InternalServerError","code":500}}\n\n'
+    begun, counted = threading.Event(), threading.Event()
+
+    def send(_, sock: socket.socket) -> None:
+        sock.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+        for part, event in ((said, begun), (error + more, counted)):
+            sock.sendall(b"%x\r\n%b\r\n" % (len(part), part))
+            event.wait(10)
+
+    replay.scripts["broken"] = send
+    gateway.publish(CONFIG, [backend("up", replay.url, "broken")])
+    before = gateway.settled()
+    with Client(gateway.port, "broken", flask=flask) as client:
+        client.read_until(said)
+        begun.set()
+        client.read_until(b"engine died")
+    ended = ["nexus_stream_ends_total", "nexus_errors_total", "nexus_upstream_attempts_total"]
+    changes = until(lambda: moved(before, gateway.settled(), ended))
+    counted.set()
+    assert {name: sorted(dict(labels).values()) for name, labels in changes} == {
+        "nexus_stream_ends_total": ["in_band_error", "up"],
+        "nexus_errors_total": ["broken", "stream_interrupted"],
+        "nexus_upstream_attempts_total": ["stream_interrupted", "up"],
+    }
+    assert set(changes.values()) == {1}
+
+
 def test_tokens_of_a_client_that_leaves_are_counted(gateway, replay):
     gateway.publish(Config(), [backend("up", replay.url, "slow")])
     going = threading.Event()
