@@ -75,3 +75,10 @@ def test_the_reason_of_the_end(said, finish, reason):
 def test_what_no_message_can_be_is_told(body, why):
     with pytest.raises(BadResponse, match=why):
         ONE.response(body, NO_CONTEXT)
+
+
+def test_arguments_that_the_limit_cut_off_are_empty():
+    calls = [{"id": "c", "function": {"name": "w", "arguments": '{"city": "Ber'}}]
+    message = translated({"tool_calls": calls}, "length")
+    assert message.stop_reason == "max_tokens"
+    assert message.content[0].input == {}

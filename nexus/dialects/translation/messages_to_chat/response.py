@@ -36,7 +36,10 @@ def translate_response(response: bytes, _context: ClientContext) -> bytes:
         content.append({"type": "text", "text": text})
     calls = said.tool_calls or []
     message_id = text_in(completion.id)
-    content += [_tool_use(call, call_id(call.id, message_id, n)) for n, call in enumerate(calls)]
+    cut = choice.finish_reason == "length"
+    content += [
+        _tool_use(call, call_id(call.id, message_id, n), cut=cut) for n, call in enumerate(calls)
+    ]
     usage = openai.usage_in_response(response, lenient=True)
     reason, sequence = stop(
         choice.finish_reason,
@@ -96,7 +99,9 @@ def stop(finish: Any, sequence: Any, *, calls: bool, refused: bool) -> tuple[str
     return ("stop_sequence", sequence) if text_in(sequence) else ("end_turn", None)
 
 
-def _tool_use(call: Call, tool_id: str) -> dict[str, Any]:
+def _tool_use(call: Call, tool_id: str, *, cut: bool) -> dict[str, Any]:
+    """The block of a call. Arguments that the limit of tokens has cut off become an empty object:
+    the stop reason says that they are incomplete. Raises `BadResponse`."""
     function = call.function or Function()
     arguments = function.arguments
     try:
@@ -105,5 +110,7 @@ def _tool_use(call: Call, tool_id: str) -> dict[str, Any]:
         else:
             given = _decode_input(text_in(arguments).encode() or b"{}")
     except UNREADABLE as error:
-        raise BadResponse("the arguments of a tool call are no JSON object") from error
+        if not cut:
+            raise BadResponse("the arguments of a tool call are no JSON object") from error
+        given = {}
     return {"type": "tool_use", "id": tool_id, "name": text_in(function.name), "input": given}
