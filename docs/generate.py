@@ -417,7 +417,7 @@ def _imports(part: str) -> list[str]:
     return [name for level in reversed(levels()) for name in sorted(level) if name in parts]
 
 
-BALANCERS = ("deploy/haproxy/nexus.cfg", "deploy/nginx/server.conf")
+BALANCERS = ("deploy/haproxy/nexus.cfg", "deploy/nginx/server.conf", "deploy/apache/server.conf")
 PAGES: dict[str, Callable[[], str]] = {
     **{name: partial(balancer, name) for name in BALANCERS},
     "docs/api.md": api,

@@ -13,6 +13,7 @@ need git git
 need openssl openssl
 need nginx nginx-light
 need haproxy haproxy
+need apache2 apache2
 need wrk wrk
 need chromium chromium
 need shellcheck shellcheck

@@ -159,6 +159,7 @@ def test_pages_and_balancers_name_it(environ):
         "docs/api.md": "`POST`, `PUT /v1/ranking`",
         "deploy/nginx/server.conf": "cancel|ranking|models)",
         "deploy/haproxy/nexus.cfg": "cancel|ranking)$",
+        "deploy/apache/server.conf": "cancel|ranking|models)",
     }.items():
         assert expected in run(environ, "-c", pages.format(name)), name
 

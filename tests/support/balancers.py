@@ -1,5 +1,5 @@
-"""nginx and haproxy with the configuration files of deploy/, in which only addresses and paths
-are a test's own."""
+"""nginx, haproxy and Apache with the configuration files of deploy/, in which only addresses and
+paths are a test's own."""
 
 import contextlib
 import http.client
@@ -74,18 +74,19 @@ class Balancer(Process):
 
     check: Sequence[str]
     start: Sequence[str]
+    environ: Mapping[str, str] = {}
+    waits_for_the_only_gateway = True
 
     def __init__(
         self, command: list[str], directory: Path, port: int, operators: Sequence[int]
     ) -> None:
         self.port, self.operators = port, operators
         self.tls = ssl.create_default_context(cafile=directory / "certificate.pem")
-        done = subprocess.run(
-            [*command, *self.check], capture_output=True, text=True, env=clean_environ()
-        )
+        environ = clean_environ(**self.environ)
+        done = subprocess.run([*command, *self.check], capture_output=True, text=True, env=environ)
         self.verdict = done.stdout + done.stderr
         assert done.returncode == 0, self.verdict
-        super().__init__([*command, *self.start], log=directory / "balancer.log")
+        super().__init__([*command, *self.start], log=directory / "balancer.log", environ=environ)
         try:
             until(lambda: socket.create_connection(("127.0.0.1", port)).close() is None)
         except AssertionError as error:
@@ -128,6 +129,7 @@ class Nginx(Balancer):
     """Under Debian's own nginx.conf."""
 
     check, start = ["-t"], ["-g", "daemon off;"]
+    waits_for_the_only_gateway = False
 
     def __init__(self, directory: Path, gateways: Sequence[Gateway]) -> None:
         files = DEPLOY / "nginx"
@@ -229,6 +231,61 @@ class Haproxy(Balancer):
         assert not self.tell(
             f"set server nexus/gateway-{number + 1} state {'drain' if on else 'ready'}"
         ).strip()
+
+
+class Apache(Balancer):
+    """Under Debian's own apache2.conf, with the modules that docs/balancers.md names."""
+
+    check, start = ["-t"], ["-DFOREGROUND"]
+    waits_for_the_only_gateway = False
+
+    def __init__(self, directory: Path, gateways: Sequence[Gateway]) -> None:
+        files, debian = DEPLOY / "apache", Path("/etc/apache2")
+        for name in ("nexus", "mods-enabled", "sites-enabled"):
+            (directory / name).mkdir(parents=True)
+        certificate(directory)
+        shutil.copy(debian / "apache2.conf", directory)
+        enabled = [file.name for file in (debian / "mods-enabled").iterdir()]
+        asked = re.search("a2enmod (.+)", (ROOT / "docs/balancers.md").read_text())
+        assert asked
+        for module in [name.partition(".")[0] for name in enabled] + asked[1].split():
+            for file in (debian / "mods-available").glob(f"{module}.*"):
+                if not (link := directory / "mods-enabled" / file.name).exists():
+                    link.symlink_to(file)
+        port, operators = free_port(), [free_port() for _ in gateways]
+        (directory / "ports.conf").write_text(f"Listen 127.0.0.1:{port}\nServerName localhost\n")
+        name, ours = _addresses(gateways, operators)
+        ours |= {"*:443": f"127.0.0.1:{port}", "/etc/apache2/nexus": str(directory)}
+        for shared in ("threads.conf", "server.conf", "proxy.conf"):
+            shutil.copy(files / shared, directory / "nexus" / shared)
+        text = (files / f"{name}.conf").read_text()
+        (directory / "nexus" / f"{name}.conf").write_text(substituted(text, ours))
+        (directory / "sites-enabled" / "nexus.conf").symlink_to(f"../nexus/{name}.conf")
+        self._log, self._file = directory / "nexus.log", directory / "nexus" / f"{name}.conf"
+        self._gateways = gateways
+        places = dict.fromkeys(("RUN_DIR", "LOCK_DIR", "LOG_DIR"), str(directory))
+        places |= {"RUN_USER": "www-data", "RUN_GROUP": "www-data"}
+        places |= {"PID_FILE": f"{directory}/apache2.pid"}
+        self.environ = {f"APACHE_{name}": value for name, value in places.items()}
+        self._command = [program("apache2"), "-d", str(directory)]
+        super().__init__(self._command, directory, port, operators)
+
+    def lines(self) -> list[str]:
+        return self._log.read_text().splitlines()
+
+    def drain(self, number: int, *, on: bool = True) -> None:
+        text, address = self._file.read_text(), f"http://127.0.0.1:{self._gateways[number].port}"
+        marked = re.sub(
+            f"(BalancerMember {address} .*?)( status=\\+D)?\n",
+            r"\1 status=+D\n" if on else r"\1\n",
+            text,
+        )
+        assert marked != text
+        self._file.write_text(marked)
+        workers = set(processes_of(self.pid))
+        environ = clean_environ(**self.environ)
+        subprocess.run([*self._command, "-k", "graceful"], check=True, env=environ)
+        until(lambda: set(processes_of(self.pid)) - workers)
 
 
 def _addresses(gateways: Sequence[Gateway], operators: Sequence[int]) -> tuple[str, dict[str, str]]:
