@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, tzinfo
 from typing import Literal
 
@@ -156,8 +156,11 @@ class _Rule(msgspec.Struct, frozen=True):
             action=self.action,
         )
 
-    def subject(self, given: str) -> str:
-        """A subject that an operator names. Raises `ConfigError` if the budget has none like it."""
+    def subject(self, given: str, counted_as: Callable[[str, str], str]) -> str:
+        """A subject that an operator names. Raises `ConfigError` if the budget has none like it.
+
+        `counted_as` returns how requests name what stands in `each`, such as a key.
+        """
         each = self.budget.each
         if len(each) == 1 and not given.startswith(f"{each[0]} "):
             given = given and f"{each[0]} {given}"
@@ -168,7 +171,15 @@ class _Rule(msgspec.Struct, frozen=True):
                 f'takes a subject such as "{form}"' if each else "is for all and takes no subject"
             )
             raise ConfigError(f"Budget '{self.budget.name}' {wants}, not {given[:200]!r}.")
-        return subject_of(each, match.groups())
+        values = [counted_as(name, value) for name, value in zip(each, match.groups(), strict=True)]
+        for name, value in zip(each, values, strict=True):
+            if name in self.patterns and not self.patterns[name].match(value):
+                glob = getattr(self.budget.match, name)
+                raise ConfigError(
+                    f"Budget '{self.budget.name}' is only for {name} = \"{glob}\", "
+                    f"not {value[:200]!r}."
+                )
+        return subject_of(each, values)
 
 
 class Budgets:
@@ -262,14 +273,22 @@ class Budgets:
                 )
                 yield BudgetState(account, *(amounts or (0, 0)))
 
-    def granted(self, name: str, subject: str, nano: int, now: float) -> Grant:
+    def granted(
+        self,
+        name: str,
+        subject: str,
+        nano: int,
+        now: float,
+        counted_as: Callable[[str, str], str] = lambda _, value: value,
+    ) -> Grant:
         """The grants of the present window with one more.
 
-        Raises `UnknownBudget`, and `ConfigError` if the budget has no such subject.
+        `counted_as` returns how requests name a key, user, team, model, or endpoint that an
+        operator names. Raises `UnknownBudget`, and `ConfigError` if the budget has no such subject.
         """
         if (rule := self._by_name.get(name)) is None:
             raise UnknownBudget(name)
-        account = rule.account(rule.subject(subject), now)
+        account = rule.account(rule.subject(subject, counted_as), now)
         nano += account.granted
         return Grant(name, account.subject, account.start, account.end, nano)
 

@@ -50,7 +50,10 @@ def grant(name: str, subject: str, usd: str, gateway: Gateway) -> Result:
     """
     body = {"budget": name, "subject": subject, "usd": usd}
     granted = gateway.admin("POST", "budgets/grants", body)
-    return Result(granted, _table([granted]))
+    notes = []
+    if "user " in granted["subject"] and granted["spent_usd"] == granted["held_usd"] == "0":
+        notes = ["Users are not listed, and this one has cost nothing yet: check the name."]
+    return Result(granted, _table([granted]), notes=notes)
 
 
 def _table(found: Sequence[dict[str, Any]]) -> str:

@@ -39,6 +39,21 @@ timezone = "Europe/Berlin"
 name = "pairs"
 each = ["key", "model"]
 usd = "1000"
+[[budgets]]
+name = "teams"
+each = ["team"]
+match = { team = "res*" }
+usd = "1000"
+[[budgets]]
+name = "users"
+each = ["user"]
+usd = "1000"
+[[teams]]
+name = "research"
+[[teams]]
+name = "sales"
+[routing.aliases]
+small = "demo-small"
 """ + "".join(
     f'[[keys]]\nid = "{id_}"\nsha256 = ["{digest(f"sk-nx-of-a-test-of-grants-{id_}")}"]\n'
     for id_ in IDS
@@ -176,6 +191,16 @@ def test_what_is_refused(gateway):
         (("each", "--usd", "1"), 2, "Budget 'each' takes a subject such as \"key …\", not ''."),
         (("all", "--subject", "x", "--usd", "1"), 2, "is for all and takes no subject, not 'x'."),
         (("pairs", "--subject", "ann", "--usd", "1"), 2, 'such as "key …, model …", not'),
+        (("each", "--subject", "an", "--usd", "1"), 2, "There is no key 'an'; did you mean ann?"),
+        (("each", "--subject", "zed", "--usd", "1"), 2, "'zed'; `nexus keys list` shows them."),
+        (
+            ("pairs", "--subject", "key ann, model demo-smal", "--usd", "1"),
+            2,
+            "There is no model 'demo-smal'; did you mean demo-small?",
+        ),
+        (("teams", "--subject", "sales", "--usd", "1"), 2, 'is only for team = "res*", not'),
+        (("teams", "--subject", "law", "--usd", "1"), 2, "'law'; known are none, research, sales."),
+        (("users", "--subject", "zoe", "--usd", "1"), 2, "no user 'zoe'; [auth.identity] from"),
         (("all", "--usd", "-1"), 2, "usd takes more than 0 US dollars"),
         (("all", "--usd", "0"), 2, "usd takes more than 0 US dollars"),
         (("all", "--usd", "0.0000000001"), 2, "usd takes more than 0 US dollars"),
@@ -187,7 +212,8 @@ def test_what_is_refused(gateway):
 
 def test_grants_outlast_restarts_and_reloads(gateway, place):
     """The last one: it ends the gateway of the module. The next one serves through Flask."""
-    granted = grant(gateway, "pairs", "7.000000001", subject="key dee, model demo-small")
+    granted = grant(gateway, "pairs", "7.000000001", subject="key dee, model small")
+    assert granted["subject"] == "key dee, model demo-small"
     assert granted["limit_usd"] == "1007.000000001"
     assert grant(gateway, "all", "5")["resets"] is not None
     assert nexus(gateway, "reload").returncode == 0

@@ -8,6 +8,7 @@ import pytest
 from nexus.access.keys import digest
 from tests.access.limited import WAYS
 from tests.access.test_budgets import changes
+from tests.access.test_grants import nexus
 from tests.server.asking import GOOD, ask
 from tests.support.processes import Demo, Gateway, backend_toml
 
@@ -90,3 +91,10 @@ def test_a_user_sees_only_its_own(gateway):
         assert (budget["subject"], budget["left_usd"]) == (f"user {user}", left)
         page = ask(gateway, "/my-key", method="GET", body=None, headers=headers).content.decode()
         assert f"<td>user {user}</td>" in page
+
+
+def test_a_grant_to_a_user_who_has_cost_nothing_says_so(gateway):
+    for user, notes in (("ann", 0), ("zoe", 1)):
+        words = ("budgets", "grant", "each user", "--subject", user, "--usd", "1")
+        done = nexus(gateway, *words)
+        assert (done.returncode, done.stderr.count("check the name")) == (0, notes), done.stderr
