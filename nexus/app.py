@@ -77,7 +77,7 @@ def create_app(
     starts: if it cannot share metrics with other processes, it logs that and counts in memory.
     """
     config = process_config(environ) if config is None else config
-    logs.configure(level=config.logging.level, kind=config.logging.format)
+    _configure_logs(config)
     run_dir = RunDirectory.of(config)
     leased = _lease_slot(run_dir, environ)  # first: it makes the run directory
     fleet = FleetView(
@@ -213,7 +213,11 @@ def _snapshot_reader(path: Path) -> SnapshotReader | None:
 
 def _apply_settings(snapshot: Snapshot) -> None:
     ENDPOINTS.replace_own(own_endpoints(snapshot.config))
-    settings = snapshot.config.logging
+    _configure_logs(snapshot.config)
+
+
+def _configure_logs(config: Config) -> None:
+    settings = config.logging
     logs.configure(
         level=settings.level, kind=settings.format, component_levels=settings.component_levels
     )

@@ -30,7 +30,11 @@ def serve(config: str | None, overrides: Mapping[str, Any]) -> int:
     raise_descriptor_limit()
     loaded = load(config, overrides=overrides)
     settings = loaded.config
-    logs.configure(level=settings.logging.level, kind=settings.logging.format)
+    logs.configure(
+        level=settings.logging.level,
+        kind=settings.logging.format,
+        component_levels=settings.logging.component_levels,
+    )
     run_dir = RunDirectory.of(settings)
     try:
         run_dir.prepare()

@@ -28,6 +28,7 @@ from nexus.config.records import ENVIRONMENT, NOT_SUPPORTED, Config
 from nexus.config.request_log_records import request_log_conflicts
 from nexus.config.secrets import SecretError, displayable_name, secret
 from nexus.runtime.files import is_directory
+from nexus.runtime.log import COMPONENTS
 from nexus.runtime.text import suggest
 
 _SHORT_TOKEN = 16
@@ -278,6 +279,10 @@ def find_warnings(
         )
     if config.keys and config.auth.mode == "off":
         yield '[[keys]] have no effect with [auth] mode = "off"; set it to "keys".'
+    for name in config.logging.component_levels:
+        if name not in COMPONENTS:
+            hint = suggest(name, COMPONENTS) or f"known are {', '.join(COMPONENTS)}."
+            yield f'[logging] has a level for "{name}", which is no component; {hint}'
     yield from _path_warnings(config)
     yield from _misspelt_variables(config, environ)
     if config.server.max_buffered_bytes < config.server.max_answer_bytes:

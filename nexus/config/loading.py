@@ -128,7 +128,8 @@ def load(
     if unknown_targets:
         names = ", ".join(sorted(unknown_targets))
         warnings.append(
-            f"{source}: [logging] level has no effect for {names}; only parts of nexus have levels."
+            f"{source}: [logging] level has no effect for {names}; name a part of Nexus as in "
+            '"info,nexus::health=debug".'
         )
     return LoadedConfig(config=config, path=used, origins=layers.origins, warnings=warnings)
 

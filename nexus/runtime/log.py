@@ -32,6 +32,11 @@ LEVELS: dict[str, int] = {
     "warn": logging.WARNING,
     "error": logging.ERROR,
 }
+COMPONENTS = (
+    "access", "admin", "app", "cli", "config", "dialects", "fleet", "health", "http", "metrics",
+    "providers", "proxy", "routing", "runtime", "serve", "server", "web",
+)  # fmt: skip
+"""What can have a level of its own: the parts of Nexus, and loggers with other names."""
 _NAMES = {TRACE: "trace", 10: "debug", 20: "info", 30: "warn", 40: "error", 50: "error"}
 _PRIORITIES = {TRACE: 7, 10: 7, 20: 6, 30: 4, 40: 3, 50: 2}
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
@@ -188,8 +193,11 @@ def configure(*, level: str, kind: str, component_levels: Mapping[str, str] | No
     _ROOT.setLevel(LEVELS[level])
     if isinstance(sys.stderr, NonBlockingText):
         sys.stderr.notice = partial(_dropped_notice, formatter)
-    for name, chosen in (component_levels or {}).items():
-        logging.getLogger(f"nexus.{name}").setLevel(LEVELS[chosen])
+    levels = {name: LEVELS[chosen] for name, chosen in (component_levels or {}).items()}
+    for name in COMPONENTS:
+        logger, wanted = logging.getLogger(f"nexus.{name}"), levels.get(name, logging.NOTSET)
+        if logger.level != wanted:  # setting it clears a cache of all loggers
+            logger.setLevel(wanted)
 
 
 def info(logger: logging.Logger, event: str, fields: Mapping[str, Any]) -> None:

@@ -75,7 +75,10 @@ def on_starting(server: Any) -> None:
     server.nexus_notifier = Notifier.from_environ(os.environ)
     try:
         config = process_config()
-        logs.configure(level=config.logging.level, kind=config.logging.format)
+        settings = config.logging
+        logs.configure(
+            level=settings.level, kind=settings.format, component_levels=settings.component_levels
+        )
         run_dir = RunDirectory.of(config)
         where = f"{config.server.host}:{config.server.port}"
         server.nexus_claim = run_dir.claim(f"the gateway at {where} (pid {os.getpid()})")

@@ -100,6 +100,17 @@ def test_a_level_for_what_is_no_part_of_nexus_is_a_warning(tmp_path):
     assert "hyper, tower::buffer" in warning
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['level = "info,nexus::helth=debug"', 'level = "info"\ncomponent_levels = { helth = "debug" }'],
+)
+def test_a_level_for_a_misspelt_component_is_a_warning(tmp_path, text):
+    [warning] = taken(tmp_path, f"[logging]\n{text}").warnings
+    assert warning.endswith(
+        '[logging] has a level for "helth", which is no component; did you mean health?'
+    )
+
+
 def test_directives_of_the_environment_go_before_the_file(tmp_path):
     text = '[logging]\nlevel = "error,nexus::proxy=error,nexus::health=warn"'
     settings = taken(tmp_path, text, NEXUS_LOG_LEVEL="info,nexus::proxy=debug").config.logging

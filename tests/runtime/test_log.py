@@ -4,12 +4,15 @@ import contextlib
 import io
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from nexus.runtime.log import configure, fatal, goes_to_journal, info, make_formatter
+from nexus.runtime.log import COMPONENTS, configure, fatal, goes_to_journal, info, make_formatter
+
+SOURCE = Path(__file__).parent.parent.parent / "nexus"
 
 
 @pytest.fixture
@@ -131,3 +134,22 @@ def test_a_log_that_cannot_be_written_fails_no_request(lines):
     lines("json").close()
     info(logging.getLogger("nexus.proxy"), "request", {"status": 200})
     assert sys.stderr.closed
+
+
+def test_components_are_the_parts_and_the_loggers():
+    parts = {path.stem for path in SOURCE.iterdir() if path.name.isidentifier()}
+    loggers = {
+        name
+        for path in SOURCE.rglob("*.py")
+        for name in re.findall(r'getLogger\("nexus\.(\w+)"', path.read_text())
+    }
+    assert set(COMPONENTS) == parts - {"__pycache__"} | loggers
+
+
+def test_a_level_of_a_component_that_is_left_out_later_ends(lines):
+    lines("json")
+    health = logging.getLogger("nexus.health")
+    configure(level="info", kind="json", component_levels={"health": "error"})
+    assert not health.isEnabledFor(logging.INFO)
+    configure(level="info", kind="json")
+    assert health.isEnabledFor(logging.INFO)
