@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from gunicorn.http.wsgi import Response as GunicornResponse
+
 from nexus.config.admin_records import Cors
 from nexus.dialects.base import Dialect
 from nexus.http import cross_origin
@@ -38,6 +40,8 @@ class Ingress:
         self._preflight = preflight
 
     def __call__(self, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
+        if "HTTP_UPGRADE" in environ:
+            start = _naming_protocol(start)
         host = environ.get("HTTP_HOST")
         if host is None and environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
             return self._refuse(
@@ -105,6 +109,24 @@ def _navigates(environ: dict[str, Any]) -> bool:
         and environ.get("HTTP_SEC_FETCH_MODE") == "navigate"
         and environ.get("HTTP_SEC_FETCH_DEST") == "document"
     )
+
+
+def _naming_protocol(start: _Start) -> _Start:
+    """`start`, with the protocol to use in a response of 426 (RFC 9110, section 15.5.22).
+
+    An application must not send headers of the connection (PEP 3333), and gunicorn drops them, so
+    they are set in gunicorn's response, which `start` is a method of.
+    """
+    response = getattr(start, "__self__", None)
+
+    def started(status: str, *more: Any) -> Any:
+        write = start(status, *more)
+        if status.startswith("426 ") and isinstance(response, GunicornResponse):
+            response.headers.append(("Upgrade", "HTTP/1.1"))
+            response.upgrade = True
+        return write
+
+    return started
 
 
 def environ_dialect(environ: dict[str, Any]) -> Dialect:

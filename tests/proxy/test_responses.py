@@ -312,6 +312,8 @@ WEBSOCKET = {
 def test_what_cannot_be_asked(fleet, method, path, headers, status, code):
     reply = requests.request(method, fleet.base + path, headers=headers, timeout=10)
     assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+    named = ("HTTP/1.1", "upgrade") if status == 426 else (None, "keep-alive")
+    assert (reply.headers.get("upgrade"), reply.headers["connection"]) == named
 
 
 def test_requests_go_only_where_their_api_is_spoken(fleet):
