@@ -14,6 +14,7 @@ from werkzeug.routing import MapAdapter
 from nexus.dialects import openai
 from nexus.dialects.base import Dialect
 from nexus.errors import INTERNAL_MESSAGE
+from nexus.proxy.own_error import own_error
 
 
 class HttpOnly(Flask):
@@ -55,8 +56,11 @@ def register_error_handlers(
         else:
             reason, message = "bad_request", error.description or "The request cannot be served."
         rejected(reason)
-        content = dialect().error_body(message, status=status, code=reason)
-        response = Response(content, status, mimetype="application/json")
+        given_id = request.headers.get("x-request-id")
+        headers, content = own_error(
+            dialect(), message, status=status, code=reason, given_id=given_id
+        )
+        response = Response(content, status, headers)
         if methods:
             response.headers["allow"] = ", ".join(methods)
         if reason == "internal":

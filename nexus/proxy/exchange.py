@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from typing import Protocol
 
@@ -24,13 +23,13 @@ from nexus.proxy.attempt import Attempt
 from nexus.proxy.engine import Engine
 from nexus.proxy.fleet_view import NO_FLEET, View
 from nexus.proxy.outcome import stream_outcome
+from nexus.proxy.own_error import REQUEST_ID
 from nexus.proxy.request import Request
 from nexus.proxy.upload import Upload
 from nexus.routing.router import Choice
 
 log = logging.getLogger("nexus.proxy")
 
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _NOT_PARSED = ParsedRequest(model="")
 
 
@@ -106,7 +105,7 @@ class Exchange:
         self.endpoint = request.target.endpoint
         given = request.headers.first.get("x-request-id")
         self.request_id = (
-            given if given and _REQUEST_ID.fullmatch(given) else engine.new_request_id()
+            given if given and REQUEST_ID.fullmatch(given) else engine.new_request_id()
         )
         self.failed: list[AttemptRecord] = []
 

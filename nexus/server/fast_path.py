@@ -22,6 +22,7 @@ from nexus.http.client_watch import ClientGone, Stopping
 from nexus.http.connection_pool import Connection
 from nexus.proxy.engine import ClientResponse, Engine
 from nexus.proxy.keepalive_comments import CommentedBody
+from nexus.proxy.own_error import own_error
 from nexus.proxy.relay import StreamBody, chunk
 from nexus.proxy.request import Request
 from nexus.proxy.responses import WholeBody
@@ -128,13 +129,11 @@ class FastPath:
 
     def _refuse_head(self, data: bytes, status: int, reason: str) -> bytes:
         self._engine.recorder.rejected(reason)
-        content = dialect_of_head(data).error_body(
-            _HEADS_REFUSED[reason], status=status, code=reason
+        headers, content = own_error(
+            dialect_of_head(data), _HEADS_REFUSED[reason], status=status, code=reason
         )
-        head = (
-            f"{_STATUS_LINES[status]}{self._clock.lines(keep_alive=False)}"
-            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-        )
+        lines = "\r\n".join(map(": ".join, headers))
+        head = f"{_STATUS_LINES[status]}{self._clock.lines(keep_alive=False)}{lines}\r\n\r\n"
         with contextlib.suppress(OSError):
             self._writer.send(head.encode() + content, _LAST_SEND_S)
         self.linger()

@@ -15,6 +15,7 @@ from nexus.dialects.base import RequestForm
 from nexus.proxy.endpoint_table import STORED_ID, Endpoint
 from nexus.proxy.endpoints import ENDPOINTS
 from nexus.proxy.engine import ClientResponse, Engine
+from nexus.proxy.own_error import own_error
 from nexus.proxy.request import Request
 from nexus.proxy.serve import check_caller, serve
 from nexus.server.model_list import anthropic_list, find_model, in_anthropic_form, list_models
@@ -93,13 +94,15 @@ def openai_endpoints(engine: Engine) -> Blueprint:
         for given in (name, f"/{name}"):  # a slash at the front of a name is lost in the path
             if view is not None and (entry := find_model(view, given, caller)) is not None:
                 return jsonify(in_anthropic_form(entry) if _asks_in_anthropics_form() else entry)
-        message = f"The model {name[:200]!r} does not exist here."
-        dialect = _models_endpoint().dialect
-        return Response(
-            dialect.error_body(message, status=404, code="model_not_found", param="model"),
-            404,
-            mimetype="application/json",
+        headers, content = own_error(
+            _models_endpoint().dialect,
+            f"The model {name[:200]!r} does not exist here.",
+            status=404,
+            code="model_not_found",
+            param="model",
+            given_id=request.headers.get("x-request-id"),
         )
+        return Response(content, 404, headers)
 
     @blueprint.get("/v1/key")
     def key() -> Response:

@@ -11,6 +11,7 @@ from nexus.config.admin_records import Cors
 from nexus.dialects.base import Dialect
 from nexus.http import cross_origin
 from nexus.proxy.endpoints import ENDPOINTS
+from nexus.proxy.own_error import own_error
 from nexus.server.refusals import dialect_of
 
 DEPLOYMENT = "nexus.deployment"
@@ -137,6 +138,9 @@ def environ_dialect(environ: dict[str, Any]) -> Dialect:
 def _respond(
     environ: dict[str, Any], start: _Start, status: str, code: str, message: str
 ) -> list[bytes]:
-    content = environ_dialect(environ).error_body(message, status=int(status[:3]), code=code)
-    start(status, [("content-type", "application/json"), ("content-length", str(len(content)))])
+    given_id = environ.get("HTTP_X_REQUEST_ID")
+    headers, content = own_error(
+        environ_dialect(environ), message, status=int(status[:3]), code=code, given_id=given_id
+    )
+    start(status, headers)
     return [content]

@@ -11,6 +11,7 @@ from nexus.dialects import anthropic, openai
 from nexus.dialects.base import Dialect
 from nexus.errors import INTERNAL_MESSAGE
 from nexus.proxy.endpoints import ENDPOINTS
+from nexus.proxy.own_error import own_error
 
 _LONGEST_PATH = 256
 """Longer than the path of any endpoint. It bounds the search for one above a path."""
@@ -78,15 +79,14 @@ class ErrorWriter:
     def sendall(self, page: bytes) -> None:
         status_line = page.partition(b"\r\n")[0].decode("latin-1")
         status = int(status_line.split()[1])
-        code, message, more = "bad_request", str(self._error)[:_LONGEST_MESSAGE], ""
+        code, message = "bad_request", str(self._error)[:_LONGEST_MESSAGE]
+        more = [("Connection", "close")]
         if status == 500:
-            code, message, more = "internal", INTERNAL_MESSAGE, "x-should-retry: false\r\n"
+            code, message = "internal", INTERNAL_MESSAGE
+            more.append(("x-should-retry", "false"))
         elif status == 431:
             code = "head_too_large"
         self._rejected(code)
-        content = self._dialect.error_body(message, status=status, code=code)
-        head = (
-            f"{status_line}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(content)}\r\n{more}\r\n"
-        )
-        self._client.sendall(head.encode("latin-1") + content)
+        headers, content = own_error(self._dialect, message, status=status, code=code)
+        lines = "\r\n".join([status_line, *map(": ".join, [*more, *headers])])
+        self._client.sendall(f"{lines}\r\n\r\n".encode("latin-1") + content)

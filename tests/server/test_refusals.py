@@ -4,6 +4,7 @@ It is counted once.
 """
 
 import json
+import re
 import time
 
 import pytest
@@ -66,7 +67,11 @@ def check_error(reply: bytes, path: str, status: int, code: str) -> dict:
     assert head.startswith(b"HTTP/1.1 %d " % status), reply
     assert b"\r\ncontent-type: application/json" in head.lower()
     found = json.loads(content)
+    ids = re.findall(rb"\r\n(x-request-id|request-id): ([!-~]+)", head)
+    assert len({value for _, value in ids}) == 1
+    assert [name for name, _ in ids] == [b"x-request-id", b"request-id"][: 1 + (path == MESSAGES)]
     if path == MESSAGES:
+        assert found["request_id"].encode() == ids[0][1]
         kind = {404: "not_found_error", 413: "request_too_large", 500: "api_error"}
         other = "invalid_request_error" if status < 500 else "api_error"
         assert found["type"] == "error"
