@@ -120,6 +120,7 @@ def _try_until_served(exchange: Exchange, waiter: Waiter) -> ClientResponse:
     engine = exchange.engine
     tried: set[tuple[str, str]] = set()
     failure: RequestFailed | None = None
+    last: RequestFailed | None = None
     pauses = 0
     try:
         while True:
@@ -128,6 +129,8 @@ def _try_until_served(exchange: Exchange, waiter: Waiter) -> ClientResponse:
             except RequestFailed as none_left:
                 if failure is None:
                     raise
+                if failure.fault.code in UNTRANSLATABLE and none_left.fault.status == 503:
+                    raise none_left from failure  # a backend that needs no translation is not ready
                 pauses += 1
                 if (
                     not tried
@@ -146,19 +149,22 @@ def _try_until_served(exchange: Exchange, waiter: Waiter) -> ClientResponse:
                 reservation.release(FAULTS["insufficient_quota"])
                 continue
             if failure is not None and exchange.choice is not None:
-                engine.recorder.retried(exchange.choice.backend.label, failure.fault.error_type)
+                fault = FAULTS[exchange.failed[-1].outcome]
+                engine.recorder.retried(exchange.choice.backend.label, fault.error_type)
             exchange.start_attempt(reservation)
             try:
                 return _attempt(exchange, reservation)
             except RequestFailed as failed:
-                failure = failed
+                last = failed
+            if failure is None or last.fault.code not in UNTRANSLATABLE:
+                failure = last  # one that was sent says more
             tried.add((reservation.choice.backend.name, reservation.choice.model))
-            exchange.attempt_failed(reservation.choice, failure)
-            if not _may_retry(exchange, reservation, failure, waiter):
+            exchange.attempt_failed(reservation.choice, last)
+            if not _may_retry(exchange, reservation, last, waiter):
                 raise failure
     finally:
         # Its traceback has this frame: the cycle would keep the request until the next collection.
-        failure = None
+        failure = last = None
 
 
 def _pause(exchange: Exchange, failure: RequestFailed, nth: int, deadline: float) -> bool:

@@ -39,14 +39,26 @@ class Candidate:
         possible = (name for other, name in needs.translations if other in spoken)
         return next((name for name in possible if allowed is True or name in allowed), None)
 
-    def unsuitable(self, needs: Needs, constraints: Constraints) -> str | None:
-        """Why it cannot serve such requests, whatever the moment; None if it can."""
+    def understands(self, needs: Needs, *, native: bool = False) -> bool:
+        """Whether its backend speaks the API of such requests, or, unless `native`, can get them
+        translated."""
+        if needs.dialect in self.backend.spoken:
+            return True
+        return not native and self.translation(needs) is not None
+
+    def unsuitable(
+        self, needs: Needs, constraints: Constraints, *, native: bool = False
+    ) -> str | None:
+        """Why it cannot serve such requests, whatever the moment; None if it can.
+
+        With `native`, they have no translation.
+        """
         backend = self.backend
         if backend.status != "healthy":
             return backend.status
         if backend.draining:
             return "draining"
-        if needs.dialect not in backend.spoken and self.translation(needs) is None:
+        if not self.understands(needs, native=native):
             return "dialect_not_spoken"
         if self.lacks(needs):
             return "capability_mismatch"

@@ -55,7 +55,8 @@ def evaluate(
     In this order: health, draining, dialect, capability, policy, circuit, a busy backend, its
     limit.
     """
-    reason = candidate.unsuitable(query.needs, accepted_constraints(table, query, model))
+    constraints = accepted_constraints(table, query, model)
+    reason = candidate.unsuitable(query.needs, constraints, native=query.native)
     if reason is None:
         backend = candidate.backend
         reason = unavailable_now(backend, now.status(backend.column, model), now)

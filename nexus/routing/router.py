@@ -78,7 +78,7 @@ def choose(table: RouteTable, query: RouteQuery, *, tried: Tried, now: RoutingCo
     """
     blocked: list[tuple[Candidate, EndpointStatus]] = []
     choice = _choose(table, query, tried, now, blocked)
-    if choice is None and not blocked and not tried:
+    if choice is None and not blocked and (not tried or query.native):
         choice = _choose(table, query, tried, ignoring_circuits(now), blocked)
     if choice is not None:
         return choice

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from nexus.config import BackendConfig, Config
 from nexus.config.routing_records import Policy, Routing
@@ -347,6 +348,31 @@ def test_a_translated_backend_comes_after_those_that_need_no_translation():
     )
     assert pick(routes, "m", needs=needs).backend.name == "chat", "priority comes first"
     assert pick(routes, "m").translation is None
+
+
+def test_backends_that_need_no_translation_are_not_ready():
+    """A request without a translation waits for them, or is told that they are down."""
+    needs = Requirements(dialect="anthropic", translations=(("openai", "messages-to-chat"),))
+    open_ = EndpointStatus("open", ready_in_s=9)
+
+    query = RouteQuery("m", needs=needs, native=True)
+
+    def after_chat(*natives, **now):
+        routes = table(backend("chat", "m", type="generic"), *natives)
+        conditions = Conditions(**{"load": lambda _: 0, **now})
+        return choose(routes, query, tried={("chat", "m")}, now=conditions)
+
+    native = backend("native", "m", column=1, type="vllm", max_concurrent=1)
+    for natives, load, fault in (
+        ([native], 1, "at_capacity"),
+        ([replace(native, status="unhealthy")], 0, "no_healthy_backend"),
+        ([], 0, "dialect_not_spoken"),
+    ):
+        with pytest.raises(RequestFailed) as failed:
+            after_chat(*natives, load=[0, load].__getitem__)
+        assert failed.value.fault.code == fault
+    choice = after_chat(native, status=lambda column, _: open_ if column else CLEAR)
+    assert choice.backend.name == "native"
 
 
 OLLAMA = ("llama3.2:latest", "Qwen:7b", "hf.co/user/model:latest")
