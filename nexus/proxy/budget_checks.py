@@ -97,7 +97,8 @@ class RequestBudgets:
     def _for_fallback(self, model: str) -> tuple[list[Hold], list[Hold]] | None:
         """At least what is held, and what a model needs; and what is held of the same accounts.
 
-        None if the model is refused.
+        What is held of accounts that are not the model's is the same object in both. None if the
+        model is refused.
         """
         if model not in self._fallbacks:
             try:
@@ -111,7 +112,7 @@ class RequestBudgets:
         held = {hold.account.digest for hold in before}
         before += [Hold(hold.account) for hold in needed if hold.account.digest not in held]
         after = [
-            max(hold, by_account.get(hold.account.digest, hold), key=lambda one: one.nano)
+            max(by_account.get(hold.account.digest, hold), hold, key=lambda one: one.nano)
             for hold in before
         ]
         return after, before

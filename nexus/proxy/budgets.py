@@ -70,9 +70,12 @@ def stage_holds(
 ) -> None:
     """Stage what a request holds, in the place of what it held `before` of the same accounts.
 
-    Raises `BudgetRefused`, or `RequestFailed` if a hard budget has no room in the table.
+    One that was held before is not asked for again. Raises `BudgetRefused`, or `RequestFailed` if a
+    hard budget has no room in the table.
     """
     for position, hold in enumerate(holds):
+        if before and before[position] is hold:
+            continue
         account, more = hold.account, hold.nano - (before[position].nano if before else 0)
         record = _record(table, account, now)
         spent, held = (0, 0) if record is None else table.accounts.amounts(record)
@@ -104,6 +107,8 @@ def stage_costs(
 def has_room(table: LimitTable, holds: Sequence[Hold], before: Sequence[Hold]) -> bool:
     """Whether more could be held than before."""
     for new, old in zip(holds, before, strict=True):
+        if new is old:
+            continue
         account, more = new.account, new.nano - old.nano
         record = table.accounts.find(account.digest)
         spent, held = (0, 0) if record is None else table.accounts.amounts(record)
