@@ -113,8 +113,8 @@ TRANSLATED = counter(
 )
 DIALECT_REQUESTS = counter(
     "nexus_dialect_requests_total",
-    "Finished requests that were sent to a backend, by how the last one got them: native (in the "
-    "client's API) or translated.",
+    "Finished requests for which a backend was tried, by how the last one gets them: native (in "
+    "the client's API) or translated. Those that cannot be translated count, too.",
     endpoint=Label(names="endpoints"),
     mode=Label(("native", "translated")),
 )
@@ -211,7 +211,7 @@ PREFLIGHTS = counter(
 ATTEMPTS = counter(
     "nexus_upstream_attempts_total",
     "Attempts at a backend; a retried request makes several. outcome is ok or the failure's "
-    "error_type.",
+    "error_type. Attempts whose request could not be sent, or not be translated, count, too.",
     backend=BACKEND,
     outcome=Label(("ok", *ERROR_TYPE.values)),
 )
