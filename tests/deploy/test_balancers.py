@@ -238,6 +238,43 @@ def test_errors_of_the_balancer_have_request_ids(balancer: Balancer):
     assert re.fullmatch(r"[0-9A-Za-z@_-]{24,36}", headers["x-request-id"])
 
 
+LONG = b"a" * 9000
+UNREADABLE = {
+    b"POST %b HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n": (400, "bad_request"),
+    b"POST nothing HTTP/1.1\r\nhost: x\r\n\r\n": (400, "bad_request"),
+    b"TRACE %b HTTP/1.1\r\nhost: x\r\n\r\n": (405, "bad_request"),
+    b"POST %b?" + LONG + b" HTTP/1.1\r\nhost: x\r\n\r\n": (414, "bad_request"),
+    b"POST %b HTTP/1.1\r\nhost: x\r\na: " + LONG + b"\r\n\r\n": (431, "head_too_large"),
+    b"POST %b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: x\r\n\r\n": (501, "bad_request"),
+    b"POST %b HTTP/7.1\r\nhost: x\r\n\r\n": (505, "bad_request"),
+}
+"""Request → what nginx itself responds."""
+
+
+@pytest.mark.parametrize("request_", UNREADABLE, ids=[str(code) for code, _ in UNREADABLE.values()])
+def test_what_nginx_cannot_read_gets_an_error_in_openais_form(balancer: Balancer, request_: bytes):
+    if not isinstance(balancer, Nginx):
+        pytest.skip("haproxy's parser has a page of its own")
+    with contextlib.closing(balancer.connect()) as client:
+        client.connect()
+        client.sock.sendall(request_.replace(b"%b", CHAT.encode()))
+        answer = http.client.HTTPResponse(client.sock)
+        answer.begin()
+        found = answer.status, json.loads(answer.read())["error"]["code"]
+    assert found == UNREADABLE[request_]
+    assert answer.headers["content-type"] == "application/json"
+    assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-request-id"])
+
+
+def test_the_log_has_what_was_asked_for_if_the_balancer_refuses(balancer: Balancer):
+    with contextlib.closing(balancer.connect()) as client:
+        client.request("POST", "/metrics?a=b", b"{}", JSON | {"x-request-id": (id_ := new_id())})
+        answer = client.getresponse()
+        assert (answer.status, len(answer.read()) > 0) == (404, True)
+    [line] = until(lambda: [one for one in map(json.loads, balancer.lines()) if id_ in str(one)])
+    assert (line["method"], line["path"], str(line["status"])) == ("POST", "/metrics", "404")
+
+
 def test_a_body_over_the_limit(balancer: Balancer):
     with contextlib.closing(balancer.connect()) as client:
         client.putrequest("POST", CHAT)
