@@ -47,13 +47,16 @@ def no_route(table: RouteTable, query: RouteQuery, now: RoutingContext) -> Reque
             "healthy."
         )
         return _unavailable(table, query, found, "routing_rejected", message, retry_after_s=5)
+    if any(
+        one.candidate.understands(query.needs, native=query.native)
+        and not one.candidate.lacks(query.needs)
+        and _allowed(table, query, one)
+        for one in found
+        if not one.backend.usable
+    ):
+        message = f"No healthy backend that has {query.model!r} can serve this request now."
+        return _unavailable(table, query, found, "no_healthy_backend", message, retry_after_s=5)
     if all(one.reason == "dialect_not_spoken" for one in usable):
-        if any(one.candidate.understands(query.needs, native=query.native) for one in found):
-            message = (
-                f"No healthy backend that serves {query.model!r} speaks the API of this request "
-                f"({query.needs.dialect}) now."
-            )
-            return _unavailable(table, query, found, "no_healthy_backend", message, retry_after_s=5)
         names = ", ".join(dict.fromkeys(one.backend.name for one in usable[:_LISTED]))
         message = (
             f"No backend that has {query.model!r} speaks the API of this request "

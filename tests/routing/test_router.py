@@ -182,6 +182,27 @@ def test_full_backends_are_left_out():
             Requirements(task="chat"),
             "capability_mismatch",
         ),
+        (
+            [backend("a", Model(name="m", tools=False)), backend("b", "m", status="unhealthy")],
+            {},
+            Requirements(tools=True),
+            "no_healthy_backend",
+        ),
+        (
+            [
+                backend("a", Model(name="m", tools=False), zone="restricted"),
+                backend("b", "m", status="unhealthy", zone="open"),
+            ],
+            {"policies": [Policy(model_pattern="*", privacy="restricted")]},
+            Requirements(tools=True),
+            "capability_mismatch",
+        ),
+        (
+            [backend("a", "m", type="generic"), backend("b", "m", type="vllm", status="unhealthy")],
+            {},
+            Requirements(dialect="anthropic"),
+            "no_healthy_backend",
+        ),
     ],
 )
 def test_why_none_can_serve(backends, routing, needs, fault):
