@@ -17,6 +17,7 @@ import pytest
 
 from nexus.config.access_records import Identity
 from nexus.proxy.endpoints import ENDPOINTS
+from tests.proxy.test_responses import WEBSOCKET
 from tests.support.balancers import PUBLIC, Apache, Balancer, Haproxy, Nginx
 from tests.support.clients import CHAT, JSON, Asking, Load, answers, ask_once, body, new_id, stream
 from tests.support.metrics import Scrape
@@ -273,6 +274,15 @@ def test_the_log_has_what_was_asked_for_if_the_balancer_refuses(balancer: Balanc
         assert (answer.status, len(answer.read()) > 0) == (404, True)
     [line] = until(lambda: [one for one in map(json.loads, balancer.lines()) if id_ in str(one)])
     assert (line["method"], line["path"], str(line["status"])) == ("POST", "/metrics", "404")
+
+
+def test_a_client_that_asks_for_a_websocket_hears_what_to_do(balancer: Balancer):
+    with contextlib.closing(balancer.connect()) as client:
+        client.request("GET", "/v1/responses", headers=WEBSOCKET)
+        answer = client.getresponse()
+        found = answer.status, json.loads(answer.read())["error"]["code"]
+    assert found == (426, "websocket_unsupported")
+    assert answer.headers["upgrade"] == "HTTP/1.1"
 
 
 def test_a_body_over_the_limit(balancer: Balancer):
