@@ -286,6 +286,7 @@ class Apache(Balancer):
         environ = clean_environ(**self.environ)
         subprocess.run([*self._command, "-k", "graceful"], check=True, env=environ)
         until(lambda: set(processes_of(self.pid)) - workers)
+        until(lambda: not any(_listens(pid, self.port) for pid in workers))
 
 
 def _addresses(gateways: Sequence[Gateway], operators: Sequence[int]) -> tuple[str, dict[str, str]]:
@@ -311,3 +312,15 @@ def _is_leaving(pid: int) -> bool:
         return b"shutting down" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except FileNotFoundError:
         return True
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether a process still accepts connections at a port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    listening = {
+        f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}")
+    }
+    try:
+        return any(str(file.readlink()) in listening for file in Path(f"/proc/{pid}/fd").iterdir())
+    except FileNotFoundError:
+        return False
