@@ -40,6 +40,7 @@ _CONTEXT_EXCEEDED = _any_of(
     r"too large to process",
     r"tokens to keep from the initial prompt",
     r"must have less than \d+ tokens",
+    r"input token count .{0,20}exceeds the maximum",
     r"max_new_tokens` must be <=",
 )
 _LACKS_MODEL = _any_of(
@@ -220,6 +221,8 @@ def _parts(content: bytes) -> tuple[str, str, str]:
         body = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return content[:_LOOKED_AT].decode(errors="replace"), "", ""
+    if isinstance(body, list) and len(body) == 1 and isinstance(body[0], dict):  # Google
+        body = body[0]
     if not isinstance(body, dict):
         return str(body)[:_LOOKED_AT], "", ""
     error = body.get("error") or body

@@ -35,6 +35,13 @@ CASES = [
     (400, openai("too long", code="context_length_exceeded"), OWN, "context_exceeded", 400),
     (
         400,
+        b"[%b]" % openai("The input token count (9) exceeds the maximum number of tokens (8)."),
+        OWN,
+        "context_exceeded",
+        400,
+    ),
+    (
+        400,
         openai(
             "request (9412 tokens) exceeds the available context size (8192 tokens), try "
             "increasing "
@@ -292,6 +299,7 @@ def test_error_within_a_stream(status, body, known, fault):
         (detail("why"), "why"),
         (detail([{"msg": "first", "input": "secret"}, {"msg": "second"}]), "first; second"),
         (b'["why"]', "['why']"),
+        (b"[%b]" % openai("why"), "why"),
         (b"plain\ntext\x1b[2J", "plain text [2J"),
         (NGINX_503, "an HTML page, '503 Service Temporarily Unavailable'"),
         (b"<p>", "an HTML page"),
