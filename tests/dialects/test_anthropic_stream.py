@@ -88,6 +88,14 @@ def test_an_event_without_a_name_is_known_by_its_type():
     assert (stream.done, stream.usage.prompt_tokens) == (True, 9)
 
 
+COMPACTED = [
+    {"type": "compaction", "input_tokens": 20, "output_tokens": 7, "cache_read_input_tokens": 80,
+     "cache_creation_input_tokens": 6},
+    {"type": "message", "input_tokens": 2, "output_tokens": 4},
+]  # fmt: skip
+"""The tokens of compactions are in none of the other counts, and are billed."""
+
+
 @pytest.mark.parametrize(
     ("first", "last", "usage"),
     [
@@ -100,6 +108,10 @@ def test_an_event_without_a_name_is_known_by_its_type():
         ({"input_tokens": 2, "cache_read_input_tokens": 30, "cache_creation_input_tokens": 5},
          {"output_tokens": 4}, (37, 4, 30, 5)),
         ({"input_tokens": -1}, {"output_tokens": True}, None),
+        ({"input_tokens": 2, "output_tokens": 1}, {"output_tokens": 4, "iterations": COMPACTED},
+         (2 + 106, 4 + 7, 80, 6)),
+        ({"iterations": COMPACTED}, {"iterations": [{"type": "message", "input_tokens": 9}, 1]},
+         None),
     ],
 )  # fmt: skip
 def test_usage_is_the_last_value_over_zero(first, last, usage):

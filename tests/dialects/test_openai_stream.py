@@ -315,6 +315,13 @@ def test_what_is_kept_of_long_events_is_short():
             '"usage":{"prompt_tokens":1,"completion_tokens":2}}',
             ...,
         ),
+        ('{"usage":{"prompt_tokens":1,"completion_tokens":2}}', None),
+        ('{"choices":null,"usage":{"prompt_tokens":1,"completion_tokens":2}}', None),
+        (
+            '{"choices":[{"index":0,"delta":{},"finish_reason":"stop",'
+            '"usage":{"prompt_tokens":1,"completion_tokens":2}}]}',
+            ...,
+        ),
     ],
 )
 def test_what_stands_beside_the_usage(usage_event, shown):

@@ -107,6 +107,25 @@ def test_a_number_that_is_no_count_is_not_reported(told, usage):
 
 
 @pytest.mark.parametrize(
+    ("more", "usage"),
+    [
+        (
+            {"prompt_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 3}},
+            Usage(9, 1, cached_tokens=2, cache_write_tokens=3),
+        ),
+        ({"prompt_tokens_details": {"cache_creation_tokens": 3}}, Usage(9, 1, None, None, 3)),
+        ({"prompt_cache_hit_tokens": 2, "prompt_cache_miss_tokens": 7}, Usage(9, 1, 2)),
+        ({"cached_tokens": 2}, Usage(9, 1, 2)),
+        ({"prompt_tokens_details": {"cached_tokens": 0}, "cached_tokens": 2}, Usage(9, 1, 0)),
+    ],
+)
+def test_servers_name_the_tokens_of_caches_differently(more, usage):
+    told = {"prompt_tokens": 9, "completion_tokens": 1} | more
+    assert usage_in_response(json.dumps({"usage": told}).encode()) == usage
+    assert parse_usage(json.dumps(told).encode()) == usage
+
+
+@pytest.mark.parametrize(
     ("response", "usage"),
     [
         ({"results": [], "usage": {"total_tokens": 8}}, Usage(8)),

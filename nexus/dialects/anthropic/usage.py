@@ -13,42 +13,47 @@ from nexus.dialects.lenient_json import UNREADABLE, lenient
 
 class UsageFields(msgspec.Struct):
     """The counts of a `usage` object. Tokens that were read from a cache, or written to it, are
-    not among `input_tokens`."""
+    not among `input_tokens`; those of a compaction are only in `iterations`."""
 
     input_tokens: Any = None
     output_tokens: Any = None
     cache_read_input_tokens: Any = None
     cache_creation_input_tokens: Any = None
+    iterations: Any = None
 
 
 class _Response(msgspec.Struct):
     usage: UsageFields | None = None
 
 
+_COUNTS = tuple(name for name in UsageFields.__struct_fields__ if name != "iterations")
 _decode = msgspec.json.Decoder(_Response).decode
 _decode_leniently = lenient(_decode)
 
 
 class Counts:
     """The counts of one response. Of each, the last value over 0 holds: in a stream they are
-    cumulative."""
+    cumulative. What compactions took is added."""
 
-    __slots__ = ("_counts",)
+    __slots__ = ("_compactions", "_counts")
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
+        self._compactions: dict[str, int] = {}
 
     def update(self, fields: UsageFields) -> None:
         counts = self._counts
-        for name in UsageFields.__struct_fields__:
+        for name in _COUNTS:
             value = count(getattr(fields, name))
             if value is not None and (value or name not in counts):
                 counts[name] = value
+        if isinstance(fields.iterations, list):
+            self._compactions = _of_compactions(fields.iterations)
 
     @property
     def usage(self) -> Usage | None:
         """What was reported so far; None if that is neither input nor output."""
-        get = self._counts.get
+        get = self._get
         completion, cached = get("output_tokens"), get("cache_read_input_tokens")
         written = get("cache_creation_input_tokens")
         prompt = get("input_tokens")
@@ -62,6 +67,18 @@ class Counts:
             cached_tokens=cached,
             cache_write_tokens=written,
         )
+
+    def _get(self, name: str) -> int | None:
+        more = self._compactions.get(name)
+        return self._counts.get(name) if not more else self._counts.get(name, 0) + more
+
+
+def _of_compactions(iterations: list[Any]) -> dict[str, int]:
+    """The counts of all compactions in a list of iterations, which the other counts leave out."""
+    entries = [
+        one for one in iterations if isinstance(one, dict) and one.get("type") == "compaction"
+    ]
+    return {name: count(sum(count(one.get(name)) or 0 for one in entries)) or 0 for name in _COUNTS}
 
 
 def usage_in_response(response: bytes, *, lenient: bool = False) -> Usage | None:

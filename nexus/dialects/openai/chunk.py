@@ -9,7 +9,7 @@ import msgspec
 from nexus.dialects.base import ReportedError, Usage
 from nexus.dialects.lenient_json import UNREADABLE, lenient
 from nexus.dialects.openai.errors import ErrorFields, reported_error
-from nexus.dialects.openai.usage import parse_timings, parse_usage
+from nexus.dialects.openai.usage import parse_timings, parse_usage, usage_of
 
 _NO_OUTPUT = frozenset({"role", "name", "provider_specific_fields"})
 """Keys of a delta that carry no output. All others do: each kind of backend has its own key for
@@ -89,10 +89,12 @@ def parse_chunk(data: bytes, kind: bytes = b"") -> ChunkFacts:
     if fields.error or fields.object == "error" or kind == b"error":
         return ChunkFacts(error=reported_error(fields, data))
     usage = parse_usage(fields.usage) if fields.usage != b"null" else None
-    if fields.choices is None:
+    raw = [choice for choice in fields.choices or () if isinstance(choice, dict)]
+    if usage is None:  # Moonshot reports it within the last choice
+        usage = next(filter(None, [usage_of(choice.get("usage")) for choice in raw]), None)
+    if fields.choices is None and usage is None:
         ping = fields.type in _PING_TYPES
-        return ChunkFacts(usage=usage, token=not ping, alive=ping, choices=[])
-    raw = [choice for choice in fields.choices if isinstance(choice, dict)]
+        return ChunkFacts(token=not ping, alive=ping, choices=[])
     if usage is not None and not any(map(_says_something, raw)):
         return ChunkFacts(usage=usage, usage_only=True)
     choices = [_choice(choice) for choice in raw]

@@ -18,6 +18,8 @@ class _Fields(msgspec.Struct):
     total_tokens: Any = None
     prompt_tokens_details: Any = None
     completion_tokens_details: Any = None
+    cached_tokens: Any = None
+    prompt_cache_hit_tokens: Any = None
 
 
 class _Response(msgspec.Struct):
@@ -81,6 +83,11 @@ def parse_usage(raw: bytes) -> Usage | None:
         return None
 
 
+def usage_of(value: Any) -> Usage | None:
+    """The usage in a `usage` object that is decoded; None if it is not in OpenAI's form."""
+    return _usage(msgspec.convert(value, _Fields)) if isinstance(value, dict) else None
+
+
 def parse_timings(raw: bytes) -> Usage | None:
     """The usage in llama.cpp's `timings`, which count the prompt's cached tokens apart."""
     try:
@@ -103,9 +110,21 @@ def _usage(fields: _Fields) -> Usage | None:
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        cached_tokens=detail(of_prompt, "cached_tokens") if of_prompt else None,
-        reasoning_tokens=detail(of_completion, "reasoning_tokens") if of_completion else None,
+        cached_tokens=_first(
+            detail(of_prompt, "cached_tokens"),
+            count(fields.cached_tokens),  # Moonshot
+            count(fields.prompt_cache_hit_tokens),  # DeepSeek
+        ),
+        reasoning_tokens=detail(of_completion, "reasoning_tokens"),
+        cache_write_tokens=_first(
+            detail(of_prompt, "cache_write_tokens"),
+            detail(of_prompt, "cache_creation_tokens"),  # LiteLLM
+        ),
     )
+
+
+def _first(*counts: int | None) -> int | None:
+    return next((count for count in counts if count is not None), None)
 
 
 def asks_for_usage(body: bytes) -> bool:
