@@ -19,9 +19,12 @@ from nexus.dialects.translation.completion import (
     Completion,
     Function,
     Text,
+    arguments_in,
     call_id,
     decode,
+    reasoning_of,
     text_in,
+    text_of,
 )
 
 Kind = Literal["text", "thinking", "refusal", "tool_use"]
@@ -128,7 +131,7 @@ class BlockEvents(ABC):
         return self._start(first)
 
     def _read(self, choice: Choice) -> None:
-        if choice.finish_reason is not None:
+        if choice.finish_reason:
             self._finish, self._sequence = choice.finish_reason, choice.stop_reason
         if (said := choice.delta) is None:
             return
@@ -137,9 +140,9 @@ class BlockEvents(ABC):
             self._add_call(call, n)
 
     def _add_texts(self, said: Text) -> None:
-        if text := text_in(said.reasoning_content) or text_in(said.reasoning):
+        if text := reasoning_of(said):
             self._add("thinking", text)
-        if text := text_in(said.content):
+        if text := text_of(said):
             self._add("text", text)
         if text := text_in(said.refusal):
             self._refused = True
@@ -162,7 +165,7 @@ class BlockEvents(ABC):
             self._call_count += 1
             self._blocks.append(block)
         block.name = block.name or name
-        if piece := text_in(function.arguments):
+        if piece := arguments_in(function.arguments):
             block.held.append(piece)
             block.said.append(piece)
 

@@ -80,6 +80,40 @@ def text_in(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
+def reasoning_of(said: Text) -> str:
+    """The reasoning. Mistral sends it as parts of the content, which have parts themselves."""
+    given = text_in(said.reasoning_content) or text_in(said.reasoning)
+    if given or not isinstance(said.content, list):
+        return given
+    return "".join([_joined(value) for value in _parts(said.content, "thinking")])
+
+
+def text_of(said: Text) -> str:
+    """The text without the reasoning."""
+    return _joined(said.content)
+
+
+def _joined(content: Any) -> str:
+    """A text, or the texts of a list of parts."""
+    if not isinstance(content, list):
+        return text_in(content)
+    return "".join([text_in(value) for value in _parts(content, "text")])
+
+
+def _parts(content: list[Any], kind: str) -> list[Any]:
+    """What the parts of a kind hold."""
+    return [
+        part.get(kind) for part in content if isinstance(part, dict) and part.get("type") == kind
+    ]
+
+
+def arguments_in(value: Any) -> str:
+    """The arguments of a call, or a piece of them. Some servers send the object, not its text."""
+    return (
+        msgspec.json.encode(value).decode() if value and isinstance(value, dict) else text_in(value)
+    )
+
+
 def content_of(parts: list[dict[str, Any]]) -> Any:
     """The content of a message: a single text as a text, which every server takes; else the
     parts."""

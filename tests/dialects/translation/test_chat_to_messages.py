@@ -68,6 +68,44 @@ def test_text_thinking_and_calls_are_what_the_backend_said():
     assert grammar.usage["prompt_tokens_details"] == {"cached_tokens": 30, "cache_write_tokens": 5}
 
 
+def test_what_comes_with_the_start_of_a_block_is_not_lost():
+    """Clients parse the arguments of a call that has none, too."""
+    blocks = [
+        {"type": "thinking", "thinking": "Hm"},
+        {"type": "text", "text": "So"},
+        {"type": "tool_use", "id": "c1", "name": "whole", "input": {"a": 1.50}},
+        {"type": "tool_use", "id": "c2", "name": "none", "input": {}},
+        {"type": "tool_use", "id": "c3", "name": "pieces", "input": {"b": 1}},
+        {"type": "tool_use", "id": "c4", "name": "unended", "input": {}},
+    ]
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": {"id": "m1", "model": "m", "content": []}}
+    ]
+    for n, block in enumerate(blocks):
+        events.append({"type": "content_block_start", "index": n, "content_block": block})
+        for piece in ("", '{"b":', " 2}") if n == 4 else ("",) if n == 3 else ():
+            delta = {"type": "input_json_delta", "partial_json": piece}
+            events.append({"type": "content_block_delta", "index": n, "delta": delta})
+        if n < 5:
+            events.append({"type": "content_block_stop", "index": n})
+    events.append({"type": "message_delta", "delta": {"stop_reason": "tool_use"}})
+    events.append({"type": "message_stop"})
+    grammar, _ = stream(
+        b"".join(
+            b"event: %b\ndata: %b\n\n" % (one["type"].encode(), json.dumps(one).encode())
+            for one in events
+        )
+    )
+    assert grammar.said == {
+        "reasoning_content": "Hm",
+        "content": "So",
+        0: '{"a": 1.5}',
+        1: "{}",
+        2: '{"b": 2}',
+        3: "{}",
+    }
+
+
 def test_every_field_of_openais_package_has_a_rule():
     hints = fields(params.CompletionCreateParamsNonStreaming)
     assert set(hints) | set(fields(params.CompletionCreateParamsStreaming)) <= set(RULES)

@@ -42,6 +42,16 @@ def test_reasoning_text_and_calls_come_in_this_order():
     assert (used.input_tokens, used.cache_read_input_tokens, used.output_tokens) == (10, 20, 4)
 
 
+def test_parts_of_the_content_are_reasoning_and_text():
+    """Mistral's models reason so."""
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]},
+        {"type": "text", "text": "So"},
+    ]
+    thinking, said = translated({"content": parts}).content
+    assert (thinking.thinking, said.text) == ("Hm", "So")
+
+
 @pytest.mark.parametrize(
     ("said", "finish", "reason"),
     [

@@ -193,19 +193,40 @@ def test_nothing_is_lost_and_every_stream_follows_the_grammar(deltas, size):
         assert complete == text or (complete.startswith(text) and json.loads(text) is not None)
 
 
+def test_parts_of_the_content_are_reasoning_and_text():
+    """Mistral's models reason so."""
+    hm = {"type": "thinking", "thinking": [{"type": "text", "text": "H"}, {"type": "x"}]}
+    deltas = [{"content": [hm]}, {"content": [{"type": "text", "text": "So"}]}, {"content": "."}]
+    shown, _ = translated([chunks(*deltas)])
+    assert said(check_messages(shown)) == [("thinking", "H"), ("text", "So.")]
+
+
+def test_arguments_may_be_the_object_itself():
+    deltas = [calls(piece(0, given, name, name)) for name, given in (("f", {"a": 1}), ("g", {}))]
+    shown, _ = translated([chunks(*deltas)])
+    assert said(check_messages(shown)) == [("tool_use", '{"a":1}'), ("tool_use", "")]
+
+
+def test_an_empty_finish_reason_is_none():
+    data = chunks({"content": "x"}, finish="length")
+    late = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":""}]}\n\ndata: [DONE]'
+    shown, _ = translated([data.replace(b"data: [DONE]", late)])
+    assert check_messages(shown).stop == ("max_tokens", None)
+
+
 def test_usage_counts_cached_tokens_apart():
     usage = {
         "prompt_tokens": 30,
         "completion_tokens": 4,
-        "prompt_tokens_details": {"cached_tokens": 20},
+        "prompt_tokens_details": {"cached_tokens": 20, "cache_write_tokens": 3},
     }
     event = b"data: %b\n\n" % json.dumps({"choices": [], "usage": usage}).encode()
     data = chunks({"content": "x"}).replace(b"data: [DONE]", event + b"data: [DONE]")
     shown, stream = translated([data])
     assert check_messages(shown).usage == {
-        "input_tokens": 10,
-        "cache_creation_input_tokens": 0,
+        "input_tokens": 7,
+        "cache_creation_input_tokens": 3,
         "cache_read_input_tokens": 20,
         "output_tokens": 4,
     }
-    assert stream.usage == Usage(30, 4, 20)
+    assert stream.usage == Usage(30, 4, 20, cache_write_tokens=3)

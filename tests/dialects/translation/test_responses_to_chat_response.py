@@ -50,6 +50,16 @@ def test_reasoning_text_and_calls_come_in_this_order():
     assert used.output_tokens_details.reasoning_tokens == 3
 
 
+def test_parts_of_the_content_are_reasoning_and_text():
+    """Mistral's models reason so."""
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]},
+        {"type": "text", "text": "So"},
+    ]
+    thinking, said = translated({"content": parts}).output
+    assert (thinking.content[0].text, said.content[0].text) == ("Hm", "So")
+
+
 @pytest.mark.parametrize(
     ("finish", "status", "reason"),
     [

@@ -53,6 +53,8 @@ class ChunkEvents:
         self._started = False
         self._before = b""
         self._calls: dict[object, int] = {}
+        self._unsaid: dict[int, str] = {}
+        """Call → its arguments, as long as no piece of them has come."""
         self._stop: Any = None
         self._start(None, None)
 
@@ -73,6 +75,8 @@ class ChunkEvents:
             return self._role()
         if event.type == "content_block_start" and (block := event.content_block) is not None:
             return self._block(event.index, block)
+        if event.type == "content_block_stop":
+            return self._rest(self._calls.get(event.index))
         if event.type == "message_delta" and event.delta is not None:
             self._stop = event.delta.stop_reason
         return b""
@@ -84,11 +88,15 @@ class ChunkEvents:
         return self._chunk({"role": "assistant", "content": ""})
 
     def _block(self, index: object, block: Block) -> bytes:
+        if said := text_in(block.text) or text_in(block.thinking):
+            delta = _Delta(type=f"{block.type}_delta", text=said, thinking=said)
+            return self._role() + self._delta(index, delta)
         name = text_in(block.name)
         if block.type != "tool_use" or not name:
             return b""
         number = self._calls[index] = len(self._calls)
         call_id = text_in(block.id) or f"call_{number}"
+        self._unsaid[number] = bytes(block.input).decode(errors="replace")
         function = {"name": name, "arguments": ""}
         call = {"index": number, "id": call_id, "type": "function", "function": function}
         return self._role() + self._chunk({"tool_calls": [call]})
@@ -99,9 +107,20 @@ class ChunkEvents:
         if delta.type == "thinking_delta":
             return self._chunk({"reasoning_content": text_in(delta.thinking)})
         if delta.type == "input_json_delta" and (number := self._calls.get(index)) is not None:
-            piece = {"index": number, "function": {"arguments": text_in(delta.partial_json)}}
-            return self._chunk({"tool_calls": [piece]})
+            if said := text_in(delta.partial_json):
+                self._unsaid.pop(number, None)
+            return self._arguments(number, said)
         return b""
+
+    def _arguments(self, number: int, said: str) -> bytes:
+        piece = {"index": number, "function": {"arguments": said}}
+        return self._chunk({"tool_calls": [piece]})
+
+    def _rest(self, number: int | None) -> bytes:
+        """The arguments of a call that came whole with its start: clients parse them, also if
+        there are none."""
+        said = None if number is None else self._unsaid.pop(number, None)
+        return b"" if number is None or said is None else self._arguments(number, said)
 
     def _chunk(self, delta: dict[str, Any]) -> bytes:
         return self._before + _encode(delta) + b',"finish_reason":null}]}\n\n'
@@ -111,4 +130,5 @@ class ChunkEvents:
         last = self._before + b'{},"finish_reason":' + reason + b"}]"
         if usage is not None:
             last += b',"usage":' + _encode(usage_fields(usage))
-        return self._role() + last + b"}\n\ndata: [DONE]\n\n"
+        rest = b"".join([self._rest(number) for number in list(self._unsaid)])
+        return self._role() + rest + last + b"}\n\ndata: [DONE]\n\n"

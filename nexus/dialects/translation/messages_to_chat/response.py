@@ -9,7 +9,15 @@ import msgspec
 from nexus.dialects import openai
 from nexus.dialects.base import Usage
 from nexus.dialects.lenient_json import UNREADABLE
-from nexus.dialects.translation.completion import Call, Function, call_id, first_choice, text_in
+from nexus.dialects.translation.completion import (
+    Call,
+    Function,
+    call_id,
+    first_choice,
+    reasoning_of,
+    text_in,
+    text_of,
+)
 from nexus.dialects.translation.rules import BadResponse
 from nexus.dialects.translation.translation import ClientContext
 
@@ -30,9 +38,9 @@ def translate_response(response: bytes, _context: ClientContext) -> bytes:
     """The message that a whole completion is. Raises `BadResponse`."""
     completion, choice, said = first_choice(response)
     content: list[dict[str, Any]] = []
-    if thinking := text_in(said.reasoning_content) or text_in(said.reasoning):
+    if thinking := reasoning_of(said):
         content.append({"type": "thinking", "thinking": thinking, "signature": SIGNATURE})
-    if text := text_in(said.content) or text_in(said.refusal):
+    if text := text_of(said) or text_in(said.refusal):
         content.append({"type": "text", "text": text})
     calls = said.tool_calls or []
     message_id = text_in(completion.id)
@@ -73,15 +81,16 @@ def message_fields(message_id: str, model: str) -> dict[str, Any]:
 
 
 def usage_fields(usage: Usage | None) -> dict[str, int]:
-    """The tokens as a message reports them: those that were read from a cache count apart.
+    """The tokens as a message reports them: those that were read from a cache, or written to it,
+    count apart.
 
     A count that the backend does not tell is 0, because a client needs one.
     """
     usage = usage or Usage()
-    cached = usage.cached_tokens or 0
+    cached, written = usage.cached_tokens or 0, usage.cache_write_tokens or 0
     return {
-        "input_tokens": max(0, (usage.prompt_tokens or 0) - cached),
-        "cache_creation_input_tokens": 0,
+        "input_tokens": max(0, (usage.prompt_tokens or 0) - cached - written),
+        "cache_creation_input_tokens": written,
         "cache_read_input_tokens": cached,
         "output_tokens": usage.completion_tokens or 0,
     }

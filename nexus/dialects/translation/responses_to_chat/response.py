@@ -12,9 +12,12 @@ from nexus.dialects.translation.chat_blocks import Kind
 from nexus.dialects.translation.completion import (
     Completion,
     Function,
+    arguments_in,
     call_id,
     first_choice,
+    reasoning_of,
     text_in,
+    text_of,
 )
 from nexus.dialects.translation.translation import ClientContext
 
@@ -37,19 +40,17 @@ def translate_response(response: bytes, context: ClientContext) -> bytes:
         item_id = item_name(kind, message_id, len(output))
         output.append(item(kind, item_id, text, status=status, **more))
 
-    if text := text_in(said.reasoning_content) or text_in(said.reasoning):
+    if text := reasoning_of(said):
         add("thinking", text)
-    if text := text_in(said.content):
+    if text := text_of(said):
         add("text", text)
     if text := text_in(said.refusal):
         add("refusal", text)
     for n, call in enumerate(said.tool_calls or ()):
         function = call.function or Function()
-        given = function.arguments
-        if isinstance(given, dict):
-            given = msgspec.json.encode(given).decode()
+        given = arguments_in(function.arguments)
         names = tool_fields(text_in(function.name), context)
-        add("tool_use", text_in(given), call_id=call_id(call.id, message_id, n), names=names)
+        add("tool_use", given, call_id=call_id(call.id, message_id, n), names=names)
     usage = openai.usage_in_response(response, lenient=True)
     return response_object(
         completion, context, status=status, reason=reason, output=output, usage=usage
