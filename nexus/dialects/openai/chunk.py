@@ -26,14 +26,17 @@ _EMPTY_CHOICE = {
 completions."""
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class _Fields(ErrorFields):
-    usage: msgspec.Raw = msgspec.Raw(b"null")
+    usage: msgspec.Raw = _NULL
     prompt_progress: Any = None
     choices: list[Any] | None = None
 
 
 class _Timed(msgspec.Struct):
-    timings: msgspec.Raw = msgspec.Raw(b"null")
+    timings: msgspec.Raw = _NULL
 
 
 class Choice(NamedTuple):
@@ -88,7 +91,7 @@ def parse_chunk(data: bytes, kind: bytes = b"") -> ChunkFacts:
         )
     if fields.error or fields.object == "error" or kind == b"error":
         return ChunkFacts(error=reported_error(fields, data))
-    usage = parse_usage(fields.usage) if fields.usage != b"null" else None
+    usage = parse_usage(fields.usage) if fields.usage != _NULL else None
     raw = [choice for choice in fields.choices or () if isinstance(choice, dict)]
     if usage is None:  # Moonshot reports it within the last choice
         usage = next(filter(None, [usage_of(choice.get("usage")) for choice in raw]), None)

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 from nexus.dialects.base import InvalidBody
 from nexus.dialects.json_body import Raw
 
-NULL = Raw(b"null")
+NULL, EMPTY = Raw(b"null"), Raw(b'""')
+"""Raw JSON equals no bytes, only raw JSON."""
 
 
 class Rule(NamedTuple):

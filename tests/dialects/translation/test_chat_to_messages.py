@@ -197,6 +197,41 @@ def test_a_conversation_with_all_that_is_mapped():
     assert json.loads(ONE.request(body, Receiver(max_output_tokens=64)).body)["max_tokens"] == 64
 
 
+def test_what_the_backend_would_refuse_is_left_out():
+    call = {"id": "c1", "type": "function", "function": {"name": "w", "arguments": ""}}
+    messages = [
+        {"role": "system", "content": ""},
+        HI,
+        {"role": "assistant", "content": "", "tool_calls": []},
+        {"role": "user", "content": [{"type": "text", "text": ""}]},
+        HI,
+        {"role": "assistant", "content": "", "refusal": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": ""},
+    ]
+    tools = [
+        {"type": "function", "function": {"name": "w"} | more}
+        for more in ({}, {"parameters": {}}, {"parameters": None})
+    ]
+    made = translated(messages=messages, tools=tools, temperature=0.5, top_p=1.0)
+    result = {"type": "tool_result", "tool_use_id": "c1", "content": []}
+    assert made == {
+        "model": "m",
+        "max_tokens": 4096,
+        "temperature": 0.5,
+        "messages": [
+            {"role": "user", "content": SAID[0]["content"] * 2},
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "c1", "name": "w", "input": {}}],
+            },
+            {"role": "user", "content": [result]},
+        ],
+        "tools": [{"name": "w", "input_schema": {"type": "object", "properties": {}}}] * 3,
+    }
+    assert translated(top_p=1)["top_p"] == 1
+    assert translated(temperature=1, top_p=0.9)["top_p"] == 0.9
+
+
 @pytest.mark.parametrize(
     ("choice", "made"),
     [

@@ -84,7 +84,11 @@ def test_a_request_with_all_that_is_mapped():
         instructions="Be kind.",
         input=[
             {"role": "developer", "content": [text("Be brief.")]},
-            user(text("hi"), {"type": "input_image", "image_url": "https://x/y", "detail": "low"}),
+            user(
+                text("hi"),
+                {"type": "input_image", "image_url": "https://x/y", "detail": "low"},
+                {"type": "input_image", "image_url": "https://x/z", "detail": "original"},
+            ),
         ],
         max_output_tokens=9,
         temperature=0.5,
@@ -119,6 +123,7 @@ def test_a_request_with_all_that_is_mapped():
                 "content": [
                     {"type": "text", "text": "hi"},
                     {"type": "image_url", "image_url": {"url": "https://x/y", "detail": "low"}},
+                    {"type": "image_url", "image_url": {"url": "https://x/z"}},
                 ],
             },
         ],

@@ -19,7 +19,7 @@ RULES: Rules = {
         "`max_tokens`; without either it is the most that the model is known to take, else 4096",
     ),
     "temperature": Rule("map", "`temperature`, at most 1"),
-    "top_p": Rule("map", "`top_p`"),
+    "top_p": Rule("map", "`top_p`; left out if it is 1 beside `temperature`"),
     "top_k": Rule("map", "`top_k`"),
     "stop": Rule("map", "`stop_sequences`"),
     "stream": Rule("map", "`stream`"),

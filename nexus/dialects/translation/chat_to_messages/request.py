@@ -20,7 +20,7 @@ from nexus.dialects.translation.raw import (
     text_of,
     type_of,
 )
-from nexus.dialects.translation.rules import NULL, FieldCheck, untranslatable
+from nexus.dialects.translation.rules import EMPTY, NULL, FieldCheck, untranslatable
 from nexus.dialects.translation.translation import Receiver, TranslatedRequest
 
 _DEFAULT_MAX_TOKENS = 4096
@@ -48,6 +48,8 @@ def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
     request |= _conversation(check, objects_of(fields["messages"], "messages"))
     if "temperature" in fields:
         request["temperature"] = min(1.0, number_of(fields["temperature"], "temperature"))
+        if "top_p" in fields and number_of(fields["top_p"], "top_p") == 1:
+            del request["top_p"]  # newer models refuse both, and 1 means nothing
     if "stop" in fields:
         stop = fields["stop"]
         request["stop_sequences"] = [stop] if bytes(stop)[:1] == b'"' else stop
@@ -80,6 +82,8 @@ def _conversation(check: FieldCheck, given: list[Fields]) -> dict[str, Any]:
         elif role != "user":
             raise untranslatable(f"{path}.role", "it is none of system, user, assistant, tool")
         turn = "assistant" if role == "assistant" else "user"
+        if not blocks:
+            continue  # the backend refuses a message without content
         if turns and turns[-1]["role"] == turn:
             turns[-1]["content"] += blocks
         else:
@@ -89,7 +93,7 @@ def _conversation(check: FieldCheck, given: list[Fields]) -> dict[str, Any]:
 
 
 def _assistant(message: Fields, path: str) -> Iterator[dict[str, Any]]:
-    if message.get("refusal", NULL) != NULL:
+    if message.get("refusal", NULL) not in (NULL, EMPTY):
         yield {"type": "text", "text": message["refusal"]}
     calls = message.get("tool_calls", NULL)
     for n, call in enumerate(objects_of(calls, f"{path}.tool_calls") if calls != NULL else ()):
@@ -110,7 +114,7 @@ def _parts(check: FieldCheck, raw: Raw, path: str) -> Iterator[dict[str, Any]]:
     if raw == NULL:
         return
     if bytes(raw)[:1] == b'"':
-        if raw != b'""':
+        if raw != EMPTY:
             yield {"type": "text", "text": raw}
         return
     for n, part in enumerate(objects_of(raw, path)):
@@ -120,7 +124,7 @@ def _parts(check: FieldCheck, raw: Raw, path: str) -> Iterator[dict[str, Any]]:
             block = _image(part, f"{path}.{n}")
         else:
             text = part.get(kind, NULL)
-            if text in (NULL, b'""'):
+            if text in (NULL, EMPTY):
                 continue
             block = {"type": "text", "text": text}
         if "cache_control" in part:
@@ -143,10 +147,10 @@ def _tool(check: FieldCheck, tool: Fields, path: str) -> dict[str, Any]:
     kind = type_of(tool, path)
     check.typed("tools", kind, tool, path)
     function = object_of(tool.get("function", NULL), f"{path}.function")
-    made: dict[str, Any] = {
-        "name": function.get("name"),
-        "input_schema": function.get("parameters", {"type": "object", "properties": {}}),
-    }
+    schema = function.get("parameters", NULL)
+    if bytes(schema) in (b"null", b"{}"):  # the backend wants a type
+        schema = Raw(b'{"type":"object","properties":{}}')
+    made: dict[str, Any] = {"name": function.get("name"), "input_schema": schema}
     for name in ("description", "strict"):
         if bytes(function.get(name, NULL)) not in _NO:
             made[name] = function[name]

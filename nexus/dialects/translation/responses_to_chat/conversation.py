@@ -16,6 +16,7 @@ from nexus.dialects.translation.responses_to_chat.tool_names import ToolNames
 from nexus.dialects.translation.rules import NULL, FieldCheck, untranslatable
 
 Message = dict[str, Any]
+_ORIGINAL = Raw(b'"original"')
 
 
 class _Turn:
@@ -135,6 +136,6 @@ class Conversation:
 
 def _image(block: Fields, path: str) -> Message:
     image: Message = {"url": text_of(block.get("image_url", NULL), f"{path}.image_url")}
-    if block.get("detail", NULL) not in (NULL, b'"original"'):
+    if block.get("detail", NULL) not in (NULL, _ORIGINAL):
         image["detail"] = block["detail"]
     return {"type": "image_url", "image_url": image}
