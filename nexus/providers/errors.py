@@ -33,18 +33,36 @@ _CONTEXT_EXCEEDED = _any_of(
     r"context.?window.?exceeded",
     r"maximum (?:context|model) length",
     r"(?:exceeds?|exceeded|than) (?:the |its )?(?:model'?s? )?"
-    r"(?:maximum |available |total )*context",
+    r"(?:max(?:imum)? |available |total )*context",
     r"context (?:length|window|size) (?:was |is |has been )?exceeded",
     r"(?:prompt|input) is too long",
     r"too long for the .{0,20}context",
     r"too large to process",
     r"tokens to keep from the initial prompt",
     r"must have less than \d+ tokens",
-    r"input token count .{0,20}exceeds the maximum",
+    r"input token count .{0,20}exceeds the maximum",  # Google
+    r"maximum prompt length",  # xAI
+    r"maximum allowed input length",  # OpenRouter
+    r"reduce the length of the (?:messages|prompt|input)",  # Groq, Cerebras
+    r"prompt token count of \d+ exceeds",  # GitHub Copilot
+    r"context window exceeds",  # MiniMax
+    r"exceeded model token limit",  # Moonshot
+    r"range of input length should be",  # DashScope
+    r"prompt exceeds max length",  # Z.ai
+    r"input tokens exceed",  # OpenAI
+    r"context length of only",  # LM Studio
+    r"configured context size",
     r"max_new_tokens` must be <=",
 )
 _LACKS_MODEL = _any_of(
     r"model_not_found", r"invalid model name", r"model .{1,200} (?:not found|does not exist)"
+)
+_REFUSES_ACCOUNT = _any_of(
+    r"credit balance is too low",  # Anthropic
+    r"insufficient balance",
+    r"api key (?:is )?(?:not valid|not found|expired|invalid)",  # Google
+    r"(?:incorrect|invalid) api key",  # xAI
+    r"organization has been disabled",
 )
 _OVERLOADED = _any_of(
     r"overloaded",
@@ -120,6 +138,10 @@ RULES: tuple[Rule, ...] = (
     Rule(fault="backend_redirects", statuses=range(300, 400)),
     Rule(fault="backend_refused_client", statuses=(401, 402, 403), clients_key=True),
     Rule(fault="backend_refused_key", statuses=(401, 402, 403)),
+    Rule(
+        fault="backend_refused_client", statuses=(400,), words=_REFUSES_ACCOUNT, clients_key=True
+    ),
+    Rule(fault="backend_refused_key", statuses=(400,), words=_REFUSES_ACCOUNT),
     Rule(fault="backend_lacks_model", statuses=(404,)),
     Rule(fault="backend_lacks_model", statuses=(400,), words=_LACKS_MODEL),
     Rule(fault="backend_limits_client", statuses=(429,), clients_key=True),

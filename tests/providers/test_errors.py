@@ -33,6 +33,35 @@ CASES = [
     # (status, body, what else is known, the row, the status that the client gets where the response
     # is passed on)
     (400, openai("too long", code="context_length_exceeded"), OWN, "context_exceeded", 400),
+    *(
+        (400, openai(message), OWN, "context_exceeded", 400)
+        for message in (
+            "This model's maximum prompt length is 8 but the request contains 9 tokens.",
+            "Input length 9 exceeds the maximum allowed input length of 8 tokens",
+            "Please reduce the length of the messages or completion.",
+            "prompt token count of 9 exceeds the limit of 8",
+            "invalid params, context window exceeds limit (2013)",
+            "Invalid request: Your request exceeded model token limit: 8 (requested: 9)",
+            "Range of input length should be [1, 8]",
+            "Prompt exceeds max length",
+            "Input tokens exceed the configured limit of 8 tokens.",
+            "The model is loaded with context length of only 8 tokens",
+            "Prompt has 9 tokens, but the configured context size is 8 tokens",
+            "prompt too long; exceeded max context length by 1 tokens",
+        )
+    ),
+    *(
+        (400, openai(message), OWN, "backend_refused_key", 400)
+        for message in (
+            "Your credit balance is too low to access the Anthropic API.",
+            "Insufficient balance",
+            "API key not valid. Please pass a valid API key.",
+            "API key expired. Please renew the API key.",
+            "Incorrect API key provided: xa***.",
+            "This organization has been disabled.",
+        )
+    ),
+    (400, openai("Invalid API key"), CLIENTS, "backend_refused_client", 400),
     (
         400,
         b"[%b]" % openai("The input token count (9) exceeds the maximum number of tokens (8)."),
