@@ -18,10 +18,11 @@ CREDENTIALS = frozenset(
     {
         "authorization", "x-api-key", "api-key", "x-goog-api-key", "ocp-apim-subscription-key",
         "x-litellm-api-key", "x-amz-security-token", "x-auth-token", "x-access-token",
-        "x-functions-key", *(provider.key_header for provider in PROVIDERS.values()),
+        "x-functions-key", "openai-organization", "openai-project", "x-goog-user-project",
+        *(provider.key_header for provider in PROVIDERS.values()),
     }
 )  # fmt: skip
-"""Headers that carry a client's key, in lower case."""
+"""Headers that carry a client's key, or name the account of that key, in lower case."""
 _KEY_PARAMETERS = frozenset(
     {"key", "api_key", "api-key", "apikey", "access_token", "token", "auth", "subscription-key"}
 )

@@ -338,6 +338,16 @@ def test_what_stands_beside_the_usage(usage_event, shown):
     assert (stream.usage.prompt_tokens, stream.usage.completion_tokens) == (1, 2)
 
 
+def test_a_usage_of_zero_replaces_no_other():
+    stream = OpenAIStream(clock=lambda: 1.0)
+    for prompt, completion in ((0, 0), (9, 1), (9, 2), (0, 0)):
+        stream.feed(
+            b'data: {"choices":[],"usage":{"prompt_tokens":%d,"completion_tokens":%d}}\n\n'
+            % (prompt, completion)
+        )
+    assert (stream.usage.prompt_tokens, stream.usage.completion_tokens) == (9, 2)
+
+
 WORD = b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}]}\n\n'
 
 

@@ -19,6 +19,7 @@ CLIENT = [
     ("te", "trailers"),
     ("accept-encoding", "gzip"),
     ("openai-organization", "org"),
+    ("openai-beta", "assistants=v2"),
     ("x-nexus-priority", "high"),
     ("x-bad", "a\r\nb: c"),
     ("forwarded", "for=10.0.0.1"),
@@ -73,7 +74,7 @@ def test_what_is_sent():
         "content-length: 7",
         "x-request-id: r",
         "content-type: application/json",
-        "openai-organization: org",
+        "openai-beta: assistants=v2",
     ]
 
 
@@ -81,7 +82,7 @@ def test_what_is_sent():
     ("config", "key", "sent"),
     [
         ({}, None, []),
-        ({"type": "openai"}, None, ["authorization: Bearer client"]),
+        ({"type": "openai"}, None, ["authorization: Bearer client", "openai-organization: org"]),
         ({"type": "openai", **OURS}, "own", ["authorization: Bearer own"]),
         ({"type": "openai", **OURS}, None, []),
         ({"type": "openai", "forward_authorization": False}, None, []),
@@ -89,9 +90,17 @@ def test_what_is_sent():
         ({"type": "azure", **OURS}, "own", ["api-key: own"]),
         ({"type": "bedrock", **OURS}, "own", ["authorization: Bearer own"]),
         ({"type": "sglang", **OURS}, "own", ["authorization: Bearer own"]),
-        ({"forward_authorization": True}, None, ["authorization: Bearer client"]),
+        (
+            {"forward_authorization": True},
+            None,
+            ["authorization: Bearer client", "openai-organization: org"],
+        ),
         ({"forward_authorization": True, **OURS}, "own", ["authorization: Bearer own"]),
-        ({"forward_authorization": True, **OURS}, None, ["authorization: Bearer client"]),
+        (
+            {"forward_authorization": True, **OURS},
+            None,
+            ["authorization: Bearer client", "openai-organization: org"],
+        ),
     ],
 )
 def test_whose_key(config, key, sent):

@@ -73,7 +73,7 @@ class OpenAIStream(EventStream):
 
     def _parse(self, event: Event, data: bytes, *, small: bool) -> bytes:
         facts = parse_chunk(data, event.kind)
-        if facts.usage is not None:
+        if facts.usage is not None and not (self._usage and _is_zero(facts.usage)):
             self._usage = facts.usage
         if facts.usage_only and self._hide_usage:
             last = self._last[-1] if self._last else b""
@@ -120,6 +120,10 @@ class OpenAIStream(EventStream):
 
 def _choices(event: bytes | list[Choice]) -> list[Choice]:
     return choices_in(event.removeprefix(b"data: ")) if isinstance(event, bytes) else event
+
+
+def _is_zero(usage: Usage) -> bool:
+    return not usage.prompt_tokens and not usage.completion_tokens
 
 
 def _only_ends(event: bytes | list[Choice]) -> bool:
