@@ -36,6 +36,8 @@ class Endpoint:
             no capacity, and wait for none.
         strip: Leaves out of a body what a client adds for its vendor; None if there is no such
             thing. Some backends do not get it.
+        strip_made: Leaves out of a body what a translation has made of earlier responses; None if
+            there is no such thing. No backend that speaks the dialect gets it.
         ids: Reads the ids under which backends store its responses; None if they store none.
         backend_key: The key of `[endpoints]` that names the backend of all its requests.
         backend: The backend of all its requests, if the endpoint is one of the operators' own.
@@ -58,6 +60,7 @@ class Endpoint:
     units: UnitReader | None = None
     counts: bool = False
     strip: Callable[[bytes], bytes] | None = None
+    strip_made: Callable[[bytes], bytes] | None = None
     ids: IdReader | None = None
     backend_key: str = ""
     backend: str = ""

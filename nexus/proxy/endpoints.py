@@ -10,6 +10,7 @@ from typing import Literal
 
 from nexus.dialects import anthropic, media, openai, plain, responses
 from nexus.dialects.anthropic.attribution import without_attribution
+from nexus.dialects.anthropic.unsigned import without_unsigned
 from nexus.dialects.base import IdReader, PromptField, RequestForm, UnitReader
 from nexus.proxy.endpoint_table import Endpoint, EndpointTable
 
@@ -178,6 +179,7 @@ ENDPOINTS = EndpointTable(
             summary="Answer a conversation",
             streams=True,
             strip=without_attribution,
+            strip_made=without_unsigned,
         ),
         Endpoint(
             name="count_tokens",
@@ -187,6 +189,7 @@ ENDPOINTS = EndpointTable(
             summary="Count the tokens of a conversation",
             counts=True,
             strip=without_attribution,
+            strip_made=without_unsigned,
         ),
         Endpoint(
             name="responses",

@@ -29,6 +29,7 @@ from nexus.routing.context import RouteQuery
 from nexus.routing.policies import NO_CLOUD
 from nexus.routing.refusal import unavailable
 from nexus.routing.retries import LONGEST_PAUSE_S, backoff_s
+from nexus.routing.router import Choice
 from nexus.runtime.text import mask_quotes
 
 log = logging.getLogger("nexus.proxy")
@@ -245,6 +246,18 @@ def _rename(upload: Upload, field: FormField | None, model: str) -> None:
         upload.replace(field, model)
 
 
+def _body_for(exchange: Exchange, choice: Choice, model: str) -> bytes:
+    """The body that a backend gets, or that is translated for it; of a form, an empty one."""
+    endpoint, config, body = exchange.endpoint, choice.backend.config, exchange.body
+    if model != exchange.parsed.model and exchange.upload is None:
+        body = _with_model(exchange, model)
+    if endpoint.strip is not None and config.strips_attribution:
+        body = endpoint.strip(body)
+    if endpoint.strip_made is not None and choice.translation is None:
+        body = endpoint.strip_made(body)
+    return without_fields(body, config.drop_fields) if config.drop_fields else body
+
+
 def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
     """Get the whole response of a backend, or its stream up to the first content."""
     server = reservation.view.snapshot.config.server
@@ -256,20 +269,14 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
         request_id=exchange.request_id,
     )
     try:
-        parsed, choice, body = exchange.parsed, reservation.choice, exchange.body
+        parsed, choice = exchange.parsed, reservation.choice
         model = reservation.view.name_at_backend(choice)
         if (upload := exchange.upload) is not None:
             _rename(upload, exchange.form_model, model)
-        elif model != parsed.model:
-            body = _with_model(exchange, model)
-        if (strip := exchange.endpoint.strip) and choice.backend.config.strips_attribution:
-            body = strip(body)
-        if drop := choice.backend.config.drop_fields:
-            body = without_fields(body, drop)
-        path = exchange.endpoint.path
+        path, body = exchange.endpoint.path, _body_for(exchange, choice, model)
         if choice.translation is not None:
             path, body = attempt.translate(choice.translation, body)
-            body = without_fields(body, drop)
+            body = without_fields(body, choice.backend.config.drop_fields)
         streams = parsed.stream and exchange.endpoint.streams
         ask_usage = (
             streams

@@ -178,6 +178,20 @@ def test_the_attribution_line_reaches_no_backend_that_caches_prompts(fleet, path
     assert fleet.both.last()["body"].encode() == body % b""
 
 
+@pytest.mark.parametrize("path", [PATH, COUNT])
+def test_thinking_that_a_translation_has_made_reaches_no_backend(fleet, path):
+    """Anthropic's servers would refuse its signature, and the conversation would be lost."""
+    block = b'{"type":"thinking","thinking":"Hm","signature":"nexus"},'
+    body = (
+        b'{"model":"shared","max_tokens":4,"messages":[{"role":"user","content":"hi"},'
+        b'{"role":"assistant","content":[%b{"type":"text","text":"So","x":1.50}]},'
+        b'{"role":"user","content":"go on"}]}'
+    )
+    claude_is_first(fleet)
+    assert ask(fleet.gateway, path, body=body % block, headers=HEADERS).status == 200
+    assert fleet.claude.last()["body"].encode() == body % b""
+
+
 def test_a_backend_of_anthropics_kind_always_gets_a_version(fleet):
     claude_is_first(fleet)
     assert fleet.claude.last()["headers"]["anthropic-version"] == "2023-06-01"

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from nexus.dialects import openai
+from nexus.dialects.anthropic.unsigned import SIGNATURE
 from nexus.dialects.base import Usage
 from nexus.dialects.lenient_json import UNREADABLE
 from nexus.dialects.translation.completion import (
@@ -21,8 +22,6 @@ from nexus.dialects.translation.completion import (
 from nexus.dialects.translation.rules import BadResponse
 from nexus.dialects.translation.translation import ClientContext
 
-SIGNATURE = "nexus"
-"""The mark of reasoning that no Anthropic server has signed."""
 STOP_REASONS = {
     "length": "max_tokens",
     "tool_calls": "tool_use",

@@ -1,0 +1,71 @@
+"""Thinking that no vendor has signed: a translation has made it of another server's reasoning.
+
+A client sends it back with the conversation. Anthropic's servers refuse a signature that is not
+theirs, and with it the whole conversation, so they do not get such blocks.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from nexus.dialects.json_body import Raw, has_more_values, read_fields, with_field
+from nexus.dialects.lenient_json import UNREADABLE
+
+SIGNATURE = "nexus"
+"""The signature of such thinking."""
+_MARK = b'"nexus"'
+_MOST_VALUES = 200_000
+"""A conversation with more is left as it is."""
+
+_decode_list = msgspec.json.Decoder(list[Raw]).decode
+_decode_message = msgspec.json.Decoder(dict[str, Raw]).decode
+
+
+class _Block(msgspec.Struct):
+    type: str = ""
+    signature: str = ""
+
+
+_decode_block = msgspec.json.Decoder(_Block).decode
+
+
+def without_unsigned(body: bytes) -> bytes:
+    """A body that was parsed, without such thinking. All other blocks keep their bytes.
+
+    A message with nothing else goes as a whole.
+    """
+    if _MARK not in body or (raw := read_fields(body).get("messages")) is None:
+        return body
+    if has_more_values(bytes(raw), _MOST_VALUES):
+        return body
+    try:
+        messages = _decode_list(raw)
+        left = [kept for message in messages if (kept := _kept(message)) is not None]
+        return body if left == messages else with_field(body, "messages", msgspec.json.encode(left))
+    except UNREADABLE:
+        return body  # the backend says what is wrong with it
+
+
+def _kept(message: Raw) -> Raw | None:
+    """A message without such thinking; None if it has nothing else."""
+    if _MARK not in bytes(message):
+        return message
+    fields = _decode_message(message)
+    if bytes(fields.get("content", b""))[:1] != b"[":
+        return message
+    blocks = _decode_list(fields["content"])
+    left = [block for block in blocks if not _is_unsigned(block)]
+    if len(left) == len(blocks):
+        return message
+    fields["content"] = Raw(msgspec.json.encode(left))
+    return Raw(msgspec.json.encode(fields)) if left else None
+
+
+def _is_unsigned(block: Raw) -> bool:
+    if _MARK not in bytes(block):
+        return False
+    try:
+        found = _decode_block(block)
+    except msgspec.ValidationError:
+        return False
+    return (found.type, found.signature) == ("thinking", SIGNATURE)
