@@ -448,6 +448,19 @@ def test_a_clients_own_key_that_is_refused_is_not_tried_elsewhere(fleet):
     first.fault("")
 
 
+def test_a_clients_own_key_is_not_in_the_log(fleet):
+    workers, first, second = fleet
+    workers.publish(CONFIG, fleet_of(first.url, second.url, forward_authorization=True))
+    key = "sk-canary-of-the-client"
+    first.fault(f"status=500,message=the key {key} broke it")
+    failed = len(workers.lines("attempt failed"))
+    urllib_request(workers, "shared", {"authorization": f"Bearer {key}"})
+    [line] = workers.lines("attempt failed")[failed:]
+    assert line["why"].endswith("the key*** broke it")
+    assert key not in workers.output()
+    first.fault("")
+
+
 @pytest.mark.parametrize("spec", ["status=429,retry_after=40", "status=200,error_code=429"])
 def test_a_clients_own_limit_is_nobody_elses(fleet, spec):
     """One client's key has spent its quota: the next client is served by the same backend at

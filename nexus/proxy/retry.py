@@ -14,6 +14,7 @@ from nexus.dialects.json_body import without_fields
 from nexus.errors import FAULTS, Blame, RequestFailed
 from nexus.http.address import Address
 from nexus.http.connect_errors import reason
+from nexus.http.credentials import CREDENTIALS
 from nexus.proxy.admission import Reservation, Waiter
 from nexus.proxy.attempt import Attempt, fault_of
 from nexus.proxy.costs import cost_header, estimate_header
@@ -220,8 +221,8 @@ def _may_retry(
 def _why(failure: RequestFailed, address: Address, exchange: Exchange) -> str:
     """The reason of a failure for the log, with the cause of a failed connection.
 
-    The log has no content, so what a backend quotes of the request is masked. For a long request,
-    all of the backend's words are left out.
+    The log has no content and no key, so what a backend quotes of the request is masked. For a long
+    request, all of the backend's words are left out.
     """
     message = failure.message
     if failure.fault.code in CONNECTING:
@@ -229,7 +230,9 @@ def _why(failure: RequestFailed, address: Address, exchange: Exchange) -> str:
         return message if cause is None else f"{message} ({reason(cause, address)})"
     if len(exchange.body) > _MOST_SEARCHED:
         return message.partition(": ")[0]
-    return mask_quotes(message, exchange.body, keep=f"{exchange.parsed.model} {exchange.model}")
+    keys = [value for name, value in exchange.request.headers.pairs if name in CREDENTIALS]
+    source = "\n".join(keys).encode(errors="replace") + exchange.body
+    return mask_quotes(message, source, keep=f"{exchange.parsed.model} {exchange.model}")
 
 
 def _with_model(exchange: Exchange, model: str) -> bytes:
