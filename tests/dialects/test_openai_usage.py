@@ -126,6 +126,31 @@ def test_servers_name_the_tokens_of_caches_differently(more, usage):
 
 
 @pytest.mark.parametrize(
+    ("total", "details", "cached", "completion"),
+    [
+        (9 + 1 + 30, {"reasoning_tokens": 30}, 2, 31),  # xAI
+        (9 + 1 + 30, None, 2, 31),  # Google
+        (9 + 1, {"reasoning_tokens": 1}, 2, 1),
+        (9 + 1 + 30, {"reasoning_tokens": 0}, 2, 1),
+        (9 + 1 + 2, None, 2, 1),
+        (9, None, 2, 1),
+        (-1, None, 2, 1),
+    ],
+)
+def test_reasoning_that_is_only_in_the_total_is_of_the_completion(
+    total, details, cached, completion
+):
+    told = {
+        "prompt_tokens": 9,
+        "completion_tokens": 1,
+        "total_tokens": total,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": details,
+    }
+    assert parse_usage(json.dumps(told).encode()).completion_tokens == completion
+
+
+@pytest.mark.parametrize(
     ("response", "usage"),
     [
         ({"results": [], "usage": {"total_tokens": 8}}, Usage(8)),

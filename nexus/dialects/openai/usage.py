@@ -107,15 +107,22 @@ def _usage(fields: _Fields) -> Usage | None:
     if prompt is None and completion is None:
         return None
     of_prompt, of_completion = fields.prompt_tokens_details, fields.completion_tokens_details
+    cached = _first(
+        detail(of_prompt, "cached_tokens"),
+        count(fields.cached_tokens),  # Moonshot
+        count(fields.prompt_cache_hit_tokens),  # DeepSeek
+    )
+    reasoning, total = detail(of_completion, "reasoning_tokens"), count(fields.total_tokens)
+    if prompt is not None and completion is not None and total is not None:
+        # Reasoning that is only in the total: xAI reports how much, Google does not.
+        apart = total - prompt - completion
+        if apart > 0 and (apart == reasoning or (reasoning is None and apart != cached)):
+            completion += apart
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        cached_tokens=_first(
-            detail(of_prompt, "cached_tokens"),
-            count(fields.cached_tokens),  # Moonshot
-            count(fields.prompt_cache_hit_tokens),  # DeepSeek
-        ),
-        reasoning_tokens=detail(of_completion, "reasoning_tokens"),
+        cached_tokens=cached,
+        reasoning_tokens=reasoning,
         cache_write_tokens=_first(
             detail(of_prompt, "cache_write_tokens"),
             detail(of_prompt, "cache_creation_tokens"),  # LiteLLM
