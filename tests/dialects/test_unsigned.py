@@ -7,6 +7,7 @@ import pytest
 from nexus.dialects.anthropic.unsigned import without_unsigned
 
 OURS = {"type": "thinking", "thinking": "Hm", "signature": "nexus"}
+WANTED = OURS | {"signature": "nexus reasoning_content"}
 THEIRS = {"type": "thinking", "thinking": '"nexus"', "signature": "EqQB"}
 TEXT = {"type": "text", "text": 'the signature is "nexus"', "n": 1.50}
 HI = {"role": "user", "content": "hi"}
@@ -21,7 +22,7 @@ def said(*blocks):
     [
         ([HI, said(OURS, TEXT), HI], [HI, said(TEXT), HI]),
         ([HI, said(OURS), HI], [HI, HI]),
-        ([HI, said(THEIRS, OURS, TEXT, OURS)], [HI, said(THEIRS, TEXT)]),
+        ([HI, said(THEIRS, OURS, TEXT, WANTED)], [HI, said(THEIRS, TEXT)]),
     ],
 )
 def test_only_such_blocks_go(messages, left):

@@ -13,7 +13,9 @@ from nexus.dialects.lenient_json import UNREADABLE
 
 SIGNATURE = "nexus"
 """The signature of such thinking."""
-_MARK = b'"nexus"'
+SIGNATURE_WANTED_BACK = f"{SIGNATURE} reasoning_content"
+"""That of a server which names its reasoning so. Some of those refuse a conversation without it."""
+_MARK = b'"nexus'
 _MOST_VALUES = 200_000
 """A conversation with more is left as it is."""
 
@@ -68,4 +70,5 @@ def _is_unsigned(block: Raw) -> bool:
         found = _decode_block(block)
     except msgspec.ValidationError:
         return False
-    return (found.type, found.signature) == ("thinking", SIGNATURE)
+    ours = (SIGNATURE, SIGNATURE_WANTED_BACK)
+    return found.type == "thinking" and found.signature in ours

@@ -37,16 +37,17 @@ class Block:
         held: Pieces that the client has not got.
         said: All pieces of a tool's arguments.
         started: The client has got its start.
+        wanted_back: It is reasoning that its server may want back.
     """
 
-    __slots__ = ("held", "id", "kind", "name", "said", "started")
+    __slots__ = ("held", "id", "kind", "name", "said", "started", "wanted_back")
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.id = self.name = ""
         self.held: list[str] = []
         self.said: list[str] = []
-        self.started = False
+        self.started = self.wanted_back = False
 
     @property
     def complete(self) -> bool:
@@ -142,6 +143,7 @@ class BlockEvents(ABC):
     def _add_texts(self, said: Text) -> None:
         if text := reasoning_of(said):
             self._add("thinking", text)
+            self._blocks[-1].wanted_back = said.reasoning_content == text
         if text := text_of(said):
             self._add("text", text)
         if text := text_in(said.refusal):

@@ -200,6 +200,23 @@ def test_results_of_tools_come_first_and_their_images_after():
     ]
 
 
+def test_reasoning_goes_back_to_servers_that_call_it_reasoning_content():
+    """Some refuse a conversation with calls of tools without it."""
+    call = {"type": "tool_use", "id": "c", "name": "w", "input": {}}
+    thoughts = [
+        {"type": "thinking", "thinking": thinking, "signature": signature}
+        for thinking, signature in (
+            ("a", "nexus reasoning_content"),
+            ("b", "nexus"),
+            ("c", "EqQB"),
+            ("d", "nexus reasoning_content"),
+        )
+    ]
+    said = messages(HI, {"role": "assistant", "content": [*thoughts, call]})[1]
+    assert said.pop("tool_calls")
+    assert said == {"role": "assistant", "content": None, "reasoning_content": "a\n\nd"}
+
+
 def test_content_of_other_shapes():
     assert messages(user(text("a"), text("b"))) == [user(text("a"), text("b"))]
     assert messages(user(text("a"))) == [{"role": "user", "content": "a"}]

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from anthropic.types import Message
 
+from nexus.dialects.anthropic.unsigned import SIGNATURE, SIGNATURE_WANTED_BACK
 from nexus.dialects.translation import TRANSLATIONS
 from nexus.dialects.translation.rules import BadResponse
 from nexus.dialects.translation.translation import NO_CONTEXT
@@ -35,6 +36,7 @@ def test_reasoning_text_and_calls_come_in_this_order():
     assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
     thinking, said, tool = message.content
     assert (thinking.thinking, said.text) == ("Hm", "So")
+    assert thinking.signature == SIGNATURE_WANTED_BACK
     assert (tool.id, tool.name, tool.input) == ("c1", "w", {"a": 1})
     assert (message.id, message.model) == ("chatcmpl-7", "m")
     assert message.stop_reason == "tool_use"
@@ -49,6 +51,7 @@ def test_parts_of_the_content_are_reasoning_and_text():
         {"type": "text", "text": "So"},
     ]
     thinking, said = translated({"content": parts}).content
+    assert thinking.signature == SIGNATURE
     assert (thinking.thinking, said.text) == ("Hm", "So")
 
 

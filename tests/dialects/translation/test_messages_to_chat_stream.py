@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.dialects import openai
+from nexus.dialects.anthropic.unsigned import SIGNATURE, SIGNATURE_WANTED_BACK
 from nexus.dialects.base import Usage
 from nexus.dialects.translation import TRANSLATIONS
-from nexus.dialects.translation.messages_to_chat.response import SIGNATURE
 from tests.corpus import RECORDINGS
 from tests.dialects.translation.chat_streams import DELTAS, NO_CHAT, calls, chunks, piece
 from tests.dialects.translation.grammar import MessageGrammar, check_messages
@@ -79,7 +79,10 @@ def test_blocks_come_in_the_order_in_which_the_backend_starts_them():
         )
         grammar = check_messages(shown)
         assert said(grammar) == [("thinking", "Hm"), ("text", "So."), ("thinking", "Ah")]
-        assert grammar.blocks[0][1]["signature"] == SIGNATURE
+        wanted_back = reasoning == "reasoning_content"
+        assert grammar.blocks[0][1]["signature"] == (
+            SIGNATURE_WANTED_BACK if wanted_back else SIGNATURE
+        )
         assert grammar.stop == ("end_turn", None)
 
 

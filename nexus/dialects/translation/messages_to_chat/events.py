@@ -8,8 +8,8 @@ from nexus.dialects.base import Usage
 from nexus.dialects.translation.chat_blocks import Block, BlockEvents, Kind
 from nexus.dialects.translation.completion import Completion, text_in
 from nexus.dialects.translation.messages_to_chat.response import (
-    SIGNATURE,
     message_fields,
+    signature,
     stop,
     usage_fields,
 )
@@ -67,7 +67,7 @@ class MessageEvents(BlockEvents):
         shown = _STOP % self._index
         if block.kind == "thinking":
             delta = _DELTA_START % (self._index, b"signature_delta", b"signature")
-            shown = delta + _encode(SIGNATURE) + b"}}\n\n" + shown
+            shown = delta + _encode(signature(wanted_back=block.wanted_back)) + b"}}\n\n" + shown
         return shown
 
     def _finish_events(self, usage: Usage | None) -> bytes:

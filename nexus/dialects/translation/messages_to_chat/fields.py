@@ -80,7 +80,11 @@ RULES: Rules = {
     "content.tool_result.is_error": Rule("drop", "the content says what went wrong"),
     "content.tool_result.cache_control": _CACHE,
     "content.tool_result.toolset_name": _SERVICE,
-    "content.thinking": Rule("drop", "earlier reasoning is not shown to the model again"),
+    "content.thinking": Rule(
+        "drop",
+        "earlier reasoning is not shown to the model again, unless it comes from a backend that "
+        "calls it `reasoning_content`",
+    ),
     "content.redacted_thinking": Rule("drop", "only Anthropic's service can read it"),
     "content.*": Rule("refuse", "chat completions have no such content"),
     "tools.custom.type": DECIDES_FORM,

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from nexus.dialects.anthropic.unsigned import SIGNATURE_WANTED_BACK
 from nexus.dialects.json_body import Raw
 from nexus.dialects.translation.completion import content_of
 from nexus.dialects.translation.messages_to_chat.fields import RULES
@@ -29,6 +30,7 @@ _SAME = ("model", "temperature", "top_p", "stream")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 
+_WANTED_BACK = Raw(msgspec.json.encode(SIGNATURE_WANTED_BACK))
 _BUDGETS = ((4096, "low"), (16384, "medium"))
 """The tokens that thinking may take, and the effort that fewer stand for."""
 
@@ -132,8 +134,11 @@ def _messages(check: FieldCheck, raw: Raw) -> Iterator[dict[str, Any]]:
 
 
 def _assistant(check: FieldCheck, blocks: list[Fields], path: str) -> dict[str, Any]:
-    parts, calls = [], []
+    parts, calls, thoughts = [], [], []
     for n, block in enumerate(blocks):
+        if block.get("signature") == _WANTED_BACK:
+            thoughts.append(text_of(block.get("thinking", NULL), f"{path}.{n}.thinking"))
+            continue
         kind = _checked_kind(check, block, f"{path}.{n}")
         if kind == "text":
             parts.append({"type": "text", "text": block.get("text", "")})
@@ -144,6 +149,8 @@ def _assistant(check: FieldCheck, blocks: list[Fields], path: str) -> dict[str, 
         elif kind not in ("thinking", "redacted_thinking"):
             raise untranslatable(f"{path}.{n}", f"the assistant's message has {kind!r}")
     message: dict[str, Any] = {"role": "assistant", "content": content_of(parts)}
+    if thoughts:
+        message["reasoning_content"] = "\n\n".join(thoughts)
     if calls:
         message["tool_calls"] = calls
         message["content"] = message["content"] or None

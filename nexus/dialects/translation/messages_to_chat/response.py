@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from nexus.dialects import openai
-from nexus.dialects.anthropic.unsigned import SIGNATURE
+from nexus.dialects.anthropic.unsigned import SIGNATURE, SIGNATURE_WANTED_BACK
 from nexus.dialects.base import Usage
 from nexus.dialects.lenient_json import UNREADABLE
 from nexus.dialects.translation.completion import (
@@ -38,7 +38,8 @@ def translate_response(response: bytes, _context: ClientContext) -> bytes:
     completion, choice, said = first_choice(response)
     content: list[dict[str, Any]] = []
     if thinking := reasoning_of(said):
-        content.append({"type": "thinking", "thinking": thinking, "signature": SIGNATURE})
+        signed = signature(wanted_back=said.reasoning_content == thinking)
+        content.append({"type": "thinking", "thinking": thinking, "signature": signed})
     if text := text_of(said) or text_in(said.refusal):
         content.append({"type": "text", "text": text})
     calls = said.tool_calls or []
@@ -63,6 +64,11 @@ def translate_response(response: bytes, _context: ClientContext) -> bytes:
             "usage": usage_fields(usage),
         }
     )
+
+
+def signature(*, wanted_back: bool) -> str:
+    """The mark of reasoning that no Anthropic server has signed."""
+    return SIGNATURE_WANTED_BACK if wanted_back else SIGNATURE
 
 
 def message_fields(message_id: str, model: str) -> dict[str, Any]:
