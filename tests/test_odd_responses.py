@@ -93,6 +93,20 @@ def test_the_client_gets_one_retry_after(gateway, replay, sent, got, flask):
 
 
 @FLASK
+def test_a_delay_in_the_body_is_a_retry_after(gateway, replay, flask):
+    """Google's errors have no other."""
+    info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "38.2s"}
+    error = {"error": {"code": 429, "message": "no", "details": [info]}}
+    gateway.publish(CONFIG, [backend(f"google {flask}", replay.url, "odd")])
+    responds(replay, 429, json.dumps([error]).encode(), "content-type: application/json")
+    status, headers, body = chat(gateway, flask=flask)
+    assert (status, json.loads(body)) == (429, [error])
+    assert [value for name, value in headers if name.lower() == "retry-after"] == ["39"]
+    assert chat(gateway, flask=flask)[0] == 503, "the backend counts as busy"
+    gateway.publish(CONFIG, [backend("up", replay.url, "odd")])
+
+
+@FLASK
 def test_a_status_that_is_none_is_a_bad_gateway(gateway, replay, flask):
     """For a dialect that passes errors on, too, and wherever the status stands."""
     speaks = backend("up", replay.url, "odd", dialects=["anthropic"])

@@ -20,6 +20,7 @@ _LONGEST_MESSAGE = 300
 _LOOKED_AT = 4096
 """Bytes of an error's text that are searched for words."""
 _TITLE = re.compile(rb"<title>\s*+([^<]{1,200}?)\s*</title>", re.IGNORECASE)
+_RETRY_DELAY = re.compile(rb'"retryDelay"\s*+:\s*+"([0-9]{1,6}(?:\.[0-9]{1,9})?)s"')
 _CLIENT_ERRORS, _SERVER_ERRORS = range(400, 500), range(500, 600)
 
 
@@ -212,6 +213,12 @@ def fault_within_stream(
     return FAULTS[
         "stream_error" if content or likened.blame is not Blame.CLIENT else "stream_refused"
     ]
+
+
+def retry_delay_s(content: bytes) -> float | None:
+    """When an error of Google asks to be retried, which has no Retry-After; None if it does not."""
+    found = _RETRY_DELAY.search(content)
+    return None if found is None else float(found[1])
 
 
 def is_page(content: bytes) -> bool:

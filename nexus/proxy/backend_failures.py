@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import msgspec
 
@@ -10,7 +11,14 @@ from nexus.dialects.base import AttemptDialect, ReportedError, Usage
 from nexus.errors import FAULTS, PassedOn, RequestFailed
 from nexus.http.headers import retry_after_s
 from nexus.http.response_parser import ResponseParser
-from nexus.providers.errors import classify, is_page, message_of, printable, status_for_client
+from nexus.providers.errors import (
+    classify,
+    is_page,
+    message_of,
+    printable,
+    retry_delay_s,
+    status_for_client,
+)
 from nexus.runtime.text import mask_key
 
 JSON_HEADER = ("content-type", "application/json")
@@ -51,6 +59,9 @@ class BackendFailures(msgspec.Struct, frozen=True):
         status, content = response.status, mask_key(content, self.key)
         readable = content if is_plain(response) else b""
         retry_s = retry_after_s(response.headers)
+        if retry_s is None and (retry_s := retry_delay_s(readable)) is not None:
+            headers = [field for field in headers if field[0] != "retry-after"]
+            headers.append(("retry-after", str(math.ceil(retry_s))))
         fault = classify(status, readable, retry_after=retry_s is not None, own_key=self.own_key)
         message = f"Backend {self.backend} responded {status}"
         if fault.code == "backend_redirects":
