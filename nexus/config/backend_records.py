@@ -43,7 +43,7 @@ class ModelConfig(Section, frozen=True):
     max_output_tokens: Annotated[
         _Tokens | None,
         doc(
-            "The most tokens of a response, for translated requests that state no limit; "
+            "The most tokens of a response, for translated requests that state none or more; "
             "unset: as the backend reports."
         ),
     ] = None

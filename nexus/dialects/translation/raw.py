@@ -46,6 +46,11 @@ def number_of(raw: Raw, path: str) -> float:
         raise untranslatable(path, "it must be a number") from error
 
 
+def at_most(raw: Raw, most: int | None, path: str) -> Raw | int:
+    """A number; `most` if that is known, and the number is larger."""
+    return raw if most is None or number_of(raw, path) <= most else most
+
+
 def object_of(raw: Raw, path: str) -> Fields:
     """The fields of an object."""
     try:

@@ -195,6 +195,10 @@ def test_a_conversation_with_all_that_is_mapped():
     assert translated() == {"model": "m", "max_tokens": 4096, "messages": SAID}
     body = json.dumps({"model": "m", "messages": [HI]}).encode()
     assert json.loads(ONE.request(body, Receiver(max_output_tokens=64)).body)["max_tokens"] == 64
+    for asked, made in ((63, 63), (65, 64)):
+        body = json.dumps({"model": "m", "messages": [HI], "max_tokens": asked}).encode()
+        sent = ONE.request(body, Receiver(max_output_tokens=64)).body
+        assert json.loads(sent)["max_tokens"] == made
 
 
 def test_what_the_backend_would_refuse_is_left_out():

@@ -156,6 +156,15 @@ def test_how_much_the_model_reasons(given, effort, dropped):
     assert "thinking" in made.dropped
 
 
+def test_a_response_is_at_most_as_long_as_the_model_is_known_to_make_it():
+    """Claude Code asks for 32,000 tokens, which many models refuse."""
+    for asked, made in ((63, 63), (32_000, 64)):
+        body = json.dumps({"model": "m", "messages": [HI], "max_tokens": asked}).encode()
+        for most, sent in ((64, made), (None, asked)):
+            receiver = Receiver(max_output_tokens=most)
+            assert json.loads(ONE.request(body, receiver).body)["max_tokens"] == sent
+
+
 def test_results_of_tools_come_first_and_their_images_after():
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA"}}
     linked = {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}}

@@ -158,6 +158,9 @@ def test_a_request_with_all_that_is_mapped():
 
 def test_what_only_some_kinds_take():
     assert translated("max_completion_tokens", max_output_tokens=9)["max_completion_tokens"] == 9
+    body = b'{"model":"m","input":"hi","max_output_tokens":9}'
+    made = ONE.request(body, Receiver(max_output_tokens=8)).body
+    assert json.loads(made)["max_tokens"] == 8
     made = request(reasoning={"effort": "low"})
     assert made.dropped == ("reasoning.effort",)
     assert "reasoning_effort" not in json.loads(made.body)

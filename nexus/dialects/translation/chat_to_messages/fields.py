@@ -13,7 +13,7 @@ _LEGACY = Rule("refuse", "use `tools`")
 RULES: Rules = {
     "model": Rule("map", "`model`"),
     "messages": Rule("map", "`messages` and `system`"),
-    "max_completion_tokens": Rule("map", "`max_tokens`"),
+    "max_completion_tokens": Rule("map", "`max_tokens`; at most what the model is known to take"),
     "max_tokens": Rule(
         "map",
         "`max_tokens`; without either it is the most that the model is known to take, else 4096",

@@ -13,6 +13,7 @@ from nexus.dialects.lenient_json import UNREADABLE
 from nexus.dialects.translation.chat_to_messages.fields import RULES
 from nexus.dialects.translation.raw import (
     Fields,
+    at_most,
     fields_of,
     number_of,
     object_of,
@@ -41,10 +42,11 @@ def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
         if bytes(fields.get(name, only)) != only:
             raise untranslatable(name, f"it must be {only.decode()}")
     request: dict[str, Any] = {name: fields[name] for name in _SAME if name in fields}
-    limit: Raw | int | None = fields.get("max_completion_tokens", fields.get("max_tokens"))
-    if limit is None:
-        limit = receiver.max_output_tokens or _DEFAULT_MAX_TOKENS
-    request["max_tokens"] = limit
+    most = receiver.max_output_tokens
+    limit = fields.get("max_completion_tokens", fields.get("max_tokens"))
+    request["max_tokens"] = (
+        most or _DEFAULT_MAX_TOKENS if limit is None else at_most(limit, most, "max_tokens")
+    )
     request |= _conversation(check, objects_of(fields["messages"], "messages"))
     if "temperature" in fields:
         request["temperature"] = min(1.0, number_of(fields["temperature"], "temperature"))

@@ -13,7 +13,11 @@ _SERVICE = Rule("refuse", "only Anthropic's service can do that")
 RULES: Rules = {
     "model": Rule("map", "`model`"),
     "messages": Rule("map", "`messages`"),
-    "max_tokens": Rule("map", "`max_tokens`; `max_completion_tokens` for OpenAI and Azure"),
+    "max_tokens": Rule(
+        "map",
+        "`max_tokens`; `max_completion_tokens` for OpenAI and Azure; at most what the model is "
+        "known to take",
+    ),
     "system": Rule("map", "one system message; texts are joined by a blank line"),
     "temperature": Rule("map", "`temperature`"),
     "top_p": Rule("map", "`top_p`"),

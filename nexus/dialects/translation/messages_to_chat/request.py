@@ -13,6 +13,7 @@ from nexus.dialects.translation.completion import content_of
 from nexus.dialects.translation.messages_to_chat.fields import RULES
 from nexus.dialects.translation.raw import (
     Fields,
+    at_most,
     fields_of,
     number_of,
     object_of,
@@ -48,7 +49,9 @@ def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
     ]
     if "max_tokens" in fields:
         newer = "max_completion_tokens" in takes
-        request["max_completion_tokens" if newer else "max_tokens"] = fields["max_tokens"]
+        request["max_completion_tokens" if newer else "max_tokens"] = at_most(
+            fields["max_tokens"], receiver.max_output_tokens, "max_tokens"
+        )
     if "top_k" in fields:
         if "top_k" in takes:
             request["top_k"] = fields["top_k"]

@@ -15,7 +15,11 @@ RULES: Rules = {
     "model": Rule("map", "`model`"),
     "input": Rule("map", "`messages`"),
     "instructions": Rule("map", "the start of the first system message"),
-    "max_output_tokens": Rule("map", "`max_tokens`; `max_completion_tokens` for OpenAI and Azure"),
+    "max_output_tokens": Rule(
+        "map",
+        "`max_tokens`; `max_completion_tokens` for OpenAI and Azure; at most what the model is "
+        "known to take",
+    ),
     "temperature": Rule("map", "`temperature`"),
     "top_p": Rule("map", "`top_p`"),
     "stream": Rule("map", "`stream`"),

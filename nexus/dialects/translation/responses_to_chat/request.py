@@ -10,6 +10,7 @@ import msgspec
 from nexus.dialects.json_body import Raw
 from nexus.dialects.translation.raw import (
     Fields,
+    at_most,
     fields_of,
     object_of,
     objects_of,
@@ -55,7 +56,9 @@ def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
     request["messages"] = conversation.messages()
     if "max_output_tokens" in fields:
         newer = "max_completion_tokens" in takes
-        request["max_completion_tokens" if newer else "max_tokens"] = fields["max_output_tokens"]
+        request["max_completion_tokens" if newer else "max_tokens"] = at_most(
+            fields["max_output_tokens"], receiver.max_output_tokens, "max_output_tokens"
+        )
     if tools:
         request["tools"] = tools
         request |= _tool_choice(check, names, fields)
