@@ -60,7 +60,9 @@ class ProbeRounds:
         for name, backend in fleet.backends.items():
             old = before.get(name)
             if old is None or old.config != backend.config:
-                old = Prober(backend.config, self._environ, self._connections)
+                old = Prober(
+                    backend.config, self._environ, self._connections, pause=lambda: gevent.sleep(0)
+                )
             self._probers[name] = old
 
     def run(self) -> None:

@@ -87,8 +87,12 @@ class Prober:
         config: BackendConfig,
         environ: Mapping[str, str],
         connections: ConnectionPool | None = None,
+        *,
+        pause: Callable[[], object] = lambda: None,
     ) -> None:
+        """`pause` is called before a response is read, so that others can be received first."""
         self.config = config
+        self._pause = pause
         self._environ = environ
         self._address = Address.of_backend(config)
         self._connections = connections or ConnectionPool(time.monotonic)
@@ -280,8 +284,10 @@ class Prober:
             except BaseException:
                 connection.close()
                 raise
+            took_s = time.monotonic() - started
             self._connections.release(self._address, connection, self.config.keepalive_seconds)
-            return connection.response, content, time.monotonic() - started
+            self._pause()
+            return connection.response, content, took_s
         raise AssertionError("the second connection is a new one")
 
     def _request_head(self, path: str, body: bytes) -> bytes:

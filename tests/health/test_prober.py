@@ -5,6 +5,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -107,6 +108,23 @@ def made(config: BackendConfig, key: str = "secret") -> Prober:
 
 def prober_of(server: Server, **settings: Any) -> Prober:
     return made(config_of(server, **settings))
+
+
+def test_latency_ends_when_the_response_has_arrived():
+    """Reading long lists of others, which have arrived meanwhile, must not count."""
+    paused: list[float] = []
+
+    def pause() -> None:
+        paused.append(time.monotonic())
+        time.sleep(0.01)
+
+    with Server(always(200, LIST)) as server:
+        prober = Prober(config_of(server), {}, pause=pause)
+        _open.append(prober)
+        started = time.monotonic()
+        latency_s = prober.probe(10).latency_s
+    assert latency_s is not None
+    assert latency_s <= paused[0] - started
 
 
 # What fails, in words
