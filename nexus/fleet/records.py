@@ -23,6 +23,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     Attributes:
         column: Its column in the shared tables.
+        contrary: How many results of probes in a row contradict its status.
         since: When its status last changed, in Unix seconds.
         latency_ms: Duration of its last successful probe.
         capacity: How many requests it works on at once, if it reports that.
@@ -34,6 +35,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     label: str
     column: int
     status: Status = "unknown"
+    contrary: int = 0
     since: float = 0.0
     latency_ms: float | None = None
     last_error: str | None = None

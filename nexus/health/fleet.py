@@ -44,7 +44,6 @@ class Fleet:
         if not config.health_check.enabled:
             for name in self.backends:
                 self._update(name, status="healthy")
-        self._probe_states = {name: ProbeState(one.status) for name, one in self.backends.items()}
 
     def assign_columns(self, idle: Callable[[list[int]], list[int]]) -> list[int]:
         """Assign a column of the shared tables to every backend that has none.
@@ -74,16 +73,17 @@ class Fleet:
             self._update(name, last_error=result.error)
         if not health.enabled:
             return None
-        old = self.backends[name].status
-        state = self._probe_states[name] = self._probe_states[name].after(
+        before = self.backends[name]
+        state = ProbeState(before.status, before.contrary).after(
             result.success,
             failure_threshold=health.failure_threshold,
             recovery_threshold=health.recovery_threshold,
         )
-        if state.status == old:
+        self._update(name, status=state.status, contrary=state.contrary)
+        if state.status == before.status:
             return None
-        self._update(name, status=state.status, since=now)
-        return old, state.status
+        self._update(name, since=now)
+        return before.status, state.status
 
     def apply_models(self, name: str, result: ProbeOutcome) -> bool:
         """Apply the models and the capacity of a probe; returns whether anything changed.

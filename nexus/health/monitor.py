@@ -27,13 +27,13 @@ class FleetMonitor:
     """Probes a fleet and publishes it.
 
     Attributes:
-        fleet: Set by the first `adopt`.
+        fleet: Probed and published once it was adopted.
     """
 
-    fleet: Fleet
-
-    def __init__(self, publisher: Publisher, environ: Mapping[str, str]) -> None:
+    def __init__(self, publisher: Publisher, environ: Mapping[str, str], overlay: Overlay) -> None:
+        """Raises `ConfigError`."""
         self._publisher = publisher
+        self.fleet = Fleet(overlay, now=time.time(), before=publisher.snapshot)
         self.rounds = ProbeRounds(
             environ,
             on_result=self._apply_result,
@@ -45,7 +45,9 @@ class FleetMonitor:
 
     def new_fleet(self, overlay: Overlay) -> Fleet:
         """A fleet of this configuration, which keeps what is known. Raises `ConfigError`."""
-        return Fleet(overlay, now=time.time(), before=self._publisher.snapshot)
+        now = time.time()
+        # Not the last published one, which has none of the results of the present round.
+        return Fleet(overlay, now=now, before=self.fleet.snapshot(revision=0, now=now))
 
     def adopt(self, fleet: Fleet) -> bool:
         """Probe and publish this fleet from now on; returns False if it cannot be published."""

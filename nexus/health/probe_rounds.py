@@ -38,8 +38,8 @@ class ProbeRounds:
         """`on_result` gets each backend's name and result at once, `on_details` later its details,
         `on_dialects` what it was found to speak.
 
-        `on_round` is called at the end of a round. Results of a backend that was removed or changed
-        meanwhile are dropped.
+        `on_round` is called at the end of a round in which all backends of the fleet were probed.
+        Results of a backend that was removed or changed meanwhile are dropped.
         """
         self._environ = environ
         self._on_result = on_result
@@ -76,12 +76,12 @@ class ProbeRounds:
 
     def round(self) -> None:
         """Probe all backends once, side by side."""
-        fleet = self._fleet
+        probers = self._probers
         pool = Pool(_MAX_CONCURRENT)
-        for name in list(self._probers):
+        for name in probers:
             pool.spawn(self.probe, name)
         pool.join()
-        if fleet is self._fleet:
+        if {*self._probers.values()} <= {*probers.values()}:
             self._on_round()
         self.first_done.set()
 

@@ -71,7 +71,7 @@ class HealthProcess:
             session_dir=self._publisher.generation.path,
             state_dir=state_dir,
         )
-        self._monitor = FleetMonitor(self._publisher, environ)
+        self._monitor = FleetMonitor(self._publisher, environ, self._changes.overlay(loaded.config))
         self._reporter = Reporter(
             run_dir.path, self._publisher, ledger_failing=lambda: self._accounts.failing
         )
@@ -94,7 +94,7 @@ class HealthProcess:
         )
         self._keys = HealthKeyAdmin(self._monitor, self._changes)
         self._budgets = HealthBudgetAdmin(self._monitor, self._changes, publisher=self._publisher)
-        self._monitor.adopt(self._monitor.new_fleet(self._changes.overlay(loaded.config)))
+        self._monitor.adopt(self._monitor.fleet)
 
     def run(self) -> int:
         """Probe, publish and serve until `stop()`; returns the exit status, 1 if a part failed."""

@@ -57,6 +57,19 @@ def test_a_new_health_process_takes_up_what_was_known():
     assert len({b.column for b in after.values()}) == 3
 
 
+def test_results_in_a_row_count_over_changes_of_the_configuration():
+    """Keys may be made more often than backends are probed."""
+    before, changes = None, []
+    for result in (GOOD, BAD, BAD, BAD, GOOD, GOOD):
+        watched = fleet("a", before=before)
+        changes.append(watched.apply_result("a", result, now=2.0))
+        before = watched.snapshot(revision=1, now=3.0)
+    assert changes == [
+        ("unknown", "healthy"), None, None, ("healthy", "unhealthy"),
+        None, ("unhealthy", "healthy"),
+    ]  # fmt: skip
+
+
 def test_backend_at_another_address_is_another():
     first = fleet("a")
     first.apply_result("a", GOOD, now=2.0)
