@@ -42,6 +42,7 @@ class FleetMonitor:
             on_round=self._end_round,
         )
         self._last_requested: dict[str, float] = {}
+        self._publishing_soon = False
 
     def new_fleet(self, overlay: Overlay) -> Fleet:
         """A fleet of this configuration, which keeps what is known. Raises `ConfigError`."""
@@ -60,6 +61,16 @@ class FleetMonitor:
 
     def publish(self) -> bool:
         return self._publisher.publish(self.fleet)
+
+    def _publish_soon(self) -> None:
+        """Publish once what all results that have arrived by now change."""
+        if not self._publishing_soon:
+            self._publishing_soon = True
+            gevent.spawn(self._publish_results)
+
+    def _publish_results(self) -> None:
+        self._publishing_soon = False
+        self.publish()
 
     def enter_generation(self) -> None:
         """Drop what belongs to the gateway's last run: unsaved changes, labels of absent names."""
@@ -120,7 +131,7 @@ class FleetMonitor:
                 "the backend's models cannot be read", extra={"backend": name, "why": result.error}
             )
         if change or fleet.backends[name].models is not before.models:
-            self.publish()
+            self._publish_soon()
 
     def _report(self, event: Event, column: int) -> None:
         """Report what a probe showed to the backend's circuit breaker."""
@@ -130,7 +141,7 @@ class FleetMonitor:
 
     def _apply_details(self, name: str, result: ProbeOutcome) -> None:
         if self.fleet.apply_models(name, result):
-            self.publish()
+            self._publish_soon()
 
     def _apply_dialects(self, name: str, dialects: frozenset[str]) -> None:
         if self.fleet.apply_dialects(name, dialects):
@@ -138,4 +149,4 @@ class FleetMonitor:
                 "a backend speaks other APIs than expected",
                 extra={"backend": name, "apis": ", ".join(sorted(dialects))},
             )
-            self.publish()
+            self._publish_soon()

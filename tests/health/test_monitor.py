@@ -34,3 +34,14 @@ def test_a_new_fleet_has_results_that_are_not_published_yet(monitor):
     backend = monitor.new_fleet(OVERLAY).backends["a"]
     assert (backend.status, backend.last_error, backend.since) == ("unhealthy", "refused", 2.0)
     assert backend.column == monitor.fleet.backends["a"].column
+
+
+def test_results_that_arrive_together_are_published_together(publisher):
+    """Each snapshot takes a time that grows with the fleet."""
+    backends = [BackendConfig(name=f"b{n}", url="http://127.0.0.1:9") for n in range(20)]
+    monitor = FleetMonitor(publisher, {}, Overlay(file=Config(backends=backends)))
+    assert monitor.adopt(monitor.fleet)
+    first = publisher.snapshot.revision
+    monitor.rounds.round()
+    assert {backend.status for backend in publisher.snapshot.backends} == {"unhealthy"}
+    assert publisher.snapshot.revision <= first + 2, "one for the results, one for the round"
