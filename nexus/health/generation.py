@@ -16,8 +16,8 @@ from nexus.fleet.slot_lease import SlotLease
 
 log = logging.getLogger("nexus.health")
 
-_DELETE_AFTER_S = 10.0
-"""Until then, the last changes of the generation before can be read."""
+_LEAVE_AFTER_S = 10.0
+"""Until then, the last changes of the generation before can be read, and what uses it can end."""
 
 
 class GenerationFollower:
@@ -32,7 +32,8 @@ class GenerationFollower:
         """Join the current generation; make the first one if the gateway has not started yet."""
         self._run_dir = run_dir
         self._snapshot = snapshot
-        self._delete_at = time.monotonic()
+        self._left: GenerationContext | None = None
+        self._leave_at = time.monotonic()
         with run_dir.current_or_new() as generation:
             self._join(generation)
 
@@ -43,16 +44,27 @@ class GenerationFollower:
         """
         current = self._run_dir.current()
         if current is None or current.name == self.path.name:
-            if time.monotonic() >= self._delete_at:
+            if time.monotonic() >= self._leave_at:
+                self._close_left()
                 self._run_dir.delete_unused_generations()
-                self._delete_at = math.inf
+                self._leave_at = math.inf
             return False
         before = self.context
         self._join(current)
-        before.close()
-        self._delete_at = time.monotonic() + _DELETE_AFTER_S
+        self._close_left()
+        self._left, self._leave_at = before, time.monotonic() + _LEAVE_AFTER_S
         log.info("following the gateway's new start", extra={"generation": current.name})
         return True
+
+    def close(self) -> None:
+        """Leave the generation."""
+        self._close_left()
+        self.context.close()
+
+    def _close_left(self) -> None:
+        if self._left is not None:
+            self._left.close()
+            self._left = None
 
     def _join(self, generation: Generation) -> None:
         self.context = GenerationContext(

@@ -121,7 +121,7 @@ class HealthProcess:
         self._notifier.stopping()
         gevent.killall(greenlets)
         self._accounts.close()
-        self._publisher.generation.context.close()
+        self._publisher.generation.close()
         log.info("health process stopped", extra={"pid": os.getpid()})
         return self._exit_status
 

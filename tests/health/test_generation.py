@@ -30,17 +30,17 @@ def test_a_generation_that_was_left_is_deleted_once_nobody_holds_it(run_dir, mon
     assert not follower.follow()
     assert names(run_dir) == {first.name, second.name}, "its last changes can be read"
     worker.release()
-    monkeypatch.setattr(generation_module, "_DELETE_AFTER_S", 0.0)
+    monkeypatch.setattr(generation_module, "_LEAVE_AFTER_S", 0.0)
     third = run_dir.new_generation()
     assert follower.follow()
-    assert names(run_dir) == {second.name, third.name}
+    assert names(run_dir) == {first.name, second.name, third.name}
     assert not follower.follow()
     assert names(run_dir) == {third.name}
-    follower.context.close()
+    follower.close()
 
 
 def test_a_generation_that_is_held_stays(run_dir, monkeypatch):
-    monkeypatch.setattr(generation_module, "_DELETE_AFTER_S", 0.0)
+    monkeypatch.setattr(generation_module, "_LEAVE_AFTER_S", 0.0)
     follower = GenerationFollower(run_dir, lambda: None)
     [first] = run_dir.generations()
     worker = SlotLease.lease(first)
@@ -49,4 +49,17 @@ def test_a_generation_that_is_held_stays(run_dir, monkeypatch):
     assert not follower.follow()
     assert names(run_dir) == {first.name, second.name}
     worker.release()
-    follower.context.close()
+    follower.close()
+
+
+def test_a_collection_that_runs_meanwhile_can_end(run_dir):
+    """It lets other greenlets run, of which one may follow."""
+    follower = GenerationFollower(run_dir, lambda: None)
+    before = follower.context
+    run_dir.new_generation()
+    assert follower.follow()
+    before.collector.collect()
+    before.recorder.ledger_failed()
+    run_dir.new_generation()
+    assert follower.follow()
+    follower.close()

@@ -19,7 +19,7 @@ def publisher(tmp_path):
     run_dir.prepare()
     publisher = Publisher(run_dir, Notifier(None))
     yield publisher
-    publisher.generation.context.close()
+    publisher.generation.close()
 
 
 @pytest.fixture
