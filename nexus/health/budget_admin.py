@@ -50,6 +50,7 @@ class HealthBudgetAdmin:
             raise ConfigError(
                 f'usd takes more than 0 US dollars as text, such as "50", not {given.usd[:100]!r}.'
             )
+        self._changes.claim()
         before, now = self._monitor.fleet.overlay, time.time()
         budgets = Budgets.of(before.config(), before.grants)
         if budgets is None:

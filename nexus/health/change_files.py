@@ -77,6 +77,17 @@ class ChangeFiles:
             grants=self._read_state(_GRANTS, _GrantFile).grants,
         )
 
+    def claim(self) -> None:
+        """Lock the directory of keys and grants. Raises `ConfigError`.
+
+        This may wait for another gateway that ends, while others change the fleet. So it comes
+        first, and `write` does not wait.
+        """
+        try:
+            self._state_dir.claim()
+        except OSError as error:
+            raise self._not_kept("keys and grants", error) from error
+
     def write(self, before: Overlay, after: Overlay) -> None:
         """Keep what changed. Raises `ConfigError` if it cannot be kept; then nothing is."""
         if after.saved != before.saved:
@@ -107,7 +118,7 @@ class ChangeFiles:
     def _write_state(self, name: str, before: _StateFile, after: _StateFile) -> None:
         content = msgspec.json.format(msgspec.json.encode(after), indent=2) + b"\n"
         try:
-            path = self._state_dir.claim() / name
+            path = self._state_dir.path / name
             if self._read_state(name, type(before)) != before:
                 raise ConfigError(
                     f"{path} was changed meanwhile, by another gateway or by hand; "
@@ -115,10 +126,13 @@ class ChangeFiles:
                 )
             self._state_dir.write(name, content)
         except OSError as error:
-            raise ConfigError(
-                f"{self._state_dir.path}: {name.removesuffix('.json')} cannot be kept there "
-                f"({error.strerror}); name another directory in [server] state_dir."
-            ) from error
+            raise self._not_kept(name.removesuffix(".json"), error) from error
+
+    def _not_kept(self, what: str, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"{self._state_dir.path}: {what} cannot be kept there ({error.strerror}); "
+            "name another directory in [server] state_dir."
+        )
 
     def _read_saved(self) -> OverlayLayer:
         try:

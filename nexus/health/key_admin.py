@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -57,7 +58,7 @@ class HealthKeyAdmin:
         key = parse_key(data)
         if any(key.id == other.id for other in self._monitor.fleet.config.keys):
             raise KeyExists(key.id)
-        self._apply(self._monitor.fleet.overlay.with_key(key), f"key {key.id} added")
+        self._apply(lambda overlay: overlay.with_key(key), f"key {key.id} added")
         return self._made(key.id, secret)
 
     def change_key(self, id_: str, data: dict[str, Any]) -> KeyState:
@@ -68,7 +69,7 @@ class HealthKeyAdmin:
         if isinstance(limits := data.get("limits"), dict):
             merged["limits"] = _merged(before["limits"] or {}, limits, OwnLimits) or None
         key = parse_key(merged)
-        self._apply(self._monitor.fleet.overlay.with_key(key), f"key {id_} changed")
+        self._apply(lambda overlay: overlay.with_key(key), f"key {id_} changed")
         return self.key(id_)
 
     def rotate_key(self, id_: str, *, grace_s: float) -> MadeKey:
@@ -79,12 +80,12 @@ class HealthKeyAdmin:
             key = replace(key, sha256=[key.sha256[-1], digest(secret)], grace_until=end)
         else:
             key = replace(key, sha256=[digest(secret)], grace_until=None)
-        self._apply(self._monitor.fleet.overlay.with_key(key), f"key {id_} rotated")
+        self._apply(lambda overlay: overlay.with_key(key), f"key {id_} rotated")
         return self._made(id_, secret)
 
     def remove_key(self, id_: str) -> None:
         self._own(id_)
-        self._apply(self._monitor.fleet.overlay.without_key(id_), f"key {id_} removed")
+        self._apply(lambda overlay: overlay.without_key(id_), f"key {id_} removed")
 
     def _own(self, id_: str) -> Key:
         """A key that was made at run time."""
@@ -114,8 +115,10 @@ class HealthKeyAdmin:
             limits=key.limits,
         )
 
-    def _apply(self, overlay: Overlay, event: str) -> None:
+    def _apply(self, change: Callable[[Overlay], Overlay], event: str) -> None:
         """Keep the keys and use them. Raises `ConfigError`; then nothing has changed."""
+        self._changes.claim()
+        overlay = change(self._monitor.fleet.overlay)
         fleet = self._monitor.new_fleet(overlay)
         self._changes.write(self._monitor.fleet.overlay, overlay)
         if not self._monitor.adopt(fleet):

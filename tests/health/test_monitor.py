@@ -4,7 +4,12 @@ import pytest
 
 from nexus.config import BackendConfig, Config
 from nexus.config.overlay import Overlay
+from nexus.fleet import locks
+from nexus.fleet.locks import LockFile
 from nexus.fleet.run_directory import RunDirectory
+from nexus.fleet.state_directory import StateDirectory
+from nexus.health.change_files import ChangeFiles
+from nexus.health.key_admin import HealthKeyAdmin
 from nexus.health.monitor import FleetMonitor
 from nexus.health.prober import ProbeOutcome
 from nexus.health.publisher import Publisher
@@ -34,6 +39,27 @@ def test_a_new_fleet_has_results_that_are_not_published_yet(monitor):
     backend = monitor.new_fleet(OVERLAY).backends["a"]
     assert (backend.status, backend.last_error, backend.since) == ("unhealthy", "refused", 2.0)
     assert backend.column == monitor.fleet.backends["a"].column
+
+
+def test_a_key_keeps_what_was_changed_while_it_waited_for_another_gateway(
+    tmp_path, publisher, monitor, monkeypatch
+):
+    state_dir = StateDirectory(tmp_path / "state")
+    state_dir.path.mkdir(mode=0o700)
+    changes = ChangeFiles(None, {}, session_dir=publisher.generation.path, state_dir=state_dir)
+    other = LockFile(state_dir.path / "lock")
+    assert other.acquire(0)
+
+    def add_a_backend_meanwhile(_: float) -> None:
+        added = BackendConfig(name="b", url="http://b")
+        monitor.adopt(monitor.new_fleet(monitor.fleet.overlay.add(added, save=False)))
+        other.close()
+
+    monkeypatch.setattr(locks.time, "sleep", add_a_backend_meanwhile)
+    made = HealthKeyAdmin(monitor, changes).add_key({"name": "k"})
+    assert list(monitor.fleet.backends) == ["a", "b"]
+    assert [key.id for key in monitor.fleet.config.keys] == [made.id]
+    state_dir.close()
 
 
 def test_results_that_arrive_together_are_published_together(publisher):
