@@ -279,6 +279,6 @@ def test_what_is_changed_is_refused_or_understood_alike(at, noise):
     assert [int(found) for found in lengths] == [head.length]
     assert b"transfer-encoding" not in block.lower()
     assert all(
-        re.fullmatch(r"[a-z0-9-]+", name) and value == value.strip(" \t")
+        re.fullmatch(r"[a-z0-9_-]+", name) and value == value.strip(" \t")
         for name, value in head.headers.pairs
     )
