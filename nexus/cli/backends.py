@@ -110,7 +110,7 @@ def _setting(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
             raise click.BadParameter(f"{item!r} is not KEY=VALUE.")
         try:
             settings[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             settings[key] = value
     return settings
 

@@ -86,7 +86,7 @@ def _is_other(used: Path, *, than: Path) -> bool:
 def _problems(config: str | None) -> list[str]:
     """Why the file cannot be read, so that it may not have led to the gateway that uses it."""
     try:
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             tomllib.loads(config_file(config).read_text(encoding="utf-8-sig"))
             return []  # the gateway says what else is wrong with it
         load(config)

@@ -190,7 +190,7 @@ def _read(
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{file}: it cannot be read ({why}).") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of a number too long, of lists too deep
         raise ConfigError(f"{file}: this is not TOML ({error}).") from error
 
 

@@ -286,6 +286,8 @@ def test_older_spellings_are_accepted(file, older, section, key):
             '[[budgets]] "a" match team = "reserch" matches nothing; did you mean research?',
         ),
         ("[server", "this is not TOML"),
+        (f"[server]\nport = {'9' * 5000}", "this is not TOML"),
+        (f"x = {'[' * 5000}", "this is not TOML"),
     ],
 )
 def test_each_fault_is_one_sentence_that_names_it(file, text, message):
