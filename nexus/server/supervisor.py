@@ -138,7 +138,7 @@ class Supervisor:
     def _stop(self, *, at_once: bool = False) -> int:
         """End the gateway, with its grace unless `at_once`, then the rest.
 
-        A further signal ends the grace.
+        Another ending signal ends the grace. Others, as of a rotation of logs, must not.
         """
         gateway = self._gateway.process
         if gateway.poll() is None:
@@ -146,7 +146,7 @@ class Supervisor:
             grace_s = self._server.graceful_timeout_seconds + _BEYOND_GRACE_S
             deadline = time.monotonic() + grace_s
             while gateway.poll() is None and time.monotonic() < deadline:
-                if self._next_signal(0.05) is not None:
+                if self._next_signal(0.05) in _ENDING:
                     gateway.send_signal(signal.SIGQUIT)
         self._gateway.stop(1.0)
         for helper in self.helpers:
