@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+
+log = logging.getLogger("nexus.serve")
 
 _FIRST_BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 15.0
@@ -70,7 +73,10 @@ class Child:
             self._restart_at = None
             if self.process.stdout is not None:
                 self.process.stdout.close()
-            self.process = self._start()
+            try:
+                self.process = self._start()
+            except OSError as error:  # no memory, or Python is just being replaced: tried again
+                log.error(f"the {self.name} cannot be started", extra={"why": error})
         return None
 
     def stop(self, timeout_s: float) -> None:
