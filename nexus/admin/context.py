@@ -54,6 +54,7 @@ class GenerationContext:
         return max(0.0, time.monotonic() - self.started.monotonic)
 
     def close(self) -> None:
+        self.collector.close()
         self.recorder.close()
         self.store.close()
         self.slot_lease.release()

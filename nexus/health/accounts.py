@@ -35,6 +35,11 @@ class _Followed(NamedTuple):
     table: LimitTable
     usage: UsageReader | None
 
+    def close(self) -> None:
+        self.table.close()
+        if self.usage is not None:
+            self.usage.close()
+
 
 class AccountKeeper:
     """Keeps the accounts of the present generation, and writes the ledger.
@@ -104,7 +109,7 @@ class AccountKeeper:
         if self._current is not None:
             self.persist()
             for one in (*self._unwritten, self._current):
-                one.table.close()
+                one.close()
             self._current = None
         if self._ledger is not None:
             self._ledger.close()
@@ -135,7 +140,7 @@ class AccountKeeper:
             self._ledger, self._loaded = self._open(current), False
         while self._unwritten:
             self._write_changes(self._unwritten[0], self._ledger)
-            self._unwritten.pop(0).table.close()
+            self._unwritten.pop(0).close()
         if not self._loaded:
             _load(current.table, self._ledger.windows(current.name, time.time()))
             current.table.set_ready()

@@ -169,6 +169,14 @@ class Collector:
         add(gateway_families.SCRAPE_DURATION, time.perf_counter() - started)
         return MetricsSnapshot(snapshots, pending)
 
+    def close(self) -> None:
+        """Close the files that it keeps open; nothing may be collected afterwards."""
+        if self._reader is not None:
+            self._reader.close()
+        if self._limit_table is not None:
+            self._limit_table.close()
+        self._limit_gauge.close()
+
     def usage_reader(self, directory: Path) -> UsageReader:
         """A reader of what all processes have used since the gateway started."""
         return UsageReader(directory, self._row, self._pacer)

@@ -32,11 +32,12 @@ class LimitGauge:
             return []
         if self._limits[0] is not snapshot:
             self._limits = snapshot, Limits.of(snapshot.config)
-        limits, table = self._limits[1], self._table or self._open()
-        if limits is None or table is None:
+        limits = self._limits[1]
+        if limits is not None and self._table is None:
+            self._table = self._open()
+        if limits is None or self._table is None:
             return []
-        self._table = table
-        levels = all_levels(limits, table.stored(), now_ns)
+        levels = all_levels(limits, self._table.stored(), now_ns)
         emptiest = heapq.nsmallest(
             MOST_SERIES, ((level.share, level.counter.name, level) for level in levels)
         )
@@ -44,6 +45,10 @@ class LimitGauge:
             ((level.counter.limit.name, level.counter.subject, level.counter.dimension), share)
             for share, _, level in emptiest
         ]
+
+    def close(self) -> None:
+        if self._table is not None:
+            self._table.close()
 
     def _open(self) -> LimitTable | None:
         """The table, once a request with limits has made it."""

@@ -100,6 +100,9 @@ class UsageReader:
     ) -> None:
         self._reader = DirectoryReader(directory, row=row, pause=pause)
 
+    def close(self) -> None:
+        self._reader.close()
+
     def read(self) -> dict[UsageKey, Sequence[int]]:
         """The amounts of each combination of names, in the order of `AMOUNTS`."""
         found: dict[UsageKey, list[int]] = {}

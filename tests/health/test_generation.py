@@ -1,11 +1,17 @@
 """The health process follows the gateway's starts, and leaves no generation behind."""
 
+import gc
+
 import pytest
 
+from nexus.config import Config
+from nexus.config.budget_records import Budget
+from nexus.fleet.records import Snapshot
 from nexus.fleet.run_directory import RunDirectory
 from nexus.fleet.slot_lease import SlotLease
 from nexus.health import generation as generation_module
 from nexus.health.generation import GenerationFollower
+from tests.support.descriptors import open_descriptors
 
 
 @pytest.fixture
@@ -63,3 +69,19 @@ def test_a_collection_that_runs_meanwhile_can_end(run_dir):
     run_dir.new_generation()
     assert follower.follow()
     follower.close()
+
+
+def test_files_of_generations_that_were_left_are_closed(run_dir):
+    config = Config(budgets=[Budget(name="a", usd="1")])
+    snapshot = Snapshot(revision=1, published_at=0, config=config)
+    follower = GenerationFollower(run_dir, lambda: snapshot)
+    counts = []
+    for _ in range(4):
+        follower.context.recorder.ledger_failed()
+        follower.context.collector.collect()
+        run_dir.new_generation()
+        assert follower.follow()
+        gc.collect()
+        counts.append(open_descriptors())
+    follower.close()
+    assert counts[1:] == [counts[1]] * 3
