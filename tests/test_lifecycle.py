@@ -99,7 +99,7 @@ def test_killed_worker(gateway, slow):
     assert after.total("nexus_requests_total") == 20
     until(lambda: gateway.scrape().value("nexus_workers") == 2)
     until(lambda: gateway.scrape().value("nexus_worker_restarts_total") == 2)
-    assert gateway.scrape().value("nexus_worker_deaths_total") == 2
+    until(lambda: gateway.scrape().value("nexus_worker_deaths_total") == 2)
     assert ask(gateway, 4) == [200] * 4
 
 
