@@ -106,16 +106,22 @@ def _usage(fields: _Fields) -> Usage | None:
     prompt, completion = count(fields.prompt_tokens), count(fields.completion_tokens)
     if prompt is None and completion is None:
         return None
-    of_prompt, of_completion = fields.prompt_tokens_details, fields.completion_tokens_details
-    cached = _first(
-        detail(of_prompt, "cached_tokens"),
-        count(fields.cached_tokens),  # Moonshot
-        count(fields.prompt_cache_hit_tokens),  # DeepSeek
-    )
-    reasoning, total = detail(of_completion, "reasoning_tokens"), count(fields.total_tokens)
-    if prompt is not None and completion is not None and total is not None:
+    cached = written = reasoning = None
+    if of_prompt := fields.prompt_tokens_details:
+        cached, written = (
+            detail(of_prompt, "cached_tokens"),
+            detail(of_prompt, "cache_write_tokens"),
+        )
+        if written is None:
+            written = detail(of_prompt, "cache_creation_tokens")  # LiteLLM
+    if cached is None:  # Moonshot's field, and DeepSeek's
+        moonshot = fields.cached_tokens
+        cached = count(fields.prompt_cache_hit_tokens if moonshot is None else moonshot)
+    if fields.completion_tokens_details:
+        reasoning = detail(fields.completion_tokens_details, "reasoning_tokens")
+    if prompt is not None and completion is not None and fields.total_tokens != prompt + completion:
         # Reasoning that is only in the total: xAI reports how much, Google does not.
-        apart = total - prompt - completion
+        apart = (count(fields.total_tokens) or 0) - prompt - completion
         if apart > 0 and (apart == reasoning or (reasoning is None and apart != cached)):
             completion += apart
     return Usage(
@@ -123,15 +129,8 @@ def _usage(fields: _Fields) -> Usage | None:
         completion_tokens=completion,
         cached_tokens=cached,
         reasoning_tokens=reasoning,
-        cache_write_tokens=_first(
-            detail(of_prompt, "cache_write_tokens"),
-            detail(of_prompt, "cache_creation_tokens"),  # LiteLLM
-        ),
+        cache_write_tokens=written,
     )
-
-
-def _first(*counts: int | None) -> int | None:
-    return next((count for count in counts if count is not None), None)
 
 
 def asks_for_usage(body: bytes) -> bool:
