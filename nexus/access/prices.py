@@ -31,11 +31,13 @@ class Rates(msgspec.Struct, frozen=True):
     input: int = 0
     cached_input: int = 0
     cache_write: int = 0
+    cache_write_1h: int = 0
     output: int = 0
 
     def most(self, prompt: int, output: int) -> int:
         """The most that these tokens cost."""
-        return prompt * max(self.input, self.cached_input, self.cache_write) + output * self.output
+        dearest = max(self.input, self.cached_input, self.cache_write, self.cache_write_1h)
+        return prompt * dearest + output * self.output
 
 
 class Price(msgspec.Struct, frozen=True):
@@ -68,10 +70,14 @@ def cost(
     completion: int,
     cached: int = 0,
     cache_write: int = 0,
+    cache_write_1h: int = 0,
     images: int = 0,
     microseconds: int = 0,
 ) -> Parts:
-    """What one response costs. `cached` and `cache_write` are among the prompt's tokens."""
+    """What one response costs.
+
+    `cached` and `cache_write` are among the prompt's tokens, `cache_write_1h` among the latter.
+    """
     if price is FREE:
         return ()
     rates = price.rates_for(prompt)
@@ -81,7 +87,9 @@ def cost(
     if cached:
         amounts.append(("cached", cached * rates.cached_input))
     if cache_write:
-        amounts.append(("cache_write", cache_write * rates.cache_write))
+        hour = min(cache_write_1h, cache_write)
+        written = (cache_write - hour) * rates.cache_write + hour * rates.cache_write_1h
+        amounts.append(("cache_write", written))
     amounts.append(("output", completion * rates.output))
     if price.per_request:
         amounts.append(("request", price.per_request))
@@ -164,13 +172,20 @@ def _pattern(glob: str) -> re.Pattern[str]:
 
 
 def _price(record: PriceRecord) -> Price:
-    rates = _rates(record.input, record.cached_input, record.cache_write, record.output)
+    rates = _rates(
+        record.input,
+        record.cached_input,
+        record.cache_write,
+        record.cache_write_1h,
+        record.output,
+    )
     tier, long_rates = record.above, None
     if tier is not None:
         long_rates = _rates(
             tier.input or record.input,
             tier.cached_input or (None if tier.input else record.cached_input),
             tier.cache_write or (None if tier.input else record.cache_write),
+            tier.cache_write_1h or (None if tier.input else record.cache_write_1h),
             tier.output or record.output,
         )
     return Price(
@@ -183,8 +198,11 @@ def _price(record: PriceRecord) -> Price:
     )
 
 
-def _rates(input_: str, cached: str | None, written: str | None, output: str) -> Rates:
-    texts = (input_, cached or input_, written or input_, output)
+def _rates(
+    input_: str, cached: str | None, written: str | None, for_an_hour: str | None, output: str
+) -> Rates:
+    written = written or input_
+    texts = (input_, cached or input_, written, for_an_hour or written, output)
     return Rates(
         **{name: pico_usd_per_token(text) or 0 for name, text in zip(PER_TOKEN, texts, strict=True)}
     )

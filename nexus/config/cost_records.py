@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from nexus.config.fields import Section, Text, doc
 
-PER_TOKEN = ("input", "cached_input", "cache_write", "output")
+PER_TOKEN = ("input", "cached_input", "cache_write", "cache_write_1h", "output")
 """The prices in US dollars per million tokens."""
 OTHERS = ("per_request", "per_image", "per_second")
 """The prices in US dollars for something else."""
@@ -59,6 +59,9 @@ class Tier(Section, frozen=True):
     cache_write: Annotated[Usd | None, doc("As `cache_write`; unset: `input` of this table.")] = (
         None
     )
+    cache_write_1h: Annotated[
+        Usd | None, doc("As `cache_write_1h`; unset: `cache_write` of this table.")
+    ] = None
     output: Annotated[Usd | None, doc("As `output`; unset: the same.")] = None
 
 
@@ -73,6 +76,10 @@ class Price(Section, frozen=True):
     ] = None
     cache_write: Annotated[
         Usd | None, doc("Of these, tokens that were written to a cache; unset: `input`.")
+    ] = None
+    cache_write_1h: Annotated[
+        Usd | None,
+        doc("Of these, tokens that Anthropic's cache keeps for an hour; unset: `cache_write`."),
     ] = None
     output: Annotated[Usd, doc("US dollars per million completion tokens.")] = "0"
     above: Annotated[

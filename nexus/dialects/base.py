@@ -181,6 +181,9 @@ class Usage(msgspec.Struct):
 
     Tokens read from a cache or written to it are part of the prompt's, reasoning tokens of the
     completion's. So there are never more of them, whatever a backend reports.
+
+    Attributes:
+        cache_write_1h_tokens: Those of `cache_write_tokens` that are kept for an hour.
     """
 
     prompt_tokens: int | None = None
@@ -188,6 +191,7 @@ class Usage(msgspec.Struct):
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
     cache_write_tokens: int | None = None
+    cache_write_1h_tokens: int = 0
 
     def __post_init__(self) -> None:
         prompt, completion = self.prompt_tokens, self.completion_tokens

@@ -42,6 +42,7 @@ def charge(
         completion=usage.completion_tokens or 0,
         cached=usage.cached_tokens or 0,
         cache_write=usage.cache_write_tokens or 0,
+        cache_write_1h=usage.cache_write_1h_tokens,
         images=images,
         microseconds=round(seconds * 1e6) if price.per_second else 0,
     )

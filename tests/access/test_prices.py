@@ -18,6 +18,7 @@ CLAUDE = Price(
     input="3",
     cached_input="0.30",
     cache_write="3.75",
+    cache_write_1h="6",
     output="15",
     above=LONG,
 )
@@ -34,12 +35,13 @@ def openai_usage(prompt, completion, cached=None):
     return openai.usage_in_response(json.dumps({"usage": usage}).encode())
 
 
-def anthropic_usage(prompt, completion, read=0, written=0):
+def anthropic_usage(prompt, completion, read=0, written=0, hour=0):
     usage = {
         "input_tokens": prompt,
         "output_tokens": completion,
         "cache_read_input_tokens": read,
         "cache_creation_input_tokens": written,
+        "cache_creation": {"ephemeral_1h_input_tokens": hour} if hour else None,
     }
     return anthropic.usage_in_response(json.dumps({"usage": usage}).encode())
 
@@ -61,6 +63,13 @@ def anthropic_usage(prompt, completion, read=0, written=0):
             anthropic_usage(100, 10, read=600, written=300),
             {"input": 300_000, "cached": 180_000, "cache_write": 1_125_000, "output": 150_000},
         ),
+        # 200 of the 300 that were written are kept for an hour, and never more than were written
+        (
+            "claude-x",
+            anthropic_usage(100, 10, written=300, hour=200),
+            {"input": 300_000, "cache_write": 1_575_000, "output": 150_000},
+        ),
+        ("claude-x", anthropic_usage(0, 0, written=1, hour=9), {"cache_write": 6_000}),
         # Exactly at the border of the tier, and one above
         ("claude-x", anthropic_usage(200_000, 0), {"input": 600_000_000}),
         ("claude-x", anthropic_usage(200_001, 1), {"input": 1_200_006_000, "output": 22_500}),
@@ -84,6 +93,7 @@ def test_cost_by_type(model, usage, parts):
         completion=usage.completion_tokens,
         cached=usage.cached_tokens or 0,
         cache_write=usage.cache_write_tokens or 0,
+        cache_write_1h=usage.cache_write_1h_tokens,
     )
     assert dict(found) == parts
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from nexus.dialects.base import Usage
-from nexus.dialects.counts import count
+from nexus.dialects.counts import count, detail
 from nexus.dialects.lenient_json import UNREADABLE, lenient
 
 
@@ -19,6 +19,7 @@ class UsageFields(msgspec.Struct):
     output_tokens: Any = None
     cache_read_input_tokens: Any = None
     cache_creation_input_tokens: Any = None
+    cache_creation: Any = None
     iterations: Any = None
 
 
@@ -26,7 +27,13 @@ class _Response(msgspec.Struct):
     usage: UsageFields | None = None
 
 
-_COUNTS = tuple(name for name in UsageFields.__struct_fields__ if name != "iterations")
+_COUNTS = (
+    "input_tokens",
+    "output_tokens",
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+)
+_FOR_AN_HOUR = "ephemeral_1h_input_tokens"
 _decode = msgspec.json.Decoder(_Response).decode
 _decode_leniently = lenient(_decode)
 
@@ -47,6 +54,8 @@ class Counts:
             value = count(getattr(fields, name))
             if value is not None and (value or name not in counts):
                 counts[name] = value
+        if hour := detail(fields.cache_creation, _FOR_AN_HOUR):
+            counts[_FOR_AN_HOUR] = hour
         if isinstance(fields.iterations, list):
             self._compactions = _of_compactions(fields.iterations)
 
@@ -66,6 +75,7 @@ class Counts:
             completion_tokens=completion,
             cached_tokens=cached,
             cache_write_tokens=written,
+            cache_write_1h_tokens=self._counts.get(_FOR_AN_HOUR, 0),
         )
 
     def _get(self, name: str) -> int | None:
