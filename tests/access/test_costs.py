@@ -111,7 +111,7 @@ def nano(prompt: int, completion: int) -> tuple[int, int]:
 
 
 def test_a_response_says_what_it_cost(gateway):
-    before = gateway.settled()
+    before, lines = gateway.settled(), len(gateway.lines("request"))
     reply = send(gateway, body=chat(max_tokens=30))
     usage = json.loads(reply.content)["usage"]
     input_, output = nano(usage["prompt_tokens"], usage["completion_tokens"])
@@ -120,7 +120,7 @@ def test_a_response_says_what_it_cost(gateway):
     assert found["nexus_cost_usd_total good demo_small delivered input"] == input_
     assert found["nexus_cost_usd_total good demo_small delivered output"] == output
     assert found["nexus_key_cost_usd_total a none"] == input_ + output
-    [line] = [line for line in gateway.lines("request") if "cost_usd" in line][-1:]
+    line = gateway.request_line(lines)
     assert line["cost_usd"] == reply.headers["x-nexus-cost-usd"]
 
 
