@@ -163,7 +163,7 @@ def fast_path(
         circuits=slot_lease.circuits,
         limit_table=slot_lease.open_limit_table,
         share_table=slot_lease.open_share_table,
-        ring=slot_lease.request_log.ring(0),
+        ring=slot_lease.history.ring(0),
         environ={},
     )
     sock: Any = _Socket()
@@ -182,7 +182,7 @@ def fast_path(
         _writer=BufferedWriter(sock),
     )
     due: list[Any] = []
-    engine.request_log.batch_with(due.append)
+    engine.history.batch_with(due.append)
     for _ in range(800):  # as many requests as end in the time that they are shown after
         assert made.serve(ask) == b""
     due.pop()()

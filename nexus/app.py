@@ -22,10 +22,10 @@ from nexus.admin.openapi import openapi_endpoint
 from nexus.admin.operations import operations_endpoints
 from nexus.config import Config, process_config
 from nexus.fleet.background_table import BackgroundTable
+from nexus.fleet.history import HistoryTable, Ring
 from nexus.fleet.label_requests import LabelRequests
 from nexus.fleet.prefix_table import PrefixTable
 from nexus.fleet.records import Snapshot
-from nexus.fleet.request_log import RequestLogTable, Ring
 from nexus.fleet.run_directory import RunDirectory, RunDirectoryError
 from nexus.fleet.slot_lease import NoFreeSlotError, SlotLease
 from nexus.fleet.snapshot import SnapshotReader
@@ -120,7 +120,7 @@ def create_app(
         generation,
         snapshot=fleet.snapshot,
         health_process_alive=health_process_alive,
-        request_log=engine.request_log,
+        history=engine.history,
         environ=environ,
     )
 
@@ -188,10 +188,10 @@ def _unshared(error: Exception) -> SlotLease:
 
 def _ring(slot_lease: SlotLease) -> Ring:
     try:
-        return slot_lease.request_log.ring(slot_lease.slot)
+        return slot_lease.history.ring(slot_lease.slot)
     except OSError as error:
         log.error("the history does not show requests of this process", extra={"why": error})
-        return RequestLogTable(None).ring(0)
+        return HistoryTable(None).ring(0)
 
 
 def _shared(kind: Callable[[Path | None], T], path: Path | None, what: str) -> T:

@@ -10,9 +10,9 @@ from typing import Literal
 from nexus.admin.access import admin_token
 from nexus.admin.live_updates import LiveUpdates
 from nexus.config.admin_records import Admin
+from nexus.fleet.history import History, RequestRecord
 from nexus.fleet.problems import ProblemList, read_problems
 from nexus.fleet.records import Snapshot
-from nexus.fleet.request_log import RequestLog, RequestRecord
 from nexus.fleet.run_directory import RunDirectory, Started
 from nexus.fleet.slot_lease import SlotLease
 from nexus.fleet.windows import RecentOutcomes, read_windows
@@ -71,7 +71,7 @@ class AdminContext:
             first.
         recent_outcomes: Returns the last hour and day of each backend, by its label value.
         run_dir_token: Returns the token in the run directory, which only its owner can read.
-        flush_request_log: Writes what this process holds back of the requests that have ended.
+        flush_history: Writes what this process holds back of the requests that have ended.
     """
 
     role: Role
@@ -84,13 +84,13 @@ class AdminContext:
     recent_outcomes: Callable[[], Mapping[str, RecentOutcomes]]
     problems: Callable[[], ProblemList]
     run_dir_token: Callable[[], str | None]
-    flush_request_log: Callable[[], None] = lambda: None
+    flush_history: Callable[[], None] = lambda: None
 
     def latest_requests(self, limit: int) -> list[RequestRecord]:
         """The requests of all processes that ended last, newest first."""
-        self.flush_request_log()
+        self.flush_history()
         lease = self.generation().slot_lease
-        return lease.request_log.latest(range(lease.table.rows), limit=limit)
+        return lease.history.latest(range(lease.table.rows), limit=limit)
 
     def token_for(self, what: Protected) -> str | None:
         """The token that this requires; None if it is open.
@@ -116,7 +116,7 @@ def worker_context(
     *,
     snapshot: Callable[[], Snapshot | None],
     health_process_alive: Callable[[], bool],
-    request_log: RequestLog,
+    history: History,
     environ: Mapping[str, str],
 ) -> AdminContext:
     """A worker, which reads what the health process has written into the run directory."""
@@ -141,5 +141,5 @@ def worker_context(
         recent_outcomes=lambda: read_windows(path),
         problems=lambda: read_problems(path, health_process_alive=health_process_alive()),
         run_dir_token=run_dir.own_token,
-        flush_request_log=request_log.flush,
+        flush_history=history.flush,
     )

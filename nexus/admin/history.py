@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from nexus.errors import RequestFailed
-from nexus.fleet.request_log import RequestRecord
+from nexus.fleet.history import RequestRecord
 
 MAX_REQUESTS = 1000
 _DEFAULT_LIMIT = 100

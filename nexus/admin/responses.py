@@ -9,8 +9,8 @@ from flask import Response
 
 from nexus.config.overlay import Origin
 from nexus.fleet.circuits import State
+from nexus.fleet.history import RequestRecord
 from nexus.fleet.records import Status
-from nexus.fleet.request_log import RequestRecord
 from nexus.runtime.documents import Amount, Count, Document
 
 

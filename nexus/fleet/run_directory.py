@@ -24,7 +24,7 @@
     prefixes           which backends served which prompts    (prefix_table.py)
     sticky             which backends store which responses   (sticky_table.py)
     background         what responses in the background took  (background_table.py)
-    recent             the last finished requests             (request_log.py)
+    recent             the last finished requests             (history.py)
     changes.json       changes of operators for this run      (health/change_files.py)
     metrics/           prometheus_client's files, by slot
 """
@@ -91,7 +91,7 @@ class Generation:
         self.prefixes = path / "prefixes"
         self.sticky = path / "sticky"
         self.background = path / "background"
-        self.request_log = path / "recent"
+        self.history = path / "recent"
         self.limits = path / "limits.db"
         self.usage = path / "usage"
         self.shares = path / "shares"

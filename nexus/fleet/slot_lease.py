@@ -9,10 +9,10 @@ from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
 from nexus.fleet.circuits import CircuitTable
+from nexus.fleet.history import HistoryTable
 from nexus.fleet.limit_table import LimitTable
 from nexus.fleet.load_table import HEALTH, SILENT_NS, SLOTS, WORKER, LoadTable, Row
 from nexus.fleet.locks import LockFile
-from nexus.fleet.request_log import RequestLogTable
 from nexus.fleet.run_directory import Generation, Started
 from nexus.fleet.share_table import ShareTable
 
@@ -41,7 +41,7 @@ class SlotLease:
         locks: LockFile | None,
         table: LoadTable,
         circuits: CircuitTable,
-        request_log: RequestLogTable,
+        history: HistoryTable,
         role: int = WORKER,
         nth: int = 0,
     ) -> None:
@@ -49,7 +49,7 @@ class SlotLease:
         self.slot = slot
         self.table = table
         self.circuits = circuits
-        self.request_log = request_log
+        self.history = history
         self.row: Row = table.row(slot)
         self._locks = locks
         self._role = role
@@ -69,7 +69,7 @@ class SlotLease:
             locks = LockFile(generation.slots)
             table = LoadTable(generation.load)
             circuits = CircuitTable(generation.circuits)
-            request_log = RequestLogTable(generation.request_log)
+            history = HistoryTable(generation.history)
         except OSError as error:
             raise NoFreeSlotError(f"{generation.path}: {error.strerror}") from error
         for slot in range(SLOTS):
@@ -95,7 +95,7 @@ class SlotLease:
                     locks=locks,
                     table=table,
                     circuits=circuits,
-                    request_log=request_log,
+                    history=history,
                     role=role,
                     nth=nth or 0,
                 )
@@ -124,7 +124,7 @@ class SlotLease:
             locks=locks,
             table=LoadTable(generation.load),
             circuits=CircuitTable(generation.circuits),
-            request_log=RequestLogTable(generation.request_log),
+            history=HistoryTable(generation.history),
             nth=int(nth),
         )
 
@@ -138,7 +138,7 @@ class SlotLease:
             locks=None,
             table=table,
             circuits=CircuitTable(None),
-            request_log=RequestLogTable(None),
+            history=HistoryTable(None),
         )
 
     def claim_row(self) -> None:
@@ -245,4 +245,4 @@ class SlotLease:
             if lock is not None:
                 lock.close()
         self.circuits.release_locks()
-        self.request_log.close()
+        self.history.close()

@@ -15,9 +15,9 @@ from nexus.admin.context import GenerationContext
 from nexus.admin.pages import HISTORY_S, TILES, render_parts, render_rows
 from nexus.admin.responses import BackendState, PastRequest
 from nexus.fleet.dashboard_state import Backlog, Tick, Values
+from nexus.fleet.history import RequestRecord
 from nexus.fleet.problems import Problem
 from nexus.fleet.records import Snapshot
-from nexus.fleet.request_log import RequestRecord
 from nexus.fleet.slot_lease import SlotLease
 from nexus.fleet.status import fleet_health
 from nexus.health.model_matrix import ModelMatrix
@@ -112,8 +112,8 @@ class Dashboard:
 
     def _add_records(self, slot_lease: SlotLease, monotonic: float) -> list[str]:
         """Read the requests that ended since the last sample; returns the newest as HTML."""
-        log, slots = slot_lease.request_log, range(slot_lease.table.rows)
-        records = sorted(log.newer_than(self._seen, slots), key=attrgetter("order"))
+        history, slots = slot_lease.history, range(slot_lease.table.rows)
+        records = sorted(history.newer_than(self._seen, slots), key=attrgetter("order"))
         self._records.extend(records)
         while self._records and self._records[0].order < monotonic - _PERCENTILES_OVER_S:
             self._records.popleft()

@@ -18,19 +18,18 @@ from nexus.config.records import Server
 from nexus.errors import RequestFailed
 from nexus.fleet.background_table import BackgroundTable
 from nexus.fleet.circuits import CircuitTable
+from nexus.fleet.history import History, Ring
 from nexus.fleet.limit_table import LimitTable
 from nexus.fleet.load_table import WINDOW_S, LoadTable, Row
 from nexus.fleet.outcome import Outcome
 from nexus.fleet.prefix_table import PrefixTable
 from nexus.fleet.records import Snapshot
-from nexus.fleet.request_log import RequestLog, Ring
 from nexus.fleet.share_table import ShareTable
 from nexus.fleet.sticky_table import StickyTable
 from nexus.http.address import Address
 from nexus.http.connection_pool import ConnectionPool
 from nexus.metrics.recorder import Recorder
 from nexus.proxy.admission import Admission
-from nexus.proxy.audit_log import AuditLog
 from nexus.proxy.background import BackgroundHolds
 from nexus.proxy.buffers import Buffers
 from nexus.proxy.fair_share import FairShares
@@ -38,6 +37,7 @@ from nexus.proxy.fleet_view import NO_FLEET, FleetView, View
 from nexus.proxy.limits import Limiter
 from nexus.proxy.outcome import log_outcome
 from nexus.proxy.place_queue import PlaceQueue
+from nexus.proxy.request_log import RequestLog
 from nexus.routing.retries import may_retry
 
 log = logging.getLogger("nexus.proxy")
@@ -80,14 +80,14 @@ class Engine:
         self.environ = environ
         self.clock = clock
         self.circuits = circuits
-        self.request_log = RequestLog(ring)
+        self.history = History(ring)
         self.outcome_readers: tuple[Callable[[Outcome], None], ...] = (
             recorder.request_finished,
-            self.request_log.record,
+            self.history.record,
             log_outcome,
         )
         """Each gets the outcome of every request, in this order."""
-        self._audit_log: AuditLog | None = None
+        self._request_log: RequestLog | None = None
         self.sticky = sticky or StickyTable(None)
         self.limiter = Limiter(limit_table, recorder)
         self.background = BackgroundHolds(
@@ -113,7 +113,7 @@ class Engine:
 
     def _apply_settings(self, snapshot: Snapshot) -> None:
         """Start, change, or stop the request log, as the configuration says."""
-        settings, before = snapshot.config.request_log, self._audit_log
+        settings, before = snapshot.config.request_log, self._request_log
         if before is not None:
             if settings == before.settings:
                 return
@@ -121,10 +121,10 @@ class Engine:
                 read for read in self.outcome_readers if read != before.record
             )
             before.close()
-            self._audit_log = None
+            self._request_log = None
         if settings.path:
-            self._audit_log = AuditLog(settings, self.recorder)
-            self.outcome_readers = (*self.outcome_readers, self._audit_log.record)
+            self._request_log = RequestLog(settings, self.recorder)
+            self.outcome_readers = (*self.outcome_readers, self._request_log.record)
 
     def view(self) -> View:
         view = self.fleet.current()

@@ -13,8 +13,8 @@ from nexus.dialects.base import ParsedRequest, StreamReader, TokenEstimate, Usag
 from nexus.dialects.estimate import choices_in, estimate_tokens
 from nexus.dialects.form_reader import FormField
 from nexus.errors import Fault, RequestFailed
+from nexus.fleet.history import LONGEST_NAME
 from nexus.fleet.outcome import AttemptRecord, Charge, Outcome, milliseconds
-from nexus.fleet.request_log import LONGEST_NAME
 from nexus.http.cross_origin import Headers
 from nexus.metrics import labels
 from nexus.proxy import costs

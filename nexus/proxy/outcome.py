@@ -7,8 +7,8 @@ import logging
 from nexus.access.prices import usd
 from nexus.dialects.base import StreamReader, Usage
 from nexus.errors import Fault
+from nexus.fleet.history import LONGEST_NAME
 from nexus.fleet.outcome import Outcome, StreamOutcome
-from nexus.fleet.request_log import LONGEST_NAME
 from nexus.runtime.log import info
 
 log = logging.getLogger("nexus.proxy")

@@ -56,7 +56,7 @@ _NOTIFY_INTERVAL_S = 1.0
 _VIEWER_GRACE_S = 1.0
 """How long after a stop responses that are not proxied may go on."""
 _LAG_INTERVAL_S = 0.5
-_REQUEST_LOG_DELAY_S = 0.25
+_HISTORY_DELAY_S = 0.25
 """How late a busy worker writes ended requests into the request log."""
 _ENDING_S = 1.0
 """How long before the end of the grace what is still served is ended."""
@@ -112,7 +112,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._keepalive = bool(self.cfg.keepalive)
         self._head_timeout_s = self.cfg.keepalive or _HEAD_TIMEOUT_S
         self._engine = self.wsgi.extensions["nexus"].engine
-        self._engine.request_log.batch_with(partial(gevent.spawn_later, _REQUEST_LOG_DELAY_S))
+        self._engine.history.batch_with(partial(gevent.spawn_later, _HISTORY_DELAY_S))
         for task in (
             self._wait_for_fleet,
             self._close_idle_connections,
@@ -125,7 +125,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         try:
             self._serve_until_stopped()
         finally:
-            self._engine.request_log.flush()
+            self._engine.history.flush()
 
     def _serve_until_stopped(self) -> None:
         """Serve until a stop, then until all requests or their grace have ended."""

@@ -102,7 +102,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(RequestRecord).decode
 
 
-class RequestLogTable:
+class HistoryTable:
     """All rings, for reading; `ring()` is for the process that writes one."""
 
     def __init__(self, path: Path | None) -> None:
@@ -185,7 +185,7 @@ class Ring:
         self._cells[cell] = number
 
 
-class RequestLog:
+class History:
     """Records the finished requests of one process. Safe from any greenlet or thread.
 
     Each request is written at once. With `batch_with`, those of a busy process wait for the end of

@@ -15,8 +15,8 @@ import msgspec
 from nexus.access.prices import usd
 from nexus.config.request_log_records import JOURNAL
 from nexus.config.request_log_records import RequestLog as Settings
+from nexus.fleet.history import RequestRecord
 from nexus.fleet.outcome import Outcome
-from nexus.fleet.request_log import RequestRecord
 from nexus.metrics.recorder import Recorder
 from nexus.runtime.journal import Journal
 from nexus.runtime.line_file import LineFile
@@ -112,7 +112,7 @@ class Line(msgspec.Struct, kw_only=True):
 _encode = msgspec.json.Encoder().encode
 
 
-class AuditLog:
+class RequestLog:
     """Writes the request log of one process. Safe from any greenlet or thread."""
 
     def __init__(self, settings: Settings, recorder: Recorder) -> None:

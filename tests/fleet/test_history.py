@@ -3,16 +3,16 @@
 import pytest
 
 from nexus.errors import FAULTS
-from nexus.fleet.outcome import AttemptRecord, Outcome
-from nexus.fleet.request_log import (
+from nexus.fleet.history import (
     AT_ONCE,
     CELL,
     CELLS,
     LATER,
-    RequestLog,
-    RequestLogTable,
+    History,
+    HistoryTable,
     RequestRecord,
 )
+from nexus.fleet.outcome import AttemptRecord, Outcome
 
 
 def record(n, **more):
@@ -36,7 +36,7 @@ def ids(found):
 
 @pytest.fixture(params=["shared", "alone"])
 def table(request, tmp_path):
-    made = RequestLogTable(tmp_path / "recent" if request.param == "shared" else None)
+    made = HistoryTable(tmp_path / "recent" if request.param == "shared" else None)
     yield made
     made.close()
 
@@ -78,7 +78,7 @@ def test_only_what_is_new(table):
 
 
 def test_the_next_lessee_goes_on(tmp_path):
-    first, second = RequestLogTable(tmp_path / "recent"), RequestLogTable(tmp_path / "recent")
+    first, second = HistoryTable(tmp_path / "recent"), HistoryTable(tmp_path / "recent")
     ring = first.ring(3)
     for n in range(5):
         ring.write(record(n))
@@ -101,7 +101,7 @@ def test_long_names_are_cut(table, name):
 
 
 def test_a_record_that_is_being_written_is_left_out(tmp_path):
-    table = RequestLogTable(tmp_path / "recent")
+    table = HistoryTable(tmp_path / "recent")
     ring = table.ring(0)
     ring.write(record(1))
     ring.write(record(2))
@@ -114,14 +114,14 @@ def test_a_record_that_is_being_written_is_left_out(tmp_path):
 
 def test_a_busy_process_writes_most_of_it_later():
     """A few at once, the others when their time is over; nothing waits where there is no timer."""
-    table, due = RequestLogTable(None), []
-    request_log = RequestLog(table.ring(0))
+    table, due = HistoryTable(None), []
+    history = History(table.ring(0))
     shown = lambda: {entry.order for entry in table.latest([0], limit=1000)}  # noqa: E731
 
     def end(numbers, *, failed=()):
         for number in numbers:
             fault = FAULTS["connection_lost"] if number in failed else None
-            request_log.record(
+            history.record(
                 Outcome(
                     model_label="m",
                     backend_label="b",
@@ -134,7 +134,7 @@ def test_a_busy_process_writes_most_of_it_later():
 
     end(range(2 * AT_ONCE))
     assert len(shown()) == 2 * AT_ONCE
-    request_log.batch_with(due.append)
+    history.batch_with(due.append)
     end(range(100, 1100), failed={200})
     assert len(due) == 1, "one timer for all of them"
     assert max(shown()) == 100 + AT_ONCE - 1
