@@ -31,10 +31,10 @@ from nexus.fleet.slot_lease import NoFreeSlotError, SlotLease
 from nexus.fleet.snapshot import SnapshotReader
 from nexus.fleet.sticky_table import StickyTable
 from nexus.metrics.recorder import Recorder
+from nexus.proxy.custom_endpoints import custom_endpoints
 from nexus.proxy.endpoints import ENDPOINTS
 from nexus.proxy.engine import Engine
 from nexus.proxy.fleet_view import FleetView
-from nexus.proxy.own_endpoints import own_endpoints
 from nexus.runtime import log as logs
 from nexus.server.flask_endpoints import caller_of_request, openai_endpoints
 from nexus.server.ingress import Ingress, environ_dialect
@@ -212,7 +212,7 @@ def _snapshot_reader(path: Path) -> SnapshotReader | None:
 
 
 def _apply_settings(snapshot: Snapshot) -> None:
-    ENDPOINTS.replace_own(own_endpoints(snapshot.config))
+    ENDPOINTS.replace_custom(custom_endpoints(snapshot.config))
     _configure_logs(snapshot.config)
 
 

@@ -39,7 +39,7 @@ def routes(app: Flask) -> set[tuple[str, str]]:
     endpoint does not have."""
     found = set()
     for rule in app.url_map.iter_rules():
-        if rule.endpoint == "openai.own":
+        if rule.endpoint == "openai.custom":
             continue  # it matches only what the configuration adds
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
         path = path.replace("/models/{name}", "/models/{model}").replace("{stored_id}", "{id}")

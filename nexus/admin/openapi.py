@@ -288,11 +288,11 @@ def _components(paths: dict[str, Any]) -> dict[str, Schema]:
 
 def document(*, operations: bool) -> dict[str, Any]:
     """The document of the clients' port, or of the operations port."""
-    return _document(operations, ENDPOINTS.own)
+    return _document(operations, ENDPOINTS.custom)
 
 
 @lru_cache(maxsize=4)
-def _document(operations: bool, _own: tuple[Endpoint, ...]) -> dict[str, Any]:
+def _document(operations: bool, _custom: tuple[Endpoint, ...]) -> dict[str, Any]:
     paths = _operations_paths() | (_admin_paths() if operations else client_paths())
     return {
         "openapi": "3.1.0",

@@ -132,7 +132,7 @@ def _body(endpoint: Endpoint) -> Schema:
     if endpoint.body == "multipart":
         fields: Schema = {"model": {"type": "string", "minLength": 1}, "stream": TEXT}
         return {"type": "object", "properties": fields, "required": ["model"]}
-    if endpoint.own:
+    if endpoint.custom:
         fields = {"model": {"type": "string", "minLength": 1}}
         return {"type": "object", "properties": fields, "required": ["model"]}
     forms = [_request(prompt) for prompt in endpoint.form.prompts]

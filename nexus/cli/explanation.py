@@ -18,9 +18,9 @@ from nexus.fleet.load_table import LoadTable
 from nexus.fleet.prefix_table import PrefixTable
 from nexus.fleet.status import status_of
 from nexus.http.headers import RequestHeaders
+from nexus.proxy.custom_endpoints import custom_endpoints
 from nexus.proxy.endpoint_table import Endpoint
 from nexus.proxy.endpoints import ENDPOINTS
-from nexus.proxy.own_endpoints import own_endpoints
 from nexus.proxy.session import OVERRIDE, SessionReader
 from nexus.routing.context import Conditions, RouteQuery
 from nexus.routing.explain import Explanation, explain
@@ -43,7 +43,7 @@ def route_explain(
     routes, load_table = RouteTable(snapshot), LoadTable(generation.load)
     circuits, prefixes = CircuitTable(generation.circuits), PrefixTable(generation.prefixes)
     resolved = routes.resolve(model)
-    ENDPOINTS.replace_own(own_endpoints(snapshot.config))
+    ENDPOINTS.replace_custom(custom_endpoints(snapshot.config))
     row = next((one for one in ENDPOINTS if one.name == endpoint), None)
     if endpoint is not None and row is None:
         known = ", ".join(sorted(ENDPOINTS.names))

@@ -19,7 +19,7 @@ class Endpoint:
 
     Attributes:
         name: Its label value in metrics, and its name in logs.
-        path: The canonical path, which begins with `/v1` unless the endpoint is `own`. `{id}`
+        path: The canonical path, which begins with `/v1` unless the endpoint is `custom`. `{id}`
             stands for the id of what a backend stores.
         dialect: The protocol that its clients speak.
         form: The form of its requests, and the task that their model must have.
@@ -40,8 +40,8 @@ class Endpoint:
             there is no such thing. No backend that speaks the dialect gets it.
         ids: Reads the ids under which backends store its responses; None if they store none.
         backend_key: The key of `[endpoints]` that names the backend of all its requests.
-        backend: The backend of all its requests, if the endpoint is one of the operators' own.
-        own: It is one of the operators' own, whose responses may have any form.
+        backend: The backend of all its requests, if a custom endpoint names one.
+        custom: The operators added it in `[[endpoints.custom]]`. Its responses may have any form.
         by_model: Its requests name a model, which decides their backend.
         takes_tokens: A request to it can cost something.
     """
@@ -64,7 +64,7 @@ class Endpoint:
     ids: IdReader | None = None
     backend_key: str = ""
     backend: str = ""
-    own: bool = False
+    custom: bool = False
     by_model: bool = field(init=False)
     takes_tokens: bool = field(init=False)
 
@@ -127,7 +127,7 @@ class EndpointTable:
 
     def add(self, endpoint: Endpoint) -> None:
         """Add a row, before the process serves."""
-        if not (endpoint.own or endpoint.path.startswith(f"{_BASE}/")):
+        if not (endpoint.custom or endpoint.path.startswith(f"{_BASE}/")):
             raise ValueError(f"{endpoint.path} does not begin with {_BASE}/")
         self.by_path[endpoint.path] = endpoint
         self._other_paths |= dict.fromkeys(endpoint.other_paths, endpoint.path)
@@ -139,15 +139,15 @@ class EndpointTable:
         self._parse.cache_clear()
 
     @property
-    def own(self) -> tuple[Endpoint, ...]:
-        """The endpoints of the operators."""
-        return tuple(row for row in self if row.own)
+    def custom(self) -> tuple[Endpoint, ...]:
+        """The custom endpoints."""
+        return tuple(row for row in self if row.custom)
 
-    def replace_own(self, rows: tuple[Endpoint, ...]) -> None:
-        """Replace the endpoints of the operators, while the process serves."""
-        if rows == self.own:
+    def replace_custom(self, rows: tuple[Endpoint, ...]) -> None:
+        """Replace the custom endpoints, while the process serves."""
+        if rows == self.custom:
             return
-        table = EndpointTable((*(row for row in self if not row.own), *rows))
+        table = EndpointTable((*(row for row in self if not row.custom), *rows))
         self.by_path, self._other_paths = table.by_path, table._other_paths
         self._targets, self._patterns = table._targets, table._patterns
         self._parse.cache_clear()

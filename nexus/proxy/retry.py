@@ -291,7 +291,7 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
             raise attempt.failure()
         if (units := exchange.endpoint.units) is not None and units.in_request is not None:
             exchange.units = units.in_request(exchange.body)
-        stream, own = attempt.is_stream(requested=streams), exchange.endpoint.own
+        stream, own = attempt.is_stream(requested=streams), exchange.endpoint.custom
         if stream or (exchange.endpoint.binary and attempt.is_binary()):
             show_life, ping_s = not server.stream_keepalive_seconds, attempt.dialect.PING_S
             attempt.await_content(show_life=show_life, binary=not (stream or own), ping_s=ping_s)

@@ -18,8 +18,8 @@ from nexus.proxy.engine import ClientResponse, Engine
 from nexus.proxy.own_error import own_error
 from nexus.proxy.request import Request
 from nexus.proxy.serve import check_caller, serve
+from nexus.server.caller_key import describe_key
 from nexus.server.model_list import anthropic_list, find_model, in_anthropic_form, list_models
-from nexus.server.own_key import own_key
 from nexus.server.wsgi import release, request_from
 
 _MODELS = Endpoint(
@@ -35,12 +35,12 @@ _ANTHROPIC_MODELS = replace(_MODELS, dialect=anthropic)
 _KEY = replace(_MODELS, name="key", path="/v1/key", summary="Show the caller's key")
 
 
-class _OwnPath(PathConverter):
-    """Matches the endpoints of the operators, which a reload may change."""
+class _CustomPath(PathConverter):
+    """Matches custom endpoints, which a reload may change."""
 
     def to_python(self, value: str) -> Endpoint:
         endpoint = ENDPOINTS.at(f"/{value}")
-        if endpoint is None or not endpoint.own:
+        if endpoint is None or not endpoint.custom:
             raise ValidationError
         return endpoint
 
@@ -57,7 +57,7 @@ def _models_endpoint() -> Endpoint:
 def openai_endpoints(engine: Engine) -> Blueprint:
     """The proxied endpoints, which accept every method to count wrong ones, and the models list."""
     blueprint = Blueprint("openai", __name__)
-    blueprint.record_once(lambda state: state.app.url_map.converters.update(own=_OwnPath))
+    blueprint.record_once(lambda state: state.app.url_map.converters.update(custom=_CustomPath))
 
     def add(path: str, name: str, view: Callable[..., Response]) -> None:
         # A rule with methods would allow them in 405 and OPTIONS of every path that it may match.
@@ -66,8 +66,8 @@ def openai_endpoints(engine: Engine) -> Blueprint:
         blueprint.endpoint(rule.endpoint)(view)
 
     add(
-        "/<own:endpoint>",
-        "own",
+        "/<custom:endpoint>",
+        "custom",
         lambda endpoint: _response(serve(engine, _given(engine, endpoint))),
     )
     for endpoint in ENDPOINTS:
@@ -129,7 +129,7 @@ def _shown_key(engine: Engine, caller: Caller | None) -> dict[str, Any]:
     view, caller = engine.fleet.current(), caller or ANONYMOUS
     limits = view.limits if view is not None else None
     levels = engine.limiter.levels(caller, limits) if limits is not None else []
-    return own_key(caller, levels, engine.budgets_of(caller))
+    return describe_key(caller, levels, engine.budgets_of(caller))
 
 
 def caller_of_request(engine: Engine) -> dict[str, Any] | Response | None:

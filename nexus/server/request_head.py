@@ -165,7 +165,7 @@ class RequestHeadParser:
             )
         head = parse_request_head(data, self._limits) if self._limits is not None else None
         self._last = self._cache = None
-        # A reload may change the operators' own endpoints.
-        if head is not None and head.end <= _MAX_CACHED_BYTES and not head.target.endpoint.own:
+        # A reload may change custom endpoints.
+        if head is not None and head.end <= _MAX_CACHED_BYTES and not head.target.endpoint.custom:
             self._last, self._cache = head, HeadCache.of(data[: head.end])
         return head

@@ -12,7 +12,7 @@ from nexus.access.keys import digest, id_of, new_key
 from nexus.config.access_records import Auth, Key, Team
 from nexus.config.records import Config
 from nexus.errors import RequestFailed
-from nexus.server.own_key import own_key
+from nexus.server.caller_key import describe_key
 
 FIRST, SECOND = "sk-first-secret-of-a-test", "sk-second-secret-of-a-test"
 
@@ -125,7 +125,7 @@ def test_states(more, day, code, mode):
 
 def test_a_caller_is_shown_the_last_day_of_all():
     caller = callers(key(expires=date.max)).identify({"x-api-key": FIRST})
-    assert own_key(caller, (), ())["expires"] == "9999-12-31T23:59:59+00:00"
+    assert describe_key(caller, (), ())["expires"] == "9999-12-31T23:59:59+00:00"
 
 
 def test_without_a_key():

@@ -1,4 +1,4 @@
-"""The rows of the endpoints that the operators add in `[[endpoints.custom]]`."""
+"""The rows of custom endpoints, which the operators add in `[[endpoints.custom]]`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nexus.proxy.endpoint_table import Endpoint
 _TYPES = {"json": "application/json", "multipart": "multipart/form-data"}
 
 
-def own_endpoints(config: Config) -> tuple[Endpoint, ...]:
+def custom_endpoints(config: Config) -> tuple[Endpoint, ...]:
     """One row for each."""
     return tuple(_row(settings) for settings in config.endpoints.custom)
 
@@ -30,5 +30,5 @@ def _row(settings: CustomEndpoint) -> Endpoint:
         body=settings.body,
         binary=settings.streams,
         backend=settings.backend,
-        own=True,
+        custom=True,
     )

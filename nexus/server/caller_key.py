@@ -13,7 +13,7 @@ from nexus.access.callers import NONE, Caller
 from nexus.access.limit_levels import LimitLevel
 
 
-def own_key(
+def describe_key(
     caller: Caller, levels: Iterable[LimitLevel], budgets: Iterable[BudgetSummary]
 ) -> dict[str, Any]:
     """The caller's key without its secret, and the levels of its limits and budgets.
