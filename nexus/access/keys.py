@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import secrets
 
 PREFIX = "sk-nx-"
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH = 12
-_KEY = re.compile(rf"{PREFIX}([a-z2-7]{{{_ID_LENGTH}}})-[A-Za-z0-9_-]{{43}}")
 MIN_LENGTH = 20
 """Shorter keys are not accepted from elsewhere: they can be guessed."""
 
@@ -24,12 +22,6 @@ def new_key(id_: str | None = None) -> tuple[str, str]:
     id_ = id_ or "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
     secret = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode().rstrip("=")
     return id_, f"{PREFIX}{id_}-{secret}"
-
-
-def id_of(key: str) -> str | None:
-    """The id in a key of our form; None for a key of another form."""
-    match = _KEY.fullmatch(key)
-    return match[1] if match is not None else None
 
 
 def digest(key: str) -> str:

@@ -54,7 +54,7 @@ def operations_endpoints(context: AdminContext) -> Blueprint:
                 generation.collector.collect(),
                 context.snapshot(),
                 uptime_s=generation.uptime_s(),
-                lately=context.recent_outcomes(),
+                recent=context.recent_outcomes(),
             )
         )
 
@@ -106,7 +106,7 @@ def _fleet_checks(context: AdminContext, *, show_names: bool) -> dict[str, Check
     return {
         "fleet_seen": (
             snapshot is not None,
-            f"number {snapshot.revision}" if snapshot else "no fleet was published yet",
+            f"revision {snapshot.revision}" if snapshot else "no fleet was published yet",
         ),
         "backend_usable": (bool(usable), detail or "no backend that is healthy and takes requests"),
         "health_process": (

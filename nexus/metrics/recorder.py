@@ -61,9 +61,13 @@ class Recorder:
             child = self._children[key] = self._store.child(family, labels)
         return child
 
-    def _count(self, family: Family, *labels: str) -> None:
+    def _count(self, family: Family, *labels: str, by: float = 1) -> None:
         with self._lock:
-            self.child(family, *labels).inc()
+            self.child(family, *labels).inc(by)
+
+    def _observe(self, family: Family, value: float, *labels: str) -> None:
+        with self._lock:
+            self.child(family, *labels).observe(value)
 
     def close(self) -> None:
         """Close the file of usage; nothing may be counted afterwards."""
@@ -120,8 +124,7 @@ class Recorder:
             self._row.add_streams(1)
 
     def first_token(self, model: str, backend: str, seconds: float) -> None:
-        with self._lock:
-            self.child(families.TTFT, model, backend).observe(seconds)
+        self._observe(families.TTFT, seconds, model, backend)
 
     def stream_ping(self) -> None:
         """A client got a ping of the gateway's own in its stream."""
@@ -135,8 +138,7 @@ class Recorder:
                 self._dropped_before = total
 
     def loop_lag(self, seconds: float) -> None:
-        with self._lock:
-            self.child(families.LOOP_LAG).observe(seconds)
+        self._observe(families.LOOP_LAG, seconds)
 
     def request_finished(self, outcome: Outcome) -> None:
         """Count a request that ended.
@@ -212,14 +214,12 @@ class Recorder:
 
     def budget_overrun(self, budget: str, nano: int) -> None:
         """A request cost so many nano-dollars more than a budget held for it."""
-        with self._lock:
-            self.child(cost_families.BUDGET_OVERRUN, budget).inc(nano)
+        self._count(cost_families.BUDGET_OVERRUN, budget, by=nano)
 
     def limits_untracked(self, count: int) -> None:
         """Count limits of an admitted request that are not tracked, because their table is full."""
         if count:
-            with self._lock:
-                self.child(access_families.LIMIT_UNTRACKED).inc(count)
+            self._count(access_families.LIMIT_UNTRACKED, by=count)
 
     def limits_missed(self) -> None:
         """Count a request for which the table of limits was locked."""
@@ -233,8 +233,7 @@ class Recorder:
 
     def request_logged(self, result: str) -> None:
         """Count a line of the request log, by what became of it."""
-        with self._lock:
-            self.child(access_families.REQUEST_LOG_LINES, result).inc()
+        self._count(access_families.REQUEST_LOG_LINES, result)
 
     def retried(self, backend: str, error_type: str) -> None:
         with self._lock:
@@ -275,8 +274,7 @@ class Recorder:
 
     def uploaded(self, size: int) -> None:
         """A whole upload of so many bytes came."""
-        with self._lock:
-            self.child(families.UPLOAD_BYTES).observe(size)
+        self._observe(families.UPLOAD_BYTES, size)
 
     def enqueued(self, column: int) -> None:
         """Count a waiting request, at the backend in `column`, until `dequeued`."""
@@ -303,5 +301,4 @@ class Recorder:
         self._count(families.PREFLIGHTS)
 
     def probe_answered(self, backend: str, latency_s: float) -> None:
-        with self._lock:
-            self.child(families.PROBE_LATENCY, backend).observe(latency_s)
+        self._observe(families.PROBE_LATENCY, latency_s, backend)

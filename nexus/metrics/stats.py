@@ -77,23 +77,23 @@ class Stats(Document, frozen=True):
 
 
 def stats(
-    reading: MetricsSnapshot,
+    metrics: MetricsSnapshot,
     snapshot: Snapshot | None,
     *,
     uptime_s: float,
-    lately: Mapping[str, RecentOutcomes],
+    recent: Mapping[str, RecentOutcomes],
 ) -> Stats:
     """Totals, then the same requests by backend and by model; each sum is the total.
 
-    `lately`: how each backend did in the last hour and day, by its label value.
+    `recent`: how each backend did in the last hour and day, by its label value.
     """
-    requests = reading.samples(families.REQUESTS)
+    requests = metrics.samples(families.REQUESTS)
     success = sum(int(value) for labels, value in requests if int(labels["status"][0]) < 4)
     total = sum(int(value) for _, value in requests)
     backends = {b.label: b.name for b in snapshot.backends} if snapshot else {}
     names = {label: name for name, label in snapshot.labels.backends.items()} if snapshot else {}
     models = {label: name for name, label in snapshot.labels.models.items()} if snapshot else {}
-    by = reading.by
+    by = metrics.by
     count_of = by("backend", families.REQUESTS)
     time_of = by("backend", families.DURATION, "_sum")
     probe_time = by("backend", families.PROBE_LATENCY, "_sum")
@@ -104,25 +104,25 @@ def stats(
     ttft_time, ttft_count = (by("model", families.TTFT, part) for part in ("_sum", "_count"))
 
     def backend(label: str) -> BackendStats:
-        recent = lately.get(label, _NOTHING)
+        own = recent.get(label, _NOTHING)
         return BackendStats(
             id=label,
             name=names.get(label, label),
             requests=int(count_of[label]),
             average_latency_ms=_average_ms(time_of[label], count_of[label]),
             probe_latency_ms=_average_ms(probe_time[label], probe_count[label]),
-            pending=reading.pending.get(label, 0),
+            pending=metrics.pending.get(label, 0),
             circuit=STATES[int(circuits[label])],
-            last_hour=recent.last_hour,
-            last_day=recent.last_day,
-            trouble=recent.trouble,
+            last_hour=own.last_hour,
+            last_day=own.last_day,
+            trouble=own.trouble,
         )
 
     return Stats(
         uptime_seconds=int(uptime_s),
         requests=RequestTotals(total=total, success=success, errors=total - success),
-        streams=_streams(reading),
-        queue=QueueStats(depth=int(reading.total(families.QUEUE_DEPTH))),
+        streams=_streams(metrics),
+        queue=QueueStats(depth=int(metrics.total(families.QUEUE_DEPTH))),
         backends=[backend(label) for label in sorted({*backends, *count_of})],
         models=[
             ModelStats(
@@ -142,19 +142,19 @@ _NO_WINDOW = Window(seconds=0, attempts=0, error_rate=None, success_rate=None, a
 _NOTHING = RecentOutcomes(last_hour=_NO_WINDOW, last_day=_NO_WINDOW, trouble=None)
 
 
-def _streams(reading: MetricsSnapshot) -> StreamStats:
+def _streams(metrics: MetricsSnapshot) -> StreamStats:
     def mean(family: Family) -> float | None:
-        count = reading.total(family, "_count")
-        return reading.total(family, "_sum") / count if count else None
+        count = metrics.total(family, "_count")
+        return metrics.total(family, "_sum") / count if count else None
 
     ttft_s, tpot_s = mean(families.TTFT), mean(families.TPOT)
     return StreamStats(
-        active=int(reading.total(families.STREAMS_ACTIVE)),
+        active=int(metrics.total(families.STREAMS_ACTIVE)),
         average_ttft_ms=round(ttft_s * 1000, 3) if ttft_s is not None else None,
         average_tokens_per_second=round(1 / tpot_s, 3) if tpot_s else None,
         ends={
             end: int(n)
-            for end, n in sorted(reading.by("reason", families.STREAM_ENDS_TOTAL).items())
+            for end, n in sorted(metrics.by("reason", families.STREAM_ENDS_TOTAL).items())
         },
     )
 

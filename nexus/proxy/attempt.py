@@ -34,9 +34,9 @@ class Attempt(BackendCall):
     """Uses a reservation at a backend, and releases it with `end()`.
 
     Attributes:
-        usage_asked: whether the request was changed to ask for the usage of its stream.
-        responded_at: when the whole response, or the first content of a stream, had come.
-        refused_s: how long the backend took before that to refuse to report usage.
+        usage_asked: Whether the request was changed to ask for the usage of its stream.
+        responded_at: When the whole response, or the first content of a stream, had come.
+        refused_s: How long the backend took before that to refuse to report usage.
     """
 
     usage_asked = False

@@ -26,13 +26,13 @@ class BackendCall:
     """Sends a request and receives the response. What these mean is decided by `Attempt`.
 
     Attributes:
-        response: the backend's response, as far as it has come.
-        dialect: the protocol that the client speaks, or the translation into it.
-        translation: what the request and its response go through; None for nothing.
-        stream: the reader of a streamed response; None for a whole one.
-        sent_at: when the request began to be sent, on the engine's clock.
+        response: The backend's response, as far as it has come.
+        dialect: The protocol that the client speaks, or the translation into it.
+        translation: What the request and its response go through; None for nothing.
+        stream: The reader of a streamed response; None for a whole one.
+        sent_at: When the request began to be sent, on the engine's clock.
         method: The method of a request to a path of its own; None for POST to an endpoint.
-        idle_s: for how long the backend may be silent within its response.
+        idle_s: For how long the backend may be silent within its response.
     """
 
     response: ResponseParser
@@ -49,12 +49,8 @@ class BackendCall:
         engine: Engine,
         request: Request,
         reservation: Reservation,
-        *,
-        timeout_s: float,
         request_id: str,
     ) -> None:
-        """`timeout_s` bounds the whole request, or a stream up to its first content. A backend may
-        have limits of its own."""
         self._engine = engine
         self._request = request
         self.dialect: AttemptDialect = request.target.endpoint.dialect
@@ -62,6 +58,8 @@ class BackendCall:
         self._backend = reservation.choice.backend
         self.request_id = request_id
         config = self._backend.config
+        # For the whole request, or a stream up to its first content.
+        timeout_s = reservation.view.snapshot.config.server.request_timeout_seconds
         self._first_byte_s = config.first_byte_timeout_seconds or timeout_s
         self.idle_s = config.idle_timeout_seconds or timeout_s
         self._timeout_s = config.total_timeout_seconds or timeout_s

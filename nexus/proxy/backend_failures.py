@@ -28,12 +28,12 @@ class BackendFailures(msgspec.Struct, frozen=True):
     """Makes a `RequestFailed` of what one backend sent. A key that it echoes is masked.
 
     Attributes:
-        dialect: the protocol that the client speaks, or the translation into it.
-        backend: its name, for messages.
-        key: the gateway's key for it; None if it needs none.
-        own_key: whether the request carried that key, and none of the client's.
-        request_id: that of the request, for errors in the client's form.
-        translated: whether an error gets the client's form, because the backend's is another.
+        dialect: The protocol that the client speaks, or the translation into it.
+        backend: Its name, for messages.
+        key: The gateway's key for it; None if it needs none.
+        own_key: Whether the request carried that key, and none of the client's.
+        request_id: That of the request, for errors in the client's form.
+        translated: Whether an error gets the client's form, because the backend's is another.
     """
 
     dialect: AttemptDialect

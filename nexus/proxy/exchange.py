@@ -194,8 +194,8 @@ class Exchange:
             self.release()
 
     def _outcome(self, fault: Fault | None, status: int) -> Outcome:
-        ended, received = self.engine.clock(), self.request.started
-        choice, stream, started = self.choice, self.stream, self._attempt_started
+        ended, started = self.engine.clock(), self.request.started
+        choice, stream = self.choice, self.stream
         label = self.view.model_label
         usage, source = self.known_usage()
         # CPython builds a dict for a call with more than 15 keyword arguments, which takes eight
@@ -212,7 +212,7 @@ class Exchange:
             status=status,
             fault=fault,
             ended=ended,
-            duration_s=ended - received,
+            duration_s=ended - started,
             usage=source,
             failed_attempts=self.failed,
         )
@@ -236,13 +236,13 @@ class Exchange:
             outcome.translation = choice.translation
         if (units := self.endpoint.units) is not None:
             outcome.units = units.name, self.served_units()
-        if started is not None:
-            outcome.last_attempt_s = ended - started
+        if self._attempt_started is not None:
+            outcome.last_attempt_s = ended - self._attempt_started
         if self.served and self.model != self.resolved_model:
             outcome.fallback_from = label(self.resolved_model)
         if stream is not None:
             outcome.stream = stream_outcome(
-                stream, fault, usage, received=received, counted=source == "counted"
+                stream, fault, usage, started=started, counted=source == "counted"
             )
         return outcome
 

@@ -15,13 +15,16 @@ log = logging.getLogger("nexus.proxy")
 
 
 def stream_outcome(
-    stream: StreamReader, fault: Fault | None, usage: Usage, *, received: float, counted: bool
+    stream: StreamReader, fault: Fault | None, usage: Usage, *, started: float, counted: bool
 ) -> StreamOutcome:
-    """The outcome of a stream that has ended. `counted`: its tokens are its events."""
+    """The outcome of a stream that has ended.
+
+    `started` is when the request's first byte came. `counted`: its tokens are its events.
+    """
     tokens = usage.completion_tokens
     ttft_s = tpot_s = None
     if first_at := stream.first_token_at:
-        ttft_s = first_at - received
+        ttft_s = first_at - started
         if tokens is not None and tokens > 1:
             tpot_s = (stream.last_at - first_at) / (tokens - 1)
     return StreamOutcome(

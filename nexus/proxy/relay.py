@@ -45,8 +45,8 @@ class StreamBody:
     """Relays one stream whose content has started, or that has shown a sign of life.
 
     Attributes:
-        cut: the client's connection must be closed without the end of the response.
-        ended: whether the bytes returned last are the stream's end.
+        cut: The client's connection must be closed without the end of the response.
+        ended: Whether the bytes returned last are the stream's end.
     """
 
     def __init__(

@@ -263,14 +263,7 @@ def _body_for(exchange: Exchange, choice: Choice, model: str) -> bytes:
 
 def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
     """Get the whole response of a backend, or its stream up to the first content."""
-    server = reservation.view.snapshot.config.server
-    attempt = Attempt(
-        exchange.engine,
-        exchange.request,
-        reservation,
-        timeout_s=server.request_timeout_seconds,
-        request_id=exchange.request_id,
-    )
+    attempt = Attempt(exchange.engine, exchange.request, reservation, exchange.request_id)
     try:
         parsed, choice = exchange.parsed, reservation.choice
         model = reservation.view.name_at_backend(choice)
@@ -293,7 +286,8 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
             exchange.units = units.in_request(exchange.body)
         stream, own = attempt.is_stream(requested=streams), exchange.endpoint.custom
         if stream or (exchange.endpoint.binary and attempt.is_binary()):
-            show_life, ping_s = not server.stream_keepalive_seconds, attempt.dialect.PING_S
+            keepalive_s = reservation.view.snapshot.config.server.stream_keepalive_seconds
+            show_life, ping_s = not keepalive_s, attempt.dialect.PING_S
             attempt.await_content(show_life=show_life, binary=not (stream or own), ping_s=ping_s)
             reservation.mark_served()
             _add_estimated_cost(exchange)

@@ -98,14 +98,7 @@ def _ask_each(
 def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
     """Get the whole response of a backend, or its stream up to the first content."""
     request, parsed = exchange.request, exchange.parsed
-    server = reservation.view.snapshot.config.server
-    attempt = Attempt(
-        exchange.engine,
-        request,
-        reservation,
-        timeout_s=server.request_timeout_seconds,
-        request_id=exchange.request_id,
-    )
+    attempt = Attempt(exchange.engine, request, reservation, exchange.request_id)
     attempt.method = request.method
     try:
         attempt.send(request.target.path, exchange.upload or exchange.body)

@@ -237,9 +237,9 @@ def _pick(
     if any(status is not CLEAR for _, status in usable):
         # Whether a backend is well again shows only when it is tried: with a request that others
         # can still serve.
-        probed_by_others = next((entry for entry in usable if entry[1].state == "half_open"), None)
-        if probed_by_others is not None and first:
-            return probed_by_others
+        half_open = next((entry for entry in usable if entry[1].state == "half_open"), None)
+        if half_open is not None and first:
+            return half_open
         # One that came back gets its traffic back little by little, and one that fails fast must
         # not look idle.
         second = home.session.chance if home else now.chance * _SECOND_CHANCE % 1.0
