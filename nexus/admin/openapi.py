@@ -299,7 +299,7 @@ def _document(operations: bool, _custom: tuple[Endpoint, ...]) -> dict[str, Any]
         "info": {
             "title": "Nexus: operations" if operations else "Nexus",
             "version": __version__,
-            "description": "One OpenAI-compatible endpoint in front of a fleet of LLM backends.",
+            "description": "One endpoint in front of a fleet of LLM backends.",
         },
         "paths": paths,
         "components": {

@@ -73,7 +73,7 @@ class Lazy(click.Group):
 @click.version_option(__version__, "-V", "--version", prog_name="nexus")
 @click.pass_context
 def cli(context: click.Context, /, **_: Any) -> None:
-    """One OpenAI-compatible endpoint in front of a fleet of LLM backends."""
+    """One endpoint for OpenAI's and Anthropic's clients, in front of any LLM backends."""
     context.color = wants_colour()
 
 

@@ -60,7 +60,7 @@ def prices() -> None:
     """The prices of [costs]: what requests to backends and models cost."""
 
 
-@prices.command("check")
+@prices.command("check", short_help="Check the prices; name the models without one.")
 @config_option
 @returns_result
 def check(config: str | None) -> Result:
@@ -86,7 +86,7 @@ def check(config: str | None) -> Result:
     )
 
 
-@prices.command("update")
+@prices.command("update", short_help="Propose prices for the fleet's models.")
 @config_option
 @click.option("--output", metavar="FILE", help="Where the proposal is written [proposed.toml].")
 @returns_result

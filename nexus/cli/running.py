@@ -23,7 +23,7 @@ from nexus.config import ConfigError
     metavar="LEVEL",
     help="trace, debug, info, warn or error; also info,nexus::health=debug.",
 )
-@click.option("--no-discovery", is_flag=True, help="Do not discover backends on the network.")
+@click.option("--no-discovery", is_flag=True, help="No effect: Nexus discovers no backends.")
 @click.option(
     "--no-health-check",
     is_flag=True,

@@ -33,11 +33,12 @@ def doctor(config: str | None, no_request: bool, as_json: bool) -> None:
         findings.append(finding)
         if not as_json:
             print_text(_shown(finding))
-    faults = sum(finding.state == "fail" for finding in findings)
+    faults, warnings = (sum(one.state == kind for one in findings) for kind in ("fail", "warn"))
     if as_json:
         print_json({"healthy": not faults, "findings": [finding.as_json() for finding in findings]})
     else:
-        print_text(f"\n{counted(faults, 'fault')}." if faults else "\nNothing is wrong.")
+        counts = f"\n{counted(faults, 'fault')}, {counted(warnings, 'warning')}."
+        print_text(counts if faults or warnings else "\nNothing is wrong.")
     sys.exit(Exit.NEGATIVE if faults else Exit.OK)
 
 
