@@ -108,37 +108,38 @@ def _choose(
                     candidates = _untried(candidates, tried, name, again=again)
                 candidates = _accepted(candidates, query, translations)
                 usable = _usable(candidates, name, now, blocked)
-                if usable:
-                    has_exclusions = len(usable) < suitable.known or name != query.model
-                    home = None
-                    if suitable.caching and query.session and (session := query.session()):
-                        home = suitable.placement(session, name, now.holders)
-                    if len(usable) > 1:
-                        if translations:
-                            usable = _native_first(usable, translations)
-                        if suitable.lengths_differ:
-                            usable = _fitting(usable, query.needs)
-                        usable = [_pick(table, suitable, usable, now, home, first=not tried)]
-                    candidate, status = usable[0]
-                    reason = _reason(candidate, suitable, query, name, tried=tried)
-                    column = candidate.backend.column
-                    affinity: tuple[Source, Result] | None = None
-                    keys: Sequence[int] = ()
-                    if home is not None:
-                        is_home = home.is_home(candidate)
-                        affinity = home.session.source, "hit" if is_home else "spill"
-                        keys = home.new_keys(is_home=is_home)
-                    return Choice(
-                        candidate.backend,
-                        name,
-                        reason,
-                        status.state == "half_open",
-                        has_exclusions,
-                        candidate.model.context_length,
-                        affinity,
-                        keys,
-                        translations.get(column) if translations else None,
-                    )
+                if not usable:
+                    continue
+                has_exclusions = len(usable) < suitable.known or name != query.model
+                home = None
+                if suitable.caching and query.session and (session := query.session()):
+                    home = suitable.placement(session, name, now.holders)
+                if len(usable) > 1:
+                    if translations:
+                        usable = _native_first(usable, translations)
+                    if suitable.lengths_differ:
+                        usable = _fitting(usable, query.needs)
+                    usable = [_pick(table, suitable, usable, now, home, first=not tried)]
+                candidate, status = usable[0]
+                reason = _reason(candidate, suitable, query, name, tried=tried)
+                column = candidate.backend.column
+                affinity: tuple[Source, Result] | None = None
+                keys: Sequence[int] = ()
+                if home is not None:
+                    is_home = home.is_home(candidate)
+                    affinity = home.session.source, "hit" if is_home else "spill"
+                    keys = home.new_keys(is_home=is_home)
+                return Choice(
+                    candidate.backend,
+                    name,
+                    reason,
+                    status.state == "half_open",
+                    has_exclusions,
+                    candidate.model.context_length,
+                    affinity,
+                    keys,
+                    translations.get(column) if translations else None,
+                )
     return None
 
 
