@@ -116,9 +116,9 @@ def _row(*cells: str) -> str:
 ERRORS = """\
 # Errors
 
-Every error that a client can get, generated from `nexus/errors.py`. The body has OpenAI's form; a
-503 has `context` beside its `error`. `error_type` is the label in `nexus_errors_total`. *Retried*
-says whether another backend is tried first.
+Every error that a client can get, generated from `nexus/errors.py`. The body has the form of the
+client's API, OpenAI's or Anthropic's. A 503 has `context` beside its `error`. `error_type` is the
+label in `nexus_errors_total`. *Retried* says whether another backend is tried first.
 
 | code | status | `error_type` | retried | meaning |
 |---|---|---|---|---|

@@ -67,11 +67,11 @@ _CLIENT = _rows(
     Fault(code="body_malformed", status=400, error_type="invalid_request", description="The body's transfer coding or its content encoding is broken."),
     Fault(code="body_too_slow", status=408, error_type="invalid_request", description="The body did not arrive in time, or below the minimum rate."),
     Fault(code="body_too_large", status=413, error_type="invalid_request", description="The body is over the limit, as sent or decoded."),
-    Fault(code="method_not_allowed", status=405, error_type="invalid_request", description="The endpoint accepts only POST."),
+    Fault(code="method_not_allowed", status=405, error_type="invalid_request", description="The endpoint does not take this method; the header `allow` names those that it takes."),
     Fault(code="websocket_unsupported", status=426, error_type="invalid_request", description="The client asks for a WebSocket, which no endpoint speaks. In Codex, set `supports_websockets = false` for the provider."),
     Fault(code="origin_refused", status=403, error_type="invalid_request", description="A browser sent the request for a page whose origin [cors] origins does not name."),
     Fault(code="unsupported_encoding", status=415, error_type="invalid_request", description="The body's content encoding is none of gzip, deflate, zstd."),
-    Fault(code="unsupported_media_type", status=415, error_type="invalid_request", description="The body is not application/json."),
+    Fault(code="unsupported_media_type", status=415, error_type="invalid_request", description="The endpoint does not take a body of this media type."),
     Fault(code="loop_detected", status=508, error_type="loop_detected", retry=True, blame=Blame.GATEWAY, description="The request has passed this gateway before, as its Via header shows: a backend's url leads back to the gateway. Correct that url."),
     Fault(code="client_gone", status=499, error_type="client_disconnect", stream_end="client_disconnect", description="The client disconnected before the end."),
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nexus.admin.openapi import document
 from tests.support.processes import ROOT
 
 PAGES = [
@@ -60,6 +61,20 @@ def test_every_page_is_linked_from_the_readme():
 )
 def test_pages_name_no_path_of_their_authors(page):
     assert not re.search(r"/root/|/home/|/tmp/", page.read_text())
+
+
+def test_the_page_of_the_api_has_every_path_and_every_problem():
+    page = (ROOT / "docs/api.md").read_text()
+    paths = {path for port in (False, True) for path in document(operations=port)["paths"]}
+    names = {"{name}": "NAME", "{key_id}": "ID", "{model}": "{id}"}
+    shown = {re.sub("{(name|key_id|model)}", lambda part: names[part[0]], path) for path in paths}
+    assert [
+        path for path in shown - {"/assets/NAME", "/my-key/NAME"} if f"{path}`" not in page
+    ] == []
+    source = (ROOT / "nexus/health/problems.py").read_text()
+    codes = re.findall(r'problem\(\s*"([a-z_]+)"', source)
+    assert len(codes) > 10
+    assert [code for code in codes if f"`{code}`" not in page] == []
 
 
 def test_every_promise_has_its_test():
