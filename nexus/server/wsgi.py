@@ -100,16 +100,6 @@ def consume_body(environ: dict[str, Any], limit: int, take: Callable[[bytes], ob
     if expected is None and not environ.get("wsgi.input_terminated"):
         return  # without a length or an end that the server marks there is no body (PEP 3333)
     size = 0
-    for piece in _pieces(stream, limit, expected):
-        size += len(piece)
-        take(piece)
-    if expected is not None and size < expected:
-        raise RequestFailed("body_cut_short", f"The body ended after {size} of {expected} bytes.")
-
-
-def _pieces(stream: Any, limit: int, expected: int | None) -> Iterator[bytes]:
-    """The expected bytes of the stream, or all of it."""
-    size = 0
     while size != expected:
         piece = _read(stream, _PIECE if expected is None else min(_PIECE, expected - size))
         if not piece:
@@ -117,7 +107,9 @@ def _pieces(stream: Any, limit: int, expected: int | None) -> Iterator[bytes]:
         size += len(piece)
         if size > limit:
             raise RequestFailed("body_too_large", f"The body is over {limit} bytes.")
-        yield piece
+        take(piece)
+    if expected is not None and size < expected:
+        raise RequestFailed("body_cut_short", f"The body ended after {size} of {expected} bytes.")
 
 
 def _read(stream: Any, size: int) -> bytes:
