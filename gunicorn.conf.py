@@ -47,7 +47,7 @@ timeout = 60
 # How long requests in progress may go on at a stop.
 graceful_timeout = _config.server.graceful_timeout_seconds
 # Longer than the idle timeout of balancers (nginx: 60 s), so that they close first and never send a
-# request on a connection that was just closed. It also bounds how long request headers may take.
+# request on a connection that was just closed.
 keepalive = 75
 
 # Recycling (NEXUS_MAX_REQUESTS) is off because nothing needs it. Counters survive it.
