@@ -1,4 +1,4 @@
-"""The record of one finished request, which metrics, the request log and the log line read."""
+"""The record of one finished request, from which metrics, history, request log, and log are made."""
 
 from __future__ import annotations
 

@@ -57,11 +57,11 @@ _VIEWER_GRACE_S = 1.0
 """How long after a stop responses that are not proxied may go on."""
 _LAG_INTERVAL_S = 0.5
 _HISTORY_DELAY_S = 0.25
-"""How late a busy worker writes ended requests into the request log."""
+"""How late a busy worker writes ended requests into the history."""
 _ENDING_S = 1.0
 """How long before the end of the grace what is still served is ended."""
-_HEAD_TIMEOUT_S = 60.0
-"""Limit for receiving the headers of a request, if connections are not kept alive."""
+_IDLE_TIMEOUT_S = 60.0
+"""How long a connection may be silent before a request, if connections are not kept alive."""
 _GC_THRESHOLD = 20_000
 """Objects made, less those freed, before the collector looks for cycles. Requests leave none."""
 _MOST_DRAINED = 64 * 1024
@@ -90,7 +90,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._clients = ClientConnections()
         self._limits: HeadLimits | None = None
         self._keepalive = True
-        self._head_timeout_s = _HEAD_TIMEOUT_S
+        self._idle_timeout_s = _IDLE_TIMEOUT_S
         self._engine: Engine
         self._scheduler = WaitScheduler()
         self._pools: list[Pool] = []
@@ -110,7 +110,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         gc.set_threshold(_GC_THRESHOLD, 20, 50)
         self._limits = fast_path_limits(self.cfg, self.log)
         self._keepalive = bool(self.cfg.keepalive)
-        self._head_timeout_s = self.cfg.keepalive or _HEAD_TIMEOUT_S
+        self._idle_timeout_s = self.cfg.keepalive or _IDLE_TIMEOUT_S
         self._engine = self.wsgi.extensions["nexus"].engine
         self._engine.history.batch_with(partial(gevent.spawn_later, _HISTORY_DELAY_S))
         for task in (
@@ -297,7 +297,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         try:
             while data is not None:
                 if not data:
-                    data = fast_path.receive(self._head_timeout_s)
+                    data = fast_path.receive(self._idle_timeout_s)
                     if not data:
                         return
                 if held.closing:
@@ -308,7 +308,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
                     self._count_request()
                 except NotEligible:
                     held.request_ended()
-                    whole = fast_path.complete_head(data, self._head_timeout_s)
+                    whole = fast_path.complete_head(data, self._idle_timeout_s)
                     if len(whole) != len(data):
                         data = whole or None
                         continue
@@ -344,7 +344,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         parser.unreader.unread(data)
         req = None
         try:
-            with _silent_timeout(self._head_timeout_s):
+            with _silent_timeout(self._idle_timeout_s):
                 req = next(parser)
             if req is None:
                 return None
@@ -352,7 +352,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             source.start_body(BodyPace(time.monotonic(), self._engine.server()))
             self.handle_request(listener.getsockname(), req, client, addr)
             drained = False
-            with _silent_timeout(min(LINGER_S, self._head_timeout_s)):
+            with _silent_timeout(min(LINGER_S, self._idle_timeout_s)):
                 drained = parser.finish_body(max_bytes=_MOST_DRAINED + 1)
             if not drained:
                 return None
