@@ -1,4 +1,4 @@
-"""The record of one finished request, from which metrics, history, request log, and log are made."""
+"""The record of one finished request, from which metrics, history, and both logs are made."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _nearly_spent(metrics: MetricsSnapshot) -> list[str]:
 
     warns_at = amounts(cost_families.BUDGET_WARN)
     return [
-        f"{budget} of {subject}" if subject else budget
+        f"{budget!r} of {subject}" if subject else repr(budget)
         for (budget, subject), spent in amounts(cost_families.BUDGET_SPENT).items()
         if spent >= warns_at[budget, subject]
     ]
