@@ -176,7 +176,10 @@ VARIABLES = """\
 """
 SECRETS = """\
 | `NEXUS_API_KEY` | a client's key for commands such as `nexus models`, if clients need one |
-| `NEXUS_SAVED` | file of saved backends; default: `nexus.saved.json` beside the configuration |
+| `NEXUS_ADMIN_TOKEN` | the operators' token, unless `[admin] token_env` names another variable |
+| `NEXUS_URL`, `NEXUS_OPERATIONS_URL` | the gateway's address and its operations port, for commands |
+| `NEXUS_MAX_REQUESTS` | requests after which a worker is replaced; default: never |
+| `NEXUS_SAVED` | file of saved backends; default: beside the configuration, as `nexus.saved.json` |
 
 The file never contains a backend's key or the operators' token. It names an environment variable,
 or a credential that systemd provides (`LoadCredential=`) in `$CREDENTIALS_DIRECTORY`.

@@ -60,7 +60,7 @@ def parse_rate(text: str) -> Rate | None:
 
 
 class Match(Section, frozen=True):
-    """Which requests a limit is for; what is not set matches all."""
+    """Which requests are meant; what is not set matches all."""
 
     key: Annotated[Text, doc("Glob on the id of the key; `user:NAME` for a user.")] = "*"
     user: Annotated[Text, doc("Glob on the user's name of [auth.identity]; `none` for others.")] = (

@@ -164,7 +164,7 @@ class HealthCheck(Section, frozen=True):
         str,
         Meta(title='host:port, such as "127.0.0.1:9464", or "off"'),
         doc(
-            'Address of the health process\'s own /metrics and /v1/stats, as host:port; "off" for '
+            'Address of the operations port, which the health process serves, as host:port; "off" for '
             "none."
         ),
     ] = "127.0.0.1:9464"

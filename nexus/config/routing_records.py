@@ -141,7 +141,7 @@ class CircuitBreaker(Section, frozen=True):
     failures: Annotated[
         Count,
         doc(
-            "Failed requests within ten seconds that open it, if they are also "
+            "Failed requests in a row that open it; or within ten seconds, if they are also "
             "error_rate_threshold of all."
         ),
     ] = 5
