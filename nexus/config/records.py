@@ -164,8 +164,8 @@ class HealthCheck(Section, frozen=True):
         str,
         Meta(title='host:port, such as "127.0.0.1:9464", or "off"'),
         doc(
-            'Address of the operations port, which the health process serves, as host:port; "off" for '
-            "none."
+            "Address of the operations port, which the health process serves, as host:port; "
+            '"off" for none.'
         ),
     ] = "127.0.0.1:9464"
 
