@@ -177,7 +177,7 @@ VARIABLES = """\
 SECRETS = """\
 | `NEXUS_API_KEY` | a client's key for commands such as `nexus models`, if clients need one |
 | `NEXUS_ADMIN_TOKEN` | the operators' token, unless `[admin] token_env` names another variable |
-| `NEXUS_URL`, `NEXUS_OPERATIONS_URL` | the gateway's address and its operations port, for commands |
+| `NEXUS_URL`, `NEXUS_OPERATIONS_URL` | the gateway's address and operations port, for commands |
 | `NEXUS_MAX_REQUESTS` | requests after which a worker is replaced; default: never |
 | `NEXUS_SAVED` | file of saved backends; default: beside the configuration, as `nexus.saved.json` |
 
