@@ -23,6 +23,9 @@ _ROWS_LOCK_TIMEOUT_S = 5.0
 _ENVIRON_KEY = "NEXUS_SLOT_LEASE"
 
 
+_Tables = tuple[LoadTable, CircuitTable, HistoryTable]
+
+
 class NoFreeSlotError(Exception):
     """Every slot of the generation is in use, or its directory cannot be used."""
 
@@ -39,18 +42,14 @@ class SlotLease:
         *,
         slot: int,
         locks: LockFile | None,
-        table: LoadTable,
-        circuits: CircuitTable,
-        history: HistoryTable,
+        tables: _Tables,
         role: int = WORKER,
         nth: int = 0,
     ) -> None:
         self.generation = generation
         self.slot = slot
-        self.table = table
-        self.circuits = circuits
-        self.history = history
-        self.row: Row = table.row(slot)
+        self.table, self.circuits, self.history = tables
+        self.row: Row = self.table.row(slot)
         self._locks = locks
         self._role = role
         self._nth = nth
@@ -67,11 +66,10 @@ class SlotLease:
         """
         try:
             locks = LockFile(generation.slots)
-            table = LoadTable(generation.load)
-            circuits = CircuitTable(generation.circuits)
-            history = HistoryTable(generation.history)
+            tables = _open_tables(generation)
         except OSError as error:
             raise NoFreeSlotError(f"{generation.path}: {error.strerror}") from error
+        table = tables[0]
         for slot in range(SLOTS):
             if locks.acquire(slot):
                 if not locks.acquire_within(_ROWS_LOCK, _ROWS_LOCK_TIMEOUT_S):
@@ -90,14 +88,7 @@ class SlotLease:
                     table.row(slot).set_worker_starts(nth)
                 locks.release(_ROWS_LOCK)
                 return cls(
-                    generation,
-                    slot=slot,
-                    locks=locks,
-                    table=table,
-                    circuits=circuits,
-                    history=history,
-                    role=role,
-                    nth=nth or 0,
+                    generation, slot=slot, locks=locks, tables=tables, role=role, nth=nth or 0
                 )
         locks.close()
         raise NoFreeSlotError(f"{generation.path}: all {SLOTS} slots are taken")
@@ -118,28 +109,14 @@ class SlotLease:
         slot, fd, nth, path = exported.split(":", 3)
         generation = Generation(Path(path))
         locks = LockFile(generation.slots, fd=int(fd))
-        return cls(
-            generation,
-            slot=int(slot),
-            locks=locks,
-            table=LoadTable(generation.load),
-            circuits=CircuitTable(generation.circuits),
-            history=HistoryTable(generation.history),
-            nth=int(nth),
-        )
+        tables = _open_tables(generation)
+        return cls(generation, slot=int(slot), locks=locks, tables=tables, nth=int(nth))
 
     @classmethod
     def private(cls) -> SlotLease:
-        table = LoadTable(None)
-        table.use_row(0)
-        return cls(
-            None,
-            slot=0,
-            locks=None,
-            table=table,
-            circuits=CircuitTable(None),
-            history=HistoryTable(None),
-        )
+        tables = _open_tables(None)
+        tables[0].use_row(0)
+        return cls(None, slot=0, locks=None, tables=tables)
 
     def claim_row(self) -> None:
         """Zero the row of the slot's last holder, after its lost requests have been recorded."""
@@ -246,3 +223,14 @@ class SlotLease:
                 lock.close()
         self.circuits.release_locks()
         self.history.close()
+
+
+def _open_tables(generation: Generation | None) -> _Tables:
+    """The tables of a generation; private ones without a generation. Raises OSError."""
+    if generation is None:
+        return LoadTable(None), CircuitTable(None), HistoryTable(None)
+    return (
+        LoadTable(generation.load),
+        CircuitTable(generation.circuits),
+        HistoryTable(generation.history),
+    )
