@@ -129,11 +129,10 @@ def _request(prompt: PromptField) -> Schema:
 def _body(endpoint: Endpoint) -> Schema:
     if not endpoint.by_model:
         return {}
-    if endpoint.body == "multipart":
-        fields: Schema = {"model": {"type": "string", "minLength": 1}, "stream": TEXT}
-        return {"type": "object", "properties": fields, "required": ["model"]}
-    if endpoint.custom:
-        fields = {"model": {"type": "string", "minLength": 1}}
+    multipart = endpoint.body == "multipart"
+    if multipart or endpoint.custom:
+        fields: Schema = {"model": {"type": "string", "minLength": 1}}
+        fields |= {"stream": TEXT} if multipart else {}
         return {"type": "object", "properties": fields, "required": ["model"]}
     forms = [_request(prompt) for prompt in endpoint.form.prompts]
     return forms[0] if len(forms) == 1 else {"anyOf": forms}

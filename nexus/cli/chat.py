@@ -107,16 +107,19 @@ def chat(
     body |= {"temperature": temperature} if temperature is not None else {}
     base, given = gateway.base, _headers(headers)
     with_key = not given.keys().isdisjoint([gateway.config.auth.header.lower(), *KEY_HEADERS])
+
+    def send(base: str) -> tuple[ChatResult, HTTPResponse]:
+        key = {} if with_key else gateway.client_key(base)
+        return _send(base, body, given | key, quiet=as_json)
+
     try:
         try:
-            key = {} if with_key else gateway.client_key(base)
-            result, response = _send(base, body, given | key, quiet=as_json)
+            result, response = send(base)
         except NoResponse:
             if not gateway.relocate():
                 raise
             base = gateway.base
-            key = {} if with_key else gateway.client_key(base)
-            result, response = _send(base, body, given | key, quiet=as_json)
+            result, response = send(base)
     except NoResponse as why:
         raise gateway.unreachable({base: str(why)}) from why
     route = _route(response, result, model)
