@@ -20,7 +20,9 @@ from playwright.sync_api import sync_playwright  # noqa: E402
 from tests.support.load import chat, run  # noqa: E402
 from tests.support.processes import Demo, Gateway, backend_toml  # noqa: E402
 
-MODELS = ["llama3.1:70b", "qwen2.5:7b", "llava:13b", "gpt-4", "gpt-4", "mixtral"]
+MODELS = ["llama3.1:70b", "llama3.1:70b", "qwen2.5:7b", "llava:13b", "gpt-4", "mixtral"]
+SYSTEM_TEXTS = [f"You are assistant {n}. {'Be brief and polite. ' * 60}" for n in range(12)]
+CACHE = {"cache-blocks": 900, "slots": 16}
 MORE = """
 [[backends]]
 name = "old-box"
@@ -35,15 +37,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory, stop = Path(name), threading.Event()
         with (
-            Demo(directory, name="rack-1", pace=200, models=["llama3.1:70b", "qwen2.5:7b"]) as one,
+            Demo(
+                directory, name="rack-1", pace=200, models=["llama3.1:70b", "qwen2.5:7b"], **CACHE
+            ) as one,
             Demo(
                 directory,
                 name="rack-2",
                 pace=200,
                 models=["qwen2.5:7b", "llava:13b"],
                 fault="status=503,rate=0.1",
+                **CACHE,
             ) as two,
-            Demo(directory, name="workstation", pace=100, models=["llava:13b"]) as three,
+            Demo(directory, name="workstation", pace=100, models=["llava:13b"], **CACHE) as three,
             Gateway(directory, backend_toml(one, two, three, max_concurrent=16) + MORE) as gateway,
         ):
 
@@ -55,6 +60,10 @@ def main() -> None:
                             "",
                             chance.choice(MODELS[:5] if chance.random() < 0.9 else MODELS),
                             stream=chance.random() < 0.8,
+                            messages=[
+                                {"role": "system", "content": chance.choice(SYSTEM_TEXTS)},
+                                {"role": "user", "content": "Hello there"},
+                            ],
                         )
                         for _ in range(40)
                     ]
@@ -74,7 +83,7 @@ def main() -> None:
                         executable_path="/usr/bin/chromium", args=["--no-sandbox"]
                     )
                     page = browser.new_page(
-                        viewport={"width": 1400, "height": 1200}, color_scheme="light"
+                        viewport={"width": 1400, "height": 1400}, color_scheme="light"
                     )
                     page.goto(gateway.base + "/")
                     page.wait_for_timeout(3000)
