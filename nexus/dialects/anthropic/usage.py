@@ -20,6 +20,7 @@ class UsageFields(msgspec.Struct):
     cache_read_input_tokens: Any = None
     cache_creation_input_tokens: Any = None
     cache_creation: Any = None
+    output_tokens_details: Any = None
     iterations: Any = None
 
 
@@ -33,7 +34,7 @@ _COUNTS = (
     "cache_read_input_tokens",
     "cache_creation_input_tokens",
 )
-_FOR_AN_HOUR = "ephemeral_1h_input_tokens"
+_FOR_AN_HOUR, _THINKING = "ephemeral_1h_input_tokens", "thinking_tokens"
 _decode = msgspec.json.Decoder(_Response).decode
 _decode_leniently = lenient(_decode)
 
@@ -50,12 +51,12 @@ class Counts:
 
     def update(self, fields: UsageFields) -> None:
         counts = self._counts
-        for name in _COUNTS:
-            value = count(getattr(fields, name))
+        found = [(name, count(getattr(fields, name))) for name in _COUNTS]
+        found.append((_FOR_AN_HOUR, detail(fields.cache_creation, _FOR_AN_HOUR)))
+        found.append((_THINKING, detail(fields.output_tokens_details, _THINKING)))
+        for name, value in found:
             if value is not None and (value or name not in counts):
                 counts[name] = value
-        if hour := detail(fields.cache_creation, _FOR_AN_HOUR):
-            counts[_FOR_AN_HOUR] = hour
         if isinstance(fields.iterations, list):
             self._compactions = _of_compactions(fields.iterations)
 
@@ -74,8 +75,9 @@ class Counts:
             prompt_tokens=prompt,
             completion_tokens=completion,
             cached_tokens=cached,
+            reasoning_tokens=get(_THINKING),
             cache_write_tokens=written,
-            cache_write_1h_tokens=self._counts.get(_FOR_AN_HOUR, 0),
+            cache_write_1h_tokens=get(_FOR_AN_HOUR) or 0,
         )
 
     def _get(self, name: str) -> int | None:

@@ -17,6 +17,7 @@ reasoning."""
 _PING_TYPES = frozenset({"ping", "keepalive", "heartbeat"})
 _FRAME = frozenset({"id", "object", "created", "model", "choices", "usage"})
 """Keys of the usage event that earlier events have, too, or that are the usage."""
+_NULL = msgspec.Raw(b"null")
 _EMPTY = frozenset({b"null", b'""', b"[]", b"{}"})
 _EMPTY_CHOICE = {
     False: msgspec.Raw(b'[{"index":0,"delta":{},"logprobs":null,"finish_reason":null}]'),

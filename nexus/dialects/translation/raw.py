@@ -52,9 +52,10 @@ def at_most(raw: Raw, most: int | None, path: str) -> Raw | int:
 
 
 def object_of(raw: Raw, path: str) -> Fields:
-    """The fields of an object."""
+    """The fields of an object that are not null."""
     try:
-        return _decode_object(bytes(raw))
+        fields = _decode_object(bytes(raw))
+        return {name: value for name, value in fields.items() if value != NULL}
     except UNREADABLE as error:
         raise untranslatable(path, "it must be an object") from error
 

@@ -337,3 +337,60 @@ def test_a_conversation_comes_back_from_there(turns):
     assert [one for one in said if one[0] != "tool"] == [
         (turn["role"], turn["content"]) for turn in turns if turn["role"] != "tool"
     ]
+
+
+def test_what_says_nothing_is_left_out():
+    """The backend refuses empty texts, and turns without content."""
+    empty = [{"type": "text", "text": ""}]
+    said = [HI, {"role": "assistant", "content": None}, {"role": "user", "content": ""}]
+    made = translated(messages=[*said, {"role": "user", "content": empty}])
+    assert made["messages"] == [{"role": "user", "content": SAID[0]["content"]}]
+    function = {"name": "w", "parameters": None, "description": None}
+    [tool] = translated(tools=[{"type": "function", "function": function}])["tools"]
+    assert tool == {"name": "w", "input_schema": {"type": "object", "properties": {}}}
+
+
+def test_fields_within_functions_images_and_schemas_are_dropped_or_refused():
+    image = {"url": "https://x/y", "detail": "low"}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {}, "strict": False}}
+    said = [{"role": "user", "content": [{"type": "image_url", "image_url": image}]}]
+    body = {"model": "m", "messages": said, "response_format": form}
+    assert ONE.request(json.dumps(body).encode(), Receiver()).dropped == (
+        "content.image_url.image_url.detail",
+        "response_format.json_schema.name",
+        "response_format.json_schema.strict",
+    )
+    with pytest.raises(Untranslatable) as caught:
+        translated(tools=[{"type": "function", "function": {"name": "w", "new": 1}}])
+    assert caught.value.param == "tools.0.function.new"
+
+
+@pytest.mark.parametrize(
+    ("start", "pieces", "arguments"),
+    [
+        ({}, [], "{}"),
+        ({}, [""], "{}"),
+        ({"a": 1}, [], '{"a": 1}'),
+        ({}, ['{"a"', ":1}"], '{"a":1}'),
+    ],
+)
+def test_a_call_has_all_its_arguments(start, pieces, arguments):
+    """Without pieces they are in the start of its block; a text may be there, too."""
+    block = {"type": "tool_use", "id": "c", "name": "w", "input": start}
+    deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces]
+    events = [
+        {"type": "message_start", "message": {"id": "m", "model": "m"}},
+        {"type": "content_block_start", "index": 0, "content_block": SAID[0]["content"][0]},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "content_block_start", "index": 1, "content_block": block},
+        *({"type": "content_block_delta", "index": 1, "delta": delta} for delta in deltas),
+        {"type": "content_block_stop", "index": 1},
+        {"type": "message_delta", "delta": {"stop_reason": "tool_use"}},
+        {"type": "message_stop"},
+    ]
+    data = [
+        b"event: %b\ndata: %b\n\n" % (one["type"].encode(), json.dumps(one).encode())
+        for one in events
+    ]
+    grammar, _ = stream(b"".join(data))
+    assert (grammar.said["content"], grammar.said[0]) == ("hi", arguments)

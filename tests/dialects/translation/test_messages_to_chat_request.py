@@ -343,4 +343,29 @@ def meaning(message: dict[str, Any]) -> list[Any]:
 
 @given(turns=TURNS)
 def test_a_conversation_keeps_its_meaning(turns):
-    assert [meaning(one) for one in messages(*turns)] == [meaning(one) for one in turns]
+    made, given = (
+        [one for turn in both for one in meaning(turn)] for both in (messages(*turns), turns)
+    )
+    for results in (True, False):  # results directly follow their calls
+        assert [one for one in made if (one[0] == "result") is results] == [
+            one for one in given if (one[0] == "result") is results
+        ]
+
+
+def test_results_in_several_turns_follow_their_calls():
+    image = {"type": "image", "source": {"type": "url", "url": "https://x/y"}}
+    uses = [{"type": "tool_use", "id": one, "name": "w", "input": {}} for one in ("a", "b")]
+    made = messages(
+        {"role": "assistant", "content": uses},
+        user({"type": "tool_result", "tool_use_id": "a", "content": [image]}, text("So?")),
+        user({"type": "tool_result", "tool_use_id": "b"}),
+        {"role": "assistant", "content": "Yes."},
+    )
+    assert [one["role"] for one in made] == ["assistant", "tool", "tool", "user", "assistant"]
+    assert [part["type"] for part in made[3]["content"]] == ["image_url", "text"]
+
+
+def test_nulls_within_objects_are_no_values():
+    assert "reasoning_effort" not in translated(
+        "reasoning_effort", output_config={"effort": None, "format": None}
+    )

@@ -78,6 +78,14 @@ def test_every_field_of_openais_package_has_a_rule():
         assert {f"{section}.{name}" for name in fields(hint)} <= set(RULES)
 
 
+def test_the_original_detail_of_an_image_is_dropped():
+    image = {"type": "input_image", "image_url": "https://x/y", "detail": "original"}
+    made = request(input=[user(image)])
+    [part] = json.loads(made.body)["messages"][0]["content"]
+    assert part["image_url"] == {"url": "https://x/y"}
+    assert made.dropped == ("content.input_image.detail",)
+
+
 def test_a_request_with_all_that_is_mapped():
     made = request(
         "reasoning_effort",
@@ -143,6 +151,7 @@ def test_a_request_with_all_that_is_mapped():
         "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
     }
     assert set(made.dropped) == {
+        "content.input_image.detail",
         "include",
         "client_metadata",
         "prompt_cache_key",

@@ -83,9 +83,9 @@ def _conversation(check: FieldCheck, given: list[Fields]) -> dict[str, Any]:
             blocks += _assistant(message, path)
         elif role != "user":
             raise untranslatable(f"{path}.role", "it is none of system, user, assistant, tool")
+        if not blocks:  # the backend refuses a turn that says nothing
+            continue
         turn = "assistant" if role == "assistant" else "user"
-        if not blocks:
-            continue  # the backend refuses a message without content
         if turns and turns[-1]["role"] == turn:
             turns[-1]["content"] += blocks
         else:
@@ -123,7 +123,7 @@ def _parts(check: FieldCheck, raw: Raw, path: str) -> Iterator[dict[str, Any]]:
         kind = type_of(part, f"{path}.{n}")
         check.typed("content", kind, part, f"{path}.{n}")
         if kind == "image_url":
-            block = _image(part, f"{path}.{n}")
+            block = _image(check, part, f"{path}.{n}")
         else:
             text = part.get(kind, NULL)
             if text in (NULL, EMPTY):
@@ -134,8 +134,9 @@ def _parts(check: FieldCheck, raw: Raw, path: str) -> Iterator[dict[str, Any]]:
         yield block
 
 
-def _image(part: Fields, path: str) -> dict[str, Any]:
+def _image(check: FieldCheck, part: Fields, path: str) -> dict[str, Any]:
     image = object_of(part.get("image_url", NULL), f"{path}.image_url")
+    check.fields(image, "content.image_url.image_url.", f"{path}.image_url.")
     url = text_of(image.get("url", NULL), f"{path}.image_url.url")
     source = {"type": "url", "url": url}
     if (data := _DATA_URL.match(url)) is not None:
@@ -149,6 +150,7 @@ def _tool(check: FieldCheck, tool: Fields, path: str) -> dict[str, Any]:
     kind = type_of(tool, path)
     check.typed("tools", kind, tool, path)
     function = object_of(tool.get("function", NULL), f"{path}.function")
+    check.fields(function, "tools.function.function.", f"{path}.function.")
     schema = function.get("parameters", NULL)
     if bytes(schema) in (b"null", b"{}"):  # the backend wants a type
         schema = Raw(b'{"type":"object","properties":{}}')
@@ -189,4 +191,5 @@ def _output(check: FieldCheck, form: Fields) -> dict[str, Any]:
     if kind != "json_schema":
         raise untranslatable("response_format", f"{RULES['response_format.*'].note} ({kind})")
     schema = object_of(form.get("json_schema", NULL), "response_format.json_schema")
+    check.fields(schema, "response_format.json_schema.", "response_format.json_schema.")
     return {"output_config": {"format": {"type": kind, "schema": schema.get("schema", {})}}}

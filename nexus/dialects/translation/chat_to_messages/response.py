@@ -9,7 +9,8 @@ import msgspec
 from nexus.dialects import anthropic
 from nexus.dialects.base import Usage
 from nexus.dialects.lenient_json import UNREADABLE, lenient
-from nexus.dialects.translation.rules import BadResponse
+from nexus.dialects.translation.completion import text_in
+from nexus.dialects.translation.rules import NULL, BadResponse
 from nexus.dialects.translation.translation import ClientContext
 
 FINISH_REASONS = {
@@ -53,8 +54,8 @@ def translate_response(response: bytes, _context: ClientContext) -> bytes:
     if message.content is None:
         raise BadResponse("it has no content")
     blocks = message.content
-    text = "".join([str(one.text) for one in blocks if one.type == "text"])
-    thinking = "".join([str(one.thinking) for one in blocks if one.type == "thinking"])
+    text = "".join([text_in(one.text) for one in blocks if one.type == "text"])
+    thinking = "".join([text_in(one.thinking) for one in blocks if one.type == "thinking"])
     calls = [_call(one) for one in blocks if one.type == "tool_use"]
     said: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else "")}
     if thinking:
@@ -81,7 +82,7 @@ def finish_reason(stop: Any) -> str:
 def usage_fields(usage: Usage) -> dict[str, Any]:
     """The tokens as a completion reports them: the prompt's with those of the cache."""
     prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
-    return {
+    fields: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
@@ -90,9 +91,16 @@ def usage_fields(usage: Usage) -> dict[str, Any]:
             "cache_write_tokens": usage.cache_write_tokens or 0,
         },
     }
+    if usage.reasoning_tokens is not None:
+        fields["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return fields
+
+
+def arguments_of(block: Block) -> str:
+    """The arguments of a call, if its block has them all."""
+    return "{}" if block.input == NULL else bytes(block.input).decode(errors="replace")
 
 
 def _call(block: Block) -> dict[str, Any]:
-    arguments = bytes(block.input).decode(errors="replace")
-    function = {"name": block.name, "arguments": arguments}
+    function = {"name": block.name, "arguments": arguments_of(block)}
     return {"id": block.id, "type": "function", "function": function}

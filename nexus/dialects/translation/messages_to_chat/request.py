@@ -45,7 +45,7 @@ def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
     request: dict[str, Any] = {name: fields[name] for name in _SAME if name in fields}
     request["messages"] = [
         *_system(check, fields.get("system")),
-        *_messages(check, fields["messages"]),
+        *_results_first(_messages(check, fields["messages"])),
     ]
     if "max_tokens" in fields:
         newer = "max_completion_tokens" in takes
@@ -114,6 +114,21 @@ def _system_texts(check: FieldCheck, raw: Raw, path: str) -> Iterator[str]:
         text = text_of(block.get("text", NULL), f"{path}.{n}.text")
         if not text.startswith(ATTRIBUTION):
             yield text
+
+
+def _results_first(messages: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The results of tools directly after their calls, also those of several turns of the user."""
+    called, waiting = False, list[dict[str, Any]]()
+    for message in messages:
+        if called and message["role"] == "user":
+            waiting.append(message)
+            continue
+        if message["role"] != "tool":
+            yield from waiting
+            waiting.clear()
+            called = "tool_calls" in message
+        yield message
+    yield from waiting
 
 
 def _messages(check: FieldCheck, raw: Raw) -> Iterator[dict[str, Any]]:

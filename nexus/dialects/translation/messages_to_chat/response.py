@@ -40,7 +40,7 @@ def translate_response(response: bytes, _context: ClientContext) -> bytes:
     if thinking := reasoning_of(said):
         signed = signature(wanted_back=said.reasoning_content == thinking)
         content.append({"type": "thinking", "thinking": thinking, "signature": signed})
-    if text := text_of(said) or text_in(said.refusal):
+    if text := text_of(said) + text_in(said.refusal):
         content.append({"type": "text", "text": text})
     calls = said.tool_calls or []
     message_id = text_in(completion.id)
@@ -85,7 +85,7 @@ def message_fields(message_id: str, model: str) -> dict[str, Any]:
     }
 
 
-def usage_fields(usage: Usage | None) -> dict[str, int]:
+def usage_fields(usage: Usage | None) -> dict[str, Any]:
     """The tokens as a message reports them: those that were read from a cache, or written to it,
     count apart.
 
@@ -93,12 +93,15 @@ def usage_fields(usage: Usage | None) -> dict[str, int]:
     """
     usage = usage or Usage()
     cached, written = usage.cached_tokens or 0, usage.cache_write_tokens or 0
-    return {
+    fields: dict[str, Any] = {
         "input_tokens": max(0, (usage.prompt_tokens or 0) - cached - written),
         "cache_creation_input_tokens": written,
         "cache_read_input_tokens": cached,
         "output_tokens": usage.completion_tokens or 0,
     }
+    if usage.reasoning_tokens is not None:
+        fields["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
+    return fields
 
 
 def stop(finish: Any, sequence: Any, *, calls: bool, refused: bool) -> tuple[str, str | None]:

@@ -126,7 +126,7 @@ class Conversation:
             kind = type_of(block, where)
             self._check.typed("content", kind, block, where)
             if kind == "input_image":
-                parts.append(_image(block, where))
+                parts.append(_image(self._check, block, where))
             else:
                 field = "refusal" if kind == "refusal" else "text"
                 text = text_of(block.get(field, NULL), f"{where}.{field}")
@@ -134,8 +134,10 @@ class Conversation:
         return parts
 
 
-def _image(block: Fields, path: str) -> Message:
+def _image(check: FieldCheck, block: Fields, path: str) -> Message:
     image: Message = {"url": text_of(block.get("image_url", NULL), f"{path}.image_url")}
-    if block.get("detail", NULL) not in (NULL, _ORIGINAL):
-        image["detail"] = block["detail"]
+    if (detail := block.get("detail", NULL)) == _ORIGINAL:
+        check.drop("content.input_image.detail")
+    elif detail != NULL:
+        image["detail"] = detail
     return {"type": "image_url", "image_url": image}

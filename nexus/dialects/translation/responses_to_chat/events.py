@@ -91,8 +91,8 @@ class ResponseEvents(BlockEvents):
         kind, shown = block.kind, b""
         if not self._said and kind == "tool_use":
             shown = self._piece("{}")
-        reason = incomplete_reason(self._finish)
-        done = self._item(block, "incomplete" if reason else "completed")
+        cut = block is self._blocks[-1] and incomplete_reason(self._finish)
+        done = self._item(block, "incomplete" if cut else "completed")
         self._output.append(done)
         whole: dict[str, Any] = {_FIELDS.get(kind, "text"): "".join(self._said)}
         if kind == "text":

@@ -85,7 +85,7 @@ RULES: Rules = {
     "content.input_text.prompt_cache_breakpoint": _CACHE,
     "content.input_image.type": DECIDES_FORM,
     "content.input_image.image_url": Rule("map", "`image_url.url`"),
-    "content.input_image.detail": Rule("map", "`image_url.detail`"),
+    "content.input_image.detail": Rule("map", "`image_url.detail`; `original` is dropped"),
     "content.input_image.file_id": _STORED,
     "content.input_image.prompt_cache_breakpoint": _CACHE,
     "content.output_text.type": DECIDES_FORM,

@@ -33,12 +33,11 @@ def translate_response(response: bytes, context: ClientContext) -> bytes:
     completion, choice, said = first_choice(response)
     message_id = text_in(completion.id)
     reason = incomplete_reason(choice.finish_reason)
-    status = "incomplete" if reason else "completed"
     output: list[dict[str, Any]] = []
 
     def add(kind: Kind, text: str, **more: Any) -> None:
         item_id = item_name(kind, message_id, len(output))
-        output.append(item(kind, item_id, text, status=status, **more))
+        output.append(item(kind, item_id, text, status="completed", **more))
 
     if text := reasoning_of(said):
         add("thinking", text)
@@ -51,6 +50,9 @@ def translate_response(response: bytes, context: ClientContext) -> bytes:
         given = arguments_in(function.arguments)
         names = tool_fields(text_in(function.name), context)
         add("tool_use", given, call_id=call_id(call.id, message_id, n), names=names)
+    status = "incomplete" if reason else "completed"
+    if output:
+        output[-1]["status"] = status
     usage = openai.usage_in_response(response, lenient=True)
     return response_object(
         completion, context, status=status, reason=reason, output=output, usage=usage
