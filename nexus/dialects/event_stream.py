@@ -114,6 +114,9 @@ class EventStream(ABC):
                 kept.append(shown)
             if self.done:  # what follows in the same packet is no part of the stream
                 self._reader.pending.clear()
+                if event.raw.endswith(b"\r\n\r") and not self._hidden:
+                    kept.append(b"\n")  # else it would come when nobody reads any more
+                    self._hidden = True
                 break
         pending = self._reader.pending
         if self._forwarded or len(pending) > _LONGEST_HELD:

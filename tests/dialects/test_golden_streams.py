@@ -78,6 +78,15 @@ def test_two_packets_give_the_same_wherever_they_are_cut(name):
         assert read(name, [data[:at], data[at:]]) == whole, at
 
 
+@pytest.mark.parametrize("name", ["messages-crlf", "responses-crlf"])
+def test_a_reader_that_stops_at_the_end_has_all_bytes(name):
+    data = (CORPUS / f"{name}.sse").read_bytes()
+    dialect = DIALECTS[name.partition("-")[0]]
+    stream = dialect.open_stream(clock=lambda: 1.0, hide_usage=False, own_key=None)
+    shown = stream.feed(data[:-1])
+    assert (stream.done, shown) == (True, data)
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_stream_that_stops_anywhere_is_not_finished(name):
     data = (CORPUS / f"{name}.sse").read_bytes()
