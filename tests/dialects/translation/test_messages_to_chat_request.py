@@ -137,6 +137,11 @@ def test_what_only_some_kinds_take():
         ({"thinking": {"type": "disabled"}}, None, ("thinking",)),
         ({"thinking": {"type": "adaptive"}}, None, ("thinking",)),
         (
+            {"thinking": {"type": "adaptive", "display": "omitted"}},
+            None,
+            ("thinking.display", "thinking"),
+        ),
+        (
             {
                 "thinking": {"type": "enabled", "budget_tokens": 1024},
                 "output_config": {"effort": "max"},

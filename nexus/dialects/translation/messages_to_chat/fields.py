@@ -31,6 +31,7 @@ RULES: Rules = {
         "`reasoning_effort` for kinds that take it, if `output_config.effort` is not given: a "
         "budget under 4096 tokens is `low`, under 16384 `medium`, else `high`; dropped otherwise",
     ),
+    "thinking.display": Rule("drop", "reasoning is shown as it is"),
     "output_config": Rule("map", "see its fields"),
     "output_format": Rule("map", "`response_format`"),
     "cache_control": _CACHE,

@@ -85,6 +85,8 @@ def _reasoning_effort(
     budget = None
     if "thinking" in fields:
         thinking = object_of(fields["thinking"], "thinking")
+        if "display" in thinking:
+            check.drop("thinking.display")
         if type_of(thinking, "thinking") == "enabled":
             budget = number_of(thinking.get("budget_tokens", NULL), "thinking.budget_tokens")
     takes_effort = "reasoning_effort" in takes
