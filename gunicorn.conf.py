@@ -30,11 +30,12 @@ backlog = 2048
 preload_app = False
 
 
-def when_ready(_server: Any) -> None:
+def when_ready(server: Any) -> None:
     """Import the program before the fork: workers start faster, and share its memory.
 
     Connections wait meanwhile: the listeners exist.
     """
+    hooks.name_listeners(server)
     # At a worker's end modules are cleared in reverse order. Flask's log handler needs this one.
     importlib.import_module("gevent.thread")
     importlib.import_module("nexus.app")

@@ -97,7 +97,9 @@ def _problems(gateway: Gateway) -> Iterator[Problem]:
                 http_request("GET", f"{base}/livez")
         except NoResponse as why:
             message = f"{process} responds at {base} ({why})"
-            yield problem(code, process.lower(), message, "see its log; `nexus serve` starts it")
+            owner = gateway.run_dir.owner() if gateway.run_dir and base == gateway.base else None
+            hint = f"{owner} runs; see its log" if owner else "see its log; `nexus serve` starts it"
+            yield problem(code, process.lower(), message, hint)
     yield from listed
 
 

@@ -93,6 +93,13 @@ def on_starting(server: Any) -> None:
     log.info("gateway starting", extra={"pid": os.getpid(), "run_dir": run_dir.path})
 
 
+def name_listeners(server: Any) -> None:
+    """State in the claim where gunicorn listens: its options, or systemd's socket, may say so."""
+    where = ", ".join(map(str, server.LISTENERS))
+    with contextlib.suppress(OSError):  # the run directory may be full
+        server.nexus_claim.write_note(f"the gateway at {where} (pid {os.getpid()})")
+
+
 def _check_worker_tmp_dir(directory: str | None) -> None:
     """gunicorn creates a heartbeat file for each worker there."""
     try:

@@ -27,7 +27,6 @@ import gevent
 import gevent.socket
 from gevent.event import Event
 from gevent.pool import Pool
-from gevent.server import StreamServer
 from gunicorn import http, util
 from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
@@ -111,6 +110,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._limits = fast_path_limits(self.cfg, self.log)
         self._keepalive = bool(self.cfg.keepalive)
         self._idle_timeout_s = self.cfg.keepalive or _IDLE_TIMEOUT_S
+        self._tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
         self._engine = self.wsgi.extensions["nexus"].engine
         self._engine.history.batch_with(partial(gevent.spawn_later, _HISTORY_DELAY_S))
         for task in (
@@ -155,11 +155,9 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             for server in servers:
                 server.stop(timeout=1)
 
-    def _listen(self, listener: Any, pool: Pool) -> StreamServer:
+    def _listen(self, listener: Any, pool: Pool) -> DrainingListener:
         listener.setblocking(1)
-        tls = {"ssl_context": ssl_context(self.cfg)} if self.cfg.is_ssl else {}
-        kind = StreamServer if tls else DrainingListener
-        server = kind(listener, handle=partial(self.handle, listener), spawn=pool, **tls)
+        server = DrainingListener(listener, handle=partial(self.handle, listener), spawn=pool)
         if self.cfg.workers > 1:
             server.max_accept = 1  # as gunicorn does, so that workers share new connections
         return server
@@ -269,9 +267,13 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """Serve one connection: eligible requests on the fast path, all others by gunicorn and
         Flask."""
+        if self._tls is not None:
+            client = self._tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
         held = self._clients[client] = ClientConnection()
         try:
-            if self.cfg.is_ssl or self.cfg.proxy_protocol != "off":
+            if self._tls is not None and not self._shakes_hands(client):
+                return
+            if self._tls is not None or self.cfg.proxy_protocol != "off":
                 super().handle(listener, client, addr)
             else:
                 self._serve(held, listener, client, addr)
@@ -282,6 +284,16 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         finally:
             del self._clients[client]
             util.close(client)
+
+    def _shakes_hands(self, client: Any) -> bool:
+        """Complete the TLS handshake; False if it fails, or takes longer than a head may."""
+        try:
+            with _silent_timeout(self._idle_timeout_s):
+                client.do_handshake()
+                return True
+        except OSError as error:
+            self.log.info("TLS handshake failed (%s)", error)
+        return False
 
     def _serve(
         self, held: ClientConnection, listener: Any, client: socket.socket, addr: Any

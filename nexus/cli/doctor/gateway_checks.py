@@ -164,7 +164,9 @@ def addresses(gateway: Gateway) -> Iterator[Finding]:
             response = http_request("GET", f"{base}/livez", timeout_s=2)
         except NoResponse as why:
             if running:
-                fix = "see its log, `journalctl -u nexus` under systemd"
+                fix = (
+                    f"see its log (`journalctl -u nexus` under systemd); commands find it by {key}"
+                )
                 yield fail(area, f"{running} runs, and does not respond at {base} ({why}).", fix)
             elif health and base == gateway.base:
                 fix = "start the gateway, or see why its workers end: `journalctl -u nexus`"
