@@ -21,6 +21,9 @@ log = logging.getLogger("nexus.health")
 
 _PROBE_REQUESTS_EVERY_S = 5.0
 """Requests cause at most one extra probe of a backend in this time."""
+_GATHER_S = 0.05
+"""Each snapshot has the whole fleet: one for each result of hundreds of backends would hold the
+process up for many seconds."""
 
 
 class FleetMonitor:
@@ -63,10 +66,10 @@ class FleetMonitor:
         return self._publisher.publish(self.fleet)
 
     def _publish_soon(self) -> None:
-        """Publish once what all results that have arrived by now change."""
+        """Publish what a probe showed, together with what others show within a moment."""
         if not self._publishing_soon:
             self._publishing_soon = True
-            gevent.spawn(self._publish_results)
+            gevent.spawn_later(_GATHER_S, self._publish_results)
 
     def _publish_results(self) -> None:
         self._publishing_soon = False
