@@ -31,7 +31,8 @@ class Publisher:
     def __init__(self, run_dir: RunDirectory, notifier: Notifier) -> None:
         self._writer = SnapshotWriter(run_dir.path)
         self._notifier = notifier
-        self._probed_at: float | None = None
+        self._probed_at = 0.0
+        self._probed_monotonic: float | None = None
         self._loaded_at = time.time()
         self.reload_problems: tuple[str, ...] = ()
         self.on_change: Callable[[], None] = lambda: None
@@ -56,7 +57,7 @@ class Publisher:
 
     def record_probe_round(self) -> None:
         """Remember that all backends were probed; the next snapshot is as of now."""
-        self._probed_at = time.time()
+        self._probed_at, self._probed_monotonic = time.time(), time.monotonic()
 
     def record_reload(self, problems: tuple[str, ...] = ()) -> None:
         """Remember the result of a reload: why it was refused, or nothing."""
@@ -68,8 +69,10 @@ class Publisher:
             self._loaded_at = time.time()
 
     def fleet_age_s(self) -> float | None:
-        """Seconds since the last round of probes ended; None before the first."""
-        return None if self._probed_at is None else max(0.0, time.time() - self._probed_at)
+        """Seconds since the last round of probes ended, whatever happens to the wall clock; None
+        before the first."""
+        probed = self._probed_monotonic
+        return None if probed is None else time.monotonic() - probed
 
     def status_line(self) -> str:
         """The fleet in one line, for the service manager."""
@@ -93,7 +96,7 @@ class Publisher:
             write_fleet_gauges(
                 metrics,
                 self.snapshot,
-                updated_at=self._probed_at or 0.0,
+                updated_at=self._probed_at,
                 loaded_at=self._loaded_at,
                 last_reload_good=not self.reload_problems,
             )

@@ -1,5 +1,7 @@
 """The fleet that is probed and published, and changes of it."""
 
+import time
+
 import gevent
 import pytest
 
@@ -89,3 +91,10 @@ def test_results_that_arrive_together_are_published_together(publisher):
     monitor.rounds.round()
     assert {backend.status for backend in publisher.snapshot.backends} == {"unhealthy"}
     assert publisher.snapshot.revision <= first + 2, "one for the results, one for the round"
+
+
+def test_the_age_of_the_fleet_ignores_jumps_of_the_wall_clock(publisher, monkeypatch):
+    assert publisher.fleet_age_s() is None
+    publisher.record_probe_round()
+    monkeypatch.setattr(time, "time", lambda now=time.time(): now + 3600)
+    assert publisher.fleet_age_s() < 60
