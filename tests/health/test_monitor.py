@@ -96,5 +96,6 @@ def test_results_that_arrive_together_are_published_together(publisher):
 def test_the_age_of_the_fleet_ignores_jumps_of_the_wall_clock(publisher, monkeypatch):
     assert publisher.fleet_age_s() is None
     publisher.record_probe_round()
-    monkeypatch.setattr(time, "time", lambda now=time.time(): now + 3600)
+    later = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: later)
     assert publisher.fleet_age_s() < 60
