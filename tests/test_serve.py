@@ -301,7 +301,7 @@ def test_what_another_holds_is_refused(tmp_path):
         listen = (f"127.0.0.1:{gateway.operations_port}", f"127.0.0.1:{free_port()}")
         run_dir = (str(gateway.run_dir), str(tmp_path / "second"))
         assert (
-            f"is in use by the gateway at 127.0.0.1:{gateway.port} (pid {gateway.master_pid()})"
+            f"in use by the gateway at http://127.0.0.1:{gateway.port} (pid {gateway.master_pid()})"
             in refused(a=port, b=listen)
         )
         assert "Cannot listen on" in refused(a=run_dir, b=listen)
