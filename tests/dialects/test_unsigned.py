@@ -7,8 +7,8 @@ import pytest
 from nexus.dialects.anthropic.unsigned import without_unsigned
 
 OURS = {"type": "thinking", "thinking": "Hm", "signature": "nexus"}
-WANTED = OURS | {"signature": "nexus reasoning_content"}
-THEIRS = {"type": "thinking", "thinking": '"nexus"', "signature": "EqQB"}
+WANTED = OURS | {"signature": "nexus reasoning_content o/m"}
+THEIRS = {"type": "thinking", "thinking": '"nexus"', "signature": "nexusEqQB"}
 TEXT = {"type": "text", "text": 'the signature is "nexus"', "n": 1.50}
 HI = {"role": "user", "content": "hi"}
 

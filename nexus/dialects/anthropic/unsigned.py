@@ -12,9 +12,7 @@ from nexus.dialects.json_body import Raw, has_more_values, read_fields, with_fie
 from nexus.dialects.lenient_json import UNREADABLE
 
 SIGNATURE = "nexus"
-"""The signature of such thinking."""
-SIGNATURE_WANTED_BACK = f"{SIGNATURE} reasoning_content"
-"""That of a server which names its reasoning so. Some of those refuse a conversation without it."""
+"""The signature of such thinking, or its first word."""
 _MARK = b'"nexus'
 _MOST_VALUES = 200_000
 """A conversation with more is left as it is."""
@@ -29,6 +27,15 @@ class _Block(msgspec.Struct):
 
 
 _decode_block = msgspec.json.Decoder(_Block).decode
+
+
+def signature(wanted_by: str | None = None) -> str:
+    """The signature of such thinking.
+
+    `wanted_by`: the model, if its server calls the reasoning `reasoning_content`. Some of those
+    refuse a conversation without it, and servers of other models refuse one with it.
+    """
+    return SIGNATURE if wanted_by is None else f"{SIGNATURE} reasoning_content {wanted_by}"
 
 
 def without_unsigned(body: bytes) -> bytes:
@@ -70,5 +77,4 @@ def _is_unsigned(block: Raw) -> bool:
         found = _decode_block(block)
     except msgspec.ValidationError:
         return False
-    ours = (SIGNATURE, SIGNATURE_WANTED_BACK)
-    return found.type == "thinking" and found.signature in ours
+    return found.type == "thinking" and found.signature.partition(" ")[0] == SIGNATURE

@@ -24,10 +24,12 @@ class ClientContext(NamedTuple):
     Attributes:
         repeated: The fields that the response repeats: JSON without the braces.
         tools: The namespace and the name of tools that the backend knows by other names.
+        model: The model, as the backend calls it.
     """
 
     repeated: bytes = b""
     tools: Mapping[str, tuple[str, str]] = MappingProxyType({})
+    model: str = ""
 
 
 NO_CONTEXT = ClientContext()

@@ -214,19 +214,22 @@ def test_results_of_tools_come_first_and_their_images_after():
     ]
 
 
-def test_reasoning_goes_back_to_servers_that_call_it_reasoning_content():
-    """Some refuse a conversation with calls of tools without it."""
+def test_reasoning_goes_back_to_the_model_whose_server_calls_it_reasoning_content():
+    """Some refuse a conversation with calls of tools without it, some of other models one with
+    it."""
     call = {"type": "tool_use", "id": "c", "name": "w", "input": {}}
     thoughts = [
         {"type": "thinking", "thinking": thinking, "signature": signature}
         for thinking, signature in (
-            ("a", "nexus reasoning_content"),
+            ("a", "nexus reasoning_content o/m"),
             ("b", "nexus"),
             ("c", "EqQB"),
-            ("d", "nexus reasoning_content"),
+            ("d", "nexus reasoning_content o/m"),
+            ("e", "nexus reasoning_content other"),
+            ("f", None),
         )
     ]
-    said = messages(HI, {"role": "assistant", "content": [*thoughts, call]})[1]
+    said = messages(HI, {"role": "assistant", "content": [*thoughts, call]}, model="o/m")[1]
     assert said.pop("tool_calls")
     assert said == {"role": "assistant", "content": None, "reasoning_content": "a\n\nd"}
 

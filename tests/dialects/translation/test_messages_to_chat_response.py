@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from anthropic.types import Message
 
-from nexus.dialects.anthropic.unsigned import SIGNATURE, SIGNATURE_WANTED_BACK
+from nexus.dialects.anthropic.unsigned import signature
 from nexus.dialects.translation import TRANSLATIONS
 from nexus.dialects.translation.rules import BadResponse
-from nexus.dialects.translation.translation import NO_CONTEXT
+from nexus.dialects.translation.translation import ClientContext
 
 ONE = TRANSLATIONS["messages-to-chat"]
 
@@ -17,7 +17,7 @@ ONE = TRANSLATIONS["messages-to-chat"]
 def translated(message: dict[str, Any], finish: str = "stop", **more: Any) -> Message:
     choice = {"index": 0, "message": {"role": "assistant"} | message, "finish_reason": finish}
     body = {"id": "chatcmpl-7", "object": "chat.completion", "model": "m", "choices": [choice]}
-    made = ONE.response(json.dumps(body | more).encode(), NO_CONTEXT)
+    made = ONE.response(json.dumps(body | more).encode(), ClientContext(model="o/m"))
     return Message.model_validate_json(made, strict=True)
 
 
@@ -36,7 +36,7 @@ def test_reasoning_text_and_calls_come_in_this_order():
     assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
     thinking, said, tool = message.content
     assert (thinking.thinking, said.text) == ("Hm", "So")
-    assert thinking.signature == SIGNATURE_WANTED_BACK
+    assert thinking.signature == signature("o/m")
     assert (tool.id, tool.name, tool.input) == ("c1", "w", {"a": 1})
     assert (message.id, message.model) == ("chatcmpl-7", "m")
     assert message.stop_reason == "tool_use"
@@ -51,7 +51,7 @@ def test_parts_of_the_content_are_reasoning_and_text():
         {"type": "text", "text": "So"},
     ]
     thinking, said = translated({"content": parts}).content
-    assert thinking.signature == SIGNATURE
+    assert thinking.signature == signature()
     assert (thinking.thinking, said.text) == ("Hm", "So")
 
 
@@ -87,11 +87,14 @@ def test_the_reason_of_the_end(said, finish, reason):
 )
 def test_what_no_message_can_be_is_told(body, why):
     with pytest.raises(BadResponse, match=why):
-        ONE.response(body, NO_CONTEXT)
+        ONE.response(body, ClientContext())
 
 
-def test_arguments_that_the_limit_cut_off_are_empty():
+@pytest.mark.parametrize(
+    ("finish", "reason"), [("length", "max_tokens"), ("content_filter", "refusal")]
+)
+def test_arguments_that_are_cut_off_are_empty(finish, reason):
     calls = [{"id": "c", "function": {"name": "w", "arguments": '{"city": "Ber'}}]
-    message = translated({"tool_calls": calls}, "length")
-    assert message.stop_reason == "max_tokens"
+    message = translated({"tool_calls": calls}, finish)
+    assert message.stop_reason == reason
     assert message.content[0].input == {}

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.dialects import openai
-from nexus.dialects.anthropic.unsigned import SIGNATURE, SIGNATURE_WANTED_BACK
+from nexus.dialects.anthropic.unsigned import signature
 from nexus.dialects.base import Usage
 from nexus.dialects.translation import TRANSLATIONS
+from nexus.dialects.translation.translation import ClientContext
 from tests.corpus import RECORDINGS
 from tests.dialects.translation.chat_streams import DELTAS, NO_CHAT, calls, chunks, piece
 from tests.dialects.translation.grammar import MessageGrammar, check_messages
@@ -19,7 +20,7 @@ from tests.dialects.translation.grammar import MessageGrammar, check_messages
 def translated(packets: Iterable[bytes], own_key: str | None = None):
     """The stream that the client gets, and its reader."""
     stream = TRANSLATIONS["messages-to-chat"].open_stream(
-        clock=lambda: 1.0, hide_usage=True, own_key=own_key
+        clock=lambda: 1.0, hide_usage=True, own_key=own_key, context=ClientContext(model="o/m")
     )
     shown = b"".join([stream.feed(packet) for packet in packets])
     return shown + stream.end() + stream.end(), stream
@@ -81,7 +82,7 @@ def test_blocks_come_in_the_order_in_which_the_backend_starts_them():
         assert said(grammar) == [("thinking", "Hm"), ("text", "So."), ("thinking", "Ah")]
         wanted_back = reasoning == "reasoning_content"
         assert grammar.blocks[0][1]["signature"] == (
-            SIGNATURE_WANTED_BACK if wanted_back else SIGNATURE
+            signature("o/m") if wanted_back else signature()
         )
         assert grammar.stop == ("end_turn", None)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
+from nexus.dialects.anthropic.unsigned import signature
 from nexus.dialects.base import Usage
 from nexus.dialects.translation.chat_blocks import Block, BlockEvents, Kind
 from nexus.dialects.translation.completion import Completion, text_in
 from nexus.dialects.translation.messages_to_chat.response import (
     message_fields,
-    signature,
     stop,
     usage_fields,
 )
@@ -39,8 +39,9 @@ class MessageEvents(BlockEvents):
     A message has one block at a time, whose index grows by one. A refusal is a text.
     """
 
-    def __init__(self, _context: ClientContext) -> None:
+    def __init__(self, context: ClientContext) -> None:
         super().__init__()
+        self._context = context
         self._before = b""
 
     def _start(self, first: Completion) -> bytes:
@@ -67,7 +68,8 @@ class MessageEvents(BlockEvents):
         shown = _STOP % self._index
         if block.kind == "thinking":
             delta = _DELTA_START % (self._index, b"signature_delta", b"signature")
-            shown = delta + _encode(signature(wanted_back=block.wanted_back)) + b"}}\n\n" + shown
+            signed = signature(self._context.model if block.wanted_back else None)
+            shown = delta + _encode(signed) + b"}}\n\n" + shown
         return shown
 
     def _finish_events(self, usage: Usage | None) -> bytes:

@@ -87,8 +87,8 @@ RULES: Rules = {
     "content.tool_result.toolset_name": _SERVICE,
     "content.thinking": Rule(
         "drop",
-        "earlier reasoning is not shown to the model again, unless it comes from a backend that "
-        "calls it `reasoning_content`",
+        "earlier reasoning is not shown to the model again, unless it is the model's own, and its "
+        "backend called it `reasoning_content`",
     ),
     "content.redacted_thinking": Rule("drop", "only Anthropic's service can read it"),
     "content.*": Rule("refuse", "chat completions have no such content"),

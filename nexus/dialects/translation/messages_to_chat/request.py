@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from nexus.dialects.anthropic.unsigned import SIGNATURE_WANTED_BACK
+from nexus.dialects.anthropic.unsigned import signature
 from nexus.dialects.json_body import Raw
 from nexus.dialects.translation.completion import content_of
 from nexus.dialects.translation.messages_to_chat.fields import RULES
@@ -21,8 +21,8 @@ from nexus.dialects.translation.raw import (
     text_of,
     type_of,
 )
-from nexus.dialects.translation.rules import NULL, FieldCheck, untranslatable
-from nexus.dialects.translation.translation import Receiver, TranslatedRequest
+from nexus.dialects.translation.rules import EMPTY, NULL, FieldCheck, untranslatable
+from nexus.dialects.translation.translation import ClientContext, Receiver, TranslatedRequest
 
 ATTRIBUTION = "x-anthropic-billing-header:"
 """Claude Code begins a system text with it, in which it counts its requests."""
@@ -30,8 +30,6 @@ _SAME = ("model", "temperature", "top_p", "stream")
 """Fields that have the same name and meaning in both protocols."""
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
-
-_WANTED_BACK = Raw(msgspec.json.encode(SIGNATURE_WANTED_BACK))
 _BUDGETS = ((4096, "low"), (16384, "medium"))
 """The tokens that thinking may take, and the effort that fewer stand for."""
 
@@ -43,9 +41,10 @@ def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
     check = FieldCheck(RULES)
     check.fields(fields)
     request: dict[str, Any] = {name: fields[name] for name in _SAME if name in fields}
+    model = text_of(fields.get("model", EMPTY), "model")
     request["messages"] = [
         *_system(check, fields.get("system")),
-        *_results_first(_messages(check, fields["messages"])),
+        *_results_first(_messages(check, fields["messages"], signature(model))),
     ]
     if "max_tokens" in fields:
         newer = "max_completion_tokens" in takes
@@ -74,14 +73,15 @@ def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
     form = output.get("format", fields.get("output_format", NULL))
     if form != NULL:
         request["response_format"] = _response_format(form)
-    return TranslatedRequest(msgspec.json.encode(request), check.dropped)
+    context = ClientContext(model=model)
+    return TranslatedRequest(msgspec.json.encode(request), check.dropped, context)
 
 
 def _reasoning_effort(
     check: FieldCheck, fields: Fields, output: Fields, takes: Collection[str]
 ) -> dict[str, str]:
     """The effort that is stated, else what the budget of thinking stands for."""
-    effort = _EFFORTS.get(text_of(output.get("effort", Raw(b'""')), "output_config.effort"))
+    effort = _EFFORTS.get(text_of(output.get("effort", EMPTY), "output_config.effort"))
     budget = None
     if "thinking" in fields:
         thinking = object_of(fields["thinking"], "thinking")
@@ -133,7 +133,7 @@ def _results_first(messages: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any
     yield from waiting
 
 
-def _messages(check: FieldCheck, raw: Raw) -> Iterator[dict[str, Any]]:
+def _messages(check: FieldCheck, raw: Raw, wanted: str) -> Iterator[dict[str, Any]]:
     for n, message in enumerate(objects_of(raw, "messages")):
         path = f"messages.{n}"
         check.fields(message, "messages.", f"{path}.")
@@ -148,15 +148,18 @@ def _messages(check: FieldCheck, raw: Raw) -> Iterator[dict[str, Any]]:
         elif bytes(content)[:1] == b'"':
             yield {"role": role, "content": content}
         elif role == "assistant":
-            yield _assistant(check, objects_of(content, f"{path}.content"), f"{path}.content")
+            blocks = objects_of(content, f"{path}.content")
+            yield _assistant(check, blocks, f"{path}.content", wanted)
         else:
             yield from _user(check, objects_of(content, f"{path}.content"), f"{path}.content")
 
 
-def _assistant(check: FieldCheck, blocks: list[Fields], path: str) -> dict[str, Any]:
+def _assistant(check: FieldCheck, blocks: list[Fields], path: str, wanted: str) -> dict[str, Any]:
+    """`wanted`: the signature of the thinking that goes back to the model."""
     parts, calls, thoughts = [], [], []
     for n, block in enumerate(blocks):
-        if block.get("signature") == _WANTED_BACK:
+        signed = block.get("signature", NULL)
+        if signed != NULL and text_of(signed, f"{path}.{n}.signature") == wanted:
             thoughts.append(text_of(block.get("thinking", NULL), f"{path}.{n}.thinking"))
             continue
         kind = _checked_kind(check, block, f"{path}.{n}")

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from nexus.dialects import openai
-from nexus.dialects.anthropic.unsigned import SIGNATURE, SIGNATURE_WANTED_BACK
+from nexus.dialects.anthropic.unsigned import signature
 from nexus.dialects.base import Usage
 from nexus.dialects.lenient_json import UNREADABLE
 from nexus.dialects.translation.completion import (
@@ -33,18 +33,19 @@ STOP_REASONS = {
 _decode_input = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def translate_response(response: bytes, _context: ClientContext) -> bytes:
+def translate_response(response: bytes, context: ClientContext) -> bytes:
     """The message that a whole completion is. Raises `BadResponse`."""
     completion, choice, said = first_choice(response)
     content: list[dict[str, Any]] = []
     if thinking := reasoning_of(said):
-        signed = signature(wanted_back=said.reasoning_content == thinking)
+        wanted_by = context.model if said.reasoning_content == thinking else None
+        signed = signature(wanted_by)
         content.append({"type": "thinking", "thinking": thinking, "signature": signed})
     if text := text_of(said) + text_in(said.refusal):
         content.append({"type": "text", "text": text})
     calls = said.tool_calls or []
     message_id = text_in(completion.id)
-    cut = choice.finish_reason == "length"
+    cut = choice.finish_reason in ("length", "content_filter")
     content += [
         _tool_use(call, call_id(call.id, message_id, n), cut=cut) for n, call in enumerate(calls)
     ]
@@ -64,11 +65,6 @@ def translate_response(response: bytes, _context: ClientContext) -> bytes:
             "usage": usage_fields(usage),
         }
     )
-
-
-def signature(*, wanted_back: bool) -> str:
-    """The mark of reasoning that no Anthropic server has signed."""
-    return SIGNATURE_WANTED_BACK if wanted_back else SIGNATURE
 
 
 def message_fields(message_id: str, model: str) -> dict[str, Any]:
@@ -117,8 +113,8 @@ def stop(finish: Any, sequence: Any, *, calls: bool, refused: bool) -> tuple[str
 
 
 def _tool_use(call: Call, tool_id: str, *, cut: bool) -> dict[str, Any]:
-    """The block of a call. Arguments that the limit of tokens has cut off become an empty object:
-    the stop reason says that they are incomplete. Raises `BadResponse`."""
+    """The block of a call. Arguments that the limit of tokens or a filter has cut off become an
+    empty object: the stop reason says that they are incomplete. Raises `BadResponse`."""
     function = call.function or Function()
     arguments = function.arguments
     try:
