@@ -11,6 +11,7 @@ from nexus.dialects.lenient_json import UNREADABLE, lenient
 from nexus.dialects.translation.chat_to_messages.response import (
     Block,
     Message,
+    arguments_of,
     finish_reason,
     frame,
     usage_fields,
@@ -96,7 +97,7 @@ class ChunkEvents:
             return b""
         number = self._calls[index] = len(self._calls)
         call_id = text_in(block.id) or f"call_{number}"
-        self._unsaid[number] = bytes(block.input).decode(errors="replace")
+        self._unsaid[number] = arguments_of(block)
         function = {"name": name, "arguments": ""}
         call = {"index": number, "id": call_id, "type": "function", "function": function}
         return self._role() + self._chunk({"tool_calls": [call]})

@@ -21,7 +21,7 @@ from nexus.dialects.translation.raw import (
     text_of,
     type_of,
 )
-from nexus.dialects.translation.rules import EMPTY, NULL, FieldCheck, untranslatable
+from nexus.dialects.translation.rules import NULL, FieldCheck, untranslatable
 from nexus.dialects.translation.translation import Receiver, TranslatedRequest
 
 _DEFAULT_MAX_TOKENS = 4096
@@ -29,6 +29,8 @@ _SAME = ("model", "top_p", "top_k", "stream")
 """Fields that have the same name and meaning in both protocols."""
 _CHOICES = {"auto": "auto", "required": "any", "none": "none"}
 _DATA_URL = re.compile(r"data:([\w.+/-]++)(?:;(?!base64,)[\w=.-]++)*+;base64,")
+_BLANK = re.compile(rb'null|"(?:\s|\\[nrt])*+"')
+"""A text that says nothing: the backend refuses one of white space, too."""
 _NO = (b"null", b"false")
 _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 
@@ -95,7 +97,7 @@ def _conversation(check: FieldCheck, given: list[Fields]) -> dict[str, Any]:
 
 
 def _assistant(message: Fields, path: str) -> Iterator[dict[str, Any]]:
-    if message.get("refusal", NULL) not in (NULL, EMPTY):
+    if not _is_blank(message.get("refusal", NULL)):
         yield {"type": "text", "text": message["refusal"]}
     calls = message.get("tool_calls", NULL)
     for n, call in enumerate(objects_of(calls, f"{path}.tool_calls") if calls != NULL else ()):
@@ -112,12 +114,11 @@ def _assistant(message: Fields, path: str) -> Iterator[dict[str, Any]]:
 
 
 def _parts(check: FieldCheck, raw: Raw, path: str) -> Iterator[dict[str, Any]]:
-    """The blocks of a message. Empty texts are left out, because the backend refuses them."""
-    if raw == NULL:
+    """The blocks of a message. Blank texts are left out, because the backend refuses them."""
+    if _is_blank(raw):
         return
     if bytes(raw)[:1] == b'"':
-        if raw != EMPTY:
-            yield {"type": "text", "text": raw}
+        yield {"type": "text", "text": raw}
         return
     for n, part in enumerate(objects_of(raw, path)):
         kind = type_of(part, f"{path}.{n}")
@@ -126,12 +127,16 @@ def _parts(check: FieldCheck, raw: Raw, path: str) -> Iterator[dict[str, Any]]:
             block = _image(check, part, f"{path}.{n}")
         else:
             text = part.get(kind, NULL)
-            if text in (NULL, EMPTY):
+            if _is_blank(text):
                 continue
             block = {"type": "text", "text": text}
         if "cache_control" in part:
             block["cache_control"] = part["cache_control"]
         yield block
+
+
+def _is_blank(text: Raw) -> bool:
+    return _BLANK.fullmatch(bytes(text)) is not None
 
 
 def _image(check: FieldCheck, part: Fields, path: str) -> dict[str, Any]:
