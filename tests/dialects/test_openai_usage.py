@@ -132,7 +132,9 @@ def test_servers_name_the_tokens_of_caches_differently(more, usage):
         (9 + 1 + 30, None, 2, 31),  # Google
         (9 + 1, {"reasoning_tokens": 1}, 2, 1),
         (9 + 1 + 30, {"reasoning_tokens": 0}, 2, 1),
-        (9 + 1 + 2, None, 2, 1),
+        (9 + 1 + 2, None, 2, 1),  # the cache beside the prompt
+        (9 + 1 + 3, None, 2, 1),
+        (9 + 1 + 2 + 3, None, 2, 1),
         (9, None, 2, 1),
         (-1, None, 2, 1),
     ],
@@ -144,7 +146,7 @@ def test_reasoning_that_is_only_in_the_total_is_of_the_completion(
         "prompt_tokens": 9,
         "completion_tokens": 1,
         "total_tokens": total,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 3},
         "completion_tokens_details": details,
     }
     assert parse_usage(json.dumps(told).encode()).completion_tokens == completion

@@ -27,9 +27,6 @@ _EMPTY_CHOICE = {
 completions."""
 
 
-_NULL = msgspec.Raw(b"null")
-
-
 class _Fields(ErrorFields):
     usage: msgspec.Raw = _NULL
     prompt_progress: Any = None
