@@ -181,11 +181,12 @@ def _price(record: PriceRecord) -> Price:
     )
     tier, long_rates = record.above, None
     if tier is not None:
+        written = tier.cache_write or tier.input
         long_rates = _rates(
             tier.input or record.input,
             tier.cached_input or (None if tier.input else record.cached_input),
-            tier.cache_write or (None if tier.input else record.cache_write),
-            tier.cache_write_1h or (None if tier.input else record.cache_write_1h),
+            written or record.cache_write,
+            tier.cache_write_1h or (None if written else record.cache_write_1h),
             tier.output or record.output,
         )
     return Price(

@@ -37,11 +37,11 @@ def proposed_price(backend: Backend, model: str) -> PriceRecord | None:
             _, found = known.find_provider_model(model, None, vendor, url)
         except LookupError:
             continue
-        return _record(backend.name, model, found.get_prices(datetime.now(UTC)))
+        return _record(backend.name, model, found.id, found.get_prices(datetime.now(UTC)))
     return None
 
 
-def _record(backend: str, model: str, prices: Any) -> PriceRecord | None:
+def _record(backend: str, model: str, known_as: str, prices: Any) -> PriceRecord | None:
     """The price in our form: a tier applies to the whole request in theirs, too."""
     base: dict[str, str] = {}
     above: dict[str, str] = {}
@@ -55,19 +55,18 @@ def _record(backend: str, model: str, prices: Any) -> PriceRecord | None:
             start, above[ours] = tiers[0].start, _text(tiers[0].price)
     if not base:
         return None
-    for one in (base, above):
-        _add_hour(one)
+    if "claude" in known_as:
+        for one in (base, above):
+            _add_hour(one)
     tier = Tier(input_tokens=start, **above) if start else None
     return PriceRecord(backend=glob.escape(backend), model=glob.escape(model), above=tier, **base)
 
 
 def _add_hour(prices: dict[str, str]) -> None:
     """Add Anthropic's price of an hour in its cache, which is twice the input's; the package does
-    not know it. Five minutes cost a quarter more than the input, as nowhere else."""
+    not know it."""
     if "cache_write" in prices and "input" in prices:
-        one = Decimal(prices["input"])
-        if Decimal(prices["cache_write"]) * 4 == one * 5:
-            prices["cache_write_1h"] = _text(one * 2)
+        prices["cache_write_1h"] = _text(Decimal(prices["input"]) * 2)
 
 
 def _text(price: Decimal) -> str:

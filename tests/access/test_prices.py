@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,6 +113,14 @@ def test_the_first_price_that_matches_counts():
     assert prices.find(CLOUD, "m").rates.input == 2_000_000
     assert prices.find(CLOUD, "n").rates.input == 1_000_000
     assert prices.find(LOCAL, "m").rates.input == 1_000_000
+
+
+def test_an_hour_in_the_cache_costs_as_much_as_other_writes_of_its_table():
+    dear = Tier(input_tokens=9, cache_write="7.5")
+    price = Prices([msgspec.structs.replace(CLAUDE, above=dear)]).find(CLOUD, "claude-x")
+    assert price.rates.cache_write_1h == 6_000_000
+    assert price.long_rates.input == 3_000_000
+    assert price.long_rates.cache_write_1h == price.long_rates.cache_write == 7_500_000
 
 
 def test_without_a_price():
