@@ -63,7 +63,11 @@ _REFUSES_ACCOUNT = _any_of(
     r"insufficient balance",
     r"api key (?:is )?(?:not valid|not found|expired|invalid)",  # Google
     r"(?:incorrect|invalid) api key",  # xAI
-    r"organization has been disabled",
+    r"organization has been disabled",  # Anthropic
+    r"reached your specified api usage limits",  # Anthropic
+    r"organization_restricted",  # Groq
+    r"account is in good standing",  # DashScope
+    r"billing_hard_limit",  # OpenAI
 )
 _OVERLOADED = _any_of(
     r"overloaded",

@@ -59,6 +59,8 @@ CASES = [
             "API key expired. Please renew the API key.",
             "Incorrect API key provided: xa***.",
             "This organization has been disabled.",
+            "You have reached your specified API usage limits. You will regain access on …",
+            "Access denied, please make sure your account is in good standing.",
         )
     ),
     (400, openai("Invalid API key"), CLIENTS, "backend_refused_client", 400),
