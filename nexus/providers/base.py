@@ -49,7 +49,8 @@ class Provider:
         dialects: Names of the dialects in which clients' requests can be sent to it as they are,
             as long as the backend does not show others.
         takes: Fields of chat requests beyond the common ones. Only translated requests use them:
-            `max_completion_tokens` instead of `max_tokens`, `top_k`, `reasoning_effort`.
+            `max_completion_tokens` instead of `max_tokens`, `top_k`, `reasoning_effort`, and
+            `thought_signature` in calls of tools.
         version: A path that shows the version of the server, and the field that has it. It is read
             after each probe. None if there is none.
         base: Path of its endpoints in OpenAI's form, below a url without a version segment.

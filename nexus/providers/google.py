@@ -7,4 +7,5 @@ PROVIDER = Provider(
     base="/v1beta/openai",
     canonical_name=lambda name: name.removeprefix("models/"),
     cloud=True,
+    takes=frozenset({"thought_signature"}),
 )

@@ -3,12 +3,17 @@ of a message that is sent for one."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 
 from nexus.dialects.lenient_json import UNREADABLE, lenient
 from nexus.dialects.translation.rules import BadResponse
+
+_WANTS_SIGNATURES = re.compile(r"gemini-(?:[3-9]|\d\d)")
+_UNCHECKED = {"google": {"thought_signature": "skip_thought_signature_validator"}}
+"""What Google documents for calls whose signature is not known."""
 
 
 class Function(msgspec.Struct):
@@ -112,6 +117,15 @@ def arguments_in(value: Any) -> str:
     return (
         msgspec.json.encode(value).decode() if value and isinstance(value, dict) else text_in(value)
     )
+
+
+def sign_calls(messages: list[dict[str, Any]], model: str) -> None:
+    """Sign the first call of each message: Gemini refuses conversations with calls that are not
+    signed since its version 3, and other protocols have no place for its own signatures."""
+    if _WANTS_SIGNATURES.search(model):
+        for message in messages:
+            for call in message.get("tool_calls", ())[:1]:
+                call["extra_content"] = _UNCHECKED
 
 
 def content_of(parts: list[dict[str, Any]]) -> Any:

@@ -234,6 +234,29 @@ def test_reasoning_goes_back_to_the_model_whose_server_calls_it_reasoning_conten
     assert said == {"role": "assistant", "content": None, "reasoning_content": "a\n\nd"}
 
 
+@pytest.mark.parametrize(
+    ("model", "takes", "signed"),
+    [
+        ("gemini-3-pro-preview", ("thought_signature",), True),
+        ("models/gemini-10", ("thought_signature",), True),
+        ("gemini-2.5-pro", ("thought_signature",), False),
+        ("gemini-3-pro-preview", (), False),
+    ],
+)
+def test_calls_are_signed_for_gemini(model, takes, signed):
+    """It refuses them otherwise. Of several at once, it signs the first."""
+    use = [{"type": "tool_use", "id": n, "name": "w", "input": {}} for n in "ab"]
+    given = [HI, {"role": "assistant", "content": use}]
+    calls = translated(*takes, model=model, messages=given)["messages"][1]["tool_calls"]
+    unchecked = {"google": {"thought_signature": "skip_thought_signature_validator"}}
+    assert [call.get("extra_content") for call in calls] == [unchecked if signed else None, None]
+    item = {"type": "function_call", "call_id": "a", "name": "w", "arguments": "{}"}
+    body = json.dumps({"model": model, "input": [item, item | {"call_id": "b"}]}).encode()
+    made = TRANSLATIONS["responses-to-chat"].request(body, Receiver(takes)).body
+    calls = json.loads(made)["messages"][0]["tool_calls"]
+    assert [call.get("extra_content") for call in calls] == [unchecked if signed else None, None]
+
+
 def test_content_of_other_shapes():
     assert messages(user(text("a"), text("b"))) == [user(text("a"), text("b"))]
     assert messages(user(text("a"))) == [{"role": "user", "content": "a"}]

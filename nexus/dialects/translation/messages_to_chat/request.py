@@ -9,7 +9,7 @@ import msgspec
 
 from nexus.dialects.anthropic.unsigned import signature
 from nexus.dialects.json_body import Raw
-from nexus.dialects.translation.completion import content_of
+from nexus.dialects.translation.completion import content_of, sign_calls
 from nexus.dialects.translation.messages_to_chat.fields import RULES
 from nexus.dialects.translation.raw import (
     Fields,
@@ -46,6 +46,8 @@ def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
         *_system(check, fields.get("system")),
         *_results_first(_messages(check, fields["messages"], signature(model))),
     ]
+    if "thought_signature" in takes:
+        sign_calls(request["messages"], model)
     if "max_tokens" in fields:
         newer = "max_completion_tokens" in takes
         request["max_completion_tokens" if newer else "max_tokens"] = at_most(

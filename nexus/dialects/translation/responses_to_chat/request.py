@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from nexus.dialects.json_body import Raw
+from nexus.dialects.translation.completion import sign_calls
 from nexus.dialects.translation.raw import (
     Fields,
     at_most,
@@ -54,6 +55,8 @@ def translate_request(body: bytes, receiver: Receiver) -> TranslatedRequest:
         conversation.add_system(text_of(fields["instructions"], "instructions"))
     conversation.add_input(fields["input"])
     request["messages"] = conversation.messages()
+    if "thought_signature" in takes:
+        sign_calls(request["messages"], text_of(fields["model"], "model"))
     if "max_output_tokens" in fields:
         newer = "max_completion_tokens" in takes
         request["max_completion_tokens" if newer else "max_tokens"] = at_most(
