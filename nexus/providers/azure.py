@@ -9,4 +9,5 @@ PROVIDER = Provider(
     key_prefix="",
     dialects=OPENAI_CLOUD,
     takes=frozenset({"max_completion_tokens"}),
+    encrypts_reasoning=True,
 )

@@ -51,6 +51,7 @@ class Provider:
         takes: Fields of chat requests beyond the common ones. Only translated requests use them:
             `max_completion_tokens` instead of `max_tokens`, `top_k`, `reasoning_effort`, and
             `thought_signature` in calls of tools.
+        encrypts_reasoning: Its responses have reasoning only encrypted, and it takes no other.
         version: A path that shows the version of the server, and the field that has it. It is read
             after each probe. None if there is none.
         base: Path of its endpoints in OpenAI's form, below a url without a version segment.
@@ -70,6 +71,7 @@ class Provider:
     paths: Mapping[str, str] = field(default_factory=dict)
     dialects: frozenset[str] = OPENAI
     takes: frozenset[str] = frozenset()
+    encrypts_reasoning: bool = False
     version: tuple[str, str] | None = None
     base: str = "/v1"
 

@@ -8,4 +8,5 @@ PROVIDER = Provider(
     accepts_client_keys=True,
     dialects=OPENAI_CLOUD,
     takes=frozenset({"max_completion_tokens"}),
+    encrypts_reasoning=True,
 )

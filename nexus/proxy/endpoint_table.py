@@ -38,6 +38,8 @@ class Endpoint:
             thing. Some backends do not get it.
         strip_made: Leaves out of a body what a translation has made of earlier responses; None if
             there is no such thing. No backend that speaks the dialect gets it.
+        strip_plain: Leaves reasoning as a text out of a body; None if there is no such thing.
+            Providers that have it only encrypted do not get it.
         ids: Reads the ids under which backends store its responses; None if they store none.
         backend_key: The key of `[endpoints]` that names the backend of all its requests.
         backend: The backend of all its requests, if a custom endpoint names one.
@@ -61,6 +63,7 @@ class Endpoint:
     counts: bool = False
     strip: Callable[[bytes], bytes] | None = None
     strip_made: Callable[[bytes], bytes] | None = None
+    strip_plain: Callable[[bytes], bytes] | None = None
     ids: IdReader | None = None
     backend_key: str = ""
     backend: str = ""

@@ -12,6 +12,7 @@ from nexus.dialects import anthropic, media, openai, plain, responses
 from nexus.dialects.anthropic.attribution import without_attribution
 from nexus.dialects.anthropic.unsigned import without_unsigned
 from nexus.dialects.base import IdReader, PromptField, RequestForm, UnitReader
+from nexus.dialects.responses.plain_reasoning import without_plain_reasoning
 from nexus.proxy.endpoint_table import Endpoint, EndpointTable
 
 _CONVERSATION = (PromptField(name="messages", messages=True),)
@@ -207,6 +208,7 @@ ENDPOINTS = EndpointTable(
             ),
             summary="Answer a conversation, which the backend may store",
             streams=True,
+            strip_plain=without_plain_reasoning,
             ids=_STORED,
         ),
         _stored("", "Get or delete a stored response", "GET", "DELETE", streams=True),

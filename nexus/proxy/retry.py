@@ -258,6 +258,8 @@ def _body_for(exchange: Exchange, choice: Choice, model: str) -> bytes:
         body = endpoint.strip(body)
     if endpoint.strip_made is not None and choice.translation is None:
         body = endpoint.strip_made(body)
+    if endpoint.strip_plain is not None and config.provider.encrypts_reasoning:
+        body = endpoint.strip_plain(body)
     return without_fields(body, config.drop_fields) if config.drop_fields else body
 
 
