@@ -13,6 +13,7 @@ from nexus.dialects.lenient_json import UNREADABLE
 from nexus.dialects.translation.completion import (
     Call,
     Function,
+    arguments_in,
     call_id,
     first_choice,
     reasoning_of,
@@ -116,12 +117,8 @@ def _tool_use(call: Call, tool_id: str, *, cut: bool) -> dict[str, Any]:
     """The block of a call. Arguments that the limit of tokens or a filter has cut off become an
     empty object: the stop reason says that they are incomplete. Raises `BadResponse`."""
     function = call.function or Function()
-    arguments = function.arguments
     try:
-        if isinstance(arguments, dict):
-            given: Any = arguments
-        else:
-            given = _decode_input(text_in(arguments).encode() or b"{}")
+        given = _decode_input(arguments_in(function.arguments).encode() or b"{}")
     except UNREADABLE as error:
         if not cut:
             raise BadResponse("the arguments of a tool call are no JSON object") from error
