@@ -106,14 +106,19 @@ def _usage(fields: _Fields) -> Usage | None:
     prompt, completion = count(fields.prompt_tokens), count(fields.completion_tokens)
     if prompt is None and completion is None:
         return None
-    of_prompt = fields.prompt_tokens_details
-    cached = detail(of_prompt, "cached_tokens")
-    for other in (fields.cached_tokens, fields.prompt_cache_hit_tokens):  # Moonshot, DeepSeek
-        cached = count(other) if cached is None else cached
-    written = detail(of_prompt, "cache_write_tokens")
-    if written is None:
-        written = detail(of_prompt, "cache_creation_tokens")  # LiteLLM
-    reasoning = detail(fields.completion_tokens_details, "reasoning_tokens")
+    cached = written = reasoning = None
+    if of_prompt := fields.prompt_tokens_details:  # most responses have no details
+        cached, written = (
+            detail(of_prompt, "cached_tokens"),
+            detail(of_prompt, "cache_write_tokens"),
+        )
+        if written is None:
+            written = detail(of_prompt, "cache_creation_tokens")  # LiteLLM
+    if cached is None:  # Moonshot's field, and DeepSeek's
+        moonshot = fields.cached_tokens
+        cached = count(fields.prompt_cache_hit_tokens if moonshot is None else moonshot)
+    if of_completion := fields.completion_tokens_details:
+        reasoning = detail(of_completion, "reasoning_tokens")
     if prompt is not None and completion is not None and fields.total_tokens != prompt + completion:
         # Reasoning that is only in the total: xAI reports how much, Google does not. Servers before
         # Anthropic's models may have the cache's tokens there, beside the prompt's.
