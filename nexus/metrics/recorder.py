@@ -235,10 +235,12 @@ class Recorder:
         """Count a line of the request log, by what became of it."""
         self._count(access_families.REQUEST_LOG_LINES, result)
 
-    def retried(self, backend: str, error_type: str) -> None:
+    def retried(self, backend: str, error_type: str, *, sent: bool) -> None:
+        """An attempt failed, and another follows. Only one that was sent uses the retry budget."""
         with self._lock:
             self.child(families.RETRIES, backend, error_type).inc()
-            self._row.count_retry(time.monotonic_ns())
+            if sent:
+                self._row.count_retry(time.monotonic_ns())
 
     def backend_excluded(self, reason: str) -> None:
         """A backend that has the model of a request was not considered for it."""

@@ -123,6 +123,7 @@ def _try_until_served(exchange: Exchange, waiter: Waiter) -> ClientResponse:
     tried: set[tuple[str, str]] = set()
     failure: RequestFailed | None = None
     last: RequestFailed | None = None
+    choice: Choice | None = None
     pauses = 0
     try:
         while True:
@@ -139,6 +140,8 @@ def _try_until_served(exchange: Exchange, waiter: Waiter) -> ClientResponse:
                     or none_left.fault.error_type == "queued"
                     or not _pause(exchange, failure, pauses, waiter.deadline)
                 ):
+                    if choice is not None:  # not that of a later one, which got nothing
+                        exchange.choice, exchange.model = choice, choice.model
                     raise failure from none_left
                 tried.clear()
                 continue
@@ -152,14 +155,18 @@ def _try_until_served(exchange: Exchange, waiter: Waiter) -> ClientResponse:
                 continue
             if failure is not None and exchange.choice is not None:
                 fault = FAULTS[exchange.failed[-1].outcome]
-                engine.recorder.retried(exchange.choice.backend.label, fault.error_type)
+                engine.recorder.retried(
+                    exchange.choice.backend.label,
+                    fault.error_type,
+                    sent=fault.code not in UNTRANSLATABLE,
+                )
             exchange.start_attempt(reservation)
             try:
                 return _attempt(exchange, reservation)
             except RequestFailed as failed:
                 last = failed
             if failure is None or last.fault.code not in UNTRANSLATABLE:
-                failure = last  # one that was sent says more
+                failure, choice = last, reservation.choice  # one that was sent says more
             tried.add((reservation.choice.backend.name, reservation.choice.model))
             exchange.attempt_failed(reservation.choice, last)
             if not _may_retry(exchange, reservation, last, waiter):

@@ -2,6 +2,7 @@
 and reading sums them."""
 
 import os
+import time
 
 import pytest
 
@@ -104,6 +105,15 @@ def test_processes_are_summed_and_the_next_lessee_goes_on(generation, process_at
     third.recorder.request_finished(finished())
     assert second.scrape().total("nexus_requests_total") == 8
     assert len(list(generation.metrics.glob("*.db"))) == 4
+
+
+def test_only_what_was_sent_uses_the_retry_budget(generation, process_at):
+    process = process_at(SlotLease.lease(generation))
+    for sent in (True, False):
+        process.recorder.retried("b", "invalid_request", sent=sent)
+    assert process.scrape().total("nexus_retries_total") == 2
+    retries = process.slot_lease.table.requests_and_retries(time.monotonic_ns())[1]
+    assert retries == 1
 
 
 def test_buckets_are_the_contracts():

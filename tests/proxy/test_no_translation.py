@@ -46,3 +46,19 @@ def test_the_failure_is_that_of_the_backend_that_needs_none(tmp_path, way):
             assert retries == {("native", "backend_error"): 2, ("chat", "invalid_request"): 1}
             native.stop()
             assert until(lambda: refusal(gateway) == (503, "no_healthy_backend"))
+
+
+def test_a_failure_counts_for_the_backend_that_failed(tmp_path):
+    """Not for the one that was tried after it, and got nothing."""
+    with (
+        Demo(tmp_path, name="chat", pace=0) as chat,
+        Demo(tmp_path, name="native", pace=0) as native,
+    ):
+        config = backend_toml(chat, dialects=["openai"], priority=99) + backend_toml(native)
+        with Gateway(tmp_path, config + CONFIG) as gateway:
+            native.fault("status=429,retry_after=60")
+            assert refusal(gateway)[0] == 429
+            counts = gateway.settled()
+            assert counts.series("nexus_requests_total", "backend") == {("native",): 1}
+            retries = counts.series("nexus_retries_total", "backend", "error_type")
+            assert retries == {("native", "rate_limited"): 1}
