@@ -153,6 +153,9 @@ def test_every_endpoint_is_there_for_clients(balancer: Balancer):
                 assert (answer.status, len(answer.read()) > 0) == (said[0], True)
     for path in ("/v1/key", "/v1/models", "/models", f"/v1/models/{MODEL}"):
         assert balancer.get(path)[0] == 200
+    for path in ("/v1/models/org/other", "/v1/models/org%2Fother"):
+        status, _, content = balancer.get(path)
+        assert (status, b"'org/other'" in content) == (404, True), path
 
 
 def test_a_slow_body_does_not_reach_a_gateway(balancer: Balancer, gateways: list[Gateway]):
