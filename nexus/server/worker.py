@@ -268,7 +268,12 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         """Serve one connection: eligible requests on the fast path, all others by gunicorn and
         Flask."""
         if self._tls is not None:
-            client = self._tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+            try:
+                client = self._tls.wrap_socket(
+                    client, server_side=True, do_handshake_on_connect=False
+                )
+            except OSError:
+                return  # it has closed already, as health checks of balancers do
         held = self._clients[client] = ClientConnection()
         try:
             if self._tls is not None and not self._shakes_hands(client):

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import socket
 import ssl
+import struct
 import sys
 
 import pytest
@@ -63,6 +64,14 @@ def test_a_failed_handshake_is_no_trace(port, authority):
         with contextlib.suppress(ConnectionResetError):  # what it sent was not read
             while client.recv(4096):
                 pass
+    assert livez(port, authority) == 200
+
+
+def test_a_client_that_has_closed_before_it_is_accepted_is_no_trace(port, authority):
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            reset = struct.pack("ii", 1, 0)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
     assert livez(port, authority) == 200
 
 
