@@ -2,14 +2,12 @@
 
 import time
 
-import gevent
 import pytest
 
 from nexus.config import BackendConfig, Config
 from nexus.config.overlay import Overlay
 from nexus.fleet import locks
 from nexus.fleet.locks import LockFile
-from nexus.fleet.records import Model
 from nexus.fleet.run_directory import RunDirectory
 from nexus.fleet.state_directory import StateDirectory
 from nexus.health.change_files import ChangeFiles
@@ -36,22 +34,6 @@ def monitor(publisher):
     monitor = FleetMonitor(publisher, {}, OVERLAY)
     assert monitor.adopt(monitor.fleet)
     return monitor
-
-
-def test_results_that_come_together_are_one_snapshot(publisher):
-    """Each has the whole fleet, so one for each result would cost the square of its size."""
-    names = [f"b{nth}" for nth in range(50)]
-    backends = [BackendConfig(name=name, url=f"http://{name}") for name in names]
-    monitor = FleetMonitor(publisher, {}, Overlay(file=Config(backends=backends)))
-    monitor.adopt(monitor.fleet)
-    before = publisher.snapshot.revision
-    for name in names:
-        monitor._apply_result(name, ProbeOutcome((Model(name="m"),), 0.01))
-    with gevent.Timeout(30):
-        while publisher.snapshot.revision == before:
-            gevent.sleep(0.01)
-    assert publisher.snapshot.revision == before + 1
-    assert {backend.status for backend in publisher.snapshot.backends} == {"healthy"}
 
 
 def test_a_new_fleet_has_results_that_are_not_published_yet(monitor):
