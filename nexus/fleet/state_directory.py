@@ -66,11 +66,10 @@ class StateDirectory:
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check()
-        lock = self._lock or LockFile(self.path / "lock")
-        if self._lock is None and not lock.acquire_within(0, _LOCK_S):
-            lock.close()
+        if self._lock is None:
+            self._lock = LockFile(self.path / "lock")
+        if not self._lock.acquire_within(0, _LOCK_S):  # at once if it is held already
             raise StateDirectoryHeld(0, "another gateway uses it")
-        self._lock = lock
         return self.path
 
     def close(self) -> None:

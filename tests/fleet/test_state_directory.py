@@ -7,6 +7,8 @@ import pytest
 
 from nexus.config import Config, ConfigError
 from nexus.config.access_records import Key
+from nexus.fleet import locks
+from nexus.fleet.locks import LockFile
 from nexus.fleet.state_directory import StateDirectory
 from nexus.health.change_files import ChangeFiles
 
@@ -81,3 +83,21 @@ def test_it_may_not_belong_to_another_user(state):
         changes(state).overlay(Config())
     with pytest.raises(OSError, match="belongs to another user"):
         StateDirectory(state).write("keys.json", b"")
+
+
+def test_two_that_wait_for_another_gateway_both_get_it(tmp_path, monkeypatch):
+    """The accounts and an operator's key, say."""
+    state = StateDirectory(tmp_path / "state")
+    state.path.mkdir(mode=0o700)
+    other, claimed = LockFile(state.path / "lock"), []
+    assert other.acquire(0)
+
+    def end_the_other(_: float) -> None:
+        if not claimed:
+            other.close()
+            claimed.append(state.claim())
+
+    monkeypatch.setattr(locks.time, "sleep", end_the_other)
+    claimed.append(state.claim())
+    assert claimed == [state.path] * 2
+    state.close()
