@@ -62,7 +62,7 @@ def test_the_start_that_cannot_be_read_ends_no_worker(gateway, content):
     assert ask(gateway) == [200] * 4
     assert gateway.lines("the time of the start cannot be read and is rewritten")
     until(lambda: restarts(gateway) == before + 2)
-    assert scrape(gateway.base).value("nexus_worker_restarts_total") == before + 2
+    until(lambda: scrape(gateway.base).value("nexus_worker_restarts_total") == before + 2)
     assert file.read_bytes().startswith(b'{"at":')
 
 
