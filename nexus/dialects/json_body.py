@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import msgspec
 
 from nexus.dialects.base import InvalidBody
+from nexus.dialects.lenient_json import UNREADABLE
 
 Raw = msgspec.Raw
 
@@ -34,6 +35,9 @@ class _Key:
         self.name = name
 
 
+_MOST_VALUES = 200_000
+"""A list of a conversation with more is not changed."""
+_decode_items = msgspec.json.Decoder(list[Raw]).decode
 _decode_small = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
@@ -112,6 +116,29 @@ def with_field(body: bytes, name: str, value: bytes) -> bytes:
         start, end = spans[name]
         return body[:start] + value + body[end:]
     return body.rstrip()[:-1] + b'%b"%b":%b}' % (b"," if fields else b"", name.encode(), value)
+
+
+def with_items(body: bytes, name: str, mark: bytes, change: Callable[[Raw], Raw | None]) -> bytes:
+    """A body that was parsed, with the items of one list as `change` returns them; None leaves an
+    item out.
+
+    All items without `mark` keep their bytes. A list with too many values, or one that cannot be
+    read, is left as it is: the backend says what is wrong with it.
+    """
+    if mark not in body or (raw := read_fields(body).get(name)) is None:
+        return body
+    if has_more_values(bytes(raw), _MOST_VALUES):
+        return body
+    try:
+        items = _decode_items(raw)
+        left = [
+            kept
+            for item in items
+            if (kept := change(item) if mark in bytes(item) else item) is not None
+        ]
+        return body if left == items else with_field(body, name, msgspec.json.encode(left))
+    except UNREADABLE:
+        return body
 
 
 def without_fields(body: bytes, names: Collection[str]) -> bytes:

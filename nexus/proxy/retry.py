@@ -293,16 +293,16 @@ def _attempt(exchange: Exchange, reservation: Reservation) -> ClientResponse:
             raise attempt.failure()
         if (units := exchange.endpoint.units) is not None and units.in_request is not None:
             exchange.units = units.in_request(exchange.body)
-        stream, own = attempt.is_stream(requested=streams), exchange.endpoint.custom
+        stream, custom = attempt.is_stream(requested=streams), exchange.endpoint.custom
         if stream or (exchange.endpoint.binary and attempt.is_binary()):
             keepalive_s = reservation.view.snapshot.config.server.stream_keepalive_seconds
             show_life, ping_s = not keepalive_s, attempt.dialect.PING_S
-            attempt.await_content(show_life=show_life, binary=not (stream or own), ping_s=ping_s)
+            attempt.await_content(show_life=show_life, binary=not (stream or custom), ping_s=ping_s)
             reservation.mark_served()
             _add_estimated_cost(exchange)
             return stream_response(exchange, attempt)
         content = attempt.read_all()
-        exchange.usage = attempt.failures.usage_in(attempt.response, content, any_form=own)
+        exchange.usage = attempt.failures.usage_in(attempt.response, content, any_form=custom)
         content = attempt.translated(content)
         if units is not None and units.in_response is not None:
             exchange.units = units.in_response(content)

@@ -170,11 +170,11 @@ def test_a_client_that_closes_at_done_has_all_it_requested(gateway, replay):
 def test_a_client_that_closes_at_an_error_is_not_its_reason(gateway, replay, flask, more):
     said = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
     error = b'data: {"error":{"message":"engine died","type":"InternalServerError","code":500}}\n\n'
-    begun, counted = threading.Event(), threading.Event()
+    started, counted = threading.Event(), threading.Event()
 
     def send(_, sock: socket.socket) -> None:
         sock.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
-        for part, event in ((said, begun), (error + more, counted)):
+        for part, event in ((said, started), (error + more, counted)):
             sock.sendall(b"%x\r\n%b\r\n" % (len(part), part))
             event.wait(10)
 
@@ -183,7 +183,7 @@ def test_a_client_that_closes_at_an_error_is_not_its_reason(gateway, replay, fla
     before = gateway.settled()
     with Client(gateway.port, "broken", flask=flask) as client:
         client.read_until(said)
-        begun.set()
+        started.set()
         client.read_until(b"engine died")
     ended = ["nexus_stream_ends_total", "nexus_errors_total", "nexus_upstream_attempts_total"]
     changes = until(lambda: moved(before, gateway.settled(), ended))

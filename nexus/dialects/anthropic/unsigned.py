@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import msgspec
 
-from nexus.dialects.json_body import Raw, has_more_values, read_fields, with_field
-from nexus.dialects.lenient_json import UNREADABLE
+from nexus.dialects.json_body import Raw, with_items
 
 SIGNATURE = "nexus"
 """The signature of such thinking, or its first word."""
 _MARK = b'"nexus'
-_MOST_VALUES = 200_000
-"""A conversation with more is left as it is."""
 
 _decode_list = msgspec.json.Decoder(list[Raw]).decode
 _decode_message = msgspec.json.Decoder(dict[str, Raw]).decode
@@ -43,22 +40,11 @@ def without_unsigned(body: bytes) -> bytes:
 
     A message with nothing else goes as a whole.
     """
-    if _MARK not in body or (raw := read_fields(body).get("messages")) is None:
-        return body
-    if has_more_values(bytes(raw), _MOST_VALUES):
-        return body
-    try:
-        messages = _decode_list(raw)
-        left = [kept for message in messages if (kept := _kept(message)) is not None]
-        return body if left == messages else with_field(body, "messages", msgspec.json.encode(left))
-    except UNREADABLE:
-        return body  # the backend says what is wrong with it
+    return with_items(body, "messages", _MARK, _kept)
 
 
 def _kept(message: Raw) -> Raw | None:
     """A message without such thinking; None if it has nothing else."""
-    if _MARK not in bytes(message):
-        return message
     fields = _decode_message(message)
     if bytes(fields.get("content", b""))[:1] != b"[":
         return message
